@@ -1,0 +1,1 @@
+"""General perception in PyTorch: models that read raw elements of any signal."""

@@ -1,0 +1,108 @@
+"""Raw elements as tokens: a pixel, a sample, a point or a label is one token; nothing is patched.
+
+Legend: B batch, N tokens (row-major on the grid), C channels.
+Paper: HiP (arXiv 2202.10890) Sec. 3.1: inputs are flattened, never embedded by a modality network.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perceivers.errors import InputError
+from perceivers.types import ModalitySpec
+
+# What an integer type's full scale is divided by to reach 0..1 (uint8) or -1..1 (int16).
+INTEGER_SCALE = {torch.uint8: 255.0, torch.int16: 32768.0}
+
+
+class ElementAdapter(nn.Module):
+    """Raw tensor of one modality to tokens and back, normalising on the tensor's own device.
+
+    Args:
+        name: The modality's name, for messages.
+        spec: The declared modality.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, spec: ModalitySpec) -> None:
+        super().__init__()
+        self.name = name
+        self.spec = spec
+        self.register_buffer("mean", torch.tensor(spec.mean or (0.0,)), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std or (1.0,)), persistent=False)
+
+    def flatten(self, raw: Tensor) -> Tensor:
+        """Return ``[B, N, C]`` (labels: ``[B, N]``) without changing a value.
+
+        Raises:
+            InputError: The tensor does not have the declared shape.
+        """
+        self._check(raw)
+        if self.spec.kind == "labels":
+            return raw.reshape(len(raw), -1)
+        if self.spec.channels_first:
+            return raw.flatten(2).transpose(1, 2)
+        return raw.reshape(len(raw), -1, self.spec.channels)
+
+    def normalise(self, values: Tensor, dtype: torch.dtype) -> Float[Tensor, "*B C"]:
+        """Turn flattened values into tokens: scale, subtract the mean, divide by the deviation.
+
+        Works on any subset of flattened elements, so masked ones need not be touched. Labels
+        become one-hot rows; a negative label (unknown) becomes a row of zeros.
+        """
+        if self.spec.kind == "labels":
+            known = F.one_hot(values.clamp(min=0).long(), self.spec.channels)
+            return (known * (values >= 0).unsqueeze(-1)).to(dtype)
+        scale = INTEGER_SCALE.get(values.dtype)
+        values = values.to(dtype)
+        if scale is not None:
+            values = values / scale
+        if self.spec.mean:
+            values = values - self.mean.to(dtype)
+        if self.spec.std:
+            values = values / self.std.to(dtype)
+        return values
+
+    def restore(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B ..."]:
+        """Return tokens in the raw layout with the normalisation undone, without clipping.
+
+        Images come back in 0..1, audio in -1..1; labels come back as scores per class.
+        """
+        if self.spec.std:
+            tokens = tokens * self.std.to(tokens.dtype)
+        if self.spec.mean:
+            tokens = tokens + self.mean.to(tokens.dtype)
+        return self.unflatten(tokens)
+
+    def unflatten(self, tokens: Float[Tensor, "B N K"]) -> Float[Tensor, "B ..."]:
+        """Put any per-element values into the raw layout (channels where the raw tensor has them)."""
+        if self.spec.channels_first:
+            return tokens.transpose(1, 2).unflatten(2, self.spec.grid)
+        return tokens.unflatten(1, self.spec.grid)
+
+    def _check(self, raw: Any) -> None:
+        """Compare with the declared shape; labels may drop their length axis when it is 1."""
+        if not isinstance(raw, Tensor):
+            raise InputError(f"input {self.name!r} is a {type(raw).__name__}; it must be a tensor")
+        expected, found = self.spec.raw_shape, tuple(raw.shape[1:])
+        if self.spec.kind == "labels":
+            if found not in {expected, ()} or (found == () and expected != (1,)):
+                raise InputError(
+                    f"input {self.name!r} has shape {tuple(raw.shape)}; expected [B, {expected[0]}]"
+                )
+            return
+        if found != expected:
+            raise InputError(
+                f"input {self.name!r} has shape {tuple(raw.shape)}, but the model was built for "
+                f"[B, {', '.join(map(str, expected))}] ({self.spec.kind}); resize the data, or build "
+                f"the model for this size (learned positions resize with pv.load(..., inputs=...))"
+            )
+        if not (raw.is_floating_point() or raw.dtype in INTEGER_SCALE):
+            raise InputError(
+                f"input {self.name!r} has dtype {raw.dtype}; use float32, or uint8 (0..255) or int16"
+            )

@@ -1,0 +1,124 @@
+"""Parity bundles: a configuration, Haiku parameters, inputs and outputs of the official code.
+
+A bundle is an ``.npz`` without pickles. Its ``config_json`` names the released class, its constructor
+arguments and the inputs of every data set; nothing that it must state is guessed.
+"""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perceivers.errors import CheckpointError, suggest
+
+Inputs = tuple[tuple[str, tuple[int, int, int]], ...]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A read bundle.
+
+    Attributes:
+        model: The released class.
+        kwargs: Its constructor arguments.
+        datasets: Data set name and, in the order of the call, its modalities with ``[B, N, C]``.
+        absmax: Largest absolute output; tolerances are relative to it.
+        params: Haiku parameters, ``module/path:name``.
+        inputs: ``dataset/modality`` to array.
+        outputs: ``dataset/kind/modality`` to array.
+    """
+
+    model: str
+    kwargs: Mapping[str, Any]
+    datasets: tuple[tuple[str, Inputs], ...]
+    absmax: float
+    params: Mapping[str, NDArray[Any]]
+    inputs: Mapping[str, NDArray[Any]]
+    outputs: Mapping[str, NDArray[Any]]
+
+
+def require(config: Mapping[str, Any], key: str, source: str) -> Any:
+    """Return ``config[key]``.
+
+    Raises:
+        CheckpointError: The key is missing; it is never guessed.
+    """
+    if key not in config:
+        raise CheckpointError(
+            f"{source} lacks {key!r}, which is not guessed; it has {sorted(config)}"
+            + suggest(key, config)
+        )
+    return config[key]
+
+
+def parse_datasets(config: Mapping[str, Any], source: str) -> tuple[tuple[str, Inputs], ...]:
+    """Read the ``datasets`` entry: data sets in order, each with its modalities in order."""
+    try:
+        return tuple(
+            (str(name), tuple((str(m), (int(s[0]), int(s[1]), int(s[2]))) for m, s in modalities))
+            for name, modalities in require(config, "datasets", source)
+        )
+    except (TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(
+            f"{source}: datasets must be [[name, [[modality, [B, N, C]], ...]], ...]: {error}"
+        ) from error
+
+
+def read_json(text: str, source: str) -> dict[str, Any]:
+    """Parse a configuration.
+
+    Raises:
+        CheckpointError: It is not a JSON object.
+    """
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{source} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{source} is not a JSON object")
+    return config
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read and check a bundle.
+
+    Raises:
+        CheckpointError: Not a bundle, a field is missing, or an array does not match its declaration.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise CheckpointError(f"{path} is not a readable .npz without pickles: {error}") from error
+    config = read_json(str(require(arrays, "config_json", str(path))), f"{path}: config_json")
+    datasets = parse_datasets(config, f"{path}: config_json")
+    parts: dict[str, dict[str, NDArray[Any]]] = {"param": {}, "input": {}, "output": {}}
+    for key, array in arrays.items():
+        part, _, name = key.partition("/")
+        if part in parts:
+            parts[part][name] = array
+    for dataset, modalities in datasets:
+        for modality, shape in modalities:
+            array = require(parts["input"], f"{dataset}/{modality}", f"{path}: inputs")
+            if array.shape != shape:
+                raise CheckpointError(
+                    f"{path}: input {dataset}/{modality} has shape {array.shape}, declared {shape}"
+                )
+    if not parts["output"]:
+        raise CheckpointError(f"{path} holds no output/... to compare with")
+    if require(config, "is_training", f"{path}: config_json"):
+        raise CheckpointError(f"{path} was made in training mode; only evaluation can be compared")
+    return Bundle(
+        model=str(require(config, "model", f"{path}: config_json")),
+        kwargs=require(config, "kwargs", f"{path}: config_json"),
+        datasets=datasets,
+        absmax=float(require(config, "output_absmax", f"{path}: config_json")),
+        params=parts["param"],
+        inputs=parts["input"],
+        outputs=parts["output"],
+    )

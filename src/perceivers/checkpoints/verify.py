@@ -1,0 +1,94 @@
+"""Comparing a converted model with the outputs stored in its parity bundle."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perceivers.checkpoints.bundle import Bundle
+from perceivers.errors import CheckpointError
+from perceivers.models.hip import HiP
+from perceivers.models.hip.encoder import Encoded
+
+RELATIVE_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest absolute difference of one output, and what is allowed."""
+
+    output: str
+    largest: float
+    allowed: float
+
+    @property
+    def is_within(self) -> bool:
+        """Whether the output agrees; NaN never does."""
+        return self.largest <= self.allowed
+
+
+@torch.no_grad()
+def verify_bundle(model: HiP, bundle: Bundle) -> list[Difference]:
+    """Run the model on the stored inputs and compare every stored output.
+
+    Raises:
+        CheckpointError: The bundle stores an output that the model does not make, or of another
+            shape.
+    """
+    allowed = RELATIVE_TOLERANCE * bundle.absmax
+    differences = []
+    compared = set()
+    for dataset, modalities in bundle.datasets:
+        inputs = {
+            name: torch.from_numpy(bundle.inputs[f"{dataset}/{name}"]) for name, _ in modalities
+        }
+        encoded = model.encode(inputs)
+        made = {
+            "input_reconstruction": model.reconstruct(encoded),
+            "latents": official_latents(encoded, model.decode(encoded)),
+        }
+        for kind, outputs in made.items():
+            for name, tensor in outputs.items():
+                key = f"{dataset}/{kind}/{name}"
+                if key not in bundle.outputs:
+                    raise CheckpointError(f"the bundle lacks output/{key}, which the model makes")
+                compared.add(key)
+                differences.append(_compare(key, tensor, bundle.outputs[key], allowed))
+    unknown = sorted(bundle.outputs.keys() - compared)
+    if unknown:
+        raise CheckpointError(f"the bundle stores outputs that the model does not make: {unknown}")
+    return differences
+
+
+def _compare(key: str, ours: Tensor, theirs: np.ndarray, allowed: float) -> Difference:
+    if tuple(ours.shape) != theirs.shape:
+        raise CheckpointError(
+            f"output {key} has shape {tuple(ours.shape)}, the bundle's {theirs.shape}"
+        )
+    gap = np.abs(ours.double().numpy() - theirs.astype(np.float64))
+    return Difference(output=key, largest=float(gap.max()) if gap.size else 0.0, allowed=allowed)
+
+
+def official_latents(encoded: Encoded, latents: Tensor) -> Mapping[str, Tensor]:
+    """Cut the last latents the way the released code does.
+
+    It drops *input* padding from *latents*, which loses rows whenever there is padding; a negative
+    end wraps, as slices do. The model itself returns all latents.
+    """
+    cut = {}
+    start = 0
+    for share in encoded.layout.shares:
+        if encoded.layout.axis == "slots":
+            cut[share.name] = latents[:, 0, start : start + share.length]
+            start += share.length
+            continue
+        own = encoded.layout.part(latents, share.name)  # [B, g, N, C]
+        if share.group_padding:
+            own = own[:, :, : own.shape[2] - share.group_padding]
+        own = own.flatten(1, 2)
+        if share.final_padding:
+            own = own[:, : own.shape[1] - share.final_padding]
+        cut[share.name] = own
+    return cut

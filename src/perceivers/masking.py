@@ -1,0 +1,173 @@
+"""Which raw elements a masked auto-encoder may see, drawn outside the model.
+
+HiP masks *groupwise*: one random set of within-group slots, shared by all groups. Every group then
+keeps the same number of elements, so the hidden ones can be dropped with static shapes.
+
+Legend: B batch, U units (1 when all groups share, else G), K kept and Q masked slots, S slots.
+Paper: HiP (arXiv 2202.10890) Sec. 3.3 and Fig. 3; the 85 % rate is the paper's.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from perceivers.errors import ConfigError
+from perceivers.nn.grouping import GroupLayout
+
+MaskKind = Literal["groupwise", "independent", "groups", "uniform"]
+DEFAULT_MASK_RATIO = 0.85
+
+
+@dataclass(frozen=True)
+class MaskPlan:
+    """What is kept and what is masked along the slots of every group, per modality.
+
+    Two forms, equal in effect where both apply. *Packed*: ``kept`` and ``masked`` hold slot indices,
+    int64 ``[B, U, K]`` and ``[B, U, Q]``; shapes are static and hidden elements cost nothing. *Dense*:
+    ``keep`` holds booleans ``[B, U, S]``, True where left visible; counts may be ragged. U is the
+    number of the modality's groups, or 1 when they share one pattern.
+    """
+
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    masked: Mapping[str, Tensor] = field(default_factory=dict)
+    keep: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Require exactly one of the two forms."""
+        if bool(self.keep) == bool(self.kept) or self.kept.keys() != self.masked.keys():
+            raise ConfigError(
+                "a MaskPlan is either packed (kept and masked for the same modalities) or dense "
+                f"(keep); got kept={list(self.kept)}, masked={list(self.masked)}, keep={list(self.keep)}"
+            )
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the plan holds indices rather than booleans."""
+        return not self.keep
+
+    @property
+    def names(self) -> list[str]:
+        """The modalities the plan speaks of."""
+        return list(self.kept or self.keep)
+
+    def to(self, device: torch.device | str) -> "MaskPlan":
+        """Return the plan on another device."""
+        return MaskPlan(
+            **{
+                form: {name: ids.to(device) for name, ids in getattr(self, form).items()}
+                for form in ("kept", "masked", "keep")
+            }
+        )
+
+    def to_dense(self, layout: GroupLayout) -> "MaskPlan":
+        """Return the dense form; a dense plan is returned as it is."""
+        if not self.is_packed:
+            return self
+        slots = {share.name: share.slots for share in layout.shares}
+        keep = {}
+        for name, ids in self.kept.items():
+            blank = torch.zeros(*ids.shape[:2], slots[name], dtype=torch.bool, device=ids.device)
+            keep[name] = blank.scatter(2, ids, value=True)
+        return MaskPlan(keep=keep)
+
+
+def draw_mask_plan(
+    layout: GroupLayout,
+    batch_size: int,
+    *,
+    ratio: float = DEFAULT_MASK_RATIO,
+    kind: MaskKind = "groupwise",
+    generator: torch.Generator | None = None,
+) -> MaskPlan:
+    """Draw a plan for every sample of a batch, on the generator's device.
+
+    Args:
+        layout: The model's group layout (``model.layout()``).
+        batch_size: Samples B.
+        ratio: Share of slots to hide, strictly between 0 and 1; at least one slot stays on each side.
+        kind: ``groupwise`` hides the same slots in all groups (packed); ``independent`` draws anew
+            for every group (packed); ``groups`` hides whole groups (dense); ``uniform`` hides any
+            elements of a modality, without regard to groups (dense).
+        generator: Source of randomness; the global one when not given.
+
+    Raises:
+        ConfigError: The ratio is out of range, or ``groups`` is asked of a single group.
+    """
+    if not 0.0 < ratio < 1.0:
+        raise ConfigError(f"mask ratio is {ratio}; it must lie strictly between 0 and 1")
+    if kind in {"groupwise", "independent"}:
+        return _draw_packed(layout, batch_size, ratio, kind == "groupwise", generator)
+    if kind == "groups":
+        return _draw_groups(layout, batch_size, ratio, generator)
+    if kind == "uniform":
+        return _draw_uniform(layout, batch_size, ratio, generator)
+    raise ConfigError(
+        f"mask kind {kind!r} is unknown; use groupwise, independent, groups or uniform"
+    )
+
+
+def count_kept(total: int, ratio: float) -> int:
+    """Visible elements out of ``total``: the rounded share, at least one and not all."""
+    if total < 2:
+        raise ConfigError(
+            f"a group of {total} element cannot be partly masked; use fewer groups or longer inputs"
+        )
+    return min(max(round((1.0 - ratio) * total), 1), total - 1)
+
+
+def _rand(*shape: int, generator: torch.Generator | None) -> Tensor:
+    device = "cpu" if generator is None else generator.device
+    return torch.rand(*shape, generator=generator, device=device)
+
+
+def _draw_packed(
+    layout: GroupLayout, batch: int, ratio: float, shared: bool, generator: torch.Generator | None
+) -> MaskPlan:
+    """Order each unit's slots at random; the first are kept, and each part is sorted."""
+    kept, masked = {}, {}
+    # Modalities that own whole groups have slots in common; on one concatenated group they do not.
+    common = layout.axis == "groups" and shared
+    ids = torch.empty(0)
+    for index, share in enumerate(layout.shares):
+        if index == 0 or not common:
+            units = 1 if shared else share.num_groups
+            ids = _rand(batch, units, share.slots, generator=generator).argsort(-1)
+        num_kept = count_kept(share.slots, ratio)
+        kept[share.name] = ids[..., :num_kept].sort(-1).values
+        masked[share.name] = ids[..., num_kept:].sort(-1).values
+    return MaskPlan(kept=kept, masked=masked)
+
+
+def _draw_groups(
+    layout: GroupLayout, batch: int, ratio: float, generator: torch.Generator | None
+) -> MaskPlan:
+    """Hide whole groups, drawn over the groups of all modalities together."""
+    groups = layout.num_groups
+    if groups < 2:
+        raise ConfigError(
+            "mask kind 'groups' needs at least two groups at the first level; use 'groupwise'"
+        )
+    order = _rand(batch, groups, generator=generator).argsort(-1).argsort(-1)
+    visible = order < count_kept(groups, ratio)  # [B, G]
+    parts = visible.split([share.num_groups for share in layout.shares], dim=1)
+    return MaskPlan(
+        keep={
+            share.name: part.unsqueeze(-1).expand(-1, -1, share.slots)
+            for share, part in zip(layout.shares, parts, strict=True)
+        }
+    )
+
+
+def _draw_uniform(
+    layout: GroupLayout, batch: int, ratio: float, generator: torch.Generator | None
+) -> MaskPlan:
+    """Hide the same number of real elements of a modality in every sample, anywhere."""
+    keep = {}
+    for share in layout.shares:
+        noise = _rand(batch, share.length, generator=generator)
+        visible = noise.argsort(-1).argsort(-1) < count_kept(share.length, ratio)
+        keep[share.name] = share.split(visible.unsqueeze(-1).to(torch.uint8)).squeeze(-1).bool()
+    return MaskPlan(keep=keep)

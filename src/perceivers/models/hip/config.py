@@ -1,0 +1,288 @@
+"""What a HiP is made of: levels, inputs, head; and the released variants, beside ours.
+
+Paper: HiP (arXiv 2202.10890) Sec. 3 and the table of model configurations. The numbers are those of the
+released code, whose totals differ from the paper's table (docs/hip.md lists both).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from perceivers.errors import ConfigError, suggest
+from perceivers.nn.grouping import GroupLayout, concatenate, deal_groups
+from perceivers.nn.mlp import get_activation
+from perceivers.nn.positions import fourier_dim
+from perceivers.types import ModalitySpec, spec_from_json, spec_to_json
+
+HeadKind = Literal["none", "query", "mean", "label", "dense_bottleneck", "dense_full"]
+HEAD_KINDS = ("none", "query", "mean", "label", "dense_bottleneck", "dense_full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiPLevel:
+    """One block of the hierarchy: a row of the paper's table of configurations."""
+
+    num_groups: int
+    """Groups G; the middle level has one."""
+    num_latents: int
+    """Latents per group."""
+    latent_dim: int
+    """Channels of a latent."""
+    depth: int
+    """Self-attention layers."""
+    num_heads: int
+    """Self-attention heads."""
+    num_cross_heads: int = 1
+    """Heads with which the latents read the level below."""
+    mlp_ratio: int = 4
+    """Hidden channels per channel in self-attention layers."""
+    cross_mlp_ratio: int = 1
+    """Hidden channels per channel after the read."""
+    train_latents: int | None = None
+    """Latents per group used while training (middle level only); None uses all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiPHead:
+    """What the model returns when called: its read-out."""
+
+    kind: HeadKind = "none"
+    """none: the reconstruction; query or mean: logits from the processor; label: logits of a label
+    modality; dense_bottleneck and dense_full: values per element, from the processor or the decoder."""
+    num_outputs: int = 0
+    """Classes, or values per element; unused by none and label."""
+    modality: str = ""
+    """The modality that label and dense heads speak of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiPConfig:
+    """A complete HiP. Derived values are properties; variants are made with ``dataclasses.replace``."""
+
+    inputs: Mapping[str, ModalitySpec]
+    """Modalities by name, in the order in which they share the groups."""
+    levels: tuple[HiPLevel, ...]
+    """Blocks from the inputs through the processor (the middle one) back to the outputs."""
+    token_dim: int
+    """Channels E to which every raw element is embedded."""
+    position_dim: int
+    """Channels of a learned position row; normally equal to token_dim."""
+    positions: Literal["learned", "fourier"] = "learned"
+    """Learned rows are added to the embedded element; Fourier features are concatenated to it."""
+    num_bands: int = 64
+    """Frequencies per axis of Fourier positions."""
+    project_positions: Literal["none", "modality", "slot"] = "none"
+    """Map position rows to token_dim by a bias-free Linear: one per modality, or (as released) one per
+    place in the call."""
+    position_slots: int = 0
+    """Places that have a Linear of their own with project_positions='slot': the most modalities that
+    one call holds."""
+    grouping: Literal["deal", "concatenate"] = "deal"
+    """Deal groups to modalities (HiP), or put all elements into one group (flat Perceiver IO)."""
+    deal_over: Literal["declared", "present"] = "declared"
+    """Deal groups over all declared modalities, absent ones being invalid; or (as released) over those
+    present in a call."""
+    mask_padding: bool = True
+    """Hide padded slots from attention; the released code lets the latents attend to them."""
+    regroup: Literal["reshape", "transpose_reshape"] = "reshape"
+    """Which latents of one level form a group of the next."""
+    labels: tuple[str, ...] = ()
+    """Modalities that enter and leave at the processor (the class-bottleneck template)."""
+    decoder: bool = True
+    """Build the way back from the processor to the inputs."""
+    head: HiPHead = field(default_factory=HiPHead)
+    """Read-out."""
+    activation: str = "squared_relu"
+    """Activation of every MLP."""
+    dropout_rate: float = 0.0
+    """Dropout in self-attention layers."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth in self-attention layers."""
+    drop_path_schedule: Literal["constant", "linear"] = "constant"
+    """The same rate everywhere (as released), or growing from zero with depth."""
+    drop_path_rescale: bool = True
+    """Divide kept branches by the keep probability; the released code does not."""
+    init: Literal["fixed", "paper"] = "fixed"
+    """Latents and position tables: standard deviation 0.02, or (as released) 1 / sqrt(rows)."""
+    decode_chunk: int = 4096
+    """Reconstruction queries per group that are alive at once."""
+
+    def __post_init__(self) -> None:
+        """Reject contradictory settings, naming the rule."""
+        object.__setattr__(self, "inputs", dict(self.inputs))
+        object.__setattr__(self, "levels", tuple(self.levels))
+        object.__setattr__(self, "labels", tuple(self.labels))
+        check_levels(self)
+        check_inputs(self)
+        check_head(self)
+        get_activation(self.activation)
+        for name in ("dropout_rate", "drop_path_rate"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        if self.decode_chunk < 1:
+            raise ConfigError(f"decode_chunk is {self.decode_chunk}; it must be at least 1")
+
+    @property
+    def processor(self) -> int:
+        """Index of the middle level."""
+        return len(self.levels) // 2
+
+    @property
+    def grouped_inputs(self) -> dict[str, ModalitySpec]:
+        """The modalities that pass through the hierarchy: all but the bottleneck labels."""
+        return {name: spec for name, spec in self.inputs.items() if name not in self.labels}
+
+    @property
+    def fourier_dim(self) -> int:
+        """Channels of Fourier positions: those of the modality with most axes."""
+        return max(fourier_dim(len(s.grid), self.num_bands) for s in self.grouped_inputs.values())
+
+    @property
+    def query_dim(self) -> int:
+        """Channels of a reconstruction query: a projected position row, or Fourier features."""
+        return self.token_dim if self.positions == "learned" else self.fourier_dim
+
+    @property
+    def input_dim(self) -> int:
+        """Channels of a token as the first block reads it."""
+        return self.token_dim + (0 if self.positions == "learned" else self.fourier_dim)
+
+    @property
+    def label_dim(self) -> int:
+        """Channels of a label token: those of the level below the processor."""
+        return self.levels[self.processor - 1].latent_dim if self.processor else self.input_dim
+
+    def layout(self, present: tuple[str, ...] | None = None) -> GroupLayout:
+        """Return how the groups are dealt, over the declared modalities or those ``present``."""
+        lengths = {name: spec.num_tokens for name, spec in self.grouped_inputs.items()}
+        if present is not None and self.deal_over == "present":
+            lengths = {name: lengths[name] for name in present if name in lengths}
+        if self.grouping == "concatenate":
+            return concatenate(lengths)
+        return deal_groups(lengths, self.levels[0].num_groups)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data; ``from_json`` restores it."""
+        data = asdict(self)
+        data["inputs"] = {name: spec_to_json(spec) for name, spec in self.inputs.items()}
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "HiPConfig":
+        """Rebuild a config.
+
+        Raises:
+            ConfigError: A field is missing, unknown or invalid.
+        """
+        fields = dict(data)
+        unknown = sorted(fields.keys() - cls.__dataclass_fields__.keys())
+        if unknown:
+            hint = suggest(unknown[0], cls.__dataclass_fields__)
+            raise ConfigError(f"HiP config has unknown fields {unknown}{hint}")
+        try:
+            fields["inputs"] = {n: spec_from_json(s) for n, s in fields["inputs"].items()}
+            fields["levels"] = tuple(HiPLevel(**level) for level in fields["levels"])
+            fields["head"] = HiPHead(**fields.get("head", {}))
+            fields["labels"] = tuple(fields.get("labels", ()))
+            return cls(**fields)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"HiP config is incomplete or malformed: {error}") from error
+
+
+def check_levels(config: HiPConfig) -> None:
+    """Check the hierarchy: odd, one group in the middle, mirrored groups, divisible widths."""
+    levels = config.levels
+    flat = config.grouping == "concatenate"
+    if (flat and len(levels) != 1) or (not flat and (len(levels) < 3 or len(levels) % 2 == 0)):
+        raise ConfigError(
+            f"{len(levels)} levels with grouping={config.grouping!r}; a hierarchy has an odd number of "
+            f"at least 3 levels (encoder, one processor, decoder), a flat model exactly 1"
+        )
+    middle = levels[len(levels) // 2]
+    if middle.num_groups != 1:
+        raise ConfigError(f"the middle level has {middle.num_groups} groups; it must have 1")
+    below = config.input_dim
+    for index, level in enumerate(levels):
+        if level.latent_dim % level.num_heads or below % level.num_cross_heads:
+            raise ConfigError(
+                f"level {index}: latent_dim={level.latent_dim} must be a multiple of "
+                f"num_heads={level.num_heads}, and the {below} channels below it of "
+                f"num_cross_heads={level.num_cross_heads}"
+            )
+        mirror = levels[len(levels) - 1 - index]
+        if (level.num_groups, level.num_latents) != (mirror.num_groups, mirror.num_latents):
+            raise ConfigError(
+                f"level {index} has {level.num_groups} groups of {level.num_latents} latents, its "
+                f"mirror {mirror.num_groups} of {mirror.num_latents}; skip connections need them equal"
+            )
+        if level.train_latents is not None and (
+            level is not middle or not 0 < level.train_latents <= level.num_latents
+        ):
+            raise ConfigError(
+                f"level {index}: train_latents={level.train_latents}; only the middle level may use "
+                f"fewer latents in training, between 1 and num_latents={level.num_latents}"
+            )
+        below = level.latent_dim
+    for before, after in zip(levels, levels[1:], strict=False):
+        latents = before.num_groups * (before.train_latents or before.num_latents)
+        if latents % after.num_groups:
+            raise ConfigError(
+                f"{latents} latents of one level cannot be dealt into {after.num_groups} groups of "
+                f"the next; choose num_latents so that they divide"
+            )
+
+
+def check_inputs(config: HiPConfig) -> None:
+    """Check modalities, labels and positions."""
+    if not config.grouped_inputs:
+        raise ConfigError("a model needs at least one input modality that is not a label")
+    unknown = [name for name in config.labels if name not in config.inputs]
+    if unknown:
+        raise ConfigError(f"labels {unknown} are not among the inputs {list(config.inputs)}")
+    if config.labels and config.grouping == "concatenate":
+        raise ConfigError("bottleneck labels need a hierarchy; a flat model takes labels as inputs")
+    if any("." in name or not name for name in config.inputs):
+        raise ConfigError(
+            f"modality names {list(config.inputs)} must be non-empty and without dots"
+        )
+    if config.positions == "fourier" and config.project_positions != "none":
+        raise ConfigError("Fourier positions are never projected; use project_positions='none'")
+    if (
+        config.positions == "learned"
+        and config.project_positions == "none"
+        and config.position_dim != config.token_dim
+    ):
+        raise ConfigError(
+            f"position_dim={config.position_dim} differs from token_dim={config.token_dim}; set "
+            f"project_positions='modality', or make them equal"
+        )
+    if (config.project_positions == "slot") != (config.position_slots > 0):
+        raise ConfigError(
+            f"position_slots={config.position_slots} with project_positions="
+            f"{config.project_positions!r}; 'slot' needs at least one, the others none"
+        )
+    config.layout()
+
+
+def check_head(config: HiPConfig) -> None:
+    """Check that the head has what it reads."""
+    head = config.head
+    if head.kind not in HEAD_KINDS:
+        raise ConfigError(
+            f"head kind {head.kind!r} is unknown; use one of {HEAD_KINDS}"
+            + suggest(str(head.kind), HEAD_KINDS)
+        )
+    if head.kind not in {"none", "label"} and head.num_outputs < 1:
+        raise ConfigError(
+            f"head {head.kind!r} needs num_outputs of at least 1, got {head.num_outputs}"
+        )
+    if head.kind == "label" and head.modality not in config.labels:
+        raise ConfigError(
+            f"head 'label' needs modality in labels={config.labels}, got {head.modality!r}"
+        )
+    if head.kind.startswith("dense") and head.modality not in config.grouped_inputs:
+        raise ConfigError(
+            f"head {head.kind!r} needs a modality of {list(config.grouped_inputs)}, got {head.modality!r}"
+        )
+    if head.kind in {"none", "dense_full"} and not config.decoder:
+        raise ConfigError(f"head {head.kind!r} needs decoder=True")

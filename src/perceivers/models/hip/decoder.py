@@ -1,0 +1,113 @@
+"""HiP's way back: descend from the processor with skip connections, then answer position queries.
+
+Legend: B batch, G groups, S slots per group, Q queries per group, N elements, C channels.
+Paper: HiP (arXiv 2202.10890) Sec. 3.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from perceivers.models.hip.config import HiPConfig
+from perceivers.models.hip.encoder import Encoded, make_block
+from perceivers.nn.blocks import Read
+from perceivers.nn.regroup import regroup
+
+
+def in_chunks(
+    answer: Callable[[Tensor, Tensor], Tensor],
+    queries: Float[Tensor, "#B G Q P"],
+    tokens: Float[Tensor, "B G M C"],
+    size: int,
+) -> Float[Tensor, "B G Q K"]:
+    """Answer queries a chunk at a time; in training each chunk is recomputed, so memory is bounded.
+
+    Queries never see one another, so the result does not depend on ``size``.
+    """
+    recompute = torch.is_grad_enabled() and tokens.requires_grad
+    parts = []
+    for chunk in queries.split(size, dim=2):
+        if recompute:
+            part = checkpoint(answer, chunk, tokens, use_reentrant=False)
+            assert isinstance(part, Tensor)
+            parts.append(part)
+        else:
+            parts.append(answer(chunk, tokens))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+class ReadOut(nn.Module):
+    """Position queries read latents; a Linear per modality turns the answer into values.
+
+    Args:
+        config: The model's.
+        token_dim: Channels of the latents that are read.
+        query_dim: Channels of a query, and of the answer.
+        outputs: Values per element, by modality.
+    """
+
+    def __init__(
+        self, config: HiPConfig, *, token_dim: int, query_dim: int, outputs: dict[str, int]
+    ) -> None:
+        super().__init__()
+        self.chunk = config.decode_chunk
+        self.read = Read(
+            query_dim=query_dim,
+            token_dim=token_dim,
+            activation=config.activation,
+            residual=False,
+        )
+        self.unembed = nn.ModuleDict({n: nn.Linear(query_dim, c) for n, c in outputs.items()})
+
+    def forward(
+        self,
+        name: str,
+        queries: Float[Tensor, "#B G Q P"],
+        tokens: Float[Tensor, "B G M C"],
+        chunk: int | None = None,
+    ) -> Float[Tensor, "B G Q K"]:
+        """Return the values of one modality at its queried positions."""
+        unembed = self.unembed[name]
+
+        def answer(part: Tensor, latents: Tensor) -> Tensor:
+            return unembed(self.read(part, latents))
+
+        return in_chunks(answer, queries, tokens, chunk or self.chunk)
+
+
+class HiPDecoder(nn.Module):
+    """The levels above the processor's way up, mirrored, and the reconstruction read-out."""
+
+    def __init__(self, config: HiPConfig) -> None:
+        super().__init__()
+        self.config = config
+        indices = range(config.processor + 1, len(config.levels))
+        self.blocks = nn.ModuleList(make_block(config, index) for index in indices)
+        self.readout = ReadOut(
+            config,
+            token_dim=config.levels[-1].latent_dim,
+            query_dim=config.query_dim,
+            outputs={name: spec.channels for name, spec in config.grouped_inputs.items()},
+        )
+        self.label_readout = (
+            ReadOut(
+                config,
+                token_dim=config.levels[config.processor].latent_dim,
+                query_dim=config.label_dim,
+                outputs={name: config.inputs[name].channels for name in config.labels},
+            )
+            if config.labels
+            else None
+        )
+
+    def forward(self, encoded: Encoded) -> Float[Tensor, "B G N C"]:
+        """Return the latents of the last level."""
+        levels: Sequence[Tensor] = encoded.levels
+        x = encoded.processor
+        for block, skip in zip(self.blocks, reversed(levels[:-1]), strict=True):
+            x = regroup(x, skip.shape[1], self.config.regroup)
+            x = block(x, skip=skip)
+        return x

@@ -1,0 +1,276 @@
+"""HiP's way in: embed raw elements, add positions, deal groups, climb to the processor.
+
+Legend: B batch, G groups, S slots per group, K kept slots, N elements, C channels, E token width.
+Paper: HiP (arXiv 2202.10890) Sec. 3.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from perceivers.adapters import ElementAdapter
+from perceivers.errors import InputError, suggest
+from perceivers.masking import MaskPlan
+from perceivers.models.hip.config import HiPConfig
+from perceivers.nn.blocks import PerceiverBlock, Read, SelfAttentionLayer
+from perceivers.nn.grouping import GroupLayout, Share
+from perceivers.nn.positions import FourierPositions, LearnedPositions
+from perceivers.nn.regroup import regroup
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoder leaves: latents of every level up to the processor, the grouping, and the
+    bottleneck labels that had a token."""
+
+    levels: tuple[Tensor, ...]
+    layout: GroupLayout
+    labels: tuple[str, ...] = ()
+
+    @property
+    def processor(self) -> Float[Tensor, "B 1 N C"]:
+        """Latents of the processor."""
+        return self.levels[-1]
+
+
+def gather_slots(x: Float[Tensor, "#B G S *C"], ids: Tensor) -> Float[Tensor, "B G K *C"]:
+    """Pick slots by ``ids`` ``[B, U, K]`` with U in {1, G}; touches nothing else."""
+    batch, groups = ids.shape[0], x.shape[1]
+    ids = ids.expand(batch, groups, -1)
+    x = x.expand(batch, *x.shape[1:])
+    return x.gather(2, ids[(...,) + (None,) * (x.ndim - 3)].expand(-1, -1, -1, *x.shape[3:]))
+
+
+def make_block(config: HiPConfig, index: int) -> PerceiverBlock:
+    """Build level ``index`` with uninitialised weights."""
+    level = config.levels[index]
+    below = config.levels[index - 1].latent_dim if index else config.input_dim
+    mirror = config.levels[len(config.levels) - 1 - index]
+    rates = drop_path_rates(config)
+    first = sum(each.depth for each in config.levels[:index])
+    return PerceiverBlock(
+        read=Read(
+            query_dim=level.latent_dim,
+            token_dim=below,
+            num_heads=level.num_cross_heads,
+            mlp_ratio=level.cross_mlp_ratio,
+            activation=config.activation,
+            skip_dim=mirror.latent_dim if index > config.processor else 0,
+        ),
+        layers=[
+            SelfAttentionLayer(
+                dim=level.latent_dim,
+                num_heads=level.num_heads,
+                mlp_ratio=level.mlp_ratio,
+                activation=config.activation,
+                dropout_rate=config.dropout_rate,
+                drop_path_rate=rates[first + i],
+                drop_path_rescale=config.drop_path_rescale,
+            )
+            for i in range(level.depth)
+        ],
+        latents=torch.zeros(level.num_groups, level.num_latents, level.latent_dim),
+        train_latents=level.train_latents,
+    )
+
+
+def drop_path_rates(config: HiPConfig) -> list[float]:
+    """One rate per self-attention layer of the whole model."""
+    total = sum(level.depth for level in config.levels)
+    if config.drop_path_schedule == "constant":
+        return [config.drop_path_rate] * total
+    return [config.drop_path_rate * i / max(total - 1, 1) for i in range(total)]
+
+
+class InputEmbedding(nn.Module):
+    """Raw tensors of all modalities to grouped tokens, and position rows to grouped queries.
+
+    Masked elements are left behind before anything is computed from them.
+    """
+
+    def __init__(self, config: HiPConfig) -> None:
+        super().__init__()
+        self.config = config
+        specs = config.grouped_inputs
+        self.adapters = nn.ModuleDict({n: ElementAdapter(n, s) for n, s in specs.items()})
+        self.embed = nn.ModuleDict(
+            {n: nn.Linear(s.channels, config.token_dim) for n, s in specs.items()}
+        )
+        self.positions = nn.ModuleDict(
+            {
+                name: LearnedPositions(num_tokens=spec.num_tokens, dim=config.position_dim)
+                if config.positions == "learned"
+                else FourierPositions(
+                    grid=spec.grid, num_bands=config.num_bands, dim=config.fourier_dim
+                )
+                for name, spec in specs.items()
+            }
+        )
+        # Keyed by modality or, for released parameters, by the modality's place in a call.
+        keys = {
+            "none": [],
+            "modality": list(specs),
+            "slot": [str(place) for place in range(config.position_slots)],
+        }[config.project_positions]
+        self.project = nn.ModuleDict(
+            {key: nn.Linear(config.position_dim, config.token_dim, bias=False) for key in keys}
+        )
+
+    def rows(self, layout: GroupLayout, share: Share) -> Float[Tensor, "1 g S P"]:
+        """Position rows of one modality, projected and grouped; one copy for the whole batch."""
+        rows = self.positions[share.name]()
+        if self.config.project_positions != "none":
+            place = layout.shares.index(share)
+            key = share.name if self.config.project_positions == "modality" else str(place)
+            rows = self.project[key](rows)
+        return share.split(rows.unsqueeze(0))
+
+    def forward(
+        self, inputs: Mapping[str, Tensor], layout: GroupLayout, plan: MaskPlan | None
+    ) -> tuple[Float[Tensor, "B G K E"], Bool[Tensor, "#B G 1 K"] | None]:
+        """Return the visible tokens and, where some slot must be hidden, who may be attended to."""
+        batch = len(next(iter(inputs.values())))
+        hidden = plan is not None and not plan.is_packed
+        hidden |= any(share.name not in inputs for share in layout.shares)
+        hidden |= layout.is_padded and self.config.mask_padding
+        tokens, valid = [], []
+        for share in layout.shares:
+            kept = None if plan is None else plan.kept.get(share.name)
+            rows = self.rows(layout, share)
+            real = share.valid(rows.device).unsqueeze(0)  # [1, g, S]
+            if kept is not None:
+                rows, real = gather_slots(rows, kept), gather_slots(real, kept)
+            x = self._tokens(inputs.get(share.name), share, rows, kept, batch)
+            if share.is_padded:
+                x = torch.where(real.unsqueeze(-1), x, 0.0)
+            if share.name not in inputs:
+                real = torch.zeros_like(real)
+            elif plan is not None and share.name in plan.keep:
+                real = real & plan.keep[share.name]
+            tokens.append(x)
+            valid.append(real)
+        mask = None
+        if hidden:
+            size = max(len(real) for real in valid)
+            mask = layout.join([real.expand(size, -1, -1) for real in valid]).unsqueeze(2)
+        return layout.join(tokens), mask
+
+    def _tokens(
+        self, raw: Tensor | None, share: Share, rows: Tensor, kept: Tensor | None, batch: int
+    ) -> Tensor:
+        """Embedded elements of one modality with their positions, ``[B, g, K, E]``."""
+        if raw is None:
+            empty = rows.new_zeros(batch, rows.shape[1], rows.shape[2], self.config.input_dim)
+            return empty
+        adapter = self.adapters[share.name]
+        embed = self.embed[share.name]
+        assert isinstance(adapter, ElementAdapter)
+        assert isinstance(embed, nn.Linear)
+        values = adapter.flatten(raw)
+        values = share.split(values if values.ndim == 3 else values.unsqueeze(-1))
+        if kept is not None:
+            values = gather_slots(values, kept)
+        if adapter.spec.kind == "labels":
+            values = values.squeeze(-1)
+        x = embed(adapter.normalise(values, embed.weight.dtype))
+        if self.config.positions == "learned":
+            return x + rows
+        return torch.cat([x, rows.to(x.dtype).expand(len(x), -1, -1, -1)], -1)
+
+
+class LabelEmbedding(nn.Module):
+    """Labels that enter at the processor: embedded to its input width, or blank where unknown.
+
+    Paper: the class-bottleneck template of the released code. A label that is not given is to be
+    predicted: its token keeps its position row and has no content.
+    """
+
+    def __init__(self, config: HiPConfig) -> None:
+        super().__init__()
+        specs = {name: config.inputs[name] for name in config.labels}
+        self.adapters = nn.ModuleDict({n: ElementAdapter(n, s) for n, s in specs.items()})
+        self.embed = nn.ModuleDict(
+            {n: nn.Linear(s.channels, config.label_dim) for n, s in specs.items()}
+        )
+        self.positions = nn.ModuleDict(
+            {
+                n: LearnedPositions(num_tokens=s.num_tokens, dim=config.label_dim)
+                for n, s in specs.items()
+            }
+        )
+
+    def forward(
+        self, inputs: Mapping[str, Tensor], names: Sequence[str], batch: int
+    ) -> list[Float[Tensor, "B 1 N C"]]:
+        """Return one token array per named label modality."""
+        tokens = []
+        for name in names:
+            adapter, rows = self.adapters[name], self.positions[name]()
+            if name in inputs:
+                assert isinstance(adapter, ElementAdapter)
+                embed = self.embed[name]
+                assert isinstance(embed, nn.Linear)
+                values = adapter.normalise(adapter.flatten(inputs[name]), embed.weight.dtype)
+                tokens.append((embed(values) + rows).unsqueeze(1))
+            else:
+                tokens.append(rows.expand(batch, 1, -1, -1))
+        return tokens
+
+
+class HiPEncoder(nn.Module):
+    """Raw inputs to the latents of every level up to the processor."""
+
+    def __init__(self, config: HiPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.inputs = InputEmbedding(config)
+        self.labels = LabelEmbedding(config) if config.labels else None
+        self.blocks = nn.ModuleList(make_block(config, i) for i in range(config.processor + 1))
+
+    def forward(self, inputs: Mapping[str, Tensor], plan: MaskPlan | None = None) -> Encoded:
+        """Encode a batch; with a ``plan`` only what it keeps is looked at.
+
+        Raises:
+            InputError: An input is unknown, misshapen, or none was given.
+        """
+        grouped = self._check(inputs)
+        layout = self.config.layout(tuple(grouped))
+        x, mask = self.inputs(grouped, layout, plan)
+        labels = self._labels(inputs)
+        levels: list[Tensor] = []
+        for index, block in enumerate(self.blocks):
+            if index:
+                x = regroup(x, self.config.levels[index].num_groups, self.config.regroup)
+            if index == self.config.processor and self.labels is not None:
+                x = torch.cat([x, *self.labels(inputs, labels, len(x))], dim=2)
+            x = block(x, mask if index == 0 else None)
+            levels.append(x)
+        return Encoded(levels=tuple(levels), layout=layout, labels=labels)
+
+    def _labels(self, inputs: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """The bottleneck labels that get a token: all declared ones, or (as released) those given."""
+        if self.config.deal_over == "declared":
+            return self.config.labels
+        return tuple(name for name in inputs if name in self.config.labels)
+
+    def _check(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the modalities that pass through the hierarchy."""
+        declared = self.config.inputs
+        for name in inputs:
+            if name not in declared:
+                raise InputError(
+                    f"input {name!r} is unknown; the model takes {list(declared)}"
+                    + suggest(name, declared)
+                )
+        # Declared order unless groups are re-dealt, where the release follows the call's order.
+        order = inputs if self.config.deal_over == "present" else declared
+        grouped = {n: inputs[n] for n in order if n in inputs and n not in self.config.labels}
+        if not grouped:
+            raise InputError(f"no input given; the model needs at least one of {list(declared)}")
+        sizes = {name: len(raw) for name, raw in inputs.items()}
+        if len(set(sizes.values())) > 1:
+            raise InputError(f"inputs have different batch sizes {sizes}; they must be equal")
+        return grouped

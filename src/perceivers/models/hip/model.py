@@ -1,0 +1,248 @@
+"""The Hierarchical Perceiver: encoder, optional decoder, optional head.
+
+Legend: B batch, G groups, S slots per group, Q masked slots, N elements, C channels, K outputs.
+Paper: HiP (arXiv 2202.10890); docs/hip.md maps its sections to this folder and lists deviations.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from perceivers.adapters import ElementAdapter
+from perceivers.errors import ConfigError, InputError
+from perceivers.masking import MaskPlan
+from perceivers.models.hip.config import HiPConfig
+from perceivers.models.hip.decoder import HiPDecoder, ReadOut
+from perceivers.models.hip.encoder import Encoded, HiPEncoder, gather_slots
+from perceivers.models.hip.heads import MeanHead, QueryHead
+from perceivers.nn.blocks import PerceiverBlock
+from perceivers.nn.grouping import GroupLayout
+from perceivers.nn.init import init_linears_, variance_scaling_
+from perceivers.nn.positions import LearnedPositions, resize_table
+from perceivers.types import ModalitySpec
+
+
+class HiP(nn.Module):
+    """Hierarchical Perceiver for any modalities.
+
+    Calling it returns what the head promises, in training and evaluation alike: logits ``[B, K]``
+    (query, mean, label), values in the modality's raw layout (dense heads), or without a head the
+    reconstruction of every input in its raw layout. One bare tensor is accepted when there is one
+    modality.
+
+    Args:
+        config: The complete description.
+    """
+
+    def __init__(self, config: HiPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = HiPEncoder(config)
+        self.decoder = HiPDecoder(config) if config.decoder else None
+        self.head = self._make_head()
+        self.init_weights()
+
+    def _make_head(self) -> nn.Module | None:
+        config, head = self.config, self.config.head
+        if head.kind == "query":
+            return QueryHead(config)
+        if head.kind == "mean":
+            return MeanHead(config)
+        if head.kind == "label":
+            if self.decoder is not None:
+                return None  # the decoder's label read-out serves
+            dims = {head.modality: config.inputs[head.modality].channels}
+            return ReadOut(
+                config,
+                token_dim=config.levels[config.processor].latent_dim,
+                query_dim=config.label_dim,
+                outputs=dims,
+            )
+        if head.kind.startswith("dense"):
+            level = config.processor if head.kind == "dense_bottleneck" else -1
+            return ReadOut(
+                config,
+                token_dim=config.levels[level].latent_dim,
+                query_dim=config.query_dim,
+                outputs={head.modality: head.num_outputs},
+            )
+        return None
+
+    def init_weights(self) -> None:
+        """Initialise every parameter.
+
+        | parameter | init |
+        |---|---|
+        | Linear weights | truncated normal, variance 1 / fan_in; biases 0 |
+        | unembedding of the reconstruction | 0: the first reconstruction is exactly 0 |
+        | latents, position tables, head query | ``fixed``: truncated normal, deviation 0.02; ``paper``: variance 1 / rows |
+        | LayerNorm | scale 1, offset 0 |
+        """
+        init_linears_(self)
+        arrays = [m.latents for m in self.modules() if isinstance(m, PerceiverBlock)]
+        arrays += [m.table for m in self.modules() if isinstance(m, LearnedPositions)]
+        arrays += [m.query for m in self.modules() if isinstance(m, QueryHead)]
+        with torch.no_grad():
+            for array in arrays:
+                if self.config.init == "paper":
+                    variance_scaling_(array, fan_in=array.numel() // array.shape[-1])
+                else:
+                    nn.init.trunc_normal_(array, std=0.02, a=-0.04, b=0.04)
+            if self.decoder is not None:
+                for readout in (self.decoder.readout, self.decoder.label_readout):
+                    for linear in () if readout is None else readout.unembed.values():
+                        assert isinstance(linear, nn.Linear)
+                        nn.init.zeros_(linear.weight)
+
+    # -- whole passes ------------------------------------------------------------------------
+
+    def forward(
+        self, inputs: Mapping[str, Tensor] | Tensor
+    ) -> Float[Tensor, "B ..."] | dict[str, Tensor]:
+        """Return logits, dense values or reconstructions, as the head declares."""
+        inputs = self.as_dict(inputs)
+        head = self.config.head
+        if head.kind == "label":
+            inputs = {name: raw for name, raw in inputs.items() if name != head.modality}
+        encoded = self.encode(inputs)
+        if head.kind in {"query", "mean"}:
+            assert self.head is not None
+            return self.head(encoded.processor)
+        if head.kind == "label":
+            return self._read_label(head.modality, encoded).flatten(1)
+        if head.kind.startswith("dense"):
+            return self._dense(encoded)
+        predictions = self.reconstruct(encoded)
+        return {name: self.adapter(name).restore(x) for name, x in predictions.items()}
+
+    def forward_features(self, inputs: Mapping[str, Tensor] | Tensor) -> Encoded:
+        """Return the latents of every encoder level, each ``[B, G, N, C]``."""
+        return self.encode(self.as_dict(inputs))
+
+    def encode(self, inputs: Mapping[str, Tensor], plan: MaskPlan | None = None) -> Encoded:
+        """Encode what ``plan`` keeps (everything without one)."""
+        return self.encoder(inputs, plan)
+
+    def decode(self, encoded: Encoded) -> Float[Tensor, "B G N C"]:
+        """Return the latents of the last level.
+
+        Raises:
+            ConfigError: The model was built without a decoder.
+        """
+        if self.decoder is None:
+            raise ConfigError(
+                "this model has no decoder; build it with decoder=True to reconstruct"
+            )
+        return self.decoder(encoded)
+
+    def reconstruct(
+        self, encoded: Encoded, plan: MaskPlan | None = None, *, chunk_size: int | None = None
+    ) -> dict[str, Tensor]:
+        """Return normalised values per modality.
+
+        With a packed plan only its masked slots are queried: ``[B, g, Q, C]``. Otherwise every
+        element is: ``[B, N, C]``. Bottleneck labels are always whole, ``[B, N, C]``.
+
+        Args:
+            encoded: From ``encode``.
+            plan: The plan the encoding was made with.
+            chunk_size: Queries per group alive at once; the config's when not given.
+        """
+        latents = self.decode(encoded)
+        assert self.decoder is not None
+        predictions = {}
+        for share in encoded.layout.shares:
+            queries = self.encoder.inputs.rows(encoded.layout, share)  # [1, g, S, P]
+            masked = None if plan is None else plan.masked.get(share.name)
+            if masked is not None:
+                queries = gather_slots(queries, masked)
+            own = latents
+            if encoded.layout.axis == "groups":
+                own = encoded.layout.part(latents, share.name)
+            values = self.decoder.readout(share.name, queries, own, chunk_size)
+            predictions[share.name] = values if masked is not None else share.merge(values)
+        for name in encoded.labels:
+            predictions[name] = self._read_label(name, encoded)
+        return predictions
+
+    # -- helpers -----------------------------------------------------------------------------
+
+    def layout(self) -> GroupLayout:
+        """Return how the declared modalities share the groups (for ``draw_mask_plan``)."""
+        return self.config.layout()
+
+    def adapter(self, name: str) -> ElementAdapter:
+        """Return the adapter of a modality."""
+        labels = self.encoder.labels
+        home = labels if labels is not None and name in self.config.labels else self.encoder.inputs
+        adapter = home.adapters[name]
+        assert isinstance(adapter, ElementAdapter)
+        return adapter
+
+    def as_dict(self, inputs: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor]:
+        """Accept one bare tensor for a model with one modality."""
+        if not isinstance(inputs, Tensor):
+            return dict(inputs)
+        names = list(self.config.grouped_inputs)
+        if len(names) != 1:
+            raise InputError(
+                f"a bare tensor is ambiguous for a model of {names}; pass a dict of name -> tensor"
+            )
+        return {names[0]: inputs}
+
+    def set_recompute(self, on: bool = True) -> None:
+        """Recompute self-attention layers in the backward pass: less memory, more time."""
+        for module in self.modules():
+            if isinstance(module, PerceiverBlock):
+                module.recompute = on
+
+    def resized(self, inputs: Mapping[str, ModalitySpec]) -> "HiP":
+        """Return a copy for other input sizes: learned positions are interpolated on their grid.
+
+        Raises:
+            ConfigError: The modalities, their kinds or their channels differ.
+        """
+        old = self.config.inputs
+        if list(inputs) != list(old) or any(
+            (type(inputs[n]), inputs[n].channels) != (type(old[n]), old[n].channels) for n in old
+        ):
+            raise ConfigError(
+                f"a model of {dict(old)} cannot be resized to {dict(inputs)}: names, kinds and "
+                f"channels must stay"
+            )
+        model = type(self)(replace(self.config, inputs=inputs))
+        state = dict(self.state_dict())
+        for name, spec in inputs.items():
+            for part in ("inputs", "labels"):
+                key = f"encoder.{part}.positions.{name}.table"
+                if key in state:
+                    state[key] = resize_table(state[key], old[name].grid, spec.grid)
+        model.load_state_dict(state)
+        return model.to(next(self.parameters()).device).train(self.training)
+
+    def _read_label(self, name: str, encoded: Encoded) -> Float[Tensor, "B N K"]:
+        """Scores of a bottleneck label, read from the processor."""
+        assert self.encoder.labels is not None
+        readout = self.head if self.decoder is None else self.decoder.label_readout
+        assert isinstance(readout, ReadOut)
+        rows = self.encoder.labels.positions[name]()
+        return readout(name, rows[None, None], encoded.processor).squeeze(1)
+
+    def _dense(self, encoded: Encoded) -> Float[Tensor, "B ..."]:
+        """Values per element of the head's modality, in its raw layout."""
+        head = self.config.head
+        assert isinstance(self.head, ReadOut)
+        share = next(s for s in encoded.layout.shares if s.name == head.modality)
+        queries = self.encoder.inputs.rows(encoded.layout, share)
+        if head.kind == "dense_bottleneck":
+            queries = share.merge(queries).unsqueeze(1)  # [1, 1, N, P]
+            values = self.head(head.modality, queries, encoded.processor).squeeze(1)
+        else:
+            latents = self.decode(encoded)
+            if encoded.layout.axis == "groups":
+                latents = encoded.layout.part(latents, head.modality)
+            values = share.merge(self.head(head.modality, queries, latents))
+        return self.adapter(head.modality).unflatten(values)

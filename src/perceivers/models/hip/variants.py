@@ -1,0 +1,131 @@
+"""The named HiP configurations, a row per level as in the paper's table.
+
+Released: hip_16, hip_256, hip_mini, hip_16x3 and the flat io_*. Ours, sized for two CPU cores:
+hip_nano (64 to 1,024 inputs, seconds) and hip_tiny (1,024 to 16,384 inputs, minutes).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from perceivers.models.hip.config import HiPLevel
+
+
+def hierarchy(
+    *,
+    groups: Sequence[int],
+    depth: Sequence[int],
+    latents: Sequence[int],
+    dims: Sequence[int],
+    heads: Sequence[int],
+) -> tuple[HiPLevel, ...]:
+    """Build levels from parallel columns, which is how the paper prints them."""
+    return tuple(
+        HiPLevel(num_groups=g, depth=s, num_latents=n, latent_dim=c, num_heads=h)
+        for g, s, n, c, h in zip(groups, depth, latents, dims, heads, strict=True)
+    )
+
+
+def flat(
+    *,
+    depth: int,
+    latents: int,
+    dim: int,
+    cross_heads: int,
+    heads: int,
+    cross_ratio: int,
+    ratio: int,
+) -> Mapping[str, Any]:
+    """Build the single level of the release's flat Perceiver IO; tokens are as wide as latents."""
+    level = HiPLevel(
+        num_groups=1,
+        num_latents=latents,
+        latent_dim=dim,
+        depth=depth,
+        num_heads=heads,
+        num_cross_heads=cross_heads,
+        mlp_ratio=ratio,
+        cross_mlp_ratio=cross_ratio,
+    )
+    return {
+        "levels": (level,),
+        "token_dim": dim,
+        "position_dim": dim,
+        "grouping": "concatenate",
+    }
+
+
+VARIANTS: dict[str, Mapping[str, Any]] = {
+    "hip_16": {
+        "levels": hierarchy(
+            groups=(16, 4, 1, 1, 1, 4, 16),
+            depth=(2, 2, 18, 2, 1, 1, 1),
+            latents=(128, 256, 256, 64, 256, 256, 128),
+            dims=(128, 256, 512, 1024, 512, 256, 128),
+            heads=(4, 8, 16, 32, 16, 8, 4),
+        ),
+        "token_dim": 32,
+        "position_dim": 32,
+    },
+    "hip_256": {
+        "levels": hierarchy(
+            groups=(256, 64, 16, 4, 1, 1, 1, 4, 16, 64, 256),
+            depth=(1, 1, 2, 2, 18, 2, 1, 1, 1, 1, 1),
+            latents=(32, 64, 128, 256, 256, 64, 256, 256, 128, 64, 32),
+            dims=(64, 96, 128, 256, 512, 1024, 256, 128, 64, 32, 16),
+            heads=(1, 2, 4, 8, 16, 32, 16, 8, 4, 2, 1),
+        ),
+        "token_dim": 16,
+        "position_dim": 16,
+    },
+    "hip_mini": {
+        "levels": hierarchy(
+            groups=(16, 1, 16),
+            depth=(2, 1, 1),
+            latents=(128, 64, 128),
+            dims=(128, 1024, 128),
+            heads=(4, 32, 4),
+        ),
+        "token_dim": 32,
+        "position_dim": 32,
+    },
+    "hip_16x3": {
+        "levels": hierarchy(
+            groups=(16, 1, 16),
+            depth=(2, 18, 2),
+            latents=(128, 256, 128),
+            dims=(128, 1024, 128),
+            heads=(4, 32, 4),
+        ),
+        "token_dim": 32,
+        "position_dim": 32,
+    },
+    "io_mini": flat(depth=2, latents=128, dim=128, cross_heads=1, heads=2, cross_ratio=1, ratio=2),
+    "io_c_50m": flat(
+        depth=8, latents=1024, dim=512, cross_heads=8, heads=8, cross_ratio=4, ratio=4
+    ),
+    "io_c_150m": flat(
+        depth=12, latents=1024, dim=896, cross_heads=16, heads=16, cross_ratio=4, ratio=4
+    ),
+    "hip_nano": {
+        "levels": hierarchy(
+            groups=(4, 1, 4),
+            depth=(1, 3, 1),
+            latents=(16, 16, 16),
+            dims=(64, 128, 64),
+            heads=(2, 4, 2),
+        ),
+        "token_dim": 32,
+        "position_dim": 32,
+    },
+    "hip_tiny": {
+        "levels": hierarchy(
+            groups=(16, 4, 1, 4, 16),
+            depth=(1, 1, 4, 1, 1),
+            latents=(32, 64, 64, 64, 32),
+            dims=(64, 128, 256, 128, 64),
+            heads=(2, 4, 8, 4, 2),
+        ),
+        "token_dim": 32,
+        "position_dim": 32,
+    },
+}

@@ -1,0 +1,1 @@
+"""Building blocks: plain keywords in, tensors out; no config reaches this layer."""

@@ -1,0 +1,221 @@
+"""Attention inside groups, as one 4-D scaled-dot-product call.
+
+Groups are folded into the batch: a 5-D call would silently leave the fused kernels and keep every
+score for the backward pass. The reference path spells the same mathematics out with ``einsum``; it
+is the test of the fast path, and the one that can hand out the attention weights.
+
+Legend: B batch, G groups, N queries, M keys, H heads, C channels, F = B x G folded.
+Paper: Perceiver (arXiv 2103.03206) Sec. 3.1; HiP (arXiv 2202.10890) Sec. 3.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perceivers.errors import ConfigError
+
+AttentionPath = Literal["sdpa", "reference"]
+
+# CUDA kernels put batch x heads on a grid axis that ends at 65,535.
+CUDA_GRID_LIMIT = 65_535
+
+
+def attend(
+    q: Float[Tensor, "F H N D"],
+    k: Float[Tensor, "F H M D"],
+    v: Float[Tensor, "F H M V"],
+    mask: Bool[Tensor, "#F 1 #N M"] | None = None,
+) -> Float[Tensor, "F H N V"]:
+    """Return softmax(q k' / sqrt(D)) v over the keys where ``mask`` is True.
+
+    A query without any admissible key yields zeros (and passes no gradient), as in the official
+    code; backends differ on such rows, so they are made admissible first and zeroed afterwards.
+    """
+    if q.is_cuda and q.shape[0] * q.shape[1] > CUDA_GRID_LIMIT:
+        size = max(1, CUDA_GRID_LIMIT // q.shape[1])
+        masks = [mask] * -(-len(q) // size) if mask is None or len(mask) == 1 else mask.split(size)
+        parts = zip(q.split(size), k.split(size), v.split(size), masks, strict=True)
+        return torch.cat([attend(*part) for part in parts])
+    if mask is None:
+        return F.scaled_dot_product_attention(q, k, v)
+    seen = mask.any(-1, keepdim=True)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask | ~seen)
+    return torch.where(seen, out, 0.0)
+
+
+def attend_reference(
+    q: Float[Tensor, "F H N D"],
+    k: Float[Tensor, "F H M D"],
+    v: Float[Tensor, "F H M V"],
+    mask: Bool[Tensor, "#F 1 #N M"] | None = None,
+) -> tuple[Float[Tensor, "F H N V"], Float[Tensor, "F H N M"]]:
+    """Return the same as ``attend``, and the weights; softmax in at least float32."""
+    scores = torch.einsum("fhnd,fhmd->fhnm", q, k) * q.shape[-1] ** -0.5
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    scores = scores.to(wide)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(wide).min)
+    weights = scores.softmax(-1)
+    if mask is not None:
+        weights = weights.masked_fill(~mask, 0.0)
+    weights = weights.to(v.dtype)
+    return torch.einsum("fhnm,fhmv->fhnv", weights, v), weights
+
+
+class Attention(nn.Module):
+    """What cross- and self-attention share: folding, the choice of path, kept weights.
+
+    ``path`` is ``sdpa`` unless ``use_attention`` says otherwise; on the reference path
+    ``weights`` holds the last attention weights ``[B, G, H, N, M]`` when ``keep_weights`` is set.
+    """
+
+    def __init__(self, *, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.path: AttentionPath = "sdpa"
+        self.keep_weights = False
+        self.weights: Tensor | None = None
+
+    def _fold(self, x: Float[Tensor, "B G N C"]) -> Float[Tensor, "F H N D"]:
+        """Split heads (heads major) and fold the groups into the batch."""
+        x = x.unflatten(-1, (self.num_heads, -1)).flatten(0, 1)  # [F, N, H, D]
+        return x.transpose(1, 2)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Bool[Tensor, "#B G #N M"] | None, groups: int
+    ) -> Float[Tensor, "B G N C"]:
+        """Attend with folded q, k, v and unfold the result."""
+        if mask is not None:
+            batch = len(k) // groups
+            mask = mask.expand(batch, -1, -1, -1).flatten(0, 1).unsqueeze(1)  # [F, 1, N, M]
+        if self.path == "sdpa":
+            out = attend(q, k, v, mask)
+        else:
+            out, weights = attend_reference(q, k, v, mask)
+            if self.keep_weights:
+                self.weights = weights.detach().unflatten(0, (-1, groups))
+        return out.transpose(1, 2).flatten(2).unflatten(0, (-1, groups))  # [B, G, N, C]
+
+
+class CrossAttention(Attention):
+    """Queries of one array attend to another, inside each group.
+
+    With one head and more keys than queries the key and value projections move to the query side
+    (softmax(q (W_k x)') W_v x = (softmax((W_k' q) x') x) W_v'): exact, and no per-key tensor is made.
+
+    Args:
+        query_dim: Channels of the queries.
+        kv_dim: Channels of keys and values before projection.
+        qk_dim: Width of projected queries and keys; a multiple of ``num_heads``.
+        v_dim: Width of projected values; a multiple of ``num_heads``.
+        out_dim: Channels of the result.
+        num_heads: Heads H.
+
+    Raises:
+        ConfigError: A width is not a multiple of ``num_heads``.
+    """
+
+    def __init__(
+        self, *, query_dim: int, kv_dim: int, qk_dim: int, v_dim: int, out_dim: int, num_heads: int
+    ) -> None:
+        super().__init__(num_heads=num_heads)
+        for name, width in (("qk_dim", qk_dim), ("v_dim", v_dim)):
+            if width % num_heads:
+                raise ConfigError(
+                    f"cross-attention {name}={width} is not a multiple of num_heads={num_heads}"
+                )
+        self.q = nn.Linear(query_dim, qk_dim)
+        self.k = nn.Linear(kv_dim, qk_dim)
+        self.v = nn.Linear(kv_dim, v_dim)
+        self.out = nn.Linear(v_dim, out_dim)
+
+    def forward(
+        self,
+        queries: Float[Tensor, "#B G N Cq"],
+        kv: Float[Tensor, "B G M Ckv"],
+        mask: Bool[Tensor, "#B G #N M"] | None = None,
+    ) -> Float[Tensor, "B G N Co"]:
+        """Return the attended values; queries with batch 1 are projected once for all samples."""
+        batch, groups, keys, _ = kv.shape
+        q = self.q(queries)
+        if self.path == "sdpa" and self.num_heads == 1 and keys > queries.shape[2]:
+            return self._forward_absorbed(q, kv, mask)
+        q = q.expand(batch, -1, -1, -1)
+        return self.out(
+            self._attend(
+                self._fold(q), self._fold(self.k(kv)), self._fold(self.v(kv)), mask, groups
+            )
+        )
+
+    def _forward_absorbed(self, q: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend to ``kv`` itself; ``q`` is already projected."""
+        batch, groups, _, kv_dim = kv.shape
+        # SDPA divides by sqrt(kv_dim) while the scores belong to width qk_dim.
+        scale = (kv_dim / q.shape[-1]) ** 0.5
+        # The key bias shifts all scores of a query alike, so softmax cannot see it; a zero multiple
+        # keeps it in the graph, which data-parallel training requires of every parameter.
+        unseen_bias = 0.0 * self.k.bias.sum()
+        q = (q * scale + unseen_bias) @ self.k.weight  # [., G, N, Ckv]
+        q = q.expand(batch, -1, -1, -1)
+        folded = self._fold(kv)
+        mixed = self._attend(self._fold(q), folded, folded, mask, groups)  # [B, G, N, Ckv]
+        values = self.v(mixed)
+        if mask is not None:
+            values = torch.where(mask.any(-1).unsqueeze(-1), values, 0.0)
+        return self.out(values)
+
+
+class SelfAttention(Attention):
+    """Tokens attend to one another inside each group; one fused projection to q, k and v.
+
+    Args:
+        dim: Channels; a multiple of ``num_heads``.
+        num_heads: Heads H.
+
+    Raises:
+        ConfigError: ``dim`` is not a multiple of ``num_heads``.
+    """
+
+    def __init__(self, *, dim: int, num_heads: int) -> None:
+        super().__init__(num_heads=num_heads)
+        if dim % num_heads:
+            raise ConfigError(
+                f"self-attention dim={dim} is not a multiple of num_heads={num_heads}"
+            )
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(
+        self, x: Float[Tensor, "B G N C"], mask: Bool[Tensor, "#B G #N N"] | None = None
+    ) -> Float[Tensor, "B G N C"]:
+        """Return the attended tokens."""
+        q, k, v = (self._fold(part) for part in self.qkv(x).chunk(3, -1))
+        return self.out(self._attend(q, k, v, mask, x.shape[1]))
+
+
+@contextmanager
+def use_attention(
+    model: nn.Module, path: AttentionPath, *, keep_weights: bool = False
+) -> Iterator[dict[str, Attention]]:
+    """Run every attention of ``model`` on ``path`` inside the block.
+
+    Yields:
+        The attention modules by name; with ``keep_weights`` (reference path only) their
+        ``weights`` hold ``[B, G, H, N, M]`` after a forward pass.
+    """
+    found = {
+        name: module for name, module in model.named_modules() if isinstance(module, Attention)
+    }
+    before = {name: module.path for name, module in found.items()}
+    for module in found.values():
+        module.path, module.keep_weights = path, keep_weights
+    try:
+        yield found
+    finally:
+        for name, module in found.items():
+            module.path, module.keep_weights, module.weights = before[name], False, None

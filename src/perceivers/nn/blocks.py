@@ -1,0 +1,189 @@
+"""The Perceiver block: read tokens into latents, then let the latents talk, group by group.
+
+Legend: B batch, G groups, N latents or queries per group, M tokens per group, C channels.
+Paper: HiP (arXiv 2202.10890) Sec. 3; with G = 1 it is Perceiver IO's encoder (arXiv 2107.14795).
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from perceivers.nn.attention import CrossAttention, SelfAttention
+from perceivers.nn.mlp import Mlp
+
+
+class DropPath(nn.Module):
+    """Drop a residual branch for whole samples while training (stochastic depth).
+
+    Args:
+        rate: Probability of dropping, 0..1.
+        rescale: Divide kept branches by ``1 - rate`` so that evaluation needs no correction; the
+            released HiP does not, which biases its evaluation.
+    """
+
+    def __init__(self, rate: float, *, rescale: bool = True) -> None:
+        super().__init__()
+        self.rate = rate
+        self.rescale = rescale
+
+    def forward(self, x: Float[Tensor, "B *shape"]) -> Float[Tensor, "B *shape"]:
+        """Zero the branch of each dropped sample, in all its groups."""
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        scale = 1.0 / max(1.0 - self.rate, 1e-6) if self.rescale else 1.0
+        return x * (keep * scale).to(x.dtype)
+
+
+class Read(nn.Module):
+    """Cross-attention block: queries read tokens, then an MLP; three norms, all pre-norm.
+
+    Projected queries, keys and values have the width of the *tokens*.
+
+    Args:
+        query_dim: Channels of queries and result.
+        token_dim: Channels of the tokens.
+        num_heads: Heads; ``token_dim`` must be a multiple.
+        mlp_ratio: Hidden channels of the MLP per channel.
+        activation: Name of the MLP's activation.
+        residual: Add the queries to the attended values (blocks do, read-outs do not).
+        skip_dim: Channels of a skip connection added to the queries; 0 without one. A Linear
+            maps it when they differ from ``query_dim``.
+    """
+
+    def __init__(
+        self,
+        *,
+        query_dim: int,
+        token_dim: int,
+        num_heads: int = 1,
+        mlp_ratio: int = 1,
+        activation: str = "squared_relu",
+        residual: bool = True,
+        skip_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        self.residual = residual
+        self.skip = nn.Linear(skip_dim, query_dim) if skip_dim not in {0, query_dim} else None
+        self.norm_query = nn.LayerNorm(query_dim)
+        self.norm_tokens = nn.LayerNorm(token_dim)
+        self.attention = CrossAttention(
+            query_dim=query_dim,
+            kv_dim=token_dim,
+            qk_dim=token_dim,
+            v_dim=token_dim,
+            out_dim=query_dim,
+            num_heads=num_heads,
+        )
+        self.norm_mlp = nn.LayerNorm(query_dim)
+        self.mlp = Mlp(dim=query_dim, ratio=mlp_ratio, activation=activation)
+
+    def forward(
+        self,
+        queries: Float[Tensor, "#B G N C"],
+        tokens: Float[Tensor, "B G M D"],
+        mask: Bool[Tensor, "#B G #N M"] | None = None,
+        skip: Float[Tensor, "B G N S"] | None = None,
+    ) -> Float[Tensor, "B G N C"]:
+        """Return one result per query; tokens where ``mask`` is False are never attended to."""
+        if skip is not None:
+            queries = queries + (skip if self.skip is None else self.skip(skip))
+        x = self.attention(self.norm_query(queries), self.norm_tokens(tokens), mask)
+        if self.residual:
+            x = x + queries
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class SelfAttentionLayer(nn.Module):
+    """Pre-norm transformer layer inside each group.
+
+    Args:
+        dim: Channels.
+        num_heads: Heads.
+        mlp_ratio: Hidden channels of the MLP per channel.
+        activation: Name of the MLP's activation.
+        dropout_rate: Dropout on both residual branches.
+        drop_path_rate: Stochastic depth on both residual branches.
+        drop_path_rescale: See ``DropPath``.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: int = 4,
+        activation: str = "squared_relu",
+        dropout_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        drop_path_rescale: bool = True,
+    ) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(dim)
+        self.attention = SelfAttention(dim=dim, num_heads=num_heads)
+        self.norm_mlp = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim=dim, ratio=mlp_ratio, activation=activation)
+        self.dropout = nn.Dropout(dropout_rate)
+        self.drop_path = DropPath(drop_path_rate, rescale=drop_path_rescale)
+
+    def forward(self, x: Float[Tensor, "B G N C"]) -> Float[Tensor, "B G N C"]:
+        """Return the transformed latents."""
+        x = x + self.drop_path(self.dropout(self.attention(self.norm_attention(x))))
+        return x + self.drop_path(self.dropout(self.mlp(self.norm_mlp(x))))
+
+
+class PerceiverBlock(nn.Module):
+    """Learned latents of every group read the group's tokens, then pass self-attention layers.
+
+    All weights but the latents are shared by the groups.
+
+    Args:
+        read: How the latents read; its ``query_dim`` is the latents' width.
+        layers: The self-attention layers.
+        latents: Learned array ``[G, N, C]``, initialised by the model.
+        train_latents: While training, use this many latents per group, drawn without replacement
+            for every sample and group; ``None`` uses all of them (HiP Sec. 3, "latent sub-sampling").
+    """
+
+    def __init__(
+        self,
+        *,
+        read: Read,
+        layers: list[SelfAttentionLayer],
+        latents: Float[Tensor, "G N C"],
+        train_latents: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(latents)
+        self.read = read
+        self.layers = nn.ModuleList(layers)
+        self.train_latents = train_latents
+        self.recompute = False
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "B G M D"],
+        mask: Bool[Tensor, "#B G 1 M"] | None = None,
+        skip: Float[Tensor, "B G N S"] | None = None,
+    ) -> Float[Tensor, "B G n C"]:
+        """Return the latents; with ``recompute`` set, layers are recomputed in the backward pass."""
+        x = self.read(self._queries(tokens), tokens, mask, skip)
+        for layer in self.layers:
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, use_reentrant=False)
+            else:
+                x = layer(x)
+        return x
+
+    def _queries(self, tokens: Tensor) -> Tensor:
+        """The latents for this batch: all of them once, or a random subset per sample and group."""
+        latents = self.latents.unsqueeze(0)  # [1, G, N, C]
+        _, groups, num, dim = latents.shape
+        if not self.training or self.train_latents in {None, num}:
+            return latents
+        noise = torch.rand(len(tokens), groups, num, device=tokens.device)
+        chosen = noise.argsort(-1)[..., : self.train_latents]
+        return latents.expand(len(tokens), -1, -1, -1).gather(
+            2, chosen.unsqueeze(-1).expand(-1, -1, -1, dim)
+        )

@@ -1,0 +1,137 @@
+"""Dealing the raw elements of all modalities into equal groups.
+
+Every modality owns whole groups; groups are dealt greedily to the longest share. Short groups are
+padded at their end, and ``valid`` says which slots hold a real element.
+
+Legend: B batch, G groups, g groups of one modality, S slots per group, N elements, C channels.
+Paper: HiP (arXiv 2202.10890) Sec. 3; the arithmetic is that of the released code.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from perceivers.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """One modality's part of the groups.
+
+    ``size`` elements sit at the start of each of its ``num_groups`` groups of ``slots`` slots;
+    ``final_padding`` slots at the end of the modality and ``group_padding`` slots at the end of each
+    group hold nothing.
+    """
+
+    name: str
+    length: int
+    num_groups: int
+    size: int
+    slots: int
+
+    @property
+    def final_padding(self) -> int:
+        """Empty slots that complete the last of the modality's equal pieces."""
+        return self.num_groups * self.size - self.length
+
+    @property
+    def group_padding(self) -> int:
+        """Empty slots that complete every piece to a whole group."""
+        return self.slots - self.size
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether any slot holds nothing."""
+        return self.num_groups * self.slots != self.length
+
+    def split(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B g S C"]:
+        """Cut the elements into this share's groups, zeros in the empty slots."""
+        x = F.pad(x, (0, 0, 0, self.final_padding)) if self.final_padding else x
+        x = x.unflatten(1, (self.num_groups, self.size))
+        return F.pad(x, (0, 0, 0, self.group_padding)) if self.group_padding else x
+
+    def merge(self, x: Float[Tensor, "B g S C"]) -> Float[Tensor, "B N C"]:
+        """Undo ``split``: drop the empty slots."""
+        return x[:, :, : self.size].flatten(1, 2)[:, : self.length]
+
+    def valid(self, device: torch.device | None = None) -> Bool[Tensor, "g S"]:
+        """True where a slot holds a real element."""
+        group = torch.arange(self.num_groups, device=device).unsqueeze(1)
+        slot = torch.arange(self.slots, device=device)
+        return (slot < self.size) & (group * self.size + slot < self.length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupLayout:
+    """How the declared modalities share the groups.
+
+    ``axis`` is the axis on which shares are joined: ``groups`` (each modality owns whole groups) or
+    ``slots`` (one group holds all modalities one after another: the flat Perceiver IO).
+    """
+
+    shares: tuple[Share, ...]
+    axis: str = "groups"
+
+    @property
+    def num_groups(self) -> int:
+        """Groups G."""
+        return sum(s.num_groups for s in self.shares) if self.axis == "groups" else 1
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether any share has an empty slot."""
+        return any(share.is_padded for share in self.shares)
+
+    def join(self, parts: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, "B G S C"]:
+        """Join per-modality groups, in the order of ``shares``."""
+        return torch.cat(list(parts), dim=1 if self.axis == "groups" else 2)
+
+    def part(self, x: Float[Tensor, "B G S C"], name: str) -> Float[Tensor, "B g s C"]:
+        """Return the groups (or slots) of one modality from a joined array."""
+        sizes = [s.num_groups if self.axis == "groups" else s.slots for s in self.shares]
+        index = [s.name for s in self.shares].index(name)
+        return x.split(sizes, dim=1 if self.axis == "groups" else 2)[index]
+
+
+def deal_groups(lengths: Mapping[str, int], num_groups: int) -> GroupLayout:
+    """Deal ``num_groups`` groups to modalities of the given lengths, in their order.
+
+    Each modality gets one group; the others go one by one to the modality with most elements per
+    group (the first on a tie). A group never mixes modalities.
+
+    Raises:
+        ConfigError: There are more modalities than groups.
+    """
+    if not lengths or len(lengths) > num_groups:
+        raise ConfigError(
+            f"{len(lengths)} modalities {list(lengths)} cannot share {num_groups} groups: every "
+            f"modality needs at least one of its own; use a model with at least {len(lengths)} "
+            f"groups at its first level"
+        )
+    dealt = dict.fromkeys(lengths, 1)
+    for _ in range(num_groups - len(lengths)):
+        longest = max(lengths, key=lambda name: lengths[name] / dealt[name])
+        dealt[longest] += 1
+    sizes = {name: -(-length // dealt[name]) for name, length in lengths.items()}
+    slots = max(sizes.values())
+    return GroupLayout(
+        shares=tuple(
+            Share(name=n, length=lengths[n], num_groups=dealt[n], size=sizes[n], slots=slots)
+            for n in lengths
+        )
+    )
+
+
+def concatenate(lengths: Mapping[str, int]) -> GroupLayout:
+    """Put all modalities one after another into a single group."""
+    return GroupLayout(
+        shares=tuple(
+            Share(name=name, length=length, num_groups=1, size=length, slots=length)
+            for name, length in lengths.items()
+        ),
+        axis="slots",
+    )

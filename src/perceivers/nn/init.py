@@ -1,0 +1,28 @@
+"""Parameter initialisers, named as the papers use them.
+
+Legend: fan_in is the number of inputs of a Linear, or the number of rows of a learned array.
+"""
+
+import torch
+from torch import Tensor, nn
+
+# A normal cut at two standard deviations has this standard deviation; dividing restores the wanted one.
+TRUNCATED_STD = 0.87962566103423978
+
+
+def variance_scaling_(weight: Tensor, fan_in: int) -> Tensor:
+    """Fill with a truncated normal of variance 1 / fan_in."""
+    std = fan_in**-0.5 / TRUNCATED_STD
+    return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+@torch.no_grad()
+def init_linears_(model: nn.Module) -> None:
+    """Initialise every Linear by fan-in with zero bias, and every LayerNorm to the identity."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            variance_scaling_(module.weight, module.in_features)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()

@@ -1,0 +1,98 @@
+"""Positions of raw elements: a learned low-dimensional table, or Fourier features.
+
+HiP's central claim is that learned tables of 32 (or 16) channels beat hand-made features once they are
+trained by masked auto-encoding, where the same row names an input and asks for its reconstruction.
+
+Legend: N elements, P position channels, A grid axes.
+Paper: HiP (arXiv 2202.10890) Sec. 3.2; Fourier features: Perceiver (arXiv 2103.03206) Sec. 3.2.
+"""
+
+from collections.abc import Sequence
+from math import pi, prod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perceivers.errors import ConfigError
+
+
+class LearnedPositions(nn.Module):
+    """One learned row per element.
+
+    Args:
+        num_tokens: Elements N.
+        dim: Channels P.
+    """
+
+    def __init__(self, *, num_tokens: int, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(num_tokens, dim))
+
+    def forward(self) -> Float[Tensor, "N P"]:
+        """Return the table."""
+        return self.table
+
+
+class FourierPositions(nn.Module):
+    """Sines and cosines of the element's place on its grid; nothing learned, nothing stored.
+
+    Args:
+        grid: Shape of the grid; coordinates run from -1 to 1 on each axis.
+        num_bands: Frequencies per axis, spaced evenly from 1 to half the axis' length.
+        dim: Pad with zeros to this width, so that modalities of different rank share it.
+    """
+
+    features: Tensor
+
+    def __init__(self, *, grid: Sequence[int], num_bands: int, dim: int) -> None:
+        super().__init__()
+        features = fourier_features(grid, num_bands)
+        features = F.pad(features, (0, dim - features.shape[-1]))
+        self.register_buffer("features", features, persistent=False)
+
+    def forward(self) -> Float[Tensor, "N P"]:
+        """Return the features."""
+        return self.features
+
+
+def fourier_dim(num_axes: int, num_bands: int) -> int:
+    """Channels of ``fourier_features``: coordinates, sines, cosines."""
+    return num_axes * (2 * num_bands + 1)
+
+
+def fourier_features(grid: Sequence[int], num_bands: int) -> Float[Tensor, "N P"]:
+    """Return coordinates, then all sines, then all cosines (axis major, band minor)."""
+    axes = [torch.linspace(-1.0, 1.0, size) for size in grid]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(prod(grid), len(grid))
+    angles = [
+        pi * places[:, [axis]] * torch.linspace(1.0, size / 2, num_bands)
+        for axis, size in enumerate(grid)
+    ]
+    phase = torch.cat(angles, -1)  # [N, A * bands]
+    return torch.cat([places, phase.sin(), phase.cos()], -1)
+
+
+def resize_table(
+    table: Float[Tensor, "N P"], old: Sequence[int], new: Sequence[int]
+) -> Float[Tensor, "M P"]:
+    """Interpolate a learned table from one native grid to another of the same rank.
+
+    Linear on one axis, bicubic on two, trilinear on three; the corners keep the half-cell
+    convention, so a table learned on 32x32 still spans the whole picture at 64x64.
+
+    Raises:
+        ConfigError: The grids differ in rank or have more than three axes.
+    """
+    if tuple(old) == tuple(new):
+        return table
+    modes = {1: "linear", 2: "bicubic", 3: "trilinear"}
+    if len(old) != len(new) or len(old) not in modes:
+        raise ConfigError(
+            f"a position table on grid {tuple(old)} cannot be resized to {tuple(new)}: both grids "
+            f"need the same number of axes, one to three"
+        )
+    rows = table.detach().to(torch.float32).T.reshape(1, -1, *old)
+    rows = F.interpolate(rows, size=tuple(new), mode=modes[len(old)], align_corners=False)
+    return rows.reshape(table.shape[1], -1).T.contiguous().to(table.dtype)

@@ -1,0 +1,313 @@
+"""Modality specs: what a raw tensor of each modality looks like, and how it is normalised.
+
+A spec is declared, never guessed. It is frozen and JSON-able, it knows the raw layout, the grid
+its tokens lie on (row-major) and the preprocessing, and it knows nothing about models.
+
+Legend: B batch, C channels, H W rows and columns, T frames, S samples, P points, K classes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from math import prod
+from typing import Any, ClassVar
+
+from perceivers.errors import ConfigError, suggest
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ModalitySpec:
+    """Base of all specs: raw tensors are ``[B, C, *grid]`` or ``[B, *grid, C]``."""
+
+    kind: ClassVar[str]
+    channels_first: ClassVar[bool] = False
+    normalised: ClassVar[bool] = True
+
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Shape of the grid the tokens lie on, slowest axis first."""
+        raise AssertionError(f"{type(self).__name__} must define grid")
+
+    @property
+    def num_tokens(self) -> int:
+        """Raw elements per sample; one token each."""
+        return prod(self.grid)
+
+    @property
+    def raw_shape(self) -> tuple[int, ...]:
+        """Shape of one raw sample, without the batch axis."""
+        return (self.channels, *self.grid) if self.channels_first else (*self.grid, self.channels)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The sizes that must be positive, by field name."""
+        return {"channels": self.channels}
+
+    def __post_init__(self) -> None:
+        """Reject sizes below one and statistics that do not match the channels."""
+        for name, value in self.sizes.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(
+                    f"{type(self).__name__}.{name} is {value!r}; it must be an integer of at least 1"
+                )
+        for name in ("mean", "std"):
+            values = tuple(float(value) for value in getattr(self, name))
+            object.__setattr__(self, name, values)
+            if len(values) not in {0, 1, self.channels}:
+                raise ConfigError(
+                    f"{type(self).__name__}.{name} has {len(values)} values for {self.channels} "
+                    f"channels; give none, one for all, or one per channel"
+                )
+        if any(value <= 0 for value in self.std):
+            raise ConfigError(
+                f"{type(self).__name__}.std is {self.std}; every value must be positive"
+            )
+
+
+@dataclass(frozen=True)
+class Image(ModalitySpec):
+    """Pictures ``[B, C, H, W]``: uint8 0..255 or float 0..1, any number of channels.
+
+    Args:
+        height: Rows H in pixels.
+        width: Columns W in pixels.
+        channels: Channels C; 3 means RGB.
+        mean: Subtracted per channel after scaling to 0..1 (none: 0).
+        std: Divided by per channel (none: 1).
+    """
+
+    kind: ClassVar[str] = "image"
+    channels_first: ClassVar[bool] = True
+
+    height: int
+    width: int
+    channels: int = 3
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Rows and columns."""
+        return (self.height, self.width)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The sizes that must be positive."""
+        return {"height": self.height, "width": self.width, "channels": self.channels}
+
+
+@dataclass(frozen=True)
+class Video(ModalitySpec):
+    """Clips ``[B, C, T, H, W]``: uint8 0..255 or float 0..1.
+
+    Args:
+        frames: Frames T.
+        height: Rows H in pixels.
+        width: Columns W in pixels.
+        channels: Channels C.
+        frame_rate: Frames per second the clip is sampled at; 0 when it does not matter.
+        mean: As for ``Image``.
+        std: As for ``Image``.
+    """
+
+    kind: ClassVar[str] = "video"
+    channels_first: ClassVar[bool] = True
+
+    frames: int
+    height: int
+    width: int
+    channels: int = 3
+    frame_rate: float = 0.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Frames, rows and columns."""
+        return (self.frames, self.height, self.width)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The sizes that must be positive."""
+        return {
+            "frames": self.frames,
+            "height": self.height,
+            "width": self.width,
+            "channels": self.channels,
+        }
+
+
+@dataclass(frozen=True)
+class Audio(ModalitySpec):
+    """Waveforms ``[B, C, S]``: float -1..1 or int16; no spectrogram.
+
+    Args:
+        samples: Samples S per channel.
+        channels: Channels C; 1 is mono.
+        sample_rate: Samples per second in Hz; 0 when it does not matter.
+        mean: Subtracted per channel.
+        std: Divided by per channel.
+    """
+
+    kind: ClassVar[str] = "audio"
+    channels_first: ClassVar[bool] = True
+
+    samples: int
+    channels: int = 1
+    sample_rate: int = 0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Samples."""
+        return (self.samples,)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The sizes that must be positive."""
+        return {"samples": self.samples, "channels": self.channels}
+
+
+@dataclass(frozen=True)
+class Points(ModalitySpec):
+    """Point sets ``[B, P, C]``: coordinates and attributes are content, their order is the grid.
+
+    Args:
+        points: Points P per cloud.
+        channels: Values C per point; 3 means x, y, z.
+        mean: Subtracted per channel.
+        std: Divided by per channel.
+    """
+
+    kind: ClassVar[str] = "points"
+
+    points: int
+    channels: int = 3
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Points."""
+        return (self.points,)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The sizes that must be positive."""
+        return {"points": self.points, "channels": self.channels}
+
+
+@dataclass(frozen=True)
+class Array(ModalitySpec):
+    """Any regular array ``[B, *grid, C]``, channels last; floats as they are.
+
+    Args:
+        shape: The grid, slowest axis first.
+        channels: Values C per grid cell.
+        mean: Subtracted per channel.
+        std: Divided by per channel.
+    """
+
+    kind: ClassVar[str] = "array"
+
+    shape: tuple[int, ...]
+    channels: int = 1
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Accept one integer or a list as the shape."""
+        shape = (self.shape,) if isinstance(self.shape, int) else tuple(self.shape)
+        object.__setattr__(self, "shape", shape)
+        super().__post_init__()
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The declared shape."""
+        return self.shape
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The sizes that must be positive."""
+        return {
+            **{f"shape[{i}]": size for i, size in enumerate(self.shape)},
+            "channels": self.channels,
+        }
+
+
+@dataclass(frozen=True)
+class Labels(ModalitySpec):
+    """Class indices ``[B, length]``, int64 in 0..K-1, read as one-hot tokens of K channels.
+
+    Args:
+        num_classes: Classes K.
+        length: Labels per sample.
+    """
+
+    kind: ClassVar[str] = "labels"
+    normalised: ClassVar[bool] = False
+
+    num_classes: int
+    length: int = 1
+    channels: int = 0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Derive the channels: one per class."""
+        object.__setattr__(self, "channels", self.num_classes)
+        super().__post_init__()
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Labels."""
+        return (self.length,)
+
+    @property
+    def raw_shape(self) -> tuple[int, ...]:
+        """Indices have no channel axis."""
+        return (self.length,)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The sizes that must be positive."""
+        return {"num_classes": self.num_classes, "length": self.length}
+
+
+SPECS: dict[str, type[ModalitySpec]] = {
+    spec.kind: spec for spec in (Image, Video, Audio, Points, Array, Labels)
+}
+
+
+def spec_to_json(spec: ModalitySpec) -> dict[str, Any]:
+    """Return a JSON-able description with the kind under ``type``."""
+    return {"type": spec.kind, **{field.name: getattr(spec, field.name) for field in fields(spec)}}
+
+
+def spec_from_json(data: Mapping[str, Any]) -> ModalitySpec:
+    """Rebuild a spec from ``spec_to_json``.
+
+    Raises:
+        ConfigError: The type is unknown, or a field is missing or unknown.
+    """
+    values = dict(data)
+    kind = values.pop("type", None)
+    if kind not in SPECS:
+        raise ConfigError(
+            f"modality type {kind!r} is unknown; the types are {sorted(SPECS)}"
+            + suggest(str(kind), SPECS)
+        )
+    try:
+        return SPECS[kind](
+            **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        )
+    except TypeError as error:
+        raise ConfigError(
+            f"modality {kind!r}: {error}; its fields are described in docs/"
+        ) from error
