@@ -1,1 +1,81 @@
-"""General perception in PyTorch: models that read raw elements of any signal."""
+"""General perception in PyTorch: models that read raw elements of any signal.
+
+Names are imported when they are first used, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from perceivers.version import __version__
+
+if TYPE_CHECKING:
+    from perceivers.checkpoints.loading import load as load
+    from perceivers.data import AugmentConfig as AugmentConfig
+    from perceivers.data import open_data as open_data
+    from perceivers.errors import UserError as UserError
+    from perceivers.masking import MaskPlan as MaskPlan
+    from perceivers.masking import draw_mask_plan as draw_mask_plan
+    from perceivers.models import HiP as HiP
+    from perceivers.models import HiPConfig as HiPConfig
+    from perceivers.models import HiPHead as HiPHead
+    from perceivers.models import HiPLevel as HiPLevel
+    from perceivers.models import create_model as create_model
+    from perceivers.models import list_models as list_models
+    from perceivers.tasks import ClassificationConfig as ClassificationConfig
+    from perceivers.tasks import MaskedAutoencodingConfig as MaskedAutoencodingConfig
+    from perceivers.tasks import mae_losses as mae_losses
+    from perceivers.training.config import ClassifyConfig as ClassifyConfig
+    from perceivers.training.config import OptimizerConfig as OptimizerConfig
+    from perceivers.training.config import PretrainConfig as PretrainConfig
+    from perceivers.training.config import ScheduleConfig as ScheduleConfig
+    from perceivers.types import Array as Array
+    from perceivers.types import Audio as Audio
+    from perceivers.types import Image as Image
+    from perceivers.types import Labels as Labels
+    from perceivers.types import Points as Points
+    from perceivers.types import Video as Video
+    from perceivers.workflows.conversion import convert as convert
+    from perceivers.workflows.evaluation import evaluate as evaluate
+    from perceivers.workflows.exporting import export as export
+    from perceivers.workflows.prediction import predict as predict
+    from perceivers.workflows.reconstruction import reconstruct as reconstruct
+    from perceivers.workflows.run import Run as Run
+    from perceivers.workflows.training import finetune as finetune
+    from perceivers.workflows.training import pretrain as pretrain
+    from perceivers.workflows.training import resume as resume
+    from perceivers.workflows.training import train as train
+
+_HOMES = {
+    "checkpoints.loading": ("load",),
+    "data": ("AugmentConfig", "open_data"),
+    "errors": ("UserError",),
+    "masking": ("MaskPlan", "draw_mask_plan"),
+    "models": ("HiP", "HiPConfig", "HiPHead", "HiPLevel", "create_model", "list_models"),
+    "tasks": ("ClassificationConfig", "MaskedAutoencodingConfig", "mae_losses"),
+    "training.config": ("ClassifyConfig", "OptimizerConfig", "PretrainConfig", "ScheduleConfig"),
+    "types": ("Array", "Audio", "Image", "Labels", "Points", "Video"),
+    "workflows.conversion": ("convert",),
+    "workflows.evaluation": ("evaluate",),
+    "workflows.exporting": ("export",),
+    "workflows.prediction": ("predict",),
+    "workflows.reconstruction": ("reconstruct",),
+    "workflows.run": ("Run",),
+    "workflows.training": ("finetune", "pretrain", "resume", "train"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [*sorted(_HOME_OF), "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module on first use."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'perceivers' has no attribute {name!r}")
+    value = getattr(import_module(f"perceivers.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return list(__all__)

@@ -25,10 +25,10 @@ DEFAULT_MASK_RATIO = 0.85
 class MaskPlan:
     """What is kept and what is masked along the slots of every group, per modality.
 
-    Two forms, equal in effect where both apply. *Packed*: ``kept`` and ``masked`` hold slot indices,
-    int64 ``[B, U, K]`` and ``[B, U, Q]``; shapes are static and hidden elements cost nothing. *Dense*:
-    ``keep`` holds booleans ``[B, U, S]``, True where left visible; counts may be ragged. U is the
-    number of the modality's groups, or 1 when they share one pattern.
+    Two forms, equal in effect where both apply. *Packed*: ``kept`` and ``masked`` hold slot
+    indices, int64 ``[B, U, K]`` and ``[B, U, Q]``; shapes are static and hidden elements cost
+    nothing. *Dense*: ``keep`` holds booleans ``[B, U, S]``, True where left visible; counts may be
+    ragged. U is the number of the modality's groups, or 1 when they share one pattern.
     """
 
     kept: Mapping[str, Tensor] = field(default_factory=dict)
@@ -40,7 +40,8 @@ class MaskPlan:
         if bool(self.keep) == bool(self.kept) or self.kept.keys() != self.masked.keys():
             raise ConfigError(
                 "a MaskPlan is either packed (kept and masked for the same modalities) or dense "
-                f"(keep); got kept={list(self.kept)}, masked={list(self.masked)}, keep={list(self.keep)}"
+                f"(keep); got kept={list(self.kept)}, masked={list(self.masked)}, "
+                f"keep={list(self.keep)}"
             )
 
     @property
@@ -87,7 +88,8 @@ def draw_mask_plan(
     Args:
         layout: The model's group layout (``model.layout()``).
         batch_size: Samples B.
-        ratio: Share of slots to hide, strictly between 0 and 1; at least one slot stays on each side.
+        ratio: Share of slots to hide, strictly between 0 and 1; at least one slot stays on each
+            side.
         kind: ``groupwise`` hides the same slots in all groups (packed); ``independent`` draws anew
             for every group (packed); ``groups`` hides whole groups (dense); ``uniform`` hides any
             elements of a modality, without regard to groups (dense).

@@ -6,8 +6,8 @@ its tokens lie on (row-major) and the preprocessing, and it knows nothing about 
 Legend: B batch, C channels, H W rows and columns, T frames, S samples, P points, K classes.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from math import prod
 from typing import Any, ClassVar
 
@@ -19,6 +19,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 class ModalitySpec:
     """Base of all specs: raw tensors are ``[B, C, *grid]`` or ``[B, *grid, C]``."""
+
+    # Every spec is a dataclass; the base, which has no fields of its own, need not be.
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     kind: ClassVar[str]
     channels_first: ClassVar[bool] = False
@@ -53,7 +56,8 @@ class ModalitySpec:
         for name, value in self.sizes.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(
-                    f"{type(self).__name__}.{name} is {value!r}; it must be an integer of at least 1"
+                    f"{type(self).__name__}.{name} is {value!r}; it must be an integer of at "
+                    f"least 1"
                 )
         for name in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, name))
@@ -216,27 +220,26 @@ class Array(ModalitySpec):
 
     kind: ClassVar[str] = "array"
 
-    shape: tuple[int, ...]
+    shape: int | Sequence[int]
     channels: int = 1
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Accept one integer or a list as the shape."""
-        shape = (self.shape,) if isinstance(self.shape, int) else tuple(self.shape)
-        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "shape", self.grid)
         super().__post_init__()
 
     @property
     def grid(self) -> tuple[int, ...]:
         """The declared shape."""
-        return self.shape
+        return (self.shape,) if isinstance(self.shape, int) else tuple(self.shape)
 
     @property
     def sizes(self) -> Mapping[str, int]:
         """The sizes that must be positive."""
         return {
-            **{f"shape[{i}]": size for i, size in enumerate(self.shape)},
+            **{f"shape[{i}]": size for i, size in enumerate(self.grid)},
             "channels": self.channels,
         }
 
@@ -255,9 +258,9 @@ class Labels(ModalitySpec):
 
     num_classes: int
     length: int = 1
-    channels: int = 0
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    channels: int = field(default=0, init=False)
+    mean: tuple[float, ...] = field(default=(), init=False)
+    std: tuple[float, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         """Derive the channels: one per class."""
@@ -287,7 +290,7 @@ SPECS: dict[str, type[ModalitySpec]] = {
 
 def spec_to_json(spec: ModalitySpec) -> dict[str, Any]:
     """Return a JSON-able description with the kind under ``type``."""
-    return {"type": spec.kind, **{field.name: getattr(spec, field.name) for field in fields(spec)}}
+    return {"type": spec.kind, **{f.name: getattr(spec, f.name) for f in fields(spec) if f.init}}
 
 
 def spec_from_json(data: Mapping[str, Any]) -> ModalitySpec:

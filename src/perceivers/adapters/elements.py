@@ -44,10 +44,10 @@ class ElementAdapter(nn.Module):
         """
         self._check(raw)
         if self.spec.kind == "labels":
-            return raw.reshape(len(raw), -1)
+            return raw.reshape(raw.shape[0], -1)
         if self.spec.channels_first:
             return raw.flatten(2).transpose(1, 2)
-        return raw.reshape(len(raw), -1, self.spec.channels)
+        return raw.reshape(raw.shape[0], -1, self.spec.channels)
 
     def normalise(self, values: Tensor, dtype: torch.dtype) -> Float[Tensor, "*B C"]:
         """Turn flattened values into tokens: scale, subtract the mean, divide by the deviation.
@@ -80,7 +80,7 @@ class ElementAdapter(nn.Module):
         return self.unflatten(tokens)
 
     def unflatten(self, tokens: Float[Tensor, "B N K"]) -> Float[Tensor, "B ..."]:
-        """Put any per-element values into the raw layout (channels where the raw tensor has them)."""
+        """Put per-element values into the raw layout, channels where the raw tensor has them."""
         if self.spec.channels_first:
             return tokens.transpose(1, 2).unflatten(2, self.spec.grid)
         return tokens.unflatten(1, self.spec.grid)
@@ -95,14 +95,21 @@ class ElementAdapter(nn.Module):
                 raise InputError(
                     f"input {self.name!r} has shape {tuple(raw.shape)}; expected [B, {expected[0]}]"
                 )
+            if raw.is_floating_point() or raw.dtype == torch.bool:
+                raise InputError(
+                    f"input {self.name!r} has dtype {raw.dtype}; labels are class indices (int64), "
+                    f"negative where unknown"
+                )
             return
         if found != expected:
             raise InputError(
                 f"input {self.name!r} has shape {tuple(raw.shape)}, but the model was built for "
-                f"[B, {', '.join(map(str, expected))}] ({self.spec.kind}); resize the data, or build "
-                f"the model for this size (learned positions resize with pv.load(..., inputs=...))"
+                f"[B, {', '.join(map(str, expected))}] ({self.spec.kind}); resize the data, or "
+                f"build the model for this size (learned positions resize with "
+                f"pv.load(..., inputs=...))"
             )
         if not (raw.is_floating_point() or raw.dtype in INTEGER_SCALE):
             raise InputError(
-                f"input {self.name!r} has dtype {raw.dtype}; use float32, or uint8 (0..255) or int16"
+                f"input {self.name!r} has dtype {raw.dtype}; use float32, or uint8 (0..255) or "
+                f"int16"
             )

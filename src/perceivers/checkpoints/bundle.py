@@ -1,7 +1,7 @@
 """Parity bundles: a configuration, Haiku parameters, inputs and outputs of the official code.
 
-A bundle is an ``.npz`` without pickles. Its ``config_json`` names the released class, its constructor
-arguments and the inputs of every data set; nothing that it must state is guessed.
+A bundle is an ``.npz`` without pickles. Its ``config_json`` names the released class, its
+constructor arguments and the inputs of every data set; nothing that it must state is guessed.
 """
 
 import json
@@ -88,7 +88,8 @@ def read_bundle(path: Path) -> Bundle:
     """Read and check a bundle.
 
     Raises:
-        CheckpointError: Not a bundle, a field is missing, or an array does not match its declaration.
+        CheckpointError: Not a bundle, a field is missing, or an array does not match its
+            declaration.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:

@@ -1,8 +1,9 @@
 """The released HiP code's constructor arguments and Haiku names, in our terms.
 
-The only module that knows them. Names were read in google-deepmind/hierarchical_perceiver (Apache-2.0);
-its quirks that matter here: padding is attended to, groups are dealt over the modalities of a call,
-position projections belong to places in a call, and ``activation_name`` has no effect.
+The only module that knows them. Names were read in google-deepmind/hierarchical_perceiver
+(Apache-2.0); its quirks that matter here: padding is attended to, groups are dealt over the
+modalities of a call, position projections belong to places in a call, and ``activation_name`` has
+no effect.
 """
 
 import re
@@ -61,7 +62,8 @@ def config_from_haiku(model: str, kwargs: Mapping[str, Any], datasets: Datasets)
     """
     if model not in CLASSES:
         raise CheckpointError(
-            f"model {model!r} is not of this family; known are {list(CLASSES)}{suggest(model, CLASSES)}"
+            f"model {model!r} is not of this family; known are {list(CLASSES)}"
+            + suggest(model, CLASSES)
         )
     flat = model == "PerceiverIO"
     optional = {**SHARED_KWARGS, **(FLAT_KWARGS if flat else HIERARCHY_KWARGS)}
@@ -222,8 +224,8 @@ def _label_places(config: HiPConfig, datasets: Datasets) -> dict[int, set[str]]:
         for place, name in enumerate(labels, start=1):
             if seen.setdefault(name, place) != place:
                 raise CheckpointError(
-                    f"label {name!r} is number {seen[name]} in one call and {place} in another; the "
-                    f"release then uses two sets of weights for it, which one model cannot hold"
+                    f"label {name!r} is number {seen[name]} in one call and {place} in another; "
+                    f"the release then uses two sets of weights for it, which one model cannot hold"
                 )
             places.setdefault(place, set()).add(name)
     return places

@@ -1,7 +1,7 @@
 """Reading Haiku parameter pickles without executing anything found in them.
 
-A pickle names functions to call. This reader knows a handful that build arrays and dictionaries, and
-refuses every other name before anything is called.
+A pickle names functions to call. This reader knows a handful that build arrays and dictionaries,
+and refuses every other name before anything is called.
 """
 
 import io
@@ -37,7 +37,7 @@ def _reconstruct(kind: type, shape: tuple[int, ...], code: bytes) -> NDArray[Any
         raise CheckpointError(
             f"the pickle asks for an array of type {kind}; only ndarray is accepted"
         )
-    return np.ndarray.__new__(np.ndarray, shape, code)
+    return np.ndarray.__new__(np.ndarray, shape, code.decode("ascii"))
 
 
 ALLOWED: dict[tuple[str, str], Any] = {
@@ -56,8 +56,8 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             raise CheckpointError(
-                f"the pickle asks for {module}.{name}, which a parameter file has no use for; nothing "
-                f"was executed. Only arrays and dictionaries are read"
+                f"the pickle asks for {module}.{name}, which a parameter file has no use for; "
+                f"nothing was executed. Only arrays and dictionaries are read"
             )
         return ALLOWED[module, name]
 
@@ -66,8 +66,8 @@ def read_parameter_pickle(path: Path) -> dict[str, NDArray[Any]]:
     """Return the parameters as ``{"module/path:name": array}``.
 
     Raises:
-        CheckpointError: The file names anything but arrays and dictionaries, is truncated, or is not
-            a mapping of module -> name -> array.
+        CheckpointError: The file names anything but arrays and dictionaries, is truncated, or is
+            not a mapping of module -> name -> array.
     """
     try:
         tree = _Reader(io.BytesIO(path.read_bytes())).load()

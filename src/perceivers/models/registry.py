@@ -44,7 +44,8 @@ def find_family(name: str) -> str:
         if name in entry.variants:
             return family
     raise ConfigError(
-        f"model {name!r} is unknown; 'perceivers models' lists all names{suggest(name, list_models())}"
+        f"model {name!r} is unknown; 'perceivers models' lists all names"
+        + suggest(name, list_models())
     )
 
 
@@ -58,7 +59,7 @@ def create_model(
     *,
     inputs: Mapping[str, ModalitySpec],
     num_classes: int | None = None,
-    head: str = "query",
+    head: str | HiPHead = "query",
     **overrides: Any,
 ) -> HiP:
     """Build a variant with fresh weights from the global random generator.
@@ -67,7 +68,7 @@ def create_model(
         name: A name from ``list_models``.
         inputs: Modalities by name, in group order.
         num_classes: Sugar for a classifier: an encoder with ``head`` and without a decoder.
-        head: ``query`` or ``mean``; only used with ``num_classes``.
+        head: With ``num_classes`` the name ``query`` or ``mean``; without, a complete ``HiPHead``.
         overrides: Fields of the family's config, for instance ``drop_path_rate=0.1``.
 
     Raises:
@@ -82,7 +83,15 @@ def create_model(
             + suggest(unknown[0], fields)
         )
     settings = {**family.variants[name], **overrides}
-    if num_classes is not None:
+    if isinstance(head, HiPHead):
+        if num_classes is not None:
+            raise ConfigError(
+                f"num_classes={num_classes} and {head} both describe the read-out; give one of them"
+            )
+        settings["head"] = head
+    elif num_classes is None and head != "query":
+        raise ConfigError(f"head={head!r} needs num_classes, or give a complete HiPHead")
+    elif num_classes is not None:
         settings = {
             "decoder": False,
             "head": HiPHead(kind=head, num_outputs=num_classes),  # pyright: ignore[reportArgumentType]

@@ -91,7 +91,7 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "B G N C"]:
         """Attend with folded q, k, v and unfold the result."""
         if mask is not None:
-            batch = len(k) // groups
+            batch = k.shape[0] // groups
             mask = mask.expand(batch, -1, -1, -1).flatten(0, 1).unsqueeze(1)  # [F, 1, N, M]
         if self.path == "sdpa":
             out = attend(q, k, v, mask)
@@ -106,7 +106,8 @@ class CrossAttention(Attention):
     """Queries of one array attend to another, inside each group.
 
     With one head and more keys than queries the key and value projections move to the query side
-    (softmax(q (W_k x)') W_v x = (softmax((W_k' q) x') x) W_v'): exact, and no per-key tensor is made.
+    (softmax(q (W_k x)') W_v x = (softmax((W_k' q) x') x) W_v'): exact, and no per-key tensor is
+    made.
 
     Args:
         query_dim: Channels of the queries.
@@ -211,7 +212,7 @@ def use_attention(
     found = {
         name: module for name, module in model.named_modules() if isinstance(module, Attention)
     }
-    before = {name: module.path for name, module in found.items()}
+    before: dict[str, AttentionPath] = {name: module.path for name, module in found.items()}
     for module in found.values():
         module.path, module.keep_weights = path, keep_weights
     try:

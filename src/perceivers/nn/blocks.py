@@ -31,7 +31,7 @@ class DropPath(nn.Module):
         """Zero the branch of each dropped sample, in all its groups."""
         if not self.training or self.rate == 0.0:
             return x
-        keep = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
         scale = 1.0 / max(1.0 - self.rate, 1e-6) if self.rescale else 1.0
         return x * (keep * scale).to(x.dtype)
 
@@ -143,7 +143,8 @@ class PerceiverBlock(nn.Module):
         layers: The self-attention layers.
         latents: Learned array ``[G, N, C]``, initialised by the model.
         train_latents: While training, use this many latents per group, drawn without replacement
-            for every sample and group; ``None`` uses all of them (HiP Sec. 3, "latent sub-sampling").
+            for every sample and group; ``None`` uses all of them (HiP Sec. 3, "latent
+            sub-sampling").
     """
 
     def __init__(
@@ -167,7 +168,7 @@ class PerceiverBlock(nn.Module):
         mask: Bool[Tensor, "#B G 1 M"] | None = None,
         skip: Float[Tensor, "B G N S"] | None = None,
     ) -> Float[Tensor, "B G n C"]:
-        """Return the latents; with ``recompute`` set, layers are recomputed in the backward pass."""
+        """Return the latents; with ``recompute`` the backward pass computes layers again."""
         x = self.read(self._queries(tokens), tokens, mask, skip)
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
@@ -182,8 +183,8 @@ class PerceiverBlock(nn.Module):
         _, groups, num, dim = latents.shape
         if not self.training or self.train_latents in {None, num}:
             return latents
-        noise = torch.rand(len(tokens), groups, num, device=tokens.device)
+        noise = torch.rand(tokens.shape[0], groups, num, device=tokens.device)
         chosen = noise.argsort(-1)[..., : self.train_latents]
-        return latents.expand(len(tokens), -1, -1, -1).gather(
+        return latents.expand(tokens.shape[0], -1, -1, -1).gather(
             2, chosen.unsqueeze(-1).expand(-1, -1, -1, dim)
         )

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,8 +23,8 @@ class Share:
     """One modality's part of the groups.
 
     ``size`` elements sit at the start of each of its ``num_groups`` groups of ``slots`` slots;
-    ``final_padding`` slots at the end of the modality and ``group_padding`` slots at the end of each
-    group hold nothing.
+    ``final_padding`` slots at the end of the modality and ``group_padding`` slots at the end of
+    each group hold nothing.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Share:
         """Whether any slot holds nothing."""
         return self.num_groups * self.slots != self.length
 
-    def split(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B g S C"]:
+    def split(self, x: Shaped[Tensor, "B N C"]) -> Shaped[Tensor, "B g S C"]:
         """Cut the elements into this share's groups, zeros in the empty slots."""
         x = F.pad(x, (0, 0, 0, self.final_padding)) if self.final_padding else x
         x = x.unflatten(1, (self.num_groups, self.size))
         return F.pad(x, (0, 0, 0, self.group_padding)) if self.group_padding else x
 
-    def merge(self, x: Float[Tensor, "B g S C"]) -> Float[Tensor, "B N C"]:
+    def merge(self, x: Shaped[Tensor, "B g S C"]) -> Shaped[Tensor, "B N C"]:
         """Undo ``split``: drop the empty slots."""
         return x[:, :, : self.size].flatten(1, 2)[:, : self.length]
 
@@ -86,11 +86,11 @@ class GroupLayout:
         """Whether any share has an empty slot."""
         return any(share.is_padded for share in self.shares)
 
-    def join(self, parts: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, "B G S C"]:
+    def join(self, parts: Sequence[Shaped[Tensor, "B ..."]]) -> Shaped[Tensor, "B G S *C"]:
         """Join per-modality groups, in the order of ``shares``."""
         return torch.cat(list(parts), dim=1 if self.axis == "groups" else 2)
 
-    def part(self, x: Float[Tensor, "B G S C"], name: str) -> Float[Tensor, "B g s C"]:
+    def part(self, x: Shaped[Tensor, "B G S C"], name: str) -> Shaped[Tensor, "B g s C"]:
         """Return the groups (or slots) of one modality from a joined array."""
         sizes = [s.num_groups if self.axis == "groups" else s.slots for s in self.shares]
         index = [s.name for s in self.shares].index(name)

@@ -6,7 +6,7 @@ Legend: fan_in is the number of inputs of a Linear, or the number of rows of a l
 import torch
 from torch import Tensor, nn
 
-# A normal cut at two standard deviations has this standard deviation; dividing restores the wanted one.
+# A normal cut at two standard deviations has this standard deviation; dividing restores one.
 TRUNCATED_STD = 0.87962566103423978
 
 

@@ -1,7 +1,8 @@
 """Positions of raw elements: a learned low-dimensional table, or Fourier features.
 
-HiP's central claim is that learned tables of 32 (or 16) channels beat hand-made features once they are
-trained by masked auto-encoding, where the same row names an input and asks for its reconstruction.
+HiP's central claim is that learned tables of 32 (or 16) channels beat hand-made features once they
+are trained by masked auto-encoding, where the same row names an input and asks for its
+reconstruction.
 
 Legend: N elements, P position channels, A grid axes.
 Paper: HiP (arXiv 2202.10890) Sec. 3.2; Fourier features: Perceiver (arXiv 2103.03206) Sec. 3.2.
@@ -93,6 +94,7 @@ def resize_table(
             f"a position table on grid {tuple(old)} cannot be resized to {tuple(new)}: both grids "
             f"need the same number of axes, one to three"
         )
-    rows = table.detach().to(torch.float32).T.reshape(1, -1, *old)
+    wide = torch.promote_types(table.dtype, torch.float32)
+    rows = table.detach().to(wide).T.reshape(1, -1, *old)
     rows = F.interpolate(rows, size=tuple(new), mode=modes[len(old)], align_corners=False)
     return rows.reshape(table.shape[1], -1).T.contiguous().to(table.dtype)

@@ -1,12 +1,13 @@
 """What a HiP is made of: levels, inputs, head; and the released variants, beside ours.
 
-Paper: HiP (arXiv 2202.10890) Sec. 3 and the table of model configurations. The numbers are those of the
-released code, whose totals differ from the paper's table (docs/hip.md lists both).
+Paper: HiP (arXiv 2202.10890) Sec. 3 and the table of model configurations. The numbers are those of
+the released code, whose totals differ from the paper's table (docs/hip.md lists both).
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from perceivers.errors import ConfigError, suggest
 from perceivers.nn.grouping import GroupLayout, concatenate, deal_groups
@@ -41,6 +42,13 @@ class HiPLevel:
     train_latents: int | None = None
     """Latents per group used while training (middle level only); None uses all."""
 
+    def __post_init__(self) -> None:
+        """Reject sizes below one; a level may be without self-attention layers."""
+        for each in fields(self):
+            value, least = getattr(self, each.name), 0 if each.name == "depth" else 1
+            if value is not None and value < least:
+                raise ConfigError(f"level {each.name} is {value}; it must be at least {least}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class HiPHead:
@@ -48,7 +56,8 @@ class HiPHead:
 
     kind: HeadKind = "none"
     """none: the reconstruction; query or mean: logits from the processor; label: logits of a label
-    modality; dense_bottleneck and dense_full: values per element, from the processor or the decoder."""
+    modality; dense_bottleneck and dense_full: values per element, from the processor or the
+    decoder."""
     num_outputs: int = 0
     """Classes, or values per element; unused by none and label."""
     modality: str = ""
@@ -57,7 +66,10 @@ class HiPHead:
 
 @dataclass(frozen=True, kw_only=True)
 class HiPConfig:
-    """A complete HiP. Derived values are properties; variants are made with ``dataclasses.replace``."""
+    """A complete HiP.
+
+    Derived values are properties; variants are made with ``dataclasses.replace``.
+    """
 
     inputs: Mapping[str, ModalitySpec]
     """Modalities by name, in the order in which they share the groups."""
@@ -72,16 +84,16 @@ class HiPConfig:
     num_bands: int = 64
     """Frequencies per axis of Fourier positions."""
     project_positions: Literal["none", "modality", "slot"] = "none"
-    """Map position rows to token_dim by a bias-free Linear: one per modality, or (as released) one per
-    place in the call."""
+    """Map position rows to token_dim by a bias-free Linear: one per modality, or (as released) one
+    per place in the call."""
     position_slots: int = 0
-    """Places that have a Linear of their own with project_positions='slot': the most modalities that
-    one call holds."""
+    """Places that have a Linear of their own with project_positions='slot': the most modalities
+    that one call holds."""
     grouping: Literal["deal", "concatenate"] = "deal"
     """Deal groups to modalities (HiP), or put all elements into one group (flat Perceiver IO)."""
     deal_over: Literal["declared", "present"] = "declared"
-    """Deal groups over all declared modalities, absent ones being invalid; or (as released) over those
-    present in a call."""
+    """Deal groups over all declared modalities, absent ones being invalid; or (as released) over
+    those present in a call."""
     mask_padding: bool = True
     """Hide padded slots from attention; the released code lets the latents attend to them."""
     regroup: Literal["reshape", "transpose_reshape"] = "reshape"
@@ -112,6 +124,7 @@ class HiPConfig:
         object.__setattr__(self, "inputs", dict(self.inputs))
         object.__setattr__(self, "levels", tuple(self.levels))
         object.__setattr__(self, "labels", tuple(self.labels))
+        check_choices(self)
         check_levels(self)
         check_inputs(self)
         check_head(self)
@@ -119,8 +132,9 @@ class HiPConfig:
         for name in ("dropout_rate", "drop_path_rate"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
-        if self.decode_chunk < 1:
-            raise ConfigError(f"decode_chunk is {self.decode_chunk}; it must be at least 1")
+        for name in ("token_dim", "position_dim", "num_bands", "decode_chunk"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
     @property
     def processor(self) -> int:
@@ -174,19 +188,29 @@ class HiPConfig:
         Raises:
             ConfigError: A field is missing, unknown or invalid.
         """
-        fields = dict(data)
-        unknown = sorted(fields.keys() - cls.__dataclass_fields__.keys())
+        values = dict(data)
+        unknown = sorted(values.keys() - cls.__dataclass_fields__.keys())
         if unknown:
             hint = suggest(unknown[0], cls.__dataclass_fields__)
             raise ConfigError(f"HiP config has unknown fields {unknown}{hint}")
         try:
-            fields["inputs"] = {n: spec_from_json(s) for n, s in fields["inputs"].items()}
-            fields["levels"] = tuple(HiPLevel(**level) for level in fields["levels"])
-            fields["head"] = HiPHead(**fields.get("head", {}))
-            fields["labels"] = tuple(fields.get("labels", ()))
-            return cls(**fields)
+            values["inputs"] = {n: spec_from_json(s) for n, s in values["inputs"].items()}
+            values["levels"] = tuple(HiPLevel(**level) for level in values["levels"])
+            values["head"] = HiPHead(**values.get("head", {}))
+            values["labels"] = tuple(values.get("labels", ()))
+            return cls(**values)
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"HiP config is incomplete or malformed: {error}") from error
+
+
+def check_choices(config: HiPConfig) -> None:
+    """Check every setting that is one of a few words; a file may hold any."""
+    for name, hint in get_type_hints(HiPConfig).items():
+        value, choices = getattr(config, name, None), get_args(hint)
+        if get_origin(hint) is Literal and value not in choices:
+            raise ConfigError(
+                f"{name} is {value!r}; choose from {list(choices)}" + suggest(str(value), choices)
+            )
 
 
 def check_levels(config: HiPConfig) -> None:
@@ -195,8 +219,8 @@ def check_levels(config: HiPConfig) -> None:
     flat = config.grouping == "concatenate"
     if (flat and len(levels) != 1) or (not flat and (len(levels) < 3 or len(levels) % 2 == 0)):
         raise ConfigError(
-            f"{len(levels)} levels with grouping={config.grouping!r}; a hierarchy has an odd number of "
-            f"at least 3 levels (encoder, one processor, decoder), a flat model exactly 1"
+            f"{len(levels)} levels with grouping={config.grouping!r}; a hierarchy has an odd "
+            f"number of at least 3 levels (encoder, one processor, decoder), a flat model exactly 1"
         )
     middle = levels[len(levels) // 2]
     if middle.num_groups != 1:
@@ -213,23 +237,24 @@ def check_levels(config: HiPConfig) -> None:
         if (level.num_groups, level.num_latents) != (mirror.num_groups, mirror.num_latents):
             raise ConfigError(
                 f"level {index} has {level.num_groups} groups of {level.num_latents} latents, its "
-                f"mirror {mirror.num_groups} of {mirror.num_latents}; skip connections need them equal"
+                f"mirror {mirror.num_groups} of {mirror.num_latents}; skip connections need them "
+                f"equal"
             )
         if level.train_latents is not None and (
             level is not middle or not 0 < level.train_latents <= level.num_latents
         ):
             raise ConfigError(
-                f"level {index}: train_latents={level.train_latents}; only the middle level may use "
-                f"fewer latents in training, between 1 and num_latents={level.num_latents}"
+                f"level {index}: train_latents={level.train_latents}; only the middle level may "
+                f"use fewer latents in training, between 1 and num_latents={level.num_latents}"
             )
         below = level.latent_dim
-    for before, after in zip(levels, levels[1:], strict=False):
-        latents = before.num_groups * (before.train_latents or before.num_latents)
-        if latents % after.num_groups:
-            raise ConfigError(
-                f"{latents} latents of one level cannot be dealt into {after.num_groups} groups of "
-                f"the next; choose num_latents so that they divide"
-            )
+    for before, after in pairwise(levels):
+        for each in (before.num_latents, before.train_latents or before.num_latents):
+            if before.num_groups * each % after.num_groups:
+                raise ConfigError(
+                    f"{before.num_groups * each} latents of one level cannot be dealt into "
+                    f"{after.num_groups} groups of the next; choose num_latents so that they divide"
+                )
 
 
 def check_inputs(config: HiPConfig) -> None:
@@ -282,7 +307,8 @@ def check_head(config: HiPConfig) -> None:
         )
     if head.kind.startswith("dense") and head.modality not in config.grouped_inputs:
         raise ConfigError(
-            f"head {head.kind!r} needs a modality of {list(config.grouped_inputs)}, got {head.modality!r}"
+            f"head {head.kind!r} needs a modality of {list(config.grouped_inputs)}, "
+            f"got {head.modality!r}"
         )
     if head.kind in {"none", "dense_full"} and not config.decoder:
         raise ConfigError(f"head {head.kind!r} needs decoder=True")

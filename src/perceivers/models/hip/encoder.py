@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from perceivers.adapters import ElementAdapter
@@ -23,8 +23,11 @@ from perceivers.nn.regroup import regroup
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the encoder leaves: latents of every level up to the processor, the grouping, and the
-    bottleneck labels that had a token."""
+    """What the encoder leaves behind.
+
+    Latents of every level up to the processor, the grouping, and the bottleneck labels that had a
+    token.
+    """
 
     levels: tuple[Tensor, ...]
     layout: GroupLayout
@@ -36,7 +39,9 @@ class Encoded:
         return self.levels[-1]
 
 
-def gather_slots(x: Float[Tensor, "#B G S *C"], ids: Tensor) -> Float[Tensor, "B G K *C"]:
+def gather_slots(
+    x: Shaped[Tensor, "#B G S *C"], ids: Int[Tensor, "B U K"]
+) -> Shaped[Tensor, "B G K *C"]:
     """Pick slots by ``ids`` ``[B, U, K]`` with U in {1, G}; touches nothing else."""
     batch, groups = ids.shape[0], x.shape[1]
     ids = ids.expand(batch, groups, -1)
@@ -132,7 +137,7 @@ class InputEmbedding(nn.Module):
         self, inputs: Mapping[str, Tensor], layout: GroupLayout, plan: MaskPlan | None
     ) -> tuple[Float[Tensor, "B G K E"], Bool[Tensor, "#B G 1 K"] | None]:
         """Return the visible tokens and, where some slot must be hidden, who may be attended to."""
-        batch = len(next(iter(inputs.values())))
+        batch = next(iter(inputs.values())).shape[0]
         hidden = plan is not None and not plan.is_packed
         hidden |= any(share.name not in inputs for share in layout.shares)
         hidden |= layout.is_padded and self.config.mask_padding
@@ -146,16 +151,17 @@ class InputEmbedding(nn.Module):
             x = self._tokens(inputs.get(share.name), share, rows, kept, batch)
             if share.is_padded:
                 x = torch.where(real.unsqueeze(-1), x, 0.0)
+            seen = real if self.config.mask_padding else torch.ones_like(real)
             if share.name not in inputs:
-                real = torch.zeros_like(real)
+                seen = torch.zeros_like(seen)
             elif plan is not None and share.name in plan.keep:
-                real = real & plan.keep[share.name]
+                seen = seen & plan.keep[share.name]
             tokens.append(x)
-            valid.append(real)
+            valid.append(seen)
         mask = None
         if hidden:
-            size = max(len(real) for real in valid)
-            mask = layout.join([real.expand(size, -1, -1) for real in valid]).unsqueeze(2)
+            size = max(seen.shape[0] for seen in valid)
+            mask = layout.join([seen.expand(size, -1, -1) for seen in valid]).unsqueeze(2)
         return layout.join(tokens), mask
 
     def _tokens(
@@ -163,8 +169,7 @@ class InputEmbedding(nn.Module):
     ) -> Tensor:
         """Embedded elements of one modality with their positions, ``[B, g, K, E]``."""
         if raw is None:
-            empty = rows.new_zeros(batch, rows.shape[1], rows.shape[2], self.config.input_dim)
-            return empty
+            return rows.new_zeros(batch, rows.shape[1], rows.shape[2], self.config.input_dim)
         adapter = self.adapters[share.name]
         embed = self.embed[share.name]
         assert isinstance(adapter, ElementAdapter)
@@ -178,7 +183,7 @@ class InputEmbedding(nn.Module):
         x = embed(adapter.normalise(values, embed.weight.dtype))
         if self.config.positions == "learned":
             return x + rows
-        return torch.cat([x, rows.to(x.dtype).expand(len(x), -1, -1, -1)], -1)
+        return torch.cat([x, rows.to(x.dtype).expand(x.shape[0], -1, -1, -1)], -1)
 
 
 class LabelEmbedding(nn.Module):
@@ -245,13 +250,13 @@ class HiPEncoder(nn.Module):
             if index:
                 x = regroup(x, self.config.levels[index].num_groups, self.config.regroup)
             if index == self.config.processor and self.labels is not None:
-                x = torch.cat([x, *self.labels(inputs, labels, len(x))], dim=2)
+                x = torch.cat([x, *self.labels(inputs, labels, x.shape[0])], dim=2)
             x = block(x, mask if index == 0 else None)
             levels.append(x)
         return Encoded(levels=tuple(levels), layout=layout, labels=labels)
 
     def _labels(self, inputs: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """The bottleneck labels that get a token: all declared ones, or (as released) those given."""
+        """The bottleneck labels that get a token: all declared, or (as released) those given."""
         if self.config.deal_over == "declared":
             return self.config.labels
         return tuple(name for name in inputs if name in self.config.labels)
@@ -259,18 +264,22 @@ class HiPEncoder(nn.Module):
     def _check(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the modalities that pass through the hierarchy."""
         declared = self.config.inputs
-        for name in inputs:
+        for name, raw in inputs.items():
             if name not in declared:
                 raise InputError(
                     f"input {name!r} is unknown; the model takes {list(declared)}"
                     + suggest(name, declared)
                 )
+            if not isinstance(raw, Tensor) or raw.ndim == 0:
+                raise InputError(f"input {name!r} must be a tensor with a batch axis, got {raw!r}")
         # Declared order unless groups are re-dealt, where the release follows the call's order.
         order = inputs if self.config.deal_over == "present" else declared
         grouped = {n: inputs[n] for n in order if n in inputs and n not in self.config.labels}
         if not grouped:
             raise InputError(f"no input given; the model needs at least one of {list(declared)}")
-        sizes = {name: len(raw) for name, raw in inputs.items()}
-        if len(set(sizes.values())) > 1:
+        sizes = {name: raw.shape[0] for name, raw in inputs.items()}
+        first = next(iter(sizes.values()))
+        # Compared one by one: a set would fix the batch size of an exported graph.
+        if any(size != first for size in sizes.values()):
             raise InputError(f"inputs have different batch sizes {sizes}; they must be equal")
         return grouped

@@ -1,8 +1,8 @@
 """Read-outs other than the reconstruction: classes from the processor, values per element.
 
 Legend: B batch, N latents of the processor, C channels, K outputs.
-Paper: HiP (arXiv 2202.10890) Sec. 4 uses the encoder alone for classification but does not say how it
-pools; the query head is Perceiver IO's decoder (arXiv 2107.14795) with one learned query.
+Paper: HiP (arXiv 2202.10890) Sec. 4 uses the encoder alone for classification but does not say how
+it pools; the query head is Perceiver IO's decoder (arXiv 2107.14795) with one learned query.
 """
 
 import torch

@@ -6,6 +6,7 @@ Paper: HiP (arXiv 2202.10890); docs/hip.md maps its sections to this folder and 
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from perceivers.models.hip.config import HiPConfig
 from perceivers.models.hip.decoder import HiPDecoder, ReadOut
 from perceivers.models.hip.encoder import Encoded, HiPEncoder, gather_slots
 from perceivers.models.hip.heads import MeanHead, QueryHead
+from perceivers.models.saving import ModelInfo, save_folder
 from perceivers.nn.blocks import PerceiverBlock
 from perceivers.nn.grouping import GroupLayout
 from perceivers.nn.init import init_linears_, variance_scaling_
@@ -36,6 +38,8 @@ class HiP(nn.Module):
     Args:
         config: The complete description.
     """
+
+    family = "hip"
 
     def __init__(self, config: HiPConfig) -> None:
         super().__init__()
@@ -78,8 +82,10 @@ class HiP(nn.Module):
         |---|---|
         | Linear weights | truncated normal, variance 1 / fan_in; biases 0 |
         | unembedding of the reconstruction | 0: the first reconstruction is exactly 0 |
-        | latents, position tables, head query | ``fixed``: truncated normal, deviation 0.02; ``paper``: variance 1 / rows |
+        | latents, position tables, head query | truncated normal, by ``config.init`` |
         | LayerNorm | scale 1, offset 0 |
+
+        ``init="fixed"`` is a deviation of 0.02, ``"paper"`` a variance of 1 / rows.
         """
         init_linears_(self)
         arrays = [m.latents for m in self.modules() if isinstance(m, PerceiverBlock)]
@@ -193,6 +199,39 @@ class HiP(nn.Module):
             )
         return {names[0]: inputs}
 
+    def save_pretrained(
+        self, folder: str | Path, *, info: ModelInfo | None = None, overwrite: bool = False
+    ) -> Path:
+        """Write a model folder that ``perceivers.load`` reads.
+
+        Raises:
+            CheckpointError: A model is already there and ``overwrite`` is off.
+        """
+        return save_folder(self, Path(folder), info or ModelInfo(), overwrite=overwrite)
+
+    def layer_depths(self) -> dict[str, int]:
+        """Return a depth per parameter, for layer-wise learning rates.
+
+        Inputs have depth 0; every read and every self-attention layer adds one; read-outs share the
+        last depth.
+        """
+        depth = 1
+        depths: dict[str, int] = {}
+        blocks = [(f"encoder.blocks.{i}", block) for i, block in enumerate(self.encoder.blocks)]
+        if self.decoder is not None:
+            blocks += [(f"decoder.blocks.{i}", b) for i, b in enumerate(self.decoder.blocks)]
+        for prefix, block in blocks:
+            assert isinstance(block, PerceiverBlock)
+            depths[f"{prefix}.latents"] = depths[f"{prefix}.read."] = depth
+            for i in range(len(block.layers)):
+                depths[f"{prefix}.layers.{i}."] = depth + 1 + i
+            depth += 1 + len(block.layers)
+        depths |= {"decoder.": depth, "head.": depth, "encoder.inputs.": 0, "encoder.labels.": 0}
+        return {
+            name: next(at for prefix, at in depths.items() if name.startswith(prefix))
+            for name, _ in self.named_parameters()
+        }
+
     def set_recompute(self, on: bool = True) -> None:
         """Recompute self-attention layers in the backward pass: less memory, more time."""
         for module in self.modules():
@@ -213,7 +252,7 @@ class HiP(nn.Module):
                 f"a model of {dict(old)} cannot be resized to {dict(inputs)}: names, kinds and "
                 f"channels must stay"
             )
-        model = type(self)(replace(self.config, inputs=inputs))
+        model = type(self)(replace(self.config, inputs=inputs)).to(next(self.parameters()))
         state = dict(self.state_dict())
         for name, spec in inputs.items():
             for part in ("inputs", "labels"):
@@ -221,7 +260,7 @@ class HiP(nn.Module):
                 if key in state:
                     state[key] = resize_table(state[key], old[name].grid, spec.grid)
         model.load_state_dict(state)
-        return model.to(next(self.parameters()).device).train(self.training)
+        return model.train(self.training)
 
     def _read_label(self, name: str, encoded: Encoded) -> Float[Tensor, "B N K"]:
         """Scores of a bottleneck label, read from the processor."""
@@ -235,7 +274,12 @@ class HiP(nn.Module):
         """Values per element of the head's modality, in its raw layout."""
         head = self.config.head
         assert isinstance(self.head, ReadOut)
-        share = next(s for s in encoded.layout.shares if s.name == head.modality)
+        share = next((s for s in encoded.layout.shares if s.name == head.modality), None)
+        if share is None:
+            raise InputError(
+                f"head {head.kind!r} answers for {head.modality!r}, which this call lacks; give "
+                f"it, or build the model with deal_over='declared'"
+            )
         queries = self.encoder.inputs.rows(encoded.layout, share)
         if head.kind == "dense_bottleneck":
             queries = share.merge(queries).unsqueeze(1)  # [1, 1, N, P]

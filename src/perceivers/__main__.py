@@ -1,0 +1,5 @@
+"""``python -m perceivers``."""
+
+from perceivers.cli.main import main
+
+raise SystemExit(main())

@@ -1,0 +1,180 @@
+"""Loading model folders and run folders, and carrying an encoder over to another model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from perceivers.errors import CheckpointError, suggest
+from perceivers.files import read_json_file
+from perceivers.models.hip import HiP
+from perceivers.models.registry import FAMILIES, list_models
+from perceivers.models.saving import FORMAT_VERSION, ModelInfo
+from perceivers.types import ModalitySpec
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with what travelled with it."""
+
+    model: HiP
+    info: ModelInfo
+    folder: Path
+
+
+def find_model_folder(address: str | Path) -> Path:
+    """Return the model folder behind a model folder, a run folder (its best) or ``RUN@last``.
+
+    Raises:
+        CheckpointError: There is none; says what was looked for.
+    """
+    path, _, which = str(address).partition("@")
+    if which not in {"", "best", "last"}:
+        raise CheckpointError(f"{address}: after @ comes 'best' or 'last', not {which!r}")
+    folder = Path(path)
+    candidates = [folder / ("last" if which == "last" else "model")]
+    if not which:
+        candidates.append(folder)
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return candidate
+    if not folder.exists():
+        raise CheckpointError(
+            f"{path} is neither a model name nor a folder; 'perceivers models' lists the names"
+            + suggest(path, list_models())
+        )
+    raise CheckpointError(
+        f"{path} holds no model: looked for {', '.join(str(c / 'config.json') for c in candidates)}; "
+        f"give a model folder, or a run folder whose training has saved a model"
+    )
+
+
+def load(address: str | Path, *, inputs: Mapping[str, ModalitySpec] | None = None) -> HiP:
+    """Load a model in evaluation mode from a model or run folder.
+
+    Args:
+        address: ``out/`` (model folder), ``runs/a`` (the run's best) or ``runs/a@last``.
+        inputs: Load it for other input sizes: learned positions are interpolated.
+
+    Raises:
+        CheckpointError: Nothing to load, or the files are damaged or do not fit.
+    """
+    model = load_with_info(address).model
+    return model if inputs is None else model.resized(inputs)
+
+
+def load_with_info(address: str | Path) -> Loaded:
+    """Load a model and what travelled with it.
+
+    Raises:
+        CheckpointError: As for ``load``.
+    """
+    folder = find_model_folder(address)
+    description = read_json_file(folder / "config.json")
+    version = description.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder} has format version {version!r}; this library reads version {FORMAT_VERSION}. "
+            f"Install the release that wrote it ({description.get('library_version', 'unknown')})"
+        )
+    family = description.get("family")
+    if family not in FAMILIES:
+        raise CheckpointError(f"{folder}: family {family!r} is unknown; known are {list(FAMILIES)}")
+    try:
+        config = FAMILIES[family].config.from_json(description["config"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+    model = FAMILIES[family].module(config)
+    load_state(model, read_tensors(folder / "model.safetensors"), source=str(folder))
+    return Loaded(model=model.eval(), info=ModelInfo.from_json(description), folder=folder)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: Missing, truncated or not safetensors.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a complete safetensors file ({error}); copy it again from its source"
+        ) from error
+
+
+def load_state(model: HiP, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Load weights whose names and shapes must match exactly.
+
+    Raises:
+        CheckpointError: Lists missing, unexpected and misshapen entries.
+    """
+    problems = compare_states(model.state_dict(), state)
+    if problems:
+        raise CheckpointError(f"{source} does not fit the model: {'; '.join(problems)}")
+    model.load_state_dict(dict(state))
+
+
+def compare_states(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Describe how two sets of weights differ; empty when they fit."""
+    groups = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - wanted.keys()),
+        "another shape": [
+            f"{name} ({tuple(found[name].shape)} in the file, {tuple(wanted[name].shape)} in the model)"
+            for name in wanted.keys() & found.keys()
+            if found[name].shape != wanted[name].shape
+        ],
+    }
+    return [
+        f"{kind}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+        for kind, names in groups.items()
+        if names
+    ]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What fine-tuning took over, left behind, and starts afresh (parameter names)."""
+
+    used: tuple[str, ...]
+    dropped: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """One line for the console."""
+        return (
+            f"{len(self.used)} tensors taken over, {len(self.dropped)} left behind "
+            f"({_parts(self.dropped)}), {len(self.fresh)} fresh ({_parts(self.fresh)})"
+        )
+
+
+def _parts(names: tuple[str, ...]) -> str:
+    return ", ".join(sorted({name.split(".")[0] for name in names})) or "none"
+
+
+def transfer_encoder(source: HiP, target: HiP) -> Transfer:
+    """Copy everything the two models share by name and shape; heads and decoders may differ.
+
+    Raises:
+        CheckpointError: An encoder tensor has no counterpart of the same shape.
+    """
+    theirs, ours = source.state_dict(), target.state_dict()
+    used = [n for n in ours if n in theirs and ours[n].shape == theirs[n].shape]
+    broken = [n for n in ours if n.startswith("encoder.") and n not in used]
+    if broken:
+        raise CheckpointError(
+            f"the encoders differ at {', '.join(broken[:4])} ({len(broken)} tensors); fine-tuning "
+            f"needs the same variant, inputs and positions"
+        )
+    target.load_state_dict({**ours, **{name: theirs[name] for name in used}})
+    return Transfer(
+        used=tuple(used),
+        dropped=tuple(name for name in theirs if name not in used),
+        fresh=tuple(name for name in ours if name not in used),
+    )

@@ -1,0 +1,1 @@
+"""The command line: a table of verbs and their arguments, nothing else."""

@@ -1,0 +1,101 @@
+"""Entry point: ``perceivers VERB ...``. Help and version answer without importing torch."""
+
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from perceivers.errors import UserError, suggest
+from perceivers.version import __version__
+
+# verb -> (module, function, one line)
+VERBS: dict[str, tuple[str, str, str]] = {
+    "demo": ("training", "demo", "pre-train, fine-tune and test on built-in real data"),
+    "models": ("tools", "models", "list the named models"),
+    "pretrain": ("training", "pretrain", "masked auto-encoding on your data"),
+    "finetune": ("training", "finetune", "fine-tune a pre-trained run as a classifier"),
+    "train": ("training", "train", "train a classifier from scratch"),
+    "resume": ("training", "resume", "continue a stopped run, exactly"),
+    "evaluate": ("using", "evaluate", "figures on held-back data"),
+    "predict": ("using", "predict", "classify files"),
+    "reconstruct": ("using", "reconstruct", "original, masked and reconstructed pictures"),
+    "report": ("using", "report", "write a run's report anew"),
+    "export": ("using", "export", "write ONNX or torch.export, run it and compare"),
+    "convert": ("tools", "convert", "convert released parameters, and verify them"),
+    "doctor": ("tools", "doctor", "check this machine and installation"),
+}
+OUT_OF_REACH = {errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.EDQUOT}
+INTERRUPTED = 130
+
+
+def usage() -> str:
+    """Return the top-level help."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {line}" for verb, (_, _, line) in VERBS.items()]
+    return "\n".join(
+        [
+            "perceivers: general perception in PyTorch, from raw elements of any signal",
+            "",
+            "usage: perceivers VERB [options]      perceivers VERB --help",
+            "",
+            *lines,
+            "",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status.
+
+    0 done, 2 the user's mistake (one message), 130 interrupted with the state saved; anything else
+    that goes wrong is our bug and shows its traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        sys.stdout.write(usage())
+        return 0
+    if arguments[0] in {"-V", "--version"}:
+        sys.stdout.write(f"perceivers {__version__}\n")
+        return 0
+    verb = arguments[0]
+    if verb not in VERBS:
+        sys.stderr.write(f"perceivers: unknown verb {verb!r}{suggest(verb, VERBS)}\n\n{usage()}")
+        return 2
+    return run_verb(verb, arguments[1:])
+
+
+def run_verb(verb: str, arguments: list[str]) -> int:
+    """Import the verb's module, run it, and turn mistakes into messages."""
+    module, function, _ = VERBS[verb]
+    try:
+        run: Callable[[list[str]], int] = getattr(
+            import_module(f"perceivers.cli.{module}"), function
+        )
+        return run(arguments)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("perceivers"):
+            raise
+        sys.stderr.write(
+            f"perceivers: '{verb}' needs the package {error.name!r}; install it with: "
+            f'pip install "perceivers[demo]"\n'
+        )
+        return 2
+    except UserError as error:
+        sys.stderr.write(f"perceivers: {error}\n")
+        return 2
+    except OSError as error:
+        if error.errno not in OUT_OF_REACH:
+            raise
+        sys.stderr.write(
+            f"perceivers: {error}; complete checkpoints are kept, 'perceivers resume' continues\n"
+        )
+        return 2
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 2
+    except KeyboardInterrupt:
+        sys.stderr.write("perceivers: interrupted\n")
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

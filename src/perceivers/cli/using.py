@@ -1,0 +1,119 @@
+"""Verbs that use a trained model: evaluate, predict, reconstruct, report, export."""
+
+import sys
+from pathlib import Path
+
+from perceivers.cli.parser import VerbParser
+from perceivers.export.exporting import SUFFIXES
+from perceivers.export.graphs import PARTS
+from perceivers.report.tables import per_class_table
+from perceivers.training.run_folder import RunFolder
+from perceivers.workflows.evaluation import evaluate as run_evaluation
+from perceivers.workflows.exporting import export as run_export
+from perceivers.workflows.prediction import predict as run_prediction
+from perceivers.workflows.prediction import write_predictions
+from perceivers.workflows.reconstruction import TARGET_NOTES
+from perceivers.workflows.reconstruction import reconstruct as run_reconstruction
+from perceivers.workflows.run import Run
+from perceivers.checkpoints.loading import load_with_info
+from perceivers.cli.tables import print_table
+
+RUN_HELP = "run folder, RUN@last, or model folder"
+
+
+def evaluate(argv: list[str]) -> int:
+    """Figures on held-back data, and a table per class."""
+    parser = VerbParser("evaluate", "Evaluate a trained model on held-back data.")
+    parser.add_argument("run", help=RUN_HELP)
+    parser.add_argument("--data", default=None, help="data address; the run's own when not given")
+    parser.add_argument("--split", default="test", help="test, val or train")
+    parser.add_argument("--batch_size", type=int, default=64, help="samples at once")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read data")
+    parser.add_argument("--limit", type=int, default=0, help="dry run: at most this many batches")
+    args = parser.parse_args(argv)
+    result = run_evaluation(
+        args.run,
+        data=args.data,
+        split=args.split,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        limit=args.limit,
+    )
+    for name, value in result.figures.items():
+        shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+        sys.stdout.write(f"{name}: {shown}\n")
+    if result.matrix is not None:
+        table = per_class_table(result.matrix.numpy(), result.classes)
+        print_table(table.header, table.rows, title=f"Per class, {args.split}")
+    for text in result.skipped:
+        sys.stderr.write(f"skipped: {text}\n")
+    folder = RunFolder(Path(args.run.partition("@")[0]))
+    if folder.config.is_file() and args.data is None and not args.limit:
+        sys.stdout.write(f"report: {Run(folder.path).write_report()}\n")
+    return 0
+
+
+def predict(argv: list[str]) -> int:
+    """A record per file."""
+    parser = VerbParser("predict", "Classify pictures; a JSON line or CSV row per file.")
+    parser.add_argument("run", help=RUN_HELP)
+    parser.add_argument("files", nargs="+", help="pictures, or folders searched for pictures")
+    parser.add_argument("--out", default=None, help=".jsonl or .csv file; stdout when not given")
+    parser.add_argument("--top", type=int, default=5, help="classes listed per file")
+    args = parser.parse_args(argv)
+    out = Path(args.out) if args.out else None
+    records = list(run_prediction(args.run, args.files, top=args.top))
+    text = write_predictions(records, out)
+    if out is None:
+        sys.stdout.write(text)
+    failed = [record for record in records if "error" in record]
+    for record in failed:
+        sys.stderr.write(f"skipped {record['file']}: {record['error']}\n")
+    if out is not None:
+        sys.stdout.write(f"{len(records) - len(failed)} files classified, see {out}\n")
+    return 2 if len(failed) == len(records) else 0
+
+
+def reconstruct(argv: list[str]) -> int:
+    """Pictures of what the model imagines."""
+    parser = VerbParser(
+        "reconstruct", "Write original, masked and reconstructed pictures of a pre-trained model."
+    )
+    parser.add_argument("run", help=RUN_HELP)
+    parser.add_argument("files", nargs="+", help="pictures, or folders searched for pictures")
+    parser.add_argument("--out", default="reconstructed", help="folder for the pictures")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the masks")
+    args = parser.parse_args(argv)
+    written = run_reconstruction(args.run, args.files, args.out, seed=args.seed)
+    target = load_with_info(args.run).info.target or "per-channel"
+    sys.stdout.write(f"{len(written)} pictures in {args.out}; see {written[-1]}\n")
+    sys.stdout.write(f"target space: {target}. {TARGET_NOTES[target]}\n")
+    return 0
+
+
+def report(argv: list[str]) -> int:
+    """Draw a run's report anew."""
+    parser = VerbParser("report", "Write a run's report.html anew.")
+    parser.add_argument("run", help="run folder")
+    args = parser.parse_args(argv)
+    sys.stdout.write(f"report: {Run(args.run).write_report()}\n")
+    return 0
+
+
+def export(argv: list[str]) -> int:
+    """A file for other programs, compared with the model."""
+    parser = VerbParser("export", "Export a model, run the exported file and compare.")
+    parser.add_argument("run", help=RUN_HELP)
+    parser.add_argument("--format", default="onnx", choices=sorted(SUFFIXES), help="file format")
+    parser.add_argument("--part", default=None, choices=PARTS, help="what to export")
+    parser.add_argument("--out", default=None, help="file; in the run folder when not given")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    args = parser.parse_args(argv)
+    done = run_export(
+        args.run, out=args.out, format=args.format, part=args.part, overwrite=args.overwrite
+    )
+    sys.stdout.write(
+        f"{done.path}: ran at batch sizes 1 and 3; largest difference {done.largest:.3g} "
+        f"(largest output {done.absmax:.3g})\npreprocessing: {done.description}\n"
+    )
+    return 0

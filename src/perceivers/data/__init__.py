@@ -1,0 +1,21 @@
+"""Data by address, as batches that are the same whoever reads them and whenever."""
+
+from perceivers.data.address import open_data
+from perceivers.data.augment import AugmentConfig
+from perceivers.data.batches import Batch
+from perceivers.data.dataset import Dataset
+from perceivers.data.files import find_files, read_files
+from perceivers.data.loaders import make_eval_loader, make_train_loader
+from perceivers.data.sources import Source
+
+__all__ = [
+    "AugmentConfig",
+    "Batch",
+    "Dataset",
+    "Source",
+    "find_files",
+    "make_eval_loader",
+    "make_train_loader",
+    "open_data",
+    "read_files",
+]

@@ -1,0 +1,163 @@
+"""Arrays in memory: ``.npz`` files whose keys are modality kinds, and other ready arrays."""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perceivers.errors import DataError, suggest
+
+# Axes of one sample, and whether the channels come first, as laid down in types.py.
+LAYOUTS = {
+    "image": "[n, C, H, W]",
+    "video": "[n, C, T, H, W]",
+    "audio": "[n, C, S]",
+    "points": "[n, P, C]",
+    "array": "[n, *grid, C]",
+}
+KEYS = (*LAYOUTS, "label", "classes", "split")
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """A source of samples that are rows of arrays.
+
+    Args:
+        modalities: Arrays ``[n, ...]`` in the raw layouts, by modality.
+        names: Stable id per row.
+        labels: Class per row, or None.
+    """
+
+    modalities: Mapping[str, NDArray]
+    names: Sequence[str]
+    labels: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.names)
+
+    def read(self, index: int) -> dict[str, NDArray]:
+        """Return one row of each modality; views, not copies."""
+        return {name: values[index] for name, values in self.modalities.items()}
+
+    def subset(self, indices: NDArray[np.int64]) -> "Arrays":
+        """Return a source of some of the rows, copied."""
+        labels = None if self.labels is None else self.labels[indices]
+        return Arrays(
+            {name: values[indices] for name, values in self.modalities.items()},
+            [self.names[i] for i in indices.tolist()],
+            labels,
+        )
+
+
+def read_npz(path: Path) -> tuple[dict[str, Arrays], tuple[str, ...]]:
+    """Read the splits and class names of an ``.npz`` file; nothing pickled is loaded.
+
+    Raises:
+        DataError: Unknown keys, layouts, types or labels, rows that do not match, or values that
+            are not finite.
+    """
+    content = _load(path)
+    unknown = sorted(set(content) - set(KEYS))
+    if unknown:
+        raise DataError(
+            f"{path}: key {unknown[0]!r} is unknown; keys are {', '.join(KEYS)}"
+            + suggest(unknown[0], KEYS)
+        )
+    modalities = {
+        kind: _check_modality(path, kind, content[kind]) for kind in LAYOUTS if kind in content
+    }
+    if not modalities:
+        raise DataError(f"{path}: no modality; give at least one of {', '.join(LAYOUTS)}")
+    counts = {key: len(np.atleast_1d(content[key])) for key in content if key != "classes"}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise DataError(f"{path}: rows are {counts}; every key needs the same number, at least 1")
+    classes = tuple(str(name) for name in np.atleast_1d(content.get("classes", ())))
+    labels = _check_labels(path, content.get("label"), classes)
+    if labels is None:
+        classes = ()
+    elif not classes:
+        classes = tuple(str(label) for label in range(int(labels.max()) + 1))
+    names = [f"{path.name}/{row}" for row in range(next(iter(counts.values())))]
+    everything = Arrays(modalities, names, labels)
+    if "split" not in content:
+        return {"train": everything}, classes
+    return _divide(path, everything, content["split"]), classes
+
+
+def _load(path: Path) -> dict[str, NDArray]:
+    """Return the file's arrays."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise DataError(
+            f"{path}: no .npz file of plain arrays ({error}); write it with numpy.savez"
+        ) from error
+
+
+def _check_modality(path: Path, kind: str, values: NDArray) -> NDArray:
+    """Return values in a type that models read, checked for layout and finite numbers."""
+    layout = LAYOUTS[kind]
+    num_axes = layout.count(",") + 1
+    if values.ndim < num_axes if kind == "array" else values.ndim != num_axes:
+        raise DataError(f"{path}: {kind!r} has shape {values.shape}; its layout is {layout}")
+    if 0 in values.shape[1:]:
+        raise DataError(f"{path}: {kind!r} has shape {values.shape}; no axis may be empty")
+    integers = {np.dtype(np.uint8)} if kind == "image" else {np.dtype(np.uint8), np.dtype(np.int16)}
+    if values.dtype in integers:
+        return values
+    if not np.issubdtype(values.dtype, np.floating):
+        allowed = "uint8 (0..255)" if kind == "image" else "uint8 (0..255), int16"
+        raise DataError(
+            f"{path}: {kind!r} has dtype {values.dtype}; use {allowed} or float32, and convert "
+            f"the values yourself, because their range is not known"
+        )
+    values = values.astype(np.float32, copy=False)
+    bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+    if len(bad):
+        raise DataError(
+            f"{path}: {kind!r} holds NaN or infinite values in {len(bad)} of {len(values)} rows, "
+            f"first row {bad[0]}; remove or repair them"
+        )
+    return values
+
+
+def _check_labels(path: Path, labels: Any, classes: Sequence[str]) -> NDArray[np.int64] | None:
+    """Return labels as int64, checked against the number of classes."""
+    if labels is None:
+        return None
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"{path}: 'label' has shape {labels.shape} and dtype {labels.dtype}; it must be one "
+            f"integer per row"
+        )
+    upper = len(classes) - 1 if classes else None
+    wrong = np.flatnonzero((labels < 0) | (labels > upper if upper is not None else False))
+    if len(wrong):
+        rule = f"0..{upper} ({len(classes)} classes)" if classes else "class indices from 0"
+        raise DataError(
+            f"{path}: label {labels[wrong[0]]} of row {wrong[0]} is out of range; labels are {rule}"
+        )
+    return labels.astype(np.int64)
+
+
+def _divide(path: Path, everything: Arrays, split: NDArray) -> dict[str, Arrays]:
+    """Divide rows by the names of their splits."""
+    split = np.atleast_1d(split).astype(str)
+    unknown = sorted(set(split.tolist()) - set(SPLITS))
+    if unknown or "train" not in split:
+        raise DataError(
+            f"{path}: 'split' holds {sorted(set(split.tolist()))}; rows are train, val or test, "
+            f"and some must be train"
+        )
+    return {
+        name: everything.subset(np.flatnonzero(split == name)) for name in SPLITS if name in split
+    }

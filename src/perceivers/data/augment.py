@@ -1,0 +1,145 @@
+"""Which part of a picture is looked at, and how: drawn at random for training, fixed otherwise.
+
+A ``View`` is in shares of the picture's sides, so it holds for any resolution the picture is
+decoded at.
+"""
+
+from dataclasses import dataclass
+from math import exp, isfinite, log, radians, sqrt
+
+import numpy as np
+
+from perceivers.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of training pictures; the defaults change nothing."""
+
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    """Area of a random crop, as a share of the largest undistorted crop, drawn uniformly from this
+    range in 0..1; (1, 1) with crop_ratio (1, 1) is the centre crop used for evaluation."""
+    crop_ratio: tuple[float, float] = (1.0, 1.0)
+    """Aspect ratio (width by height) of a random crop relative to the model's input, drawn
+    log-uniformly from this range; 1 is undistorted."""
+    flip: bool = False
+    """Mirror left and right with probability 1/2."""
+    rotate: float = 0.0
+    """Rotation in degrees, drawn uniformly from plus to minus this, in 0..180; corners become 0."""
+    shift: float = 0.0
+    """Shift along each axis as a share of the side, drawn uniformly from plus to minus this, in
+    0..1; what lies outside the picture becomes 0."""
+
+    def __post_init__(self) -> None:
+        """Reject values out of range."""
+        for name, upper in (("crop_scale", 1.0), ("crop_ratio", float("inf"))):
+            value = tuple(getattr(self, name))
+            object.__setattr__(self, name, value)
+            valid = len(value) == 2 and all(isfinite(v) for v in value)
+            if not (valid and 0 < value[0] <= value[1] <= upper):
+                bound = " <= 1" if upper == 1.0 else ""
+                raise ConfigError(
+                    f"augment.{name} is {value}; it must be two numbers with "
+                    f"0 < low <= high{bound}, such as (0.5, 1.0)"
+                )
+        for name, upper in (("rotate", 180.0), ("shift", 1.0)):
+            value = getattr(self, name)
+            if not 0 <= value <= upper:
+                raise ConfigError(
+                    f"augment.{name} is {value}; it must lie in 0..{upper:g} "
+                    f"({'degrees' if name == 'rotate' else 'share of the side'}, drawn in +-)"
+                )
+
+    @property
+    def crops(self) -> bool:
+        """Whether crops are random."""
+        return self.crop_scale != (1.0, 1.0) or self.crop_ratio != (1.0, 1.0)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is changed at all."""
+        return self.crops or self.flip or self.rotate > 0 or self.shift > 0
+
+
+@dataclass(frozen=True)
+class View:
+    """A box in a picture, and how it is mirrored, turned and moved when it is drawn.
+
+    Args:
+        left: Left edge as a share of the width.
+        top: Upper edge as a share of the height.
+        width: Width as a share of the picture's.
+        height: Height as a share of the picture's.
+        flip: Mirror left and right.
+        angle: Rotation in radians.
+        shift: Shift right and down as shares of the output's sides.
+    """
+
+    left: float
+    top: float
+    width: float
+    height: float
+    flip: bool = False
+    angle: float = 0.0
+    shift: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the box is the whole picture."""
+        return (self.left, self.top, self.width, self.height) == (0.0, 0.0, 1.0, 1.0)
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether more than cropping, scaling and mirroring is needed."""
+        return self.angle != 0.0 or self.shift != (0.0, 0.0)
+
+
+def centre_view(size: tuple[int, int], target: tuple[int, int]) -> View:
+    """Return the largest undistorted box in the middle.
+
+    Args:
+        size: Width and height of the picture in pixels.
+        target: Width and height of the output in pixels.
+    """
+    width, height = _largest_box(size, target)
+    return View((1 - width) / 2, (1 - height) / 2, width, height)
+
+
+def random_view(
+    size: tuple[int, int],
+    target: tuple[int, int],
+    augment: AugmentConfig,
+    rng: np.random.Generator,
+) -> View:
+    """Draw a view; the draws depend on ``augment`` and ``rng`` alone, never on the picture.
+
+    Args:
+        size: Width and height of the picture in pixels.
+        target: Width and height of the output in pixels.
+        augment: What to draw.
+        rng: Where from.
+    """
+    width, height = _largest_box(size, target)
+    left, top = (1 - width) / 2, (1 - height) / 2
+    if augment.crops:
+        scale = rng.uniform(*augment.crop_scale)
+        low, high = augment.crop_ratio
+        ratio = exp(rng.uniform(log(low), log(high)))
+        width = min(1.0, width * sqrt(scale * ratio))
+        height = min(1.0, height * sqrt(scale / ratio))
+        left, top = rng.random() * (1 - width), rng.random() * (1 - height)
+    flip = bool(augment.flip and rng.random() < 0.5)
+    angle = radians(rng.uniform(-augment.rotate, augment.rotate)) if augment.rotate else 0.0
+    shift = (0.0, 0.0)
+    if augment.shift:
+        right, down = rng.uniform(-augment.shift, augment.shift, size=2).tolist()
+        shift = (right, down)
+    return View(left, top, width, height, flip, angle, shift)
+
+
+def _largest_box(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float]:
+    """Return the sides, as shares, of the largest box with the target's aspect ratio."""
+    (width, height), (target_width, target_height) = size, target
+    if width * target_height >= height * target_width:
+        return height * target_width / target_height / width, 1.0
+    return 1.0, width * target_height / target_width / height

@@ -1,0 +1,221 @@
+"""Loaders for training and evaluation, whose batches do not depend on workers or interruptions.
+
+Training reads an endless stream: position p is sample ``order[p % n]`` of epoch ``p // n``, where the
+order is drawn from (seed, epoch) and the augmentation from (seed, epoch, sample). Nothing else enters,
+so a run that resumes at any step sees the batches it would have seen.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils import data as torch_data
+
+from perceivers.data.augment import AugmentConfig
+from perceivers.data.batches import Batch, merge_empty, read_readable, stack_batch
+from perceivers.data.fitting import SampleReader
+from perceivers.data.sources import Source
+from perceivers.errors import ConfigError, DataError
+from perceivers.types import ModalitySpec
+
+
+def make_train_loader(
+    source: Source,
+    specs: Mapping[str, ModalitySpec],
+    *,
+    batch_size: int,
+    seed: int,
+    augment: AugmentConfig,
+    start_step: int,
+    num_steps: int,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> torch_data.DataLoader[Batch]:
+    """Return a loader of the batches of steps ``start_step .. num_steps - 1``.
+
+    A sample that cannot be read is replaced by the next readable one and named in ``Batch.bad``.
+
+    Args:
+        source: The training split; it may hold fewer samples than a batch.
+        specs: What each modality must look like.
+        batch_size: Samples per batch and rank.
+        seed: Of order and augmentation, at least 0.
+        augment: How pictures are changed.
+        start_step: First step to yield; 0 for a new run.
+        num_steps: Steps of the whole run.
+        workers: Processes that read; 0 reads in this one.
+        rank: Which of the processes that train together this is.
+        world_size: How many processes train together.
+
+    Raises:
+        DataError: The specs do not fit the source.
+        ConfigError: A number out of range.
+    """
+    _check_sizes(batch_size, workers, rank, world_size)
+    if seed < 0 or not 0 <= start_step <= num_steps:
+        raise ConfigError(
+            f"seed is {seed}, start_step {start_step}, num_steps {num_steps}; they must satisfy "
+            f"seed >= 0 and 0 <= start_step <= num_steps"
+        )
+    steps = _Steps(start_step, num_steps, batch_size, rank, world_size)
+    stream = _TrainStream(SampleReader(source, specs, augment), seed)
+    return torch_data.DataLoader(
+        stream,
+        batch_sampler=steps,
+        collate_fn=_as_is,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        # Without one of its own the loader would draw from, and so change, the global generator.
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def make_eval_loader(
+    source: Source,
+    specs: Mapping[str, ModalitySpec],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> torch_data.DataLoader[Batch]:
+    """Return a loader of every readable sample once, in order; the last batch may be smaller.
+
+    A sample that cannot be read is left out and named in ``Batch.bad``; a batch that would be empty
+    is dropped and its names move to a neighbour. Batch s of rank r holds the samples of batch
+    ``s * world_size + r`` of a single process, so ranks may yield different numbers of batches.
+
+    Args:
+        source: The split.
+        specs: What each modality must look like.
+        batch_size: Samples per batch and rank.
+        workers: Processes that read; 0 reads in this one.
+        rank: Which of the processes that evaluate together this is.
+        world_size: How many processes evaluate together.
+
+    Raises:
+        DataError: The specs do not fit the source; while reading: no sample can be read.
+        ConfigError: A number out of range.
+    """
+    _check_sizes(batch_size, workers, rank, world_size)
+    num_batches = -(-len(source) // batch_size)
+    ranges = [
+        list(range(first * batch_size, min(len(source), (first + 1) * batch_size)))
+        for first in range(rank, num_batches, world_size)
+    ]
+    return _EvalLoader(
+        _EvalSamples(SampleReader(source, specs)),
+        batch_sampler=ranges,
+        collate_fn=_as_is,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The stream positions that each step reads."""
+
+    start_step: int
+    num_steps: int
+    batch_size: int
+    rank: int
+    world_size: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start_step, self.num_steps):
+            first = (step * self.world_size + self.rank) * self.batch_size
+            yield list(range(first, first + self.batch_size))
+
+    def __len__(self) -> int:
+        return self.num_steps - self.start_step
+
+
+class _TrainStream(torch_data.Dataset[Batch]):
+    """Stream positions to whole batches."""
+
+    def __init__(self, reader: SampleReader, seed: int) -> None:
+        self.reader = reader
+        self.seed = seed
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        """Read a batch at once; the loader prefers this to single samples."""
+        num_samples = len(self.reader.source)
+        samples, indices, bad = [], [], []
+        for position in positions:
+            epoch, place = divmod(position, num_samples)
+            index = int(_draw_order(self.seed, epoch, num_samples)[place])
+            sample, index = self._read_next_readable(epoch, index, bad)
+            samples.append(sample)
+            indices.append(index)
+        return stack_batch(self.reader, samples, indices, bad)
+
+    def _read_next_readable(
+        self, epoch: int, index: int, bad: list[str]
+    ) -> tuple[dict[str, NDArray], int]:
+        """Read a sample, or the first readable one after it."""
+        num_samples = len(self.reader.source)
+        for offset in range(num_samples):
+            candidate = (index + offset) % num_samples
+            rng = None
+            if self.reader.augment.active:
+                rng = np.random.default_rng((self.seed, epoch, candidate))
+            try:
+                return self.reader(candidate, rng), candidate
+            except DataError as error:
+                bad.append(str(error))
+        raise DataError(
+            f"none of the {num_samples} training samples could be read; the last: {bad[-1]}"
+        )
+
+
+class _EvalSamples(torch_data.Dataset[Batch]):
+    """Sample indices to batches of those that can be read."""
+
+    def __init__(self, reader: SampleReader) -> None:
+        self.reader = reader
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Read a batch at once; the loader prefers this to single samples."""
+        return read_readable(self.reader, indices)
+
+
+class _EvalLoader(torch_data.DataLoader[Batch]):
+    """A loader without empty batches, which only the consuming side can see."""
+
+    # The base class declares its private iterator type; consumers only iterate.
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return merge_empty(super().__iter__())
+
+
+# Two epochs suffice, as a batch may straddle a border; small data sets straddle several.
+@lru_cache(maxsize=4)
+def _draw_order(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
+    """Return the order of the samples in one epoch."""
+    return np.random.default_rng((seed, epoch)).permutation(num_samples)
+
+
+def _as_is(batch: Batch) -> Batch:
+    """Keep a batch that the dataset has already put together."""
+    return batch
+
+
+def _check_sizes(batch_size: int, workers: int, rank: int, world_size: int) -> None:
+    """Reject numbers that make no loader."""
+    if batch_size < 1 or workers < 0:
+        raise ConfigError(
+            f"batch_size is {batch_size} and workers {workers}; they must be at least 1 and 0"
+        )
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank is {rank} of world_size {world_size}; it must be 0..world_size-1")

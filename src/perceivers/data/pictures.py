@@ -1,0 +1,174 @@
+"""Picture files to upright Pillow pictures of 1, 3 or 4 channels.
+
+Decoding has two stages, because a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction
+of the time: ``open_picture`` reads the header, ``load_picture`` decodes what is needed.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from perceivers.errors import DataError
+from perceivers.types import Image as ImageSpec
+
+PICTURE_EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+)
+# Only these decoders run: others start foreign programs or fetch further files.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+GRAY_MODES = frozenset({"1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N"})
+ORIENTATION_TAG = 0x0112
+
+
+def is_picture_name(name: str) -> bool:
+    """Tell whether a file name, without folders, ends like a picture; hidden files are none."""
+    return not name.startswith(".") and name.lower().endswith(PICTURE_EXTENSIONS)
+
+
+def read_bytes(path: str) -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def open_picture(data: bytes, path: str) -> Image.Image:
+    """Read the header of a JPEG; decode any other format at once.
+
+    Args:
+        data: The file's content.
+        path: Where it lies, for messages.
+
+    Raises:
+        DataError: The content is no picture of a known format, or too large.
+    """
+    if not data:
+        raise DataError(f"{path}: the file is empty (0 bytes)")
+    # Pillow's parsers raise whatever they trip over (OSError, SyntaxError, struct.error, ...), so
+    # nothing narrower keeps one damaged file from ending a run.
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        if picture.format not in {"JPEG", "MPO"}:
+            ImageOps.exif_transpose(picture, in_place=True)
+    except Exception as error:
+        raise _unreadable(error, path) from error
+    return picture
+
+
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Return width and height as they will be once the EXIF orientation is applied."""
+    width, height = picture.size
+    turned = picture.getexif().get(ORIENTATION_TAG, 1) in {5, 6, 7, 8}
+    return (height, width) if turned else (width, height)
+
+
+def load_picture(
+    picture: Image.Image, path: str, *, least: tuple[int, int] | None = None
+) -> Image.Image:
+    """Decode an opened picture and turn it upright.
+
+    Args:
+        picture: The result of ``open_picture``; it is changed in place.
+        path: Where it lies, for messages.
+        least: Upright width and height in pixels that are enough; a JPEG may be decoded smaller
+            than it is, but never below this.
+
+    Raises:
+        DataError: The content is damaged or cut short.
+    """
+    try:
+        if least is not None and picture.format in {"JPEG", "MPO"}:
+            turned = upright_size(picture) != picture.size
+            picture.draft(None, (least[1], least[0]) if turned else least)
+        ImageOps.exif_transpose(picture, in_place=True)
+        picture.load()
+    except Exception as error:
+        raise _unreadable(error, path) from error
+    return picture
+
+
+def read_picture(data: bytes, path: str) -> Image.Image:
+    """Decode a whole picture, upright, in its own mode.
+
+    Raises:
+        DataError: The content is no picture, damaged or too large.
+    """
+    return load_picture(open_picture(data, path), path)
+
+
+def convert_channels(picture: Image.Image, channels: int, path: str) -> Image.Image:
+    """Return the picture with 8 bits in 1 (gray), 3 (RGB) or 4 (RGBA) channels.
+
+    Transparent parts become white unless four channels are kept; 16-bit gray is scaled to 8 bits.
+
+    Raises:
+        DataError: A picture of 32-bit values, which have no declared range; or other channels.
+    """
+    if channels not in MODES:
+        raise DataError(
+            f"{path}: pictures have 1 (gray), 3 (RGB) or 4 (RGBA) channels, not {channels}; "
+            f"give other counts as arrays in an .npz file"
+        )
+    mode = MODES[channels]
+    if picture.mode == mode and "transparency" not in picture.info:
+        return picture
+    if picture.mode.startswith("I") or picture.mode == "F":
+        picture = _eight_bits(picture, path)
+    if picture.mode in {"LA", "La", "PA", "RGBA", "RGBa"} or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        if channels != 4:
+            white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+            picture = Image.alpha_composite(white, picture).convert("RGB")
+    if picture.mode == "P":
+        picture = picture.convert("RGB")
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def check_picture_spec(spec: ImageSpec) -> None:
+    """Reject channel counts that picture files cannot give.
+
+    Raises:
+        DataError: Other than 1, 3 or 4 channels.
+    """
+    if spec.channels not in MODES:
+        raise DataError(
+            f"picture files give 1 (gray), 3 (RGB) or 4 (RGBA) channels, not {spec.channels}; "
+            f"give other counts as arrays in an .npz file"
+        )
+
+
+def _eight_bits(picture: Image.Image, path: str) -> Image.Image:
+    """Scale 16-bit gray (which some formats store as 32-bit integers) to 8 bits, rounding."""
+    values = np.asarray(picture)
+    if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise DataError(
+            f"{path}: 32-bit values in {values.min():g}..{values.max():g} have no declared range; "
+            f"save the picture with 8 or 16 bits, or give the values in an .npz file"
+        )
+    return Image.fromarray(np.rint(values.astype(np.float64) / 257).astype(np.uint8))
+
+
+def _unreadable(error: Exception, path: str) -> DataError:
+    """Say why Pillow gave up, in one line."""
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return DataError(f"{path}: too many pixels to decode safely ({error})")
+    if isinstance(error, Image.UnidentifiedImageError):
+        return DataError(f"{path}: the content is no picture in {', '.join(FORMATS)}")
+    return DataError(f"{path}: cannot be decoded ({str(error) or type(error).__name__})")

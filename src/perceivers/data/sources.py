@@ -1,0 +1,59 @@
+"""What every reader of data offers: random access to the raw samples of one split.
+
+Legend: C channels, H W rows and columns.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image as Picture
+
+RawSample: TypeAlias = "Mapping[str, Picture | NDArray]"
+
+
+class Source(Protocol):
+    """Random access to the samples of one split; cheap to pickle, safe in forked workers."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """One stable id per sample, such as a relative path."""
+        ...
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """One class index per sample; None when the data are unlabelled."""
+        ...
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        ...
+
+    def read(self, index: int) -> RawSample:
+        """Return a decoded picture, or an array in the raw layout, by modality.
+
+        Raises:
+            DataError: The sample cannot be read; the message is ``path: reason``.
+        """
+        ...
+
+
+class Encoded(NamedTuple):
+    """One undecoded picture: where it lies, for messages, and its bytes."""
+
+    path: str
+    data: bytes
+
+
+@runtime_checkable
+class PictureSource(Protocol):
+    """A source of picture files, whose bytes can be had so that only what is needed is decoded."""
+
+    def encoded(self, index: int) -> Encoded:
+        """Return the undecoded picture of modality ``image``.
+
+        Raises:
+            DataError: The bytes cannot be read.
+        """
+        ...

@@ -1,0 +1,201 @@
+"""Write a graph to a file, run the file, and compare it with the model."""
+
+import io
+import logging
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from perceivers.errors import CheckpointError, ConfigError
+from perceivers.export.graphs import Graph, Part, make_graph
+from perceivers.files import write_json
+from perceivers.models.hip import HiP
+from perceivers.models.saving import ModelInfo
+from perceivers.tasks import MaskedAutoencodingConfig
+from perceivers.types import spec_to_json
+
+Format = Literal["onnx", "torch-export"]
+SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
+# Differences allowed between the exported file and the model, relative to the largest output.
+TOLERANCE = 1e-4
+TRACED_BATCH = 2
+COMPARED_BATCHES = (1, 3)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written and compared file.
+
+    Attributes:
+        path: The graph.
+        description: The JSON beside it: inputs, preprocessing, outputs, classes.
+        largest: Largest absolute difference from the model.
+        absmax: Largest absolute output.
+    """
+
+    path: Path
+    description: Path
+    largest: float
+    absmax: float
+
+
+def export_model(
+    model: HiP,
+    path: Path,
+    *,
+    format: Format = "onnx",  # noqa: A002 - the word users type
+    part: Part = "model",
+    mask: MaskedAutoencodingConfig | None = None,
+    info: ModelInfo | None = None,
+) -> Exported:
+    """Export a model with a free batch size, run the file at other batch sizes, and compare.
+
+    Args:
+        model: In any mode; it is exported in evaluation mode.
+        path: ``.onnx`` or ``.pt2`` file to write.
+        format: ``onnx`` (run with onnxruntime) or ``torch-export``.
+        part: ``model``, ``encoder`` or ``autoencoder`` (with the mask plan as input).
+        mask: Masking of the autoencoder part.
+        info: Class names and the like for the description.
+
+    Raises:
+        ConfigError: The suffix does not fit the format, or a package is missing.
+        CheckpointError: The exported file disagrees with the model.
+    """
+    if format not in SUFFIXES:
+        raise ConfigError(f"format {format!r} is unknown; use one of {sorted(SUFFIXES)}")
+    if path.suffix != SUFFIXES[format]:
+        raise ConfigError(f"{path} must end in {SUFFIXES[format]} for format {format}")
+    if format == "onnx":
+        require_onnx()
+    model = model.eval()
+    graph = make_graph(model, part, mask or MaskedAutoencodingConfig())
+    program = trace(graph, model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if format == "onnx":
+        write_onnx(program, graph, path)
+    else:
+        torch.export.save(program, path)
+    description = write_json(
+        path.with_suffix(".json"), describe(graph, model, format, part, info or ModelInfo())
+    )
+    largest, absmax = compare(graph, model, path, format)
+    if not largest <= TOLERANCE * absmax:
+        raise CheckpointError(
+            f"{path} differs from the model by {largest:.3g} (largest output {absmax:.3g}, allowed "
+            f"{TOLERANCE:.0e} of it); do not use it, and report this as a bug"
+        )
+    return Exported(path=path, description=description, largest=largest, absmax=absmax)
+
+
+def require_onnx() -> None:
+    """Say how to install what ONNX needs.
+
+    Raises:
+        ConfigError: A package is missing.
+    """
+    from importlib.util import find_spec
+
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f'ONNX export needs {", ".join(missing)}; install with: pip install "perceivers[export]"'
+        )
+
+
+def trace(graph: Graph, model: HiP) -> torch.export.ExportedProgram:
+    """Capture the graph with a free batch size."""
+    batch = torch.export.Dim("batch")
+    example = graph.example(model, TRACED_BATCH, seed=0)
+    shapes = {"raw" if graph.mask is None else "tensors": tuple({0: batch} for _ in example)}
+    with torch.no_grad():
+        return torch.export.export(graph.module, example, dynamic_shapes=shapes, strict=False)
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Keep the exporter's progress and deprecation chatter off the user's terminal."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def write_onnx(program: torch.export.ExportedProgram, graph: Graph, path: Path) -> None:
+    """Translate to ONNX, weights inside the file."""
+    with quiet_exporter():
+        onnx_program = torch.onnx.export(
+            program,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            dynamo=True,
+            verbose=False,
+        )
+    assert onnx_program is not None
+    onnx_program.save(str(path), external_data=False)
+
+
+def describe(
+    graph: Graph, model: HiP, format: str, part: str, info: ModelInfo  # noqa: A002
+) -> dict[str, Any]:
+    """What a program that runs the file must know."""
+    return {
+        "format": format,
+        "part": part,
+        "inputs": list(graph.inputs),
+        "outputs": list(graph.outputs),
+        "preprocessing": {
+            name: {
+                **spec_to_json(spec),
+                "raw_shape": ["batch", *spec.raw_shape],
+                "dtype": "uint8" if spec.kind in {"image", "video"} else "float32",
+                "fit": "resize the shorter side to cover, then crop the centre"
+                if spec.kind == "image"
+                else "as declared",
+                "normalisation": "inside the graph",
+            }
+            for name, spec in model.config.grouped_inputs.items()
+        },
+        "classes": list(info.classes),
+        "target": info.target,
+        "license": info.license,
+    }
+
+
+@torch.no_grad()
+def compare(graph: Graph, model: HiP, path: Path, format: str) -> tuple[float, float]:  # noqa: A002
+    """Run the file on fresh inputs at batch sizes that were not traced."""
+    run = run_onnx if format == "onnx" else run_exported
+    largest = absmax = 0.0
+    for number, batch in enumerate(COMPARED_BATCHES, start=1):
+        example = graph.example(model, batch, seed=number)
+        wanted = graph.module(*example)
+        found = run(path, graph.inputs, example)
+        for ours, theirs in zip(wanted, found, strict=True):
+            largest = max(largest, float((ours - theirs).abs().max()))
+            absmax = max(absmax, float(ours.abs().max()))
+    return largest, absmax
+
+
+def run_exported(path: Path, names: Sequence[str], example: Sequence[Tensor]) -> list[Tensor]:
+    """Run a torch.export file."""
+    return list(torch.export.load(path).module()(*example))
+
+
+def run_onnx(path: Path, names: Sequence[str], example: Sequence[Tensor]) -> list[Tensor]:
+    """Run an ONNX file in onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feeds = {name: tensor.numpy() for name, tensor in zip(names, example, strict=True)}
+    return [torch.from_numpy(array) for array in session.run(None, feeds)]

@@ -1,0 +1,117 @@
+"""The model folder: everything that ``load`` and ``predict`` need, and nothing that runs.
+
+``config.json`` (format version, family, configuration with inputs and their preprocessing, class names,
+licence, provenance), ``model.safetensors`` and ``README.md``, a model card.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors.torch import save
+from torch import Tensor
+
+from perceivers.errors import CheckpointError
+from perceivers.files import write_atomic, write_json
+from perceivers.version import __version__
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What travels with the weights besides the configuration."""
+
+    task: str = ""
+    """pretrain, classify, or empty for a bare model."""
+    classes: tuple[str, ...] = ()
+    """Class names in the order of the logits."""
+    target: str = ""
+    """Space of the reconstruction a masked auto-encoder was trained in."""
+    license: str = ""
+    """SPDX name or sentence; empty when nothing was stated."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Where the weights come from: data, command, source, step."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Figures measured when the weights were chosen."""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ModelInfo":
+        """Rebuild from ``config.json``; entries of later versions are ignored."""
+        known = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
+        return cls(**{**known, "classes": tuple(known.get("classes", ()))})
+
+
+class Saveable(Protocol):
+    """A model with a family name and a JSON-able configuration."""
+
+    family: str
+    config: Any
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+
+def save_folder(
+    model: Saveable,
+    folder: Path,
+    info: ModelInfo,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a model folder; each file is replaced atomically.
+
+    Args:
+        model: Gives family and configuration.
+        folder: Created when missing.
+        info: What travels along.
+        state: Weights to save instead of the model's own (an average, say).
+        overwrite: Replace a model that is already there.
+
+    Raises:
+        CheckpointError: The folder holds a model already and ``overwrite`` is off.
+    """
+    if (folder / "config.json").exists() and not overwrite:
+        raise CheckpointError(
+            f"{folder} already holds a model; choose another folder or pass overwrite=True"
+        )
+    weights = model.state_dict() if state is None else state
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    description = {
+        "format_version": FORMAT_VERSION,
+        "family": model.family,
+        "library_version": __version__,
+        **asdict(info),
+        "config": model.config.to_json(),
+    }
+    write_atomic(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
+    write_json(folder / "config.json", description)
+    write_atomic(folder / "README.md", model_card(model, info, tensors))
+    return folder
+
+
+def model_card(model: Saveable, info: ModelInfo, tensors: Mapping[str, Tensor]) -> str:
+    """Return the card's Markdown."""
+    count = sum(tensor.numel() for tensor in tensors.values())
+    inputs = json.dumps(model.config.to_json()["inputs"], indent=2)
+    lines = [
+        f"# {model.family} model",
+        "",
+        f"{count:,} parameters; made with perceivers {__version__}.",
+        "",
+        f"- Task: {info.task or 'none (weights only)'}",
+        f"- Licence of the weights: {info.license or 'not stated'}",
+    ]
+    if info.classes:
+        lines.append(f"- Classes ({len(info.classes)}): {', '.join(info.classes[:50])}")
+    if info.target:
+        lines.append(f"- Reconstruction target: {info.target}")
+    lines += [f"- {key}: {value}" for key, value in info.provenance.items()]
+    if info.metrics:
+        lines += ["", "| metric | value |", "|---|---|"]
+        lines += [f"| {name} | {value:.4g} |" for name, value in info.metrics.items()]
+    lines += ["", "Inputs and their preprocessing:", "", "```json", inputs, "```", ""]
+    lines += ["```python", "import perceivers as pv", 'model = pv.load("this/folder")', "```", ""]
+    return "\n".join(lines)

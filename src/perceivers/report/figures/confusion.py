@@ -1,0 +1,118 @@
+"""The confusion matrix: rows are true classes, columns what the model said."""
+
+from collections.abc import Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perceivers.report import style
+from perceivers.report.page import Page
+from perceivers.report.tables import check_confusion
+
+MAX_CLASSES_WITH_COUNTS = 20
+
+_MAX_CELL = 0.5
+_MAX_SIDE = 6.4
+_MAX_NAME = 1.5
+_AXIS_LABEL = 0.28
+
+
+def draw_confusion(
+    path: Path, *, matrix: NDArray[Any], classes: Sequence[str], title: str
+) -> Path:
+    """Draw shares of every true class as colours, with the counts when there are 20 classes or fewer.
+
+    Args:
+        path: Where the PNG goes.
+        matrix: Counts ``[K, K]``; rows are true classes, columns predicted ones.
+        classes: The K class names; with many classes only every few are written.
+        title: Heading of the figure.
+
+    Returns:
+        The path; rows of classes without samples are left white.
+
+    Raises:
+        InputError: If the matrix is not square or does not match the class names.
+    """
+    counts = check_confusion(matrix, classes)
+    size = len(classes)
+    support = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, support, out=np.zeros(counts.shape), where=support > 0)
+    cell = min(_MAX_CELL, _MAX_SIDE / max(size, 1))
+    side = cell * size
+    font_size = style.SMALL_SIZE
+    names = [style.shorten(name, _MAX_NAME, font_size) for name in classes]
+    longest = max((style.text_width(name, font_size) for name in names), default=0.0)
+    flat = longest <= cell - 0.04
+    left = _AXIS_LABEL + longest + 0.08
+    below = 0.08 + (style.line_height(font_size) if flat else longest) + _AXIS_LABEL
+    right = 0.75
+    total, correct = int(counts.sum()), int(np.trace(counts))
+    page = Page(
+        max(left + side + right, 4.5),
+        side + below,
+        title=title,
+        note=f"Accuracy {style.percent(correct / total)}: {correct:,} of {total:,} samples right."
+        if total
+        else "No samples.",
+    )
+    if size == 0:
+        return page.save(path)
+    page.picture(left, 0, side, side, shares, colours=style.SEQUENTIAL)
+    if size <= MAX_CLASSES_WITH_COUNTS:
+        _write_counts(page, counts, shares, left=left, cell=cell)
+    _write_names(page, names, left=left, cell=cell, flat=flat)
+    page.text(0.08, side / 2, "true class", align="center", vertical="center", rotation=90)
+    page.text(left + side / 2, side + below, "predicted class", align="center", vertical="bottom")
+    page.colour_bar(
+        left + side + 0.2,
+        0,
+        min(side, 2.0),
+        colours=style.SEQUENTIAL,
+        limits=(0.0, 1.0),
+        labels=[(1.0, "100 %"), (0.5, "50 %"), (0.0, "0 %")] if side > 0.6 else [(1.0, "100 %")],
+    )
+    return page.save(path)
+
+
+def _write_counts(
+    page: Page, counts: NDArray[Any], shares: NDArray[Any], *, left: float, cell: float
+) -> None:
+    """Write the count into every cell that has one."""
+    widest = max(style.text_width(f"{int(count)}", style.TEXT_SIZE) for count in counts.flat)
+    font_size = min(style.TEXT_SIZE, style.TEXT_SIZE * (cell - 0.06) / widest)
+    for row, column in zip(*counts.nonzero(), strict=True):
+        page.text(
+            left + (column + 0.5) * cell,
+            (row + 0.5) * cell,
+            f"{int(counts[row, column])}",
+            size=font_size,
+            color=style.PAPER if shares[row, column] > 0.55 else style.INK,
+            align="center",
+            vertical="center",
+        )
+
+
+def _write_names(
+    page: Page, names: Sequence[str], *, left: float, cell: float, flat: bool
+) -> None:
+    """Write class names along both axes, as many as there is room for."""
+    stride = ceil(style.line_height(style.SMALL_SIZE) / cell)
+    side = cell * len(names)
+    for index in range(0, len(names), stride):
+        middle = (index + 0.5) * cell
+        name = names[index]
+        page.text(
+            left - 0.08, middle, name, size=style.SMALL_SIZE, align="right", vertical="center"
+        )
+        page.text(
+            left + middle,
+            side + 0.07,
+            name,
+            size=style.SMALL_SIZE,
+            align="center",
+            rotation=0 if flat else 90,
+        )

@@ -1,0 +1,335 @@
+"""Learned positions before and after training: what masked auto-encoding makes of a random table.
+
+Legend: N positions, P channels, H W rows and columns of a grid.
+Paper: HiP (arXiv 2202.10890) Sec. 3.2, low-dimensional learned positions.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from perceivers.errors import InputError
+from perceivers.report import style
+from perceivers.report.figures.components import (
+    Components,
+    busiest_channels,
+    colours,
+    principal_components,
+    similarity,
+    spread_indices,
+)
+from perceivers.report.page import Page, tidy
+
+_CHANNELS = 8
+_REFERENCES = 3
+_GAP = 0.06
+_BLOCK_GAP = 0.3
+_BAR_ROOM = 0.62
+_BEFORE, _AFTER = "before training", "after training"
+
+Tables = Sequence[tuple[str, NDArray[np.float64]]]
+
+
+def draw_positions(
+    path: Path,
+    *,
+    before: NDArray[Any] | None,
+    after: NDArray[Any],
+    grid: tuple[int, ...],
+    title: str,
+) -> Path:
+    """Draw a table of learned positions on its grid, next to what it was before training.
+
+    On a 2-D grid: the first three principal components as colours, the similarity of a few positions
+    with all others, and the channels that vary most. On a 1-D grid: all channels as a heat map, and
+    similarities as curves. On others, which have no flat picture: how much variance the components
+    hold. Axes of size one are ignored.
+
+    Args:
+        path: Where the PNG goes.
+        before: The table ``[N, P]`` at the start, or None if it is not known.
+        after: The table ``[N, P]`` after training.
+        grid: Shape of the grid the N positions lie on, slowest axis first.
+        title: Heading of the figure.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: If a table does not have one row per grid cell, or the two differ in shape.
+    """
+    for name, table in ((_BEFORE, before), (_AFTER, after)):
+        if table is not None and (table.ndim != 2 or len(table) != prod(grid) or not table.size):
+            raise InputError(
+                f"the position table {name} has shape {table.shape} for grid {grid}; it must be "
+                f"[{prod(grid)}, channels]"
+            )
+    if before is not None and before.shape != after.shape:
+        raise InputError(
+            f"the position tables have shapes {before.shape} and {after.shape}; they must agree"
+        )
+    tables = [(_AFTER, np.nan_to_num(np.asarray(after, dtype=np.float64)))]
+    if before is not None:
+        tables.insert(0, (_BEFORE, np.nan_to_num(np.asarray(before, dtype=np.float64))))
+    axes = tuple(size for size in grid if size > 1)
+    if len(axes) == 2:
+        return _draw_plane(path, tables, grid=(axes[0], axes[1]), title=title)
+    if len(axes) == 1:
+        return _draw_line(path, tables, title=title)
+    return _draw_variances(path, tables, grid=grid, title=title)
+
+
+def _draw_plane(path: Path, tables: Tables, *, grid: tuple[int, int], title: str) -> Path:
+    """Draw positions that lie on rows and columns."""
+    rows, columns = grid
+    blocks = len(tables) + 1
+    room = (style.WIDTH - _BAR_ROOM - len(tables) * _BLOCK_GAP) / blocks
+    tall = min(room, 3.4)
+    width, height = _fit(grid, room, tall)
+    heading = style.line_height(style.HEADING_SIZE) + 0.05
+    caption = style.line_height(style.SMALL_SIZE) + 0.04
+    small = (style.WIDTH - _BAR_ROOM - (_CHANNELS - 1) * _GAP) / _CHANNELS
+    small_width, small_height = _fit(grid, small, 1.25 * small)
+    strip = caption + small_height + 0.12
+    second = heading + height + caption + 0.3
+    page = Page(
+        style.WIDTH,
+        second + heading + len(tables) * strip - 0.12,
+        title=title,
+        note=f"{rows} x {columns} positions of {tables[0][1].shape[1]} channels. Top: the first "
+        f"three principal components as red, green and blue, and the cosine similarity of the "
+        f"circled positions with all others.",
+    )
+    for index, (name, table) in enumerate(tables):
+        x = index * (width + _BLOCK_GAP)
+        components = principal_components(table)
+        page.lines(x, 0, [name.capitalize()], size=style.HEADING_SIZE)
+        page.picture(x, heading, width, height, colours(components).reshape(rows, columns, 3))
+        words = style.shorten(_held(components), width + _BLOCK_GAP - 0.05, style.SMALL_SIZE)
+        page.lines(
+            x, heading + height + 0.04, [words], size=style.SMALL_SIZE, color=style.MUTED
+        )
+    x = len(tables) * (width + _BLOCK_GAP)
+    page.lines(x, 0, ["Similarity after training"], size=style.HEADING_SIZE)
+    _draw_similarities(page, tables[-1][1], grid, x=x, y=heading, width=width, height=height)
+    chosen = busiest_channels(tables[-1][1], _CHANNELS)
+    words = f"The {len(chosen)} channels that vary most after training"
+    page.lines(0, second, [words], size=style.HEADING_SIZE)
+    for index, (name, table) in enumerate(tables):
+        y = second + heading + index * strip
+        _draw_channels(page, name, table, chosen, grid, y=y, size=(small_width, small_height))
+    return page.save(path)
+
+
+def _draw_similarities(
+    page: Page,
+    table: NDArray[np.float64],
+    grid: tuple[int, int],
+    *,
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+) -> None:
+    """Draw a block of maps, each the similarity of one position with all, where it lies."""
+    picked = [spread_indices(size, _REFERENCES) for size in grid]
+    down, across = len(picked[0]), len(picked[1])
+    cell = (width - (across - 1) * _GAP) / across, (height - (down - 1) * _GAP) / down
+    for row, place in enumerate(picked[0]):
+        for column, other in enumerate(picked[1]):
+            values = similarity(table, place * grid[1] + other).reshape(grid)
+            left, top = x + column * (cell[0] + _GAP), y + row * (cell[1] + _GAP)
+            axes = page.picture(
+                left, top, *cell, values, colours=style.DIVERGING, limits=(-1.0, 1.0)
+            )
+            axes.plot(
+                other,
+                place,
+                marker="o",
+                markersize=4.5,
+                markerfacecolor="none",
+                markeredgecolor=style.INK,
+                markeredgewidth=1.0,
+                clip_on=False,
+            )
+    page.colour_bar(
+        x + width + 0.1,
+        y,
+        height,
+        colours=style.DIVERGING,
+        limits=(-1.0, 1.0),
+        labels=[(1.0, "1"), (0.0, "0"), (-1.0, "\u22121")],
+    )
+
+
+def _draw_channels(
+    page: Page,
+    name: str,
+    table: NDArray[np.float64],
+    chosen: NDArray[np.intp],
+    grid: tuple[int, int],
+    *,
+    y: float,
+    size: tuple[float, float],
+) -> None:
+    """Draw a strip of single channels on one colour scale, zero in its middle."""
+    width, height = size
+    top = y + style.line_height(style.SMALL_SIZE) + 0.04
+    limit = _limit(table[:, chosen])
+    page.lines(0, y, [name], size=style.SMALL_SIZE, color=style.MUTED)
+    for index, channel in enumerate(chosen):
+        page.picture(
+            index * (width + _GAP),
+            top,
+            width,
+            height,
+            table[:, channel].reshape(grid),
+            colours=style.DIVERGING,
+            limits=(-limit, limit),
+        )
+    right = len(chosen) * (width + _GAP) - _GAP
+    _draw_scale(page, right + 0.1, top, height, limit)
+
+
+def _draw_line(path: Path, tables: Tables, *, title: str) -> Path:
+    """Draw positions that lie on a line: channels as heat maps, similarities as curves."""
+    count, channels = tables[0][1].shape
+    left, right = 0.62, 0.75
+    width = style.WIDTH - left - right
+    height = float(np.clip(channels * 0.06, 0.9, 1.8))
+    heading = style.line_height(style.HEADING_SIZE) + 0.06
+    pitch = heading + height + 0.42
+    page = Page(
+        style.WIDTH,
+        len(tables) * pitch + heading + 1.6 + 0.45,
+        title=title,
+        note=f"{count:,} positions of {channels} channels.",
+    )
+    for index, (name, table) in enumerate(tables):
+        y = index * pitch
+        words = f"{name.capitalize()}; {_held(principal_components(table))}"
+        page.lines(left, y, [words], size=style.HEADING_SIZE)
+        limit = _limit(table)
+        axes = page.picture(
+            left,
+            y + heading,
+            width,
+            height,
+            table.T,
+            colours=style.DIVERGING,
+            limits=(-limit, limit),
+        )
+        tidy(axes)
+        axes.grid(visible=False)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        _name_axes(page, left, y + heading, height, "channel")
+        _draw_scale(page, left + width + 0.12, y + heading, height, limit)
+    y = len(tables) * pitch
+    words = "Cosine similarity of five positions (dots) with all others, after training"
+    page.lines(left, y, [words], size=style.HEADING_SIZE)
+    axes = page.axes(left, y + heading, width, 1.6)
+    tidy(axes)
+    for index, place in enumerate(spread_indices(count, 5)):
+        color = (*style.CYCLE, style.INK)[index]
+        values = similarity(tables[-1][1], place)
+        axes.plot(np.arange(count), values, color=color, linewidth=1.2)
+        axes.plot(place, values[place], "o", color=color, markersize=5, clip_on=False)
+    axes.set(xlim=(-0.5, count - 0.5), ylim=(-1.05, 1.05), yticks=(-1, 0, 1))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    _name_axes(page, left, y + heading, 1.6, "similarity")
+    page.text(
+        left + width / 2,
+        y + heading + 1.6 + 0.25,
+        "position",
+        size=style.SMALL_SIZE,
+        color=style.MUTED,
+        align="center",
+    )
+    return page.save(path)
+
+
+def _draw_variances(path: Path, tables: Tables, *, grid: tuple[int, ...], title: str) -> Path:
+    """Draw how much of the variance the first components hold, on any grid."""
+    left, height, width = 0.62, 2.4, 6.0
+    shape = " x ".join(str(size) for size in grid)
+    page = Page(
+        left + width + 1.3,
+        height + 0.5,
+        title=title,
+        note=f"{tables[0][1].shape[0]:,} positions on a {shape} grid, which has no flat picture: "
+        f"the share of the variance that the first principal components hold.",
+    )
+    axes = page.axes(left, 0.05, width, height)
+    tidy(axes)
+    count = tables[0][1].shape[1]
+    axes.set(xlim=(0, max(count, 1)), ylim=(0, 1.03), yticks=(0, 0.25, 0.5, 0.75, 1))
+    axes.yaxis.set_major_formatter(lambda value, _: style.percent(value))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    for index, (name, table) in enumerate(tables):
+        components = principal_components(table)
+        color = style.BLUE if name == _AFTER else style.MUTED
+        held = np.concatenate([[0.0], components.variances.cumsum()])
+        axes.plot(np.arange(count + 1), held, "o-", color=color, markersize=3.5, clip_on=False)
+        y = height - 0.1 - (len(tables) - index) * style.line_height(style.TEXT_SIZE)
+        page.lines(left + width + 0.15, y, [name], color=color)
+    page.text(
+        left + width / 2,
+        height + 0.32,
+        "components",
+        size=style.SMALL_SIZE,
+        color=style.MUTED,
+        align="center",
+    )
+    return page.save(path)
+
+
+def _draw_scale(page: Page, x: float, y: float, height: float, limit: float) -> None:
+    """Draw a colour scale from minus to plus a limit."""
+    words = style.number(limit, digits=2)
+    page.colour_bar(
+        x,
+        y,
+        height,
+        colours=style.DIVERGING,
+        limits=(-limit, limit),
+        labels=[(limit, words), (0.0, "0"), (-limit, f"\u2212{words}")],
+    )
+
+
+def _name_axes(page: Page, left: float, y: float, height: float, words: str) -> None:
+    """Write the name of a vertical axis along it."""
+    page.text(
+        0.08,
+        y + height / 2,
+        words,
+        size=style.SMALL_SIZE,
+        color=style.MUTED,
+        align="center",
+        vertical="center",
+        rotation=90,
+    )
+
+
+def _held(components: Components) -> str:
+    """Tell how much variance three components hold."""
+    share = float(components.variances[:3].sum())
+    if share == 0:
+        return "no variance: all positions are equal"
+    return f"3 components hold {style.percent(share)} of the variance"
+
+
+def _limit(values: NDArray[np.float64]) -> float:
+    """Return the largest absolute value, or 1 for a table of zeros."""
+    return float(np.abs(values).max(initial=0.0)) or 1.0
+
+
+def _fit(grid: Sequence[int], width: float, height: float) -> tuple[float, float]:
+    """Return width and height of square cells that fill a box one way."""
+    cell = min(width / grid[1], height / grid[0])
+    return cell * grid[1], cell * grid[0]

@@ -1,0 +1,155 @@
+"""One self-contained HTML page: sections of text, tiles, figures, tables and commands.
+
+The file holds its pictures and styles, asks nothing of any server, and can be mailed as it is.
+"""
+
+import os
+import re
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from struct import unpack
+
+from jinja2 import Environment, StrictUndefined
+
+from perceivers.errors import RunError
+from perceivers.report.style import DENSITY
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_NUMERIC = re.compile(r"[-+\u2212]?[\d.,]+(e[-+]?\d+)?( ?%)?|-|")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text under a header; ``note`` is a line below."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a report; shown in the order tiles, text, figures, tables, code.
+
+    Args:
+        title: Heading, and entry in the table of contents.
+        text: Plain paragraphs with blank lines between.
+        figures: PNG files with their captions, which are also their alternative texts.
+        tables: Tables; a column of numbers is set flush right.
+        code: Commands or YAML, shown as it is with a button that copies it.
+        facts: Pairs of a big number and what it is, shown as tiles.
+    """
+
+    title: str
+    text: str = ""
+    figures: Sequence[tuple[Path, str]] = ()
+    tables: Sequence[Table] = ()
+    code: str = ""
+    facts: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A picture as the template wants it; sizes are CSS pixels."""
+
+    source: str
+    caption: str
+    width: int
+    height: int
+
+
+def write_html(
+    path: Path, *, title: str, subtitle: str, sections: Sequence[Section], footer: str = ""
+) -> Path:
+    """Write the report; readers of an older one see either that or the new one, never a part.
+
+    Args:
+        path: Where the page goes.
+        title: Heading of the page.
+        subtitle: One line under it.
+        sections: The parts, in order.
+        footer: A line at the end, such as version and date.
+
+    Returns:
+        The path.
+
+    Raises:
+        RunError: If a figure is missing or is not a PNG.
+    """
+    template = _environment().from_string(
+        files("perceivers.report").joinpath("template.html").read_text(encoding="utf-8")
+    )
+    page = template.render(
+        title=title,
+        subtitle=subtitle,
+        footer=footer,
+        parts=[
+            {
+                "id": f"section-{index}",
+                "section": section,
+                "paragraphs": paragraphs(section.text),
+                "figures": [_load_figure(png, caption) for png, caption in section.figures],
+                "tables": [(table, _numeric_columns(table)) for table in section.tables],
+            }
+            for index, section in enumerate(sections, start=1)
+        ],
+    )
+    _write_atomically(path, page)
+    return path
+
+
+def paragraphs(text: str) -> list[str]:
+    """Split plain text at blank lines."""
+    return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
+
+
+def _environment() -> Environment:
+    """Return an environment that escapes everything and tolerates no missing name."""
+    return Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def _load_figure(path: Path, caption: str) -> _Figure:
+    """Read a PNG into a data URI; its header says how large it is."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RunError(
+            f"cannot read the figure {path}: {error.strerror}; draw it before writing the report"
+        ) from error
+    if not content.startswith(_PNG_SIGNATURE) or len(content) < 24:
+        raise RunError(f"the figure {path} is not a PNG file; draw it again")
+    width, height = unpack(">II", content[16:24])
+    return _Figure(
+        source="data:image/png;base64," + b64encode(content).decode("ascii"),
+        caption=caption,
+        width=max(width // DENSITY, 1),
+        height=max(height // DENSITY, 1),
+    )
+
+
+def _numeric_columns(table: Table) -> list[bool]:
+    """Tell for every column whether all its cells are numbers, dashes or empty."""
+    return [
+        bool(table.rows)
+        and all(_NUMERIC.fullmatch(row[index].strip()) for row in table.rows if index < len(row))
+        for index in range(len(table.header))
+    ]
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write beside the target, make it durable, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

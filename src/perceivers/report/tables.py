@@ -1,0 +1,73 @@
+"""Tables that are computed from results rather than copied from settings."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perceivers.errors import InputError
+from perceivers.report.html import Table
+from perceivers.report.style import percent
+
+_UNDEFINED = "-"
+
+
+def per_class_table(matrix: NDArray[Any], classes: Sequence[str]) -> Table:
+    """Tell for every class how many there are, how many are found, and what they are taken for.
+
+    Args:
+        matrix: Counts ``[K, K]``; rows are true classes, columns predicted ones.
+        classes: The K class names.
+
+    Returns:
+        One row per class: name, support, recall (the accuracy within the class), precision, and the
+        most common wrong answer. A ratio without a denominator is shown as ``-``.
+
+    Raises:
+        InputError: If the matrix is not square or does not match the class names.
+    """
+    counts = check_confusion(matrix, classes)
+    support, predicted, right = counts.sum(axis=1), counts.sum(axis=0), np.diag(counts)
+    wrong = counts - np.diag(right)
+    rows: list[tuple[str, ...]] = []
+    for index, name in enumerate(classes):
+        worst = int(wrong[index].argmax()) if len(classes) else 0
+        times = int(wrong[index, worst])
+        rows.append(
+            (
+                name,
+                f"{int(support[index]):,}",
+                _ratio(right[index], support[index]),
+                _ratio(right[index], predicted[index]),
+                f"{classes[worst]} ({times:,})" if times else _UNDEFINED,
+            )
+        )
+    total = int(support.sum())
+    note = (
+        f"{int(right.sum()):,} of {total:,} samples are right: accuracy "
+        f"{percent(float(right.sum()) / total)}."
+        if total
+        else "No samples."
+    )
+    header = ("class", "support", "recall", "precision", "most common confusion")
+    return Table(header=header, rows=rows, note=note)
+
+
+def check_confusion(matrix: NDArray[Any], classes: Sequence[str]) -> NDArray[np.int64]:
+    """Return the counts as integers, or say why they are no confusion matrix."""
+    counts = np.asarray(matrix)
+    size = len(classes)
+    if counts.shape != (size, size):
+        raise InputError(
+            f"the confusion matrix has shape {counts.shape} for {size} classes; it must be "
+            f"({size}, {size}), rows true and columns predicted"
+        )
+    if counts.size and (not np.isfinite(counts).all() or counts.min() < 0):
+        raise InputError("the confusion matrix holds negative or non-finite values; give counts")
+    return counts.astype(np.int64)
+
+
+def _ratio(part: Any, whole: Any) -> str:
+    """Format a share, or a dash when there is nothing to share."""
+    return percent(float(part) / float(whole)) if whole else _UNDEFINED

@@ -1,0 +1,1 @@
+"""The training engine: a short loop, optimizers, schedules, exact resume. It knows no report."""

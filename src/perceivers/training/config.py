@@ -1,0 +1,223 @@
+"""What a training run is made of. One set of dataclasses serves Python, YAML and the command line.
+
+``build_config`` turns loose settings (keywords, a YAML file, flags) into a config and names the key
+that is wrong.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from perceivers.data import AugmentConfig
+from perceivers.errors import ConfigError, suggest
+from perceivers.tasks import ClassificationConfig, MaskedAutoencodingConfig
+
+Precision = Literal["auto", "float32", "bf16", "bf16-pure"]
+C = TypeVar("C", bound="TrainConfig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Update rule; weights decay, biases, norms, latents and position tables do not."""
+
+    name: Literal["adamw", "lamb"] = "adamw"
+    """adamw, or lamb (the Perceiver family's; arXiv 1904.00962, without the clamp of weight norms)."""
+    lr: float = 1e-3
+    """Peak learning rate, per step of the whole batch."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the two moments."""
+    weight_decay: float = 0.05
+    """Decay of weights, relative to the learning rate."""
+    layer_decay: float = 1.0
+    """Factor per layer below the head on the learning rate; 1 trains all alike."""
+    clip: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate over the run, as a share of the peak."""
+
+    name: Literal["cosine", "constant-cosine"] = "cosine"
+    """cosine after warm-up, or constant for a share of the run and then cosine."""
+    warmup: float = 0.05
+    """Share of the steps with linear warm-up, 0..1."""
+    constant: float = 0.5
+    """Share of the steps held at the peak (constant-cosine only), 0..1."""
+    final: float = 0.0
+    """Share of the peak at the last step, 0..1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings that every training verb shares."""
+
+    model: str
+    """A variant name ('perceivers models'), a model folder or a run folder."""
+    data: str
+    """A data address: digits, a folder of class sub-folders, shards x-{000..099}.tar, or x.npz."""
+    out: str
+    """Run folder to create."""
+    steps: int = 2000
+    """Optimizer steps."""
+    batch_size: int = 64
+    """Samples per step and device, over all accumulated parts."""
+    accumulate: int = 1
+    """Parts in which a batch is computed, to bound memory."""
+    size: int | None = None
+    """Side of square pictures in pixels; None takes the model's or the data's own."""
+    channels: int | None = None
+    """Colour channels of pictures; None takes the model's or the data's own."""
+    val_share: float = 0.1
+    """Share of the training data set aside for validation when the data has no such split."""
+    seed: int = 0
+    """Seed of weights, order, augmentation and masks."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    ema: float = 0.0
+    """Decay of an average of the weights that is evaluated and saved instead; 0 switches it off."""
+    recompute: bool = False
+    """Recompute self-attention layers in the backward pass: less memory, more time."""
+    model_options: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model's config to override, for instance drop_path_rate: 0.1."""
+    precision: Precision = "auto"
+    """auto (bf16 autocast on CUDA, float32 elsewhere), float32, bf16 or bf16-pure."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train."""
+    devices: int = 1
+    """How many devices or processes on this machine."""
+    workers: int = 0
+    """Processes that read and augment data."""
+    log_every: int = 20
+    """Steps between training records."""
+    eval_every: int = 200
+    """Steps between evaluations on the validation split."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+    patience: int = 0
+    """Stop after this many evaluations without improvement; 0 never does."""
+    minutes: float = 0.0
+    """Stop when this much time has passed; 0 never does."""
+    limit: int = 0
+    """Dry run: at most this many steps and evaluation batches; 0 means all."""
+    max_bad_share: float = 0.05
+    """Stop when more than this share of the samples read so far could not be read."""
+
+    def __post_init__(self) -> None:
+        """Reject values out of range, before anything is read or written."""
+        positive = ("steps", "batch_size", "accumulate", "devices")
+        positive += ("log_every", "eval_every", "checkpoint_every")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("workers", "patience", "minutes", "limit", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"batch_size={self.batch_size} does not divide into accumulate={self.accumulate} parts"
+            )
+        shares = {
+            "val_share": self.val_share,
+            "ema": self.ema,
+            "max_bad_share": self.max_bad_share,
+            "schedule.warmup": self.schedule.warmup,
+            "schedule.constant": self.schedule.constant,
+            "schedule.final": self.schedule.final,
+        }
+        for name, value in shares.items():
+            if not 0.0 <= value <= 1.0:
+                raise ConfigError(f"{name} is {value}; it must be in [0, 1]")
+        if self.optimizer.lr <= 0 or not 0 < self.optimizer.layer_decay <= 1:
+            raise ConfigError(
+                f"optimizer.lr={self.optimizer.lr} must be positive and "
+                f"optimizer.layer_decay={self.optimizer.layer_decay} in (0, 1]"
+            )
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of this run, with the limit of a dry run."""
+        return min(self.steps, self.limit) if self.limit else self.steps
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data with lists for tuples."""
+        return _plain(asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainConfig):
+    """Masked auto-encoding."""
+
+    mask: MaskedAutoencodingConfig = field(default_factory=MaskedAutoencodingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(TrainConfig):
+    """Classification, from pre-trained weights (finetune) or from scratch (train)."""
+
+    head: Literal["query", "mean"] = "query"
+    """A learned query that reads the processor, or the mean of its latents."""
+    loss: ClassificationConfig = field(default_factory=ClassificationConfig)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def build_config(kind: type[C], settings: Mapping[str, Any]) -> C:
+    """Turn loose settings into a config; nested settings may be dicts or config objects.
+
+    Raises:
+        ConfigError: A key is unknown (with the nearest known one), of the wrong type or out of range.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, None)
+    plain = {key: _as_plain(value) for key, value in settings.items()}
+    _check_keys(kind, plain)
+    try:
+        return kind(**parser.instantiate(parser.parse_object(plain)).as_dict())
+    except ArgumentError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _as_plain(value: Any) -> Any:
+    return _plain(asdict(value)) if hasattr(value, "__dataclass_fields__") else value
+
+
+def _check_keys(kind: Any, settings: Mapping[str, Any], prefix: str = "") -> None:
+    """Name the first unknown key, with a suggestion."""
+    fields = kind.__dataclass_fields__
+    for key, value in settings.items():
+        if key not in fields:
+            raise ConfigError(
+                f"unknown setting {prefix}{key}{suggest(key, fields)} "
+                f"({kind.__name__} has {', '.join(fields)})"
+            )
+        nested = fields[key].default_factory
+        if isinstance(value, Mapping) and hasattr(nested, "__dataclass_fields__"):
+            _check_keys(nested, value, f"{prefix}{key}.")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        ConfigError: The file is missing, or not YAML, or not a mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not readable YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold 'setting: value' lines, found {type(data).__name__}")
+    return data

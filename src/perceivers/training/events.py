@@ -1,0 +1,53 @@
+"""What the loop tells the world. Listeners decide what becomes of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Started:
+    """The loop begins (or resumes) at ``step`` of ``total``."""
+
+    step: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """Training figures averaged since the last such event."""
+
+    step: int
+    total: int
+    loss: float
+    parts: Mapping[str, float]
+    lr: float
+    samples_per_second: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Validation figures, and whether they are the best so far."""
+
+    step: int
+    figures: Mapping[str, float]
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Something a person should read."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The loop ended at ``step``; why."""
+
+    step: int
+    reason: str
+
+
+Event = Started | Stepped | Evaluated | Noted | Finished
+Listener = Callable[[Event], None]

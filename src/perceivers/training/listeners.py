@@ -1,0 +1,135 @@
+"""Listeners: records in ``metrics.jsonl``, and a progress bar with rate and time left."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from perceivers.training.events import Evaluated, Event, Finished, Noted, Started, Stepped
+
+
+class JsonlWriter:
+    """Append a record per event to ``metrics.jsonl``, flushed line by line.
+
+    Args:
+        path: The file; records beyond the step at which a run starts are cut off first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Record training and validation figures."""
+        if isinstance(event, Started):
+            cut_records(self.path, event.step)
+            self._file = self.path.open("a")
+        elif isinstance(event, Stepped):
+            self._write(
+                {
+                    "step": event.step,
+                    "split": "train",
+                    "loss": event.loss,
+                    **{f"loss/{name}": value for name, value in event.parts.items()},
+                    "lr": event.lr,
+                    "samples_per_second": round(event.samples_per_second, 2),
+                    "seconds": round(event.seconds, 2),
+                }
+            )
+        elif isinstance(event, Evaluated):
+            self._write({"step": event.step, "split": "val", **event.figures})
+        elif isinstance(event, Finished) and self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, record: dict[str, object]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+
+def cut_records(path: Path, step: int) -> None:
+    """Drop records of steps beyond ``step`` and a torn last line, as a killed run leaves them."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if record["step"] <= step:
+            kept.append(line + "\n")
+    temporary = path.with_suffix(".jsonl.tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
+
+
+class ConsoleProgress:
+    """A bar on a terminal; elsewhere a line per evaluation, so that logs stay short.
+
+    Args:
+        label: What is being done, such as "pre-training".
+        quiet: Show nothing.
+    """
+
+    def __init__(self, label: str, *, quiet: bool = False) -> None:
+        self.label = label
+        self.quiet = quiet
+        self.console = Console(stderr=True)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._last = ""
+
+    def __call__(self, event: Event) -> None:
+        """Show the event."""
+        if self.quiet:
+            return
+        if isinstance(event, Started):
+            self._start(event)
+        elif isinstance(event, Stepped):
+            self._last = f"loss {event.loss:.4f}  {event.samples_per_second:,.0f} samples/s"
+            if self._progress is not None and self._task is not None:
+                self._progress.update(self._task, completed=event.step, figures=self._last)
+        elif isinstance(event, Evaluated):
+            figures = "  ".join(f"{name} {value:.4f}" for name, value in event.figures.items())
+            mark = "  (best so far)" if event.is_best else ""
+            self._print(f"{self.label} step {event.step}: {self._last}  val {figures}{mark}")
+        elif isinstance(event, Noted):
+            self._print(event.text)
+        elif self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _start(self, event: Started) -> None:
+        if self.console.is_terminal and os.environ.get("TERM") != "dumb":
+            self._progress = Progress(
+                TextColumn(self.label),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=self.console,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task(
+                self.label, total=event.total, completed=event.step, figures=""
+            )
+
+    def _print(self, text: str) -> None:
+        if self._progress is not None:
+            self._progress.console.print(text, highlight=False, markup=False)
+        else:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()

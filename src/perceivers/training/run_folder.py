@@ -1,0 +1,130 @@
+"""The run folder: everything one training run leaves behind, and the only place that names its files."""
+
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from perceivers.errors import RunError
+from perceivers.files import read_json_file, write_atomic, write_json
+from perceivers.training.config import ClassifyConfig, PretrainConfig, TrainConfig, build_config
+from perceivers.training.config import read_yaml
+from perceivers.version import __version__
+
+TASKS: dict[str, type[TrainConfig]] = {"pretrain": PretrainConfig, "classify": ClassifyConfig}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Complete configuration; rerunning it reproduces the run."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON record per line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Training state to resume from."""
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def best_model(self) -> Path:
+        """Model folder with the best validation figure."""
+        return self.path / "model"
+
+    @property
+    def last_model(self) -> Path:
+        """Model folder of the last checkpoint."""
+        return self.path / "last"
+
+    @property
+    def figures(self) -> Path:
+        """Pictures."""
+        return self.path / "figures"
+
+    @property
+    def report(self) -> Path:
+        """Self-contained page."""
+        return self.path / "report.html"
+
+    @property
+    def results(self) -> Path:
+        """Figures on held-back data."""
+        return self.path / "results.json"
+
+    def create(self, task: str, config: TrainConfig, *, overwrite: bool = False) -> None:
+        """Make the folder and write configuration, environment and command.
+
+        Raises:
+            RunError: The folder holds something and ``overwrite`` is off.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"--out {self.path} is a file; give a folder to create")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            if not overwrite:
+                raise RunError(
+                    f"{self.path} already holds a run or other files; continue it with 'perceivers "
+                    f"resume {self.path}', replace it with --overwrite, or choose another --out"
+                )
+            if not self.config.is_file():
+                raise RunError(
+                    f"{self.path} is not a run folder, so --overwrite does not delete it; choose "
+                    f"another --out"
+                )
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "environment.json", environment())
+        write_atomic(self.path / "command.txt", " ".join(sys.argv) + "\n")
+        text = yaml.safe_dump({"task": task, **config.to_json()}, sort_keys=False)
+        write_atomic(self.config, text)
+
+    def read_config(self) -> tuple[str, TrainConfig]:
+        """Return the task's name and its configuration.
+
+        Raises:
+            RunError: This is not a run folder.
+        """
+        if not self.config.is_file():
+            raise RunError(f"{self.path} is not a run folder: it has no config.yaml")
+        settings = read_yaml(self.config)
+        task = settings.pop("task", None)
+        if task not in TASKS:
+            raise RunError(f"{self.config}: task is {task!r}; expected one of {list(TASKS)}")
+        return task, build_config(TASKS[task], settings)
+
+    def add_results(self, split: str, figures: dict[str, Any]) -> None:
+        """Record figures of one split beside earlier ones."""
+        results = read_json_file(self.results) if self.results.exists() else {}
+        write_json(self.results, {**results, split: figures})
+
+
+def environment() -> dict[str, Any]:
+    """Return versions and hardware, for the record."""
+    packages = {}
+    for name in ("torch", "numpy", "safetensors", "lightning-fabric", "pillow"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    return {
+        "perceivers": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **packages,
+    }

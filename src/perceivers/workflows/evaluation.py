@@ -1,0 +1,133 @@
+"""Evaluate a trained model on a split of its own or of other data."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceivers.checkpoints.loading import Loaded, load_with_info
+from perceivers.data import Batch, Dataset, make_eval_loader, open_data
+from perceivers.errors import DataError, RunError
+from perceivers.tasks import Classification, ClassificationConfig, MaskedAutoencoding, Task
+from perceivers.tasks.classification import accuracies, confusion
+from perceivers.tasks.mae import MaskedAutoencodingConfig
+from perceivers.training.config import PretrainConfig
+from perceivers.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures, and for classifiers what they are made of.
+
+    Attributes:
+        figures: Name to value.
+        classes: Class names.
+        matrix: Confusion counts ``[K, K]``, rows are the truth; none for pre-training.
+        skipped: Samples that could not be read, as ``path: reason``.
+    """
+
+    figures: dict[str, Any]
+    classes: tuple[str, ...]
+    matrix: Tensor | None
+    skipped: list[str]
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    data: str | None = None,
+    split: str = "test",
+    batch_size: int = 64,
+    workers: int = 0,
+    limit: int = 0,
+) -> Evaluation:
+    """Evaluate a run (its best model) or a model folder.
+
+    Args:
+        model: Run folder, ``RUN@last`` or model folder.
+        data: Data address; the run's own when not given.
+        split: ``test``, ``val`` or ``train``.
+        batch_size: Samples at once.
+        workers: Processes that read data.
+        limit: Dry run: at most this many batches; 0 means all.
+
+    Raises:
+        UserError: There is nothing to evaluate, or the data does not fit.
+    """
+    loaded = load_with_info(model)
+    folder = RunFolder(Path(str(model).partition("@")[0]))
+    has_run = folder.config.is_file()
+    config = folder.read_config()[1] if has_run else None
+    address = data or (config.data if config else None)
+    if address is None:
+        raise RunError(f"{model} is a model folder without a run; say which data with --data")
+    dataset = open_data(address, val_share=config.val_share if config else 0.1)
+    source = _split(dataset, split)
+    check_classes(loaded, dataset)
+    loader = make_eval_loader(
+        source, loaded.model.config.grouped_inputs, batch_size=batch_size, workers=workers
+    )
+    skipped: list[str] = []
+    batches = _collect_bad(loader, skipped, limit)
+    if loaded.info.task == "classify":
+        result = evaluate_classifier(loaded, batches, skipped)
+    else:
+        mask = config.mask if isinstance(config, PretrainConfig) else MaskedAutoencodingConfig()
+        task: Task = MaskedAutoencoding(loaded.model, mask)
+        result = Evaluation(task.evaluate(batches), (), None, skipped)
+    if has_run and data is None and not limit:
+        matrix = None if result.matrix is None else result.matrix.tolist()
+        folder.add_results(split, {"figures": result.figures, "confusion": matrix})
+    return result
+
+
+def check_classes(loaded: Loaded, dataset: Dataset) -> None:
+    """Refuse data whose classes are not the model's.
+
+    Raises:
+        DataError: Names differ, or there are no labels.
+    """
+    if loaded.info.task == "classify" and dataset.classes != loaded.info.classes:
+        raise DataError(
+            f"the model knows the classes {list(loaded.info.classes)}, but {dataset.address} has "
+            f"{list(dataset.classes)}; evaluation needs the same names in the same order"
+        )
+
+
+def _split(dataset: Dataset, split: str) -> Any:
+    if split not in dataset.splits:
+        raise DataError(
+            f"{dataset.address} has no {split!r} split; it has {sorted(dataset.splits)}. Choose one "
+            f"with --split"
+        )
+    return dataset.splits[split]
+
+
+def _collect_bad(
+    loader: Iterable[Batch], skipped: list[str], limit: int
+) -> Iterator[Batch]:
+    for number, batch in enumerate(loader):
+        if limit and number >= limit:
+            return
+        skipped.extend(batch.bad)
+        if len(batch.index):
+            yield batch
+
+
+@torch.no_grad()
+def evaluate_classifier(
+    loaded: Loaded, batches: Iterable[Batch], skipped: list[str]
+) -> Evaluation:
+    """Count every (truth, prediction) pair."""
+    classes = loaded.info.classes
+    task = Classification(loaded.model, len(classes), ClassificationConfig()).eval()
+    matrix = torch.zeros(len(classes), len(classes), dtype=torch.int64)
+    for batch in batches:
+        if batch.labels is None:
+            raise DataError("the data has no labels; evaluation of a classifier needs them")
+        matrix += confusion(task.model(batch.inputs).argmax(-1), batch.labels, len(classes))
+    figures = {**accuracies(matrix), "samples": int(matrix.sum())}
+    return Evaluation(figures, classes, matrix, skipped)

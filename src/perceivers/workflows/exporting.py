@@ -1,0 +1,50 @@
+"""Export the model of a run, with its class names and its masking."""
+
+from pathlib import Path
+
+from perceivers.checkpoints.loading import load_with_info
+from perceivers.errors import ConfigError
+from perceivers.export import Exported, export_model
+from perceivers.export.exporting import SUFFIXES, Format
+from perceivers.export.graphs import Part
+from perceivers.workflows.reconstruction import mask_of
+
+
+def export(
+    model: str | Path,
+    *,
+    out: str | Path | None = None,
+    format: Format = "onnx",  # noqa: A002 - the word users type
+    part: Part | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Export a run or model folder, run the exported file, and compare.
+
+    Args:
+        model: Run folder, ``RUN@last`` or model folder.
+        out: File to write; ``exported/PART.onnx`` or ``.pt2`` in the folder when not given.
+        format: ``onnx`` or ``torch-export``.
+        part: ``model``, ``encoder`` or ``autoencoder``; when not given the autoencoder of a
+            pre-training run, the model of anything else.
+        overwrite: Replace an existing file.
+
+    Raises:
+        UserError: The part does not exist, a package is missing, or the file exists already.
+        CheckpointError: The exported file disagrees with the model.
+    """
+    if format not in SUFFIXES:
+        raise ConfigError(f"format {format!r} is unknown; use one of {sorted(SUFFIXES)}")
+    loaded = load_with_info(model)
+    chosen: Part = part or ("autoencoder" if loaded.info.task == "pretrain" else "model")
+    base = Path(str(model).partition("@")[0])
+    path = Path(out) if out else base / "exported" / f"{chosen}{SUFFIXES[format]}"
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists; pass --overwrite or another --out")
+    return export_model(
+        loaded.model,
+        path,
+        format=format,
+        part=chosen,
+        mask=mask_of(loaded, model),
+        info=loaded.info,
+    )

@@ -1,0 +1,103 @@
+"""What is here: the named models, and what this machine can do."""
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from perceivers.models.registry import FAMILIES, create_model, find_family, list_models
+from perceivers.types import Image
+from perceivers.version import __version__
+
+EXTRAS = {
+    "train": ("lightning-fabric", "pytorch-optimizer", "matplotlib", "jinja2"),
+    "demo": ("scikit-learn",),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
+}
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One named variant, counted for 224 x 224 x 3 pictures."""
+
+    name: str
+    paper: str
+    encoder: int
+    total: int
+    groups: str
+    first_group: int
+
+
+def describe_models(pattern: str = "*") -> list[ModelRow]:
+    """Count the variants that match, without allocating their weights."""
+    rows = []
+    for name in list_models(pattern):
+        with torch.device("meta"):
+            model = create_model(name, inputs={"image": Image(224, 224, 3)})
+        rows.append(
+            ModelRow(
+                name=name,
+                paper=FAMILIES[find_family(name)].paper,
+                encoder=sum(p.numel() for p in model.encoder.parameters()),
+                total=sum(p.numel() for p in model.parameters()),
+                groups="-".join(str(level.num_groups) for level in model.config.levels),
+                first_group=model.layout().shares[0].slots,
+            )
+        )
+    return rows
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets of this CPU, where the system tells."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return set()
+    lines = [line for line in path.read_text().splitlines() if line.startswith("flags")]
+    return set(lines[0].partition(":")[2].split()) if lines else set()
+
+
+def diagnose() -> list[tuple[str, str, bool]]:
+    """Return (what, finding, whether it is fine) for everything that matters."""
+    flags = cpu_flags()
+    fast_bf16 = bool(flags & {"avx512_bf16", "amx_bf16"})
+    cores = os.process_cpu_count() if sys.version_info >= (3, 13) else os.cpu_count()
+    findings = [
+        ("perceivers", __version__, True),
+        ("Python", platform.python_version(), sys.version_info >= (3, 11)),
+        ("torch", torch.__version__, True),
+        ("CPU", f"{cores} cores, {torch.get_num_threads()} torch threads", True),
+        ("bf16 on CPU", "fast" if fast_bf16 else "slow here; float32 is used", True),
+    ]
+    if torch.cuda.is_available():
+        findings.append(("CUDA", torch.cuda.get_device_name(), True))
+    else:
+        findings.append(("CUDA", "none; everything runs on the CPU", True))
+    for extra, packages in EXTRAS.items():
+        missing = [name for name in packages if not is_installed(name)]
+        note = "installed" if not missing else f'missing {", ".join(missing)}'
+        remedy = f' - pip install "perceivers[{extra}]"' if missing else ""
+        findings.append((f"extra {extra}", note + remedy, not missing))
+    findings.append(("a forward and backward pass", *try_model()))
+    return findings
+
+
+def is_installed(package: str) -> bool:
+    """Whether a distribution is installed."""
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def try_model() -> tuple[str, bool]:
+    """Train a tiny model for one step."""
+    model = create_model("hip_nano", inputs={"image": Image(8, 8, 1)}, num_classes=2)
+    loss = model(torch.rand(2, 1, 8, 8)).square().mean()
+    loss.backward()
+    fine = bool(torch.isfinite(loss))
+    return ("works" if fine else f"loss is {float(loss)}"), fine

@@ -1,0 +1,187 @@
+"""Show what a pre-trained model imagines: original, masked and reconstructed pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from torch import Tensor
+
+from perceivers.checkpoints.loading import Loaded, load_with_info
+from perceivers.data import find_files, read_files
+from perceivers.errors import CheckpointError, DataError
+from perceivers.masking import draw_mask_plan
+from perceivers.models.hip import HiP
+from perceivers.report.figures import draw_reconstructions
+from perceivers.tasks import MaskedAutoencodingConfig
+from perceivers.tasks.mae import Target, reconstruct_inputs, visible_elements
+from perceivers.training.config import PretrainConfig
+from perceivers.training.run_folder import RunFolder
+from perceivers.types import Image
+
+TARGET_NOTES: dict[str, str] = {
+    "raw": "Trained on raw values; shown as predicted.",
+    "per-channel": "Trained on channel-standardised values; shown with that undone, nothing borrowed.",
+    "group-normalised": (
+        "Trained on group-standardised values; mean and deviation of every group were borrowed from "
+        "the original picture."
+    ),
+}
+MASK_GREY = 0.5
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Arrays ``[n, C, H, W]`` in 0..1; ``visible`` is ``[n, 1, H, W]``."""
+
+    original: NDArray[np.float32]
+    visible: NDArray[np.bool_]
+    reconstructed: NDArray[np.float32]
+
+    @property
+    def pasted(self) -> NDArray[np.float32]:
+        """The reconstruction with the visible elements put back."""
+        return np.where(self.visible, self.original, self.reconstructed)
+
+    @property
+    def masked(self) -> NDArray[np.float32]:
+        """What the model saw, the rest grey."""
+        return np.where(self.visible, self.original, np.float32(MASK_GREY))
+
+
+def picture_modality(model: HiP) -> str:
+    """Return the name of the model's picture input.
+
+    Raises:
+        DataError: It has none.
+    """
+    for name, spec in model.config.grouped_inputs.items():
+        if isinstance(spec, Image):
+            return name
+    raise DataError(
+        f"pictures can be drawn of image inputs; this model reads {list(model.config.inputs)}"
+    )
+
+
+def imagine(
+    model: HiP, raw: dict[str, Tensor], mask: MaskedAutoencodingConfig, target: Target, seed: int
+) -> Pictures:
+    """Mask a batch of pictures and reconstruct them."""
+    name = picture_modality(model)
+    generator = torch.Generator().manual_seed(seed)
+    plan = draw_mask_plan(
+        model.layout(),
+        len(raw[name]),
+        ratio=mask.ratio,
+        kind=mask.kind,
+        generator=generator,
+    )
+    adapter = model.adapter(name)
+    tokens = adapter.normalise(adapter.flatten(raw[name]), torch.float32)
+    imagined = reconstruct_inputs(model.eval(), raw, plan, target)[name]
+    return Pictures(
+        original=adapter.restore(tokens).numpy(),
+        visible=visible_elements(model, plan, name).numpy(),
+        reconstructed=imagined.float().clamp(0, 1).numpy(),
+    )
+
+
+def mask_of(loaded: Loaded, model: str | Path) -> MaskedAutoencodingConfig:
+    """Return the masking a run was trained with; the default for a bare model folder."""
+    folder = RunFolder(Path(str(model).partition("@")[0]))
+    if folder.config.is_file():
+        config = folder.read_config()[1]
+        if isinstance(config, PretrainConfig):
+            return config.mask
+    return MaskedAutoencodingConfig()
+
+
+def reconstruct(
+    model: str | Path,
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    seed: int = 0,
+) -> list[Path]:
+    """Write ``NAME_original.png``, ``_masked.png`` and ``_reconstructed.png`` per picture.
+
+    Args:
+        model: Run folder, ``RUN@last`` or model folder with a decoder.
+        paths: Pictures, or folders searched for pictures.
+        out: Folder for the pictures and ``overview.png``, which names the target space.
+        seed: Seed of the masks.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: The model cannot reconstruct, a path does not exist, or no picture is readable.
+    """
+    loaded = load_with_info(model)
+    if loaded.model.decoder is None:
+        raise CheckpointError(
+            f"{model} has no decoder, so it cannot reconstruct; give the pre-training run"
+        )
+    mask = mask_of(loaded, model)
+    target: Target = loaded.info.target or "per-channel"  # pyright: ignore[reportAssignmentType]
+    folder = Path(out)
+    written: list[Path] = []
+    overview: list[Pictures] = []
+    bad: list[str] = []
+    names: list[str] = []
+    files = find_files([str(path) for path in paths])
+    for batch_files, batch in read_files(files, loaded.model.config.grouped_inputs, 16):
+        bad += batch.bad
+        if not batch_files:
+            continue
+        pictures = imagine(loaded.model, batch.inputs, mask, target, seed)
+        overview.append(pictures)
+        for row, file in enumerate(batch_files):
+            stem = _unique(file.stem, names)
+            names.append(stem)
+            kinds = ("original", "masked", "reconstructed")
+            for kind, array in zip(
+                kinds, (pictures.original, pictures.masked, pictures.reconstructed), strict=True
+            ):
+                written.append(save_picture(folder / f"{stem}_{kind}.png", array[row]))
+    if not overview:
+        raise DataError(f"no readable picture among {len(files)} files: {'; '.join(bad[:3])}")
+    joined = [
+        np.concatenate([getattr(p, part) for p in overview])[:12]
+        for part in ("original", "visible", "reconstructed", "pasted")
+    ]
+    written.append(
+        draw_reconstructions(
+            folder / "overview.png",
+            original=joined[0],
+            visible=joined[1],
+            reconstructed=joined[2],
+            masked_only=joined[3],
+            names=names[:12],
+            title=f"Reconstruction from {100 * (1 - mask.ratio):.0f} % of the pixels",
+            note=TARGET_NOTES[target],
+        )
+    )
+    return written
+
+
+def _unique(stem: str, taken: Sequence[str]) -> str:
+    """Number a stem that another file has used already."""
+    name, count = stem, 2
+    while name in taken:
+        name, count = f"{stem}-{count}", count + 1
+    return name
+
+
+def save_picture(path: Path, array: NDArray[np.float32]) -> Path:
+    """Write one ``[C, H, W]`` array in 0..1 as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.round(array.clip(0, 1) * 255).astype(np.uint8)
+    if pixels.shape[0] not in {1, 3, 4}:
+        pixels = pixels[:1]
+    picture = pixels[0] if pixels.shape[0] == 1 else np.moveaxis(pixels, 0, -1)
+    Pillow.fromarray(picture).save(path)
+    return path

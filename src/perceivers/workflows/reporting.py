@@ -1,0 +1,272 @@
+"""Compose a run's figures and tables into its self-contained ``report.html``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from perceivers.checkpoints.loading import Loaded, load_with_info
+from perceivers.data import make_eval_loader, open_data
+from perceivers.errors import DataError
+from perceivers.files import read_json_file
+from perceivers.nn.positions import LearnedPositions
+from perceivers.report.figures import (
+    draw_confusion,
+    draw_curves,
+    draw_mistakes,
+    draw_positions,
+    draw_reconstructions,
+)
+from perceivers.report.html import Section, write_html
+from perceivers.report.metrics import read_metrics
+from perceivers.report.tables import per_class_table
+from perceivers.tasks.mae import Target
+from perceivers.training.config import PretrainConfig, TrainConfig
+from perceivers.training.run_folder import RunFolder
+from perceivers.types import Image
+from perceivers.version import __version__
+from perceivers.workflows.reconstruction import TARGET_NOTES, imagine, picture_modality
+
+SHOWN = 10
+SHOWN_SEED = 7
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the sections are made from."""
+
+    folder: RunFolder
+    config: TrainConfig
+    loaded: Loaded
+    records: Sequence[Mapping[str, Any]]
+    results: Mapping[str, Any]
+
+
+def open_report(folder: RunFolder) -> Report:
+    """Read a run folder.
+
+    Raises:
+        UserError: It is not one, or it has no model yet.
+    """
+    return Report(
+        folder=folder,
+        config=folder.read_config()[1],
+        loaded=load_with_info(folder.path),
+        records=read_metrics(folder.metrics),
+        results=read_json_file(folder.results) if folder.results.exists() else {},
+    )
+
+
+def write_run_report(folder: RunFolder) -> Path:
+    """Draw all figures of a run and write its page."""
+    report = open_report(folder)
+    folder.figures.mkdir(exist_ok=True)
+    pretraining = isinstance(report.config, PretrainConfig)
+    sections = [overview_section(report)]
+    if pretraining:
+        sections += [s for s in (pictures_section(report), positions_section(report)) if s]
+    else:
+        sections += classification_sections(report)
+    sections += [curves_section(report), settings_section(report), commands_section(report)]
+    kind = "Masked auto-encoding" if pretraining else "Classification"
+    return write_html(
+        folder.report,
+        title=f"{kind}: {report.config.model} on {report.config.data}",
+        subtitle=str(folder.path),
+        sections=sections,
+        footer=f"Written by perceivers {__version__}.",
+    )
+
+
+def overview_section(report: Report) -> Section:
+    """The run in a few numbers."""
+    model = report.loaded.model
+    parameters = sum(p.numel() for p in model.parameters())
+    last = report.records[-1] if report.records else {"step": 0}
+    seconds = max((float(r.get("seconds", 0.0)) for r in report.records), default=0.0)
+    tokens = sum(spec.num_tokens for spec in model.config.grouped_inputs.values())
+    facts = [
+        (f"{parameters / 1e6:.2f} M", "parameters"),
+        (f"{tokens:,}", "raw inputs per sample"),
+        (f"{last['step']:,}", "steps"),
+        (f"{seconds:,.0f} s", "training time"),
+    ]
+    facts += [
+        (f"{value:.4f}" if name == "val loss" else f"{100 * value:.2f} %", name)
+        for name, value in report.loaded.info.metrics.items()
+        if name in {"val loss", "val top1", "val macro"}
+    ]
+    for split, entry in report.results.items():
+        figures = entry["figures"]
+        if "top1" in figures:
+            facts.append((f"{100 * figures['top1']:.2f} %", f"{split} top-1"))
+            facts.append((f"{100 * figures['macro']:.2f} %", f"{split} macro accuracy"))
+        elif "loss" in figures:
+            facts.append((f"{figures['loss']:.4f}", f"{split} loss"))
+    return Section(title="Overview", facts=facts)
+
+
+def pictures_section(report: Report) -> Section | None:
+    """Original, masked, reconstructed, from held-back pictures."""
+    config, loaded = report.config, report.loaded
+    assert isinstance(config, PretrainConfig)
+    try:
+        name = picture_modality(loaded.model)
+    except DataError:
+        return None
+    dataset = open_data(config.data, val_share=config.val_share)
+    loader = make_eval_loader(
+        dataset.splits["val"], loaded.model.config.grouped_inputs, batch_size=SHOWN
+    )
+    batch = next(iter(loader))
+    target: Target = config.mask.target
+    pictures = imagine(loaded.model, {name: batch.inputs[name]}, config.mask, target, SHOWN_SEED)
+    share = f"{100 * (1 - config.mask.ratio):.0f} %"
+    path = draw_reconstructions(
+        report.folder.figures / "reconstructions.png",
+        original=pictures.original,
+        visible=pictures.visible,
+        reconstructed=pictures.reconstructed,
+        masked_only=pictures.pasted,
+        title=f"Reconstructed from {share} of the pixels",
+        note=TARGET_NOTES[target],
+    )
+    text = (
+        f"Validation pictures, not trained on. Masking is {config.mask.kind}: the model saw {share} "
+        f"of the pixels and was asked for the others. {TARGET_NOTES[target]}"
+    )
+    return Section(title="Reconstruction", text=text, figures=[(path, "Held-back pictures.")])
+
+
+def positions_section(report: Report) -> Section | None:
+    """The learned position table before and after training."""
+    figures = []
+    start = report.folder.figures / "positions_before.npz"
+    before = dict(np.load(start)) if start.exists() else {}
+    for name, module in report.loaded.model.encoder.inputs.positions.items():
+        if not isinstance(module, LearnedPositions):
+            continue
+        spec = report.loaded.model.config.inputs[name]
+        path = draw_positions(
+            report.folder.figures / f"positions_{name}.png",
+            before=before.get(name),
+            after=module().detach().numpy(),
+            grid=spec.grid,
+            title=f"Learned positions of {name}",
+        )
+        figures.append((path, f"One row per {name} element, {module().shape[1]} channels."))
+    if not figures:
+        return None
+    text = (
+        "Nothing tells the model where a pixel lies: every element has a learned row of numbers, "
+        "random at the start. Masked auto-encoding arranges them; neighbours become similar."
+    )
+    return Section(title="Learned positions", text=text, figures=figures)
+
+
+def classification_sections(report: Report) -> list[Section]:
+    """Confusion matrix, per-class table and mistakes of the last evaluated split."""
+    if not report.results:
+        text = f"Not evaluated on held-back data yet: perceivers evaluate {report.folder.path}"
+        return [Section(title="Held-back data", text=text)]
+    split = "test" if "test" in report.results else next(iter(report.results))
+    matrix = np.asarray(report.results[split]["confusion"])
+    classes = report.loaded.info.classes
+    path = draw_confusion(
+        report.folder.figures / f"confusion_{split}.png",
+        matrix=matrix,
+        classes=classes,
+        title=f"Confusion on {split}",
+    )
+    sections = [
+        Section(
+            title=f"Held-back data ({split})",
+            figures=[(path, "Rows are the truth, columns the prediction.")],
+            tables=[per_class_table(matrix, classes)],
+        )
+    ]
+    mistakes = mistakes_section(report, split)
+    return [*sections, mistakes] if mistakes else sections
+
+
+def mistakes_section(report: Report, split: str) -> Section | None:
+    """The most confident wrong answers."""
+    loaded, classes = report.loaded, report.loaded.info.classes
+    try:
+        name = picture_modality(loaded.model)
+    except DataError:
+        return None
+    dataset = open_data(report.config.data, val_share=report.config.val_share)
+    if split not in dataset.splits or not isinstance(loaded.model.config.inputs[name], Image):
+        return None
+    wrong: list[tuple[float, int, int, Any]] = []
+    loader = make_eval_loader(
+        dataset.splits[split], loaded.model.config.grouped_inputs, batch_size=64
+    )
+    adapter = loaded.model.adapter(name)
+    for batch in loader:
+        if batch.labels is None:
+            return None
+        with torch.no_grad():
+            best = loaded.model(batch.inputs).float().softmax(-1).max(-1)
+        for row in (best.indices != batch.labels).nonzero().flatten().tolist():
+            raw = batch.inputs[name][row : row + 1]
+            picture = adapter.restore(adapter.normalise(adapter.flatten(raw), torch.float32))
+            truth, predicted = int(batch.labels[row]), int(best.indices[row])
+            wrong.append((float(best.values[row]), truth, predicted, picture[0].numpy()))
+    if not wrong:
+        return None
+    wrong = sorted(wrong, key=lambda entry: -entry[0])[: 2 * SHOWN]
+    path = draw_mistakes(
+        report.folder.figures / f"mistakes_{split}.png",
+        images=np.stack([entry[3] for entry in wrong]),
+        truth=[classes[entry[1]] for entry in wrong],
+        predicted=[classes[entry[2]] for entry in wrong],
+        confidence=[entry[0] for entry in wrong],
+        title="Most confident mistakes",
+    )
+    return Section(title="Mistakes", figures=[(path, "Truth, prediction, confidence.")])
+
+
+def curves_section(report: Report) -> Section:
+    """Loss, accuracy and learning rate over the run."""
+    keys = ["loss"]
+    keys += [k for k in ("top1", "macro") if any(k in r for r in report.records)]
+    path = draw_curves(
+        report.folder.figures / "curves.png",
+        records=report.records,
+        keys=[*keys, "lr"],
+        title="Training",
+    )
+    return Section(title="Curves", figures=[(path, "From metrics.jsonl.")])
+
+
+def settings_section(report: Report) -> Section:
+    """The complete configuration."""
+    return Section(title="Configuration", code=report.folder.config.read_text())
+
+
+def commands_section(report: Report) -> Section:
+    """The exact commands, for this run and for the reader's own data."""
+    run, config = report.folder.path, report.config
+    command = (report.folder.path / "command.txt").read_text().strip()
+    if isinstance(config, PretrainConfig):
+        lines = [
+            f"perceivers pretrain --config {run}/config.yaml --data MY_FOLDER --out runs/mine",
+            f"perceivers reconstruct {run} PICTURE... --out pictures/",
+            f"perceivers finetune --model {run} --data MY_LABELLED_FOLDER --out runs/classifier",
+        ]
+    else:
+        lines = [
+            f"perceivers evaluate {run}",
+            f"perceivers predict {run} PICTURE...",
+            f"perceivers export {run} --format onnx --out model.onnx",
+        ]
+    text = "MY_FOLDER holds one sub-folder of pictures per class."
+    code = "\n".join(["# this run", command, "", "# next", *lines])
+    return Section(title="Commands", text=text, code=code)
+
+

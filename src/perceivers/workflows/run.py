@@ -1,0 +1,60 @@
+"""A finished (or stopped) run, as a user holds it: evaluate, predict, reconstruct, report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from perceivers.checkpoints.loading import load_with_info
+from perceivers.models.hip import HiP
+from perceivers.training.config import TrainConfig
+from perceivers.training.run_folder import RunFolder
+from perceivers.workflows.evaluation import evaluate
+from perceivers.workflows.prediction import predict
+from perceivers.workflows.reconstruction import reconstruct
+from perceivers.workflows.reporting import write_run_report
+
+
+class Run:
+    """Handle on a run folder.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        RunError: It is not a run folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.folder = RunFolder(Path(path))
+        self.task, self.config = self.folder.read_config()
+
+    config: TrainConfig
+
+    def __repr__(self) -> str:
+        """Show task and place."""
+        return f"Run({str(self.folder.path)!r}, task={self.task!r})"
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self.folder.path
+
+    def model(self, which: str = "best") -> HiP:
+        """Load the best model, or the last one."""
+        return load_with_info(f"{self.folder.path}@{which}").model
+
+    def evaluate(self, data: str | None = None, *, split: str = "test") -> dict[str, Any]:
+        """Return figures on a split; see ``perceivers.evaluate``."""
+        return evaluate(self.path, data=data, split=split).figures
+
+    def predict(self, paths: Sequence[str | Path], *, top: int = 5) -> list[dict[str, Any]]:
+        """Return the classes of pictures; see ``perceivers.predict``."""
+        return list(predict(self.path, paths, top=top))
+
+    def reconstruct(self, paths: Sequence[str | Path], out: str | Path) -> list[Path]:
+        """Write original, masked and reconstructed pictures; see ``perceivers.reconstruct``."""
+        return reconstruct(self.path, paths, out)
+
+    def write_report(self) -> Path:
+        """Draw the figures anew and write ``report.html``."""
+        return write_run_report(self.folder)
