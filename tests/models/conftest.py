@@ -24,7 +24,9 @@ def build_model(**settings: Any) -> HiP:
     config = HiPConfig(
         **{"inputs": INPUTS, "levels": LEVELS, "token_dim": 8, "position_dim": 8, **settings}
     )
-    model = HiP(config).double().eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = HiP(config).double().eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

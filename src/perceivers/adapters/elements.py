@@ -7,7 +7,7 @@ Paper: HiP (arXiv 2202.10890) Sec. 3.1: inputs are flattened, never embedded by 
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -79,7 +79,7 @@ class ElementAdapter(nn.Module):
             tokens = tokens + self.mean.to(tokens.dtype)
         return self.unflatten(tokens)
 
-    def unflatten(self, tokens: Float[Tensor, "B N K"]) -> Float[Tensor, "B ..."]:
+    def unflatten(self, tokens: Shaped[Tensor, "B N K"]) -> Shaped[Tensor, "B ..."]:
         """Put per-element values into the raw layout, channels where the raw tensor has them."""
         if self.spec.channels_first:
             return tokens.transpose(1, 2).unflatten(2, self.spec.grid)

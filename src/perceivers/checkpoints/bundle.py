@@ -5,18 +5,35 @@ constructor arguments and the inputs of every data set; nothing that it must sta
 """
 
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from perceivers.errors import CheckpointError, suggest
 
 Inputs = tuple[tuple[str, tuple[int, int, int]], ...]
+
+# What reading a missing, foreign, cut or damaged archive raises.
+DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -92,9 +109,12 @@ def read_bundle(path: Path) -> Bundle:
             declaration.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, NpzFile):
+                raise ValueError("it holds a single array")
             arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except DAMAGE as error:
         raise CheckpointError(f"{path} is not a readable .npz without pickles: {error}") from error
     config = read_json(str(require(arrays, "config_json", str(path))), f"{path}: config_json")
     datasets = parse_datasets(config, f"{path}: config_json")

@@ -40,6 +40,16 @@ def _reconstruct(kind: type, shape: tuple[int, ...], code: bytes) -> NDArray[Any
     return np.ndarray.__new__(np.ndarray, shape, code.decode("ascii"))
 
 
+def _from_buffer(
+    data: bytes | bytearray, dtype: Any, shape: Any, order: Any, axes: Any = None
+) -> NDArray[Any]:
+    """Rebuild an array of a protocol 5 pickle, whose memory order is C, F or that of ``axes``."""
+    array = np.frombuffer(data, dtype)
+    if axes is not None:
+        return array.reshape(shape).transpose(axes)
+    return array.reshape(shape, order=order)
+
+
 ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -49,6 +59,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("haiku._src.data_structures", "FlatMapping"): dict,
     ("haiku._src.data_structures", "FlatMap"): dict,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
 }
 
 
@@ -73,6 +84,8 @@ def read_parameter_pickle(path: Path) -> dict[str, NDArray[Any]]:
         tree = _Reader(io.BytesIO(path.read_bytes())).load()
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
     except (
         pickle.UnpicklingError,
         EOFError,

@@ -23,17 +23,27 @@ class VerbParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the mistake and the nearest known flag."""
         text = str(ex or message).strip()
+        required = "the following arguments are required: "
+        if text.startswith(required):
+            names = text.removeprefix(required).split(", ")
+            text = required + ", ".join(
+                f"--{name}" if f"--{name}" in self._option_string_actions else name
+                for name in names
+            )
         fail(f"{text}{self._suggestion(text)}\nSee: perceivers {self.verb} --help")
 
     def _suggestion(self, text: str) -> str:
-        known = [flag for action in self._actions for flag in action.option_strings]
-        known += [flag.removeprefix("--") for flag in known]
-        for word in re.findall(r"--?[\w.\-]+|[\w.]+", text):
-            if word in known:
-                continue
-            close = get_close_matches(word, known, n=1, cutoff=0.75)
-            if close:
-                return f"\nDid you mean '{close[0]}'?"
+        """Name the flag or key nearest to the first unknown one in a message."""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        known = {flag: flag for flag in flags}
+        known |= {flag.removeprefix("--"): flag.removeprefix("--") for flag in flags}
+        inside = re.search(r"Group '([\w.]+)'", text)
+        prefix = f"{inside[1]}." if inside else ""
+        words = re.findall(r"--[\w.\-]+|(?<=ption ')[\w.]+", text)
+        for word in [word if word.startswith("--") else prefix + word for word in words]:
+            close = get_close_matches(word, known, n=1, cutoff=0.7)
+            if word not in known and close:
+                return f"; did you mean '{close[0]}'?"
         return ""
 
 

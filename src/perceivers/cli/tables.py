@@ -1,17 +1,24 @@
 """Tables on the terminal."""
 
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 
+NUMBER = re.compile(r"-?[\d,.]+ ?%?")
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
     """Print a table; numbers are aligned to the right."""
     table = Table(title=title or None, title_justify="left")
     for index, name in enumerate(header):
-        numeric = all(row[index].strip("%-").replace(".", "").replace(",", "").isdigit() for row in rows)
+        numeric = all(NUMBER.fullmatch(row[index]) for row in rows)
         table.add_column(name, justify="right" if numeric and rows else "left")
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file or a pipe has no width to fit into
+        console.width = 200
+    console.print(table)

@@ -17,7 +17,8 @@ from perceivers.errors import ConfigError, DataError, suggest
 ADDRESSES = (
     "'digits' (built in); a folder of class sub-folders of pictures, or with train/, val/, test/ "
     "of those; a folder of unlabelled pictures; a WebDataset tar 'x.tar', a range "
-    "'x-{000..012}.tar' or a folder with train*.tar; an '.npz' file with keys such as 'image' and 'label'"
+    "'x-{000..012}.tar' or a folder with train*.tar; an '.npz' file with keys such as "
+    "'image' and 'label'"
 )
 AnySource = TypeVar("AnySource", PictureFiles, TarPictures, Arrays)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perceivers.data.sources import pick
 from perceivers.errors import DataError, suggest
 
 # Axes of one sample, and whether the channels come first, as laid down in types.py.
@@ -50,7 +51,7 @@ class Arrays:
         labels = None if self.labels is None else self.labels[indices]
         return Arrays(
             {name: values[indices] for name, values in self.modalities.items()},
-            [self.names[i] for i in indices.tolist()],
+            pick(self.names, indices),
             labels,
         )
 
@@ -93,7 +94,8 @@ def read_npz(path: Path) -> tuple[dict[str, Arrays], tuple[str, ...]]:
 def _load(path: Path) -> dict[str, NDArray]:
     """Return the file's arrays."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, because numpy forgets to close a file that it cannot parse.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from perceivers.data.augment import AugmentConfig
 from perceivers.data.batches import Batch, merge_empty, read_readable
 from perceivers.data.fitting import SampleReader
 from perceivers.data.folders import PictureFiles, walk_pictures
@@ -57,7 +58,7 @@ def read_files(
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
     names = [str(path) for path in paths]
-    reader = SampleReader(PictureFiles(names, names), specs)
+    reader = SampleReader(PictureFiles(names, names), specs, AugmentConfig())
     batches = (
         read_readable(reader, range(first, min(len(names), first + batch_size)))
         for first in range(0, len(names), batch_size)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from perceivers.data.pictures import PICTURE_EXTENSIONS, is_picture_name, read_bytes, read_picture
-from perceivers.data.sources import Encoded
+from perceivers.data.sources import Encoded, pick
 from perceivers.errors import DataError
 
 SPLIT_FOLDERS = {
@@ -50,11 +50,8 @@ class PictureFiles:
 
     def subset(self, indices: NDArray[np.int64]) -> "PictureFiles":
         """Return a source of some of the pictures."""
-        chosen = indices.tolist()
         labels = None if self.labels is None else self.labels[indices]
-        return PictureFiles(
-            [self.paths[i] for i in chosen], [self.names[i] for i in chosen], labels
-        )
+        return PictureFiles(pick(self.paths, indices), pick(self.names, indices), labels)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """Loaders for training and evaluation, whose batches do not depend on workers or interruptions.
 
-Training reads an endless stream: position p is sample ``order[p % n]`` of epoch ``p // n``, where the
-order is drawn from (seed, epoch) and the augmentation from (seed, epoch, sample). Nothing else enters,
-so a run that resumes at any step sees the batches it would have seen.
+Training reads an endless stream: position p is sample ``order[p % n]`` of epoch ``p // n``, where
+the order is drawn from (seed, epoch) and the augmentation from (seed, epoch, sample). Nothing else
+enters, so a run that resumes at any step sees the batches it would have seen.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,8 +53,8 @@ def make_train_loader(
         world_size: How many processes train together.
 
     Raises:
-        DataError: The specs do not fit the source.
-        ConfigError: A number out of range.
+        DataError: The specs do not fit the source; while reading: no sample can be read.
+        ConfigError: A number out of range, or an augmentation without a picture to apply it to.
     """
     _check_sizes(batch_size, workers, rank, world_size)
     if seed < 0 or not 0 <= start_step <= num_steps:
@@ -63,7 +64,7 @@ def make_train_loader(
         )
     steps = _Steps(start_step, num_steps, batch_size, rank, world_size)
     stream = _TrainStream(SampleReader(source, specs, augment), seed)
-    return torch_data.DataLoader(
+    return _TrainLoader(
         stream,
         batch_sampler=steps,
         collate_fn=_as_is,
@@ -108,7 +109,7 @@ def make_eval_loader(
         for first in range(rank, num_batches, world_size)
     ]
     return _EvalLoader(
-        _EvalSamples(SampleReader(source, specs)),
+        _EvalSamples(SampleReader(source, specs, AugmentConfig())),
         batch_sampler=ranges,
         collate_fn=_as_is,
         num_workers=workers,
@@ -152,16 +153,17 @@ class _TrainStream(torch_data.Dataset[Batch]):
         samples, indices, bad = [], [], []
         for position in positions:
             epoch, place = divmod(position, num_samples)
-            index = int(_draw_order(self.seed, epoch, num_samples)[place])
-            sample, index = self._read_next_readable(epoch, index, bad)
-            samples.append(sample)
+            wanted = int(_draw_order(self.seed, epoch, num_samples)[place])
+            index = self._read_next_readable(epoch, wanted, samples, bad)
+            if index is None:
+                return stack_batch(self.reader, [], [], bad)
             indices.append(index)
         return stack_batch(self.reader, samples, indices, bad)
 
     def _read_next_readable(
-        self, epoch: int, index: int, bad: list[str]
-    ) -> tuple[dict[str, NDArray], int]:
-        """Read a sample, or the first readable one after it."""
+        self, epoch: int, index: int, samples: list[dict[str, NDArray]], bad: list[str]
+    ) -> int | None:
+        """Append a sample, or the first readable one after it; return which, None if none is."""
         num_samples = len(self.reader.source)
         for offset in range(num_samples):
             candidate = (index + offset) % num_samples
@@ -169,12 +171,12 @@ class _TrainStream(torch_data.Dataset[Batch]):
             if self.reader.augment.active:
                 rng = np.random.default_rng((self.seed, epoch, candidate))
             try:
-                return self.reader(candidate, rng), candidate
+                samples.append(self.reader(candidate, rng))
             except DataError as error:
                 bad.append(str(error))
-        raise DataError(
-            f"none of the {num_samples} training samples could be read; the last: {bad[-1]}"
-        )
+            else:
+                return candidate
+        return None
 
 
 class _EvalSamples(torch_data.Dataset[Batch]):
@@ -191,10 +193,27 @@ class _EvalSamples(torch_data.Dataset[Batch]):
         return read_readable(self.reader, indices)
 
 
+class _TrainLoader(torch_data.DataLoader[Batch]):
+    """A loader that stops when nothing can be read.
+
+    The error is raised here and not where it is found, as torch would wrap one from a worker into
+    that worker's traceback.
+    """
+
+    # The base class declares its private iterator type; consumers only iterate.
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for batch in super().__iter__():
+            if len(batch) == 0:
+                raise DataError(
+                    f"none of {len(batch.bad)} training samples could be read; the first: "
+                    f"{batch.bad[0]}"
+                )
+            yield batch
+
+
 class _EvalLoader(torch_data.DataLoader[Batch]):
     """A loader without empty batches, which only the consuming side can see."""
 
-    # The base class declares its private iterator type; consumers only iterate.
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return merge_empty(super().__iter__())
 
@@ -206,7 +225,7 @@ def _draw_order(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, epoch)).permutation(num_samples)
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
     """Keep a batch that the dataset has already put together."""
     return batch
 

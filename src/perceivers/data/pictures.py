@@ -25,8 +25,8 @@ PICTURE_EXTENSIONS = (
     ".ppm",
     ".pgm",
 )
-# Only these decoders run: others start foreign programs or fetch further files.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# Only these decoders run: others start foreign programs. A multi-picture JPEG calls itself MPO.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 GRAY_MODES = frozenset({"1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 ORIENTATION_TAG = 0x0112

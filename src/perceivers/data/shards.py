@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from perceivers.data.pictures import PICTURE_EXTENSIONS, read_picture
-from perceivers.data.sources import Encoded
+from perceivers.data.sources import Encoded, pick
 from perceivers.errors import DataError
 
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -61,8 +61,8 @@ class TarPictures:
         """Return a source of some of the pictures."""
         return TarPictures(
             self.shards,
-            [self.names[i] for i in indices.tolist()],
-            [self.members[i] for i in indices.tolist()],
+            pick(self.names, indices),
+            pick(self.members, indices),
             self.places[indices],
             None if self.labels is None else self.labels[indices],
         )

@@ -4,15 +4,17 @@ Legend: C channels, H W rows and columns.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
+Item = TypeVar("Item")
 RawSample: TypeAlias = "Mapping[str, Picture | NDArray]"
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to the samples of one split; cheap to pickle, safe in forked workers."""
 
@@ -57,3 +59,8 @@ class PictureSource(Protocol):
             DataError: The bytes cannot be read.
         """
         ...
+
+
+def pick(values: Sequence[Item], indices: NDArray[np.int64]) -> list[Item]:
+    """Return the values at some places."""
+    return [values[int(index)] for index in indices]

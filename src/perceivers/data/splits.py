@@ -10,13 +10,14 @@ from hashlib import sha256
 import numpy as np
 from numpy.typing import NDArray
 
+from perceivers.data.sources import pick
 from perceivers.errors import ConfigError, DataError
 
 
 def hash_order(names: Sequence[str], indices: NDArray[np.int64]) -> NDArray[np.int64]:
     """Sort sample indices by the hash of the samples' names."""
     digests = [
-        sha256(names[index].encode("utf-8", "surrogateescape")).digest() for index in indices
+        sha256(name.encode("utf-8", "surrogateescape")).digest() for name in pick(names, indices)
     ]
     order = sorted(range(len(indices)), key=digests.__getitem__)
     return indices[order]
@@ -59,7 +60,7 @@ def carve_validation(
     training = np.setdiff1d(np.arange(len(names)), validation)
     kind = "" if labels is None else "stratified "
     note = (
-        f"val: {kind}{share * 100:g} % of train ({len(validation)} of {len(names)} samples), chosen "
-        f"by a hash of the sample names"
+        f"val: {kind}{share * 100:g} % of train ({len(validation)} of {len(names)} samples), "
+        f"chosen by a hash of the sample names"
     )
     return training, validation, note

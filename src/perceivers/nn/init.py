@@ -10,9 +10,9 @@ from torch import Tensor, nn
 TRUNCATED_STD = 0.87962566103423978
 
 
-def variance_scaling_(weight: Tensor, fan_in: int) -> Tensor:
-    """Fill with a truncated normal of variance 1 / fan_in."""
-    std = fan_in**-0.5 / TRUNCATED_STD
+def truncated_normal_(weight: Tensor, deviation: float) -> Tensor:
+    """Fill with a normal cut at two deviations, scaled so that ``deviation`` is what remains."""
+    std = deviation / TRUNCATED_STD
     return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
@@ -21,7 +21,7 @@ def init_linears_(model: nn.Module) -> None:
     """Initialise every Linear by fan-in with zero bias, and every LayerNorm to the identity."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            variance_scaling_(module.weight, module.in_features)
+            truncated_normal_(module.weight, module.in_features**-0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):

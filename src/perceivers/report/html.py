@@ -133,9 +133,10 @@ def _load_figure(path: Path, caption: str) -> _Figure:
 
 
 def _numeric_columns(table: Table) -> list[bool]:
-    """Tell for every column whether all its cells are numbers, dashes or empty."""
+    """Tell for every column whether all its cells are numbers; the first one names the rows."""
     return [
-        bool(table.rows)
+        index > 0
+        and bool(table.rows)
         and all(_NUMERIC.fullmatch(row[index].strip()) for row in table.rows if index < len(row))
         for index in range(len(table.header))
     ]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from perceivers.report import style
 
-_MARGIN = 0.1
+_MARGIN = 0.05
 _COLOUR_BAR_WIDTH = 0.1
 
 
@@ -147,7 +147,8 @@ class Page:
         axes.set_axis_off()
         low, high = limits
         inset = style.SMALL_SIZE / 72 / 2
-        for value, label in labels:
+        crowded = len(labels) > 2 and height < len(labels) * style.line_height(style.SMALL_SIZE)
+        for value, label in (labels[0], labels[-1]) if crowded else labels:
             at = y + inset + (high - value) / (high - low) * (height - 2 * inset)
             self.text(
                 x + _COLOUR_BAR_WIDTH + 0.06,

@@ -1,7 +1,7 @@
 """The one look of all figures: colours, sizes, and text that is measured before it is drawn.
 
-Lengths are inches, font sizes are points. Figures are saved at twice the density of a browser, where
-one inch is 96 pixels; shown at half their pixel size, a 9.5 point font reads as 12.7 CSS pixels.
+Lengths are inches, font sizes are points. Figures are saved at twice the density of a browser,
+where one inch is 96 pixels; at half their pixel size, a 9.5 point font reads as 12.7 CSS pixels.
 Everything is passed explicitly and nothing is read from or written to matplotlib's global settings.
 """
 
@@ -27,7 +27,7 @@ FRAME = "#b9bfca"
 FAINT = "#e6e9ee"
 PAPER = "#ffffff"
 # Slightly blue, so that a hidden pixel is not mistaken for a grey one of the picture.
-HIDDEN = (0.58, 0.61, 0.68)
+HIDDEN = (0.58, 0.60, 0.65)
 
 # Okabe and Ito's palette: told apart by readers with any common colour blindness.
 BLUE = "#0072b2"
@@ -108,8 +108,11 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
-def percent(share: float) -> str:
-    """Format a share of one: ``4.2 %`` below ten, ``85 %`` above."""
+def percent(share: float, digits: int = 1) -> str:
+    """Format a share of one as ``97.8 %``; only nothing is ``0 %`` and only all is ``100 %``."""
     value = 100 * share
-    whole = value == 0 or value >= 99.95 or (value >= 10 and abs(value - round(value)) < 0.05)
-    return f"{value:.0f} %" if whole else f"{value:.1f} %"
+    if value in {0.0, 100.0}:
+        return f"{value:.0f} %"
+    while digits < 4 and float(f"{value:.{digits}f}") in {0.0, 100.0}:
+        digits += 1
+    return f"{value:.{digits}f} %"

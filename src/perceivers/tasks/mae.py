@@ -206,9 +206,11 @@ class MaskedAutoencoding(Task):
         for batch in batches:
             size = len(next(iter(batch.inputs.values())))
             losses = self(batch, generator)
-            for name, value in {"loss": losses.total, **losses.parts}.items():
-                key = name if name == "loss" else f"loss/{name}"
-                sums[key] = sums.get(key, 0.0) + float(value) * size
+            figures = {"loss": losses.total}
+            if len(losses.parts) > 1:
+                figures |= {f"loss/{name}": value for name, value in losses.parts.items()}
+            for name, value in figures.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * size
             count += size
         return {name: value / max(count, 1) for name, value in sums.items()}
 

@@ -52,7 +52,7 @@ def make_optimizer(model: HiP, config: OptimizerConfig) -> torch.optim.Optimizer
     if config.name == "lamb":
         # Decay enters the update before the trust ratio, as in the Perceiver recipes.
         return UnclampedLamb(groups, lr=config.lr, betas=config.betas, weight_decouple=False)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

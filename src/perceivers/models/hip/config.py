@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from torch import nn
+
 from perceivers.errors import ConfigError, suggest
 from perceivers.nn.grouping import GroupLayout, concatenate, deal_groups
 from perceivers.nn.mlp import get_activation
@@ -114,10 +116,11 @@ class HiPConfig:
     """The same rate everywhere (as released), or growing from zero with depth."""
     drop_path_rescale: bool = True
     """Divide kept branches by the keep probability; the released code does not."""
-    init: Literal["fixed", "paper"] = "fixed"
-    """Latents and position tables: standard deviation 0.02, or (as released) 1 / sqrt(rows)."""
-    decode_chunk: int = 4096
-    """Reconstruction queries per group that are alive at once."""
+    init: Literal["balanced", "paper"] = "balanced"
+    """Position tables as large as the content they are added to, or (as released) of variance
+    1 / rows, which is tiny for long inputs."""
+    decode_chunk: int = 1024
+    """Reconstruction queries per group that are alive at once; more are answered in chunks."""
 
     def __post_init__(self) -> None:
         """Reject contradictory settings, naming the rule."""
@@ -125,6 +128,9 @@ class HiPConfig:
         object.__setattr__(self, "levels", tuple(self.levels))
         object.__setattr__(self, "labels", tuple(self.labels))
         check_choices(self)
+        for name in ("token_dim", "position_dim", "num_bands", "decode_chunk"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         check_levels(self)
         check_inputs(self)
         check_head(self)
@@ -132,9 +138,6 @@ class HiPConfig:
         for name in ("dropout_rate", "drop_path_rate"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
-        for name in ("token_dim", "position_dim", "num_bands", "decode_chunk"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
     @property
     def processor(self) -> int:
@@ -270,6 +273,9 @@ def check_inputs(config: HiPConfig) -> None:
         raise ConfigError(
             f"modality names {list(config.inputs)} must be non-empty and without dots"
         )
+    taken = [name for name in config.inputs if hasattr(nn.ModuleDict(), name)]
+    if taken:
+        raise ConfigError(f"modality names {taken} are taken by torch's ModuleDict; rename them")
     if config.positions == "fourier" and config.project_positions != "none":
         raise ConfigError("Fourier positions are never projected; use project_positions='none'")
     if (

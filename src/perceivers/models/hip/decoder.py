@@ -23,11 +23,12 @@ def in_chunks(
     tokens: Float[Tensor, "B G M C"],
     size: int,
 ) -> Float[Tensor, "B G Q K"]:
-    """Answer queries a chunk at a time; in training each chunk is recomputed, so memory is bounded.
+    """Answer queries a chunk at a time; in training chunks are recomputed, so memory is bounded.
 
-    Queries never see one another, so the result does not depend on ``size``.
+    Queries never see one another, so the result does not depend on ``size``. A single chunk is
+    within bounds as it is and not worth computing twice.
     """
-    recompute = torch.is_grad_enabled() and tokens.requires_grad
+    recompute = torch.is_grad_enabled() and tokens.requires_grad and queries.shape[2] > size
     parts = []
     for chunk in queries.split(size, dim=2):
         if recompute:

@@ -22,9 +22,12 @@ from perceivers.models.hip.heads import MeanHead, QueryHead
 from perceivers.models.saving import ModelInfo, save_folder
 from perceivers.nn.blocks import PerceiverBlock
 from perceivers.nn.grouping import GroupLayout
-from perceivers.nn.init import init_linears_, variance_scaling_
+from perceivers.nn.init import init_linears_, truncated_normal_
 from perceivers.nn.positions import LearnedPositions, resize_table
 from perceivers.types import ModalitySpec
+
+POSITION_DEVIATION = 1.0
+LATENT_DEVIATION = 0.5
 
 
 class HiP(nn.Module):
@@ -82,26 +85,32 @@ class HiP(nn.Module):
         |---|---|
         | Linear weights | truncated normal, variance 1 / fan_in; biases 0 |
         | unembedding of the reconstruction | 0: the first reconstruction is exactly 0 |
-        | latents, position tables, head query | truncated normal, by ``config.init`` |
+        | position tables | ``balanced``: deviation 1, that of embedded elements; ``paper``: variance 1 / rows |
+        | latents, head query | ``balanced``: deviation 0.5; ``paper``: variance 1 / rows |
         | LayerNorm | scale 1, offset 0 |
 
-        ``init="fixed"`` is a deviation of 0.02, ``"paper"`` a variance of 1 / rows.
+        All draws are normal, cut at two deviations. A position row that is small beside the content
+        it is added to tells elements apart only after long training (docs/log.md measures it).
         """
         init_linears_(self)
-        arrays = [m.latents for m in self.modules() if isinstance(m, PerceiverBlock)]
-        arrays += [m.table for m in self.modules() if isinstance(m, LearnedPositions)]
-        arrays += [m.query for m in self.modules() if isinstance(m, QueryHead)]
-        with torch.no_grad():
-            for array in arrays:
-                if self.config.init == "paper":
-                    variance_scaling_(array, fan_in=array.numel() // array.shape[-1])
-                else:
-                    nn.init.trunc_normal_(array, std=0.02, a=-0.04, b=0.04)
-            if self.decoder is not None:
-                for readout in (self.decoder.readout, self.decoder.label_readout):
-                    for linear in () if readout is None else readout.unembed.values():
-                        assert isinstance(linear, nn.Linear)
-                        nn.init.zeros_(linear.weight)
+        blocks = [module for module in self.modules() if isinstance(module, PerceiverBlock)]
+        tables = [m.table for m in self.modules() if isinstance(m, LearnedPositions)]
+        queries = [m.query for m in self.modules() if isinstance(m, QueryHead)]
+        for array in (*(block.latents for block in blocks), *queries):
+            self._init_array(array, LATENT_DEVIATION)
+        for array in tables:
+            self._init_array(array, POSITION_DEVIATION)
+        if self.decoder is not None:
+            for readout in (self.decoder.readout, self.decoder.label_readout):
+                for linear in () if readout is None else readout.unembed.values():
+                    assert isinstance(linear, nn.Linear)
+                    nn.init.zeros_(linear.weight)
+
+    def _init_array(self, array: nn.Parameter, deviation: float) -> None:
+        """Fill a learned array of rows as the config says."""
+        if self.config.init == "paper":
+            deviation = (array.numel() // array.shape[-1]) ** -0.5
+        truncated_normal_(array, deviation)
 
     # -- whole passes ------------------------------------------------------------------------
 

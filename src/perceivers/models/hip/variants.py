@@ -109,8 +109,8 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "hip_nano": {
         "levels": hierarchy(
             groups=(4, 1, 4),
-            depth=(1, 3, 1),
-            latents=(16, 16, 16),
+            depth=(1, 2, 1),
+            latents=(8, 16, 8),
             dims=(64, 128, 64),
             heads=(2, 4, 2),
         ),

@@ -20,10 +20,8 @@ _MAX_NAME = 1.5
 _AXIS_LABEL = 0.28
 
 
-def draw_confusion(
-    path: Path, *, matrix: NDArray[Any], classes: Sequence[str], title: str
-) -> Path:
-    """Draw shares of every true class as colours, with the counts when there are 20 classes or fewer.
+def draw_confusion(path: Path, *, matrix: NDArray[Any], classes: Sequence[str], title: str) -> Path:
+    """Draw shares of every true class as colours, with counts when there are 20 classes or fewer.
 
     Args:
         path: Where the PNG goes.
@@ -32,7 +30,7 @@ def draw_confusion(
         title: Heading of the figure.
 
     Returns:
-        The path; rows of classes without samples are left white.
+        The path; rows of classes without samples stay empty.
 
     Raises:
         InputError: If the matrix is not square or does not match the class names.
@@ -48,7 +46,7 @@ def draw_confusion(
     longest = max((style.text_width(name, font_size) for name in names), default=0.0)
     flat = longest <= cell - 0.04
     left = _AXIS_LABEL + longest + 0.08
-    below = 0.08 + (style.line_height(font_size) if flat else longest) + _AXIS_LABEL
+    below = (style.line_height(font_size) if flat else longest + 0.08) + _AXIS_LABEL
     right = 0.75
     total, correct = int(counts.sum()), int(np.trace(counts))
     page = Page(
@@ -96,9 +94,7 @@ def _write_counts(
         )
 
 
-def _write_names(
-    page: Page, names: Sequence[str], *, left: float, cell: float, flat: bool
-) -> None:
+def _write_names(page: Page, names: Sequence[str], *, left: float, cell: float, flat: bool) -> None:
     """Write class names along both axes, as many as there is room for."""
     stride = ceil(style.line_height(style.SMALL_SIZE) / cell)
     side = cell * len(names)

@@ -1,8 +1,8 @@
-"""Training curves: one panel per quantity, every line labelled at its end instead of in a legend."""
+"""Training curves: one panel per quantity; lines are labelled at their ends, without a legend."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import floor, isfinite, log10
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ _COLUMN_GAP = 0.1
 _MIN_POINTS_TO_SMOOTH = 20
 # A schedule has second differences far below its range; smoothing it would round its corners.
 _ROUGH = 0.002
+_ROUND_STEPS = (1, 2, 2.5, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -57,54 +58,53 @@ def draw_curves(
             and non-finite values are left out.
         keys: The quantities, one panel each.
         title: Heading of the figure.
-        log_y: Logarithmic vertical axes; a panel with values of 0 or below stays linear and says so.
+        log_y: Logarithmic vertical axes; a panel with values of 0 or below stays linear, and says
+            so.
 
     Returns:
         The path.
     """
-    columns = min(len(keys), 2) or 1
-    height = 2.9 if columns == 1 else 1.85
-    pitch = (style.WIDTH - (columns - 1) * _COLUMN_GAP) / columns
+    panels = {key: _collect(records, key) for key in keys}
+    drawn = [line for lines in panels.values() for line in lines]
+    span = _common_span(drawn)
+    half = (style.WIDTH - _COLUMN_GAP) / 2
     heading = style.line_height(style.HEADING_SIZE) + 0.06
-    row_height = heading + height + 0.36
-    rows = -(-len(keys) // columns)
+    below = 0.52
+    height = 2.6 if len(panels) == 1 else 1.85
+    row_height = heading + height + below
+    # An odd panel out is the first, which is the one that matters most: it gets a row to itself.
+    odd = len(panels) % 2
     page = Page(
         style.WIDTH,
-        rows * row_height + 0.1,
+        (len(panels) + odd) // 2 * row_height - 0.08 if panels else 0.0,
         title=title,
         note="Pale lines are the raw values, dark lines a moving average."
-        if any(_is_smoothed(line) for key in keys for line in _collect(records, key))
+        if any(_is_smoothed(line) for line in drawn)
         else "",
     )
-    finite = [line.steps for key in keys for line in _collect(records, key)]
-    span = (min(s[0] for s in finite), max(s[-1] for s in finite)) if finite else (0.0, 1.0)
-    for index, key in enumerate(keys):
-        x = index % columns * (pitch + _COLUMN_GAP)
-        y = index // columns * row_height
-        lines = _collect(records, key)
+    for index, (key, lines) in enumerate(panels.items()):
+        wide = bool(odd and index == 0)
+        row, column = divmod(index + odd if not wide else 0, 2)
+        x, y = column * (half + _COLUMN_GAP), row * row_height
+        width = (style.WIDTH if wide else half) - _TICK_ROOM - _END_ROOM
         linear = not log_y or any((line.values <= 0).any() for line in lines)
-        remark = " (linear: it holds values of 0 or below)" if log_y and linear and lines else ""
-        name = _LABELS.get(key, key.replace("_", " ")) + remark
-        name = style.shorten(name, pitch, style.HEADING_SIZE)
+        name = _LABELS.get(key, key.replace("_", " "))
+        if log_y and linear and lines:
+            name += " (linear: has values of 0 or below)"
+        name = style.shorten(name, width + _TICK_ROOM, style.HEADING_SIZE)
         page.lines(x, y, [name], size=style.HEADING_SIZE)
-        axes = page.axes(x + _TICK_ROOM, y + heading, pitch - _TICK_ROOM - _END_ROOM, height)
+        axes = page.axes(x + _TICK_ROOM, y + heading, width, height)
         _draw_panel(axes, lines, span=span, log_y=not linear)
-        if index + columns >= len(keys):
-            middle = x + _TICK_ROOM + (pitch - _TICK_ROOM - _END_ROOM) / 2
-            page.text(
-                middle,
-                y + heading + height + 0.27,
-                "step",
-                size=style.SMALL_SIZE,
-                color=style.MUTED,
-                align="center",
-            )
+        if lines:
+            middle, below = x + _TICK_ROOM + width / 2, y + heading + height + 0.22
+            small = style.SMALL_SIZE
+            page.lines(middle, below, ["step"], size=small, color=style.MUTED, align="center")
     return page.save(path)
 
 
 def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Average over a triangular window of a tenth of the points, narrower at both ends."""
-    half = max(2, len(values) // 20)
+    """Average over a triangular window of a twentieth of the points, narrower at both ends."""
+    half = max(2, len(values) // 40)
     window = 1 - np.abs(np.arange(-half, half + 1)) / (half + 1)
     total = np.convolve(values, window)[half:-half]
     return total / np.convolve(np.ones_like(values), window)[half:-half]
@@ -114,9 +114,9 @@ def _collect(records: Sequence[Mapping[str, Any]], key: str) -> list[_Series]:
     """Gather a quantity by split: train first, then the others by name."""
     points: dict[str, dict[float, float]] = {}
     for record in records:
-        step, value = record.get("step"), record.get(key)
-        if _is_number(step) and _is_number(value):
-            points.setdefault(str(record.get("split", "train")), {})[float(step)] = float(value)
+        step, value = _finite(record.get("step")), _finite(record.get(key))
+        if step is not None and value is not None:
+            points.setdefault(str(record.get("split", "train")), {})[step] = value
     lines: list[_Series] = []
     for split in sorted(points, key=lambda name: (name != "train", name != "val", name)):
         steps = sorted(points[split])
@@ -125,9 +125,20 @@ def _collect(records: Sequence[Mapping[str, Any]], key: str) -> list[_Series]:
     return lines
 
 
-def _is_number(value: Any) -> bool:
-    """Whether a recorded value can be drawn."""
-    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(float(value))
+def _common_span(lines: Sequence[_Series]) -> tuple[float, float]:
+    """Return the steps all panels show; from 0 where recording starts soon after."""
+    first = min((float(line.steps[0]) for line in lines), default=0.0)
+    last = max((float(line.steps[-1]) for line in lines), default=1.0)
+    if 0 < first <= 0.1 * last:
+        first = 0.0
+    return (first, last) if last > first else (first - 1, last + 1)
+
+
+def _finite(value: Any) -> float | None:
+    """Return a recorded value if it can be drawn."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    return float(value) if isfinite(float(value)) else None
 
 
 def _is_smoothed(line: _Series) -> bool:
@@ -142,9 +153,8 @@ def _draw_panel(
     axes: Axes, lines: Sequence[_Series], *, span: tuple[float, float], log_y: bool
 ) -> None:
     """Draw all splits of one quantity."""
-    tidy(axes)
     if not lines:
-        axes.set(xticks=[], yticks=[])
+        axes.set_axis_off()
         axes.text(
             0.5,
             0.5,
@@ -156,6 +166,7 @@ def _draw_panel(
             va="center",
         )
         return
+    tidy(axes)
     names = [line.split for line in lines]
     ends: list[tuple[str, str, float]] = []
     for line in lines:
@@ -194,12 +205,10 @@ def _draw_line(axes: Axes, line: _Series, color: str) -> NDArray[np.float64]:
     return values
 
 
-def _scale(
-    axes: Axes, lines: Sequence[_Series], *, span: tuple[float, float], log_y: bool
-) -> None:
+def _scale(axes: Axes, lines: Sequence[_Series], *, span: tuple[float, float], log_y: bool) -> None:
     """Set the limits and a few round ticks on both axes."""
-    axes.set_xlim(*(span if span[1] > span[0] else (span[0] - 1, span[1] + 1)))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_xlim(*span)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=_ROUND_STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     low = min(float(line.values.min()) for line in lines)
     high = max(float(line.values.max()) for line in lines)
@@ -208,33 +217,44 @@ def _scale(
         ratio = max(high / low, 1.02)
         axes.set_ylim(low / ratio**0.06, high * ratio**0.06)
         few = LogLocator(subs=(1, 2, 5) if ratio < 200 else (1,), numticks=6)
-        axes.yaxis.set_major_locator(few if ratio > 10 else MaxNLocator(5))
+        axes.yaxis.set_major_locator(few if ratio > 10 else MaxNLocator(5, steps=_ROUND_STEPS))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
-        margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+        margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
         axes.set_ylim(low - margin if low < 0 or low > margin else 0.0, high + margin)
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value, digits=6)))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_ROUND_STEPS))
+    axes.yaxis.set_major_formatter(FuncFormatter(_tick_format(axes, log_y=log_y)))
+
+
+def _tick_format(axes: Axes, *, log_y: bool) -> Callable[[float, int | None], str]:
+    """Return a formatter of ticks; small values on a linear axis share one power of ten."""
+    ticks = axes.get_yticks()
+    largest = float(np.abs(ticks).max(initial=0.0))
+    if log_y or len(ticks) < 2 or not 0 < largest < 0.01:
+        return lambda value, _: style.number(value, digits=6)
+    power = floor(log10(float(ticks[1] - ticks[0])))
+    return lambda value, _: f"{value / 10.0**power:.4g}e{power}" if value else "0"
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[str, str, float]]) -> None:
     """Write name and last value right of each line, moved apart where they would overlap."""
-    figure = axes.figure
-    assert figure is not None
-    height = axes.get_position().height * figure.get_figheight()  # pyright: ignore
-    step = style.line_height(style.SMALL_SIZE) / height
+    box = axes.get_window_extent()
+    step = style.line_height(style.SMALL_SIZE) * style.DPI / box.height
+    right = 1 + 0.1 * style.DPI / box.width
     to_share = axes.transData + axes.transAxes.inverted()
     placed = sorted(
         (float(to_share.transform((axes.get_xlim()[1], value))[1]), label, color)
         for label, color, value in ends
     )
-    below = -1.0
-    for share, label, color in placed:
-        share = max(share, below + step)
-        below = share
+    shares = np.array([share for share, _, _ in placed])
+    apart = np.maximum.accumulate(shares - step * np.arange(len(shares)))
+    apart += step * np.arange(len(shares))
+    # Half the push goes down, so that a pair stays centred on its lines.
+    apart -= min((apart - shares).max() / 2, max(apart.min(), 0.0))
+    for share, (_, label, color) in zip(apart, placed, strict=True):
         axes.text(
-            1.03,
-            share,
+            right,
+            float(share),
             style.printable(label),
             transform=axes.transAxes,
             fontproperties=style.font(style.SMALL_SIZE),

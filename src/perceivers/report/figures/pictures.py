@@ -19,7 +19,8 @@ MISTAKE_COLUMNS = 8
 MAX_MISTAKES = 40
 
 _GAP = 0.07
-_LABEL_WIDTH = 1.3
+_THINNEST = 0.15
+_LABEL_WIDTH = 1.62
 
 
 def draw_reconstructions(
@@ -62,12 +63,12 @@ def draw_reconstructions(
                 f"number of pictures, rows and columns must agree"
             )
     truth = to_pictures(original[:MAX_COLUMNS])
-    keep = np.asarray(visible[:MAX_COLUMNS], dtype=bool).any(axis=1)[..., None]
+    keep = np.moveaxis(np.asarray(visible[:MAX_COLUMNS], dtype=bool)[:, :1], 1, -1)
     rows = [
         ("original", "", truth),
         (
             "what the model saw",
-            f"{style.percent(float(keep.mean()) if keep.size else 0.0)} of the pixels",
+            f"{style.percent(float(keep.mean()) if keep.size else 0.0, digits=0)} of the pixels",
             np.where(keep, truth, np.asarray(style.HIDDEN)),
         ),
         ("reconstructed", "", to_pictures(reconstructed[:MAX_COLUMNS])),
@@ -128,7 +129,7 @@ def draw_mistakes(
         x, y = index % columns * pitch, index // columns * row_height
         page.picture(x, y, width, height, pictures[index])
         words = (f"true: {truth[index]}", f"said: {predicted[index]}")
-        sure = f"{style.percent(float(confidence[index]))} sure"
+        sure = f"{style.percent(float(confidence[index]), digits=0)} sure"
         for line, (text, color) in enumerate(
             [(words[0], style.INK), (words[1], style.VERMILION), (sure, style.MUTED)]
         ):
@@ -139,9 +140,10 @@ def draw_mistakes(
 
 
 def to_pictures(images: NDArray[Any]) -> NDArray[np.float64]:
-    """Turn ``[n, C, H, W]`` into RGB ``[n, H, W, 3]`` in 0..1; channels past the third are left out.
+    """Turn ``[n, C, H, W]`` into RGB ``[n, H, W, 3]`` in 0..1.
 
-    One or two channels give a grey picture of the first. Values that are not numbers become 0.
+    One or two channels give a grey picture of the first; those past the third are left out.
+    Values that are not numbers become 0.
     """
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise InputError(f"pictures have shape {images.shape}; it must be [n, C, H, W]")
@@ -182,7 +184,7 @@ def _draw_rows(
 
 def _draw_label(page: Page, y: float, height: float, label: str, detail: str) -> None:
     """Write a row's label beside the middle of its pictures."""
-    room = _LABEL_WIDTH - 0.15
+    room = _LABEL_WIDTH - 0.12
     lines = style.wrap(label, room, style.TEXT_SIZE)
     details = style.wrap(detail, room, style.SMALL_SIZE)
     first = len(lines) * style.line_height(style.TEXT_SIZE)
@@ -193,7 +195,11 @@ def _draw_label(page: Page, y: float, height: float, label: str, detail: str) ->
 
 
 def _fit(shape: Sequence[int], room: float) -> tuple[float, float]:
-    """Return width and height of a picture of H by W pixels whose longer side fills the room."""
+    """Return width and height of a picture of H by W pixels whose longer side fills the room.
+
+    Extremely long pictures are drawn thicker than they are, so that there is something to see.
+    """
     height, width = shape
     longest = max(height, width)
-    return room * width / longest, room * height / longest
+    thinnest = min(_THINNEST, room)
+    return max(room * width / longest, thinnest), max(room * height / longest, thinnest)

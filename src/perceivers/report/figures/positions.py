@@ -29,7 +29,8 @@ _CHANNELS = 8
 _REFERENCES = 3
 _GAP = 0.06
 _BLOCK_GAP = 0.3
-_BAR_ROOM = 0.62
+_BAR_ROOM = 0.72
+_THINNEST = 0.3
 _BEFORE, _AFTER = "before training", "after training"
 
 Tables = Sequence[tuple[str, NDArray[np.float64]]]
@@ -45,10 +46,10 @@ def draw_positions(
 ) -> Path:
     """Draw a table of learned positions on its grid, next to what it was before training.
 
-    On a 2-D grid: the first three principal components as colours, the similarity of a few positions
-    with all others, and the channels that vary most. On a 1-D grid: all channels as a heat map, and
-    similarities as curves. On others, which have no flat picture: how much variance the components
-    hold. Axes of size one are ignored.
+    On a 2-D grid: the first three principal components as colours, the similarity of a few
+    positions with all others, and the channels that vary most. On a 1-D grid: all channels as a
+    heat map, and similarities as curves. On others, which have no flat picture: how much variance
+    the components hold. Axes of size one are ignored.
 
     Args:
         path: Where the PNG goes.
@@ -87,42 +88,50 @@ def draw_positions(
 def _draw_plane(path: Path, tables: Tables, *, grid: tuple[int, int], title: str) -> Path:
     """Draw positions that lie on rows and columns."""
     rows, columns = grid
-    blocks = len(tables) + 1
-    room = (style.WIDTH - _BAR_ROOM - len(tables) * _BLOCK_GAP) / blocks
-    tall = min(room, 3.4)
-    width, height = _fit(grid, room, tall)
     heading = style.line_height(style.HEADING_SIZE) + 0.05
     caption = style.line_height(style.SMALL_SIZE) + 0.04
-    small = (style.WIDTH - _BAR_ROOM - (_CHANNELS - 1) * _GAP) / _CHANNELS
-    small_width, small_height = _fit(grid, small, 1.25 * small)
-    strip = caption + small_height + 0.12
-    second = heading + height + caption + 0.3
+    # Wide grids are stacked, since three of them side by side would be mere stripes.
+    blocks = 1 if columns > 2.5 * rows else len(tables) + 1
+    pitch = (style.WIDTH - _BAR_ROOM + _BLOCK_GAP) / blocks
+    room = pitch - _BLOCK_GAP
+    width, height = _fit(grid, room, 1.7 if blocks == 1 else min(room, 4.0))
+    block_height = heading + height + caption + 0.16
+    places = [
+        (index % blocks * pitch, index // blocks * block_height) for index in range(len(tables) + 1)
+    ]
+    second = places[-1][1] + block_height + 0.1
+    per_row = _CHANNELS if blocks > 1 else _CHANNELS // 2
+    small = (style.WIDTH - _BAR_ROOM - (per_row - 1) * _GAP) / per_row
+    size = _fit(grid, small, 1.25 * small)
+    chosen = busiest_channels(tables[-1][1], _CHANNELS)
+    strip = caption + -(-len(chosen) // per_row) * (size[1] + _GAP) + 0.1
     page = Page(
         style.WIDTH,
-        second + heading + len(tables) * strip - 0.12,
+        second + heading + len(tables) * strip - _GAP - 0.1,
         title=title,
         note=f"{rows} x {columns} positions of {tables[0][1].shape[1]} channels. Top: the first "
         f"three principal components as red, green and blue, and the cosine similarity of the "
-        f"circled positions with all others.",
+        f"positions under the dots with all others.",
     )
     for index, (name, table) in enumerate(tables):
-        x = index * (width + _BLOCK_GAP)
+        x, y = places[index]
         components = principal_components(table)
-        page.lines(x, 0, [name.capitalize()], size=style.HEADING_SIZE)
-        page.picture(x, heading, width, height, colours(components).reshape(rows, columns, 3))
-        words = style.shorten(_held(components), width + _BLOCK_GAP - 0.05, style.SMALL_SIZE)
-        page.lines(
-            x, heading + height + 0.04, [words], size=style.SMALL_SIZE, color=style.MUTED
-        )
-    x = len(tables) * (width + _BLOCK_GAP)
-    page.lines(x, 0, ["Similarity after training"], size=style.HEADING_SIZE)
-    _draw_similarities(page, tables[-1][1], grid, x=x, y=heading, width=width, height=height)
-    chosen = busiest_channels(tables[-1][1], _CHANNELS)
+        page.lines(x, y, [name.capitalize()], size=style.HEADING_SIZE)
+        picture = colours(components).reshape(rows, columns, 3)
+        page.picture(x, y + heading, width, height, picture)
+        words = style.shorten(_held(components), pitch - 0.1, style.SMALL_SIZE)
+        below = y + heading + height + 0.04
+        page.lines(x, below, [words], size=style.SMALL_SIZE, color=style.MUTED)
+    x, y = places[-1]
+    page.lines(x, y, ["Similarity after training"], size=style.HEADING_SIZE)
+    _draw_similarities(page, tables[-1][1], grid, x=x, y=y + heading, size=(width, height))
     words = f"The {len(chosen)} channels that vary most after training"
     page.lines(0, second, [words], size=style.HEADING_SIZE)
     for index, (name, table) in enumerate(tables):
         y = second + heading + index * strip
-        _draw_channels(page, name, table, chosen, grid, y=y, size=(small_width, small_height))
+        page.lines(0, y, [name], size=style.SMALL_SIZE, color=style.MUTED)
+        maps = table[:, chosen].T.reshape(len(chosen), *grid)
+        _draw_channels(page, maps, y=y + caption, size=size, per_row=per_row)
     return page.save(path)
 
 
@@ -133,11 +142,11 @@ def _draw_similarities(
     *,
     x: float,
     y: float,
-    width: float,
-    height: float,
+    size: tuple[float, float],
 ) -> None:
     """Draw a block of maps, each the similarity of one position with all, where it lies."""
-    picked = [spread_indices(size, _REFERENCES) for size in grid]
+    width, height = size
+    picked = [spread_indices(count, _REFERENCES) for count in grid]
     down, across = len(picked[0]), len(picked[1])
     cell = (width - (across - 1) * _GAP) / across, (height - (down - 1) * _GAP) / down
     for row, place in enumerate(picked[0]):
@@ -152,7 +161,7 @@ def _draw_similarities(
                 place,
                 marker="o",
                 markersize=4.5,
-                markerfacecolor="none",
+                markerfacecolor=style.PAPER,
                 markeredgecolor=style.INK,
                 markeredgewidth=1.0,
                 clip_on=False,
@@ -168,32 +177,23 @@ def _draw_similarities(
 
 
 def _draw_channels(
-    page: Page,
-    name: str,
-    table: NDArray[np.float64],
-    chosen: NDArray[np.intp],
-    grid: tuple[int, int],
-    *,
-    y: float,
-    size: tuple[float, float],
+    page: Page, maps: NDArray[np.float64], *, y: float, size: tuple[float, float], per_row: int
 ) -> None:
-    """Draw a strip of single channels on one colour scale, zero in its middle."""
-    width, height = size
-    top = y + style.line_height(style.SMALL_SIZE) + 0.04
-    limit = _limit(table[:, chosen])
-    page.lines(0, y, [name], size=style.SMALL_SIZE, color=style.MUTED)
-    for index, channel in enumerate(chosen):
+    """Draw single channels ``[count, H, W]`` on one colour scale, zero in its middle."""
+    across, down = size[0] + _GAP, size[1] + _GAP
+    limit = _limit(maps)
+    for index, values in enumerate(maps):
+        row, column = divmod(index, per_row)
         page.picture(
-            index * (width + _GAP),
-            top,
-            width,
-            height,
-            table[:, channel].reshape(grid),
+            column * across,
+            y + row * down,
+            *size,
+            values,
             colours=style.DIVERGING,
             limits=(-limit, limit),
         )
-    right = len(chosen) * (width + _GAP) - _GAP
-    _draw_scale(page, right + 0.1, top, height, limit)
+    right = min(len(maps), per_row) * across - _GAP
+    _draw_scale(page, right + 0.1, y, -(-len(maps) // per_row) * down - _GAP, limit)
 
 
 def _draw_line(path: Path, tables: Tables, *, title: str) -> Path:
@@ -269,7 +269,7 @@ def _draw_variances(path: Path, tables: Tables, *, grid: tuple[int, ...], title:
     tidy(axes)
     count = tables[0][1].shape[1]
     axes.set(xlim=(0, max(count, 1)), ylim=(0, 1.03), yticks=(0, 0.25, 0.5, 0.75, 1))
-    axes.yaxis.set_major_formatter(lambda value, _: style.percent(value))
+    axes.yaxis.set_major_formatter(lambda value, _: style.percent(value, digits=0))
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     for index, (name, table) in enumerate(tables):
         components = principal_components(table)
@@ -330,6 +330,9 @@ def _limit(values: NDArray[np.float64]) -> float:
 
 
 def _fit(grid: Sequence[int], width: float, height: float) -> tuple[float, float]:
-    """Return width and height of square cells that fill a box one way."""
+    """Return width and height of square cells that fill a box one way.
+
+    Extremely long grids get oblong cells instead of a map thinner than a line.
+    """
     cell = min(width / grid[1], height / grid[0])
-    return cell * grid[1], cell * grid[0]
+    return max(cell * grid[1], _THINNEST), max(cell * grid[0], _THINNEST)

@@ -1,0 +1,60 @@
+# Two commands for a fresh machine:   make demo   and   make test
+# Both set up everything they need in .venv first; only Python 3.11+ and make must be present.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# CPU=1 pins torch to the version that the tests run with and keeps CUDA packages out where the
+# package index offers a CPU build.
+ifdef CPU
+export PIP_CONSTRAINT := $(CURDIR)/constraints-cpu.txt
+endif
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: setup demo format lint types test test-slow test-compiled check wheel bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/perceivers demo --overwrite
+
+test: $(VENV)/.dev
+	$(PYTEST) -m "not slow and not compiled" -n auto --jaxtyping-packages=perceivers,beartype.beartype
+
+# Kills, exports and whole runs; then compilation, which cannot run under the shape checks.
+test-slow: $(VENV)/.dev
+	$(PYTEST) -m "slow and not compiled"
+	$(PYTEST) -m compiled
+
+$(VENV)/.demo: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e ".[demo]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e ".[dev]"
+	touch $@ $(VENV)/.demo
+
+setup: $(VENV)/.dev
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+check: lint types test
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m build --wheel --outdir dist
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/bench_memory.py
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache

@@ -1,0 +1,185 @@
+"""WebDataset tars as data addresses."""
+
+import gzip
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from perceivers.data import open_data
+from perceivers.data.pictures import read_picture
+from perceivers.data.shards import expand_braces
+from perceivers.errors import DataError
+
+WriteTar = Callable[[Path, Mapping[str, bytes]], Path]
+Encode = Callable[..., bytes]
+
+
+def members(encode: Encode, first: int = 0, count: int = 4) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for i in range(first, first + count):
+        found[f"s{i}.png"] = encode(i)
+        found[f"s{i}.cls"] = str(i % 2).encode()
+    return found
+
+
+def test_a_folder_of_tars_has_splits_and_class_names(
+    tmp_path: Path, write_tar: WriteTar, encode: Encode
+) -> None:
+    write_tar(tmp_path / "train-0.tar", members(encode, 0))
+    write_tar(tmp_path / "train-1.tar", members(encode, 4))
+    write_tar(tmp_path / "val.tar", members(encode, 8, 2))
+    write_tar(tmp_path / "trainer.tar", members(encode, 8, 2))
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    dataset = open_data(str(tmp_path))
+    assert dataset.classes == ("ant", "bee")
+    assert {k: len(v) for k, v in dataset.splits.items()} == {"train": 8, "val": 2}
+    train = dataset.splits["train"]
+    assert list(train.names)[3:5] == ["train-0.tar/s3", "train-1.tar/s4"]
+    assert train.labels is not None
+    assert train.labels.tolist() == [0, 1] * 4
+    assert dataset.notes == (
+        "1 tars whose names start with no split (train, val, test) were ignored",
+    )
+
+
+def test_members_are_read_at_random_as_they_are_stored(
+    tmp_path: Path, write_tar: WriteTar, encode: Encode
+) -> None:
+    path = write_tar(tmp_path / "x.tar", members(encode))
+    dataset = open_data(str(path), val_share=0.4)
+    source = pickle.loads(pickle.dumps(dataset.splits["train"]))
+    expected = {f"x.tar/s{i}": np.asarray(read_picture(encode(i), "a")) for i in range(4)}
+    for index in reversed(range(len(source))):
+        found = np.asarray(source.read(index)["image"])
+        assert np.array_equal(found, expected.pop(source.names[index]))
+        assert not any(np.array_equal(found, other) for other in expected.values())
+    assert "no classes.txt: 2 classes, named by their numbers" in dataset.notes
+    assert dataset.classes == ("0", "1")
+
+
+def test_a_range_of_tars_is_expanded_with_leading_zeros(
+    tmp_path: Path, write_tar: WriteTar, encode: Encode
+) -> None:
+    for i in (8, 9, 10):
+        write_tar(tmp_path / f"x-{i:03d}.tar", members(encode, 2 * i, 2))
+    dataset = open_data(f"{tmp_path}/x-{{008..010}}.tar")
+    assert sum(len(split) for split in dataset.splits.values()) == 6
+    assert expand_braces("{0..1}-{08..09}") == ["0-08", "0-09", "1-08", "1-09"]
+    with pytest.raises(DataError, match=r"x-011\.tar: cannot be read \(No such file"):
+        open_data(f"{tmp_path}/x-{{008..011}}.tar")
+    with pytest.raises(DataError, match=r"the range 9\.\.8 runs down"):
+        open_data(f"{tmp_path}/x-{{9..8}}.tar")
+    with pytest.raises(DataError, match=r"braces that are no range .*'x-\{000\.\.012\}\.tar'"):
+        open_data(f"{tmp_path}/x-{{a,b}}.tar")
+
+
+def test_labels_may_come_from_json_or_be_missing(
+    tmp_path: Path, write_tar: WriteTar, encode: Encode
+) -> None:
+    write_tar(
+        tmp_path / "json.tar",
+        {
+            f"{i}.{e}": d
+            for i in range(4)
+            for e, d in (("png", encode(i)), ("json", b'{"label":1}'))
+        },
+    )
+    labels = open_data(str(tmp_path / "json.tar")).splits["train"].labels
+    assert labels is not None
+    assert set(labels.tolist()) == {1}
+    write_tar(tmp_path / "bare.tar", {f"a/{i}.png": encode(i) for i in range(4)})
+    dataset = open_data(str(tmp_path / "bare.tar"))
+    assert (dataset.classes, dataset.splits["train"].labels) == ((), None)
+
+
+def test_what_is_not_read_is_noted(tmp_path: Path, write_tar: WriteTar, encode: Encode) -> None:
+    extra = {"s0.jpg": encode(0, kind="JPEG"), "clip.mp4": b"x", "s1.seg.png": b"x"}
+    dataset = open_data(str(write_tar(tmp_path / "x.tar", members(encode) | extra)))
+    assert any("1 samples without a picture were ignored" in note for note in dataset.notes)
+    assert any("1 samples hold several pictures" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (b"2", r"x\.tar/s1\.cls: label 2 is out of range; labels are 0\.\.1 \(classes\.txt has 2"),
+        (b"-1", r"s1\.cls: label -1 is out of range"),
+        (b"bee", r"s1\.cls: the label is 'bee'; it must be the index of a class"),
+        (b"1.0", r"the label is '1\.0'"),
+        (b"\xff", r"s1\.cls: cannot be read as text or JSON"),
+    ],
+)
+def test_a_wrong_label_is_refused_by_member(
+    tmp_path: Path, write_tar: WriteTar, encode: Encode, label: bytes, message: str
+) -> None:
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    path = write_tar(tmp_path / "x.tar", members(encode))
+    assert open_data(str(path)).classes == ("ant", "bee")
+    write_tar(path, members(encode) | {"s1.cls": label})
+    with pytest.raises(DataError, match=message):
+        open_data(str(path))
+
+
+def test_a_negative_label_is_refused_without_class_names(
+    tmp_path: Path, write_tar: WriteTar, encode: Encode
+) -> None:
+    path = write_tar(tmp_path / "x.tar", members(encode) | {"s1.cls": b"-3"})
+    with pytest.raises(
+        DataError, match=r"label -3 is out of range; labels are class indices from 0"
+    ):
+        open_data(str(path))
+
+
+def test_tars_that_break_the_format_are_refused(
+    tmp_path: Path, write_tar: WriteTar, encode: Encode
+) -> None:
+    path = tmp_path / "x.tar"
+    good = members(encode)
+    without_label = {name: data for name, data in good.items() if name != "s2.cls"}
+    write_tar(path, without_label)
+    with pytest.raises(DataError, match=r"x\.tar/s2\.png: has no label, but 3 other samples have"):
+        open_data(str(path))
+    write_tar(path, {"a.mp4": b"", "a.cls": b"0"})
+    with pytest.raises(DataError, match=r"no pictures; extensions found: \['cls', 'mp4'\]"):
+        open_data(str(path))
+    write_tar(path, good | {"s1.PNG": b""})
+    with pytest.raises(DataError, match=r"holds 's1\.PNG' twice"):
+        open_data(str(path))
+    write_tar(path, good)
+    data = path.read_bytes()
+    path.write_bytes(data[:700])
+    with pytest.raises(DataError, match=r"x\.tar: no complete uncompressed tar"):
+        open_data(str(path))
+    path.write_bytes(gzip.compress(data))
+    with pytest.raises(DataError, match=r"x\.tar: no complete uncompressed tar"):
+        open_data(str(path))
+    write_tar(path, {"a.png": encode(1), "b.png": encode(2)})
+    source = open_data(str(path)).splits["train"]
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"\.png: the tar ends after 0 of the member's \d+ bytes"):
+        source.read(0)
+
+
+def test_class_names_must_be_unique_and_splits_alike(
+    tmp_path: Path, write_tar: WriteTar, encode: Encode
+) -> None:
+    write_tar(tmp_path / "train.tar", members(encode))
+    write_tar(tmp_path / "test.tar", {"a.png": encode(0)})
+    with pytest.raises(DataError, match="'train': 'labelled', 'test': 'unlabelled'"):
+        open_data(str(tmp_path))
+    (tmp_path / "classes.txt").write_text("ant\nant\n")
+    with pytest.raises(DataError, match=r"classes\.txt: 2 class names, repeated: \['ant'\]"):
+        open_data(str(tmp_path))
+
+
+def test_a_folder_of_tars_without_train_is_refused(
+    tmp_path: Path, write_tar: WriteTar, encode: Encode
+) -> None:
+    write_tar(tmp_path / "part.tar", members(encode))
+    with pytest.raises(
+        DataError, match=r"1 tars, such as 'part\.tar', but none called train\*\.tar"
+    ):
+        open_data(str(tmp_path))
