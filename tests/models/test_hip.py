@@ -46,14 +46,15 @@ def test_the_first_reconstruction_is_exactly_zero(rng: torch.Generator) -> None:
     assert model(image)["image"].any()
 
 
-@pytest.mark.parametrize("init", ["fixed", "paper"])
+@pytest.mark.parametrize("init", ["balanced", "paper"])
 def test_parameters_start_as_the_table_says(init: str) -> None:
     model = create_model("hip_nano", inputs={"image": Image(32, 32)}, init=init)
     state = model.state_dict()
-    for name in ("encoder.blocks.0.latents", "encoder.inputs.positions.image.table"):
+    balanced = {"encoder.blocks.0.latents": 0.5, "encoder.inputs.positions.image.table": 1.0}
+    for name, deviation in balanced.items():
         array = state[name]
         rows = array.numel() // array.shape[-1]
-        expected = 0.0176 if init == "fixed" else rows**-0.5  # 0.02 cut at two deviations
+        expected = deviation if init == "balanced" else rows**-0.5
         assert abs(float(array.std()) / expected - 1) < 0.06, name
     linear = state["encoder.blocks.1.layers.0.mlp.out.weight"]
     assert abs(float(linear.std()) * linear.shape[1] ** 0.5 - 1) < 0.03

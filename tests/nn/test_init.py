@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from perceivers.nn.init import TRUNCATED_STD, init_linears_, variance_scaling_
+from perceivers.nn.init import TRUNCATED_STD, init_linears_, truncated_normal_
 
 
-def test_variance_scaling_has_variance_one_over_fan_in() -> None:
-    weight = variance_scaling_(torch.empty(400, 400), fan_in=400)
+def test_a_truncated_normal_has_the_deviation_asked_for() -> None:
+    weight = truncated_normal_(torch.empty(400, 400), 1 / 20)
     assert abs(float(weight.std()) * 20 - 1.0) < 0.02
     assert float(weight.abs().max()) <= 2 / TRUNCATED_STD / 20
     assert abs(float(weight.mean())) < 1e-3

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from safetensors.torch import save
 from torch import Tensor
@@ -44,6 +44,7 @@ class ModelInfo:
         return cls(**{**known, "classes": tuple(known.get("classes", ()))})
 
 
+@runtime_checkable
 class Saveable(Protocol):
     """A model with a family name and a JSON-able configuration."""
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from perceivers.models.hip import HiP
 
 
+@runtime_checkable
 class TaskBatch(Protocol):
     """A batch as the loaders make it: raw inputs ``[B, ...]`` by name, labels ``[B]`` or none."""
 
