@@ -4,7 +4,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import IO
 
 from rich.console import Console
 from rich.progress import (
@@ -16,11 +15,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from perceivers.training.events import Evaluated, Event, Finished, Noted, Started, Stepped
+from perceivers.training.events import Evaluated, Event, Noted, Started, Stepped
 
 
 class JsonlWriter:
-    """Append a record per event to ``metrics.jsonl``, flushed line by line.
+    """Append a record per event to ``metrics.jsonl``.
 
     Args:
         path: The file; records beyond the step at which a run starts are cut off first.
@@ -28,13 +27,11 @@ class JsonlWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: IO[str] | None = None
 
     def __call__(self, event: Event) -> None:
         """Record training and validation figures."""
         if isinstance(event, Started):
             cut_records(self.path, event.step)
-            self._file = self.path.open("a")
         elif isinstance(event, Stepped):
             self._write(
                 {
@@ -49,14 +46,10 @@ class JsonlWriter:
             )
         elif isinstance(event, Evaluated):
             self._write({"step": event.step, "split": "val", **event.figures})
-        elif isinstance(event, Finished) and self._file is not None:
-            self._file.close()
-            self._file = None
 
     def _write(self, record: dict[str, object]) -> None:
-        assert self._file is not None
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
 
 
 def cut_records(path: Path, step: int) -> None:

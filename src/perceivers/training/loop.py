@@ -54,6 +54,16 @@ class Window:
     seconds: float = 0.0
     samples: int = 0
 
+    def to_state(self) -> list[dict[str, Tensor]]:
+        """The losses alone: a resumed run must report the same figures, times differ anyway."""
+        return [{"": loss, **parts} for loss, parts in zip(self.losses, self.parts, strict=True)]
+
+    @classmethod
+    def from_state(cls, steps: list[dict[str, Tensor]], device: torch.device) -> "Window":
+        """Rebuild from ``to_state``."""
+        moved = [{name: value.to(device) for name, value in step.items()} for step in steps]
+        return cls(losses=[step.pop("") for step in moved], parts=moved)
+
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the state is saved
     """Ctrl-C or SIGTERM: the run stopped after saving its state."""
@@ -307,6 +317,7 @@ class Trainer:
             tensors: dict[str, Any] = {
                 "model": self.task.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "window": self._window.to_state(),
             }
             if self.average is not None:
                 tensors["average"] = self.average.state_dict()
@@ -321,6 +332,7 @@ class Trainer:
         self.optimizer.load_state_dict(tensors["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(tensors["average"])
+        self._window = Window.from_state(tensors["window"], self.runtime.device)
         self._saved_step = self.progress.step
 
     def _is_over_budget(self) -> bool:

@@ -50,8 +50,11 @@ def make_optimizer(model: HiP, config: OptimizerConfig) -> torch.optim.Optimizer
     """Build the optimizer; learning rates are set at every step by ``set_learning_rate``."""
     groups = parameter_groups(model, config)
     if config.name == "lamb":
-        # Decay enters the update before the trust ratio, as in the Perceiver recipes.
-        return UnclampedLamb(groups, lr=config.lr, betas=config.betas, weight_decouple=False)
+        # Decay enters the update before the trust ratio, as in the Perceiver recipes. 'adam_debias'
+        # keeps the library from dividing the step by 1 - beta1^t, which would multiply the first
+        # steps, already scaled by the trust ratio, by up to ten.
+        options = {"weight_decouple": False, "adam_debias": True}
+        return UnclampedLamb(groups, lr=config.lr, betas=config.betas, **options)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.data import AugmentConfig, Source, open_data
+from perceivers.data import Source, open_data
 from perceivers.errors import RunError
 from perceivers.report.html import Section, Table, write_html
 from perceivers.tasks import ClassificationConfig, MaskedAutoencodingConfig
@@ -37,11 +37,11 @@ from perceivers.workflows.training import finetune, pretrain, train
 
 DATA = "digits"
 MODEL = "hip_nano"
-PRETRAIN_STEPS = 1200
-FINETUNE_STEPS = 1500
-AUGMENT = AugmentConfig(crop_scale=(0.7, 1.0), crop_ratio=(0.9, 1.1), rotate=12.0, shift=0.1)
+PRETRAIN_STEPS = 800
+FINETUNE_STEPS = 1800
+FINETUNE_RATE = 2e-3
 # Learning rates tried from scratch; the best on validation is reported.
-SCRATCH_RATES = (5e-4, 1e-3, 2e-3)
+SCRATCH_RATES = (1e-3, 2e-3, 4e-3)
 
 
 @dataclass
@@ -82,11 +82,10 @@ def pretrain_config(out: Path, seed: int, limit: int) -> PretrainConfig:
         batch_size=64,
         seed=seed,
         limit=limit,
-        augment=AUGMENT,
         optimizer=OptimizerConfig(lr=2e-3),
         mask=MaskedAutoencodingConfig(ratio=0.75),
-        eval_every=300,
-        checkpoint_every=300,
+        eval_every=200,
+        checkpoint_every=200,
     )
 
 
@@ -102,14 +101,13 @@ def classify_config(
         batch_size=64,
         seed=seed,
         limit=limit,
-        augment=AUGMENT,
         optimizer=OptimizerConfig(lr=lr, betas=(0.9, 0.99)),
         schedule=ScheduleConfig(warmup=0.05),
-        loss=ClassificationConfig(label_smoothing=0.1),
+        loss=ClassificationConfig(label_smoothing=0.1, mixup=0.2),
         ema=0.995,
         model_options={"drop_path_rate": 0.1},
-        eval_every=250,
-        checkpoint_every=250,
+        eval_every=200,
+        checkpoint_every=200,
     )
 
 
@@ -150,7 +148,7 @@ def run_demo(
         str(pretrained.path),
         folder / "finetune",
         steps=FINETUNE_STEPS,
-        lr=1e-3,
+        lr=FINETUNE_RATE,
         seed=seed,
         limit=limit,
     )
