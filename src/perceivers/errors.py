@@ -4,8 +4,21 @@ Every class is a ``ValueError``, so library users can catch that; the command li
 ``UserError`` into one message and exit status 2, and everything else into a traceback (our bug).
 """
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+# What the system answers when a place cannot be written: the user's to mend, not our bug.
+OUT_OF_REACH = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+}
 
 
 class UserError(ValueError):

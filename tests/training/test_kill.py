@@ -59,7 +59,9 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path: Path) 
     finish(process)
     assert kills >= 2, "the run ended before it could be killed often enough"
     for name in ("model", "last"):
-        whole, resumed = (load_file(p / name / "model.safetensors") for p in (tmp_path / "whole", cut))
+        whole, resumed = (
+            load_file(p / name / "model.safetensors") for p in (tmp_path / "whole", cut)
+        )
         assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     fresh = load_file(cut / "last" / "model.safetensors")
     best = load_file(cut / "model" / "model.safetensors")

@@ -152,7 +152,9 @@ def test_too_many_unreadable_samples_stop_a_run(settings: Settings, tmp_path: Pa
             Image.new("L", (8, 8), 40 * i).save(path)
             if i > 1:
                 path.write_bytes(path.read_bytes()[:30])
-    with pytest.raises(DataError, match=r"samples could not be read, more than max_bad_share=0\.05"):
+    with pytest.raises(
+        DataError, match=r"samples could not be read, more than max_bad_share=0\.05"
+    ):
         pretrain(**settings(data=str(tmp_path / "data"), size=8, channels=1, quiet=True))
 
 
@@ -160,7 +162,9 @@ def test_fine_tuning_takes_the_encoder_and_leaves_the_decoder(
     settings: Settings, tmp_path: Path
 ) -> None:
     first = pretrain(**settings(out=str(tmp_path / "a"), quiet=True))
-    second = finetune(**settings(model=str(first.path), out=str(tmp_path / "b"), limit=1, quiet=True))
+    second = finetune(
+        **settings(model=str(first.path), out=str(tmp_path / "b"), limit=1, quiet=True)
+    )
     source, target = weights(first.path / "model"), weights(second.path / "model")
     assert not [name for name in target if name.startswith("decoder")]
     assert {name.split(".")[0] for name in target} == {"encoder", "head"}

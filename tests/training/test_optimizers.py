@@ -42,12 +42,13 @@ def test_layer_decay_falls_from_the_head_to_the_inputs(model: HiP) -> None:
     named = dict(model.named_parameters())
     last = max(depths.values())
     for name, depth in depths.items():
-        assert scale[id(named[name])] == 0.5 ** (last - depth), name
+        factor = 10.0 if name == "encoder.inputs.positions.image.table" else 1.0
+        assert scale[id(named[name])] == factor * 0.5 ** (last - depth), name
     assert depths["encoder.inputs.embed.image.weight"] == 0
     assert depths["head.logits.weight"] == last
     assert depths["encoder.blocks.0.read.mlp.out.weight"] == 1
     assert depths["encoder.blocks.0.layers.0.mlp.out.weight"] == 2
-    optimizer = make_optimizer(model, OptimizerConfig(layer_decay=0.5))
+    optimizer = make_optimizer(model, OptimizerConfig(layer_decay=0.5, position_lr=1.0))
     set_learning_rate(optimizer, 0.1)
     assert {g["lr"] for g in optimizer.param_groups} == {0.1 * 0.5**k for k in range(last + 1)}
 

@@ -81,15 +81,25 @@ def load_with_info(address: str | Path) -> Loaded:
             f"Install the release that wrote it ({description.get('library_version', 'unknown')})"
         )
     family = description.get("family")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise CheckpointError(f"{folder}: family {family!r} is unknown; known are {list(FAMILIES)}")
+    stated = description.get("config")
+    if not isinstance(stated, dict):
+        raise CheckpointError(f"{folder / 'config.json'}: 'config' is {stated!r}, not an object")
     try:
-        config = FAMILIES[family].config.from_json(description["config"])
-    except (KeyError, ValueError) as error:
+        config = FAMILIES[family].config.from_json(stated)
+        info = ModelInfo.from_json(description)
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+    outputs = config.head.num_outputs
+    if info.task == "classify" and len(info.classes) != outputs:
+        raise CheckpointError(
+            f"{folder / 'config.json'} has {len(info.classes)} class names for a head of {outputs} "
+            f"outputs; copy the folder again from its source"
+        )
     model = FAMILIES[family].module(config)
     load_state(model, read_tensors(folder / "model.safetensors"), source=str(folder))
-    return Loaded(model=model.eval(), info=ModelInfo.from_json(description), folder=folder)
+    return Loaded(model=model.eval(), info=info, folder=folder)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

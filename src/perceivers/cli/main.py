@@ -1,11 +1,10 @@
 """Entry point: ``perceivers VERB ...``. Help and version answer without importing torch."""
 
-import errno
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from perceivers.errors import UserError, suggest
+from perceivers.errors import OUT_OF_REACH, UserError, suggest
 from perceivers.version import __version__
 
 # verb -> (module, function, one line)
@@ -24,7 +23,6 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "convert": ("tools", "convert", "convert released parameters, and verify them"),
     "doctor": ("tools", "doctor", "check this machine and installation"),
 }
-OUT_OF_REACH = {errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.EDQUOT}
 INTERRUPTED = 130
 
 
@@ -86,9 +84,7 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     except OSError as error:
         if error.errno not in OUT_OF_REACH:
             raise
-        sys.stderr.write(
-            f"perceivers: {error}; complete checkpoints are kept, 'perceivers resume' continues\n"
-        )
+        sys.stderr.write(f"perceivers: {error}\n")
         return 2
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 2

@@ -15,14 +15,12 @@ class VerbParser(ArgumentParser):
 
     def __init__(self, verb: str, description: str) -> None:
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
-        super().__init__(
-            prog=f"perceivers {verb}", description=description, allow_abbrev=False
-        )
+        super().__init__(prog=f"perceivers {verb}", description=description, allow_abbrev=False)
         self.verb = verb
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the mistake and the nearest known flag."""
-        text = str(ex or message).strip()
+        text = plain_message(str(ex or message).strip())
         required = "the following arguments are required: "
         if text.startswith(required):
             names = text.removeprefix(required).split(", ")
@@ -45,6 +43,19 @@ class VerbParser(ArgumentParser):
             if word not in known and close:
                 return f"; did you mean '{close[0]}'?"
         return ""
+
+
+def plain_message(text: str) -> str:
+    """Say what the parsing library says in the words of a user."""
+    typed = re.fullmatch(r'Parser key "([\w.]+)":\s+Expected an? (.+?)\. Got value: (.*)', text, re.S)
+    if typed:
+        key, kind, value = typed.groups()
+        kind = re.sub(r"<class '(\w+)'>", r"\1", kind)
+        kind = re.sub(r"typing\.Literal\[(.+)\]", r"one of \1", kind)
+        return f"{key}: expected {kind}, found {value!r}"
+    if text.startswith("Unexpected config:"):
+        return f"a config file must hold 'setting: value' lines, found:\n{text.partition(':')[2]}"
+    return text
 
 
 def fail(message: str) -> NoReturn:

@@ -1,11 +1,14 @@
 """Verbs that train: demo, pretrain, finetune, train, resume."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
-from perceivers.cli.parser import VerbParser, settings_of
+from perceivers.cli.parser import VerbParser, fail, settings_of
+from perceivers.errors import OUT_OF_REACH
 from perceivers.training.config import ClassifyConfig, PretrainConfig, TrainConfig
 from perceivers.training.loop import Interrupted
+from perceivers.training.run_folder import RunFolder
 from perceivers.workflows import training as workflows
 from perceivers.workflows.demo import run_demo
 from perceivers.workflows.run import Run
@@ -16,7 +19,9 @@ INTERRUPTED = 130
 def _train(verb: str, description: str, kind: type[TrainConfig], argv: list[str]) -> int:
     """Parse a training verb's settings and run its workflow."""
     parser = VerbParser(verb, description)
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    parser.add_argument(
+        "--config", action="config", help="YAML file with any of the settings below"
+    )
     parser.add_class_arguments(kind, None)
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--quiet", action="store_true", help="no progress, errors only")
@@ -31,6 +36,13 @@ def _finish(start: Any, out: str) -> int:
     except Interrupted as error:
         sys.stderr.write(f"perceivers: {error}; continue with: perceivers resume {out}\n")
         return INTERRUPTED
+    except OSError as error:
+        if error.errno not in OUT_OF_REACH or not RunFolder(Path(out)).checkpoint.is_file():
+            raise
+        fail(
+            f"{error}; the last complete checkpoint is kept, 'perceivers resume {out}' continues "
+            f"from there"
+        )
     sys.stdout.write(f"run: {run.path}\nreport: {run.folder.report}\n")
     return 0
 
@@ -42,9 +54,7 @@ def pretrain(argv: list[str]) -> int:
 
 def finetune(argv: list[str]) -> int:
     """Classification from trained weights."""
-    return _train(
-        "finetune", "Fine-tune a pre-trained run as a classifier.", ClassifyConfig, argv
-    )
+    return _train("finetune", "Fine-tune a pre-trained run as a classifier.", ClassifyConfig, argv)
 
 
 def train(argv: list[str]) -> int:

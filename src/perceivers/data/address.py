@@ -10,7 +10,7 @@ from perceivers.data.dataset import Dataset
 from perceivers.data.digits import read_digits
 from perceivers.data.folders import PictureFiles, read_folder
 from perceivers.data.shards import TarPictures, expand_braces, read_class_names, read_shards
-from perceivers.data.sources import Source
+from perceivers.data.sources import Source, number_classes
 from perceivers.data.splits import carve_validation
 from perceivers.errors import ConfigError, DataError, suggest
 
@@ -112,9 +112,8 @@ def _open_shards(
     if not known:
         classes = ()
     elif not classes:
-        count = max(int(value.max()) for value in known) + 1
-        classes = tuple(str(label) for label in range(count))
-        notes.append(f"no classes.txt: {count} classes, named by their numbers")
+        classes = number_classes(max(int(value.max()) for value in known), address)
+        notes.append(f"no classes.txt: {len(classes)} classes, named by their numbers")
     return _finish(address, sources, classes, tuple(notes), val_share)
 
 

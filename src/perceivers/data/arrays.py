@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.data.sources import pick
+from perceivers.data.sources import number_classes, pick
 from perceivers.errors import DataError, suggest
 
 # Axes of one sample, and whether the channels come first, as laid down in types.py.
@@ -83,7 +83,7 @@ def read_npz(path: Path) -> tuple[dict[str, Arrays], tuple[str, ...]]:
     if labels is None:
         classes = ()
     elif not classes:
-        classes = tuple(str(label) for label in range(int(labels.max()) + 1))
+        classes = number_classes(int(labels.max()), str(path))
     names = [f"{path.name}/{row}" for row in range(next(iter(counts.values())))]
     everything = Arrays(modalities, names, labels)
     if "split" not in content:

@@ -10,6 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
+from perceivers.errors import DataError
+
+# More classes than any data set has; beyond it a "label" is an id or a damaged value.
+MAX_CLASSES = 1_000_000
 Item = TypeVar("Item")
 RawSample: TypeAlias = "Mapping[str, Picture | NDArray]"
 
@@ -64,3 +68,17 @@ class PictureSource(Protocol):
 def pick(values: Sequence[Item], indices: NDArray[np.int64]) -> list[Item]:
     """Return the values at some places."""
     return [values[int(index)] for index in indices]
+
+
+def number_classes(highest: int, where: str) -> tuple[str, ...]:
+    """Name classes by their numbers, up to the highest label.
+
+    Raises:
+        DataError: The label cannot be the index of a class.
+    """
+    if highest >= MAX_CLASSES:
+        raise DataError(
+            f"{where}: the highest label is {highest}, which would make {highest + 1} classes (at "
+            f"most {MAX_CLASSES}); labels are class indices from 0 without gaps"
+        )
+    return tuple(str(label) for label in range(highest + 1))

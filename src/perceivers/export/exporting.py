@@ -146,7 +146,11 @@ def write_onnx(program: torch.export.ExportedProgram, graph: Graph, path: Path) 
 
 
 def describe(
-    graph: Graph, model: HiP, format: str, part: str, info: ModelInfo  # noqa: A002
+    graph: Graph,
+    model: HiP,
+    format: str,
+    part: str,
+    info: ModelInfo,  # noqa: A002
 ) -> dict[str, Any]:
     """What a program that runs the file must know."""
     return {

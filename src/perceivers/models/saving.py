@@ -76,7 +76,8 @@ def save_folder(
     """
     if (folder / "config.json").exists() and not overwrite:
         raise CheckpointError(
-            f"{folder} already holds a model; choose another folder or pass overwrite=True"
+            f"{folder} already holds a model; choose another folder, or pass overwrite=True "
+            f"(--overwrite)"
         )
     weights = model.state_dict() if state is None else state
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}

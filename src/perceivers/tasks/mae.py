@@ -137,12 +137,7 @@ def mae_losses(
         ConfigError: A weight names an unknown modality.
     """
     weights = weights or {}
-    for name in weights:
-        if name not in model.config.inputs:
-            raise ConfigError(
-                f"loss weight for unknown modality {name!r}; the model has "
-                f"{list(model.config.inputs)}{suggest(name, model.config.inputs)}"
-            )
+    check_weights(model, weights)
     hidden = model.config.labels
     encoded = model.encode({n: x for n, x in inputs.items() if n not in hidden}, plan)
     predictions = model.reconstruct(encoded, plan)
@@ -154,12 +149,24 @@ def mae_losses(
             adapter = model.adapter(name)
             values = adapter.flatten(inputs[name])
             truth = adapter.normalise(values, torch.float32)
-            known = values >= 0 if adapter.spec.kind == "labels" else torch.ones_like(values[..., 0])
+            known = (
+                values >= 0 if adapter.spec.kind == "labels" else torch.ones_like(values[..., 0])
+            )
         else:
             truth, known = masked_targets(model, encoded, name, inputs[name], plan, target)
         parts[name] = weighted_mean(element_errors(model, name, prediction, truth, target), known)
     total = torch.stack([loss * weights.get(name, 1.0) for name, loss in parts.items()]).sum()
     return Losses(total=total, parts=parts)
+
+
+def check_weights(model: HiP, weights: Mapping[str, float]) -> None:
+    """Reject weights of modalities that the model does not have."""
+    for name in weights:
+        if name not in model.config.inputs:
+            raise ConfigError(
+                f"loss weight for unknown modality {name!r}; the model has "
+                f"{list(model.config.inputs)}{suggest(name, model.config.inputs)}"
+            )
 
 
 class MaskedAutoencoding(Task):
@@ -177,6 +184,7 @@ class MaskedAutoencoding(Task):
         super().__init__(model)
         if model.decoder is None:
             raise ConfigError("masked auto-encoding needs a model with decoder=True")
+        check_weights(model, config.weights)
         self.config = config
 
     def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:

@@ -33,6 +33,9 @@ class OptimizerConfig:
     """Decay of weights, relative to the learning rate."""
     layer_decay: float = 1.0
     """Factor per layer below the head on the learning rate; 1 trains all alike."""
+    position_lr: float = 10.0
+    """Factor on the learning rate of learned position tables, which start in disorder and have far to
+    go (docs/log.md)."""
     clip: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
 
@@ -132,10 +135,11 @@ class TrainConfig:
         for name, value in shares.items():
             if not 0.0 <= value <= 1.0:
                 raise ConfigError(f"{name} is {value}; it must be in [0, 1]")
-        if self.optimizer.lr <= 0 or not 0 < self.optimizer.layer_decay <= 1:
+        optimizer = self.optimizer
+        if min(optimizer.lr, optimizer.position_lr) <= 0 or not 0 < optimizer.layer_decay <= 1:
             raise ConfigError(
-                f"optimizer.lr={self.optimizer.lr} must be positive and "
-                f"optimizer.layer_decay={self.optimizer.layer_decay} in (0, 1]"
+                f"optimizer.lr={optimizer.lr} and optimizer.position_lr={optimizer.position_lr} must "
+                f"be positive and optimizer.layer_decay={optimizer.layer_decay} in (0, 1]"
             )
 
     @property
@@ -204,8 +208,14 @@ def _check_keys(kind: Any, settings: Mapping[str, Any], prefix: str = "") -> Non
                 f"({kind.__name__} has {', '.join(fields)})"
             )
         nested = fields[key].default_factory
-        if isinstance(value, Mapping) and hasattr(nested, "__dataclass_fields__"):
-            _check_keys(nested, value, f"{prefix}{key}.")
+        if not hasattr(nested, "__dataclass_fields__"):
+            continue
+        if not isinstance(value, Mapping):
+            raise ConfigError(
+                f"setting {prefix}{key} is {value!r}; it must hold settings of its own "
+                f"({', '.join(nested.__dataclass_fields__)})"
+            )
+        _check_keys(nested, value, f"{prefix}{key}.")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

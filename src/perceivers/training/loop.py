@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from perceivers.checkpoints.loading import load_state as load_weights
 from perceivers.data import Batch
 from perceivers.errors import DataError, RunError
 from perceivers.files import write_json
@@ -170,7 +171,15 @@ class Trainer:
             if self.progress.best is None or reason == "stopped early":
                 self._evaluate()
             self._save()
-        self.emit(Finished(step=self.progress.step, reason=reason))
+        progress = self.progress
+        if progress.samples_bad:
+            self.emit(
+                Noted(
+                    f"{progress.samples_bad} of {progress.samples_read} samples could not be read "
+                    f"and were skipped"
+                )
+            )
+        self.emit(Finished(step=progress.step, reason=reason))
         return self.progress
 
     # -- one step ----------------------------------------------------------------------------
@@ -257,16 +266,20 @@ class Trainer:
         progress = self.progress
         progress.samples_read += len(batch.index)
         progress.samples_bad += len(batch.bad)
-        for text in batch.bad:
-            if text not in self._reported_bad:
-                self._reported_bad.add(text)
-                self.emit(Noted(f"skipped an unreadable sample: {text}"))
+        self._report_bad(batch)
         allowed = self.config.max_bad_share
         if progress.samples_bad > max(allowed * progress.samples_read, len(batch.index) * allowed):
             raise DataError(
                 f"{progress.samples_bad} of {progress.samples_read} samples could not be read, more "
                 f"than max_bad_share={allowed}; the last was {batch.bad[-1] if batch.bad else '?'}"
             )
+
+    def _report_bad(self, batch: Batch) -> None:
+        """Name every unreadable sample once."""
+        for text in batch.bad:
+            if text not in self._reported_bad:
+                self._reported_bad.add(text)
+                self.emit(Noted(f"skipped an unreadable sample: {text}"))
 
     # -- evaluation and state ----------------------------------------------------------------
 
@@ -279,7 +292,7 @@ class Trainer:
     def _evaluate(self) -> None:
         """Evaluate, and save the model when it is the best so far."""
         task, progress = self._evaluated_task(), self.progress
-        batches: Iterator[Batch] = (b.to(self.runtime.device) for b in self.loaders.val())
+        batches = self._validation_batches()
         with self.runtime.autocast():
             figures = task.evaluate(batches)
         value = figures[task.best_metric]
@@ -293,6 +306,12 @@ class Trainer:
             progress.evaluations_since_best += 1
         self.emit(Evaluated(step=progress.step, figures=figures, is_best=is_best))
 
+    def _validation_batches(self) -> Iterator[Batch]:
+        """Validation batches on the device; what cannot be read is named."""
+        for batch in self.loaders.val():
+            self._report_bad(batch)
+            yield batch.to(self.runtime.device)
+
     def _save_model(self, name: str, figures: dict[str, float]) -> None:
         if not self.runtime.is_main:
             return
@@ -304,9 +323,7 @@ class Trainer:
             provenance={**self.info.provenance, "step": self.progress.step},
             metrics={f"val {key}": value for key, value in figures.items()},
         )
-        save_folder(
-            self._evaluated_task().model, self.folder.path / name, info, overwrite=True
-        )
+        save_folder(self._evaluated_task().model, self.folder.path / name, info, overwrite=True)
 
     def _save(self) -> None:
         """Save the training state, once per step."""
@@ -328,7 +345,7 @@ class Trainer:
     def _restore(self) -> None:
         """Load the last checkpoint."""
         self.progress, tensors = load_state(self.folder.checkpoint)
-        self.task.model.load_state_dict(tensors["model"])
+        load_weights(self.task.model, tensors["model"], source=str(self.folder.checkpoint))
         self.optimizer.load_state_dict(tensors["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(tensors["average"])

@@ -8,6 +8,7 @@ from pytorch_optimizer import Lamb
 from torch import nn
 
 from perceivers.models.hip import HiP
+from perceivers.nn.positions import LearnedPositions
 from perceivers.training.config import OptimizerConfig
 
 
@@ -35,9 +36,12 @@ def parameter_groups(model: HiP, config: OptimizerConfig) -> list[dict[str, Any]
     depths: Mapping[str, int] = model.layer_depths()
     deepest = max(depths.values())
     decaying = decays(model)
+    tables = {id(m.table) for m in model.modules() if isinstance(m, LearnedPositions)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         scale = config.layer_decay ** (deepest - depths[name])
+        if id(parameter) in tables:
+            scale *= config.position_lr
         decay = config.weight_decay if name in decaying else 0.0
         groups.setdefault((decay, scale), []).append(parameter)
     return [

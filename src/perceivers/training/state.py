@@ -47,5 +47,9 @@ def load_state(path: Path) -> tuple[Progress, dict[str, Any]]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         progress = Progress(**state.pop("progress"))
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, OSError) as error:
-        raise CheckpointError(f"{path} is not a complete training checkpoint: {error}") from error
+        # torch explains at length how to switch the check off, which is the wrong advice here.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{path} is not a complete training checkpoint, and nothing in it was executed: {reason}"
+        ) from error
     return progress, state

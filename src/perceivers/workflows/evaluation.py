@@ -106,9 +106,7 @@ def _split(dataset: Dataset, split: str) -> Any:
     return dataset.splits[split]
 
 
-def _collect_bad(
-    loader: Iterable[Batch], skipped: list[str], limit: int
-) -> Iterator[Batch]:
+def _collect_bad(loader: Iterable[Batch], skipped: list[str], limit: int) -> Iterator[Batch]:
     for number, batch in enumerate(loader):
         if limit and number >= limit:
             return
@@ -118,9 +116,7 @@ def _collect_bad(
 
 
 @torch.no_grad()
-def evaluate_classifier(
-    loaded: Loaded, batches: Iterable[Batch], skipped: list[str]
-) -> Evaluation:
+def evaluate_classifier(loaded: Loaded, batches: Iterable[Batch], skipped: list[str]) -> Evaluation:
     """Count every (truth, prediction) pair."""
     classes = loaded.info.classes
     task = Classification(loaded.model, len(classes), ClassificationConfig()).eval()

@@ -78,7 +78,7 @@ def diagnose() -> list[tuple[str, str, bool]]:
         findings.append(("CUDA", "none; everything runs on the CPU", True))
     for extra, packages in EXTRAS.items():
         missing = [name for name in packages if not is_installed(name)]
-        note = "installed" if not missing else f'missing {", ".join(missing)}'
+        note = "installed" if not missing else f"missing {', '.join(missing)}"
         remedy = f' - pip install "perceivers[{extra}]"' if missing else ""
         findings.append((f"extra {extra}", note + remedy, not missing))
     findings.append(("a forward and backward pass", *try_model()))

@@ -69,7 +69,9 @@ def write_predictions(records: Iterable[dict[str, Any]], out: Path | None) -> st
         writer = csv.writer(buffer)
         writer.writerow(["file", "class", "probability", "top", "error"])
         for record in records:
-            ranked = "; ".join(f"{r['class']} {r['probability']:.4f}" for r in record.get("top", ()))
+            ranked = "; ".join(
+                f"{r['class']} {r['probability']:.4f}" for r in record.get("top", ())
+            )
             row = [record["file"], record.get("class", ""), record.get("probability", "")]
             writer.writerow([*row, ranked, record.get("error", "")])
         text = buffer.getvalue()

@@ -268,5 +268,3 @@ def commands_section(report: Report) -> Section:
     text = "MY_FOLDER holds one sub-folder of pictures per class."
     code = "\n".join(["# this run", command, "", "# next", *lines])
     return Section(title="Commands", text=text, code=code)
-
-

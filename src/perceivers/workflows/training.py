@@ -4,15 +4,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin, get_type_hints
 
 import numpy as np
 import torch
 
 from perceivers.checkpoints.loading import Loaded, load_with_info, transfer_encoder
 from perceivers.data import Batch, Dataset, make_eval_loader, make_train_loader, open_data
-from perceivers.errors import CheckpointError, ConfigError, DataError, RunError
-from perceivers.models.hip import HiP, HiPHead
+from perceivers.data.fitting import SampleReader
+from perceivers.errors import CheckpointError, ConfigError, DataError, RunError, suggest
+from perceivers.masking import draw_mask_plan
+from perceivers.models.hip import HiP, HiPConfig, HiPHead
 from perceivers.models.registry import FAMILIES, create_model, list_models
 from perceivers.models.saving import ModelInfo
 from perceivers.nn.positions import LearnedPositions
@@ -119,9 +121,7 @@ def prepare_pretraining(config: PretrainConfig) -> Prepared:
     if config.model in list_models():
         specs = dict(dataset.specs(size=config.size, channels=config.channels))
         if config.model_options.get("labels"):
-            specs |= {
-                name: Labels(len(dataset.classes)) for name in config.model_options["labels"]
-            }
+            specs |= {name: Labels(len(dataset.classes)) for name in config.model_options["labels"]}
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             model = create_model(config.model, inputs=specs, **_options(config))
@@ -170,9 +170,7 @@ def prepare_classification(config: ClassifyConfig) -> Prepared:
             loaded = _load_for(config, dataset)
             head = HiPHead(kind=config.head, num_outputs=num_classes)
             settings = {"decoder": False, "head": head, **_options(config)}
-            model = FAMILIES[loaded.model.family].module(
-                replace(loaded.model.config, **settings)
-            )
+            model = FAMILIES[loaded.model.family].module(replace(loaded.model.config, **settings))
             notes.append(f"from {loaded.folder}: {transfer_encoder(loaded.model, model)}")
     info = ModelInfo(
         task="classify",
@@ -195,11 +193,34 @@ def dataset_license_note(config: TrainConfig) -> str:
 
 
 def _options(config: TrainConfig) -> dict[str, Any]:
-    """Model options as the config classes want them."""
-    return {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in config.model_options.items()
-    }
+    """Model options as the config classes want them.
+
+    Raises:
+        ConfigError: An unknown field, one that is described otherwise, or a value of another type.
+    """
+    hints = get_type_hints(HiPConfig)
+    options = {}
+    for key, value in config.model_options.items():
+        if key not in hints or key in {"inputs", "levels", "head"}:
+            known = sorted(hints.keys() - {"inputs", "levels", "head"})
+            raise ConfigError(
+                f"model_options has no setting {key!r}{suggest(key, known)} (there are "
+                f"{', '.join(known)})"
+            )
+        hint = hints[key]
+        if hint is float and type(value) is int:
+            value = float(value)
+        if isinstance(value, list):
+            value = tuple(value)
+        kind = get_origin(hint) or hint
+        if kind is Literal:
+            kind = str
+        if type(value) is not kind:
+            raise ConfigError(
+                f"model_options.{key} is {value!r}; it must be of type {kind.__name__}"
+            )
+        options[key] = value
+    return options
 
 
 def _load_for(config: TrainConfig, dataset: Dataset) -> Loaded:
@@ -231,9 +252,36 @@ def _start(
 ) -> Run:
     """Create the run folder and run."""
     folder = RunFolder(Path(config.out))
+    check_start(config, prepared)
     folder.create(task, config, overwrite=overwrite)
     save_positions(prepared.task.model, folder)
     return _run(config, task, prepared, folder, quiet=quiet, resuming=False)
+
+
+def check_start(config: TrainConfig, prepared: Prepared) -> None:
+    """Find what would stop the first step, before anything is written or replaced.
+
+    Raises:
+        UserError: The data do not fit the model, an input cannot be masked, or the run would replace
+            the model that it starts from.
+    """
+    source = Path(config.model.partition("@")[0]).resolve()
+    out = Path(config.out).resolve()
+    if config.model not in list_models() and source.is_relative_to(out):
+        raise RunError(
+            f"--out {config.out} holds the model that training starts from ({config.model}); choose "
+            f"another --out"
+        )
+    for split in ("train", "val"):
+        SampleReader(prepared.dataset.splits[split], prepared.specs, config.augment)
+    if isinstance(config, PretrainConfig):
+        draw_mask_plan(
+            prepared.task.model.layout(),
+            1,
+            ratio=config.mask.ratio,
+            kind=config.mask.kind,
+            generator=torch.Generator(),
+        )
 
 
 def save_positions(model: HiP, folder: RunFolder) -> None:

@@ -117,8 +117,8 @@ class HiPConfig:
     drop_path_rescale: bool = True
     """Divide kept branches by the keep probability; the released code does not."""
     init: Literal["balanced", "paper"] = "balanced"
-    """Position tables as large as the content they are added to, or (as released) of variance
-    1 / rows, which is tiny for long inputs."""
+    """Position tables and latents large enough to matter beside the content they meet, whatever the
+    input's length, or (as released) of variance 1 / rows, which is tiny for long inputs."""
     decode_chunk: int = 1024
     """Reconstruction queries per group that are alive at once; more are answered in chunks."""
 

@@ -26,7 +26,7 @@ from perceivers.nn.init import init_linears_, truncated_normal_
 from perceivers.nn.positions import LearnedPositions, resize_table
 from perceivers.types import ModalitySpec
 
-POSITION_DEVIATION = 1.0
+POSITION_DEVIATION = 0.3
 LATENT_DEVIATION = 0.5
 
 
@@ -85,7 +85,7 @@ class HiP(nn.Module):
         |---|---|
         | Linear weights | truncated normal, variance 1 / fan_in; biases 0 |
         | unembedding of the reconstruction | 0: the first reconstruction is exactly 0 |
-        | position tables | ``balanced``: deviation 1, that of embedded elements; ``paper``: variance 1 / rows |
+        | position tables | ``balanced``: deviation 0.3; ``paper``: variance 1 / rows |
         | latents, head query | ``balanced``: deviation 0.5; ``paper``: variance 1 / rows |
         | LayerNorm | scale 1, offset 0 |
 

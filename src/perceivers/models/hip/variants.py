@@ -120,10 +120,10 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "hip_tiny": {
         "levels": hierarchy(
             groups=(16, 4, 1, 4, 16),
-            depth=(1, 1, 4, 1, 1),
-            latents=(32, 64, 64, 64, 32),
-            dims=(64, 128, 256, 128, 64),
-            heads=(2, 4, 8, 4, 2),
+            depth=(1, 1, 3, 1, 1),
+            latents=(16, 32, 64, 32, 16),
+            dims=(64, 128, 192, 128, 64),
+            heads=(2, 4, 6, 4, 2),
         ),
         "token_dim": 32,
         "position_dim": 32,
