@@ -23,13 +23,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tests.cli.conftest import Outcome, cut, draw_pictures, snapshot
 
 import perceivers as pv
 from perceivers.cli.main import VERBS
 from perceivers.training import loop
 from perceivers.training.loop import Trainer
 from perceivers.training.state import load_state
-from tests.cli.conftest import Outcome, cut, draw_pictures, snapshot
 
 Call = Callable[..., Outcome]
 Refuse = Callable[..., str]
@@ -332,20 +332,29 @@ def test_a_key_misspelt_in_yaml_is_answered_with_the_nearest(
     [
         ({"steps": "many"}, [r"steps: expected int, found 'many'"]),
         ({"ema": "high"}, [r"ema: expected float, found 'high'"]),
-        ({"optimizer.name": "sgd"}, [r"optimizer\.name: expected one of 'adamw', 'lamb', found 'sgd'"]),
+        (
+            {"optimizer.name": "sgd"},
+            [r"optimizer\.name: expected one of 'adamw', 'lamb', found 'sgd'"],
+        ),
         ({"mask.kind": "diagonal"}, [r"mask\.kind", r"diagonal", r"groupwise"]),
         ({"steps": 0}, [r"steps is 0; it must be at least 1"]),
         ({"mask.ratio": 1.5}, [r"mask ratio is 1\.5; it must lie strictly between 0 and 1"]),
         ({"optimizer.lr": -1}, [r"optimizer\.lr=-1\.0 must be positive"]),
         ({"augment.rotate": 999}, [r"augment\.rotate is 999", r"0\.\.180"]),
         ({"val_share": 0}, [r"val_share is 0\.0; it must lie between 0 and 1"]),
-        ({"model": "hip_nona"}, [r"hip_nona is neither a model name nor a folder", r"did you mean 'hip_nano'"]),
+        (
+            {"model": "hip_nona"},
+            [r"hip_nona is neither a model name nor a folder", r"did you mean 'hip_nano'"],
+        ),
         ({"model_options": '{"drop_pth_rate": 0.1}'}, [r"drop_pth_rate", r"drop_path_rate"]),
         ({"model_options": '{"drop_path_rate": 7}'}, [r"drop_path_rate is 7", r"\[0, 1\)"]),
         ({"model_options": '{"drop_path_rate": "x"}'}, [r"drop_path_rate is 'x'; .*type float"]),
         ({"model_options": '{"levels": 3}'}, [r"no setting 'levels'"]),
         ({"model_options": "x"}, [r"model_options: expected dict, found 'x'"]),
-        ({"mask.weights": '{"imagee": 2}'}, [r"unknown modality 'imagee'", r"did you mean 'image'"]),
+        (
+            {"mask.weights": '{"imagee": 2}'},
+            [r"unknown modality 'imagee'", r"did you mean 'image'"],
+        ),
     ],
 )
 @quick
@@ -385,7 +394,9 @@ def test_a_config_file_that_does_not_exist_is_named(
 
 @pytest.mark.parametrize("verb", TRAINING)
 def test_what_a_training_verb_requires_is_named(refuse: Refuse, verb: str) -> None:
-    refuse([verb], r"required: --model, --data, --out|model.*required", rf"perceivers {verb} --help")
+    refuse(
+        [verb], r"required: --model, --data, --out|model.*required", rf"perceivers {verb} --help"
+    )
 
 
 @pytest.mark.parametrize("verb", ["resume", "evaluate", "predict", "reconstruct", "report"])
@@ -572,7 +583,9 @@ def test_data_of_other_classes_cannot_be_evaluated(
 def test_a_split_that_the_data_lack_is_named(
     refuse: Refuse, classifier: Path, npz: Npz, call: Call
 ) -> None:
-    refuse(["evaluate", classifier, "--split", "tset"], r"no 'tset' split; it has \['test', 'train'")
+    refuse(
+        ["evaluate", classifier, "--split", "tset"], r"no 'tset' split; it has \['test', 'train'"
+    )
     refuse(["evaluate", classifier / "model"], r"model folder without a run; say which data with -")
 
 
@@ -589,9 +602,7 @@ def test_training_from_scratch_needs_a_variant(
     refuse(starting("train", model=pretrained), r"none \('perceivers models'", r"use 'finetune'")
 
 
-def test_a_pretrained_run_cannot_classify(
-    refuse: Refuse, pretrained: Path, pictures: Path
-) -> None:
+def test_a_pretrained_run_cannot_classify(refuse: Refuse, pretrained: Path, pictures: Path) -> None:
     refuse(
         ["predict", pretrained, pictures],
         r"is not a classifier \(its task is pretrain\); fine-tune it first: perceivers finetune",

@@ -8,7 +8,6 @@ import pytest
 
 from perceivers.training.config import PretrainConfig, build_config
 
-
 Settings = Callable[..., dict[str, Any]]
 
 

@@ -6,8 +6,13 @@ from typing import Any
 import pytest
 
 from perceivers.errors import ConfigError
-from perceivers.training.config import ClassifyConfig, OptimizerConfig, PretrainConfig
-from perceivers.training.config import build_config, read_yaml
+from perceivers.training.config import (
+    ClassifyConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    build_config,
+    read_yaml,
+)
 
 BASE: dict[str, Any] = {"model": "hip_nano", "data": "digits", "out": "runs/x"}
 

@@ -1,4 +1,4 @@
-"""kill -9 at random moments, then resume: the weights equal those of the run that was left alone."""
+"""kill -9 at random moments, then resume: the weights equal those of a run left alone."""
 
 import os
 import random

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.training.conftest import Settings
 from torch import Tensor
 
 from perceivers.data import Batch
@@ -19,7 +20,6 @@ from perceivers.training.listeners import JsonlWriter, cut_records
 from perceivers.training.loop import Interrupted, Trainer, step_generator
 from perceivers.training.state import Progress, load_state, save_state
 from perceivers.workflows.training import finetune, pretrain, resume, train
-from tests.training.conftest import Settings
 
 Weights = dict[str, Tensor]
 

@@ -1,6 +1,7 @@
 """Optimizers: who decays, who learns slower, and what LAMB computes."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -8,8 +9,12 @@ from torch import nn
 
 from perceivers.models import HiP, create_model
 from perceivers.training.config import OptimizerConfig, ScheduleConfig
-from perceivers.training.optimizers import UnclampedLamb, make_optimizer, parameter_groups
-from perceivers.training.optimizers import set_learning_rate
+from perceivers.training.optimizers import (
+    UnclampedLamb,
+    make_optimizer,
+    parameter_groups,
+    set_learning_rate,
+)
 from perceivers.training.schedules import schedule_scale
 from perceivers.types import Image
 
@@ -85,7 +90,7 @@ def test_cosine_warms_up_linearly_and_ends_at_the_final_share() -> None:
     assert scales[-1] == pytest.approx(0.25)
     expected = 0.25 + 0.75 * 0.5 * (1 + math.cos(math.pi * (54 - 10) / 89))
     assert scales[54] == pytest.approx(expected)
-    assert all(a >= b for a, b in zip(scales[10:], scales[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(scales[10:]))
 
 
 def test_constant_cosine_holds_the_peak_for_its_share() -> None:

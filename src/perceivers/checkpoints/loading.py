@@ -47,7 +47,7 @@ def find_model_folder(address: str | Path) -> Path:
             + suggest(path, list_models())
         )
     raise CheckpointError(
-        f"{path} holds no model: looked for {', '.join(str(c / 'config.json') for c in candidates)}; "
+        f"{path} holds no model: looked for config.json in {', '.join(map(str, candidates))}; "
         f"give a model folder, or a run folder whose training has saved a model"
     )
 
@@ -77,7 +77,7 @@ def load_with_info(address: str | Path) -> Loaded:
     version = description.get("format_version")
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{folder} has format version {version!r}; this library reads version {FORMAT_VERSION}. "
+            f"{folder} has format version {version!r}; this library reads {FORMAT_VERSION}. "
             f"Install the release that wrote it ({description.get('library_version', 'unknown')})"
         )
     family = description.get("family")
@@ -136,7 +136,7 @@ def compare_states(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
         "missing": sorted(wanted.keys() - found.keys()),
         "unexpected": sorted(found.keys() - wanted.keys()),
         "another shape": [
-            f"{name} ({tuple(found[name].shape)} in the file, {tuple(wanted[name].shape)} in the model)"
+            f"{name} (file {tuple(found[name].shape)}, model {tuple(wanted[name].shape)})"
             for name in wanted.keys() & found.keys()
             if found[name].shape != wanted[name].shape
         ],

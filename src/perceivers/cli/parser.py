@@ -1,4 +1,4 @@
-"""Argument parsing: typed flags from dataclasses, no abbreviations, typos answered with a suggestion."""
+"""Argument parsing: typed flags from dataclasses, no abbreviations, suggestions for typos."""
 
 import re
 import sys
@@ -47,7 +47,9 @@ class VerbParser(ArgumentParser):
 
 def plain_message(text: str) -> str:
     """Say what the parsing library says in the words of a user."""
-    typed = re.fullmatch(r'Parser key "([\w.]+)":\s+Expected an? (.+?)\. Got value: (.*)', text, re.S)
+    typed = re.fullmatch(
+        r'Parser key "([\w.]+)":\s+Expected an? (.+?)\. Got value: (.*)', text, re.S
+    )
     if typed:
         key, kind, value = typed.groups()
         kind = re.sub(r"<class '(\w+)'>", r"\1", kind)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-
 NUMBER = re.compile(r"-?[\d,.]+ ?%?")
 
 

@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
+from perceivers.checkpoints.loading import load_with_info
 from perceivers.cli.parser import VerbParser
+from perceivers.cli.tables import print_table
 from perceivers.export.exporting import SUFFIXES
 from perceivers.export.graphs import PARTS
 from perceivers.report.tables import per_class_table
@@ -15,8 +17,6 @@ from perceivers.workflows.prediction import write_predictions
 from perceivers.workflows.reconstruction import TARGET_NOTES
 from perceivers.workflows.reconstruction import reconstruct as run_reconstruction
 from perceivers.workflows.run import Run
-from perceivers.checkpoints.loading import load_with_info
-from perceivers.cli.tables import print_table
 
 RUN_HELP = "run folder, RUN@last, or model folder"
 

@@ -3,9 +3,8 @@
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -106,7 +105,8 @@ def require_onnx() -> None:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f'ONNX export needs {", ".join(missing)}; install with: pip install "perceivers[export]"'
+            f"ONNX export needs {', '.join(missing)}; install with: "
+            f'pip install "perceivers[export]"'
         )
 
 
@@ -148,13 +148,13 @@ def write_onnx(program: torch.export.ExportedProgram, graph: Graph, path: Path) 
 def describe(
     graph: Graph,
     model: HiP,
-    format: str,
+    kind: str,
     part: str,
-    info: ModelInfo,  # noqa: A002
+    info: ModelInfo,
 ) -> dict[str, Any]:
     """What a program that runs the file must know."""
     return {
-        "format": format,
+        "format": kind,
         "part": part,
         "inputs": list(graph.inputs),
         "outputs": list(graph.outputs),
@@ -177,9 +177,9 @@ def describe(
 
 
 @torch.no_grad()
-def compare(graph: Graph, model: HiP, path: Path, format: str) -> tuple[float, float]:  # noqa: A002
+def compare(graph: Graph, model: HiP, path: Path, kind: str) -> tuple[float, float]:
     """Run the file on fresh inputs at batch sizes that were not traced."""
-    run = run_onnx if format == "onnx" else run_exported
+    run = run_onnx if kind == "onnx" else run_exported
     largest = absmax = 0.0
     for number, batch in enumerate(COMPARED_BATCHES, start=1):
         example = graph.example(model, batch, seed=number)

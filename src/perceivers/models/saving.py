@@ -1,7 +1,7 @@
 """The model folder: everything that ``load`` and ``predict`` need, and nothing that runs.
 
-``config.json`` (format version, family, configuration with inputs and their preprocessing, class names,
-licence, provenance), ``model.safetensors`` and ``README.md``, a model card.
+``config.json`` (format version, family, configuration with inputs and their preprocessing, class
+names, licence, provenance), ``model.safetensors`` and ``README.md``, a model card.
 """
 
 import json
@@ -51,7 +51,9 @@ class Saveable(Protocol):
     family: str
     config: Any
 
-    def state_dict(self) -> dict[str, Tensor]: ...
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the weights by name."""
+        ...
 
 
 def save_folder(

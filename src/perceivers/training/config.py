@@ -24,7 +24,7 @@ class OptimizerConfig:
     """Update rule; weights decay, biases, norms, latents and position tables do not."""
 
     name: Literal["adamw", "lamb"] = "adamw"
-    """adamw, or lamb (the Perceiver family's; arXiv 1904.00962, without the clamp of weight norms)."""
+    """adamw, or lamb (the Perceiver family's; arXiv 1904.00962, weight norms not clamped)."""
     lr: float = 1e-3
     """Peak learning rate, per step of the whole batch."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -34,8 +34,8 @@ class OptimizerConfig:
     layer_decay: float = 1.0
     """Factor per layer below the head on the learning rate; 1 trains all alike."""
     position_lr: float = 10.0
-    """Factor on the learning rate of learned position tables, which start in disorder and have far to
-    go (docs/log.md)."""
+    """Factor on the learning rate of learned position tables, which start in disorder and have far
+    to go (docs/log.md)."""
     clip: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
 
@@ -122,7 +122,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.batch_size % self.accumulate:
             raise ConfigError(
-                f"batch_size={self.batch_size} does not divide into accumulate={self.accumulate} parts"
+                f"batch_size={self.batch_size} does not divide into "
+                f"accumulate={self.accumulate} parts"
             )
         shares = {
             "val_share": self.val_share,
@@ -138,8 +139,8 @@ class TrainConfig:
         optimizer = self.optimizer
         if min(optimizer.lr, optimizer.position_lr) <= 0 or not 0 < optimizer.layer_decay <= 1:
             raise ConfigError(
-                f"optimizer.lr={optimizer.lr} and optimizer.position_lr={optimizer.position_lr} must "
-                f"be positive and optimizer.layer_decay={optimizer.layer_decay} in (0, 1]"
+                f"optimizer.lr={optimizer.lr} and optimizer.position_lr={optimizer.position_lr} "
+                f"must be positive and optimizer.layer_decay={optimizer.layer_decay} in (0, 1]"
             )
 
     @property
@@ -180,7 +181,7 @@ def build_config(kind: type[C], settings: Mapping[str, Any]) -> C:
     """Turn loose settings into a config; nested settings may be dicts or config objects.
 
     Raises:
-        ConfigError: A key is unknown (with the nearest known one), of the wrong type or out of range.
+        ConfigError: A key is unknown (names the nearest), of the wrong type or out of range.
     """
     from jsonargparse import ArgumentError, ArgumentParser
 

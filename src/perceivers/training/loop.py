@@ -1,7 +1,7 @@
 """The training loop: batches in, weights out, exactly resumable.
 
-All randomness of a step is a function of (seed, step, process): the global generator is reseeded for
-every step, and masks and MixUp draw from a generator of their own. So a run that is killed and
+All randomness of a step is a function of (seed, step, process): the global generator is reseeded
+for every step, and masks and MixUp draw from a generator of their own. So a run that is killed and
 resumed computes the same weights, bit for bit, as one that was not.
 """
 
@@ -270,8 +270,8 @@ class Trainer:
         allowed = self.config.max_bad_share
         if progress.samples_bad > max(allowed * progress.samples_read, len(batch.index) * allowed):
             raise DataError(
-                f"{progress.samples_bad} of {progress.samples_read} samples could not be read, more "
-                f"than max_bad_share={allowed}; the last was {batch.bad[-1] if batch.bad else '?'}"
+                f"{progress.samples_bad} of {progress.samples_read} samples could not be read, "
+                f"more than max_bad_share={allowed}; the last was {batch.bad[-1] if batch.bad else '?'}"
             )
 
     def _report_bad(self, batch: Batch) -> None:

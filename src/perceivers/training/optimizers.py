@@ -21,8 +21,8 @@ class UnclampedLamb(Lamb):
 def decays(model: nn.Module) -> set[str]:
     """Return the names of parameters that weight decay applies to: the weights of Linears.
 
-    Biases, norms, latents, queries and position tables do not decay: they are not maps, and position
-    tables receive small gradients that decay would overwhelm.
+    Biases, norms, latents, queries and position tables do not decay: they are not maps, and
+    position tables receive small gradients that decay would overwhelm.
     """
     return {
         f"{name}.weight" if name else "weight"

@@ -1,4 +1,4 @@
-"""The run folder: everything one training run leaves behind, and the only place that names its files."""
+"""The run folder: everything one training run leaves behind; no other place names its files."""
 
 import platform
 import shutil
@@ -13,8 +13,13 @@ import yaml
 
 from perceivers.errors import RunError
 from perceivers.files import read_json_file, write_atomic, write_json
-from perceivers.training.config import ClassifyConfig, PretrainConfig, TrainConfig, build_config
-from perceivers.training.config import read_yaml
+from perceivers.training.config import (
+    ClassifyConfig,
+    PretrainConfig,
+    TrainConfig,
+    build_config,
+    read_yaml,
+)
 from perceivers.version import __version__
 
 TASKS: dict[str, type[TrainConfig]] = {"pretrain": PretrainConfig, "classify": ClassifyConfig}

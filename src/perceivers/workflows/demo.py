@@ -233,8 +233,8 @@ def write_demo_report(result: DemoResult, pretrained: Run, tuned: Run) -> None:
         for name, (top1, seconds) in result.scores.items()
     ]
     text = (
-        "A Hierarchical Perceiver was shown a quarter of the pixels of scanned digits and learned to "
-        "reconstruct the rest. Its encoder was then fine-tuned to name the digit. Nothing in the "
+        "A Hierarchical Perceiver was shown a quarter of the pixels of scanned digits and learned "
+        "to reconstruct the rest. Its encoder was then fine-tuned to name the digit. Nothing in the "
         "model knows that its inputs are pictures."
     )
     if result.is_dry:

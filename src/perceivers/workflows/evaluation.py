@@ -100,8 +100,8 @@ def check_classes(loaded: Loaded, dataset: Dataset) -> None:
 def _split(dataset: Dataset, split: str) -> Any:
     if split not in dataset.splits:
         raise DataError(
-            f"{dataset.address} has no {split!r} split; it has {sorted(dataset.splits)}. Choose one "
-            f"with --split"
+            f"{dataset.address} has no {split!r} split; it has {sorted(dataset.splits)}. Choose "
+            f"one with --split"
         )
     return dataset.splits[split]
 

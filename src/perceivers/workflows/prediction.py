@@ -19,7 +19,7 @@ from perceivers.files import write_atomic
 def predict(
     model: str | Path, paths: Sequence[str | Path], *, top: int = 5, batch_size: int = 32
 ) -> Iterator[dict[str, Any]]:
-    """Yield a record per file: ``file``, ``class``, ``probability``, ``top``; or ``file``, ``error``.
+    """Yield a record per file: file, class, probability and top; or file and error.
 
     Args:
         model: Run folder, ``RUN@last`` or model folder of a classifier.

@@ -24,10 +24,10 @@ from perceivers.types import Image
 
 TARGET_NOTES: dict[str, str] = {
     "raw": "Trained on raw values; shown as predicted.",
-    "per-channel": "Trained on channel-standardised values; shown with that undone, nothing borrowed.",
+    "per-channel": "Trained on channel-standardised values; shown with that undone.",
     "group-normalised": (
-        "Trained on group-standardised values; mean and deviation of every group were borrowed from "
-        "the original picture."
+        "Trained on group-standardised values; mean and deviation of every group were borrowed "
+        "from the original picture."
     ),
 }
 MASK_GREY = 0.5

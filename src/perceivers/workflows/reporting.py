@@ -135,8 +135,8 @@ def pictures_section(report: Report) -> Section | None:
         note=TARGET_NOTES[target],
     )
     text = (
-        f"Validation pictures, not trained on. Masking is {config.mask.kind}: the model saw {share} "
-        f"of the pixels and was asked for the others. {TARGET_NOTES[target]}"
+        f"Validation pictures, not trained on. Masking is {config.mask.kind}: the model saw "
+        f"{share} of the pixels and was asked for the others. {TARGET_NOTES[target]}"
     )
     return Section(title="Reconstruction", text=text, figures=[(path, "Held-back pictures.")])
 

@@ -1,4 +1,4 @@
-"""Pre-train, fine-tune, train from scratch and resume: model, data, task and engine put together."""
+"""Pre-train, fine-tune, train from scratch, resume: model, data, task and engine together."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -72,8 +72,8 @@ def finetune(config: ClassifyConfig | None = None, **settings: Any) -> Run:
     config = config or build_config(ClassifyConfig, settings)
     if config.model in list_models():
         raise ConfigError(
-            f"finetune needs trained weights, but {config.model!r} is a variant name; give a run or "
-            f"model folder, or use 'train' to start from scratch"
+            f"finetune needs trained weights, but {config.model!r} is a variant name; give a run "
+            f"or model folder, or use 'train' to start from scratch"
         )
     return _start(config, "classify", prepare_classification(config), **options)
 
