@@ -339,7 +339,7 @@ def test_a_key_misspelt_in_yaml_is_answered_with_the_nearest(
         ({"mask.kind": "diagonal"}, [r"mask\.kind", r"diagonal", r"groupwise"]),
         ({"steps": 0}, [r"steps is 0; it must be at least 1"]),
         ({"mask.ratio": 1.5}, [r"mask ratio is 1\.5; it must lie strictly between 0 and 1"]),
-        ({"optimizer.lr": -1}, [r"optimizer\.lr=-1\.0 must be positive"]),
+        ({"optimizer.lr": -1}, [r"optimizer\.lr=-1\.0 .*must be positive"]),
         ({"augment.rotate": 999}, [r"augment\.rotate is 999", r"0\.\.180"]),
         ({"val_share": 0}, [r"val_share is 0\.0; it must lie between 0 and 1"]),
         (
@@ -519,7 +519,7 @@ def test_weights_of_another_architecture_are_listed(
         r"does not fit the model",
         r"missing: head\.logits\.bias",
         r"unexpected: backbone\.conv1",
-        r"another shape: head\.logits\.weight \(\(3, 7\) in the file, \(10, 128\) in the model\)",
+        r"another shape: head\.logits\.weight \(file \(3, 7\), model \(10, 128\)\)",
     )
 
 
@@ -534,7 +534,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
     [
         (
             {"format_version": 99, "library_version": "7.1"},
-            r"has format version 99; this library reads version 1\. Install .*wrote it \(7\.1\)",
+            r"has format version 99; this library reads .*1\. Install .*wrote it \(7\.1\)",
         ),
         ({"format_version": None}, r"has format version None"),
         ({"family": "transformer"}, r"family 'transformer' is unknown; known are \['hip'\]"),

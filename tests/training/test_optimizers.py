@@ -47,7 +47,7 @@ def test_layer_decay_falls_from_the_head_to_the_inputs(model: HiP) -> None:
     named = dict(model.named_parameters())
     last = max(depths.values())
     for name, depth in depths.items():
-        factor = 10.0 if name == "encoder.inputs.positions.image.table" else 1.0
+        factor = 20.0 if name == "encoder.inputs.positions.image.table" else 1.0
         assert scale[id(named[name])] == factor * 0.5 ** (last - depth), name
     assert depths["encoder.inputs.embed.image.weight"] == 0
     assert depths["head.logits.weight"] == last

@@ -25,13 +25,21 @@ class Loaded:
     folder: Path
 
 
+def split_address(address: str | Path) -> tuple[str, str]:
+    """Divide ``RUN@last`` into folder and choice; an @ inside an existing path belongs to it."""
+    path, _, which = str(address).rpartition("@")
+    if not path or "/" in which or Path(address).exists():
+        return str(address), ""
+    return path, which
+
+
 def find_model_folder(address: str | Path) -> Path:
     """Return the model folder behind a model folder, a run folder (its best) or ``RUN@last``.
 
     Raises:
         CheckpointError: There is none; says what was looked for.
     """
-    path, _, which = str(address).partition("@")
+    path, which = split_address(address)
     if which not in {"", "best", "last"}:
         raise CheckpointError(f"{address}: after @ comes 'best' or 'last', not {which!r}")
     folder = Path(path)
@@ -137,7 +145,7 @@ def compare_states(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
         "unexpected": sorted(found.keys() - wanted.keys()),
         "another shape": [
             f"{name} (file {tuple(found[name].shape)}, model {tuple(wanted[name].shape)})"
-            for name in wanted.keys() & found.keys()
+            for name in sorted(wanted.keys() & found.keys())
             if found[name].shape != wanted[name].shape
         ],
     }

@@ -1,6 +1,7 @@
 """Verbs that train: demo, pretrain, finetune, train, resume."""
 
 import sys
+from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,13 @@ def _train(verb: str, description: str, kind: type[TrainConfig], argv: list[str]
         "--config", action="config", help="YAML file with any of the settings below"
     )
     parser.add_class_arguments(kind, None)
+    # A run's config.yaml names its task; given back, it must be that of the verb.
+    task = "pretrain" if kind is PretrainConfig else "classify"
+    parser.add_argument("--task", default=task, choices=[task], help=SUPPRESS)
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--quiet", action="store_true", help="no progress, errors only")
     settings = settings_of(parser.parse_args(argv))
+    del settings["task"]
     return _finish(lambda: getattr(workflows, verb)(**settings), settings.get("out", ""))
 
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from perceivers.checkpoints.loading import load_with_info
+from perceivers.checkpoints.loading import load_with_info, split_address
 from perceivers.cli.parser import VerbParser
 from perceivers.cli.tables import print_table
 from perceivers.export.exporting import SUFFIXES
@@ -47,7 +47,7 @@ def evaluate(argv: list[str]) -> int:
         print_table(table.header, table.rows, title=f"Per class, {args.split}")
     for text in result.skipped:
         sys.stderr.write(f"skipped: {text}\n")
-    folder = RunFolder(Path(args.run.partition("@")[0]))
+    folder = RunFolder(Path(split_address(args.run)[0]))
     if folder.config.is_file() and args.data is None and not args.limit:
         sys.stdout.write(f"report: {Run(folder.path).write_report()}\n")
     return 0

@@ -23,6 +23,8 @@ AttentionPath = Literal["sdpa", "reference"]
 
 # CUDA kernels put batch x heads on a grid axis that ends at 65,535.
 CUDA_GRID_LIMIT = 65_535
+# Fused CUDA kernels copy their arguments when the channels of a head are no multiple of this.
+CHANNEL_MULTIPLE = 8
 
 
 def attend(
@@ -105,9 +107,10 @@ class Attention(nn.Module):
 class CrossAttention(Attention):
     """Queries of one array attend to another, inside each group.
 
-    With one head and more keys than queries the key and value projections move to the query side
-    (softmax(q (W_k x)') W_v x = (softmax((W_k' q) x') x) W_v'): exact, and no per-key tensor is
-    made.
+    With one head the projections move to the side that has fewer tokens, which is exact. More keys
+    than queries: softmax(q (W_k x)') W_v x = (softmax((W_k' q) x') x) W_v', and no per-key tensor
+    is made. Otherwise the keys take the query and output projections, if those are narrower than
+    what is projected, and no wide per-query tensor is made.
 
     Args:
         query_dim: Channels of the queries.
@@ -143,10 +146,12 @@ class CrossAttention(Attention):
     ) -> Float[Tensor, "B G N Co"]:
         """Return the attended values; queries with batch 1 are projected once for all samples."""
         batch, groups, keys, _ = kv.shape
-        q = self.q(queries)
-        if self.path == "sdpa" and self.num_heads == 1 and keys > queries.shape[2]:
-            return self._forward_absorbed(q, kv, mask)
-        q = q.expand(batch, -1, -1, -1)
+        if self.path == "sdpa" and self.num_heads == 1:
+            if keys > queries.shape[2]:
+                return self._forward_absorbed(self.q(queries), kv, mask)
+            if self._narrow_width() < min(self.q.out_features, self.v.out_features):
+                return self._forward_narrow(queries, kv, mask)
+        q = self.q(queries).expand(batch, -1, -1, -1)
         return self.out(
             self._attend(
                 self._fold(q), self._fold(self.k(kv)), self._fold(self.v(kv)), mask, groups
@@ -169,6 +174,26 @@ class CrossAttention(Attention):
         if mask is not None:
             values = torch.where(mask.any(-1).unsqueeze(-1), values, 0.0)
         return self.out(values)
+
+    def _narrow_width(self) -> int:
+        """Channels of queries with a one, and of results, padded for the kernels."""
+        width = max(self.q.in_features + 1, self.out.out_features)
+        return -(-width // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
+
+    def _forward_narrow(self, queries: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend with ``queries`` themselves; keys and values are projected to their width."""
+        batch, groups, _, _ = kv.shape
+        width = self._narrow_width()
+        # SDPA divides by sqrt(width) while the scores belong to width qk_dim.
+        k = self.k(kv) * (width / self.q.out_features) ** 0.5
+        # The query bias gives every key a score of its own; it meets a one behind the query.
+        k = torch.cat([k @ self.q.weight, (k @ self.q.bias).unsqueeze(-1)], -1)  # [B, G, M, Cq + 1]
+        v = F.linear(self.v(kv), self.out.weight)  # [B, G, M, Co]
+        q = F.pad(queries, (0, 1), value=1.0)
+        q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+        q = q.expand(batch, -1, -1, -1)
+        mixed = self._attend(self._fold(q), self._fold(k), self._fold(v), mask, groups)
+        return mixed[..., : self.out.out_features] + self.out.bias.to(mixed.dtype)
 
 
 class SelfAttention(Attention):

@@ -33,7 +33,7 @@ class OptimizerConfig:
     """Decay of weights, relative to the learning rate."""
     layer_decay: float = 1.0
     """Factor per layer below the head on the learning rate; 1 trains all alike."""
-    position_lr: float = 10.0
+    position_lr: float = 20.0
     """Factor on the learning rate of learned position tables, which start in disorder and have far
     to go (docs/log.md)."""
     clip: float = 1.0

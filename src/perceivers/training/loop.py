@@ -271,7 +271,8 @@ class Trainer:
         if progress.samples_bad > max(allowed * progress.samples_read, len(batch.index) * allowed):
             raise DataError(
                 f"{progress.samples_bad} of {progress.samples_read} samples could not be read, "
-                f"more than max_bad_share={allowed}; the last was {batch.bad[-1] if batch.bad else '?'}"
+                f"more than max_bad_share={allowed}; the last was "
+                f"{batch.bad[-1] if batch.bad else 'in an earlier batch'}"
             )
 
     def _report_bad(self, batch: Batch) -> None:

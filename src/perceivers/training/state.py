@@ -50,6 +50,6 @@ def load_state(path: Path) -> tuple[Progress, dict[str, Any]]:
         # torch explains at length how to switch the check off, which is the wrong advice here.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{path} is not a complete training checkpoint, and nothing in it was executed: {reason}"
+            f"{path} is not a complete training checkpoint (nothing in it was executed): {reason}"
         ) from error
     return progress, state

@@ -37,7 +37,7 @@ from perceivers.workflows.training import finetune, pretrain, train
 
 DATA = "digits"
 MODEL = "hip_nano"
-PRETRAIN_STEPS = 800
+PRETRAIN_STEPS = 700
 FINETUNE_STEPS = 1800
 FINETUNE_RATE = 2e-3
 # Learning rates tried from scratch; the best on validation is reported.
@@ -103,8 +103,8 @@ def classify_config(
         limit=limit,
         optimizer=OptimizerConfig(lr=lr, betas=(0.9, 0.99)),
         schedule=ScheduleConfig(warmup=0.05),
-        loss=ClassificationConfig(label_smoothing=0.1, mixup=0.2),
-        ema=0.995,
+        loss=ClassificationConfig(label_smoothing=0.1, mixup=0.3),
+        ema=0.998,
         model_options={"drop_path_rate": 0.1},
         eval_every=200,
         checkpoint_every=200,
@@ -234,8 +234,8 @@ def write_demo_report(result: DemoResult, pretrained: Run, tuned: Run) -> None:
     ]
     text = (
         "A Hierarchical Perceiver was shown a quarter of the pixels of scanned digits and learned "
-        "to reconstruct the rest. Its encoder was then fine-tuned to name the digit. Nothing in the "
-        "model knows that its inputs are pictures."
+        "to reconstruct the rest. Its encoder was then fine-tuned to name the digit. Nothing in "
+        "the model knows that its inputs are pictures."
     )
     if result.is_dry:
         text += "\n\nThis was a dry run: the figures mean nothing."

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceivers.checkpoints.loading import Loaded, load_with_info
+from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
 from perceivers.data import Batch, Dataset, make_eval_loader, open_data
 from perceivers.errors import DataError, RunError
 from perceivers.tasks import Classification, ClassificationConfig, MaskedAutoencoding, Task
@@ -58,7 +58,7 @@ def evaluate(
         UserError: There is nothing to evaluate, or the data does not fit.
     """
     loaded = load_with_info(model)
-    folder = RunFolder(Path(str(model).partition("@")[0]))
+    folder = RunFolder(Path(split_address(model)[0]))
     has_run = folder.config.is_file()
     config = folder.read_config()[1] if has_run else None
     address = data or (config.data if config else None)

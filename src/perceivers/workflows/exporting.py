@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from perceivers.checkpoints.loading import load_with_info
+from perceivers.checkpoints.loading import load_with_info, split_address
 from perceivers.errors import ConfigError
 from perceivers.export import Exported, export_model
 from perceivers.export.exporting import SUFFIXES, Format
@@ -36,7 +36,7 @@ def export(
         raise ConfigError(f"format {format!r} is unknown; use one of {sorted(SUFFIXES)}")
     loaded = load_with_info(model)
     chosen: Part = part or ("autoencoder" if loaded.info.task == "pretrain" else "model")
-    base = Path(str(model).partition("@")[0])
+    base = Path(split_address(model)[0])
     path = Path(out) if out else base / "exported" / f"{chosen}{SUFFIXES[format]}"
     if path.exists() and not overwrite:
         raise ConfigError(f"{path} exists; pass --overwrite or another --out")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from torch import Tensor
 
-from perceivers.checkpoints.loading import Loaded, load_with_info
+from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
 from perceivers.data import find_files, read_files
 from perceivers.errors import CheckpointError, DataError
 from perceivers.masking import draw_mask_plan
@@ -91,7 +91,7 @@ def imagine(
 
 def mask_of(loaded: Loaded, model: str | Path) -> MaskedAutoencodingConfig:
     """Return the masking a run was trained with; the default for a bare model folder."""
-    folder = RunFolder(Path(str(model).partition("@")[0]))
+    folder = RunFolder(Path(split_address(model)[0]))
     if folder.config.is_file():
         config = folder.read_config()[1]
         if isinstance(config, PretrainConfig):

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_origin, get_type_hints
 import numpy as np
 import torch
 
-from perceivers.checkpoints.loading import Loaded, load_with_info, transfer_encoder
+from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
+from perceivers.checkpoints.loading import transfer_encoder
 from perceivers.data import Batch, Dataset, make_eval_loader, make_train_loader, open_data
 from perceivers.data.fitting import SampleReader
 from perceivers.errors import CheckpointError, ConfigError, DataError, RunError, suggest
@@ -262,15 +263,15 @@ def check_start(config: TrainConfig, prepared: Prepared) -> None:
     """Find what would stop the first step, before anything is written or replaced.
 
     Raises:
-        UserError: The data do not fit the model, an input cannot be masked, or the run would replace
-            the model that it starts from.
+        UserError: The data do not fit the model, an input cannot be masked, or the run would
+            replace the model that it starts from.
     """
-    source = Path(config.model.partition("@")[0]).resolve()
+    source = Path(split_address(config.model)[0]).resolve()
     out = Path(config.out).resolve()
     if config.model not in list_models() and source.is_relative_to(out):
         raise RunError(
-            f"--out {config.out} holds the model that training starts from ({config.model}); choose "
-            f"another --out"
+            f"--out {config.out} holds the model that training starts from ({config.model}); "
+            f"choose another --out"
         )
     for split in ("train", "val"):
         SampleReader(prepared.dataset.splits[split], prepared.specs, config.augment)

@@ -28,7 +28,9 @@ def in_chunks(
     Queries never see one another, so the result does not depend on ``size``. A single chunk is
     within bounds as it is and not worth computing twice.
     """
-    recompute = torch.is_grad_enabled() and tokens.requires_grad and queries.shape[2] > size
+    total = queries.shape[2]
+    recompute = torch.is_grad_enabled() and tokens.requires_grad and total > size
+    size = -(-total // -(-total // size))  # as many chunks, as equal as can be
     parts = []
     for chunk in queries.split(size, dim=2):
         if recompute:

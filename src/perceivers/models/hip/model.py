@@ -25,8 +25,8 @@ from perceivers.nn.init import init_linears_, truncated_normal_
 from perceivers.nn.positions import LearnedPositions, resize_table
 from perceivers.types import ModalitySpec
 
-POSITION_DEVIATION = 0.3
-LATENT_DEVIATION = 0.5
+# Deviation of learned arrays: large enough to matter beside the content they meet.
+BALANCED = 0.5
 
 
 class HiP(nn.Module):
@@ -84,32 +84,24 @@ class HiP(nn.Module):
         |---|---|
         | Linear weights | truncated normal, variance 1 / fan_in; biases 0 |
         | unembedding of the reconstruction | 0: the first reconstruction is exactly 0 |
-        | position tables | ``balanced``: deviation 0.3; ``paper``: variance 1 / rows |
-        | latents, head query | ``balanced``: deviation 0.5; ``paper``: variance 1 / rows |
+        | latents, positions, head query | ``balanced``: deviation 0.5; ``paper``: variance 1 / rows |
         | LayerNorm | scale 1, offset 0 |
 
         All draws are normal, cut at two deviations. A position row that is small beside the content
         it is added to tells elements apart only after long training (docs/log.md measures it).
         """
         init_linears_(self)
-        blocks = [module for module in self.modules() if isinstance(module, PerceiverBlock)]
-        tables = [m.table for m in self.modules() if isinstance(m, LearnedPositions)]
-        queries = [m.query for m in self.modules() if isinstance(m, QueryHead)]
-        for array in (*(block.latents for block in blocks), *queries):
-            self._init_array(array, LATENT_DEVIATION)
-        for array in tables:
-            self._init_array(array, POSITION_DEVIATION)
+        arrays = [m.latents for m in self.modules() if isinstance(m, PerceiverBlock)]
+        arrays += [m.table for m in self.modules() if isinstance(m, LearnedPositions)]
+        arrays += [m.query for m in self.modules() if isinstance(m, QueryHead)]
+        for array in arrays:
+            rows = array.numel() // array.shape[-1]
+            truncated_normal_(array, rows**-0.5 if self.config.init == "paper" else BALANCED)
         if self.decoder is not None:
             for readout in (self.decoder.readout, self.decoder.label_readout):
                 for linear in () if readout is None else readout.unembed.values():
                     assert isinstance(linear, nn.Linear)
                     nn.init.zeros_(linear.weight)
-
-    def _init_array(self, array: nn.Parameter, deviation: float) -> None:
-        """Fill a learned array of rows as the config says."""
-        if self.config.init == "paper":
-            deviation = (array.numel() // array.shape[-1]) ** -0.5
-        truncated_normal_(array, deviation)
 
     # -- whole passes ------------------------------------------------------------------------
 
