@@ -79,9 +79,7 @@ def test_a_loaded_model_computes_the_same_outputs(
     assert not torch.equal(loaded(pictures), model(pictures))
 
 
-def test_preprocessing_travels_with_the_model(
-    model: HiP, pictures: Tensor, tmp_path: Path
-) -> None:
+def test_preprocessing_travels_with_the_model(model: HiP, pictures: Tensor, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "x")
     spec = pv.load(tmp_path / "x").config.inputs["image"]
     assert (spec.mean, spec.std) == ((0.1, 0.2), (0.5, 2.0))
@@ -224,9 +222,7 @@ def test_an_encoder_is_carried_over_and_the_rest_is_named(model: HiP) -> None:
 
 
 @pytest.mark.parametrize("name", ["hip3_two_posproj", "hipcb3_one_label", "io_two"])
-def test_a_haiku_pickle_converts_to_the_same_model_as_its_bundle(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_haiku_pickle_converts_to_the_same_model_as_its_bundle(tmp_path: Path, name: str) -> None:
     source, tree = GOLDEN / f"{name}.npz", {}
     with np.load(source) as archive:
         stated = str(archive["config_json"])

@@ -336,9 +336,7 @@ def test_a_report_is_written_anew(call: Call, pretrained: Path, tmp_path: Path) 
 
 
 @pytest.mark.unhooked
-@pytest.mark.parametrize(
-    ("format_", "suffix"), [("onnx", ".onnx"), ("torch-export", ".pt2")]
-)
+@pytest.mark.parametrize(("format_", "suffix"), [("onnx", ".onnx"), ("torch-export", ".pt2")])
 @pytest.mark.parametrize("run", ["classifier", "pretrained"])
 def test_a_run_is_exported_and_compared(
     call: Call, request: pytest.FixtureRequest, tmp_path: Path, format_: str, suffix: str, run: str

@@ -137,6 +137,8 @@ def place(request: pytest.FixtureRequest) -> tuple[str, str]:
     return request.param
 
 
+# Loading inductor touches torch's own deprecated parts.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_a_training_step_compiles_to_one_graph_and_agrees(place: tuple[str, str]) -> None:
     cell = make_cell(*place)
     torch.compiler.reset()

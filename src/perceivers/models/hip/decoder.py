@@ -30,7 +30,8 @@ def in_chunks(
     """
     total = queries.shape[2]
     recompute = torch.is_grad_enabled() and tokens.requires_grad and total > size
-    size = -(-total // -(-total // size))  # as many chunks, as equal as can be
+    count = max(-(-total // size), 1)
+    size = -(-total // count)  # no more chunks than needed, as equal as can be
     parts = []
     for chunk in queries.split(size, dim=2):
         if recompute:

@@ -1,0 +1,27 @@
+"""Masked auto-encoding in a loop of your own: plain PyTorch around our model, mask and loss."""
+
+import sys
+
+import torch
+from sklearn.datasets import load_digits
+
+import perceivers as pv
+
+steps = int(sys.argv[1]) if len(sys.argv) > 1 else 300
+images = torch.tensor(load_digits().images, dtype=torch.float32).unsqueeze(1) / 16  # [n, 1, 8, 8]
+model = pv.create_model("hip_nano", inputs={"image": pv.Image(8, 8, 1, mean=(0.3,), std=(0.4,))})
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
+generator = torch.Generator().manual_seed(0)
+
+for step in range(steps):
+    batch = images[torch.randint(len(images), (64,), generator=generator)]
+    plan = pv.draw_mask_plan(model.layout(), len(batch), ratio=0.75, generator=generator)
+    losses = pv.mae_losses(model, {"image": batch}, plan)
+    losses.total.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    if step % 50 == 0 or step == steps - 1:
+        print(f"step {step}: loss {losses.total.item():.4f}")
+
+model.save_pretrained("digits_mae", overwrite=True)
