@@ -8,7 +8,8 @@ from sklearn.datasets import load_digits
 import perceivers as pv
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 300
-images = torch.tensor(load_digits().images, dtype=torch.float32).unsqueeze(1) / 16  # [n, 1, 8, 8]
+pixels, _ = load_digits(return_X_y=True)
+images = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
 model = pv.create_model("hip_nano", inputs={"image": pv.Image(8, 8, 1, mean=(0.3,), std=(0.4,))})
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
 generator = torch.Generator().manual_seed(0)
