@@ -26,11 +26,15 @@ test-slow: $(VENV)/.dev
 	$(PYTEST) -m unhooked --jaxtyping-packages=
 
 $(VENV)/.demo: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "perceivers needs Python 3.11 or later; say which with: make PYTHON=python3.12 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e ".[demo]"
 	touch $@
 
 $(VENV)/.dev: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "perceivers needs Python 3.11 or later; say which with: make PYTHON=python3.12 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e ".[dev]"
 	touch $@ $(VENV)/.demo

@@ -13,10 +13,10 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from tests.cli.conftest import Outcome
 
 import perceivers as pv
 from perceivers.training.state import load_state
-from tests.cli.conftest import Outcome
 
 Call = Callable[..., Outcome]
 Starting = Callable[..., list[str]]

@@ -67,10 +67,7 @@ def build(row: str, column: str) -> HiP:
     settings = dict(ROWS[row])
     if column == "classifier":
         settings |= {"head": HiPHead(kind="query", num_outputs=NUM_CLASSES), "decoder": False}
-    if row == "image":
-        model = create_model("hip_nano", **settings)
-    else:
-        model = HiP(HiPConfig(**settings))
+    model = create_model("hip_nano", **settings) if row == "image" else HiP(HiPConfig(**settings))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -102,6 +99,7 @@ class Cell:
     plan: MaskPlan
 
     def __call__(self) -> Tensor:
+        """Return the column's value."""
         if self.column == "features":
             return self.model.forward_features(self.shown()).processor.float().square().mean()
         if self.column == "classifier":
@@ -111,6 +109,7 @@ class Cell:
         return mae_losses(self.model, self.inputs, self.plan).total
 
     def shown(self) -> dict[str, Tensor]:
+        """What enters through the hierarchy: all but bottleneck labels."""
         return {name: self.inputs[name] for name in self.model.config.grouped_inputs}
 
     def measure(self, function: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

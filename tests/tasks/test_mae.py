@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.models.conftest import build_model, draw_inputs
 from torch import Tensor
 
 import perceivers as pv
@@ -16,7 +17,6 @@ from perceivers.models import HiP
 from perceivers.tasks import Losses, MaskedAutoencoding, MaskedAutoencodingConfig, mae_losses
 from perceivers.tasks.mae import GROUP_EPSILON, Target, reconstruct_inputs, visible_elements
 from perceivers.types import ModalitySpec
-from tests.models.conftest import build_model, draw_inputs
 
 # 2 groups of 12 slots for "a" (one empty at the end of each piece) and 4 for "b".
 SPECS: Mapping[str, ModalitySpec] = {

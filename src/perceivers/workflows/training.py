@@ -9,8 +9,7 @@ from typing import Any, Literal, get_origin, get_type_hints
 import numpy as np
 import torch
 
-from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
-from perceivers.checkpoints.loading import transfer_encoder
+from perceivers.checkpoints.loading import Loaded, load_with_info, split_address, transfer_encoder
 from perceivers.data import Batch, Dataset, make_eval_loader, make_train_loader, open_data
 from perceivers.data.fitting import SampleReader
 from perceivers.errors import CheckpointError, ConfigError, DataError, RunError, suggest
