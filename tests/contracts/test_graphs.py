@@ -67,7 +67,10 @@ def build(row: str, column: str) -> HiP:
     settings = dict(ROWS[row])
     if column == "classifier":
         settings |= {"head": HiPHead(kind="query", num_outputs=NUM_CLASSES), "decoder": False}
-    model = create_model("hip_nano", **settings) if row == "image" else HiP(HiPConfig(**settings))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        named = row == "image"
+        model = create_model("hip_nano", **settings) if named else HiP(HiPConfig(**settings))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -219,7 +222,7 @@ def test_bf16_autocast_stays_close_to_float32(place: tuple[str, str]) -> None:
         found, theirs = cell.measure(cell)
     assert found.dtype == torch.float32
     # bf16 keeps 8 bits: 0.4 % per rounding, a few of them one after another.
-    assert float(found) == pytest.approx(float(value), rel=0.03)
+    assert float(found) == pytest.approx(float(value), rel=0.03, abs=0.03)
     assert float(found) != float(value)
     assert theirs.keys() == gradients.keys()
     ours, other = flat(gradients), flat(theirs)

@@ -130,6 +130,28 @@ def test_absorbed_projections_equal_plain_ones(
     assert not torch.allclose(fast, cross(draw(rng, query_batch, 3, 5, 6), kv, mask))
 
 
+@pytest.mark.parametrize("query_batch", [1, 2])
+@pytest.mark.parametrize("mask_shape", [None, (2, 3, 1, 5), (1, 3, 9, 5), (2, 3, 9, 5)])
+def test_narrow_queries_equal_projected_ones(
+    rng: torch.Generator, mask_shape: tuple[int, ...] | None, query_batch: int
+) -> None:
+    """Fewer keys than queries and wide projections: the projections move to the key side."""
+    cross = CrossAttention(query_dim=6, kv_dim=7, qk_dim=24, v_dim=20, out_dim=5, num_heads=1)
+    cross = cross.double()
+    queries, kv = draw(rng, query_batch, 3, 9, 6), draw(rng, 2, 3, 5, 7)
+    mask = None if mask_shape is None else torch.rand(mask_shape, generator=rng) < 0.4
+    if mask is not None:
+        mask[0, 0, 0] = False
+    fast = cross(queries, kv, mask)
+    fast_grads = grads_of(cross, fast)
+    with use_attention(cross, "reference"):
+        plain = cross(queries, kv, mask)
+        plain_grads = grads_of(cross, plain)
+    torch.testing.assert_close(fast, plain, **EXACT)
+    torch.testing.assert_close(fast_grads, plain_grads, rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(fast, cross(draw(rng, query_batch, 3, 9, 6), kv, mask))
+
+
 def test_absorption_makes_no_per_key_projection(
     rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

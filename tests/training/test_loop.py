@@ -170,7 +170,7 @@ def test_fine_tuning_takes_the_encoder_and_leaves_the_decoder(
     assert {name.split(".")[0] for name in target} == {"encoder", "head"}
     shared = [name for name in target if name in source]
     drift = max(float((source[name] - target[name]).abs().max()) for name in shared)
-    assert drift < 0.01  # one step away from the pre-trained weights
+    assert drift < 0.03  # one step away; positions learn twenty times as fast as the rest
 
 
 def test_steps_draw_their_randomness_from_seed_step_and_process_alone() -> None:

@@ -84,7 +84,7 @@ class HiP(nn.Module):
         |---|---|
         | Linear weights | truncated normal, variance 1 / fan_in; biases 0 |
         | unembedding of the reconstruction | 0: the first reconstruction is exactly 0 |
-        | latents, positions, head query | ``balanced``: deviation 0.5; ``paper``: variance 1 / rows |
+        | latents, positions, head query | ``balanced``: deviation 0.5; ``paper``: 1 / sqrt(rows) |
         | LayerNorm | scale 1, offset 0 |
 
         All draws are normal, cut at two deviations. A position row that is small beside the content
