@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 NUMBER = re.compile(r"-?[\d,.]+ ?%?")
@@ -16,7 +17,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
         numeric = all(NUMBER.fullmatch(row[index]) for row in rows)
         table.add_column(name, justify="right" if numeric and rows else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # brackets are text, not styles
     console = Console(highlight=False)
     if not console.is_terminal:  # a file or a pipe has no width to fit into
         console.width = 200
