@@ -404,3 +404,22 @@ def test_the_doctor_examines(call: Call) -> None:
     for finding in ("Python", "torch", "bf16 on CPU", "extra train", "a forward and backward pass"):
         assert finding in outcome.out
     assert "works" in outcome.out
+
+
+@quick
+def test_pictures_and_predictions_are_not_overwritten_unasked(
+    call: Call, pretrained: Path, classifier: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "digit.png"
+    Image.new("L", (8, 8), 90).save(picture)
+    for argv, made in (
+        (("reconstruct", pretrained, picture, "--out", tmp_path / "p"), "p/overview.png"),
+        (("predict", classifier, picture, "--out", tmp_path / "x.csv"), "x.csv"),
+    ):
+        assert call(*argv).code == 0
+        before = (tmp_path / made).read_bytes()
+        refused = call(*argv)
+        assert refused.code == 2
+        assert f"{tmp_path / made} exists; pass --overwrite" in refused.err
+        assert (tmp_path / made).read_bytes() == before
+        assert call(*argv, "--overwrite").code == 0

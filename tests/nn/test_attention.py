@@ -109,15 +109,10 @@ def grads_of(module: torch.nn.Module, out: Tensor) -> dict[str, Tensor]:
     return grads
 
 
-@pytest.mark.parametrize("query_batch", [1, 2])
-@pytest.mark.parametrize("mask_shape", [None, (2, 3, 1, 9), (1, 3, 5, 9), (2, 3, 5, 9)])
-def test_absorbed_projections_equal_plain_ones(
-    rng: torch.Generator, mask_shape: tuple[int, ...] | None, query_batch: int
+def assert_paths_agree(
+    rng: torch.Generator, cross: CrossAttention, queries: Tensor, kv: Tensor, mask: Tensor | None
 ) -> None:
-    """The reference path never absorbs; more keys than queries makes the fast one absorb."""
-    cross = build_cross()
-    queries, kv = draw(rng, query_batch, 3, 5, 6), draw(rng, 2, 3, 9, 8)
-    mask = None if mask_shape is None else torch.rand(mask_shape, generator=rng) < 0.4
+    """Compare outputs and gradients with the reference path, which never moves a projection."""
     if mask is not None:
         mask[0, 0, 0] = False
     fast = cross(queries, kv, mask)
@@ -127,7 +122,21 @@ def test_absorbed_projections_equal_plain_ones(
         plain_grads = grads_of(cross, plain)
     torch.testing.assert_close(fast, plain, **EXACT)
     torch.testing.assert_close(fast_grads, plain_grads, rtol=1e-10, atol=1e-12)
-    assert not torch.allclose(fast, cross(draw(rng, query_batch, 3, 5, 6), kv, mask))
+    assert not torch.allclose(fast, cross(draw(rng, *queries.shape), kv, mask))
+
+
+def maybe_mask(rng: torch.Generator, shape: tuple[int, ...] | None) -> Tensor | None:
+    return None if shape is None else torch.rand(shape, generator=rng) < 0.4
+
+
+@pytest.mark.parametrize("query_batch", [1, 2])
+@pytest.mark.parametrize("mask_shape", [None, (2, 3, 1, 9), (1, 3, 5, 9), (2, 3, 5, 9)])
+def test_absorbed_projections_equal_plain_ones(
+    rng: torch.Generator, mask_shape: tuple[int, ...] | None, query_batch: int
+) -> None:
+    """More keys than queries make the fast path absorb the keys' projections."""
+    queries, kv = draw(rng, query_batch, 3, 5, 6), draw(rng, 2, 3, 9, 8)
+    assert_paths_agree(rng, build_cross(), queries, kv, maybe_mask(rng, mask_shape))
 
 
 @pytest.mark.parametrize("query_batch", [1, 2])
@@ -137,19 +146,8 @@ def test_narrow_queries_equal_projected_ones(
 ) -> None:
     """Fewer keys than queries and wide projections: the projections move to the key side."""
     cross = CrossAttention(query_dim=6, kv_dim=7, qk_dim=24, v_dim=20, out_dim=5, num_heads=1)
-    cross = cross.double()
     queries, kv = draw(rng, query_batch, 3, 9, 6), draw(rng, 2, 3, 5, 7)
-    mask = None if mask_shape is None else torch.rand(mask_shape, generator=rng) < 0.4
-    if mask is not None:
-        mask[0, 0, 0] = False
-    fast = cross(queries, kv, mask)
-    fast_grads = grads_of(cross, fast)
-    with use_attention(cross, "reference"):
-        plain = cross(queries, kv, mask)
-        plain_grads = grads_of(cross, plain)
-    torch.testing.assert_close(fast, plain, **EXACT)
-    torch.testing.assert_close(fast_grads, plain_grads, rtol=1e-10, atol=1e-12)
-    assert not torch.allclose(fast, cross(draw(rng, query_batch, 3, 9, 6), kv, mask))
+    assert_paths_agree(rng, cross.double(), queries, kv, maybe_mask(rng, mask_shape))
 
 
 def test_absorption_makes_no_per_key_projection(

@@ -12,8 +12,8 @@ from perceivers.report.tables import per_class_table
 from perceivers.training.run_folder import RunFolder
 from perceivers.workflows.evaluation import evaluate as run_evaluation
 from perceivers.workflows.exporting import export as run_export
+from perceivers.workflows.prediction import check_out, write_predictions
 from perceivers.workflows.prediction import predict as run_prediction
-from perceivers.workflows.prediction import write_predictions
 from perceivers.workflows.reconstruction import TARGET_NOTES
 from perceivers.workflows.reconstruction import reconstruct as run_reconstruction
 from perceivers.workflows.run import Run
@@ -60,8 +60,11 @@ def predict(argv: list[str]) -> int:
     parser.add_argument("files", nargs="+", help="pictures, or folders searched for pictures")
     parser.add_argument("--out", default=None, help=".jsonl or .csv file; stdout when not given")
     parser.add_argument("--top", type=int, default=5, help="classes listed per file")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     args = parser.parse_args(argv)
     out = Path(args.out) if args.out else None
+    if out is not None:
+        check_out(out, overwrite=args.overwrite)
     records = list(run_prediction(args.run, args.files, top=args.top))
     text = write_predictions(records, out)
     if out is None:
@@ -83,8 +86,11 @@ def reconstruct(argv: list[str]) -> int:
     parser.add_argument("files", nargs="+", help="pictures, or folders searched for pictures")
     parser.add_argument("--out", default="reconstructed", help="folder for the pictures")
     parser.add_argument("--seed", type=int, default=0, help="seed of the masks")
+    parser.add_argument("--overwrite", action="store_true", help="replace earlier pictures")
     args = parser.parse_args(argv)
-    written = run_reconstruction(args.run, args.files, args.out, seed=args.seed)
+    written = run_reconstruction(
+        args.run, args.files, args.out, seed=args.seed, overwrite=args.overwrite
+    )
     target = load_with_info(args.run).info.target or "per-channel"
     sys.stdout.write(f"{len(written)} pictures in {args.out}; see {written[-1]}\n")
     sys.stdout.write(f"target space: {target}. {TARGET_NOTES[target]}\n")

@@ -87,9 +87,11 @@ def export_model(
     )
     largest, absmax = compare(graph, model, path, format)
     if not largest <= TOLERANCE * absmax:
+        path.unlink()
+        description.unlink()
         raise CheckpointError(
-            f"{path} differs from the model by {largest:.3g} (largest output {absmax:.3g}, allowed "
-            f"{TOLERANCE:.0e} of it); do not use it, and report this as a bug"
+            f"{path} differed from the model by {largest:.3g} (largest output {absmax:.3g}, "
+            f"allowed {TOLERANCE:.0e} of it) and was removed; please report this as a bug"
         )
     return Exported(path=path, description=description, largest=largest, absmax=absmax)
 

@@ -58,7 +58,8 @@ def evaluate(
         UserError: There is nothing to evaluate, or the data does not fit.
     """
     loaded = load_with_info(model)
-    folder = RunFolder(Path(split_address(model)[0]))
+    path, which = split_address(model)
+    folder = RunFolder(Path(path))
     has_run = folder.config.is_file()
     config = folder.read_config()[1] if has_run else None
     address = data or (config.data if config else None)
@@ -78,7 +79,8 @@ def evaluate(
         mask = config.mask if isinstance(config, PretrainConfig) else MaskedAutoencodingConfig()
         task: Task = MaskedAutoencoding(loaded.model, mask)
         result = Evaluation(task.evaluate(batches), (), None, skipped)
-    if has_run and data is None and not limit:
+    # The run's results and report speak of its best model.
+    if has_run and which != "last" and data is None and not limit:
         matrix = None if result.matrix is None else result.matrix.tolist()
         folder.add_results(split, {"figures": result.figures, "confusion": matrix})
     return result

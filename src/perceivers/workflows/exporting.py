@@ -38,8 +38,9 @@ def export(
     chosen: Part = part or ("autoencoder" if loaded.info.task == "pretrain" else "model")
     base = Path(split_address(model)[0])
     path = Path(out) if out else base / "exported" / f"{chosen}{SUFFIXES[format]}"
-    if path.exists() and not overwrite:
-        raise ConfigError(f"{path} exists; pass --overwrite or another --out")
+    for written in (path, path.with_suffix(".json")):
+        if written.exists() and not overwrite:
+            raise ConfigError(f"{written} exists; pass --overwrite or another --out")
     return export_model(
         loaded.model,
         path,

@@ -56,14 +56,20 @@ def predict(
             yield {"file": file, "error": reason}
 
 
-def write_predictions(records: Iterable[dict[str, Any]], out: Path | None) -> str:
-    """Return the records as JSON lines, or write them to ``out`` (.jsonl or .csv).
+def check_out(out: Path, *, overwrite: bool) -> None:
+    """Refuse a file that predictions cannot be written to, before any is made.
 
     Raises:
-        ConfigError: Another extension.
+        ConfigError: Another extension than .jsonl or .csv, or the file exists.
     """
-    if out is not None and out.suffix not in {".jsonl", ".csv"}:
+    if out.suffix not in {".jsonl", ".csv"}:
         raise ConfigError(f"--out {out}: predictions are written as .jsonl or .csv")
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists; pass --overwrite or another --out")
+
+
+def write_predictions(records: Iterable[dict[str, Any]], out: Path | None) -> str:
+    """Return the records as JSON lines, or write them to ``out`` (.jsonl or .csv)."""
     if out is not None and out.suffix == ".csv":
         buffer = io.StringIO()
         writer = csv.writer(buffer)

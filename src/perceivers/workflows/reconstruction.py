@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
 from perceivers.data import find_files, read_files
-from perceivers.errors import CheckpointError, DataError
+from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.masking import draw_mask_plan
 from perceivers.models.hip import HiP
 from perceivers.report.figures import draw_reconstructions
@@ -31,6 +32,7 @@ TARGET_NOTES: dict[str, str] = {
     ),
 }
 MASK_GREY = 0.5
+SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def reconstruct(
     out: str | Path,
     *,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write ``NAME_original.png``, ``_masked.png`` and ``_reconstructed.png`` per picture.
 
@@ -113,59 +116,73 @@ def reconstruct(
         paths: Pictures, or folders searched for pictures.
         out: Folder for the pictures and ``overview.png``, which names the target space.
         seed: Seed of the masks.
+        overwrite: Replace pictures of an earlier call in ``out``.
 
     Returns:
-        The files written.
+        The files written; the overview is the last.
 
     Raises:
-        UserError: The model cannot reconstruct, a path does not exist, or no picture is readable.
+        UserError: The model cannot reconstruct, a path does not exist, no picture is readable, or
+            ``out`` holds an earlier overview and ``overwrite`` is off.
     """
     loaded = load_with_info(model)
     if loaded.model.decoder is None:
         raise CheckpointError(
             f"{model} has no decoder, so it cannot reconstruct; give the pre-training run"
         )
+    overview = Path(out) / "overview.png"
+    if overview.exists() and not overwrite:
+        raise ConfigError(f"{overview} exists; pass --overwrite or another --out")
     mask = mask_of(loaded, model)
     target: Target = loaded.info.target or "per-channel"  # pyright: ignore[reportAssignmentType]
-    folder = Path(out)
+    files = find_files([str(path) for path in paths])
     written: list[Path] = []
-    overview: list[Pictures] = []
+    batches: list[Pictures] = []
     bad: list[str] = []
     names: list[str] = []
-    files = find_files([str(path) for path in paths])
     for batch_files, batch in read_files(files, loaded.model.config.grouped_inputs, 16):
         bad += batch.bad
-        if not batch_files:
-            continue
-        pictures = imagine(loaded.model, batch.inputs, mask, target, seed)
-        overview.append(pictures)
-        for row, file in enumerate(batch_files):
-            stem = _unique(file.stem, names)
-            names.append(stem)
-            kinds = ("original", "masked", "reconstructed")
-            for kind, array in zip(
-                kinds, (pictures.original, pictures.masked, pictures.reconstructed), strict=True
-            ):
-                written.append(save_picture(folder / f"{stem}_{kind}.png", array[row]))
-    if not overview:
+        if batch_files:
+            batches.append(imagine(loaded.model, batch.inputs, mask, target, seed))
+            written += save_pictures(Path(out), batches[-1], batch_files, names)
+    if not batches:
         raise DataError(f"no readable picture among {len(files)} files: {'; '.join(bad[:3])}")
-    joined = [
-        np.concatenate([getattr(p, part) for p in overview])[:12]
-        for part in ("original", "visible", "reconstructed", "pasted")
-    ]
-    written.append(
-        draw_reconstructions(
-            folder / "overview.png",
-            original=joined[0],
-            visible=joined[1],
-            reconstructed=joined[2],
-            masked_only=joined[3],
-            names=names[:12],
-            title=f"Reconstruction from {100 * (1 - mask.ratio):.0f} % of the pixels",
-            note=TARGET_NOTES[target],
-        )
-    )
+    title = f"Reconstruction from {100 * (1 - mask.ratio):.0f} % of the pixels"
+    return [*written, draw_overview(overview, batches, names, title, TARGET_NOTES[target])]
+
+
+def save_pictures(
+    folder: Path, pictures: Pictures, files: Sequence[Path], names: list[str]
+) -> list[Path]:
+    """Write three files per picture; ``names`` collects the stems that are taken."""
+    written = []
+    for row, file in enumerate(files):
+        stem = _unique(file.stem, names)
+        names.append(stem)
+        for kind in ("original", "masked", "reconstructed"):
+            path = folder / f"{stem}_{kind}.png"
+            written.append(save_picture(path, getattr(pictures, kind)[row]))
     return written
+
+
+def draw_overview(
+    path: Path, batches: Sequence[Pictures], names: Sequence[str], title: str, note: str
+) -> Path:
+    """Draw the first pictures of all batches in one figure."""
+
+    def join(part: str) -> NDArray[Any]:
+        return np.concatenate([getattr(pictures, part) for pictures in batches])[:SHOWN]
+
+    return draw_reconstructions(
+        path,
+        original=join("original"),
+        visible=join("visible"),
+        reconstructed=join("reconstructed"),
+        masked_only=join("pasted"),
+        names=names[:SHOWN],
+        title=title,
+        note=note,
+    )
 
 
 def _unique(stem: str, taken: Sequence[str]) -> str:

@@ -121,6 +121,10 @@ def prepare_pretraining(config: PretrainConfig) -> Prepared:
     if config.model in list_models():
         specs = dict(dataset.specs(size=config.size, channels=config.channels))
         if config.model_options.get("labels"):
+            if not dataset.classes:
+                raise DataError(
+                    f"model_options.labels needs labelled data, but {config.data} has no classes"
+                )
             specs |= {name: Labels(len(dataset.classes)) for name in config.model_options["labels"]}
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
