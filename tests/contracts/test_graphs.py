@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.errors import CheckpointError
-from perceivers.export import exporting
-from perceivers.export.exporting import Exported, export_model
+from perceivers.exporting import files as exporting
+from perceivers.exporting.files import Exported, export_model
 from perceivers.masking import MaskPlan, draw_mask_plan
 from perceivers.models import HiP, HiPConfig, HiPHead, HiPLevel, create_model
 from perceivers.models.hip.variants import hierarchy

@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("tasks", "data", "checkpoints"),
     ("training",),
-    ("report", "export", "plan"),
+    ("report", "exporting", "plan"),
     ("workflows",),
     ("cli",),
     ("__main__",),

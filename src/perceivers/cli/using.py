@@ -6,8 +6,8 @@ from pathlib import Path
 from perceivers.checkpoints.loading import load_with_info, split_address
 from perceivers.cli.parser import VerbParser
 from perceivers.cli.tables import print_table
-from perceivers.export.exporting import SUFFIXES
-from perceivers.export.graphs import PARTS
+from perceivers.exporting.files import SUFFIXES
+from perceivers.exporting.graphs import PARTS
 from perceivers.report.tables import per_class_table
 from perceivers.training.run_folder import RunFolder
 from perceivers.workflows.evaluation import evaluate as run_evaluation

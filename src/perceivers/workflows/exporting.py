@@ -4,9 +4,9 @@ from pathlib import Path
 
 from perceivers.checkpoints.loading import load_with_info, split_address
 from perceivers.errors import ConfigError
-from perceivers.export import Exported, export_model
-from perceivers.export.exporting import SUFFIXES, Format
-from perceivers.export.graphs import Part
+from perceivers.exporting import Exported, export_model
+from perceivers.exporting.files import SUFFIXES, Format
+from perceivers.exporting.graphs import Part
 from perceivers.workflows.reconstruction import mask_of
 
 

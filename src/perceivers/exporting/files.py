@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from perceivers.errors import CheckpointError, ConfigError
-from perceivers.export.graphs import Graph, Part, make_graph
+from perceivers.exporting.graphs import Graph, Part, make_graph
 from perceivers.files import write_json
 from perceivers.models.hip import HiP
 from perceivers.models.saving import ModelInfo
