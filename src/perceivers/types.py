@@ -25,7 +25,6 @@ class ModalitySpec:
 
     kind: ClassVar[str]
     channels_first: ClassVar[bool] = False
-    normalised: ClassVar[bool] = True
 
     channels: int
     mean: tuple[float, ...]
@@ -254,7 +253,6 @@ class Labels(ModalitySpec):
     """
 
     kind: ClassVar[str] = "labels"
-    normalised: ClassVar[bool] = False
 
     num_classes: int
     length: int = 1

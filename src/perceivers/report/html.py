@@ -3,7 +3,6 @@
 The file holds its pictures and styles, asks nothing of any server, and can be mailed as it is.
 """
 
-import os
 import re
 from base64 import b64encode
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from struct import unpack
 from jinja2 import Environment, StrictUndefined
 
 from perceivers.errors import RunError
+from perceivers.files import write_atomic
 from perceivers.report.style import DENSITY
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -97,7 +97,7 @@ def write_html(
             for index, section in enumerate(sections, start=1)
         ],
     )
-    _write_atomically(path, page)
+    write_atomic(path, page)
     return path
 
 
@@ -140,17 +140,3 @@ def _numeric_columns(table: Table) -> list[bool]:
         and all(_NUMERIC.fullmatch(row[index].strip()) for row in table.rows if index < len(row))
         for index in range(len(table.header))
     ]
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Write beside the target, make it durable, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from perceivers.files import write_atomic
 from perceivers.training.events import Evaluated, Event, Noted, Started, Stepped
 
 
@@ -64,9 +65,7 @@ def cut_records(path: Path, step: int) -> None:
             continue
         if record["step"] <= step:
             kept.append(line + "\n")
-    temporary = path.with_suffix(".jsonl.tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    write_atomic(path, "".join(kept))
 
 
 class ConsoleProgress:

@@ -51,7 +51,7 @@ class DemoResult:
     Attributes:
         report: The page to open.
         scores: Method to test accuracy and seconds.
-        skipped: Whether this was a dry run, whose figures mean nothing.
+        is_dry: Whether this was a dry run, whose figures mean nothing.
     """
 
     report: Path
