@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from perceivers.training.config import ScheduleConfig as ScheduleConfig
     from perceivers.types import Array as Array
     from perceivers.types import Audio as Audio
+    from perceivers.types import Bytes as Bytes
     from perceivers.types import Image as Image
     from perceivers.types import Labels as Labels
     from perceivers.types import Points as Points
@@ -53,7 +54,7 @@ _HOMES = {
     "models": ("HiP", "HiPConfig", "HiPHead", "HiPLevel", "create_model", "list_models"),
     "tasks": ("ClassificationConfig", "MaskedAutoencodingConfig", "mae_losses"),
     "training.config": ("ClassifyConfig", "OptimizerConfig", "PretrainConfig", "ScheduleConfig"),
-    "types": ("Array", "Audio", "Image", "Labels", "Points", "Video"),
+    "types": ("Array", "Audio", "Bytes", "Image", "Labels", "Points", "Video"),
     "workflows.conversion": ("convert",),
     "workflows.evaluation": ("evaluate",),
     "workflows.exporting": ("export",),

@@ -3,15 +3,21 @@
 A spec is declared, never guessed. It is frozen and JSON-able, it knows the raw layout, the grid
 its tokens lie on (row-major) and the preprocessing, and it knows nothing about models.
 
-Legend: B batch, C channels, H W rows and columns, T frames, S samples, P points, K classes.
+Legend: B batch, C channels, H W rows and columns, T frames, S samples, P points, K classes,
+L bytes.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from perceivers.errors import ConfigError, suggest
+
+# Ids of the byte vocabulary: six special ones, then the 256 bytes (Perceiver IO Sec. 4.1).
+PAD, BOS, EOS, MASK, CLS, SEP = range(6)
+FIRST_BYTE = 6
+BYTE_VOCABULARY = FIRST_BYTE + 256
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -186,6 +192,8 @@ class Points(ModalitySpec):
         channels: Values C per point; 3 means x, y, z.
         mean: Subtracted per channel.
         std: Divided by per channel.
+        ragged: Clouds may hold fewer points; a row of NaN is no point, and is never attended to.
+        scale: ``unit``: readers centre every cloud and scale it into -1..1, axis by axis alike.
     """
 
     kind: ClassVar[str] = "points"
@@ -194,11 +202,19 @@ class Points(ModalitySpec):
     channels: int = 3
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    ragged: bool = False
+    scale: Literal["none", "unit"] = "none"
 
     @property
     def grid(self) -> tuple[int, ...]:
         """Points."""
         return (self.points,)
+
+    def __post_init__(self) -> None:
+        """Reject a scale that is not known."""
+        if self.scale not in {"none", "unit"}:
+            raise ConfigError(f"Points.scale is {self.scale!r}; use 'none' or 'unit'")
+        super().__post_init__()
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -281,8 +297,48 @@ class Labels(ModalitySpec):
         return {"num_classes": self.num_classes, "length": self.length}
 
 
+@dataclass(frozen=True)
+class Bytes(ModalitySpec):
+    """Texts ``[B, L]``: int64 ids of UTF-8 bytes, byte + 6; 0 pads, 1..5 are special.
+
+    Args:
+        length: Ids L per text, padding included.
+        wrap: ``cls_sep`` puts CLS before and SEP after the text (as the Hugging Face tokenizer),
+            ``none`` neither (as the released code); it counts in the length.
+    """
+
+    kind: ClassVar[str] = "bytes"
+
+    length: int
+    wrap: Literal["none", "cls_sep"] = "none"
+    channels: int = field(default=BYTE_VOCABULARY, init=False)
+    mean: tuple[float, ...] = field(default=(), init=False)
+    std: tuple[float, ...] = field(default=(), init=False)
+
+    def __post_init__(self) -> None:
+        """Reject a wrapping that is not known."""
+        if self.wrap not in {"none", "cls_sep"}:
+            raise ConfigError(f"Bytes.wrap is {self.wrap!r}; use 'none' or 'cls_sep'")
+        super().__post_init__()
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Bytes."""
+        return (self.length,)
+
+    @property
+    def raw_shape(self) -> tuple[int, ...]:
+        """Ids have no channel axis."""
+        return (self.length,)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The sizes that must be positive."""
+        return {"length": self.length}
+
+
 SPECS: dict[str, type[ModalitySpec]] = {
-    spec.kind: spec for spec in (Image, Video, Audio, Points, Array, Labels)
+    spec.kind: spec for spec in (Image, Video, Audio, Points, Array, Labels, Bytes)
 }
 
 
