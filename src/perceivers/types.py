@@ -193,7 +193,7 @@ class Points(ModalitySpec):
         mean: Subtracted per channel.
         std: Divided by per channel.
         ragged: Clouds may hold fewer points; a row of NaN is no point, and is never attended to.
-        scale: ``unit``: readers centre every cloud and scale it into -1..1, axis by axis alike.
+        scale: ``unit``: readers centre every cloud and scale it into -1..1, axis by axis.
     """
 
     kind: ClassVar[str] = "points"

@@ -142,8 +142,8 @@ def test_an_unknown_address_lists_what_is_understood(tmp_path: Path) -> None:
     assert all(word in message for word in ("class sub-folders", "x-{000..012}.tar", ".npz"))
     with pytest.raises(DataError, match="'elsewhere': no such file or folder\nAddresses: 'digits'"):
         open_data("elsewhere")
-    (tmp_path / "x.csv").write_text("")
-    with pytest.raises(DataError, match=r"a file of type '\.csv' is not understood"):
-        open_data(str(tmp_path / "x.csv"))
+    (tmp_path / "x.doc").write_text("")
+    with pytest.raises(DataError, match=r"a file of type '\.doc' is not understood"):
+        open_data(str(tmp_path / "x.doc"))
     with pytest.raises(ConfigError, match=r"val_share is 1\.5"):
         open_data("digits", val_share=1.5)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perceivers.data.augment import AugmentConfig, View, centre_view, random_view
-from perceivers.data.fitting import fit_array
+from perceivers.data.drawing import fit_array
 from perceivers.errors import ConfigError
 from perceivers.types import Image
 

@@ -111,7 +111,7 @@ def test_unreadable_pictures_do_not_count(write_folder: WriteFolder) -> None:
     dataset = open_data(str(write_folder(files | {"train/2.png": b"x"})))
     assert dataset.specs(size=4)["image"].mean == pytest.approx((0.5, 0.2, 0.5))
     write_folder({"train/0.png": b"", "train/1.png": b""})
-    with pytest.raises(DataError, match=r"none of the 3 training pictures .*/0\.png: the file is"):
+    with pytest.raises(DataError, match=r"none of the 3 training samples .*/0\.png: the file is"):
         dataset.specs(size=4)
 
 
@@ -131,14 +131,11 @@ def test_measured_specs_are_plain_numbers() -> None:
     assert repr(spec) == ("Image(height=8, width=8, channels=1, mean=(0.30686,), std=(0.377059,))")
 
 
-def test_a_source_of_decoded_pictures_has_no_measured_specs() -> None:
+def test_decoded_pictures_are_fitted_to_64_pixels() -> None:
     class Decoded(Arrays):
         def read(self, index: int) -> Any:
-            return {"image": Pillow.new("RGB", (4, 4))}
+            return {"image": Pillow.new("RGB", (4, 4), (0, 51, 255))}
 
     source = Decoded({}, ["a"])
-    dataset = Dataset("x", {"train": source, "val": source}, (), ())
-    with pytest.raises(
-        DataError, match="modality 'image' gives Pillow pictures; offer their bytes"
-    ):
-        dataset.specs()
+    spec = Dataset("x", {"train": source, "val": source}, (), ()).specs()["image"]
+    assert spec == Image(64, 64, 3, mean=(0.0, 0.2, 1.0), std=(1.0, 1.0, 1.0))

@@ -13,7 +13,7 @@ from perceivers.data import open_data as open_address
 from perceivers.data.arrays import Arrays
 from perceivers.data.folders import PictureFiles
 from perceivers.errors import ConfigError, DataError
-from perceivers.types import Audio, Image, ModalitySpec
+from perceivers.types import Array, Audio, Image, ModalitySpec
 
 WriteFolder = Callable[[Mapping[str, bytes]], Path]
 Encode = Callable[..., bytes]
@@ -242,8 +242,11 @@ def test_specs_that_do_not_fit_are_refused_before_reading(source: Arrays) -> Non
     with pytest.raises(DataError, match=r"shape \(5, 4, 4\) \[C, H, W\], but the spec has 3"):
         train(five, specs={"image": Image(4, 4, 3)})
     sound = Arrays({"audio": np.zeros((2, 1, 9), np.float32)}, ["a", "b"])
-    with pytest.raises(DataError, match=r"shape \(1, 9\) per sample, .* expects \(1, 8\)"):
-        train(sound, specs={"audio": Audio(8)}, augment=AugmentConfig())
+    with pytest.raises(DataError, match=r"shape \(1, 9\) per sample, .* expects \(2, 9\)"):
+        train(sound, specs={"audio": Audio(9, 2)}, augment=AugmentConfig())
+    grid = Arrays({"array": np.zeros((2, 3, 1), np.float32)}, ["a", "b"])
+    with pytest.raises(DataError, match=r"shape \(3, 1\) per sample, .* expects \(4, 1\)"):
+        train(grid, specs={"array": Array(4)}, augment=AugmentConfig())
     with pytest.raises(ConfigError, match=r"changes pictures, but the modalities are \['audio'\]"):
         train(sound, specs={"audio": Audio(9)})
     with pytest.raises(DataError, match="not 2; give other counts as arrays"):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from perceivers.data.augment import centre_view
-from perceivers.data.fitting import fit_array, fit_encoded, fit_picture
+from perceivers.data.drawing import fit_array, fit_encoded, fit_picture
 from perceivers.data.pictures import convert_channels, is_picture_name, read_picture
 from perceivers.data.sources import Encoded
 from perceivers.errors import DataError

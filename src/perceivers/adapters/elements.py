@@ -17,6 +17,12 @@ from perceivers.types import ModalitySpec
 # What an integer type's full scale is divided by to reach 0..1 (uint8) or -1..1 (int16).
 INTEGER_SCALE = {torch.uint8: 255.0, torch.int16: 32768.0}
 
+# Modalities of integers that name something, and what they are.
+INDEXED = {
+    "labels": "labels are class indices (int64), negative where unknown",
+    "bytes": "texts are ids of bytes (int64): byte + 6, 0 where padded",
+}
+
 
 class ElementAdapter(nn.Module):
     """Raw tensor of one modality to tokens and back, normalising on the tensor's own device.
@@ -37,13 +43,13 @@ class ElementAdapter(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std or (1.0,)), persistent=False)
 
     def flatten(self, raw: Tensor) -> Tensor:
-        """Return ``[B, N, C]`` (labels: ``[B, N]``) without changing a value.
+        """Return ``[B, N, C]`` (labels and bytes: ``[B, N]``) without changing a value.
 
         Raises:
             InputError: The tensor does not have the declared shape.
         """
         self._check(raw)
-        if self.spec.kind == "labels":
+        if self.spec.kind in INDEXED:
             return raw.reshape(raw.shape[0], -1)
         if self.spec.channels_first:
             return raw.flatten(2).transpose(1, 2)
@@ -90,15 +96,14 @@ class ElementAdapter(nn.Module):
         if not isinstance(raw, Tensor):
             raise InputError(f"input {self.name!r} is a {type(raw).__name__}; it must be a tensor")
         expected, found = self.spec.raw_shape, tuple(raw.shape[1:])
-        if self.spec.kind == "labels":
+        if self.spec.kind in INDEXED:
             if found not in {expected, ()} or (found == () and expected != (1,)):
                 raise InputError(
                     f"input {self.name!r} has shape {tuple(raw.shape)}; expected [B, {expected[0]}]"
                 )
             if raw.is_floating_point() or raw.dtype == torch.bool:
                 raise InputError(
-                    f"input {self.name!r} has dtype {raw.dtype}; labels are class indices (int64), "
-                    f"negative where unknown"
+                    f"input {self.name!r} has dtype {raw.dtype}; {INDEXED[self.spec.kind]}"
                 )
             return
         if found != expected:

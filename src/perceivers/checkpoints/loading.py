@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from perceivers.errors import CheckpointError, suggest
 from perceivers.files import read_json_file
-from perceivers.models.hip import HiP
 from perceivers.models.registry import FAMILIES, list_models
 from perceivers.models.saving import FORMAT_VERSION, ModelInfo
 from perceivers.types import ModalitySpec
@@ -18,9 +18,9 @@ from perceivers.types import ModalitySpec
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with what travelled with it."""
+    """A model of any family (``models.base.Model``) with what travelled with it."""
 
-    model: HiP
+    model: Any
     info: ModelInfo
     folder: Path
 
@@ -60,7 +60,7 @@ def find_model_folder(address: str | Path) -> Path:
     )
 
 
-def load(address: str | Path, *, inputs: Mapping[str, ModalitySpec] | None = None) -> HiP:
+def load(address: str | Path, *, inputs: Mapping[str, ModalitySpec] | None = None) -> Any:
     """Load a model in evaluation mode from a model or run folder.
 
     Args:
@@ -99,7 +99,7 @@ def load_with_info(address: str | Path) -> Loaded:
         info = ModelInfo.from_json(description)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
-    outputs = config.head.num_outputs
+    outputs = config.num_classes
     if info.task == "classify" and len(info.classes) != outputs:
         raise CheckpointError(
             f"{folder / 'config.json'} has {len(info.classes)} class names for a head of {outputs} "
@@ -126,7 +126,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def load_state(model: HiP, state: Mapping[str, Tensor], *, source: str) -> None:
+def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
     """Load weights whose names and shapes must match exactly.
 
     Raises:
@@ -176,15 +176,21 @@ def _parts(names: tuple[str, ...]) -> str:
     return ", ".join(sorted({name.split(".")[0] for name in names})) or "none"
 
 
-def transfer_encoder(source: HiP, target: HiP) -> Transfer:
+def transfer_encoder(source: Any, target: Any) -> Transfer:
     """Copy everything the two models share by name and shape; heads and decoders may differ.
 
+    What must be shared is the family's ``core``: everything from the raw inputs to the latents.
+
     Raises:
-        CheckpointError: An encoder tensor has no counterpart of the same shape.
+        CheckpointError: The families differ, or a tensor of the core has no counterpart.
     """
+    if source.family != target.family:
+        raise CheckpointError(
+            f"a {target.family} model cannot take over the weights of a {source.family} model"
+        )
     theirs, ours = source.state_dict(), target.state_dict()
     used = [n for n in ours if n in theirs and ours[n].shape == theirs[n].shape]
-    broken = [n for n in ours if n.startswith("encoder.") and n not in used]
+    broken = [n for n in ours if n.startswith(target.core) and n not in used]
     if broken:
         raise CheckpointError(
             f"the encoders differ at {', '.join(broken[:4])} ({len(broken)} tensors); fine-tuning "

@@ -1,134 +1,205 @@
 """Data addresses: one string to an opened data set."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-from perceivers.data.arrays import Arrays, read_npz
+import numpy as np
+
+from perceivers.data.arrays import load_npz, read_arrays
+from perceivers.data.clouds import OFFSETS, read_clouds
 from perceivers.data.dataset import Dataset
 from perceivers.data.digits import read_digits
-from perceivers.data.folders import PictureFiles, read_folder
-from perceivers.data.shards import TarPictures, expand_braces, read_class_names, read_shards
-from perceivers.data.sources import Source, number_classes
+from perceivers.data.folders import read_folder
+from perceivers.data.joined import SEPARATOR, join_datasets
+from perceivers.data.labels import check_columns
+from perceivers.data.selection import read_selection
+from perceivers.data.shards import expand_braces, read_class_names, read_shards
+from perceivers.data.sources import UNKNOWN, DivisibleSource, Found, Source, number_classes
 from perceivers.data.splits import carve_validation
+from perceivers.data.text_folders import find_split_files, holds_texts, read_text_folder
+from perceivers.data.text_tables import TABLE_EXTENSIONS, read_text_tables
+from perceivers.data.texts import TEXT_EXTENSION, Documents, open_documents
 from perceivers.errors import ConfigError, DataError, suggest
 
+BUILT_IN = {"digits": read_digits, "selection": read_selection}
 ADDRESSES = (
-    "'digits' (built in); a folder of class sub-folders of pictures, or with train/, val/, test/ "
-    "of those; a folder of unlabelled pictures; a WebDataset tar 'x.tar', a range "
-    "'x-{000..012}.tar' or a folder with train*.tar; an '.npz' file with keys such as "
-    "'image' and 'label'"
+    "'digits' and 'selection' (built in); a folder of class sub-folders of pictures, or with "
+    "train/, val/, test/ of those; a folder of unlabelled pictures; a WebDataset tar 'x.tar', a "
+    "range 'x-{000..012}.tar' or a folder with train*.tar; an '.npz' file with keys such as "
+    "'image' and 'label', or ragged point sets with 'offsets' and 'xyz'; a '.csv' or '.jsonl' "
+    "table with a column 'text'; a '.txt' document, or a folder of those; a folder with train, "
+    "val and test of .csv, .jsonl, .txt or ragged .npz; several of them joined: 'A + B'"
 )
-AnySource = TypeVar("AnySource", PictureFiles, TarPictures, Arrays)
 
 
-def open_data(address: str, *, val_share: float = 0.1) -> Dataset:
+def open_data(address: str, *, val_share: float = 0.1, labels: Sequence[str] = ()) -> Dataset:
     """Open data by their address; samples are read later.
 
     Args:
-        address: ``digits``, a folder of pictures, WebDataset tars, or an ``.npz`` file.
+        address: ``digits`` or ``selection``; a folder of pictures, sounds, films or texts;
+            WebDataset tars; an ``.npz`` file; a table of texts; a document; or several of these,
+            joined by `` + ``, with a label column for each.
         val_share: Share of the training samples, class by class, that is set aside for validation
             when the data have no validation split; between 0 and 1.
+        labels: Label columns to read, of data that have columns: a table's, keys of an ``.npz``
+            file, of JSON lines or of the ``.json`` files in tars. One gives plain labels ``[n]``
+            and ``classes``, several ``[n, T]`` and ``columns``; none reads the column ``label``.
 
     Returns:
         Splits ``train`` and ``val``, and ``test`` when the data have one.
 
     Raises:
         DataError: The address is not understood, or the data do not keep to their format.
-        ConfigError: The share is out of range.
+        ConfigError: The share is out of range, or a label column is not there.
     """
     if not 0 < val_share < 1:
         raise ConfigError(f"val_share is {val_share}; it must lie between 0 and 1, such as 0.1")
+    if SEPARATOR not in address:
+        return _finish(address, _find(address, tuple(labels)), val_share)
+    check_columns(labels, (), f"the joined data {address!r}")
+    addresses = address.split(SEPARATOR)
+    parts = [open_data(part.strip(), val_share=val_share) for part in addresses]
+    return join_datasets(address, addresses, parts)
+
+
+def _find(address: str, labels: tuple[str, ...]) -> Found:
+    """Find the reader that understands an address."""
     path = Path(address).expanduser()
-    if address == "digits":
-        splits, classes, note = read_digits()
-        return Dataset(address, splits, classes, (note,))
+    if address in BUILT_IN:
+        check_columns(labels, (), address)
+        splits, classes, note = BUILT_IN[address]()
+        return Found(splits, classes, (note,))
     if "{" in address or address.endswith(".tar"):
-        return _open_tars(address, val_share)
+        paths = [Path(path).expanduser() for path in expand_braces(address)]
+        return _find_shards(address, {"train": paths}, paths[0].parent, labels)
     if not address.strip() or not path.exists():
         raise DataError(
-            f"data address {address!r}: no such file or folder{suggest(address, ['digits'])}\n"
+            f"data address {address!r}: no such file or folder{suggest(address, BUILT_IN)}\n"
             f"Addresses: {ADDRESSES}"
         )
-    if path.is_dir():
-        if any(path.glob("*.tar")):
-            return _open_tar_folder(address, path, val_share)
-        found = read_folder(path)
-        return _finish(address, found.sources, found.classes, found.notes, val_share)
+    found = _find_in_folder(address, path, labels) if path.is_dir() else _find_file(path, labels)
+    if found is None:
+        raise DataError(
+            f"data address {address!r}: a file of type {path.suffix or 'unknown'!r} is not "
+            f"understood\nAddresses: {ADDRESSES}"
+        )
+    return found
+
+
+def _find_in_folder(address: str, folder: Path, labels: tuple[str, ...]) -> Found:
+    """Find the reader of a folder by what lies in it."""
+    if any(folder.glob("*.tar")):
+        return _find_tar_folder(address, folder, labels)
+    for extension in TABLE_EXTENSIONS:
+        files = find_split_files(folder, extension)
+        if files:
+            return read_text_tables(files, labels, address)
+    files = find_split_files(folder, ".npz")
+    if files:
+        return read_clouds(
+            {s: (path, load_npz(path)) for s, path in files.items()}, labels, address
+        )
+    check_columns(labels, (), address)
+    if find_split_files(folder, TEXT_EXTENSION) or holds_texts(folder):
+        return read_text_folder(folder)
+    found = read_folder(folder)
+    return Found(found.sources, found.classes, found.notes)
+
+
+def _find_file(path: Path, labels: tuple[str, ...]) -> Found | None:
+    """Find the reader of a file by its ending; None when there is no such reader."""
     if path.suffix == ".npz":
-        splits, classes = read_npz(path)
-        return _finish(address, splits, classes, (), val_share)
-    raise DataError(
-        f"data address {address!r}: a file of type {path.suffix or 'unknown'!r} is not understood\n"
-        f"Addresses: {ADDRESSES}"
-    )
+        content = load_npz(path)
+        if OFFSETS in content:
+            return read_clouds({"train": (path, content)}, labels, str(path))
+        return read_arrays(path, content, labels)
+    if path.suffix in TABLE_EXTENSIONS:
+        return read_text_tables({"train": path}, labels, str(path))
+    if path.suffix == TEXT_EXTENSION:
+        check_columns(labels, (), str(path))
+        return Found({"train": open_documents([path], path.parent)})
+    return None
 
 
-def _open_tars(address: str, val_share: float) -> Dataset:
-    """Open one tar or a range of them as training data."""
-    paths = [Path(path).expanduser() for path in expand_braces(address)]
-    return _open_shards(address, {"train": paths}, paths[0].parent, val_share)
-
-
-def _open_tar_folder(address: str, folder: Path, val_share: float) -> Dataset:
+def _find_tar_folder(address: str, folder: Path, labels: tuple[str, ...]) -> Found:
     """Open a folder of tars named by split."""
     tars = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     shards: dict[str, list[Path]] = {}
     for split in ("train", "val", "test"):
         # A word that goes on (trainer.tar) names something else.
         pattern = re.compile(rf"{split}(?![a-z])")
-        found = [path for path in tars if pattern.match(path.name)]
-        if found:
-            shards[split] = found
+        matching = [path for path in tars if pattern.match(path.name)]
+        if matching:
+            shards[split] = matching
     if "train" not in shards:
         raise DataError(
             f"{address}: {len(tars)} tars, such as {tars[0].name!r}, but none called train*.tar; "
             f"rename the training tars, or give them as '{folder}/x-{{000..012}}.tar'"
         )
-    dataset = _open_shards(address, shards, folder, val_share)
+    found = _find_shards(address, shards, folder, labels)
     unused = len(tars) - sum(len(paths) for paths in shards.values())
     if not unused:
-        return dataset
+        return found
     note = f"{unused} tars whose names start with no split (train, val, test) were ignored"
-    return Dataset(address, dataset.splits, dataset.classes, (*dataset.notes, note))
+    return found._replace(notes=(*found.notes, note))
 
 
-def _open_shards(
-    address: str, shards: Mapping[str, list[Path]], folder: Path, val_share: float
-) -> Dataset:
+def _find_shards(
+    address: str, shards: Mapping[str, list[Path]], folder: Path, labels: tuple[str, ...]
+) -> Found:
     """Index tars by split and name their classes."""
     classes = read_class_names(folder)
-    sources: dict[str, TarPictures] = {}
+    sources: dict[str, Any] = {}
     notes: list[str] = []
     for split, paths in shards.items():
-        sources[split], found = read_shards(paths, classes)
-        notes += found
-    labels = {split: source.labels for split, source in sources.items()}
-    if any((value is None) != (labels["train"] is None) for value in labels.values()):
-        states = {s: "unlabelled" if v is None else "labelled" for s, v in labels.items()}
+        # The training split, which comes first, settles how classes are numbered.
+        known = sources["train"].columns if labels and sources else None
+        sources[split], noted = read_shards(paths, classes, labels, known)
+        notes += noted
+    if labels:
+        columns = dict(sources["train"].columns)
+        if len(columns) > 1:
+            return Found(sources, (), tuple(notes), columns)
+        _check_known(address, labels[0], sources)
+        return Found(sources, columns[labels[0]], tuple(notes))
+    found = {split: source.labels for split, source in sources.items()}
+    if any((value is None) != (found["train"] is None) for value in found.values()):
+        states = {s: "unlabelled" if v is None else "labelled" for s, v in found.items()}
         raise DataError(f"{address}: splits are {states}; label all of them, or none")
-    known = [value for value in labels.values() if value is not None]
+    known = [value for value in found.values() if value is not None]
     if not known:
         classes = ()
     elif not classes:
         classes = number_classes(max(int(value.max()) for value in known), address)
         notes.append(f"no classes.txt: {len(classes)} classes, named by their numbers")
-    return _finish(address, sources, classes, tuple(notes), val_share)
+    return Found(sources, classes, tuple(notes))
 
 
-def _finish(
-    address: str,
-    sources: Mapping[str, AnySource],
-    classes: tuple[str, ...],
-    notes: tuple[str, ...],
-    val_share: float,
-) -> Dataset:
+def _check_known(address: str, column: str, sources: Mapping[str, Any]) -> None:
+    """Refuse samples about whose only label nothing is known."""
+    for split, source in sources.items():
+        unknown = np.flatnonzero(source.labels == UNKNOWN)
+        if len(unknown):
+            raise DataError(
+                f"{address}: {column} of {source.names[unknown[0]]} and {len(unknown) - 1} other "
+                f"samples of {split!r} is missing, or no training class; give every sample its "
+                f"class, or leave those samples out"
+            )
+
+
+def _finish(address: str, found: Found, val_share: float) -> Dataset:
     """Carve a validation split when there is none."""
-    splits: dict[str, Source] = dict(sources)
-    if "val" not in sources:
-        train = sources["train"]
-        kept, carved, note = carve_validation(train.names, train.labels, val_share, address)
-        splits |= {"train": train.subset(kept), "val": train.subset(carved)}
+    splits: dict[str, Source] = dict(found.sources)
+    notes = found.notes
+    if "val" not in splits:
+        train = found.sources["train"]
+        if isinstance(train, Documents):
+            splits["train"], splits["val"], note = train.divide(val_share, address)
+        else:
+            assert isinstance(train, DivisibleSource)
+            kept, carved, note = carve_validation(train.names, train.labels, val_share, address)
+            splits |= {"train": train.subset(kept), "val": train.subset(carved)}
         notes = (*notes, note)
-    return Dataset(address, splits, classes, notes)
+    return Dataset(address, splits, found.classes, notes, found.columns)

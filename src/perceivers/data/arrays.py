@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.data.sources import number_classes, pick
+from perceivers.data.labels import DEFAULT_COLUMN, Labelling, LabelTable, index_labels
+from perceivers.data.sources import Found, number_classes, pick
 from perceivers.errors import DataError, suggest
 
 # Axes of one sample, and whether the channels come first, as laid down in types.py.
@@ -31,7 +32,7 @@ class Arrays:
     Args:
         modalities: Arrays ``[n, ...]`` in the raw layouts, by modality.
         names: Stable id per row.
-        labels: Class per row, or None.
+        labels: Class per row ``[n]``, several columns of them ``[n, T]``, or None.
     """
 
     modalities: Mapping[str, NDArray]
@@ -56,43 +57,73 @@ class Arrays:
         )
 
 
-def read_npz(path: Path) -> tuple[dict[str, Arrays], tuple[str, ...]]:
-    """Read the splits and class names of an ``.npz`` file; nothing pickled is loaded.
+def read_arrays(path: Path, content: Mapping[str, NDArray], chosen: Sequence[str] = ()) -> Found:
+    """Read the splits and class names of an ``.npz`` file's arrays.
+
+    Args:
+        path: The file, for messages; names of classes may lie beside it.
+        content: Its arrays by key.
+        chosen: Keys to read as label columns; none reads ``label``.
 
     Raises:
         DataError: Unknown keys, layouts, types or labels, rows that do not match, or values that
             are not finite.
+        ConfigError: A label column that the file has not.
     """
-    content = _load(path)
-    unknown = sorted(set(content) - set(KEYS))
-    if unknown:
+    own = {key: values for key, values in content.items() if key in KEYS}
+    others = {key: values for key, values in content.items() if key not in KEYS}
+    if others and not chosen:
+        unknown = min(others)
         raise DataError(
-            f"{path}: key {unknown[0]!r} is unknown; keys are {', '.join(KEYS)}"
-            + suggest(unknown[0], KEYS)
+            f"{path}: key {unknown!r} is unknown; keys are {', '.join(KEYS)}"
+            + suggest(unknown, KEYS)
+            + "; keys that hold labels are to be chosen as label columns"
         )
-    modalities = {
-        kind: _check_modality(path, kind, content[kind]) for kind in LAYOUTS if kind in content
-    }
+    modalities = {kind: _check_modality(path, kind, own[kind]) for kind in LAYOUTS if kind in own}
     if not modalities:
         raise DataError(f"{path}: no modality; give at least one of {', '.join(LAYOUTS)}")
-    counts = {key: len(np.atleast_1d(content[key])) for key in content if key != "classes"}
+    counts = {
+        key: len(np.atleast_1d(content[key]))
+        for key in content
+        if key in chosen or (key in own and key != "classes")
+    }
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise DataError(f"{path}: rows are {counts}; every key needs the same number, at least 1")
-    classes = tuple(str(name) for name in np.atleast_1d(content.get("classes", ())))
-    labels = _check_labels(path, content.get("label"), classes)
+    names = [f"{path.name}/{row}" for row in range(next(iter(counts.values())))]
+    labelling = _read_labels(path, content, chosen, names)
+    everything = Arrays(modalities, names, labelling.labels["train"])
+    splits = {"train": everything}
+    if "split" in own:
+        splits = _divide(path, everything, own["split"])
+    return Found(splits, labelling.classes, labelling.notes, labelling.columns)
+
+
+def _read_labels(
+    path: Path, content: Mapping[str, NDArray], chosen: Sequence[str], names: Sequence[str]
+) -> Labelling:
+    """Return the labels of all rows, as split ``train``."""
+    if set(chosen) - {DEFAULT_COLUMN}:
+        columns = {
+            key: values.astype(str).tolist()
+            for key, values in content.items()
+            if values.shape == (len(names),) and key not in {*LAYOUTS, "classes", "split"}
+        }
+        return index_labels({"train": LabelTable(names, columns)}, chosen, path.parent, str(path))
+    classes = tuple(str(name) for name in np.atleast_1d(content.get("classes", np.array([]))))
+    labels = _check_labels(path, content.get(DEFAULT_COLUMN), classes)
     if labels is None:
         classes = ()
     elif not classes:
         classes = number_classes(int(labels.max()), str(path))
-    names = [f"{path.name}/{row}" for row in range(next(iter(counts.values())))]
-    everything = Arrays(modalities, names, labels)
-    if "split" not in content:
-        return {"train": everything}, classes
-    return _divide(path, everything, content["split"]), classes
+    return Labelling({"train": labels}, classes)
 
 
-def _load(path: Path) -> dict[str, NDArray]:
-    """Return the file's arrays."""
+def load_npz(path: Path) -> dict[str, NDArray]:
+    """Return the arrays of an ``.npz`` file; nothing pickled is loaded.
+
+    Raises:
+        DataError: The file cannot be read, or holds anything but plain arrays.
+    """
     try:
         # Opened here, because numpy forgets to close a file that it cannot parse.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:

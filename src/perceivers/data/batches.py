@@ -18,7 +18,8 @@ class Batch:
 
     Args:
         inputs: Raw tensors ``[B, ...]`` by modality.
-        labels: Class indices ``[B]``, int64; None when unlabelled.
+        labels: Class indices ``[B]``, or ``[B, T]`` in several label columns, -1 where unknown,
+            int64; None when unlabelled.
         index: Place of each sample in its source ``[B]``, int64.
         bad: ``path: reason`` of each sample that could not be read.
     """

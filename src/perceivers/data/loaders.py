@@ -1,8 +1,8 @@
 """Loaders for training and evaluation, whose batches do not depend on workers or interruptions.
 
 Training reads an endless stream: position p is sample ``order[p % n]`` of epoch ``p // n``, where
-the order is drawn from (seed, epoch) and the augmentation from (seed, epoch, sample). Nothing else
-enters, so a run that resumes at any step sees the batches it would have seen.
+the order is drawn from (seed, epoch), and what is random about a sample from (seed, epoch, sample).
+Nothing else enters, so a run that resumes at any step sees the batches it would have seen.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,7 +41,8 @@ def make_train_loader(
     A sample that cannot be read is replaced by the next readable one and named in ``Batch.bad``.
 
     Args:
-        source: The training split; it may hold fewer samples than a batch.
+        source: The training split; it may hold fewer samples than a batch. Documents are cut to
+            windows of the spec's length, of which each epoch reads one from each stretch.
         specs: What each modality must look like.
         batch_size: Samples per batch and rank.
         seed: Of order and augmentation, at least 0.
@@ -90,6 +91,8 @@ def make_eval_loader(
     is dropped and its names move to a neighbour. Batch s of rank r holds the samples of batch
     ``s * world_size + r`` of a single process, so ranks may yield different numbers of batches.
 
+    Documents are read in windows of the spec's length that do not overlap, so nothing is lost.
+
     Args:
         source: The split.
         specs: What each modality must look like.
@@ -103,13 +106,15 @@ def make_eval_loader(
         ConfigError: A number out of range.
     """
     _check_sizes(batch_size, workers, rank, world_size)
-    num_batches = -(-len(source) // batch_size)
+    reader = SampleReader(source, specs, AugmentConfig())
+    num_samples = len(reader.source)
+    num_batches = -(-num_samples // batch_size)
     ranges = [
-        list(range(first * batch_size, min(len(source), (first + 1) * batch_size)))
+        list(range(first * batch_size, min(num_samples, (first + 1) * batch_size)))
         for first in range(rank, num_batches, world_size)
     ]
     return _EvalLoader(
-        _EvalSamples(SampleReader(source, specs, AugmentConfig())),
+        _EvalSamples(reader),
         batch_sampler=ranges,
         collate_fn=_as_is,
         num_workers=workers,
@@ -167,9 +172,7 @@ class _TrainStream(torch_data.Dataset[Batch]):
         num_samples = len(self.reader.source)
         for offset in range(num_samples):
             candidate = (index + offset) % num_samples
-            rng = None
-            if self.reader.augment.active:
-                rng = np.random.default_rng((self.seed, epoch, candidate))
+            rng = np.random.default_rng((self.seed, epoch, candidate))
             try:
                 samples.append(self.reader(candidate, rng))
             except DataError as error:

@@ -1,25 +1,32 @@
-"""WebDataset tars of pictures, with random access: members are indexed once, then read by offset.
+"""WebDataset tars, with random access: members are indexed once, then read by their offsets.
 
-The files of one sample share a key, the name up to the first dot: ``KEY.jpg`` and ``KEY.cls`` (the
-class index as text) or ``KEY.json`` (with a ``label``).
+The files of one sample share a key, the name up to the first dot: a picture, sound, video or text
+(``KEY.jpg``, ``KEY.flac``, ``KEY.mp4``, ``KEY.txt``), and ``KEY.cls`` (the class index as text) or
+``KEY.json`` (with a ``label``, or with several entries to choose from).
 """
 
 import json
 import os
 import re
 import tarfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
-from perceivers.data.pictures import PICTURE_EXTENSIONS, read_picture
-from perceivers.data.sources import Encoded, pick
+from perceivers.data.containers import EXTENSIONS, have_sound, wrap_file
+from perceivers.data.json_labels import index_entries, parse_entries
+from perceivers.data.labels import read_names
+from perceivers.data.pictures import read_picture
+from perceivers.data.sources import Encoded, EncodedClip, RawSample, pick
 from perceivers.errors import DataError
 
+MEMBERS = {**EXTENSIONS, "bytes": (".txt",)}
+NOUNS = {"image": "picture", "audio": "sound", "video": "video", "bytes": "text"}
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -32,7 +39,8 @@ class TarPictures:
         names: Stable ids, ``SHARD/KEY``.
         members: Member name of each picture.
         places: ``[n, 3]``: index of the shard, offset and size in bytes of each picture.
-        labels: Class per picture, or None.
+        labels: Class per picture ``[n]``, or ``[n, T]`` in several columns, or None.
+        columns: Class names by label column, where columns were chosen.
     """
 
     shards: Sequence[str]
@@ -40,6 +48,7 @@ class TarPictures:
     members: Sequence[str]
     places: NDArray[np.int64]
     labels: NDArray[np.int64] | None = None
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Count the pictures."""
@@ -59,27 +68,100 @@ class TarPictures:
 
     def subset(self, indices: NDArray[np.int64]) -> "TarPictures":
         """Return a source of some of the pictures."""
-        return TarPictures(
-            self.shards,
-            pick(self.names, indices),
-            pick(self.members, indices),
-            self.places[indices],
-            None if self.labels is None else self.labels[indices],
+        return replace(
+            self,
+            names=pick(self.names, indices),
+            members=pick(self.members, indices),
+            places=self.places[indices],
+            labels=None if self.labels is None else self.labels[indices],
         )
 
 
-@dataclass
-class _Index:
-    """What has been found in the tars of one split so far."""
+@dataclass(frozen=True, eq=False)
+class TarClips:
+    """A source of sounds, videos and texts, and pictures beside them, inside uncompressed tars.
 
-    names: list[str] = field(default_factory=list)
-    members: list[str] = field(default_factory=list)
-    places: list[tuple[int, int, int]] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    extensions: set[str] = field(default_factory=set)
-    first_unlabelled: str = ""
-    num_without: int = 0
-    num_several: int = 0
+    Args:
+        shards: The tars' paths.
+        names: Stable ids, ``SHARD/KEY``.
+        kinds: What every sample holds: some of ``image``, ``audio``, ``video`` and ``bytes``.
+        members: Member names of each sample, in the order of ``kinds``.
+        places: ``[n, kinds, 3]``: index of the shard, offset and size in bytes of each member.
+        has_sound: The videos are also the samples' sounds.
+        labels: Class per sample ``[n]``, or ``[n, T]`` in several columns, or None.
+        columns: Class names by label column, where columns were chosen.
+    """
+
+    shards: Sequence[str]
+    names: Sequence[str]
+    kinds: tuple[str, ...]
+    members: Sequence[tuple[str, ...]]
+    places: NDArray[np.int64]
+    has_sound: bool = False
+    labels: NDArray[np.int64] | None = None
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        return len(self.names)
+
+    def read(self, index: int) -> RawSample:
+        """Return undecoded clips, the bytes of texts ``[L]`` in uint8, and decoded pictures.
+
+        Raises:
+            DataError: The bytes cannot be read, or a picture not be decoded.
+        """
+        sample: dict[str, Picture | NDArray | EncodedClip] = {}
+        for number, kind in enumerate(self.kinds):
+            encoded = self._load(index, number)
+            sample |= wrap_file(kind, encoded.path, encoded.data, has_sound=self.has_sound)
+        return sample
+
+    def subset(self, indices: NDArray[np.int64]) -> "TarClips":
+        """Return a source of some of the samples."""
+        return replace(
+            self,
+            names=pick(self.names, indices),
+            members=pick(self.members, indices),
+            places=self.places[indices],
+            labels=None if self.labels is None else self.labels[indices],
+        )
+
+    def with_sound(self) -> "TarClips":
+        """Return the source, its videos also as sounds if there are no others and they have any."""
+        if "video" not in self.kinds or "audio" in self.kinds:
+            return self
+        number = self.kinds.index("video")
+
+        def encoded(index: int) -> EncodedClip:
+            """Return the video of one sample."""
+            return EncodedClip(*self._load(index, number), "video")
+
+        return replace(self, has_sound=have_sound(len(self), encoded))
+
+    def _load(self, index: int, number: int) -> Encoded:
+        """Return the bytes of one member of a sample."""
+        shard_number, offset, size = (int(value) for value in self.places[index, number])
+        shard = self.shards[shard_number]
+        path = f"{shard}/{self.members[index][number]}"
+        return Encoded(path, _read_range(shard, offset, size, path))
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The files of one key: where their tar is, all of them, and those that are read, by kind."""
+
+    shard: int
+    path: Path
+    key: str
+    parts: Mapping[str, tarfile.TarInfo]
+    media: Mapping[str, tarfile.TarInfo]
+
+    def load(self, part: str) -> tuple[bytes, str]:
+        """Return the bytes of one file, and its path for messages."""
+        member = self.parts[part]
+        where = f"{self.path}/{member.name}"
+        return _read_range(str(self.path), member.offset_data, member.size, where), where
 
 
 def expand_braces(address: str) -> list[str]:
@@ -113,64 +195,112 @@ def read_class_names(folder: Path) -> tuple[str, ...]:
     Raises:
         DataError: The file is empty, names a class twice, or is no UTF-8 text.
     """
-    path = folder / "classes.txt"
-    if not path.is_file():
-        return ()
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    names = tuple(line.strip() for line in lines if line.strip())
-    if not names or len(set(names)) != len(names):
-        double = sorted({name for name in names if names.count(name) > 1})
-        raise DataError(
-            f"{path}: {len(names)} class names, repeated: {double}; give one name per line, each "
-            f"once"
-        )
-    return names
+    return read_names(folder / "classes.txt")
 
 
-def read_shards(paths: Sequence[Path], classes: Sequence[str]) -> tuple[TarPictures, list[str]]:
-    """Index the pictures of some tars.
+def read_shards(
+    paths: Sequence[Path],
+    classes: Sequence[str],
+    labels: Sequence[str] = (),
+    known: Mapping[str, tuple[str, ...]] | None = None,
+) -> tuple[TarPictures | TarClips, list[str]]:
+    """Index the samples of some tars.
 
     Args:
         paths: The tars, in order.
         classes: Names of the classes, against which labels are checked; none leaves only the lower
             bound.
+        labels: Entries of the ``.json`` files to read as label columns; none reads one plain label
+            per sample.
+        known: Class names by column, as the training split has them; None takes the sorted values
+            that are found.
 
     Returns:
-        The source, and notes on what was left out.
+        The source, of pictures alone or of clips, and notes on what was left out.
 
     Raises:
         DataError: A tar that is missing, damaged or compressed, or a label out of range or missing.
+        ConfigError: A label column that no sample has.
     """
-    index = _Index()
-    for number, path in enumerate(paths):
-        for key, parts in _list_samples(path).items():
-            _add_sample(index, number, path, key, parts, len(classes))
+    found = [
+        _make_sample(number, path, key, parts)
+        for number, path in enumerate(paths)
+        for key, parts in _list_samples(path).items()
+    ]
     where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {paths[-1].name}"
-    if not index.names:
-        raise DataError(
-            f"{where}: no pictures; extensions found: {sorted(index.extensions)}, understood: "
-            f"{', '.join(PICTURE_EXTENSIONS)}"
-        )
-    if index.labels and index.first_unlabelled:
-        raise DataError(
-            f"{index.first_unlabelled}: has no label, but {len(index.labels)} other samples have; "
-            f"give every sample a .cls (or a .json with a 'label'), or none"
-        )
-    notes = []
-    if index.num_without:
-        notes.append(f"{where}: {index.num_without} samples without a picture were ignored")
-    if index.num_several:
-        notes.append(
-            f"{where}: {index.num_several} samples hold several pictures; the one whose extension "
-            f"comes first in {', '.join(PICTURE_EXTENSIONS)} is read"
-        )
-    labels = np.array(index.labels, np.int64) if index.labels else None
-    places = np.array(index.places, np.int64)
+    kinds, notes = _choose_kinds(found, where)
+    samples = [sample for sample in found if all(kind in sample.media for kind in kinds)]
+    columns: dict[str, tuple[str, ...]] = {}
+    if labels:
+        entries = [parse_entries(*s.load("json")) if "json" in s.parts else {} for s in samples]
+        names = [f"{sample.path}/{sample.key}.json" for sample in samples]
+        values, columns, noted = index_entries(entries, names, labels, known or {}, where)
+        notes += noted
+    else:
+        values = _read_labels(samples, kinds[0], len(classes))
+    ids = [f"{sample.path.name}/{sample.key}" for sample in samples]
+    members = [tuple(sample.media[kind].name for kind in kinds) for sample in samples]
+    places = np.array(
+        [
+            [(s.shard, s.media[kind].offset_data, s.media[kind].size) for kind in kinds]
+            for s in samples
+        ],
+        np.int64,
+    )
     shards = [str(path) for path in paths]
-    return TarPictures(shards, index.names, index.members, places, labels), notes
+    if kinds == ("image",):
+        pictures = [member for (member,) in members]
+        return TarPictures(shards, ids, pictures, places[:, 0], values, columns), notes
+    clips = TarClips(shards, ids, kinds, members, places, labels=values, columns=columns)
+    return clips.with_sound(), notes
+
+
+def _make_sample(shard: int, path: Path, key: str, parts: Mapping[str, tarfile.TarInfo]) -> _Sample:
+    """Choose the files of one key that are read: of each kind the first that there is."""
+    media = {
+        kind: parts[present[0]]
+        for kind, extensions in MEMBERS.items()
+        if (present := [e[1:] for e in extensions if e[1:] in parts])
+    }
+    return _Sample(shard, path, key, parts, media)
+
+
+def _choose_kinds(found: Sequence[_Sample], where: str) -> tuple[tuple[str, ...], list[str]]:
+    """Return the kinds of files that most samples hold together, and notes on the rest."""
+    # A text describes other media more often than not, so it decides only where it is alone.
+    held = Counter(
+        tuple(k for k in EXTENSIONS if k in s.media) or ("bytes",) for s in found if s.media
+    )
+    if not held:
+        extensions = sorted({extension for sample in found for extension in sample.parts})
+        raise DataError(
+            f"{where}: no pictures, sounds, videos or texts; extensions found: {extensions}, "
+            f"understood: {', '.join(e for group in MEMBERS.values() for e in group)}"
+        )
+    kinds = held.most_common(1)[0][0]
+    samples = [sample for sample in found if all(kind in sample.media for kind in kinds)]
+    notes: list[str] = []
+    if len(samples) < len(found):
+        nouns = " and a ".join(NOUNS[kind] for kind in kinds)
+        notes.append(f"{where}: {len(found) - len(samples)} samples without a {nouns} were ignored")
+    for kind in MEMBERS:
+        count = sum(kind in sample.media for sample in samples)
+        if kind not in kinds and count == len(samples):
+            kinds = (*kinds, kind)
+        elif kind not in kinds and count:
+            notes.append(
+                f"{where}: only {count} of {len(samples)} samples have a {NOUNS[kind]}, so it is "
+                f"left out"
+            )
+    for kind in kinds:
+        endings = [extension[1:] for extension in MEMBERS[kind]]
+        count = sum(sum(e in sample.parts for e in endings) > 1 for sample in samples)
+        if count:
+            notes.append(
+                f"{where}: {count} samples hold several {NOUNS[kind]}s; the one whose extension "
+                f"comes first in {', '.join(MEMBERS[kind])} is read"
+            )
+    return kinds, notes
 
 
 def _list_samples(path: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
@@ -200,42 +330,32 @@ def _list_samples(path: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
     return samples
 
 
-def _add_sample(
-    index: _Index,
-    number: int,
-    path: Path,
-    key: str,
-    parts: dict[str, tarfile.TarInfo],
-    num_classes: int,
-) -> None:
-    """Put one sample into the index, if it has a picture."""
-    index.extensions.update(parts)
-    pictures = [e for e in (p[1:] for p in PICTURE_EXTENSIONS) if e in parts]
-    if not pictures:
-        index.num_without += 1
-        return
-    index.num_several += len(pictures) > 1
-    member = parts[pictures[0]]
-    index.names.append(f"{path.name}/{key}")
-    index.members.append(member.name)
-    index.places.append((number, member.offset_data, member.size))
-    label = _read_label(path, parts, num_classes)
-    if label is None:
-        index.first_unlabelled = index.first_unlabelled or f"{path}/{member.name}"
-    else:
-        index.labels.append(label)
-
-
-def _read_label(path: Path, parts: dict[str, tarfile.TarInfo], num_classes: int) -> int | None:
-    """Return a sample's class; None when it has no label file."""
-    member = parts.get("cls") or parts.get("json")
-    if member is None:
+def _read_labels(
+    samples: Sequence[_Sample], kind: str, num_classes: int
+) -> NDArray[np.int64] | None:
+    """Return the class of every sample, or None if none has one."""
+    labels = [_read_label(sample, num_classes) for sample in samples]
+    known = [label for label in labels if label is not None]
+    if not known:
         return None
-    where = f"{path}/{member.name}"
-    data = _read_range(str(path), member.offset_data, member.size, where)
+    if len(known) < len(labels):
+        first = samples[labels.index(None)]
+        raise DataError(
+            f"{first.path}/{first.media[kind].name}: has no label, but {len(known)} other samples "
+            f"have; give every sample a .cls (or a .json with a 'label'), or none"
+        )
+    return np.array(known, np.int64)
+
+
+def _read_label(sample: _Sample, num_classes: int) -> int | None:
+    """Return a sample's class; None when it has no label file."""
+    part = next((part for part in ("cls", "json") if part in sample.parts), None)
+    if part is None:
+        return None
+    data, where = sample.load(part)
     try:
         text = data.decode()
-        value = text.strip() if "cls" in parts else json.loads(text)
+        value = text.strip() if part == "cls" else json.loads(text)
     except ValueError as error:
         raise DataError(f"{where}: cannot be read as text or JSON ({error})") from error
     if isinstance(value, dict):

@@ -1,21 +1,37 @@
 """What every reader of data offers: random access to the raw samples of one split.
 
-Legend: C channels, H W rows and columns.
+Legend: n samples, T label columns.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from types import MappingProxyType
+from typing import Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from perceivers.errors import DataError
+from perceivers.types import ModalitySpec
 
 # More classes than any data set has; beyond it a "label" is an id or a damaged value.
 MAX_CLASSES = 1_000_000
+UNKNOWN = -1
 Item = TypeVar("Item")
-RawSample: TypeAlias = "Mapping[str, Picture | NDArray]"
+
+
+class EncodedClip(NamedTuple):
+    """One undecoded sound or film: where it lies, its bytes, and what is wanted of it.
+
+    A container with picture and sound is given twice, once as each kind.
+    """
+
+    path: str
+    data: bytes
+    kind: Literal["audio", "video"]
+
+
+RawSample: TypeAlias = "Mapping[str, Picture | NDArray | EncodedClip]"
 
 
 @runtime_checkable
@@ -29,7 +45,10 @@ class Source(Protocol):
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
-        """One class index per sample; None when the data are unlabelled."""
+        """Class indices ``[n]``, or ``[n, T]`` with several label columns, -1 where unknown.
+
+        None when the data are unlabelled.
+        """
         ...
 
     def __len__(self) -> int:
@@ -37,7 +56,7 @@ class Source(Protocol):
         ...
 
     def read(self, index: int) -> RawSample:
-        """Return a decoded picture, or an array in the raw layout, by modality.
+        """Return a picture, an array in the raw layout, or an undecoded clip, by modality.
 
         Raises:
             DataError: The sample cannot be read; the message is ``path: reason``.
@@ -65,6 +84,24 @@ class PictureSource(Protocol):
         ...
 
 
+@runtime_checkable
+class DeclaringSource(Protocol):
+    """A source that knows how its samples are best read, where one sample would mislead."""
+
+    def declare(self) -> Mapping[str, ModalitySpec]:
+        """Return specs by modality, without mean and deviation; none leaves it to the samples."""
+        ...
+
+
+@runtime_checkable
+class WindowedSource(Protocol):
+    """A source of texts whose samples are windows, of whatever length the model reads."""
+
+    def with_window(self, window: int) -> Source:
+        """Return the same texts in windows of so many bytes, at least 1."""
+        ...
+
+
 def pick(values: Sequence[Item], indices: NDArray[np.int64]) -> list[Item]:
     """Return the values at some places."""
     return [values[int(index)] for index in indices]
@@ -82,3 +119,21 @@ def number_classes(highest: int, where: str) -> tuple[str, ...]:
             f"most {MAX_CLASSES}); labels are class indices from 0 without gaps"
         )
     return tuple(str(label) for label in range(highest + 1))
+
+
+@runtime_checkable
+class DivisibleSource(Source, Protocol):
+    """A source of which a part can be set aside."""
+
+    def subset(self, indices: NDArray[np.int64]) -> "DivisibleSource":
+        """Return a source of some of the samples."""
+        ...
+
+
+class Found(NamedTuple):
+    """What lies at an address: sources by split, class names, notes, and class names by column."""
+
+    sources: Mapping[str, Source]
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    columns: Mapping[str, tuple[str, ...]] = MappingProxyType({})

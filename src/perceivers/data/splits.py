@@ -10,7 +10,7 @@ from hashlib import sha256
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.data.sources import pick
+from perceivers.data.sources import UNKNOWN, pick
 from perceivers.errors import ConfigError, DataError
 
 
@@ -30,7 +30,8 @@ def carve_validation(
 
     Args:
         names: Stable id per sample.
-        labels: Class per sample; None is one class for all.
+        labels: Class per sample ``[n]``, or ``[n, T]`` in several label columns, of which the
+            first known one counts; None is one class for all.
         share: Validation share in 0..1, both excluded; a class of two or more gives at least one
             and keeps at least one.
         address: The data's address, for messages.
@@ -44,7 +45,7 @@ def carve_validation(
     """
     if not 0 < share < 1:
         raise ConfigError(f"val_share is {share}; it must lie between 0 and 1, such as 0.1")
-    everyone = np.zeros(len(names), np.int64) if labels is None else labels
+    everyone = np.zeros(len(names), np.int64) if labels is None else _first_known(labels)
     chosen: list[NDArray[np.int64]] = []
     for label in np.unique(everyone):
         members = hash_order(names, np.flatnonzero(everyone == label))
@@ -64,3 +65,13 @@ def carve_validation(
         f"chosen by a hash of the sample names"
     )
     return training, validation, note
+
+
+def _first_known(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number the classes ``[n]`` of all columns through, each sample by its first known one."""
+    if labels.ndim == 1:
+        return labels
+    # Samples without any label share one class: column 0, label -1.
+    column = (labels != UNKNOWN).argmax(axis=1)
+    label = labels[np.arange(len(labels)), column]
+    return column * (int(labels.max(initial=0)) + 1) + label

@@ -1,6 +1,24 @@
 """The model families, and the one table that names them."""
 
+from perceivers.models.entity_set import EntitySet, EntitySetConfig
 from perceivers.models.hip import HiP, HiPConfig, HiPHead, HiPLevel
+from perceivers.models.perceiver import Perceiver, PerceiverConfig
+from perceivers.models.perceiver_io import DecoderConfig, Output, PerceiverIO, PerceiverIOConfig
 from perceivers.models.registry import create_model, list_models
 
-__all__ = ["HiP", "HiPConfig", "HiPHead", "HiPLevel", "create_model", "list_models"]
+__all__ = [
+    "DecoderConfig",
+    "EntitySet",
+    "EntitySetConfig",
+    "HiP",
+    "HiPConfig",
+    "HiPHead",
+    "HiPLevel",
+    "Output",
+    "Perceiver",
+    "PerceiverConfig",
+    "PerceiverIO",
+    "PerceiverIOConfig",
+    "create_model",
+    "list_models",
+]

@@ -1,6 +1,6 @@
 """The one table of model names. ``create_model`` builds; nothing here downloads or loads."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
@@ -8,23 +8,48 @@ from typing import Any
 from torch import nn
 
 from perceivers.errors import ConfigError, suggest
+from perceivers.models.entity_set import EntitySet, EntitySetConfig
+from perceivers.models.entity_set import variants as entity_set
 from perceivers.models.hip import HiP, HiPConfig, HiPHead
+from perceivers.models.hip import build as hip_build
 from perceivers.models.hip import variants as hip
+from perceivers.models.perceiver import Perceiver, PerceiverConfig
+from perceivers.models.perceiver import variants as perceiver
+from perceivers.models.perceiver_io import PerceiverIO, PerceiverIOConfig
+from perceivers.models.perceiver_io import build as perceiver_io_build
+from perceivers.models.perceiver_io import variants as perceiver_io
 from perceivers.types import ModalitySpec
 
 
 @dataclass(frozen=True)
 class Family:
-    """One system: its config class, its module, its named variants and their papers."""
+    """One system: its config class, its module, its named variants and their paper.
 
-    config: type[HiPConfig]
-    module: type[HiP]
+    ``configure(settings, inputs=, num_classes=, head=, overrides=)`` completes a variant.
+    """
+
+    config: Any
+    module: Any
     variants: Mapping[str, Mapping[str, Any]]
+    configure: Callable[..., Any]
     paper: str
 
 
 FAMILIES: dict[str, Family] = {
-    "hip": Family(HiPConfig, HiP, hip.VARIANTS, "arXiv 2202.10890"),
+    "hip": Family(HiPConfig, HiP, hip.VARIANTS, hip_build.configure, "arXiv 2202.10890"),
+    "perceiver": Family(
+        PerceiverConfig, Perceiver, perceiver.VARIANTS, perceiver.configure, "arXiv 2103.03206"
+    ),
+    "perceiver_io": Family(
+        PerceiverIOConfig,
+        PerceiverIO,
+        perceiver_io.VARIANTS,
+        perceiver_io_build.configure,
+        "arXiv 2107.14795",
+    ),
+    "entity_set": Family(
+        EntitySetConfig, EntitySet, entity_set.VARIANTS, entity_set.configure, "arXiv 2107.14795"
+    ),
 }
 
 
@@ -57,49 +82,46 @@ def family_of(model: nn.Module) -> str:
 def create_model(
     name: str,
     *,
-    inputs: Mapping[str, ModalitySpec],
-    num_classes: int | None = None,
+    inputs: Mapping[str, ModalitySpec] | None = None,
+    num_classes: int | Mapping[str, int] | None = None,
     head: str | HiPHead = "query",
     **overrides: Any,
-) -> HiP:
+) -> Any:
     """Build a variant with fresh weights from the global random generator.
 
     Args:
         name: A name from ``list_models``.
-        inputs: Modalities by name, in group order.
-        num_classes: Sugar for a classifier: an encoder with ``head`` and without a decoder.
-        head: With ``num_classes`` the name ``query`` or ``mean``; without, a complete ``HiPHead``.
-        overrides: Fields of the family's config, for instance ``drop_path_rate=0.1``.
+        inputs: Modalities by name; released Perceiver and Perceiver IO variants have their own.
+        num_classes: Sugar for a classifier; a mapping of task to classes makes a query per task
+            (Perceiver IO).
+        head: With ``num_classes`` the name ``query`` or ``mean``; a complete ``HiPHead`` for HiP.
+        overrides: Fields of the family's config, for instance ``drop_path_rate=0.1``, or for the
+            flat systems ``trunk={"depth": 4}``.
+
+    Returns:
+        An ``nn.Module`` that keeps to ``perceivers.models.base.Model``.
 
     Raises:
         ConfigError: The name or a field is unknown, or the settings contradict one another.
     """
     family = FAMILIES[find_family(name)]
-    unknown = sorted(overrides.keys() - family.config.__dataclass_fields__.keys())
+    fields = family.config.__dataclass_fields__
+    unknown = sorted(overrides.keys() - fields.keys())
     if unknown:
-        fields = family.config.__dataclass_fields__
         raise ConfigError(
             f"{name} has no setting {unknown[0]!r}; its settings are {sorted(fields)}"
             + suggest(unknown[0], fields)
         )
-    settings = {**family.variants[name], **overrides}
-    if isinstance(head, HiPHead):
-        if num_classes is not None:
-            raise ConfigError(
-                f"num_classes={num_classes} and {head} both describe the read-out; give one of them"
-            )
-        settings["head"] = head
-    elif num_classes is None and head != "query":
-        raise ConfigError(f"head={head!r} needs num_classes, or give a complete HiPHead")
-    elif num_classes is not None:
-        settings = {
-            "decoder": False,
-            "head": HiPHead(kind=head, num_outputs=num_classes),  # pyright: ignore[reportArgumentType]
-            **settings,
-        }
-    return family.module(family.config(inputs=inputs, **settings))
+    config = family.configure(
+        family.variants[name],
+        inputs=inputs,
+        num_classes=num_classes,
+        head=head,
+        overrides=overrides,
+    )
+    return family.module(config)
 
 
-def rebuild(model: HiP, **changes: Any) -> HiP:
+def rebuild(model: Any, **changes: Any) -> Any:
     """Build a fresh model from another's config with some fields replaced."""
     return type(model)(replace(model.config, **changes))

@@ -25,6 +25,9 @@ AttentionPath = Literal["sdpa", "reference"]
 CUDA_GRID_LIMIT = 65_535
 # Fused CUDA kernels copy their arguments when the channels of a head are no multiple of this.
 CHANNEL_MULTIPLE = 8
+# Scores of one call up to which the CPU multiplies matrices when heads are of unequal width; fused
+# kernels want equal widths, and padding them costs more than it saves until memory matters.
+PLAIN_SCORES = 2**25
 
 
 def attend(
@@ -44,10 +47,26 @@ def attend(
         parts = zip(q.split(size), k.split(size), v.split(size), masks, strict=True)
         return torch.cat([attend(*part) for part in parts])
     if mask is None:
-        return F.scaled_dot_product_attention(q, k, v)
+        return _attend_fused(q, k, v, None)
     seen = mask.any(-1, keepdim=True)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask | ~seen)
-    return torch.where(seen, out, 0.0)
+    return torch.where(seen, _attend_fused(q, k, v, mask | ~seen), 0.0)
+
+
+def _attend_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Call the fused kernel, which wants queries, keys and values of one width."""
+    width = v.shape[-1]
+    if q.shape[-1] == width:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    if not q.is_cuda and q.shape[:-1].numel() * k.shape[2] <= PLAIN_SCORES:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        return scores.softmax(-1) @ v
+    # Zeros change no score and add zero channels; the scale is that of the true width.
+    widest = -(-max(q.shape[-1], width) // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
+    scale = q.shape[-1] ** -0.5
+    q, k, v = (F.pad(x, (0, widest - x.shape[-1])) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)[..., :width]
 
 
 def attend_reference(
@@ -143,22 +162,27 @@ class CrossAttention(Attention):
         queries: Float[Tensor, "#B G N Cq"],
         kv: Float[Tensor, "B G M Ckv"],
         mask: Bool[Tensor, "#B G #N M"] | None = None,
+        keep: Bool[Tensor, "#B G N"] | None = None,
     ) -> Float[Tensor, "B G N Co"]:
-        """Return the attended values; queries with batch 1 are projected once for all samples."""
+        """Return the attended values; queries with batch 1 are projected once for all samples.
+
+        A query where ``keep`` is False attends to nothing: zeros enter the output projection.
+        """
         batch, groups, keys, _ = kv.shape
         if self.path == "sdpa" and self.num_heads == 1:
             if keys > queries.shape[2]:
-                return self._forward_absorbed(self.q(queries), kv, mask)
+                return self._forward_absorbed(self.q(queries), kv, mask, keep)
             if self._narrow_width() < min(self.q.out_features, self.v.out_features):
-                return self._forward_narrow(queries, kv, mask)
+                return self._forward_narrow(queries, kv, mask, keep)
         q = self.q(queries).expand(batch, -1, -1, -1)
-        return self.out(
-            self._attend(
-                self._fold(q), self._fold(self.k(kv)), self._fold(self.v(kv)), mask, groups
-            )
+        mixed = self._attend(
+            self._fold(q), self._fold(self.k(kv)), self._fold(self.v(kv)), mask, groups
         )
+        return self.out(_drop_queries(mixed, keep))
 
-    def _forward_absorbed(self, q: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
+    def _forward_absorbed(
+        self, q: Tensor, kv: Tensor, mask: Tensor | None, keep: Tensor | None
+    ) -> Tensor:
         """Attend to ``kv`` itself; ``q`` is already projected."""
         batch, groups, _, kv_dim = kv.shape
         # SDPA divides by sqrt(kv_dim) while the scores belong to width qk_dim.
@@ -173,14 +197,16 @@ class CrossAttention(Attention):
         values = self.v(mixed)
         if mask is not None:
             values = torch.where(mask.any(-1).unsqueeze(-1), values, 0.0)
-        return self.out(values)
+        return self.out(_drop_queries(values, keep))
 
     def _narrow_width(self) -> int:
         """Channels of queries with a one, and of results, padded for the kernels."""
         width = max(self.q.in_features + 1, self.out.out_features)
         return -(-width // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
 
-    def _forward_narrow(self, queries: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
+    def _forward_narrow(
+        self, queries: Tensor, kv: Tensor, mask: Tensor | None, keep: Tensor | None
+    ) -> Tensor:
         """Attend with ``queries`` themselves; keys and values are projected to their width."""
         batch, groups, _, _ = kv.shape
         width = self._narrow_width()
@@ -193,34 +219,49 @@ class CrossAttention(Attention):
         q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
         q = q.expand(batch, -1, -1, -1)
         mixed = self._attend(self._fold(q), self._fold(k), self._fold(v), mask, groups)
-        return mixed[..., : self.out.out_features] + self.out.bias.to(mixed.dtype)
+        mixed = _drop_queries(mixed[..., : self.out.out_features], keep)
+        return mixed + self.out.bias.to(mixed.dtype)
+
+
+def _drop_queries(
+    mixed: Float[Tensor, "B G N C"], keep: Bool[Tensor, "#B G N"] | None
+) -> Float[Tensor, "B G N C"]:
+    """Zero what the queries without ``keep`` gathered."""
+    return mixed if keep is None else torch.where(keep.unsqueeze(-1), mixed, 0.0)
 
 
 class SelfAttention(Attention):
     """Tokens attend to one another inside each group; one fused projection to q, k and v.
 
     Args:
-        dim: Channels; a multiple of ``num_heads``.
+        dim: Channels in and out.
         num_heads: Heads H.
+        qk_dim: Width of projected queries and keys; ``dim`` when not given.
+        v_dim: Width of projected values; ``dim`` when not given.
 
     Raises:
-        ConfigError: ``dim`` is not a multiple of ``num_heads``.
+        ConfigError: A width is not a multiple of ``num_heads``.
     """
 
-    def __init__(self, *, dim: int, num_heads: int) -> None:
+    def __init__(
+        self, *, dim: int, num_heads: int, qk_dim: int | None = None, v_dim: int | None = None
+    ) -> None:
         super().__init__(num_heads=num_heads)
-        if dim % num_heads:
-            raise ConfigError(
-                f"self-attention dim={dim} is not a multiple of num_heads={num_heads}"
-            )
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
+        qk_dim, v_dim = qk_dim or dim, v_dim or dim
+        for name, width in (("qk_dim", qk_dim), ("v_dim", v_dim)):
+            if width % num_heads:
+                raise ConfigError(
+                    f"self-attention {name}={width} is not a multiple of num_heads={num_heads}"
+                )
+        self.widths = (qk_dim, qk_dim, v_dim)
+        self.qkv = nn.Linear(dim, 2 * qk_dim + v_dim)
+        self.out = nn.Linear(v_dim, dim)
 
     def forward(
         self, x: Float[Tensor, "B G N C"], mask: Bool[Tensor, "#B G #N N"] | None = None
     ) -> Float[Tensor, "B G N C"]:
         """Return the attended tokens."""
-        q, k, v = (self._fold(part) for part in self.qkv(x).chunk(3, -1))
+        q, k, v = (self._fold(part) for part in self.qkv(x).split(self.widths, -1))
         return self.out(self._attend(q, k, v, mask, x.shape[1]))
 
 

@@ -39,8 +39,6 @@ class DropPath(nn.Module):
 class Read(nn.Module):
     """Cross-attention block: queries read tokens, then an MLP; three norms, all pre-norm.
 
-    Projected queries, keys and values have the width of the *tokens*.
-
     Args:
         query_dim: Channels of queries and result.
         token_dim: Channels of the tokens.
@@ -50,6 +48,8 @@ class Read(nn.Module):
         residual: Add the queries to the attended values (blocks do, read-outs do not).
         skip_dim: Channels of a skip connection added to the queries; 0 without one. A Linear
             maps it when they differ from ``query_dim``.
+        qk_dim: Width of projected queries and keys; that of the *tokens* when not given.
+        v_dim: Width of projected values; ``qk_dim`` when not given.
     """
 
     def __init__(
@@ -62,6 +62,8 @@ class Read(nn.Module):
         activation: str = "squared_relu",
         residual: bool = True,
         skip_dim: int = 0,
+        qk_dim: int | None = None,
+        v_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.residual = residual
@@ -71,8 +73,8 @@ class Read(nn.Module):
         self.attention = CrossAttention(
             query_dim=query_dim,
             kv_dim=token_dim,
-            qk_dim=token_dim,
-            v_dim=token_dim,
+            qk_dim=qk_dim or token_dim,
+            v_dim=v_dim or qk_dim or token_dim,
             out_dim=query_dim,
             num_heads=num_heads,
         )
@@ -85,11 +87,15 @@ class Read(nn.Module):
         tokens: Float[Tensor, "B G M D"],
         mask: Bool[Tensor, "#B G #N M"] | None = None,
         skip: Float[Tensor, "B G N S"] | None = None,
+        keep: Bool[Tensor, "#B G N"] | None = None,
     ) -> Float[Tensor, "B G N C"]:
-        """Return one result per query; tokens where ``mask`` is False are never attended to."""
+        """Return one result per query; tokens where ``mask`` is False are never attended to.
+
+        Queries where ``keep`` is False attend to nothing.
+        """
         if skip is not None:
             queries = queries + (skip if self.skip is None else self.skip(skip))
-        x = self.attention(self.norm_query(queries), self.norm_tokens(tokens), mask)
+        x = self.attention(self.norm_query(queries), self.norm_tokens(tokens), mask, keep)
         if self.residual:
             x = x + queries
         return x + self.mlp(self.norm_mlp(x))
@@ -106,6 +112,8 @@ class SelfAttentionLayer(nn.Module):
         dropout_rate: Dropout on both residual branches.
         drop_path_rate: Stochastic depth on both residual branches.
         drop_path_rescale: See ``DropPath``.
+        qk_dim: Width of projected queries and keys; ``dim`` when not given.
+        v_dim: Width of projected values; ``dim`` when not given.
     """
 
     def __init__(
@@ -118,10 +126,12 @@ class SelfAttentionLayer(nn.Module):
         dropout_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         drop_path_rescale: bool = True,
+        qk_dim: int | None = None,
+        v_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(dim)
-        self.attention = SelfAttention(dim=dim, num_heads=num_heads)
+        self.attention = SelfAttention(dim=dim, num_heads=num_heads, qk_dim=qk_dim, v_dim=v_dim)
         self.norm_mlp = nn.LayerNorm(dim)
         self.mlp = Mlp(dim=dim, ratio=mlp_ratio, activation=activation)
         self.dropout = nn.Dropout(dropout_rate)

@@ -41,16 +41,35 @@ class FourierPositions(nn.Module):
 
     Args:
         grid: Shape of the grid; coordinates run from -1 to 1 on each axis.
-        num_bands: Frequencies per axis, spaced evenly from 1 to half the axis' length.
+        num_bands: Frequencies per axis, spaced evenly from 1 to half of ``max_resolution``.
+        max_resolution: Length per axis whose Nyquist frequency is the highest; the grid's own when
+            not given.
         dim: Pad with zeros to this width, so that modalities of different rank share it.
+        sine_only: Leave the cosines out.
+        keep_coordinates: Put the coordinates themselves before the waves.
     """
 
     features: Tensor
 
-    def __init__(self, *, grid: Sequence[int], num_bands: int, dim: int) -> None:
+    def __init__(
+        self,
+        *,
+        grid: Sequence[int],
+        num_bands: int,
+        max_resolution: Sequence[int] | None = None,
+        dim: int = 0,
+        sine_only: bool = False,
+        keep_coordinates: bool = True,
+    ) -> None:
         super().__init__()
-        features = fourier_features(grid, num_bands)
-        features = F.pad(features, (0, dim - features.shape[-1]))
+        features = fourier_features(
+            grid_coordinates(grid),
+            num_bands,
+            max_resolution or grid,
+            sine_only=sine_only,
+            keep_coordinates=keep_coordinates,
+        )
+        features = F.pad(features, (0, max(dim - features.shape[-1], 0)))
         self.register_buffer("features", features, persistent=False)
 
     def forward(self) -> Float[Tensor, "N P"]:
@@ -58,21 +77,45 @@ class FourierPositions(nn.Module):
         return self.features
 
 
-def fourier_dim(num_axes: int, num_bands: int) -> int:
+def fourier_dim(
+    num_axes: int, num_bands: int, *, sine_only: bool = False, keep_coordinates: bool = True
+) -> int:
     """Channels of ``fourier_features``: coordinates, sines, cosines."""
-    return num_axes * (2 * num_bands + 1)
+    return num_axes * (num_bands * (1 if sine_only else 2) + keep_coordinates)
 
 
-def fourier_features(grid: Sequence[int], num_bands: int) -> Float[Tensor, "N P"]:
-    """Return coordinates, then all sines, then all cosines (axis major, band minor)."""
+def grid_coordinates(grid: Sequence[int]) -> Float[Tensor, "N A"]:
+    """Return the place of every cell, row-major: -1 to 1 on each axis, both ends included."""
     axes = [torch.linspace(-1.0, 1.0, size) for size in grid]
-    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(prod(grid), len(grid))
-    angles = [
-        pi * places[:, [axis]] * torch.linspace(1.0, size / 2, num_bands)
-        for axis, size in enumerate(grid)
-    ]
-    phase = torch.cat(angles, -1)  # [N, A * bands]
-    return torch.cat([places, phase.sin(), phase.cos()], -1)
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(prod(grid), len(grid))
+
+
+def fourier_features(
+    places: Float[Tensor, "*B A"],
+    num_bands: int,
+    max_resolution: Sequence[int],
+    *,
+    sine_only: bool = False,
+    keep_coordinates: bool = True,
+) -> Float[Tensor, "*B P"]:
+    """Return coordinates, then all sines, then all cosines (axis major, band minor).
+
+    The order of the products is that of the released code, so that float32 rounds alike; the
+    highest audio frequencies make angles of tens of thousands, where that shows.
+
+    Args:
+        places: Coordinates, usually -1..1; any points, on a grid or not.
+        num_bands: Frequencies per axis, spaced evenly from 1 to ``max_resolution / 2``.
+        max_resolution: One length per axis.
+        sine_only: Leave the cosines out.
+        keep_coordinates: Put the coordinates first.
+    """
+    bands = torch.stack(
+        [torch.linspace(1.0, size / 2, num_bands, device=places.device) for size in max_resolution]
+    )
+    angles = pi * (places.unsqueeze(-1) * bands.to(places.dtype)).flatten(-2)
+    waves = [angles.sin()] if sine_only else [angles.sin(), angles.cos()]
+    return torch.cat([places, *waves] if keep_coordinates else waves, -1)
 
 
 def resize_table(

@@ -69,7 +69,7 @@ def evaluate(
     source = _split(dataset, split)
     check_classes(loaded, dataset)
     loader = make_eval_loader(
-        source, loaded.model.config.grouped_inputs, batch_size=batch_size, workers=workers
+        source, loaded.model.config.data_inputs, batch_size=batch_size, workers=workers
     )
     skipped: list[str] = []
     batches = _collect_bad(loader, skipped, limit)

@@ -41,7 +41,7 @@ def predict(
         )
     classes = loaded.info.classes
     files = find_files([str(path) for path in paths])
-    for names, batch in read_files(files, loaded.model.config.grouped_inputs, batch_size):
+    for names, batch in read_files(files, loaded.model.config.data_inputs, batch_size):
         if names:
             probabilities = loaded.model(batch.inputs).float().softmax(-1)
             best = probabilities.topk(min(top, len(classes)))

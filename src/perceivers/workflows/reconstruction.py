@@ -60,7 +60,7 @@ def picture_modality(model: HiP) -> str:
     Raises:
         DataError: It has none.
     """
-    for name, spec in model.config.grouped_inputs.items():
+    for name, spec in model.config.data_inputs.items():
         if isinstance(spec, Image):
             return name
     raise DataError(
@@ -140,7 +140,7 @@ def reconstruct(
     batches: list[Pictures] = []
     bad: list[str] = []
     names: list[str] = []
-    for batch_files, batch in read_files(files, loaded.model.config.grouped_inputs, 16):
+    for batch_files, batch in read_files(files, loaded.model.config.data_inputs, 16):
         bad += batch.bad
         if batch_files:
             batches.append(imagine(loaded.model, batch.inputs, mask, target, seed))

@@ -87,7 +87,7 @@ def overview_section(report: Report) -> Section:
     parameters = sum(p.numel() for p in model.parameters())
     last = report.records[-1] if report.records else {"step": 0}
     seconds = max((float(r.get("seconds", 0.0)) for r in report.records), default=0.0)
-    tokens = sum(spec.num_tokens for spec in model.config.grouped_inputs.values())
+    tokens = sum(spec.num_tokens for spec in model.config.data_inputs.values())
     facts = [
         (f"{parameters / 1e6:.2f} M", "parameters"),
         (f"{tokens:,}", "raw inputs per sample"),
@@ -119,7 +119,7 @@ def pictures_section(report: Report) -> Section | None:
         return None
     dataset = open_data(config.data, val_share=config.val_share)
     loader = make_eval_loader(
-        dataset.splits["val"], loaded.model.config.grouped_inputs, batch_size=SHOWN
+        dataset.splits["val"], loaded.model.config.data_inputs, batch_size=SHOWN
     )
     batch = next(iter(loader))
     target: Target = config.mask.target
@@ -204,7 +204,7 @@ def mistakes_section(report: Report, split: str) -> Section | None:
         return None
     wrong: list[tuple[float, int, int, Any]] = []
     loader = make_eval_loader(
-        dataset.splits[split], loaded.model.config.grouped_inputs, batch_size=64
+        dataset.splits[split], loaded.model.config.data_inputs, batch_size=64
     )
     adapter = loaded.model.adapter(name)
     for batch in loader:

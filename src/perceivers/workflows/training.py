@@ -146,7 +146,7 @@ def prepare_pretraining(config: PretrainConfig) -> Prepared:
         provenance={"data": config.data, "model": config.model, "seed": config.seed},
     )
     task = MaskedAutoencoding(model, config.mask)
-    return Prepared(task, dataset, model.config.grouped_inputs, info, notes)
+    return Prepared(task, dataset, model.config.data_inputs, info, notes)
 
 
 def prepare_classification(config: ClassifyConfig) -> Prepared:
@@ -188,7 +188,7 @@ def prepare_classification(config: ClassifyConfig) -> Prepared:
         assert labels is not None
         weights = balanced_weights(torch.as_tensor(labels), num_classes)
     task = Classification(model, num_classes, config.loss, weights)
-    return Prepared(task, dataset, model.config.grouped_inputs, info, notes)
+    return Prepared(task, dataset, model.config.data_inputs, info, notes)
 
 
 def dataset_license_note(config: TrainConfig) -> str:
@@ -230,7 +230,7 @@ def _options(config: TrainConfig) -> dict[str, Any]:
 def _load_for(config: TrainConfig, dataset: Dataset) -> Loaded:
     """Load trained weights for this data, at another picture size when one is asked for."""
     loaded = load_with_info(config.model)
-    specs = dict(loaded.model.config.grouped_inputs)
+    specs = dict(loaded.model.config.data_inputs)
     native = dataset.specs(size=config.size, channels=config.channels)
     if set(specs) != set(native):
         raise DataError(

@@ -150,6 +150,16 @@ class HiPConfig:
         return {name: spec for name, spec in self.inputs.items() if name not in self.labels}
 
     @property
+    def data_inputs(self) -> dict[str, ModalitySpec]:
+        """The modalities that a data set must bring."""
+        return self.grouped_inputs
+
+    @property
+    def num_classes(self) -> int:
+        """Logits of a classifier; 0 for other heads."""
+        return self.head.num_outputs if self.head.kind in {"query", "mean"} else 0
+
+    @property
     def fourier_dim(self) -> int:
         """Channels of Fourier positions: those of the modality with most axes."""
         return max(fourier_dim(len(s.grid), self.num_bands) for s in self.grouped_inputs.values())

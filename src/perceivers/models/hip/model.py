@@ -42,6 +42,8 @@ class HiP(nn.Module):
     """
 
     family = "hip"
+    # What fine-tuning carries over: everything up to the processor.
+    core = ("encoder.",)
 
     def __init__(self, config: HiPConfig) -> None:
         super().__init__()

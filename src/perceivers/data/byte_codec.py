@@ -1,0 +1,92 @@
+"""Texts as ids of their UTF-8 bytes, and back; everything is done on whole arrays of bytes.
+
+Legend: L bytes or ids.
+Paper: Perceiver IO (arXiv 2107.14795) Sec. 4.1: no tokenizer, the vocabulary is the 256 bytes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perceivers.errors import InputError
+from perceivers.types import BYTE_VOCABULARY, CLS, FIRST_BYTE, MASK, PAD, SEP
+
+MASK_TEXT = b"[MASK]"
+
+
+def encode_text(text: str | bytes, *, parse_masks: bool = False) -> NDArray[np.int64]:
+    """Return one id per byte, byte + 6, int64 ``[L]``.
+
+    Args:
+        text: Any bytes, or text that is written as UTF-8.
+        parse_masks: Read the letters ``[MASK]`` as the one id that asks for a prediction.
+
+    Raises:
+        InputError: A character that has no UTF-8 form (half of a surrogate pair).
+    """
+    if isinstance(text, str):
+        try:
+            # What "surrogateescape" read from bytes that are no UTF-8 becomes those bytes again.
+            text = text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"character {error.start} of the text is {text[error.start]!r}, half of a "
+                f"surrogate pair, which UTF-8 cannot write; remove it, or give bytes"
+            ) from error
+    if not parse_masks or MASK_TEXT not in text:
+        return np.frombuffer(text, np.uint8).astype(np.int64) + FIRST_BYTE
+    mask = np.array([MASK], np.int64)
+    parts = [mask]
+    for part in text.split(MASK_TEXT):
+        parts += [encode_text(part), mask]
+    return np.concatenate(parts[1:-1])
+
+
+def decode_ids(ids: NDArray | Sequence[int]) -> str:
+    """Return the text of some ids; special ones are left out, broken UTF-8 becomes U+FFFD.
+
+    Args:
+        ids: Integers ``[L]`` in 0..261.
+
+    Raises:
+        InputError: Another shape or type, or an id outside the vocabulary.
+    """
+    values = np.asarray(ids)
+    if not values.size:
+        return ""
+    if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
+        raise InputError(
+            f"ids have shape {values.shape} and dtype {values.dtype}; one text is a list of "
+            f"integers"
+        )
+    if values.min() < 0 or values.max() >= BYTE_VOCABULARY:
+        raise InputError(
+            f"ids lie in {values.min()}..{values.max()}; the vocabulary is 0..{BYTE_VOCABULARY - 1}"
+        )
+    return bytes((values[values >= FIRST_BYTE] - FIRST_BYTE).astype(np.uint8)).decode(
+        "utf-8", "replace"
+    )
+
+
+def wrap_ids(
+    first: NDArray[np.int64], second: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Return ``CLS first SEP``, or ``CLS first SEP second SEP`` for a pair of texts."""
+    sep = np.array([SEP], np.int64)
+    parts = [np.array([CLS], np.int64), first, sep]
+    return np.concatenate(parts if second is None else [*parts, second, sep])
+
+
+def pad_ids(ids: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Fill ids up to a length with PAD.
+
+    Raises:
+        InputError: There are more ids than that.
+    """
+    if len(ids) > length:
+        raise InputError(
+            f"the text takes {len(ids)} ids and the length is {length}; cut it, or choose a "
+            f"greater length"
+        )
+    return np.pad(ids, (0, length - len(ids)), constant_values=PAD)

@@ -1,0 +1,150 @@
+"""Ragged point sets: ``.npz`` files of all points one after the other, and where each set begins.
+
+Legend: n clouds, P points of one cloud, C values per point.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perceivers.data.labels import LabelTable, index_labels
+from perceivers.data.sources import Found, pick
+from perceivers.errors import DataError
+from perceivers.types import ModalitySpec, Points
+
+OFFSETS = "offsets"
+POINT_KEYS = ("points", "xyz", "xyt")
+# The default spec holds this share of the clouds whole.
+WHOLE_PERCENT = 95
+POINTS_STEP = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Clouds:
+    """A source of point sets of different sizes.
+
+    Args:
+        points: The points of all clouds ``[total, C]``, floats.
+        spans: ``[n, 2]``: where each cloud begins and ends in ``points``.
+        names: Stable id per cloud.
+        labels: Class per cloud ``[n]``, several columns of them ``[n, T]``, or None.
+        spec: How the clouds are best read; None follows from their sizes.
+    """
+
+    points: NDArray
+    spans: NDArray[np.int64]
+    names: Sequence[str]
+    labels: NDArray[np.int64] | None = None
+    spec: Points | None = None
+
+    def __len__(self) -> int:
+        """Count the clouds."""
+        return len(self.names)
+
+    def read(self, index: int) -> dict[str, NDArray]:
+        """Return one cloud ``[P, C]``; a view, no copy."""
+        first, end = self.spans[index]
+        return {"points": self.points[first:end]}
+
+    def declare(self) -> Mapping[str, ModalitySpec]:
+        """Return the spec, or one that holds 95 of 100 clouds whole and scales each into -1..1."""
+        if self.spec is not None:
+            return {"points": self.spec}
+        sizes = np.diff(self.spans, axis=1)
+        most = int(np.ceil(np.percentile(sizes, WHOLE_PERCENT)))
+        count = -(-most // POINTS_STEP) * POINTS_STEP
+        return {"points": Points(count, self.points.shape[1], ragged=True, scale="unit")}
+
+    def subset(self, indices: NDArray[np.int64]) -> "Clouds":
+        """Return a source of some of the clouds."""
+        labels = None if self.labels is None else self.labels[indices]
+        names = pick(self.names, indices)
+        return replace(self, spans=self.spans[indices], names=names, labels=labels)
+
+
+def read_clouds(
+    files: Mapping[str, tuple[Path, Mapping[str, NDArray]]], chosen: Sequence[str], where: str
+) -> Found:
+    """Read the point sets of some splits.
+
+    A file holds ``offsets`` ``[n + 1]`` and the points under ``points``, ``xyz`` or ``xyt``
+    ``[total, C]``: cloud i is ``points[offsets[i]:offsets[i + 1]]``. Keys of n values may be chosen
+    as label columns; others, such as a value per point, are left out.
+
+    Args:
+        files: Path and arrays by split; ``train`` is among them.
+        chosen: Label columns; none reads ``label`` where there is one.
+        where: The data's address, for messages.
+
+    Raises:
+        DataError: Missing keys, offsets that do not divide the points, empty clouds, values that
+            are not finite, or a label that is no class.
+        ConfigError: A label column that there is not.
+    """
+    clouds: dict[str, Clouds] = {}
+    tables: dict[str, LabelTable] = {}
+    for split, (path, content) in files.items():
+        points = _check_points(path, content)
+        spans = _check_offsets(path, content[OFFSETS], len(points))
+        names = [f"{path.name}/{row}" for row in range(len(spans))]
+        clouds[split] = Clouds(points, spans, names)
+        columns = {
+            key: values.astype(str).tolist()
+            for key, values in content.items()
+            if key != OFFSETS and values.shape == (len(spans),)
+        }
+        tables[split] = LabelTable(names, columns)
+    widths = {split: source.points.shape[1] for split, source in clouds.items()}
+    if len(set(widths.values())) > 1:
+        raise DataError(f"{where}: values per point are {widths}; all splits need the same")
+    labelling = index_labels(tables, chosen, files["train"][0].parent, where)
+    sources = {
+        split: replace(source, labels=labelling.labels[split]) for split, source in clouds.items()
+    }
+    return Found(sources, labelling.classes, labelling.notes, labelling.columns)
+
+
+def _check_points(path: Path, content: Mapping[str, NDArray]) -> NDArray:
+    """Return the points of all clouds."""
+    found = [key for key in POINT_KEYS if key in content]
+    if len(found) != 1 or OFFSETS not in content:
+        raise DataError(
+            f"{path}: keys are {sorted(content)}; ragged point sets need {OFFSETS!r} and exactly "
+            f"one of {', '.join(POINT_KEYS)}"
+        )
+    points = content[found[0]]
+    if points.ndim != 2 or 0 in points.shape or not np.issubdtype(points.dtype, np.floating):
+        raise DataError(
+            f"{path}: {found[0]!r} has shape {points.shape} and dtype {points.dtype}; it must be "
+            f"floats [points, values per point]"
+        )
+    bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
+    if len(bad):
+        raise DataError(
+            f"{path}: {found[0]!r} holds NaN or infinite values in {len(bad)} of {len(points)} "
+            f"points, first point {bad[0]}; remove or repair them"
+        )
+    return points
+
+
+def _check_offsets(path: Path, offsets: NDArray, num_points: int) -> NDArray[np.int64]:
+    """Return where clouds begin and end ``[n, 2]``."""
+    valid = offsets.ndim == 1 and len(offsets) > 1 and np.issubdtype(offsets.dtype, np.integer)
+    if not valid or offsets[0] != 0 or offsets[-1] != num_points:
+        raise DataError(
+            f"{path}: {OFFSETS!r} has shape {offsets.shape} and dtype {offsets.dtype}"
+            + (f" and runs from {offsets[0]} to {offsets[-1]}" if valid else "")
+            + f"; it must be integers from 0 to the {num_points} points, one more than clouds"
+        )
+    spans = np.stack([offsets[:-1], offsets[1:]], axis=1).astype(np.int64)
+    empty = np.flatnonzero(spans[:, 1] <= spans[:, 0])
+    if len(empty):
+        first, end = spans[empty[0]]
+        raise DataError(
+            f"{path}: cloud {empty[0]} runs from point {first} to {end}, so it holds none; every "
+            f"cloud needs at least one point"
+        )
+    return spans

@@ -1,0 +1,168 @@
+"""Audio and video files: known by their names, opened by PyAV or soundfile, never noisily.
+
+WAV, FLAC and Ogg are read by soundfile; everything else, MP3 included, by PyAV, because the MP3
+decoder inside soundfile writes its complaints about damaged files to the terminal.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image as Picture
+
+from perceivers.data.pictures import PICTURE_EXTENSIONS, is_picture_name, read_picture
+from perceivers.data.sources import EncodedClip
+from perceivers.errors import DataError
+
+AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
+VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+EXTENSIONS = {"image": PICTURE_EXTENSIONS, "audio": AUDIO_EXTENSIONS, "video": VIDEO_EXTENSIONS}
+# Containers that state the time of every packet, and that can be entered anywhere.
+TIMED_FORMATS = ("mov", "matroska")
+# How many containers are asked for a sound track before a whole data set is called damaged.
+MAX_PROBED = 16
+
+
+def name_kind(name: str) -> str | None:
+    """Return ``image``, ``audio`` or ``video`` by a file name's ending; None for other files."""
+    if is_picture_name(name):
+        return "image"
+    lower = name.lower()
+    for kind in ("audio", "video"):
+        if not name.startswith(".") and lower.endswith(EXTENSIONS[kind]):
+            return kind
+    return None
+
+
+@cache
+def load_library(name: str) -> ModuleType:
+    """Import ``av`` or ``soundfile``, which are optional.
+
+    Raises:
+        DataError: It is not installed.
+    """
+    try:
+        module = import_module(name)
+    except ImportError as error:
+        raise DataError(
+            f"audio and video files need the package {name!r}, which cannot be imported ({error}); "
+            f'run pip install "perceivers[media]"'
+        ) from error
+    if name == "av":
+        # Damage is told by exceptions; the decoders' own messages name no file.
+        module.logging.set_level(None)
+    return module
+
+
+def is_sound_file(data: bytes) -> bool:
+    """Tell by the first bytes whether a file is WAV, FLAC or Ogg, which soundfile reads."""
+    return data[:4] in {b"fLaC", b"OggS"} or (data[:4] == b"RIFF" and data[8:12] == b"WAVE")
+
+
+@contextmanager
+def open_container(clip: EncodedClip) -> Iterator[Any]:
+    """Open a container with PyAV; whatever it raises until the end becomes ``path: reason``.
+
+    Raises:
+        DataError: The content is no known container, damaged or cut short.
+    """
+    av = load_library("av")
+    if not clip.data:
+        raise DataError(f"{clip.path}: the file is empty (0 bytes)")
+    try:
+        with av.open(io.BytesIO(clip.data), metadata_errors="ignore") as container:
+            yield container
+    except av.error.FFmpegError as error:
+        reason = error.strerror or type(error).__name__
+        raise DataError(f"{clip.path}: cannot be decoded ({reason})") from error
+
+
+@contextmanager
+def open_sound(clip: EncodedClip) -> Iterator[Any]:
+    """Open WAV, FLAC or Ogg with soundfile; whatever it raises until the end names the file.
+
+    Raises:
+        DataError: The content is damaged or cut short.
+    """
+    soundfile = load_library("soundfile")
+    try:
+        with soundfile.SoundFile(io.BytesIO(clip.data)) as file:
+            yield file
+    except soundfile.SoundFileError as error:
+        reason = getattr(error, "error_string", "") or "the data are damaged or cut short"
+        raise DataError(f"{clip.path}: cannot be decoded ({reason})") from error
+
+
+def first_stream(container: Any, kind: str, path: str) -> Any:
+    """Return the first stream of a kind, set to decode without threads of its own.
+
+    Raises:
+        DataError: The container has no stream of this kind that can be decoded.
+    """
+    streams = [s for s in container.streams if s.type == kind and s.codec_context is not None]
+    if not streams:
+        held = sorted({stream.type for stream in container.streams})
+        raise DataError(
+            f"{path}: holds no {kind} that can be decoded; streams found: "
+            f"{', '.join(held) or 'none'}"
+        )
+    # Readers run in several processes already; starting threads for every short clip costs more.
+    streams[0].codec_context.thread_count = 1
+    return streams[0]
+
+
+def is_timed(container: Any) -> bool:
+    """Tell whether a container states the times that its parts have."""
+    return container.format.name.startswith(TIMED_FORMATS)
+
+
+def have_sound(count: int, encoded: Callable[[int], EncodedClip]) -> bool:
+    """Tell whether video files carry sound, by the first that can be opened.
+
+    Args:
+        count: Files there are.
+        encoded: Returns one of them, by its number.
+
+    Raises:
+        DataError: None of the first files can be opened; the first reason.
+    """
+    reasons: list[str] = []
+    for number in range(min(count, MAX_PROBED)):
+        try:
+            with open_container(encoded(number)) as container:
+                return any(s.type == "audio" for s in container.streams)
+        except DataError as error:
+            reasons.append(str(error))
+    raise DataError(
+        f"none of the first {len(reasons)} videos can be opened; the first: {reasons[0]}"
+    )
+
+
+def wrap_file(
+    kind: str, path: str, data: bytes, *, has_sound: bool
+) -> dict[str, Picture | NDArray | EncodedClip]:
+    """Return what one file gives to a sample: a picture, a clip, or the bytes of a text.
+
+    Args:
+        kind: ``image``, ``audio``, ``video`` or ``bytes``.
+        path: Where the file lies, for messages.
+        data: Its content.
+        has_sound: A video file is also the sample's sound.
+
+    Raises:
+        DataError: A picture that cannot be decoded.
+    """
+    if kind == "image":
+        return {"image": read_picture(data, path)}
+    if kind == "bytes":
+        return {"bytes": np.frombuffer(data, np.uint8).copy()}
+    if kind == "audio":
+        return {"audio": EncodedClip(path, data, "audio")}
+    sample: dict[str, Picture | NDArray | EncodedClip] = {"video": EncodedClip(path, data, "video")}
+    return sample | ({"audio": EncodedClip(path, data, "audio")} if has_sound else {})

@@ -1,0 +1,137 @@
+"""Pictures drawn at the size a spec declares, uint8 staying uint8.
+
+Legend: C channels, H W rows and columns of the spec.
+"""
+
+from math import ceil, cos, sin
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from perceivers.data.augment import AugmentConfig, View, centre_view, random_view
+from perceivers.data.pictures import convert_channels, load_picture, open_picture, upright_size
+from perceivers.data.sources import Encoded
+from perceivers.types import Image as ImageSpec
+
+# A JPEG is decoded no smaller than this many times what is kept of it, so that the final,
+# better filter decides how the picture looks.
+DRAFT_MARGIN = 1.5
+
+
+def fit_encoded(
+    encoded: Encoded,
+    spec: ImageSpec,
+    augment: AugmentConfig | None = None,
+    rng: np.random.Generator | None = None,
+) -> NDArray[np.uint8]:
+    """Decode a picture file, no larger than needed, to uint8 ``[C, H, W]``.
+
+    Raises:
+        DataError: The file is damaged, no picture, or too large.
+    """
+    picture = open_picture(encoded.data, encoded.path)
+    size, target = upright_size(picture), (spec.width, spec.height)
+    view = choose_view(size, target, augment, rng)
+    enlarge = DRAFT_MARGIN * max(
+        spec.width / (view.width * size[0]), spec.height / (view.height * size[1])
+    )
+    picture = load_picture(
+        picture, encoded.path, least=(ceil(size[0] * enlarge), ceil(size[1] * enlarge))
+    )
+    picture = convert_channels(picture, spec.channels, encoded.path)
+    return _to_array(draw_view(picture, view, target))
+
+
+def fit_picture(picture: Image.Image, path: str, spec: ImageSpec, view: View) -> NDArray[np.uint8]:
+    """Fit a decoded picture to uint8 ``[C, H, W]``."""
+    picture = convert_channels(picture, spec.channels, path)
+    return _to_array(draw_view(picture, view, (spec.width, spec.height)))
+
+
+def fit_array(array: NDArray, spec: ImageSpec, view: View) -> NDArray:
+    """Fit ``[C, H, W]`` of any channel count, each channel alone; untouched where it fits already.
+
+    Args:
+        array: uint8, or float32, whose range is kept although bicubic filters overshoot.
+        spec: The shape to reach; one channel is repeated where more are asked for.
+        view: What to look at.
+    """
+    if array.shape[0] == 1 and spec.channels > 1:
+        array = np.repeat(array, spec.channels, axis=0)
+    if view.is_whole and not view.is_turned and array.shape[1:] == spec.grid:
+        return array[:, :, ::-1] if view.flip else array
+    target = (spec.width, spec.height)
+    fitted = [
+        np.asarray(draw_view(Image.fromarray(channel), view, target))
+        for channel in np.ascontiguousarray(array)
+    ]
+    if array.dtype == np.uint8:
+        return np.stack(fitted)
+    return np.stack(
+        [
+            values.clip(min(channel.min(), 0.0) if view.is_turned else channel.min(), channel.max())
+            for values, channel in zip(fitted, array, strict=True)
+        ]
+    )
+
+
+def draw_view(picture: Image.Image, view: View, target: tuple[int, int]) -> Image.Image:
+    """Draw the box of a view at the target's width and height, resampling once.
+
+    Only a turned view of a picture that must shrink is resampled twice, because Pillow's affine
+    transform samples points and would skip pixels.
+    """
+    if not view.is_turned:
+        (width, height), left, top = picture.size, view.left, view.top
+        right, bottom = min(1.0, left + view.width), min(1.0, top + view.height)
+        box = (left * width, top * height, right * width, bottom * height)
+        picture = picture.resize(target, Image.Resampling.BICUBIC, box=box)
+        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else picture
+    shrink = [
+        max(1.0, share * side / goal)
+        for share, side, goal in zip((view.width, view.height), picture.size, target, strict=True)
+    ]
+    if max(shrink) > 1:
+        sides = [max(1, round(side / by)) for side, by in zip(picture.size, shrink, strict=True)]
+        picture = picture.resize((sides[0], sides[1]), Image.Resampling.BICUBIC)
+    return picture.transform(
+        target,
+        Image.Transform.AFFINE,
+        _affine(view, picture.size, target),
+        Image.Resampling.BILINEAR,
+    )
+
+
+def _affine(
+    view: View, size: tuple[int, int], target: tuple[int, int]
+) -> tuple[float, float, float, float, float, float]:
+    """Return the matrix from output to source pixels, in Pillow's order."""
+    box_width, box_height = view.width * size[0], view.height * size[1]
+    scale_x, scale_y = box_width / target[0], box_height / target[1]
+    # Source = box centre + rotation of (scaled, mirrored output offset from the shifted centre).
+    mirror = -1.0 if view.flip else 1.0
+    a, b = cos(view.angle) * scale_x * mirror, -sin(view.angle) * scale_y
+    d, e = sin(view.angle) * scale_x * mirror, cos(view.angle) * scale_y
+    x, y = target[0] * (0.5 + view.shift[0]), target[1] * (0.5 + view.shift[1])
+    c = view.left * size[0] + box_width / 2 - a * x - b * y
+    f = view.top * size[1] + box_height / 2 - d * x - e * y
+    return a, b, c, d, e, f
+
+
+def choose_view(
+    size: tuple[int, int],
+    target: tuple[int, int],
+    augment: AugmentConfig | None,
+    rng: np.random.Generator | None,
+) -> View:
+    """Draw a view where there is something to draw from, else look at the centre."""
+    if rng is None or augment is None or not augment.active:
+        return centre_view(size, target)
+    return random_view(size, target, augment, rng)
+
+
+def _to_array(picture: Image.Image) -> NDArray[np.uint8]:
+    """Return a picture's values as ``[C, H, W]``."""
+    values = np.asarray(picture)
+    return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)

@@ -1,0 +1,256 @@
+"""One function per kind of modality that fits a raw sample to its spec, and the table of them.
+
+Each is called as ``fit(raw, path, spec, rng)`` and returns an array in the raw layout, without a
+batch axis. ``path`` names the sample in messages. ``rng`` is where random parts come from in
+training; None means evaluation, which always sees the same part.
+
+Legend: C channels, S samples, P points, L bytes or ids.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image as Picture
+
+from perceivers.data.audio_clips import fit_audio
+from perceivers.data.augment import AugmentConfig
+from perceivers.data.byte_codec import pad_ids, wrap_ids
+from perceivers.data.drawing import choose_view, fit_array, fit_picture
+from perceivers.data.sources import EncodedClip, RawSample
+from perceivers.data.video_clips import fit_clip, fit_video
+from perceivers.errors import DataError
+from perceivers.types import FIRST_BYTE, Audio, Bytes, Image, ModalitySpec, Points, Video
+
+# What integer types are divided by before they reach a model, as in adapters.
+FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.int16): 32768.0}
+Fit = Callable[[Any, str, Any, np.random.Generator | None], NDArray]
+
+
+def fit_sample(
+    sample: RawSample,
+    path: str,
+    specs: Mapping[str, ModalitySpec],
+    rng: np.random.Generator | None = None,
+    augment: AugmentConfig | None = None,
+) -> dict[str, NDArray]:
+    """Fit every modality of a sample; films and their sound begin at the same moment.
+
+    Args:
+        sample: What a source read.
+        path: Names the sample, for messages.
+        specs: What each modality must look like.
+        rng: Where random parts come from; None for evaluation.
+        augment: How pictures are changed when a generator is given.
+
+    Raises:
+        DataError: The sample cannot be decoded, or not be brought to the shape of a spec.
+    """
+    fitted = _fit_together(sample, specs, rng)
+    for name, spec in specs.items():
+        if name not in fitted:
+            fitted[name] = fit_raw(sample[name], path, spec, rng, augment)
+    return fitted
+
+
+def _fit_together(
+    sample: RawSample, specs: Mapping[str, ModalitySpec], rng: np.random.Generator | None
+) -> dict[str, NDArray]:
+    """Fit a film and its sound, where a sample has both, from the same moment on."""
+    film, sound = None, None
+    for name, spec in specs.items():
+        raw = sample[name]
+        if isinstance(raw, EncodedClip) and isinstance(spec, Video):
+            film = (name, raw, spec)
+        elif isinstance(raw, EncodedClip) and isinstance(spec, Audio):
+            sound = (name, raw, spec)
+    if film is None or sound is None:
+        return {}
+    (film_name, clip, video), (sound_name, track, audio) = film, sound
+    other_file = None if track.path == clip.path else track
+    frames, waves = fit_clip(clip, video, audio, rng, sound=other_file)
+    return {film_name: frames, sound_name: waves}
+
+
+def fit_raw(
+    raw: Picture | NDArray | EncodedClip,
+    path: str,
+    spec: ModalitySpec,
+    rng: np.random.Generator | None = None,
+    augment: AugmentConfig | None = None,
+) -> NDArray:
+    """Fit one modality of a raw sample to its spec.
+
+    Args:
+        raw: What a source read.
+        path: Names the sample, for messages.
+        spec: What it must look like.
+        rng: Where random parts come from; None for evaluation.
+        augment: How pictures are changed when a generator is given.
+
+    Raises:
+        DataError: The sample cannot be decoded, or not be brought to the shape of the spec.
+    """
+    if isinstance(spec, Image):
+        return fit_image(raw, path, spec, rng, augment)
+    return FITS[spec.kind](raw, path, spec, rng)
+
+
+def fit_image(
+    raw: Any,
+    path: str,
+    spec: Image,
+    rng: np.random.Generator | None = None,
+    augment: AugmentConfig | None = None,
+) -> NDArray:
+    """Fit a decoded picture, or an array ``[C, H, W]`` of any size."""
+    target = (spec.width, spec.height)
+    if isinstance(raw, Picture):
+        return fit_picture(raw, path, spec, choose_view(raw.size, target, augment, rng))
+    size = (raw.shape[2], raw.shape[1])
+    return fit_array(raw, spec, choose_view(size, target, augment, rng))
+
+
+def fit_sound(raw: Any, path: str, spec: Audio, rng: np.random.Generator | None = None) -> NDArray:
+    """Fit a clip, or ready samples ``[C, S]``: a random or the middle part, silence after the end.
+
+    Raises:
+        DataError: The clip cannot be decoded.
+    """
+    if isinstance(raw, EncodedClip):
+        return fit_audio(raw, spec, rng)
+    spare = raw.shape[1] - spec.samples
+    if spare <= 0:
+        return np.pad(raw, ((0, 0), (0, -spare)))
+    first = spare // 2 if rng is None else int(rng.integers(spare + 1))
+    return raw[:, first : first + spec.samples]
+
+
+def fit_film(raw: Any, path: str, spec: Video, rng: np.random.Generator | None = None) -> NDArray:
+    """Fit a clip; ready frames stay as they are.
+
+    Raises:
+        DataError: The clip cannot be decoded.
+    """
+    if isinstance(raw, EncodedClip):
+        return fit_video(raw, spec, rng)
+    return keep_array(raw, path, spec, rng)
+
+
+def fit_points(
+    raw: Any, path: str, spec: Points, rng: np.random.Generator | None = None
+) -> NDArray:
+    """Fit points ``[P, C]``: scaled if asked for, a part of them in order, NaN rows to the end.
+
+    Raises:
+        DataError: Fewer points than the spec has, and the spec does not say ``ragged``.
+    """
+    cloud = scale_values(raw) if spec.ragged or spec.scale == "unit" else raw
+    if spec.scale == "unit":
+        cloud = scale_cloud(cloud)
+    spare = len(cloud) - spec.points
+    if spare > 0:
+        if rng is None:
+            chosen = np.linspace(0, len(cloud) - 1, spec.points).round().astype(np.int64)
+        else:
+            chosen = np.sort(rng.choice(len(cloud), spec.points, replace=False))
+        return cloud[chosen]
+    if spare < 0:
+        if not spec.ragged:
+            raise DataError(
+                f"{path}: {len(cloud)} points, but the spec has {spec.points} and ragged=False; "
+                f"set ragged=True, or ask for fewer points"
+            )
+        return np.pad(cloud, ((0, -spare), (0, 0)), constant_values=np.nan)
+    return cloud
+
+
+def scale_cloud(cloud: NDArray) -> NDArray[np.float32]:
+    """Centre points ``[P, C]`` by their mean and divide each axis by its largest distance from it.
+
+    Every axis is scaled on its own, into -1..1, because axes may differ in their unit, such as
+    pixels and milliseconds; an axis on which all points agree becomes 0.
+    """
+    centred = cloud.astype(np.float64) - cloud.mean(axis=0, dtype=np.float64)
+    reach = np.abs(centred).max(axis=0)
+    # Below this, differences are rounding of the mean.
+    flat = reach <= 1e-6 * np.abs(cloud).max(axis=0)
+    return (np.where(flat, 0.0, centred) / np.where(flat, 1.0, reach)).astype(np.float32)
+
+
+def fit_text(
+    raw: Any, path: str, spec: Bytes, rng: np.random.Generator | None = None
+) -> NDArray[np.int64]:
+    """Fit a text ``[L]``: a random or the first part, wrapped as asked for, PAD after it.
+
+    Values of type uint8 are bytes; wider integers are ids already.
+    """
+    room = text_room(spec)
+    first = 0 if rng is None else int(rng.integers(max(0, len(raw) - room) + 1))
+    ids = raw[first : first + room].astype(np.int64)
+    if raw.dtype == np.uint8:
+        ids += FIRST_BYTE
+    return pad_ids(wrap_ids(ids) if spec.wrap == "cls_sep" else ids, spec.length)
+
+
+def text_room(spec: Bytes) -> int:
+    """Return how many bytes of text fit in, once it is wrapped.
+
+    Raises:
+        DataError: None do.
+    """
+    room = spec.length - (2 if spec.wrap == "cls_sep" else 0)
+    if room < 1:
+        raise DataError(
+            f"a length of {spec.length} leaves no room for text between CLS and SEP; give at "
+            f"least 3"
+        )
+    return room
+
+
+def check_whole(raw: Any, path: str, spec: ModalitySpec) -> None:
+    """Refuse a text that would be cut.
+
+    Raises:
+        DataError: With its length, the limit and the remedy.
+    """
+    if isinstance(spec, Bytes) and len(raw) > (room := text_room(spec)):
+        raise DataError(
+            f"{path}: the text has {len(raw)} bytes, and the model reads at most {room} "
+            f"(length {spec.length}, wrap {spec.wrap!r}); shorten or split the text, or use a "
+            f"model of greater length"
+        )
+
+
+def keep_array(
+    raw: Any, path: str, spec: ModalitySpec, rng: np.random.Generator | None = None
+) -> NDArray:
+    """Return an array that must fit already.
+
+    Raises:
+        DataError: It does not.
+    """
+    if raw.shape != spec.raw_shape:
+        raise DataError(
+            f"{path}: {spec.kind} has shape {raw.shape}, but the spec expects {spec.raw_shape}; "
+            f"arrays of this kind are not resized"
+        )
+    return raw
+
+
+def scale_values(values: NDArray) -> NDArray:
+    """Return values as models see them before mean and deviation: integers in full scale."""
+    scale = FULL_SCALE.get(values.dtype)
+    return values if scale is None else (values / scale).astype(np.float32)
+
+
+FITS: Mapping[str, Fit] = {
+    Image.kind: fit_image,
+    Video.kind: fit_film,
+    Audio.kind: fit_sound,
+    Points.kind: fit_points,
+    Bytes.kind: fit_text,
+    "array": keep_array,
+    "labels": keep_array,
+}

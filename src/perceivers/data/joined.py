@@ -1,0 +1,209 @@
+"""Several labelled data sets as one, with a label column for each of them.
+
+Legend: n samples, T data sets.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perceivers.data.dataset import Dataset
+from perceivers.data.sources import (
+    UNKNOWN,
+    DeclaringSource,
+    Encoded,
+    PictureSource,
+    RawSample,
+    Source,
+    WindowedSource,
+)
+from perceivers.errors import DataError
+from perceivers.types import ModalitySpec, Points
+
+SEPARATOR = " + "
+# Files and folders of these names say which split they are, not which data.
+SPLIT_NAMES = {"train", "val", "test"}
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedSource:
+    """The samples of several sources, one source after the other.
+
+    Args:
+        prefixes: One word per source, put before the ids of its samples.
+        parts: The sources.
+        labels: Class by data set ``[n, T]``, -1 in the columns of the others; or None.
+    """
+
+    prefixes: Sequence[str]
+    parts: Sequence[Source]
+    labels: NDArray[np.int64] | None = None
+
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """How many samples there are up to the end of each part."""
+        return np.cumsum([len(part) for part in self.parts])
+
+    @property
+    def names(self) -> Sequence[str]:
+        """One id per sample."""
+        return self._names
+
+    @cached_property
+    def _names(self) -> Sequence[str]:
+        return [
+            f"{prefix}/{name}"
+            for prefix, part in zip(self.prefixes, self.parts, strict=True)
+            for name in part.names
+        ]
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        return int(self.ends[-1])
+
+    def locate(self, index: int) -> tuple[Source, int]:
+        """Return the part that a sample lies in, and its place there."""
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        return self.parts[number], index - (int(self.ends[number - 1]) if number else 0)
+
+    def read(self, index: int) -> RawSample:
+        """Return one sample as its part reads it.
+
+        Raises:
+            DataError: The sample cannot be read.
+        """
+        part, place = self.locate(index)
+        return part.read(place)
+
+    def declare(self) -> Mapping[str, ModalitySpec]:
+        """Return the specs of the first part, with points for the largest clouds of all."""
+        declared = [
+            part.declare() if isinstance(part, DeclaringSource) else {} for part in self.parts
+        ]
+        if not all(declared):
+            return {}
+        return {name: _widest([d[name] for d in declared]) for name in declared[0]}
+
+    def with_window(self, window: int) -> "JoinedSource":
+        """Return the same samples, with documents in windows of so many bytes."""
+        parts = [
+            part.with_window(window) if isinstance(part, WindowedSource) else part
+            for part in self.parts
+        ]
+        return replace(self, parts=parts)
+
+
+class JoinedPictures(JoinedSource):
+    """Picture files of several sources, decoded no larger than needed."""
+
+    def encoded(self, index: int) -> Encoded:
+        """Return the undecoded picture.
+
+        Raises:
+            DataError: The bytes cannot be read.
+        """
+        part, place = self.locate(index)
+        assert isinstance(part, PictureSource)
+        return part.encoded(place)
+
+
+def join_datasets(address: str, addresses: Sequence[str], parts: Sequence[Dataset]) -> Dataset:
+    """Join opened data sets of the same modalities.
+
+    Every epoch of training reads every sample of every part once.
+
+    Args:
+        address: The joined address.
+        addresses: The address of each part; its last folder names the label column.
+        parts: The data sets, all labelled or all unlabelled.
+
+    Raises:
+        DataError: Only some are labelled, or modalities, or values per point, differ.
+    """
+    names = _name_columns(addresses)
+    labelled = [name for name, part in zip(names, parts, strict=True) if part.classes]
+    if labelled and len(labelled) < len(parts):
+        raise DataError(
+            f"{address}: only {', '.join(labelled)} of {', '.join(names)} have plain labels; join "
+            f"labelled data with labelled data, or unlabelled with unlabelled"
+        )
+    kinds = [_describe_modalities(part.splits["train"]) for part in parts]
+    if any(kind != kinds[0] for kind in kinds):
+        raise DataError(
+            f"{address}: modalities are {dict(zip(names, kinds, strict=True))}; only data of the "
+            f"same modalities, stored alike, can be joined"
+        )
+    splits, notes = {}, []
+    for split in ("train", "val", "test"):
+        members = [number for number, part in enumerate(parts) if split in part.splits]
+        if members:
+            splits[split] = _join_split(names, parts, members, split)
+        if members and len(members) < len(parts):
+            without = [name for number, name in enumerate(names) if number not in members]
+            notes.append(f"{split}: without {', '.join(without)}, which have no such split")
+    for name, part in zip(names, parts, strict=True):
+        notes += [f"{name}: {note}" for note in part.notes]
+    columns = {n: part.classes for n, part in zip(names, parts, strict=True) if labelled}
+    return Dataset(address, splits, (), tuple(notes), columns)
+
+
+def _join_split(
+    names: Sequence[str], parts: Sequence[Dataset], members: Sequence[int], split: str
+) -> JoinedSource:
+    """Join one split of the data sets that have it."""
+    sources = [parts[number].splits[split] for number in members]
+    rows = []
+    for number, source in zip(members, sources, strict=True):
+        if source.labels is not None:
+            row = np.full((len(source), len(parts)), UNKNOWN, np.int64)
+            row[:, number] = source.labels
+            rows.append(row)
+    labels = np.concatenate(rows) if rows else None
+    pictures = all(isinstance(source, PictureSource) for source in sources)
+    return (JoinedPictures if pictures else JoinedSource)(
+        [names[number] for number in members], sources, labels
+    )
+
+
+def _name_columns(addresses: Sequence[str]) -> list[str]:
+    """Name each part by its last folder, or its file, as an identifier."""
+    names: list[str] = []
+    for address in addresses:
+        path = Path(address.strip())
+        stem = path.stem if path.suffix in {".npz", ".csv", ".jsonl", ".txt", ".tar"} else path.name
+        if stem in SPLIT_NAMES or "{" in stem:
+            stem = path.parent.name
+        name = re.sub(r"\W", "_", stem) or "data"
+        name = f"_{name}" if name[0].isdigit() else name
+        taken = sum(
+            other == name or re.fullmatch(rf"{name}_\d+", other) is not None for other in names
+        )
+        names.append(f"{name}_{taken + 1}" if name in names else name)
+    return names
+
+
+def _describe_modalities(source: Source) -> list[str]:
+    """Return the modalities of a source, and how pictures are stored."""
+    if isinstance(source, PictureSource):
+        return ["image (files)"]
+    return sorted(source.read(0))
+
+
+def _widest(specs: Sequence[ModalitySpec]) -> ModalitySpec:
+    """Return the first spec, with as many points as the largest."""
+    first = specs[0]
+    if not isinstance(first, Points):
+        return first
+    found = [spec for spec in specs if isinstance(spec, Points)]
+    settings = {(spec.channels, spec.ragged, spec.scale) for spec in found}
+    if len(settings) > 1:
+        raise DataError(
+            f"point sets of (values per point, ragged, scale) {sorted(settings)} cannot be joined; "
+            f"they need the same"
+        )
+    return replace(first, points=max(spec.points for spec in found))

@@ -1,0 +1,303 @@
+"""Specs measured from data: shapes as the samples have them or as asked for, mean and deviation.
+
+Legend: C channels, H W rows and columns.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image as Picture
+
+from perceivers.data.audio_clips import native_audio
+from perceivers.data.augment import AugmentConfig
+from perceivers.data.fits import FULL_SCALE
+from perceivers.data.fitting import SampleReader
+from perceivers.data.pictures import GRAY_MODES, open_picture
+from perceivers.data.sources import (
+    DeclaringSource,
+    EncodedClip,
+    PictureSource,
+    RawSample,
+    Source,
+)
+from perceivers.data.texts import TEXT_LENGTH
+from perceivers.data.video_clips import native_video
+from perceivers.errors import ConfigError, DataError, UserError, suggest
+from perceivers.types import Array, Audio, Bytes, Image, Labels, ModalitySpec, Points, Video
+
+MAX_LOOKED_AT = 512
+# Of films and long sounds, whose decoding takes long, this many say enough.
+MAX_CLIPS = 32
+LONG_SOUND = 2**16
+PICTURE_SIZE = 64
+
+
+def measure_specs(
+    source: Source,
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    modalities: Sequence[str] = (),
+) -> dict[str, ModalitySpec]:
+    """Describe the modalities of a source; ``Dataset.specs`` says how.
+
+    Raises:
+        DataError: No sample can be read, or the channels cannot be had.
+        ConfigError: A size below 1, or a modality or field that there is not.
+    """
+    overrides = overrides or {}
+    natives = _native_specs(source)
+    for name in (*modalities, *overrides):
+        if name not in natives:
+            raise ConfigError(
+                f"modality {name!r} is asked for, but the data hold {sorted(natives)}"
+                + suggest(name, natives)
+            )
+    specs = {
+        name: override_spec(name, _asked_spec(source, spec, size, channels), overrides.get(name))
+        for name, spec in natives.items()
+        if not modalities or name in modalities
+    }
+    reader = SampleReader(source, specs, AugmentConfig())
+    indices = _spread(len(reader.source), _num_looked_at(specs))
+    may_be_gray = channels is None and "channels" not in overrides.get("image", {})
+    if isinstance(source, PictureSource) and may_be_gray and _are_gray(source, indices):
+        specs["image"] = replace(specs["image"], channels=1)
+        reader = SampleReader(source, specs, AugmentConfig())
+    measured = _measure(reader, indices)
+    return {
+        name: replace(spec, **(measured.get(name, {}) | _given_statistics(overrides.get(name))))
+        for name, spec in specs.items()
+    }
+
+
+def override_spec(name: str, spec: ModalitySpec, values: Mapping[str, Any] | None) -> ModalitySpec:
+    """Return a spec with some fields set.
+
+    Args:
+        name: The modality, for messages.
+        spec: Where to start.
+        values: Field values by name, as the spec's class takes them.
+
+    Raises:
+        ConfigError: A field that the spec has not, or a value that it does not take.
+    """
+    if not values:
+        return spec
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"the settings of modality {name!r} are {values!r}; give fields with values, such as "
+            f"{{'mean': [0.5]}}"
+        )
+    known = [field.name for field in fields(spec) if field.init]
+    for key in values:
+        if key not in known:
+            raise ConfigError(
+                f"modality {name!r} ({spec.kind}) has no setting {key!r}; it has "
+                f"{', '.join(known)}" + suggest(str(key), known)
+            )
+    try:
+        return replace(spec, **values)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the settings of modality {name!r} are {values}: {error}") from error
+
+
+def _native_specs(source: Source) -> dict[str, ModalitySpec]:
+    """Return specs by modality as the samples suggest them."""
+    if isinstance(source, PictureSource):
+        return {"image": Image(PICTURE_SIZE, PICTURE_SIZE, 3)}
+    declared = source.declare() if isinstance(source, DeclaringSource) else {}
+    if declared:
+        return dict(declared)
+    return _combine(_read_some(source))
+
+
+def _read_some(source: Source) -> Iterator[RawSample]:
+    """Yield the readable ones of a few samples.
+
+    Raises:
+        DataError: None can be read.
+    """
+    reasons = []
+    indices = _spread(len(source), MAX_CLIPS)
+    for index in indices:
+        try:
+            sample = source.read(index)
+        except DataError as error:
+            reasons.append(str(error))
+            continue
+        yield sample
+        if not any(isinstance(raw, EncodedClip) for raw in sample.values()):
+            # Ready arrays are all alike.
+            return
+    if len(reasons) == len(indices):
+        raise _none_readable(reasons)
+
+
+def _combine(samples: Iterator[RawSample]) -> dict[str, ModalitySpec]:
+    """Return specs that hold the longest of some samples."""
+    specs: dict[str, ModalitySpec] = {}
+    reasons = []
+    for sample in samples:
+        for name, raw in sample.items():
+            try:
+                spec = _native_spec(name, raw)
+            except DataError as error:
+                reasons.append(str(error))
+                continue
+            specs[name] = _longer(specs[name], spec) if name in specs else spec
+    if not specs:
+        raise _none_readable(reasons)
+    return specs
+
+
+def _native_spec(name: str, raw: Picture | NDArray | EncodedClip) -> ModalitySpec:
+    """Return the spec of one raw sample."""
+    if isinstance(raw, Picture):
+        return Image(PICTURE_SIZE, PICTURE_SIZE, 3)
+    if isinstance(raw, EncodedClip):
+        return native_audio(raw) if raw.kind == "audio" else native_video(raw)
+    if name == "bytes":
+        return Bytes(TEXT_LENGTH)
+    shape = raw.shape
+    if name == "image":
+        return Image(shape[1], shape[2], shape[0])
+    if name == "video":
+        return Video(shape[1], shape[2], shape[3], shape[0])
+    if name == "audio":
+        return Audio(shape[1], shape[0])
+    if name == "points":
+        return Points(shape[0], shape[1])
+    return Array(shape[:-1], shape[-1])
+
+
+def _longer(first: ModalitySpec, second: ModalitySpec) -> ModalitySpec:
+    """Return the first spec, as long as the longer of two clips."""
+    if isinstance(first, Audio) and isinstance(second, Audio):
+        return replace(first, samples=max(first.samples, second.samples))
+    if isinstance(first, Video) and isinstance(second, Video):
+        return replace(first, frames=max(first.frames, second.frames))
+    return first
+
+
+def _asked_spec(
+    source: Source, spec: ModalitySpec, size: int | tuple[int, int] | None, channels: int | None
+) -> ModalitySpec:
+    """Apply the asked size and channels to an image's spec."""
+    if not isinstance(spec, Image):
+        return spec
+    if channels is not None and channels != spec.channels:
+        if spec.channels != 1 and not isinstance(source, PictureSource):
+            raise DataError(
+                f"the images are arrays of {spec.channels} channels, channels={channels} was asked "
+                f"for; leave channels out (only single-channel images can be repeated)"
+            )
+        spec = replace(spec, channels=channels)
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        spec = replace(spec, height=height, width=width)
+    return spec
+
+
+def _num_looked_at(specs: Mapping[str, ModalitySpec]) -> int:
+    """Return how many samples are measured."""
+    slow = any(
+        isinstance(spec, Video) or (isinstance(spec, Audio) and spec.samples > LONG_SOUND)
+        for spec in specs.values()
+    )
+    return MAX_CLIPS if slow else MAX_LOOKED_AT
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """Return up to so many places, spread evenly over a length."""
+    return np.unique(np.linspace(0, length - 1, count).round().astype(int)).tolist()
+
+
+def _are_gray(source: PictureSource, indices: list[int]) -> bool:
+    """Tell whether every readable picture is gray; False when there is none."""
+    num_gray = 0
+    for index in indices:
+        try:
+            encoded = source.encoded(index)
+            if open_picture(encoded.data, encoded.path).mode not in GRAY_MODES:
+                return False
+        except DataError:
+            continue
+        num_gray += 1
+    return num_gray > 0
+
+
+def _measure(reader: SampleReader, indices: list[int]) -> dict[str, dict[str, Any]]:
+    """Return mean and deviation per modality; unreadable samples do not count."""
+    moments = {
+        name: _Moments()
+        for name, spec in reader.specs.items()
+        if not isinstance(spec, Bytes | Labels)
+    }
+    reasons = []
+    for index in indices if moments else ():
+        try:
+            sample = reader(index)
+        except DataError as error:
+            reasons.append(str(error))
+            continue
+        for name, sums in moments.items():
+            sums.add(sample[name], channels_first=reader.specs[name].channels_first)
+    if moments and len(reasons) == len(indices):
+        raise _none_readable(reasons)
+    return {name: sums.result() for name, sums in moments.items()}
+
+
+def _given_statistics(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the mean and deviation that were given rather than measured."""
+    return {key: value for key, value in (values or {}).items() if key in {"mean", "std"}}
+
+
+def _none_readable(reasons: Sequence[str]) -> DataError:
+    """Say that there is nothing to measure."""
+    return DataError(
+        f"none of the {len(reasons)} training samples looked at could be read; the first: "
+        f"{reasons[0]}"
+    )
+
+
+class _Moments:
+    """Sums over samples, in float64, from which mean and deviation per channel follow."""
+
+    def __init__(self) -> None:
+        self.count: NDArray[np.int64] | int = 0
+        self.total: NDArray[np.float64] | float = 0.0
+        self.squares: NDArray[np.float64] | float = 0.0
+
+    def add(self, values: NDArray, *, channels_first: bool) -> None:
+        """Count one sample, scaled as models see it; NaN is no value."""
+        scaled = values.astype(np.float64) / FULL_SCALE.get(values.dtype, 1.0)
+        rows = (
+            scaled.reshape(len(scaled), -1)
+            if channels_first
+            else scaled.reshape(-1, scaled.shape[-1]).T
+        )
+        self.count = self.count + (~np.isnan(rows)).sum(axis=1)
+        self.total = self.total + np.nansum(rows, axis=1)
+        self.squares = self.squares + np.nansum(rows**2, axis=1)
+
+    def result(self) -> dict[str, tuple[float, ...]]:
+        """Return mean and population deviation per channel, to six digits.
+
+        A channel that never changes gets a deviation of 1, which leaves it at zero.
+        """
+        mean = np.asarray(self.total) / self.count
+        variance = np.maximum(np.asarray(self.squares) / self.count - mean**2, 0.0)
+        # Below this the difference of sums is rounding, not variation.
+        constant = variance <= 1e-12 * np.maximum(mean**2, 1e-12)
+        std = np.where(constant, 1.0, np.sqrt(variance))
+        return {
+            "mean": tuple(float(f"{m:.6g}") for m in mean),
+            "std": tuple(float(f"{s:.6g}") for s in std),
+        }

@@ -1,0 +1,135 @@
+"""The built-in synthetic task ``selection``: pick one entity of a set, by what the others are.
+
+A sample is a set of 6 to 24 entities of two teams, in random order. Each row holds
+
+    x, y    place, about -1..1
+    mass    0.5..2
+    team    -1 or 1
+    asking  1 in one row of the set, else 0: that row's team is to move
+    ready   1 where the entity can move, else 0
+
+The label is the row of the entity to choose: of the team that is asking, the ready one nearest to
+the centre of mass of the other team. So a row tells neither whether its team is asking nor where
+the others are; all rows are needed. Sets in which the second nearest is almost as near are left
+out. Everything is drawn from a fixed seed; the data are synthetic and say nothing about the world.
+
+Legend: n sets, E entities at most, C values per entity.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perceivers.data.clouds import Clouds
+from perceivers.types import Points
+
+SEED = 20_240_229
+SIZES = {"train": 4_000, "val": 500, "test": 1_000}
+MIN_ENTITIES, MAX_ENTITIES = 6, 24
+NUM_ROWS = 32
+CHANNELS = ("x", "y", "mass", "team", "asking", "ready")
+# How far apart teams may lie, and how far a team is spread out.
+TEAM_REACH, TEAM_SPREAD = 0.6, 0.4
+READY_RATE = 0.7
+# The second nearest is at least this much farther away than the nearest.
+MARGIN = 0.03
+
+
+def read_selection() -> tuple[dict[str, Clouds], tuple[str, ...], str]:
+    """Draw the splits; return them with the class names (rows 0 to 31) and a note."""
+    splits = {
+        split: draw_sets(np.random.default_rng((SEED, number)), count, f"selection/{split}")
+        for number, (split, count) in enumerate(SIZES.items())
+    }
+    counts = " / ".join(str(count) for count in SIZES.values())
+    note = f"selection: synthetic, drawn from a fixed seed, train / val / test {counts} sets"
+    return splits, tuple(str(row) for row in range(NUM_ROWS)), note
+
+
+def draw_sets(rng: np.random.Generator, count: int, name: str) -> Clouds:
+    """Draw labelled sets.
+
+    Args:
+        rng: Where from.
+        count: Sets n.
+        name: Put before the sets' numbers.
+    """
+    kept: list[NDArray[np.float32]] = []
+    labels: list[int] = []
+    while len(kept) < count:
+        entities, present = _draw_entities(rng, count)
+        chosen, clear = choose_entities(entities, present)
+        for index in np.flatnonzero(clear)[: count - len(kept)]:
+            kept.append(entities[index][present[index]])
+            labels.append(int(chosen[index]))
+    ends = np.cumsum([0, *map(len, kept)])
+    return Clouds(
+        np.concatenate(kept),
+        np.stack([ends[:-1], ends[1:]], axis=1),
+        [f"{name}/{index}" for index in range(count)],
+        np.array(labels, np.int64),
+        Points(NUM_ROWS, len(CHANNELS), ragged=True),
+    )
+
+
+def choose_entities(
+    entities: NDArray[np.float32], present: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Apply the rule.
+
+    Args:
+        entities: Rows ``[n, E, C]``.
+        present: Which rows are entities ``[n, E]``.
+
+    Returns:
+        The row to choose ``[n]``, and whether the choice is clear ``[n]``: there are two to choose
+        from, one of them nearer by the margin, and an entity on the other side.
+    """
+    place, mass = entities[..., :2], entities[..., 2]
+    team, asking, ready = entities[..., 3], entities[..., 4] > 0, entities[..., 5] > 0
+    asking_team = (team * (asking & present)).sum(axis=1, keepdims=True)
+    own = present & (team == asking_team)
+    weight = mass * (present & ~own)
+    total = np.maximum(weight.sum(axis=1), 1e-9)
+    centre = (place * weight[..., None]).sum(axis=1) / total[:, None]
+    distance = np.linalg.norm(place - centre[:, None], axis=2)
+    distance = np.where(own & ready, distance, np.inf)
+    nearest = np.sort(distance, axis=1)
+    clear = np.isfinite(nearest[:, 1]) & (weight.sum(axis=1) > 0)
+    clear[clear] &= nearest[clear, 1] - nearest[clear, 0] >= MARGIN
+    return distance.argmin(axis=1), clear
+
+
+def measure_guesses(source: Clouds) -> dict[str, float]:
+    """Return the accuracy (0..1) of guesses that look at each entity alone.
+
+    ``random`` is any entity, ``random ready`` any that can move, and ``nearest to the middle`` the
+    ready one nearest to (0, 0), where teams lie on average.
+    """
+    hits: dict[str, list[float]] = {"random": [], "random ready": [], "nearest to the middle": []}
+    assert source.labels is not None
+    for index, label in enumerate(source.labels):
+        rows = source.read(index)["points"]
+        ready = rows[:, 5] > 0
+        distance = np.where(ready, np.linalg.norm(rows[:, :2], axis=1), np.inf)
+        hits["random"].append(1 / len(rows))
+        hits["random ready"].append(1 / ready.sum())
+        hits["nearest to the middle"].append(float(distance.argmin() == label))
+    return {name: float(np.mean(values)) for name, values in hits.items()}
+
+
+def _draw_entities(
+    rng: np.random.Generator, count: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Draw rows ``[n, E, C]`` and which of them are entities ``[n, E]``."""
+    shape = (count, MAX_ENTITIES)
+    sizes = rng.integers(MIN_ENTITIES, MAX_ENTITIES + 1, count)
+    present = np.arange(MAX_ENTITIES) < sizes[:, None]
+    team = rng.integers(0, 2, shape)
+    centres = rng.uniform(-TEAM_REACH, TEAM_REACH, (count, 2, 2))
+    place = centres[np.arange(count)[:, None], team]
+    place = place + rng.uniform(-TEAM_SPREAD, TEAM_SPREAD, (*shape, 2))
+    mass = rng.uniform(0.5, 2.0, shape)
+    asking = np.arange(MAX_ENTITIES) == (rng.random(count) * sizes).astype(np.int64)[:, None]
+    ready = rng.random(shape) < READY_RATE
+    columns = (place[..., 0], place[..., 1], mass, 2 * team - 1, asking, ready)
+    return np.stack(columns, axis=-1).astype(np.float32), present

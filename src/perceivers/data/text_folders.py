@@ -1,0 +1,134 @@
+"""Folders of ``.txt`` files: documents, class sub-folders of texts, and splits of either."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from perceivers.data.containers import name_kind
+from perceivers.data.sources import Found
+from perceivers.data.text_tables import TABLE_EXTENSIONS
+from perceivers.data.texts import TEXT_EXTENSION, TextFiles, open_documents
+from perceivers.errors import DataError
+
+SPLITS = ("train", "val", "test")
+# Files that make a folder something else than a folder of texts.
+OTHER_EXTENSIONS = (*TABLE_EXTENSIONS, ".npz", ".tar")
+
+
+def find_split_files(folder: Path, extension: str) -> dict[str, Path]:
+    """Return the files ``train``, ``val`` and ``test`` of a kind; none without a ``train``."""
+    found = {split: folder / f"{split}{extension}" for split in SPLITS}
+    found = {split: path for split, path in found.items() if path.is_file()}
+    return found if "train" in found else {}
+
+
+def holds_texts(folder: Path) -> bool:
+    """Tell whether there are texts below a folder, and neither pictures, clips nor tables."""
+    found = False
+    for path in walk_files(folder):
+        if name_kind(path.name) or path.name.lower().endswith(OTHER_EXTENSIONS):
+            return False
+        found |= is_text_name(path.name)
+    return found
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Yield every file below a folder that is not hidden.
+
+    Links to folders are followed, each folder once.
+    """
+    seen = set()
+    for here, children, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            children.clear()
+            continue
+        seen.add(real)
+        children[:] = sorted(child for child in children if not child.startswith((".", "__")))
+        for name in files:
+            if not name.startswith("."):
+                yield Path(here) / name
+
+
+def is_text_name(name: str) -> bool:
+    """Tell whether a file name, without folders, ends like a text; hidden files are none."""
+    return not name.startswith(".") and name.lower().endswith(TEXT_EXTENSION)
+
+
+def walk_texts(folder: Path) -> list[Path]:
+    """Return the sorted paths of all texts below a folder, hidden ones left out."""
+    return sorted(path for path in walk_files(folder) if is_text_name(path.name))
+
+
+def read_text_folder(root: Path) -> Found:
+    """Open the texts of a folder.
+
+    ``train.txt``, ``val.txt`` and ``test.txt`` are documents by split. Otherwise sub-folders called
+    train, val and test are splits. Within a split, two or more sub-folders of texts, and no text
+    beside them, are classes in alphabetical order, each file one sample; any other texts are
+    unlabelled documents, which are read in windows.
+
+    Raises:
+        DataError: An empty file, a split without texts, or a class that training does not have.
+    """
+    files = find_split_files(root, TEXT_EXTENSION)
+    if files:
+        sources = {split: open_documents([path], root) for split, path in files.items()}
+        return Found(sources, notes=_describe({s: [path] for s, path in files.items()}))
+    folders = {split: root / split for split in SPLITS if (root / split).is_dir()}
+    if "train" not in folders:
+        folders = {"train": root}
+    classes = find_text_classes(folders["train"])
+    if classes:
+        labelled = {s: _label_texts(folder, root, classes) for s, folder in folders.items()}
+        return Found(labelled, classes)
+    paths = {split: walk_texts(folder) for split, folder in folders.items()}
+    for split, found in paths.items():
+        if not found:
+            raise DataError(
+                f"{folders[split]}: no texts; add files that end in {TEXT_EXTENSION}, or remove "
+                f"the folder"
+            )
+    documents = {split: open_documents(found, root) for split, found in paths.items()}
+    return Found(documents, notes=_describe(paths))
+
+
+def find_text_classes(folder: Path) -> tuple[str, ...]:
+    """Return the sub-folders that are classes of texts; none when the texts are unlabelled."""
+    children = sorted(
+        path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._"
+    )
+    if len(children) < 2 or any(is_text_name(path.name) for path in folder.iterdir()):
+        return ()
+    return tuple(path.name for path in children if walk_texts(path))
+
+
+def _label_texts(folder: Path, root: Path, classes: Sequence[str]) -> TextFiles:
+    """Return the texts of one split's class folders."""
+    strange = sorted(set(find_text_classes(folder)) - set(classes))
+    if strange:
+        raise DataError(
+            f"{folder / strange[0]}: class {strange[0]!r} is not among the {len(classes)} training "
+            f"classes {', '.join(classes[:8])}; every class needs a folder in the training split"
+        )
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = walk_texts(folder / name) if (folder / name).is_dir() else []
+        paths += found
+        labels += [label] * len(found)
+    if not paths:
+        raise DataError(f"{folder}: no texts in folders of the classes {', '.join(classes[:8])}")
+    names = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
+    return TextFiles([str(path) for path in paths], names, np.array(labels, np.int64))
+
+
+def _describe(paths: Mapping[str, Sequence[Path]]) -> tuple[str, ...]:
+    """Say how documents are read."""
+    count = sum(len(found) for found in paths.values())
+    return (
+        f"{count} unlabelled documents, read in windows of the model's length (counted here in "
+        f"windows of 512 bytes)",
+    )

@@ -1,0 +1,215 @@
+"""Video files to clips of exactly the shape a spec declares, with the sound of the same moments.
+
+The times of all frames are read from the packets first, which costs little; then only the frames
+from the key frame before the clip to its end are decoded. Pixels are taken to be square.
+
+Legend: C channels, T frames, H W rows and columns, S samples of the spec.
+"""
+
+from collections.abc import Callable, Iterator
+from math import atan2, degrees
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from perceivers.data.audio_clips import fit_audio_from, read_sound_info
+from perceivers.data.augment import centre_view
+from perceivers.data.containers import first_stream, load_library, open_container
+from perceivers.data.drawing import draw_view
+from perceivers.data.frame_times import FrameTimes, read_frame_times
+from perceivers.data.sources import EncodedClip
+from perceivers.errors import DataError
+from perceivers.types import Audio, Video
+
+TURNS = {
+    90: Image.Transpose.ROTATE_90,
+    180: Image.Transpose.ROTATE_180,
+    270: Image.Transpose.ROTATE_270,
+}
+
+
+def native_video(clip: EncodedClip) -> Video:
+    """Describe a video file: all its frames, upright, at its own rate.
+
+    Raises:
+        DataError: The file is damaged or holds no video.
+    """
+    with open_container(clip) as container:
+        times = read_frame_times(container, clip.path)
+        (frame,) = _decode(container, clip, times, [0])
+        width, height = _make_converter()(frame).size
+    return Video(len(times), height, width, 3, frame_rate=float(f"{times.rate:.6g}"))
+
+
+def fit_video(
+    clip: EncodedClip, spec: Video, rng: np.random.Generator | None = None
+) -> NDArray[np.uint8]:
+    """Decode a part of a video file.
+
+    Frames are those nearest to instants at ``spec.frame_rate``, or consecutive ones if that is 0.
+    The last frame is repeated to fill a spec that is longer than the file. Every frame shows the
+    largest undistorted box in its middle.
+
+    Args:
+        clip: The file.
+        spec: The shape to reach; 1 (gray) or 3 (RGB) channels.
+        rng: Draws where the part begins, with one draw whatever the file; None takes the centre.
+
+    Returns:
+        Clip ``[C, T, H, W]``.
+
+    Raises:
+        DataError: The file is damaged, holds no video, or its frames change their size; or the spec
+            has other channels.
+    """
+    with open_container(clip) as container:
+        times = read_frame_times(container, clip.path)
+        return _draw(container, clip, spec, times, _choose_start(times, spec, 0.0, rng))
+
+
+def fit_clip(
+    clip: EncodedClip,
+    video_spec: Video,
+    audio_spec: Audio,
+    rng: np.random.Generator | None = None,
+    *,
+    sound: EncodedClip | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Decode picture and sound that begin at the same moment, that of a frame.
+
+    The longer of the two spans is placed as in ``fit_video``: in the centre, or at random.
+
+    Args:
+        clip: The video file.
+        video_spec: As for ``fit_video``.
+        audio_spec: As for ``fit_audio``.
+        rng: Draws where both begin, with one draw whatever the file; None takes the centre.
+        sound: A file whose sound begins with the video file; None uses the file's own sound track.
+
+    Returns:
+        Clip ``[C, T, H, W]`` and waveform ``[C, S]``.
+
+    Raises:
+        DataError: As ``fit_video`` and ``fit_audio``.
+    """
+    sound = clip if sound is None else sound
+    info = read_sound_info(sound)
+    with open_container(clip) as container:
+        times = read_frame_times(container, clip.path)
+        first = _choose_start(times, video_spec, audio_spec.samples / info.sample_rate, rng)
+        video = _draw(container, clip, video_spec, times, first)
+    seconds = times.seconds[first] - (0.0 if sound is clip else times.seconds[0])
+    return video, fit_audio_from(sound, info, audio_spec, float(seconds))
+
+
+def _choose_start(
+    times: FrameTimes, spec: Video, span: float, rng: np.random.Generator | None
+) -> int:
+    """Return the frame to begin at, so that the clip and at least ``span`` seconds fit, if any do.
+
+    Spans may end half a frame late, because times are rounded.
+    """
+    span = max(span, spec.frames / (spec.frame_rate or times.rate))
+    late = times.seconds[-1] + 1.5 / times.rate - span
+    fitting = int(np.searchsorted(times.seconds, late, side="right"))
+    if not spec.frame_rate:
+        fitting = min(fitting, len(times) - spec.frames + 1)
+    choices = max(1, fitting)
+    return (choices - 1) // 2 if rng is None else int(rng.random() * choices)
+
+
+def _draw(
+    container: Any, clip: EncodedClip, spec: Video, times: FrameTimes, first: int
+) -> NDArray[np.uint8]:
+    """Decode the frames of a clip and fit them to the spec."""
+    if spec.channels not in {1, 3}:
+        raise DataError(
+            f"{clip.path}: video files give 1 (gray) or 3 (RGB) channels, not {spec.channels}; "
+            f"give other counts as arrays in an .npz file"
+        )
+    if spec.frame_rate:
+        chosen = times.nearest(times.seconds[first] + np.arange(spec.frames) / spec.frame_rate)
+    else:
+        chosen = np.minimum(first + np.arange(spec.frames), len(times) - 1)
+    numbers, places = np.unique(chosen, return_inverse=True)
+    convert = _make_converter()
+    decoded = _decode(container, clip, times, numbers.tolist())
+    frames = [_fit_frame(convert(frame), spec) for frame in decoded]
+    return np.stack([frames[place] for place in places], axis=1)
+
+
+def _decode(
+    container: Any, clip: EncodedClip, times: FrameTimes, numbers: list[int]
+) -> Iterator[Any]:
+    """Yield the frames of some ascending numbers."""
+    frames = _decode_from(container, clip.path, times, times.key_before(numbers[0]))
+    number, frame = next(frames)
+    if number > numbers[0]:  # The container did not go back far enough.
+        frames = _decode_from(container, clip.path, times, 0)
+        number, frame = next(frames)
+    for wanted in numbers:
+        while number < wanted:
+            number, frame = next(frames)
+        if number > wanted:
+            raise DataError(
+                f"{clip.path}: frame {wanted} of {len(times)} cannot be decoded; the file is "
+                f"damaged"
+            )
+        yield frame
+
+
+def _decode_from(
+    container: Any, path: str, times: FrameTimes, start: int
+) -> Iterator[tuple[int, Any]]:
+    """Yield numbered frames, checked, from a key frame at or before ``start`` on."""
+    stream = first_stream(container, "video", path)
+    container.seek(int(times.stamps[start]) if len(times.stamps) else 0, stream=stream)
+    size: tuple[int, int] | None = None
+    for count, frame in enumerate(container.decode(stream)):
+        number = times.find(frame.pts, count)
+        if number < start:
+            continue  # Shown before the key frame, and lacking what it is made from.
+        size = size or (frame.width, frame.height)
+        if (frame.width, frame.height) != size:
+            raise DataError(
+                f"{path}: the size changes from {size[0]}x{size[1]} to "
+                f"{frame.width}x{frame.height} at frame {number}; encode the file again at one size"
+            )
+        if frame.is_corrupt:
+            raise DataError(f"{path}: frame {number} is damaged; replace the file")
+        yield number, frame
+    raise DataError(
+        f"{path}: fewer frames can be decoded than the {len(times)} it holds; the file is damaged "
+        f"or cut short"
+    )
+
+
+def _make_converter() -> Callable[[Any], Image.Image]:
+    """Return a function from frames of one file to RGB pictures, turned as the file says."""
+    # One reformatter for all frames: setting it up takes longer than a small frame.
+    reformatter = load_library("av").video.reformatter.VideoReformatter()
+
+    def convert(frame: Any) -> Image.Image:
+        """Convert one frame."""
+        picture = Image.fromarray(reformatter.reformat(frame, format="rgb24").to_ndarray())
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        if matrix is None:
+            return picture
+        # The first row of the rotation; the matrix turns clockwise, Pillow counter-clockwise.
+        right, down = np.frombuffer(bytes(matrix), np.int32)[:2].tolist()
+        turn = round(-degrees(atan2(down, right)) / 90) * 90 % 360
+        return picture.transpose(TURNS[turn]) if turn else picture
+
+    return convert
+
+
+def _fit_frame(picture: Image.Image, spec: Video) -> NDArray[np.uint8]:
+    """Crop and resize one frame to ``[C, H, W]``."""
+    target = (spec.width, spec.height)
+    if picture.size != target:
+        picture = draw_view(picture, centre_view(picture.size, target), target)
+    if spec.channels == 1:
+        return np.asarray(picture.convert("L"))[None]
+    return np.asarray(picture).transpose(2, 0, 1)

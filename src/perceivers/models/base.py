@@ -1,0 +1,71 @@
+"""What every model offers, whatever its system: the contract of tasks, training and checkpoints."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from perceivers.adapters import ElementAdapter
+from perceivers.models.saving import ModelInfo
+from perceivers.types import ModalitySpec
+
+
+@runtime_checkable
+class ModelConfig(Protocol):
+    """A frozen, JSON-able description of a model."""
+
+    inputs: Mapping[str, ModalitySpec]
+
+    @property
+    def data_inputs(self) -> Mapping[str, ModalitySpec]:
+        """The modalities that a data set must bring."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Logits of a classifier; 0 for other models."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data; ``from_json`` restores it."""
+        ...
+
+
+@runtime_checkable
+class Model(Protocol):
+    """An ``nn.Module`` built from a config; all four systems keep to this."""
+
+    family: str
+    core: tuple[str, ...]
+    config: Any
+
+    def __call__(self, inputs: Any) -> Any:
+        """Answer raw tensors by name."""
+        ...
+
+    def adapter(self, name: str) -> ElementAdapter:
+        """Return the adapter of a modality."""
+        ...
+
+    def as_dict(self, inputs: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor]:
+        """Accept one bare tensor for a model with one modality."""
+        ...
+
+    def layer_depths(self) -> dict[str, int]:
+        """Return a depth per parameter, for layer-wise learning rates."""
+        ...
+
+    def set_recompute(self, on: bool = True) -> None:
+        """Trade time for memory in the backward pass."""
+        ...
+
+    def resized(self, inputs: Mapping[str, ModalitySpec]) -> Any:
+        """Return a copy for other input sizes."""
+        ...
+
+    def save_pretrained(
+        self, folder: str | Path, *, info: ModelInfo | None = None, overwrite: bool = False
+    ) -> Path:
+        """Write a model folder."""
+        ...

@@ -1,0 +1,195 @@
+"""Entity sets: a Perceiver IO in the place of AlphaStar's entity Transformer, and a pointer.
+
+Every entity slot asks the latents with its own features as the query; its answer, through ReLU and
+a Linear, is the entity's embedding. The mean over real entities, through a Linear and ReLU, is the
+embedding of the whole set. The pointer compares a query made of the latter with keys made of the
+former: one score per slot, minus infinity where there is no entity.
+
+Legend: B batch, N entity slots, C features, E embedding.
+Paper: Perceiver IO (arXiv 2107.14795) App. B.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perceivers.adapters import ElementAdapter
+from perceivers.adapters.config import TokenConfig
+from perceivers.errors import ConfigError
+from perceivers.models.flat.carry import flat_layer_depths
+from perceivers.models.flat.config import config_from_json, config_to_json
+from perceivers.models.flat.trunk import TrunkConfig
+from perceivers.models.perceiver_io import DecoderConfig, Output, PerceiverIO, PerceiverIOConfig
+from perceivers.models.saving import ModelInfo, save_folder
+from perceivers.nn.init import init_linears_
+from perceivers.types import ModalitySpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntitySetConfig:
+    """A complete entity-set model."""
+
+    inputs: Mapping[str, ModalitySpec]
+    """One modality of points: slots and features per entity; NaN rows hold no entity."""
+    trunk: TrunkConfig
+    """The latent array between the entities."""
+    token_dim: int = 128
+    """Channels to which an entity's features are mapped."""
+    embed_dim: int = 256
+    """Channels E of the entities' embeddings and of the set's."""
+    decoder: DecoderConfig = DecoderConfig(num_heads=2, residual=True)
+    """How entities read the latents."""
+    pointer: bool = True
+    """Build the pointer; without it a call returns the set's embedding."""
+
+    def __post_init__(self) -> None:
+        """Require one modality of points."""
+        object.__setattr__(self, "inputs", dict(self.inputs))
+        kinds = [spec.kind for spec in self.inputs.values()]
+        if kinds != ["points"]:
+            raise ConfigError(
+                f"an entity set reads exactly one modality of points, not {kinds}; every point is "
+                f"an entity and its channels are the features"
+            )
+
+    @property
+    def data_inputs(self) -> dict[str, ModalitySpec]:
+        """The modalities that a data set must bring."""
+        return dict(self.inputs)
+
+    @property
+    def num_classes(self) -> int:
+        """Choices of the pointer: the slots; 0 without one."""
+        return next(iter(self.inputs.values())).num_tokens if self.pointer else 0
+
+    @property
+    def body(self) -> PerceiverIOConfig:
+        """The Perceiver IO inside: entities in, one answer per entity out; a set has no places."""
+        (name,) = self.inputs
+        return PerceiverIOConfig(
+            inputs=self.inputs,
+            tokens={name: TokenConfig(dim=self.token_dim)},
+            trunk=self.trunk,
+            outputs={"entities": Output(queries="tokens", modality=name)},
+            decoder=self.decoder,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data; ``from_json`` restores it."""
+        return config_to_json(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "EntitySetConfig":
+        """Rebuild a config.
+
+        Raises:
+            ConfigError: A field is missing, unknown or invalid.
+        """
+        return config_from_json(cls, data, {})
+
+
+class Entities(NamedTuple):
+    """Embeddings of the entities ``[B, N, E]``, of the set ``[B, E]``, and which slots are real."""
+
+    each: Float[Tensor, "B N E"]
+    pooled: Float[Tensor, "B E"]
+    valid: Tensor
+
+
+class EntitySet(nn.Module):
+    """Entities in, embeddings and a choice out.
+
+    Calling it returns the pointer's score of every slot ``[B, N]`` (minus infinity where there is
+    no entity), or without a pointer the set's embedding ``[B, E]``.
+
+    Args:
+        config: The complete description.
+    """
+
+    family = "entity_set"
+    # What fine-tuning carries over: everything but the embeddings and the pointer.
+    core = ("body.",)
+
+    def __init__(self, config: EntitySetConfig) -> None:
+        super().__init__()
+        self.config = config
+        (self.name,) = config.inputs
+        dim = config.embed_dim
+        self.body = PerceiverIO(config.body)
+        self.embed = nn.Linear(self.body.decoder.dim, dim)
+        self.pool = nn.Linear(self.body.decoder.dim, dim)
+        self.pointer_query = nn.Linear(dim, dim) if config.pointer else None
+        self.pointer_key = nn.Linear(dim, dim) if config.pointer else None
+        for module in (self.embed, self.pool, self.pointer_query, self.pointer_key):
+            if module is not None:
+                init_linears_(module)
+
+    def entities(self, inputs: Mapping[str, Tensor] | Tensor) -> Entities:
+        """Return the embeddings of every entity and of the set."""
+        encoded = self.body.encode(self.as_dict(inputs))
+        answers = self.body.decode(encoded)
+        valid = encoded.tokens.part_valid.get(self.name)
+        if valid is None:
+            valid = answers.new_ones(answers.shape[:2], dtype=torch.bool)
+        each = self.embed(F.relu(answers))
+        weight = valid.unsqueeze(-1).to(answers.dtype)
+        mean = (answers * weight).sum(1) / weight.sum(1).clamp(min=1.0)
+        return Entities(each=each, pooled=F.relu(self.pool(mean)), valid=valid)
+
+    def forward(self, inputs: Mapping[str, Tensor] | Tensor) -> Float[Tensor, "B K"]:
+        """Return scores per slot, or the set's embedding.
+
+        Raises:
+            InputError: The input is unknown or misshapen.
+        """
+        entities = self.entities(inputs)
+        if self.pointer_query is None or self.pointer_key is None:
+            return entities.pooled
+        query, keys = self.pointer_query(entities.pooled), self.pointer_key(entities.each)
+        scores = (keys @ query.unsqueeze(-1)).squeeze(-1) * query.shape[-1] ** -0.5
+        return scores.masked_fill(~entities.valid, float("-inf"))
+
+    def adapter(self, name: str) -> ElementAdapter:
+        """Return the adapter of the entities."""
+        return self.body.adapter(name)
+
+    def as_dict(self, inputs: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor]:
+        """Accept one bare tensor."""
+        return self.body.as_dict(inputs)
+
+    def save_pretrained(
+        self, folder: str | Path, *, info: ModelInfo | None = None, overwrite: bool = False
+    ) -> Path:
+        """Write a model folder that ``perceivers.load`` reads.
+
+        Raises:
+            CheckpointError: A model is already there and ``overwrite`` is off.
+        """
+        return save_folder(self, Path(folder), info or ModelInfo(), overwrite=overwrite)
+
+    def layer_depths(self) -> dict[str, int]:
+        """Return a depth per parameter, for layer-wise learning rates: inputs 0, pointer last."""
+        inner = flat_layer_depths(self.body, self.body.trunk)
+        depths = {f"body.{name}": depth for name, depth in inner.items()}
+        last = max(depths.values()) + 1
+        return {name: depths.get(name, last) for name, _ in self.named_parameters()}
+
+    def set_recompute(self, on: bool = True) -> None:
+        """Recompute the trunk's layers in the backward pass: less memory, more time."""
+        self.body.set_recompute(on)
+
+    def resized(self, inputs: Mapping[str, ModalitySpec]) -> "EntitySet":
+        """Return a copy for another number of slots; a set has no positions to fit.
+
+        Raises:
+            ConfigError: The modality or its features differ.
+        """
+        model = type(self)(replace(self.config, inputs=inputs))
+        model.load_state_dict(self.state_dict())
+        return model.to(next(self.parameters())).train(self.training)

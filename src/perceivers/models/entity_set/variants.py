@@ -1,0 +1,66 @@
+"""The named entity-set models: the paper's for StarCraft II, and ours for a CPU.
+
+Paper: Perceiver IO (arXiv 2107.14795) App. B: 512 slots of 128 features, 3 layers, 32 latents.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from perceivers.errors import ConfigError
+from perceivers.models.entity_set.model import EntitySetConfig
+from perceivers.models.flat.trunk import TrunkConfig
+from perceivers.types import ModalitySpec, Points
+
+VARIANTS: dict[str, Mapping[str, Any]] = {
+    "entity_set_starcraft": {
+        "inputs": {"points": Points(512, 128, ragged=True)},
+        "trunk": TrunkConfig(
+            num_latents=32, latent_dim=128, depth=3, num_heads=2, num_cross_heads=2, mlp_ratio=4
+        ),
+        "token_dim": 128,
+        "embed_dim": 256,
+    },
+    "entity_set_nano": {
+        "trunk": TrunkConfig(
+            num_latents=16, latent_dim=64, depth=2, num_heads=4, num_cross_heads=4, mlp_ratio=2
+        ),
+        "token_dim": 64,
+        "embed_dim": 64,
+    },
+}
+
+
+def configure(
+    settings: Mapping[str, Any],
+    *,
+    inputs: Mapping[str, ModalitySpec] | None,
+    num_classes: int | Mapping[str, int] | None,
+    head: str,
+    overrides: Mapping[str, Any],
+) -> EntitySetConfig:
+    """Complete a variant.
+
+    Args:
+        settings: The variant's.
+        inputs: One modality of points; the variant's own when not given.
+        num_classes: Choices; must be the number of slots when given.
+        head: Must be ``query``.
+        overrides: Fields of ``EntitySetConfig``; ``trunk`` may name single fields.
+
+    Raises:
+        ConfigError: There are no inputs, or as many choices as slots were not asked for.
+    """
+    inputs = inputs or settings.get("inputs")
+    if inputs is None:
+        raise ConfigError("this variant reads any set; say which with inputs={name: Points(...)}")
+    slots = next(iter(inputs.values())).num_tokens
+    if num_classes not in {None, slots} or head != "query":
+        raise ConfigError(
+            f"num_classes={num_classes}, head={head!r}: the pointer chooses among the {slots} "
+            f"slots; leave both out"
+        )
+    values = {**settings, **overrides, "inputs": inputs}
+    if isinstance(overrides.get("trunk"), Mapping):
+        values["trunk"] = replace(settings["trunk"], **overrides["trunk"])
+    return EntitySetConfig(**values)

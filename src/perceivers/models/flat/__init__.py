@@ -1,0 +1,1 @@
+"""What the two flat systems, Perceiver and Perceiver IO, are both made of."""

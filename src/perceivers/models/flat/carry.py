@@ -1,0 +1,70 @@
+"""Carrying a flat model's weights to other input sizes, and ordering its parameters by depth."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from perceivers.errors import ConfigError
+from perceivers.models.flat.trunk import Trunk
+from perceivers.nn.positions import resize_table
+from perceivers.types import ModalitySpec
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def check_resizable(old: Mapping[str, ModalitySpec], new: Mapping[str, ModalitySpec]) -> None:
+    """Require the same modalities with the same channels; texts may only become shorter.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    if list(new) != list(old) or any(
+        (type(new[n]), new[n].channels) != (type(old[n]), old[n].channels) for n in old
+    ):
+        raise ConfigError(
+            f"a model of {dict(old)} cannot be resized to {dict(new)}: names, kinds and channels "
+            f"must stay"
+        )
+    for name, spec in new.items():
+        if spec.kind == "bytes" and spec.num_tokens > old[name].num_tokens:
+            raise ConfigError(
+                f"a model of texts of {old[name].num_tokens} bytes has no positions for "
+                f"{spec.num_tokens}; text positions are cut, never stretched"
+            )
+
+
+def carry_tables(
+    state: Mapping[str, Tensor],
+    grids: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], bool]],
+) -> dict[str, Tensor]:
+    """Return the state with learned tables fitted to new grids.
+
+    Args:
+        state: Weights by name.
+        grids: Table name -> old grid, new grid, and whether rows are cut instead of interpolated.
+    """
+    carried = dict(state)
+    for name, (old, new, cut) in grids.items():
+        if name in carried:
+            table = carried[name]
+            carried[name] = table[: new[0]].clone() if cut else resize_table(table, old, new)
+    return carried
+
+
+def flat_layer_depths(model: nn.Module, trunk: Trunk) -> dict[str, int]:
+    """Depth per parameter: inputs 0, every read and layer one more, outputs share the last."""
+    depths: dict[str, int] = {"inputs.": 0, "trunk.latents": 1}
+    depth = 1
+    for step, index in trunk.steps:
+        if step == "read":
+            depths.setdefault(f"trunk.reads.{index}.", depth)
+            depth += 1
+            continue
+        for layer in range(trunk.config.depth):
+            depths.setdefault(f"trunk.blocks.{index}.{layer}.", depth)
+            depth += 1
+    return {
+        name: next((at for prefix, at in depths.items() if name.startswith(prefix)), depth)
+        for name, _ in model.named_parameters()
+    }

@@ -1,0 +1,174 @@
+"""The latent array of the two flat systems: latents read the tokens, then talk, once or many times.
+
+Legend: B batch, M tokens, N latents, C channels of a token, D of a latent.
+Papers: Perceiver (arXiv 2103.03206) Sec. 3; Perceiver IO (arXiv 2107.14795) Sec. 3 and App. E.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from perceivers.adapters.config import check_choices
+from perceivers.errors import ConfigError
+from perceivers.nn.blocks import Read, SelfAttentionLayer
+from perceivers.nn.mlp import get_activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkConfig:
+    """Latents, how they read the tokens, and the self-attention between the reads."""
+
+    num_latents: int
+    """Latents N."""
+    latent_dim: int
+    """Channels D of a latent."""
+    depth: int
+    """Self-attention layers of a block."""
+    num_blocks: int = 1
+    """Blocks of self-attention."""
+    share_blocks: bool = True
+    """All blocks are one set of layers."""
+    num_reads: int = 1
+    """Cross-attends."""
+    reads: Literal["interleaved", "at_start"] = "interleaved"
+    """Spread evenly before the blocks, or all before the first."""
+    share_reads: Literal["none", "all", "all_but_first"] = "all_but_first"
+    """Which cross-attends are one set of weights; the paper's first stays apart, because sharing it
+    was unstable."""
+    num_heads: int = 8
+    """Self-attention heads."""
+    num_cross_heads: int = 1
+    """Heads of a cross-attend."""
+    qk_dim: int | None = None
+    """Width of queries and keys everywhere in the trunk; see attention_width when None."""
+    v_dim: int | None = None
+    """Width of values everywhere in the trunk; qk_dim when None."""
+    attention_width: Literal["tokens", "latents"] = "tokens"
+    """Width of the cross-attend's queries and keys when qk_dim is None."""
+    mlp_ratio: int = 1
+    """Hidden channels per channel in self-attention layers."""
+    cross_mlp_ratio: int = 1
+    """Hidden channels per channel after a cross-attend."""
+    residual: bool = True
+    """Add the latents to what they read."""
+    activation: str = "gelu_tanh"
+    """Activation of every MLP; the released weights were trained with the tanh approximation."""
+    dropout_rate: float = 0.0
+    """Dropout on residual branches of self-attention layers; every released model has none."""
+
+    def __post_init__(self) -> None:
+        """Reject sizes below one and widths that heads do not divide."""
+        check_choices(self)
+        get_activation(self.activation)
+        least = dict.fromkeys(
+            ("num_latents", "latent_dim", "num_blocks", "num_reads", "num_heads"), 1
+        )
+        least |= {"num_cross_heads": 1, "mlp_ratio": 1, "cross_mlp_ratio": 1, "depth": 0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ConfigError(
+                    f"trunk {name} is {getattr(self, name)}; it must be at least {value}"
+                )
+        if self.reads == "interleaved" and self.num_reads > self.num_blocks:
+            raise ConfigError(
+                f"{self.num_reads} interleaved reads need as many blocks, there are "
+                f"{self.num_blocks}; use reads='at_start', or more blocks"
+            )
+        if not 0.0 <= self.dropout_rate < 1.0:
+            raise ConfigError(f"trunk dropout_rate is {self.dropout_rate}; it must be in [0, 1)")
+
+    @property
+    def steps(self) -> tuple[tuple[Literal["read", "block"], int], ...]:
+        """What happens in order, with the index of the weights that are used."""
+        places = [
+            i * self.num_blocks // self.num_reads if self.reads == "interleaved" else 0
+            for i in range(self.num_reads)
+        ]
+        weights = {
+            "none": list(range(self.num_reads)),
+            "all": [0] * self.num_reads,
+            "all_but_first": [min(i, 1) for i in range(self.num_reads)],
+        }[self.share_reads]
+        steps: list[tuple[Literal["read", "block"], int]] = []
+        for block in range(self.num_blocks):
+            steps += [("read", w) for p, w in zip(places, weights, strict=True) if p == block]
+            steps.append(("block", 0 if self.share_blocks else block))
+        return tuple(steps)
+
+
+class Trunk(nn.Module):
+    """Learned latents that read an array of tokens and pass blocks of self-attention.
+
+    Args:
+        config: Its sizes.
+        token_dim: Channels C of the tokens.
+    """
+
+    def __init__(self, config: TrunkConfig, token_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.steps = config.steps
+        self.recompute = False
+        self.latents = nn.Parameter(torch.zeros(config.num_latents, config.latent_dim))
+        width = config.qk_dim
+        if width is None and config.attention_width == "latents":
+            width = config.latent_dim
+        self.reads = nn.ModuleList(
+            Read(
+                query_dim=config.latent_dim,
+                token_dim=token_dim,
+                num_heads=config.num_cross_heads,
+                mlp_ratio=config.cross_mlp_ratio,
+                activation=config.activation,
+                residual=config.residual,
+                qk_dim=width,
+                v_dim=config.v_dim,
+            )
+            for _ in range(self._count("read"))
+        )
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(
+                SelfAttentionLayer(
+                    dim=config.latent_dim,
+                    num_heads=config.num_heads,
+                    mlp_ratio=config.mlp_ratio,
+                    activation=config.activation,
+                    dropout_rate=config.dropout_rate,
+                    qk_dim=config.qk_dim,
+                    v_dim=config.v_dim or config.qk_dim,
+                )
+                for _ in range(config.depth)
+            )
+            for _ in range(self._count("block"))
+        )
+
+    def _count(self, kind: str) -> int:
+        return 1 + max(index for step, index in self.steps if step == kind)
+
+    def forward(
+        self, tokens: Float[Tensor, "B M C"], valid: Bool[Tensor, "B M"] | None = None
+    ) -> Float[Tensor, "B N D"]:
+        """Return the latents; with ``recompute`` the backward pass computes layers again."""
+        array = tokens.unsqueeze(1)
+        mask = None if valid is None else valid[:, None, None]
+        x = self.latents[None, None]  # one copy until the first read: it is no sample's own
+        for step, index in self.steps:
+            if step == "read":
+                x = self._run(self.reads[index], x, array, mask)
+                continue
+            layers = self.blocks[index]
+            assert isinstance(layers, nn.ModuleList)
+            for layer in layers:
+                x = self._run(layer, x)
+        return x.squeeze(1)
+
+    def _run(self, module: nn.Module, *arguments: Tensor | None) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            out = checkpoint(module, *arguments, use_reentrant=False)
+            assert isinstance(out, Tensor)
+            return out
+        return module(*arguments)

@@ -1,0 +1,50 @@
+"""From a variant, inputs and a head to a complete HiP configuration."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from perceivers.errors import ConfigError
+from perceivers.models.hip.config import HiPConfig, HiPHead
+from perceivers.types import ModalitySpec
+
+
+def configure(
+    settings: Mapping[str, Any],
+    *,
+    inputs: Mapping[str, ModalitySpec] | None,
+    num_classes: int | Mapping[str, int] | None,
+    head: str | HiPHead,
+    overrides: Mapping[str, Any],
+) -> HiPConfig:
+    """Complete a variant.
+
+    Args:
+        settings: The variant's.
+        inputs: Modalities by name, in group order.
+        num_classes: Sugar for a classifier: an encoder with ``head`` and without a decoder.
+        head: With ``num_classes`` the name ``query`` or ``mean``; without, a complete ``HiPHead``.
+        overrides: Fields of ``HiPConfig``.
+
+    Raises:
+        ConfigError: The settings contradict one another.
+    """
+    if inputs is None:
+        raise ConfigError("a HiP has no inputs of its own; say what it reads with inputs={...}")
+    if isinstance(num_classes, Mapping):
+        raise ConfigError(
+            f"num_classes={dict(num_classes)}: a HiP has one head; several tasks at once are for "
+            f"the perceiver_io variants"
+        )
+    values: dict[str, Any] = {**settings, **overrides, "inputs": inputs}
+    if isinstance(head, HiPHead):
+        if num_classes is not None:
+            raise ConfigError(
+                f"num_classes={num_classes} and {head} both describe the read-out; give one of them"
+            )
+        values["head"] = head
+    elif num_classes is None and head != "query":
+        raise ConfigError(f"head={head!r} needs num_classes, or give a complete HiPHead")
+    elif num_classes is not None:
+        made = HiPHead(kind=head, num_outputs=num_classes)  # pyright: ignore[reportArgumentType]
+        values = {"decoder": False, "head": made, **values}
+    return HiPConfig(**values)

@@ -1,0 +1,6 @@
+"""The original Perceiver (arXiv 2103.03206): latents read the inputs again and again."""
+
+from perceivers.models.perceiver.config import PerceiverConfig
+from perceivers.models.perceiver.model import Perceiver
+
+__all__ = ["Perceiver", "PerceiverConfig"]

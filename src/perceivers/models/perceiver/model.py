@@ -1,0 +1,149 @@
+"""The Perceiver: a small latent array reads a large input array, repeatedly; the mean is the answer.
+
+Legend: B batch, N latents, D their channels, K outputs.
+Paper: Perceiver (arXiv 2103.03206); docs/perceiver.md maps its sections to this folder.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from perceivers.adapters import ElementAdapter
+from perceivers.adapters.multimodal import TokenReaders, Tokens
+from perceivers.errors import InputError
+from perceivers.models.flat.carry import carry_tables, check_resizable, flat_layer_depths
+from perceivers.models.flat.initialise import initialise
+from perceivers.models.flat.trunk import Trunk
+from perceivers.models.perceiver.config import PerceiverConfig
+from perceivers.models.saving import ModelInfo, save_folder
+from perceivers.types import ModalitySpec
+
+# Learned pixel positions of the paper's Table 2.
+POSITION_SIGMA = 1.0
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the trunk leaves behind: latents ``[B, N, D]`` and the tokens they read."""
+
+    latents: Float[Tensor, "B N D"]
+    tokens: Tokens
+
+
+class Perceiver(nn.Module):
+    """The original Perceiver for any modalities.
+
+    Calling it returns ``[B, K]``: the mean of the latents, then a Linear (in this order; the first
+    version of the paper averaged logits). One bare tensor is accepted when there is one modality.
+
+    Args:
+        config: The complete description.
+    """
+
+    family = "perceiver"
+    # What fine-tuning carries over: everything up to the latents.
+    core = ("inputs.", "trunk.")
+
+    def __init__(self, config: PerceiverConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.inputs = TokenReaders(
+            config.inputs,
+            config.tokens,
+            min_padding=config.min_padding,
+            mask_tokens=config.mask_tokens,
+        )
+        self.trunk = Trunk(config.trunk, self.inputs.dim)
+        dim, outputs = config.trunk.latent_dim, config.num_outputs
+        self.head = nn.Linear(dim, outputs) if outputs else None
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Initialise every parameter; ``models/flat/initialise.py`` lists how; the head is zero."""
+        initialise(self, self.config.init, position_sigma=POSITION_SIGMA)
+        if self.head is not None:
+            nn.init.zeros_(self.head.weight)
+
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor] | Tensor,
+        *,
+        valid: Mapping[str, Tensor] | None = None,
+    ) -> Float[Tensor, "B K"]:
+        """Return logits.
+
+        Args:
+            inputs: Raw tensors by name, or one bare tensor.
+            valid: Which tokens may be attended to ``[B, M]``, by modality.
+
+        Raises:
+            InputError: An input or a mask is unknown or misshapen, or nothing was given.
+        """
+        pooled = self.forward_features(inputs, valid=valid).latents.mean(1)
+        return pooled if self.head is None else self.head(pooled)
+
+    def forward_features(
+        self,
+        inputs: Mapping[str, Tensor] | Tensor,
+        *,
+        valid: Mapping[str, Tensor] | None = None,
+    ) -> Features:
+        """Return the latents and the tokens they read."""
+        dtype = self.trunk.latents.dtype
+        tokens = self.inputs(self.as_dict(inputs), valid=valid, dtype=dtype)
+        return Features(latents=self.trunk(tokens.array, tokens.valid), tokens=tokens)
+
+    def adapter(self, name: str) -> ElementAdapter:
+        """Return the adapter of a modality."""
+        return self.inputs.reader(name).adapter
+
+    def as_dict(self, inputs: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor]:
+        """Accept one bare tensor for a model with one modality."""
+        if not isinstance(inputs, Tensor):
+            return dict(inputs)
+        names = list(self.config.inputs)
+        if len(names) != 1:
+            raise InputError(
+                f"a bare tensor is ambiguous for a model of {names}; pass a dict of name -> tensor"
+            )
+        return {names[0]: inputs}
+
+    def save_pretrained(
+        self, folder: str | Path, *, info: ModelInfo | None = None, overwrite: bool = False
+    ) -> Path:
+        """Write a model folder that ``perceivers.load`` reads.
+
+        Raises:
+            CheckpointError: A model is already there and ``overwrite`` is off.
+        """
+        return save_folder(self, Path(folder), info or ModelInfo(), overwrite=overwrite)
+
+    def layer_depths(self) -> dict[str, int]:
+        """Return a depth per parameter, for layer-wise learning rates: inputs 0, the head last."""
+        return flat_layer_depths(self, self.trunk)
+
+    def set_recompute(self, on: bool = True) -> None:
+        """Recompute the trunk's layers in the backward pass: less memory, more time."""
+        self.trunk.recompute = on
+
+    def resized(self, inputs: Mapping[str, ModalitySpec]) -> "Perceiver":
+        """Return a copy for other input sizes: learned positions are interpolated on their grid.
+
+        Raises:
+            ConfigError: The modalities, their kinds or their channels differ.
+        """
+        check_resizable(self.config.inputs, inputs)
+        model = type(self)(replace(self.config, inputs=inputs))
+        grids = {
+            f"inputs.readers.{name}.positions.source.table": (
+                self.inputs.reader(name).grid,
+                model.inputs.reader(name).grid,
+                spec.kind == "bytes",
+            )
+            for name, spec in inputs.items()
+        }
+        model.load_state_dict(carry_tables(self.state_dict(), grids))
+        return model.to(next(self.parameters())).train(self.training)

@@ -1,0 +1,137 @@
+"""The named Perceivers: the paper's, and ours for two CPU cores.
+
+Paper: Perceiver (arXiv 2103.03206) Sec. 4: ImageNet (8 reads, the first apart, one set of 6
+layers), AudioSet (2 x (read + 8 layers), nothing shared), ModelNet40 (2 x (read + 6 layers)).
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from perceivers.adapters.config import PositionConfig, TokenConfig, build_nested
+from perceivers.errors import ConfigError
+from perceivers.models.flat.trunk import TrunkConfig
+from perceivers.models.perceiver.config import PerceiverConfig
+from perceivers.types import IMAGENET_MEAN, IMAGENET_STD, Audio, Image, ModalitySpec, Points, Video
+
+
+def _pixels(**trunk: Any) -> Mapping[str, Any]:
+    """ImageNet pixels with 64 bands of Fourier positions per axis."""
+    settings = {"num_latents": 512, "latent_dim": 1024, "depth": 6, "num_blocks": 8, **trunk}
+    return {
+        "inputs": {"image": Image(224, 224, 3, mean=IMAGENET_MEAN, std=IMAGENET_STD)},
+        "tokens": {"image": TokenConfig(positions=_fourier(64, 224, 224))},
+        "trunk": TrunkConfig(**settings),
+        "num_outputs": 1000,
+        "init": "paper",
+    }
+
+
+def _fourier(bands: int, *resolution: int) -> PositionConfig:
+    return PositionConfig(kind="fourier", num_bands=bands, max_resolution=resolution)
+
+
+VARIANTS: dict[str, Mapping[str, Any]] = {
+    "perceiver_imagenet": _pixels(num_reads=8),
+    "perceiver_imagenet_unshared": _pixels(num_reads=8, share_reads="none", share_blocks=False),
+    "perceiver_imagenet_1x": _pixels(),
+    "perceiver_imagenet_learned": {
+        **_pixels(),
+        "tokens": {"image": TokenConfig(positions=PositionConfig(kind="learned", dim=128))},
+    },
+    "perceiver_audioset": {
+        "inputs": {
+            "audio": Audio(61440, sample_rate=48000),
+            "video": Video(32, 224, 224, 3, frame_rate=25.0),
+        },
+        "tokens": {
+            "audio": TokenConfig(content="patches", patch=(128,), positions=_fourier(64, 480)),
+            "video": TokenConfig(
+                content="patches", patch=(2, 8, 8), positions=_fourier(16, 16, 28, 28)
+            ),
+        },
+        "trunk": TrunkConfig(
+            num_latents=512,
+            latent_dim=1024,
+            depth=8,
+            num_blocks=2,
+            num_reads=2,
+            share_reads="none",
+            share_blocks=False,
+        ),
+        "num_outputs": 527,
+        "init": "paper",
+    },
+    "perceiver_modelnet40": {
+        "inputs": {"points": Points(2048, 3, ragged=True, scale="unit")},
+        # The paper's highest frequency is 1120, ten times ImageNet's; a resolution is twice that.
+        "tokens": {
+            "points": TokenConfig(content="coordinates", positions=_fourier(64, 2240, 2240, 2240))
+        },
+        "trunk": TrunkConfig(num_latents=512, latent_dim=1024, depth=6, num_blocks=2, num_reads=2),
+        "num_outputs": 40,
+        "init": "paper",
+    },
+    "perceiver_nano": {
+        "trunk": TrunkConfig(
+            num_latents=32,
+            latent_dim=64,
+            depth=2,
+            num_blocks=2,
+            num_reads=2,
+            num_heads=4,
+            mlp_ratio=2,
+        )
+    },
+    "perceiver_tiny": {
+        "trunk": TrunkConfig(
+            num_latents=64,
+            latent_dim=192,
+            depth=3,
+            num_blocks=3,
+            num_reads=3,
+            num_heads=6,
+            mlp_ratio=2,
+        )
+    },
+}
+
+
+def configure(
+    settings: Mapping[str, Any],
+    *,
+    inputs: Mapping[str, ModalitySpec] | None,
+    num_classes: int | Mapping[str, int] | None,
+    head: str,
+    overrides: Mapping[str, Any],
+) -> PerceiverConfig:
+    """Complete a variant.
+
+    Args:
+        settings: The variant's.
+        inputs: Modalities; the variant's own when not given.
+        num_classes: Logits; the variant's own when not given.
+        head: ``mean``, or the default.
+        overrides: Fields of ``PerceiverConfig``; ``trunk`` may name single fields.
+
+    Raises:
+        ConfigError: Something is missing, or asks for what a Perceiver does not have.
+    """
+    inputs = inputs or settings.get("inputs")
+    outputs = num_classes if num_classes is not None else settings.get("num_outputs")
+    outputs = overrides.get("num_outputs", outputs)
+    if inputs is None:
+        raise ConfigError("this variant reads anything; say what with inputs={name: spec}")
+    if not isinstance(outputs, int):
+        raise ConfigError(
+            f"a Perceiver answers one array of logits; give num_classes as one number, not "
+            f"{outputs!r} (several tasks, reconstruction and dense outputs: perceiver_io)"
+        )
+    if head not in {"query", "mean"}:
+        raise ConfigError(f"head={head!r}: a Perceiver answers with the mean of its latents")
+    values = {**settings, **overrides, "inputs": inputs, "num_outputs": outputs}
+    if isinstance(overrides.get("trunk"), Mapping):
+        values["trunk"] = replace(settings["trunk"], **overrides["trunk"])
+    tokens = {n: build_nested(TokenConfig, t) for n, t in values.get("tokens", {}).items()}
+    values["tokens"] = {name: tokens[name] for name in inputs if name in tokens}
+    return PerceiverConfig(**values)

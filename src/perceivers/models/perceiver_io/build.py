@@ -1,0 +1,119 @@
+"""From a variant, inputs and what is asked of the model to a complete configuration.
+
+Paper: Perceiver IO (arXiv 2107.14795) Fig. 3: which queries answer which task.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from perceivers.adapters.config import PositionConfig, TokenConfig, build_nested
+from perceivers.adapters.tokens import default_tokens
+from perceivers.errors import ConfigError
+from perceivers.models.flat.trunk import TrunkConfig
+from perceivers.models.perceiver_io.config import DecoderConfig, Output, PerceiverIOConfig
+from perceivers.types import Labels, ModalitySpec, Points
+
+TABLES: Mapping[str, type] = {"tokens": TokenConfig, "outputs": Output}
+
+
+def configure(
+    settings: Mapping[str, Any],
+    *,
+    inputs: Mapping[str, ModalitySpec] | None,
+    num_classes: int | Mapping[str, int] | None,
+    head: str,
+    overrides: Mapping[str, Any],
+) -> PerceiverIOConfig:
+    """Complete a variant.
+
+    Args:
+        settings: The variant's.
+        inputs: Modalities; the variant's own when not given.
+        num_classes: One learned query that answers so many logits, or one per name, each with the
+            paper's two-layer head (multitask). Without it the variant's own outputs, or where it
+            has none every modality is reconstructed.
+        head: Must be ``query``.
+        overrides: Fields of ``PerceiverIOConfig``; ``trunk`` and ``decoder`` may name single
+            fields.
+
+    Raises:
+        ConfigError: There are no inputs, the head is another, or settings contradict one another.
+    """
+    inputs = inputs or settings.get("inputs")
+    if inputs is None:
+        raise ConfigError("this variant reads anything; say what with inputs={name: spec}")
+    if head != "query":
+        raise ConfigError(
+            f"head={head!r}: Perceiver IO answers with queries; the family 'perceiver' has the mean"
+        )
+    values: dict[str, Any] = {**settings, **overrides, "inputs": inputs}
+    for name, kind in (("trunk", TrunkConfig), ("decoder", DecoderConfig)):
+        asked = overrides.get(name)
+        if isinstance(asked, Mapping):
+            own = settings.get(name)
+            values[name] = replace(own, **asked) if own else build_nested(kind, asked)
+    for name, kind in TABLES.items():
+        table = values.get(name, {})
+        values[name] = {key: build_nested(kind, entry) for key, entry in table.items()}
+    values["tokens"] = {n: values["tokens"].get(n) or default_tokens(s) for n, s in inputs.items()}
+    if "outputs" not in overrides:
+        values["outputs"] = _outputs(values, settings, num_classes)
+        if isinstance(num_classes, Mapping):
+            # Queries of one width need no vectors to pad them.
+            decoder = values.get("decoder", DecoderConfig())
+            values["decoder"] = replace(decoder, min_padding=0, project=0)
+    elif num_classes is not None:
+        raise ConfigError("num_classes and outputs both say what is answered; give one of them")
+    return PerceiverIOConfig(**values)
+
+
+def _outputs(
+    values: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    num_classes: int | Mapping[str, int] | None,
+) -> dict[str, Output]:
+    """What the model is to answer."""
+    dim = values["trunk"].latent_dim
+    if isinstance(num_classes, Mapping):
+        return {
+            name: Output(dim=dim, channels=count, head="tanh_mlp")
+            for name, count in num_classes.items()
+        }
+    if num_classes is not None:
+        return {"classes": Output(dim=dim, channels=num_classes)}
+    own, inputs = settings.get("outputs"), values["inputs"]
+    if own and all(not output.modality or output.modality in inputs for output in own.values()):
+        return {
+            name: replace(output, length=inputs[output.modality].num_tokens)
+            if output.queries == "learned" and output.modality
+            else output
+            for name, output in own.items()
+        }
+    return {
+        name: reconstruction(name, spec, values["tokens"][name], dim)
+        for name, spec in inputs.items()
+    }
+
+
+def reconstruction(name: str, spec: ModalitySpec, tokens: TokenConfig, dim: int) -> Output:
+    """Return the output that gives a modality back, element by element.
+
+    The queries are placed as the tokens are; audio is answered a patch at a time, as in the paper.
+    """
+    if spec.kind == "bytes":
+        return Output(length=spec.num_tokens, dim=tokens.dim, modality=name, head="tied")
+    if isinstance(spec, Labels):
+        return Output(dim=dim, channels=spec.num_classes)
+    if isinstance(spec, Points):
+        positions = PositionConfig(kind="learned", dim=dim)
+    elif tokens.content == "elements" and not tokens.stride:
+        positions = tokens.positions
+        if positions.kind == "none":
+            positions = PositionConfig(kind="learned", dim=dim)
+    else:
+        positions = PositionConfig(kind="fourier", num_bands=tokens.positions.num_bands)
+    patch = tokens.patch if spec.kind == "audio" else ()
+    return Output(
+        queries="positions", modality=name, positions=positions, patch=patch, channels=spec.channels
+    )

@@ -1,0 +1,190 @@
+"""What a Perceiver IO is made of: inputs, how they become tokens, the latent array, the outputs.
+
+Paper: Perceiver IO (arXiv 2107.14795) Sec. 3, Fig. 3 (queries) and the tables of App. E.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Literal
+
+from perceivers.adapters.config import PositionConfig, TokenConfig, check_choices
+from perceivers.errors import ConfigError, suggest
+from perceivers.models.flat.config import complete_tokens, config_from_json, config_to_json
+from perceivers.models.flat.trunk import TrunkConfig
+from perceivers.types import Labels, ModalitySpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """One thing the model answers: its queries, and what an answer becomes."""
+
+    queries: Literal["learned", "positions", "tokens"] = "learned"
+    """learned: an array of its own; positions: of a modality's elements; tokens: the modality's
+    own tokens, content and positions."""
+    length: int = 1
+    """learned: queries O."""
+    dim: int = 0
+    """learned: channels of a query; positions: ignored unless the positions are learned."""
+    modality: str = ""
+    """positions and tokens: the modality that is spoken of. learned: the modality whose padding the
+    queries share (byte outputs), or none."""
+    positions: PositionConfig = field(default_factory=PositionConfig)
+    """positions: their kind, over the output's own grid."""
+    patch: tuple[int, ...] = ()
+    """positions: elements per query along each axis; all one when empty."""
+    sampled: Literal["grid", "cell"] = "grid"
+    """positions: coordinates of a query that is asked for by its index: those of the whole grid,
+    or (as released) -1 + 2 index / size, which never reaches 1."""
+    channels: int = 0
+    """Values per query (per element, with a patch); 0 gives the answer itself."""
+    head: Literal["linear", "tanh_mlp", "tied"] = "linear"
+    """linear; two layers with a tanh between (App. F.4); or the transposed byte embedding."""
+    mask_padding: bool = True
+    """Queries of padded elements attend to nothing; the Hugging Face port lets them."""
+    divide_by: float = 1.0
+    """Values are divided by this (flow: 100)."""
+
+    def __post_init__(self) -> None:
+        """Reject contradictory settings."""
+        check_choices(self)
+        object.__setattr__(self, "patch", tuple(self.patch))
+        if self.queries == "learned" and (self.length < 1 or self.dim < 1):
+            raise ConfigError(
+                f"learned queries need length and dim of at least 1, got {self.length} and "
+                f"{self.dim}"
+            )
+        if self.queries != "learned" and not self.modality:
+            raise ConfigError(f"{self.queries} queries need the modality they speak of")
+        if self.queries == "positions" and self.positions.kind == "none":
+            raise ConfigError("positions queries need positions: fourier or learned")
+        if self.channels < 0 or self.divide_by <= 0:
+            raise ConfigError(
+                f"output channels={self.channels} must not be negative and divide_by="
+                f"{self.divide_by} must be positive"
+            )
+        if self.head == "tied" and self.channels:
+            raise ConfigError("a tied head has as many channels as the vocabulary; leave them out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The one cross-attend with which all queries read the latents."""
+
+    num_heads: int = 1
+    """Heads."""
+    qk_dim: int | None = None
+    """Width of queries and keys; that of the latents when None."""
+    v_dim: int | None = None
+    """Width of values; qk_dim when None."""
+    residual: bool = False
+    """Add the queries to what they read."""
+    mlp_ratio: int = 1
+    """Hidden channels per channel after the cross-attend."""
+    project: int = 0
+    """Several outputs: map every answer to this width by one Linear before the heads; 0 does
+    not."""
+    min_padding: int = 2
+    """Several outputs: channels of the smallest learned vector that pads a query."""
+    chunk: int = 16384
+    """Queries that are alive at once; more are answered in chunks, which changes nothing else."""
+
+    def __post_init__(self) -> None:
+        """Reject sizes below one."""
+        for name in ("num_heads", "mlp_ratio", "chunk"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"decoder {name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceiverIOConfig:
+    """A complete Perceiver IO; variants are made with ``dataclasses.replace``."""
+
+    inputs: Mapping[str, ModalitySpec]
+    """Modalities by name."""
+    trunk: TrunkConfig
+    """The latent array."""
+    outputs: Mapping[str, Output]
+    """What the model answers, by name; one answer is returned bare."""
+    tokens: Mapping[str, TokenConfig] = field(default_factory=dict)
+    """How each modality becomes tokens; raw elements with Fourier positions where not given."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """How the outputs read the latents."""
+    min_padding: int = 4
+    """Several modalities: channels of the smallest learned vector that pads a token."""
+    mask_tokens: bool = False
+    """Several modalities: make a mask token for each."""
+    init: Literal["balanced", "paper"] = "balanced"
+    """Learned positions, latents and queries of deviation 0.5, or (as released) 0.02."""
+
+    def __post_init__(self) -> None:
+        """Complete the tokens and reject contradictory settings."""
+        check_choices(self)
+        tokens = complete_tokens(self.inputs, self.tokens)
+        for name, value in (("inputs", self.inputs), ("tokens", tokens), ("outputs", self.outputs)):
+            object.__setattr__(self, name, dict(value))
+        if not self.outputs or any("." in name or not name for name in self.outputs):
+            raise ConfigError(
+                f"outputs are {list(self.outputs)}; a model needs at least one, with names without "
+                f"dots"
+            )
+        for name, output in self.outputs.items():
+            self._check_output(name, output)
+
+    def _check_output(self, name: str, output: Output) -> None:
+        if output.modality and output.modality not in self.inputs:
+            raise ConfigError(
+                f"output {name!r} speaks of {output.modality!r}, but the inputs are "
+                f"{list(self.inputs)}" + suggest(output.modality, self.inputs)
+            )
+        if output.head == "tied" and self.inputs[output.modality].kind != "bytes":
+            raise ConfigError(f"output {name!r}: a tied head needs the modality of its bytes")
+        if output.patch:
+            grid = self.inputs[output.modality].grid
+            if len(grid) != len(output.patch) or any(
+                n % p for n, p in zip(grid, output.patch, strict=True)
+            ):
+                raise ConfigError(
+                    f"output {name!r}: patch {output.patch} does not divide the grid {grid}"
+                )
+
+    def grid(self, output: Output) -> tuple[int, ...]:
+        """Return the grid of an output's queries: one per patch of the raw elements."""
+        spec = self.inputs[output.modality]
+        patch = output.patch or (1,) * len(spec.grid)
+        return tuple(n // p for n, p in zip(spec.grid, patch, strict=True))
+
+    @property
+    def data_inputs(self) -> dict[str, ModalitySpec]:
+        """The modalities that a data set must bring; labels are those of the samples."""
+        found = {n: s for n, s in self.inputs.items() if not isinstance(s, Labels)}
+        return found or dict(self.inputs)
+
+    @property
+    def num_classes(self) -> int:
+        """Logits of a classifier, which answers one learned query; 0 for other models."""
+        outputs = list(self.outputs.values())
+        single = len(outputs) == 1 and outputs[0].queries == "learned" and outputs[0].length == 1
+        return outputs[0].channels if single else 0
+
+    @property
+    def num_queries(self) -> dict[str, int]:
+        """Queries of the learned and the positions outputs, by name."""
+        return {
+            name: output.length if output.queries == "learned" else prod(self.grid(output))
+            for name, output in self.outputs.items()
+            if output.queries != "tokens"
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data; ``from_json`` restores it."""
+        return config_to_json(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "PerceiverIOConfig":
+        """Rebuild a config.
+
+        Raises:
+            ConfigError: A field is missing, unknown or invalid.
+        """
+        return config_from_json(cls, data, {"tokens": TokenConfig, "outputs": Output})

@@ -1,0 +1,316 @@
+"""Perceiver IO: encode any inputs into latents once, decode any outputs from them with queries.
+
+Legend: B batch, M tokens, N latents, D their channels, O queries, E their channels, K values.
+Paper: Perceiver IO (arXiv 2107.14795); docs/perceiver-io.md maps its sections to this folder.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from perceivers.adapters import ElementAdapter
+from perceivers.adapters.multimodal import TokenReaders, Tokens
+from perceivers.errors import InputError, suggest
+from perceivers.models.flat.carry import carry_tables, check_resizable, flat_layer_depths
+from perceivers.models.flat.initialise import initialise
+from perceivers.models.flat.trunk import Trunk
+from perceivers.models.perceiver_io.config import PerceiverIOConfig
+from perceivers.models.perceiver_io.decoder import Decoder, LearnedQueries
+from perceivers.models.saving import ModelInfo, save_folder
+from perceivers.nn.space_depth import depth_to_space
+from perceivers.types import ModalitySpec
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoder leaves behind.
+
+    Attributes:
+        latents: ``[B, N, D]``.
+        tokens: What was read; queries made of tokens need it.
+    """
+
+    latents: Float[Tensor, "B N D"]
+    tokens: Tokens
+
+
+class PerceiverIO(nn.Module):
+    """Perceiver IO for any modalities and outputs.
+
+    Calling it returns the one output bare, or all of them by name: ``[B, K]`` for one learned
+    query, ``[B, O, K]`` for several, the raw layout ``[B, K, *grid]`` (channels last for arrays,
+    points and bytes) for queries that belong to a modality. One bare tensor is accepted when there
+    is one modality.
+
+    Args:
+        config: The complete description.
+    """
+
+    family = "perceiver_io"
+    # What fine-tuning carries over: everything up to the latents.
+    core = ("inputs.", "trunk.")
+
+    def __init__(self, config: PerceiverIOConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.inputs = TokenReaders(
+            config.inputs,
+            config.tokens,
+            min_padding=config.min_padding,
+            mask_tokens=config.mask_tokens,
+        )
+        self.trunk = Trunk(config.trunk, self.inputs.dim)
+        widths = {name: self.inputs.reader(name).dim for name in config.inputs}
+        self.decoder = Decoder(config, widths)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Initialise every parameter; ``models/flat/initialise.py`` lists how.
+
+        Heads of outputs that are read with the tokens start at zero, as the released flow does.
+        """
+        queries = [m.table for m in self.decoder.queries.values() if isinstance(m, LearnedQueries)]
+        arrays = [*queries, *self.decoder.padding.values()]
+        initialise(self, self.config.init, arrays=arrays)
+        for name, output in self.config.outputs.items():
+            head = self.decoder.heads[name] if name in self.decoder.heads else None
+            if output.queries == "tokens" and isinstance(head, nn.Linear):
+                nn.init.zeros_(head.weight)
+
+    # -- whole passes ------------------------------------------------------------------------
+
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor] | Tensor,
+        *,
+        valid: Mapping[str, Tensor] | None = None,
+        outputs: list[str] | None = None,
+    ) -> Tensor | dict[str, Tensor]:
+        """Return the answers to all outputs, or to those named.
+
+        Args:
+            inputs: Raw tensors by name, or one bare tensor.
+            valid: Which tokens may be attended to ``[B, N]``, by modality.
+            outputs: Names; one name still gives a bare answer.
+        """
+        encoded = self.encode(self.as_dict(inputs), valid=valid)
+        names = list(self.config.outputs) if outputs is None else outputs
+        answers = {name: self.decode(encoded, name) for name in names}
+        return next(iter(answers.values())) if len(answers) == 1 else answers
+
+    def forward_features(
+        self,
+        inputs: Mapping[str, Tensor] | Tensor,
+        *,
+        valid: Mapping[str, Tensor] | None = None,
+    ) -> Encoded:
+        """Return the latents and the tokens they read."""
+        return self.encode(self.as_dict(inputs), valid=valid)
+
+    def encode(
+        self,
+        inputs: Mapping[str, Tensor],
+        *,
+        valid: Mapping[str, Tensor] | None = None,
+        hidden: Mapping[str, Tensor] | None = None,
+        kept: Mapping[str, Tensor] | None = None,
+    ) -> Encoded:
+        """Encode a batch; the arguments are those of ``TokenReaders``.
+
+        Raises:
+            InputError: An input or a mask is unknown or misshapen, or nothing was given.
+        """
+        dtype = self.trunk.latents.dtype
+        tokens = self.inputs(inputs, valid=valid, hidden=hidden, kept=kept, dtype=dtype)
+        return Encoded(latents=self.trunk(tokens.array, tokens.valid), tokens=tokens)
+
+    def decode(
+        self,
+        encoded: Encoded,
+        output: str | None = None,
+        *,
+        ids: Tensor | None = None,
+        keep: Tensor | None = None,
+        chunk_size: int | None = None,
+    ) -> Tensor:
+        """Answer the queries of one output, a chunk at a time.
+
+        Queries never see one another, so neither ``ids`` nor ``chunk_size`` changes an answer. In
+        training the chunks are computed again in the backward pass, so that memory stays bounded.
+
+        Args:
+            encoded: From ``encode``.
+            output: Name; may be left out when there is one.
+            ids: Answer only these, flat indices of the output's grid ``[O]``, or ``[B, O]`` for
+                each sample its own; returns ``[B, O, K]``.
+            keep: Queries that mean something ``[B, O]``; others attend to nothing. The padding of
+                the output's modality when not given.
+            chunk_size: Queries alive at once; the config's when not given.
+
+        Raises:
+            InputError: The output is unknown, or its modality was not given.
+        """
+        name = self._output_name(output)
+        config = self.config.outputs[name]
+        if keep is None and config.mask_padding and config.modality in encoded.tokens.part_valid:
+            keep = encoded.tokens.part_valid[config.modality]
+            keep = keep if ids is None else torch.take_along_dim(keep, _per_sample(ids, keep), 1)
+        total = self.num_queries(name) if ids is None else ids.shape[-1]
+        size = chunk_size or self.config.decoder.chunk
+        values = self._in_chunks(name, encoded, ids, keep, total, size)
+        return values if ids is not None else self._laid_out(name, values)
+
+    def num_queries(self, output: str) -> int:
+        """Queries O of an output when all are asked."""
+        config = self.config.outputs[output]
+        if config.queries == "tokens":
+            return self.inputs.reader(config.modality).num_tokens
+        return self.config.num_queries[output]
+
+    # -- helpers -----------------------------------------------------------------------------
+
+    def adapter(self, name: str) -> ElementAdapter:
+        """Return the adapter of a modality."""
+        return self.inputs.reader(name).adapter
+
+    def as_dict(self, inputs: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor]:
+        """Accept one bare tensor for a model with one modality."""
+        if not isinstance(inputs, Tensor):
+            return dict(inputs)
+        names = list(self.config.inputs)
+        if len(names) != 1:
+            raise InputError(
+                f"a bare tensor is ambiguous for a model of {names}; pass a dict of name -> tensor"
+            )
+        return {names[0]: inputs}
+
+    def save_pretrained(
+        self, folder: str | Path, *, info: ModelInfo | None = None, overwrite: bool = False
+    ) -> Path:
+        """Write a model folder that ``perceivers.load`` reads.
+
+        Raises:
+            CheckpointError: A model is already there and ``overwrite`` is off.
+        """
+        return save_folder(self, Path(folder), info or ModelInfo(), overwrite=overwrite)
+
+    def layer_depths(self) -> dict[str, int]:
+        """Return a depth per parameter, for layer-wise learning rates: inputs 0, outputs last."""
+        return flat_layer_depths(self, self.trunk)
+
+    def set_recompute(self, on: bool = True) -> None:
+        """Recompute the trunk's layers in the backward pass: less memory, more time."""
+        self.trunk.recompute = on
+
+    def resized(self, inputs: Mapping[str, ModalitySpec]) -> "PerceiverIO":
+        """Return a copy for other input sizes: learned positions are interpolated on their grid.
+
+        Raises:
+            ConfigError: The modalities, their kinds or their channels differ.
+        """
+        old = self.config
+        check_resizable(old.inputs, inputs)
+        outputs = {
+            name: replace(output, length=inputs[output.modality].num_tokens)
+            if output.queries == "learned" and output.modality
+            else output
+            for name, output in old.outputs.items()
+        }
+        model = type(self)(replace(old, inputs=inputs, outputs=outputs))
+        grids = {}
+        for name, spec in inputs.items():
+            before, after = self.inputs.reader(name).grid, model.inputs.reader(name).grid
+            table = f"inputs.readers.{name}.positions.source.table"
+            grids[table] = (before, after, spec.kind == "bytes")
+        for name, output in outputs.items():
+            if output.queries == "positions":
+                table = f"decoder.queries.{name}.positions.source.table"
+                grids[table] = (old.grid(output), model.config.grid(output), False)
+            elif output.queries == "learned" and output.modality:
+                length = (old.outputs[name].length,)
+                grids[f"decoder.queries.{name}.table"] = (length, (output.length,), True)
+        model.load_state_dict(carry_tables(self.state_dict(), grids))
+        return model.to(next(self.parameters())).train(self.training)
+
+    def _output_name(self, output: str | None) -> str:
+        names = list(self.config.outputs)
+        if output is None and len(names) == 1:
+            return names[0]
+        if output not in names:
+            raise InputError(
+                f"output {output!r} is unknown; the model answers {names}"
+                + suggest(str(output), names)
+            )
+        return output
+
+    def _in_chunks(
+        self,
+        name: str,
+        encoded: Encoded,
+        ids: Tensor | None,
+        keep: Tensor | None,
+        total: int,
+        size: int,
+    ) -> Float[Tensor, "B O K"]:
+        """Answer queries, making no more of them at once than ``size``."""
+        device, tied = encoded.latents.device, self._tied_rows(name)
+
+        def answer(
+            part: Tensor | None, latents: Tensor, kept: Tensor | None
+        ) -> Float[Tensor, "B O K"]:
+            queries = self.decoder.make_queries(name, encoded.tokens, part, latents.dtype)
+            return self.decoder.answer(name, queries, latents, kept, tied)
+
+        if total <= size:
+            return answer(ids, encoded.latents, keep)
+        count = -(-total // size)
+        size = -(-total // count)  # no more chunks than needed, as equal as can be
+        parts = []
+        for first in range(0, total, size):
+            last = min(first + size, total)
+            part = torch.arange(first, last, device=device) if ids is None else ids[..., first:last]
+            kept = None if keep is None else keep[:, first:last]
+            if torch.is_grad_enabled():
+                done = checkpoint(answer, part, encoded.latents, kept, use_reentrant=False)
+                assert isinstance(done, Tensor)
+                parts.append(done)
+            else:
+                parts.append(answer(part, encoded.latents, kept))
+        return torch.cat(parts, 1)
+
+    def _tied_rows(self, name: str) -> Tensor | None:
+        """The byte embedding, for an output that is tied to it."""
+        output = self.config.outputs[name]
+        if output.head != "tied":
+            return None
+        content = self.inputs.reader(output.modality).content
+        return content.get_parameter("rows.weight")
+
+    def _laid_out(self, name: str, values: Float[Tensor, "B O K"]) -> Tensor:
+        """Put answers where their elements are in the raw tensor."""
+        output = self.config.outputs[name]
+        if output.queries == "learned":
+            return values.squeeze(1) if output.length == 1 else values
+        spec = self.config.inputs[output.modality]
+        grid = (
+            self.inputs.reader(output.modality).grid
+            if output.queries == "tokens"
+            else self.config.grid(output)
+        )
+        if output.patch and prod(output.patch) > 1:
+            laid = depth_to_space(values, spec.grid, output.patch)  # [B, K, *raw grid]
+            return laid if spec.channels_first else laid.movedim(1, -1)
+        if spec.channels_first:
+            return values.transpose(1, 2).unflatten(2, grid)
+        return values.unflatten(1, grid)
+
+
+def _per_sample(ids: Tensor, like: Tensor) -> Tensor:
+    """Give indices that all samples share a row per sample."""
+    return ids if ids.ndim == 2 else ids.expand(like.shape[0], -1)

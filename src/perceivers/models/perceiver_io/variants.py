@@ -1,0 +1,206 @@
+"""The named Perceiver IO configurations: the releases, the larger rows of the paper, and ours.
+
+Released weights differ in more than their sizes, so every release records its GELU, its residual
+switches, where a sampled query lies and what is masked (docs/perceiver-io.md, deviations). Ours,
+for two CPU cores: perceiver_io_nano (seconds), perceiver_io_tiny (minutes) and
+perceiver_io_flow_tiny.
+Paper: Perceiver IO (arXiv 2107.14795), the table of configurations in App. E.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from perceivers.adapters.config import PositionConfig, TokenConfig
+from perceivers.models.flat.trunk import TrunkConfig
+from perceivers.models.perceiver_io.config import DecoderConfig, Output
+from perceivers.types import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Array,
+    Audio,
+    Bytes,
+    Image,
+    Labels,
+    Video,
+)
+
+IMAGENET = Image(224, 224, 3, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+CLIP = Video(16, 224, 224, 3, frame_rate=25.0)
+# Frames of flow enter as 2 x / 255 - 1.
+FRAMES = Video(2, 368, 496, 3, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+IMAGENET_CLASSES, KINETICS_CLASSES, AUDIOSET_CLASSES = 1000, 700, 527
+
+
+def fourier(bands: int, *resolution: int, **settings: Any) -> PositionConfig:
+    """Fourier positions of a resolution per axis."""
+    return PositionConfig(
+        kind="fourier", num_bands=bands, max_resolution=resolution or None, **settings
+    )
+
+
+def one_query(dim: int, classes: int) -> dict[str, Output]:
+    """Logits from one learned query."""
+    return {"classes": Output(dim=dim, channels=classes)}
+
+
+def imagenet(tokens: TokenConfig, *, residual: bool, **trunk: Any) -> Mapping[str, Any]:
+    """An ImageNet classifier of 8 blocks that share 6 layers, unless ``trunk`` says otherwise."""
+    settings = {"num_blocks": 8, "depth": 6, **trunk}
+    return {
+        "inputs": {"image": IMAGENET},
+        "tokens": {"image": tokens},
+        "trunk": TrunkConfig(num_latents=512, latent_dim=1024, **settings),
+        "outputs": one_query(1024, IMAGENET_CLASSES),
+        "decoder": DecoderConfig(residual=residual),
+        "init": "paper",
+    }
+
+
+def language(latent_dim: int, depth: int) -> Mapping[str, Any]:
+    """Masked bytes: 2048 in, 2048 learned queries out, the embedding tied."""
+    return {
+        "inputs": {"bytes": Bytes(2048)},
+        "tokens": {"bytes": text_tokens(768)},
+        "trunk": TrunkConfig(
+            num_latents=256,
+            latent_dim=latent_dim,
+            depth=depth,
+            num_cross_heads=8,
+            qk_dim=256,
+            v_dim=latent_dim,
+        ),
+        "outputs": {"bytes": Output(length=2048, dim=768, modality="bytes", head="tied")},
+        "decoder": DecoderConfig(num_heads=8, qk_dim=256, v_dim=768),
+        "init": "paper",
+    }
+
+
+def text_tokens(dim: int) -> TokenConfig:
+    """Embedded bytes with learned positions added."""
+    return TokenConfig(
+        content="embedding",
+        dim=dim,
+        positions=PositionConfig(kind="learned", dim=dim, combine="add"),
+    )
+
+
+def flow(
+    *, latents: int, depth: int, latent_dim: int = 512, heads: int = 16, dim: int = 64, bands: int
+) -> Mapping[str, Any]:
+    """Optical flow: 3x3 patches of two frames, read and asked for at every pixel."""
+    positions = fourier(bands, 368, 496)
+    return {
+        "inputs": {"video": FRAMES},
+        "tokens": {"video": TokenConfig(content="frame_patches", dim=dim, positions=positions)},
+        "trunk": TrunkConfig(
+            num_latents=latents, latent_dim=latent_dim, depth=depth, num_heads=heads
+        ),
+        "outputs": {
+            "flow": Output(queries="tokens", modality="video", channels=2, divide_by=100.0)
+        },
+        "init": "paper",
+    }
+
+
+def kinetics(latents: int) -> Mapping[str, Any]:
+    """Auto-encoding of video, sound and label."""
+    video = fourier(32, 16, 56, 56)
+    audio = fourier(192, 30720)
+    return {
+        "inputs": {
+            "audio": Audio(30720, sample_rate=48000),
+            "video": CLIP,
+            "label": Labels(KINETICS_CLASSES),
+        },
+        "tokens": {
+            "audio": TokenConfig(content="patches", patch=(16,), positions=audio),
+            "video": TokenConfig(content="patches", patch=(1, 4, 4), positions=video),
+            "label": TokenConfig(mask_rate=1.0),
+        },
+        "trunk": TrunkConfig(num_latents=latents, latent_dim=512, depth=8),
+        "outputs": {
+            "audio": Output(
+                queries="positions",
+                modality="audio",
+                positions=audio,
+                patch=(16,),
+                channels=1,
+                sampled="cell",
+            ),
+            "video": Output(
+                queries="positions",
+                modality="video",
+                positions=video,
+                channels=3,
+                sampled="cell",
+            ),
+            "label": Output(dim=1024, channels=KINETICS_CLASSES),
+        },
+        "decoder": DecoderConfig(project=512),
+        "mask_tokens": True,
+        "init": "paper",
+    }
+
+
+def audioset(sound: Mapping[str, Any], dim: int) -> Mapping[str, Any]:
+    """Multi-label sound and video: 32 frames of 2x8x8 patches. The heads are not stated."""
+    video = fourier(16, 16, 28, 28)
+    return {
+        "inputs": {"audio": sound["spec"], "video": Video(32, 224, 224, 3, frame_rate=25.0)},
+        "tokens": {
+            "audio": sound["tokens"],
+            "video": TokenConfig(content="patches", patch=(2, 8, 8), positions=video),
+        },
+        "trunk": TrunkConfig(num_latents=512, latent_dim=dim, depth=12),
+        "outputs": one_query(1024, AUDIOSET_CLASSES),
+        "init": "paper",
+    }
+
+
+RAW_SOUND = {
+    "spec": Audio(61440, sample_rate=48000),
+    "tokens": TokenConfig(content="patches", patch=(128,), positions=fourier(64, 480)),
+}
+MEL_SOUND = {
+    "spec": Array((4800,), 1),
+    "tokens": TokenConfig(positions=fourier(64, 4800)),
+}
+PIXELS = TokenConfig(positions=fourier(64, 224, 224))
+CONVOLVED = TokenConfig(content="conv", dim=64, positions=fourier(64, 56, 56))
+JFT: Mapping[str, Any] = {"num_blocks": 1, "depth": 16, "share_blocks": False, "mlp_ratio": 4}
+
+VARIANTS: dict[str, Mapping[str, Any]] = {
+    "perceiver_io_language": language(1280, 26),
+    "perceiver_io_language_plus": language(1536, 40),
+    "perceiver_io_imagenet_learned": imagenet(
+        TokenConfig(dim=256, positions=PositionConfig(kind="learned", dim=256, project=256)),
+        residual=False,
+    ),
+    "perceiver_io_imagenet_fourier": imagenet(PIXELS, residual=True),
+    "perceiver_io_imagenet_conv": imagenet(CONVOLVED, residual=True),
+    "perceiver_io_jft_fourier": imagenet(
+        TokenConfig(dim=256, positions=fourier(64, 224, 224)), residual=True, **JFT
+    ),
+    "perceiver_io_jft_conv": imagenet(CONVOLVED, residual=True, **JFT),
+    "perceiver_io_flow": flow(latents=2048, depth=24, bands=64),
+    "perceiver_io_flow_small": flow(latents=1024, depth=16, bands=64),
+    "perceiver_io_multimodal": kinetics(784),
+    "perceiver_io_multimodal_176x": kinetics(392),
+    "perceiver_io_multimodal_352x": kinetics(196),
+    "perceiver_io_audioset_raw": audioset(RAW_SOUND, 512),
+    "perceiver_io_audioset_mel": audioset(MEL_SOUND, 1024),
+    "perceiver_io_nano": {
+        "trunk": TrunkConfig(num_latents=32, latent_dim=64, depth=2, num_heads=4, mlp_ratio=2)
+    },
+    "perceiver_io_tiny": {
+        "trunk": TrunkConfig(num_latents=64, latent_dim=192, depth=4, num_heads=6, mlp_ratio=2)
+    },
+    "perceiver_io_flow_tiny": {
+        **flow(latents=128, depth=4, latent_dim=128, heads=8, dim=32, bands=16),
+        "inputs": {"video": Video(2, 48, 64, 3, mean=(0.5,) * 3, std=(0.5,) * 3)},
+        "tokens": {
+            "video": TokenConfig(content="frame_patches", dim=32, positions=fourier(16, 48, 64))
+        },
+        "init": "balanced",
+    },
+}
