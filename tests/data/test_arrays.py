@@ -89,6 +89,41 @@ def test_an_npz_may_name_its_splits(tmp_path: Path) -> None:
     assert (dataset.notes, dataset.classes) == ((), ())
 
 
+def test_keys_of_an_npz_are_chosen_as_label_columns(tmp_path: Path) -> None:
+    address = save(
+        tmp_path / "x.npz",
+        image=np.zeros((6, 1, 2, 2), np.uint8),
+        label=[0, 1, 0, 1, 0, 1],
+        colour=["red", "blue", "", "red", "red", "blue"],
+        weight=np.zeros((6, 2)),
+        split=["train"] * 4 + ["val"] * 2,
+    )
+    both = open_data(address, labels=("colour", "label"))
+    assert (both.classes, dict(both.columns)) == (
+        (),
+        {"colour": ("blue", "red"), "label": ("0", "1")},
+    )
+    assert both.splits["train"].labels is not None
+    assert both.splits["train"].labels.tolist() == [[1, 0], [0, 1], [-1, 0], [1, 1]]
+    one = open_data(address, labels=("label",))
+    assert (one.classes, one.columns) == (("0", "1"), {})
+    assert one.splits["val"].labels is not None
+    assert one.splits["val"].labels.tolist() == [0, 1]
+    with pytest.raises(DataError, match=r"x\.npz/2: colour '' is no class"):
+        open_data(address, labels=("colour",))
+    with pytest.raises(ConfigError, match=r"'weight' is asked for, .* columns are label, colour"):
+        open_data(address, labels=("weight",))
+    with pytest.raises(
+        DataError, match=r"key 'colour' is unknown; .* to be chosen as label columns"
+    ):
+        open_data(address)
+
+
+def test_built_in_data_have_no_columns_to_choose() -> None:
+    with pytest.raises(ConfigError, match="'label' is asked for, but digits has no such column"):
+        open_data("digits", labels=("label",))
+
+
 IMAGE = np.zeros((4, 1, 2, 2), np.uint8)
 NAN = np.zeros((4, 3, 2), np.float32)
 NAN[2, 0, 0] = np.nan

@@ -66,6 +66,7 @@ def test_fewer_points_are_followed_by_rows_of_nan() -> None:
 def test_of_more_points_evaluation_sees_evenly_spaced_ones() -> None:
     assert fit(CLOUD, Points(3, 2))[:, 0].tolist() == [0, 4, 10]
     assert fit(CLOUD, Points(6, 2)) is CLOUD
+    assert fit(CLOUD.astype(np.float64), Points(6, 2)).dtype == np.float32
 
 
 def test_of_more_points_training_draws_some_in_order() -> None:

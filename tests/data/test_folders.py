@@ -55,9 +55,12 @@ def test_a_class_called_train_is_no_split(write_folder: WriteFolder, encode: Enc
 @pytest.mark.parametrize(
     ("names", "note"),
     [
-        (("a.png", "b.jpg"), "pictures lie directly in the folder: unlabelled"),
-        (("a.png", "x/b.jpg"), "so sub-folders are not read as classes"),
-        (("x/1/a.png", "y/2/b.png"), "no sub-folder holds pictures directly: unlabelled"),
+        (("a.png", "b.jpg"), "files lie directly in the folder: unlabelled"),
+        (("a.png", "x/b.jpg"), "so sub-folders are not classes"),
+        (
+            ("x/1/a.png", "y/2/b.png"),
+            "no sub-folder holds pictures, sounds or videos directly: unlabelled",
+        ),
         (("x/a.png", "x/b.png"), "a single sub-folder ('x') makes no classes: unlabelled"),
     ],
 )
@@ -78,7 +81,7 @@ def test_other_files_are_counted_and_hidden_ones_are_not(
     folder = write_folder(files | {".git/x.png": b"x", "__MACOSX/ant/0.png": b"x"})
     dataset = open_data(str(folder))
     assert sum(len(split) for split in dataset.splits.values()) == 6
-    assert dataset.notes[0] == "2 files that are no pictures were ignored"
+    assert dataset.notes[0] == "2 files that are no pictures, sounds or videos were ignored"
 
 
 def test_links_to_folders_are_followed_once(write_folder: WriteFolder, encode: Encode) -> None:
@@ -90,9 +93,9 @@ def test_links_to_folders_are_followed_once(write_folder: WriteFolder, encode: E
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"cat/x.txt": b""}, r"cat: class folder without pictures; add some \(\.jpg, .*remove"),
+        ({"cat/x.txt": b""}, r"cat: class folder without pictures, .*; add some \(\.jpg, .*remove"),
         ({"val/cow/x.png": b""}, r"val/cow: class 'cow' is not among the 2 training classes ant"),
-        ({"val/x.png": b""}, r"val/x.png: lies beside class folders \(1 such"),
+        ({"val/x.png": b""}, r"val/x.png: lies beside class folders \(1 such files"),
         ({"test/x.txt": b""}, r"test: no class folders; the training classes are ant, bee"),
     ],
 )
@@ -109,7 +112,9 @@ def test_a_folder_that_breaks_the_format_is_refused(
 
 def test_a_folder_without_pictures_names_the_extensions(write_folder: WriteFolder) -> None:
     folder = write_folder({"a.txt": b"", "x/b.csv": b""})
-    with pytest.raises(DataError, match=r"no pictures among 2 files; .*: \.jpg, \.jpeg, \.png"):
+    with pytest.raises(
+        DataError, match=r"no pictures, .* among 2 files; .*: \.jpg, .*\.wav, .*\.mp4"
+    ):
         open_data(str(folder))
 
 

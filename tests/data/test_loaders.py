@@ -263,6 +263,27 @@ def test_modalities_that_are_no_pictures_pass_through(numpy_rng: np.random.Gener
     assert batch.labels is None
 
 
+def test_label_columns_follow_into_batches(source: Arrays) -> None:
+    columns = np.stack([np.arange(10), np.full(10, -1)], axis=1)
+    several = Arrays(source.modalities, source.names, columns)
+    for batch in (*train(several), *make_eval_loader(several, SPECS, batch_size=4)):
+        assert batch.labels is not None
+        assert batch.labels.tolist() == [[i, -1] for i in batch.index.tolist()]
+
+
+def test_parts_are_drawn_anew_in_every_epoch_without_augmentation() -> None:
+    sound = np.arange(100, dtype=np.float32).reshape(1, 1, 100)
+    source = Arrays({"audio": sound}, ["a"])
+    options = {"specs": {"audio": Audio(10)}, "augment": AugmentConfig(), "batch_size": 1}
+    first, again = train(source, **options), train(source, **options)
+    assert equal(first, again)
+    assert equal(train(source, start_step=3, **options), first[3:])
+    starts = {int(batch.inputs["audio"][0, 0, 0]) for batch in first}
+    assert len(starts) > 3
+    (batch,) = make_eval_loader(source, {"audio": Audio(10)}, batch_size=1)
+    assert batch.inputs["audio"][0, 0].tolist() == list(range(45, 55))
+
+
 def test_a_batch_moves_its_tensors_and_keeps_its_names(source: Arrays) -> None:
     (batch, *_) = train(source)
     moved = batch.to("meta")

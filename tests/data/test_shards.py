@@ -142,8 +142,8 @@ def test_tars_that_break_the_format_are_refused(
     write_tar(path, without_label)
     with pytest.raises(DataError, match=r"x\.tar/s2\.png: has no label, but 3 other samples have"):
         open_data(str(path))
-    write_tar(path, {"a.mp4": b"", "a.cls": b"0"})
-    with pytest.raises(DataError, match=r"no pictures; extensions found: \['cls', 'mp4'\]"):
+    write_tar(path, {"a.seg": b"", "a.cls": b"0"})
+    with pytest.raises(DataError, match=r"no pictures, .*; extensions found: \['cls', 'seg'\]"):
         open_data(str(path))
     write_tar(path, good | {"s1.PNG": b""})
     with pytest.raises(DataError, match=r"holds 's1\.PNG' twice"):

@@ -58,3 +58,22 @@ def test_a_share_out_of_range_is_refused(share: float) -> None:
 def test_too_few_samples_for_a_split_are_refused() -> None:
     with pytest.raises(DataError, match="x: 2 training samples and no class with two"):
         carve_validation(["a", "b"], np.array([0, 1]), 0.1, "x")
+
+
+def test_in_several_columns_the_first_known_one_counts() -> None:
+    # Classes 0 and 1 of column 0, class 0 of column 1, and nothing known.
+    rows = [[0, -1]] * 20 + [[1, 0]] * 10 + [[-1, 0]] * 8 + [[-1, -1]] * 2
+    kept, validation, note = carve_validation(NAMES, np.array(rows), 0.25, "x")
+    counts = [
+        sum(first <= i < end for i in validation)
+        for first, end in ((0, 20), (20, 30), (30, 38), (38, 40))
+    ]
+    assert counts == [5, 2, 2, 1]
+    assert sorted([*kept, *validation]) == list(range(40))
+    assert note.startswith("val: stratified 25 % of train (10 of 40 samples)")
+
+
+def test_one_column_divides_like_plain_labels() -> None:
+    _, plain, _ = carve_validation(NAMES, LABELS, 0.1, "x")
+    _, column, _ = carve_validation(NAMES, LABELS[:, None], 0.1, "x")
+    assert np.array_equal(plain, column)

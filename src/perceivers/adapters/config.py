@@ -3,8 +3,8 @@
 Papers: Perceiver (arXiv 2103.03206) Sec. 3.2; Perceiver IO (arXiv 2107.14795) App. G, H and I.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from perceivers.errors import ConfigError, suggest
@@ -48,6 +48,16 @@ class PositionConfig:
                     f"positions {self.kind!r}: {name} is {getattr(self, name)}; it must be at "
                     f"least {value}"
                 )
+        waves = ("num_bands", "max_resolution", "sine_only", "keep_coordinates")
+        check_unused(
+            self,
+            f"positions of kind {self.kind!r}",
+            {
+                "none": (*waves, "dim", "project", "extra_layers", "combine"),
+                "fourier": ("dim",),
+                "learned": waves,
+            }[self.kind],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +111,10 @@ class TokenConfig:
             raise ConfigError(f"token mask_rate is {self.mask_rate}; it must be in [0, 1]")
         if self.content == "coordinates" and self.positions.kind != "fourier":
             raise ConfigError("token content 'coordinates' needs Fourier positions")
+        unused = () if self.content == "elements" else ("stride",)
+        if self.content != "conv":
+            unused += ("num_convs", "padding", "batch_norm")
+        check_unused(self, f"token content {self.content!r}", unused)
 
 
 def check_choices(config: Any) -> None:
@@ -115,6 +129,52 @@ def check_choices(config: Any) -> None:
             raise ConfigError(
                 f"{name} is {value!r}; choose from {list(choices)}" + suggest(str(value), choices)
             )
+
+
+def change_fields(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Replace some fields of a config by plain data.
+
+    Raises:
+        ConfigError: A field is unknown or of an impossible value.
+    """
+    return build_nested(type(config), {**_shallow(config), **changes})
+
+
+def _shallow(config: Any) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in fields(config)}
+
+
+def check_unused(config: Any, what: str, names: Sequence[str]) -> None:
+    """Require the default of every setting that would be ignored.
+
+    Raises:
+        ConfigError: Names the setting.
+    """
+    defaults = {f.name: f.default for f in fields(config)}
+    for name in names:
+        value = getattr(config, name)
+        if value != defaults[name]:
+            raise ConfigError(f"{what} does not use {name}={value!r}; leave it out")
+
+
+def replace_settings(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Return a config dataclass with some settings replaced.
+
+    Raises:
+        ConfigError: A setting is unknown, or its value impossible.
+    """
+    known = {f.name for f in fields(config)}  # pyright: ignore[reportArgumentType]
+    for name in changes:
+        if name not in known:
+            raise _unknown_setting(type(config), name, known)
+    return replace(config, **changes)  # pyright: ignore[reportType]
+
+
+def _unknown_setting(kind: type, name: str, known: Iterable[str]) -> ConfigError:
+    return ConfigError(
+        f"{kind.__name__} has no setting {name!r}; its settings are {sorted(known)}"
+        + suggest(name, known)
+    )
 
 
 def build_nested(kind: type[Config], data: Mapping[str, Any] | Config) -> Config:
@@ -132,10 +192,7 @@ def build_nested(kind: type[Config], data: Mapping[str, Any] | Config) -> Config
     values = {}
     for name, value in data.items():
         if name not in known:
-            raise ConfigError(
-                f"{kind.__name__} has no setting {name!r}; its settings are {sorted(known)}"
-                + suggest(name, known)
-            )
+            raise _unknown_setting(kind, name, known)
         nested = hints[name]
         if hasattr(nested, "__dataclass_fields__"):
             value = build_nested(nested, value)
@@ -143,4 +200,4 @@ def build_nested(kind: type[Config], data: Mapping[str, Any] | Config) -> Config
     try:
         return kind(**values)
     except TypeError as error:
-        raise ConfigError(f"{kind.__name__}: {error}") from error
+        raise ConfigError(f"{kind.__name__}: a value is of the wrong type ({error})") from error

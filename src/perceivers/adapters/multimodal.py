@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from perceivers.adapters.config import TokenConfig
 from perceivers.adapters.tokens import TokenReader
-from perceivers.errors import InputError, suggest
+from perceivers.errors import ConfigError, InputError, suggest
 from perceivers.types import ModalitySpec
 
 
@@ -25,13 +25,13 @@ class Tokens:
         array: Tokens of the modalities that were given, in the declared order ``[B, M, D]``.
         valid: Which of them are real ``[B, M]``; None when all are.
         parts: The tokens of each modality before padding ``[B, N, D']``, whole.
-        part_valid: Which of a modality's tokens are real ``[B, N]``; only where some may not be.
+        real: Which of a modality's raw elements are real ``[B, E]``; only where some may not be.
     """
 
     array: Float[Tensor, "B M D"]
     valid: Bool[Tensor, "B M"] | None
     parts: Mapping[str, Tensor]
-    part_valid: Mapping[str, Tensor]
+    real: Mapping[str, Tensor]
 
 
 class TokenReaders(nn.Module):
@@ -75,6 +75,12 @@ class TokenReaders(nn.Module):
             if several and mask_tokens
             else {}
         )
+        for name, rate in self.rates.items():
+            if rate and name not in self.mask:
+                raise ConfigError(
+                    f"input {name!r} is masked at mask_rate={rate}, but there is no mask token; "
+                    f"give several modalities and mask_tokens=True, or mask_rate=0"
+                )
 
     def reader(self, name: str) -> TokenReader:
         """Return the reader of a modality."""
@@ -120,10 +126,12 @@ class TokenReaders(nn.Module):
                 continue
             reader = self.reader(name)
             parts[name] = reader(inputs[name], dtype)
-            found = [m for m in (reader.valid(inputs[name]), valid.get(name)) if m is not None]
-            if found:
-                real[name] = found[0] if len(found) == 1 else found[0] & found[1]
-            array, mask = self._padded(name, parts[name], hidden), real.get(name)
+            array, mask = self._padded(name, parts[name], hidden), valid.get(name)
+            elements = reader.real(inputs[name])
+            if elements is not None:
+                real[name] = elements
+                tokens = reader.cover(elements)
+                mask = tokens if mask is None else tokens & mask
             if name in kept:
                 rows = kept[name]
                 array = array.gather(1, rows.unsqueeze(-1).expand(-1, -1, array.shape[-1]))
@@ -131,7 +139,7 @@ class TokenReaders(nn.Module):
             arrays.append(array)
             masks.append(mask)
         joined = None
-        if real:
+        if any(mask is not None for mask in masks):
             joined = torch.cat(
                 [
                     array.new_ones(array.shape[:2], dtype=torch.bool) if mask is None else mask
@@ -140,7 +148,7 @@ class TokenReaders(nn.Module):
                 1,
             )
         array = arrays[0] if len(arrays) == 1 else torch.cat(arrays, 1)
-        return Tokens(array=array, valid=joined, parts=parts, part_valid=real)
+        return Tokens(array=array, valid=joined, parts=parts, real=real)
 
     def _padded(self, name: str, tokens: Tensor, hidden: Mapping[str, Tensor]) -> Tensor:
         """Tokens at the common width, some replaced by the mask token."""

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers.adapters.config import PositionConfig, TokenConfig
-from perceivers.adapters.contents import Coordinates, is_point, make_content
+from perceivers.adapters.contents import (
+    Coordinates,
+    Elements,
+    Patches,
+    is_point,
+    make_content,
+)
 from perceivers.adapters.elements import ElementAdapter
 from perceivers.errors import ConfigError
 from perceivers.nn.positions import (
@@ -21,7 +27,6 @@ from perceivers.nn.positions import (
     LearnedPositions,
     fourier_dim,
     fourier_features,
-    grid_coordinates,
 )
 from perceivers.types import PAD, ModalitySpec, Points
 
@@ -34,7 +39,7 @@ class Positions(nn.Module):
         config: Their kind; not ``none``.
         num_axes: Coordinates per point, for positions that every sample brings itself; 0 for a
             grid.
-        cached: Keep the Fourier features of the grid; else they are computed at every call.
+        cached: Keep the Fourier features of the grid; else they come from ``at_points`` alone.
 
     Attributes:
         dim: Channels of the result.
@@ -80,8 +85,7 @@ class Positions(nn.Module):
 
     def forward(self, dtype: torch.dtype) -> Float[Tensor, "1 N P"]:
         """Return the positions of the grid, one copy for every batch."""
-        if self.source is None:
-            return self.at_points(self.places(), dtype).unsqueeze(0)
+        assert self.source is not None, "these positions are computed where they are asked for"
         return self._refine(self.source().to(dtype)).unsqueeze(0)
 
     @property
@@ -132,6 +136,11 @@ class TokenReader(nn.Module):
         embedded = config.content in {"conv", "embedding"}
         self.linear = None
         if config.dim and not embedded:
+            if not self.content.dim:
+                raise ConfigError(
+                    f"input {name!r}: dim={config.dim} maps what a point holds besides its "
+                    f"coordinates, which is nothing here; map its positions with project"
+                )
             self.linear = nn.Linear(self.content.dim, config.dim)
         width = self.content.dim if self.linear is None else config.dim
         own = self.content.num_axes if isinstance(self.content, Coordinates) else 0
@@ -160,10 +169,13 @@ class TokenReader(nn.Module):
         if self.adapter.spec.kind == "bytes":
             x = self.content(values)
         else:
-            values = self.adapter.normalise(values, dtype)
+            # Coordinates stay wide: the highest waves make thousands of radians of them.
+            placed = isinstance(self.content, Coordinates)
+            wide = torch.promote_types(dtype, torch.float32) if placed else dtype
+            values = self.adapter.normalise(values, wide)
             if self._is_ragged:
                 values = torch.where(is_point(values).unsqueeze(-1), values, 0.0)
-            x = self.content(values)
+            x = self.content(values).to(dtype)
         if self.linear is not None:
             x = self.linear(x)
         if self.positions is None:
@@ -176,11 +188,17 @@ class TokenReader(nn.Module):
             return x + places
         return torch.cat([x, places.expand(x.shape[0], -1, -1)], -1)
 
-    def valid(self, raw: Tensor) -> Bool[Tensor, "B N"] | None:
-        """Return which tokens are real, or None when all are: no padding, no absent points."""
+    def real(self, raw: Tensor) -> Bool[Tensor, "B E"] | None:
+        """Return which elements are real, or None when all are: no padding, no absent points."""
         if self.adapter.spec.kind == "bytes":
-            return raw != PAD
+            return self.adapter.flatten(raw) != PAD
         return is_point(self.adapter.flatten(raw)) if self._is_ragged else None
+
+    def cover(self, real: Bool[Tensor, "B E"]) -> Bool[Tensor, "B N"]:
+        """Return which tokens are real; a patch is when one of its elements is."""
+        if not isinstance(self.content, Elements | Patches):
+            return real
+        return self.content(real.unsqueeze(-1).float()).amax(-1) > 0
 
     @property
     def _is_ragged(self) -> bool:

@@ -37,8 +37,27 @@ DAMAGE = (
 
 
 @dataclass(frozen=True)
+class Archive:
+    """The arrays of an ``.npz`` by what they are; ``config`` says of which model.
+
+    Attributes:
+        config: The parsed ``config_json``.
+        params: Haiku parameters, ``module/path:name``.
+        state: Haiku state, named alike (the averages of batch norms).
+        inputs: Name to array.
+        outputs: Name to array.
+    """
+
+    config: Mapping[str, Any]
+    params: Mapping[str, NDArray[Any]]
+    state: Mapping[str, NDArray[Any]]
+    inputs: Mapping[str, NDArray[Any]]
+    outputs: Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
 class Bundle:
-    """A read bundle.
+    """A read bundle of the HiP release.
 
     Attributes:
         model: The released class.
@@ -101,12 +120,11 @@ def read_json(text: str, source: str) -> dict[str, Any]:
     return config
 
 
-def read_bundle(path: Path) -> Bundle:
-    """Read and check a bundle.
+def read_archive(path: Path) -> Archive:
+    """Read the arrays of a bundle, of whatever release.
 
     Raises:
-        CheckpointError: Not a bundle, a field is missing, or an array does not match its
-            declaration.
+        CheckpointError: Not an ``.npz`` without pickles, or without a configuration.
     """
     try:
         with path.open("rb") as file:
@@ -117,29 +135,67 @@ def read_bundle(path: Path) -> Bundle:
     except DAMAGE as error:
         raise CheckpointError(f"{path} is not a readable .npz without pickles: {error}") from error
     config = read_json(str(require(arrays, "config_json", str(path))), f"{path}: config_json")
-    datasets = parse_datasets(config, f"{path}: config_json")
-    parts: dict[str, dict[str, NDArray[Any]]] = {"param": {}, "input": {}, "output": {}}
+    parts: dict[str, dict[str, NDArray[Any]]] = {
+        "param": {},
+        "state": {},
+        "input": {},
+        "output": {},
+    }
     for key, array in arrays.items():
         part, _, name = key.partition("/")
         if part in parts:
             parts[part][name] = array
+    return Archive(config, parts["param"], parts["state"], parts["input"], parts["output"])
+
+
+def check_comparable(archive: Archive, source: str) -> float:
+    """Return the largest absolute output, which tolerances are relative to.
+
+    Raises:
+        CheckpointError: There are no outputs, or they were made in training mode.
+    """
+    if not archive.outputs:
+        raise CheckpointError(f"{source} holds no output/... to compare with")
+    if require(archive.config, "is_training", f"{source}: config_json"):
+        raise CheckpointError(
+            f"{source} was made in training mode; only evaluation can be compared"
+        )
+    return float(require(archive.config, "output_absmax", f"{source}: config_json"))
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read and check a bundle of the HiP release.
+
+    Raises:
+        CheckpointError: Not a bundle, a field is missing, or an array does not match its
+            declaration.
+    """
+    return check_bundle(read_archive(path), str(path))
+
+
+def check_bundle(archive: Archive, source: str) -> Bundle:
+    """Check an archive against its own declaration.
+
+    Raises:
+        CheckpointError: A field is missing, or an array does not match its declaration.
+    """
+    config = archive.config
+    datasets = parse_datasets(config, f"{source}: config_json")
     for dataset, modalities in datasets:
         for modality, shape in modalities:
-            array = require(parts["input"], f"{dataset}/{modality}", f"{path}: inputs")
+            array = require(archive.inputs, f"{dataset}/{modality}", f"{source}: inputs")
             if array.shape != shape:
                 raise CheckpointError(
-                    f"{path}: input {dataset}/{modality} has shape {array.shape}, declared {shape}"
+                    f"{source}: input {dataset}/{modality} has shape {array.shape}, declared "
+                    f"{shape}"
                 )
-    if not parts["output"]:
-        raise CheckpointError(f"{path} holds no output/... to compare with")
-    if require(config, "is_training", f"{path}: config_json"):
-        raise CheckpointError(f"{path} was made in training mode; only evaluation can be compared")
+    absmax = check_comparable(archive, source)
     return Bundle(
-        model=str(require(config, "model", f"{path}: config_json")),
-        kwargs=require(config, "kwargs", f"{path}: config_json"),
+        model=str(require(config, "model", f"{source}: config_json")),
+        kwargs=require(config, "kwargs", f"{source}: config_json"),
         datasets=datasets,
-        absmax=float(require(config, "output_absmax", f"{path}: config_json")),
-        params=parts["param"],
-        inputs=parts["input"],
-        outputs=parts["output"],
+        absmax=absmax,
+        params=archive.params,
+        inputs=archive.inputs,
+        outputs=archive.outputs,
     )

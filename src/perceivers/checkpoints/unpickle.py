@@ -50,6 +50,13 @@ def _from_buffer(
     return array.reshape(shape, order=order)
 
 
+def _scalar(dtype: Any, data: bytes) -> NDArray[Any]:
+    """Rebuild a single number, such as the step counter of a batch norm, as an array."""
+    if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(data, bytes):
+        raise CheckpointError(f"the pickle asks for a single {dtype}; only numbers are accepted")
+    return np.frombuffer(data, dtype, count=1).reshape(())
+
+
 ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -59,6 +66,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("haiku._src.data_structures", "FlatMapping"): dict,
     ("haiku._src.data_structures", "FlatMap"): dict,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
 }
 
@@ -75,6 +83,8 @@ class _Reader(pickle.Unpickler):
 
 def read_parameter_pickle(path: Path) -> dict[str, NDArray[Any]]:
     """Return the parameters as ``{"module/path:name": array}``.
+
+    A file of ``{"params": ..., "state": ...}`` gives both in one dictionary; their names differ.
 
     Raises:
         CheckpointError: The file names anything but arrays and dictionaries, is truncated, or is
@@ -98,16 +108,26 @@ def read_parameter_pickle(path: Path) -> dict[str, NDArray[Any]]:
         UnicodeDecodeError,
     ) as error:
         raise CheckpointError(f"{path} is not a readable pickle: {error}") from error
-    arrays: dict[str, NDArray[Any]] = {}
     if not isinstance(tree, Mapping) or not tree:
         raise CheckpointError(f"{path} holds a {type(tree).__name__}, not module -> name -> array")
+    if set(tree) == {"params", "state"} and isinstance(tree["state"], Mapping):
+        state = _flatten(tree["state"], path, kinds="fiu") if tree["state"] else {}
+        return {**_flatten(tree["params"], path, kinds="f"), **state}
+    return _flatten(tree, path, kinds="f")
+
+
+def _flatten(tree: Any, path: Path, *, kinds: str) -> dict[str, NDArray[Any]]:
+    """Join modules and names; ``kinds`` of numbers are NumPy's letters."""
+    if not isinstance(tree, Mapping):
+        raise CheckpointError(f"{path} holds a {type(tree).__name__}, not module -> name -> array")
+    arrays: dict[str, NDArray[Any]] = {}
     for module, entries in tree.items():
         if not isinstance(module, str) or not isinstance(entries, Mapping):
             raise CheckpointError(
                 f"{path}: entry {module!r} is not a module's dictionary of arrays"
             )
         for name, array in entries.items():
-            if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+            if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds:
                 raise CheckpointError(f"{path}: {module}:{name} is not an array of floats")
             arrays[f"{module}:{name}"] = array
     return arrays

@@ -55,14 +55,19 @@ def verify_bundle(model: HiP, bundle: Bundle) -> list[Difference]:
                 if key not in bundle.outputs:
                     raise CheckpointError(f"the bundle lacks output/{key}, which the model makes")
                 compared.add(key)
-                differences.append(_compare(key, tensor, bundle.outputs[key], allowed))
+                differences.append(compare_output(key, tensor, bundle.outputs[key], allowed))
     unknown = sorted(bundle.outputs.keys() - compared)
     if unknown:
         raise CheckpointError(f"the bundle stores outputs that the model does not make: {unknown}")
     return differences
 
 
-def _compare(key: str, ours: Tensor, theirs: np.ndarray, allowed: float) -> Difference:
+def compare_output(key: str, ours: Tensor, theirs: np.ndarray, allowed: float) -> Difference:
+    """Compare one output with what was stored.
+
+    Raises:
+        CheckpointError: They differ in shape.
+    """
     if tuple(ours.shape) != theirs.shape:
         raise CheckpointError(
             f"output {key} has shape {tuple(ours.shape)}, the bundle's {theirs.shape}"

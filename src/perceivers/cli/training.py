@@ -1,15 +1,14 @@
 """Verbs that train: demo, pretrain, finetune, train, resume."""
 
 import sys
-from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any
 
 from perceivers.cli.parser import VerbParser, fail, settings_of
 from perceivers.errors import OUT_OF_REACH
-from perceivers.training.config import ClassifyConfig, PretrainConfig, TrainConfig
+from perceivers.training.config import read_yaml
 from perceivers.training.loop import Interrupted
-from perceivers.training.run_folder import RunFolder
+from perceivers.training.run_folder import TASKS, RunFolder
 from perceivers.workflows import training as workflows
 from perceivers.workflows.demo import run_demo
 from perceivers.workflows.run import Run
@@ -17,21 +16,41 @@ from perceivers.workflows.run import Run
 INTERRUPTED = 130
 
 
-def _train(verb: str, description: str, kind: type[TrainConfig], argv: list[str]) -> int:
+def _train(verb: str, description: str, argv: list[str]) -> int:
     """Parse a training verb's settings and run its workflow."""
+    tasks = workflows.VERB_TASKS[verb]
+    task = workflows.choose_task(verb, peek(argv, "task"), peek(argv, "model"))
     parser = VerbParser(verb, description)
     parser.add_argument(
         "--config", action="config", help="YAML file with any of the settings below"
     )
-    parser.add_class_arguments(kind, None)
-    # A run's config.yaml names its task; given back, it must be that of the verb.
-    task = "pretrain" if kind is PretrainConfig else "classify"
-    parser.add_argument("--task", default=task, choices=[task], help=SUPPRESS)
+    parser.add_argument(
+        "--task",
+        default=task,
+        choices=tasks,
+        help=f"what to learn ({', '.join(tasks)}); the settings below are those of '{task}'",
+    )
+    parser.add_class_arguments(TASKS[task], None)
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--quiet", action="store_true", help="no progress, errors only")
     settings = settings_of(parser.parse_args(argv))
-    del settings["task"]
     return _finish(lambda: getattr(workflows, verb)(**settings), settings.get("out", ""))
+
+
+def peek(argv: list[str], name: str) -> str | None:
+    """Return a setting before the others are parsed: its flag, or its line in a --config file.
+
+    The task decides which settings there are, so it must be known first.
+    """
+    found = None
+    for index, word in enumerate(argv):
+        flag, _, value = word.partition("=")
+        value = value or (argv[index + 1] if index + 1 < len(argv) else "")
+        if flag == "--config":
+            found = read_yaml(Path(value)).get(name, found)
+        elif flag == f"--{name}":
+            found = value
+    return None if found is None else str(found)
 
 
 def _finish(start: Any, out: str) -> int:
@@ -53,18 +72,18 @@ def _finish(start: Any, out: str) -> int:
 
 
 def pretrain(argv: list[str]) -> int:
-    """Masked auto-encoding."""
-    return _train("pretrain", "Pre-train a model by masked auto-encoding.", PretrainConfig, argv)
+    """Learning without labels."""
+    return _train("pretrain", "Pre-train a model on unlabelled data.", argv)
 
 
 def finetune(argv: list[str]) -> int:
-    """Classification from trained weights."""
-    return _train("finetune", "Fine-tune a pre-trained run as a classifier.", ClassifyConfig, argv)
+    """A task from trained weights."""
+    return _train("finetune", "Fine-tune a trained model for a task.", argv)
 
 
 def train(argv: list[str]) -> int:
-    """Classification from scratch."""
-    return _train("train", "Train a classifier from scratch.", ClassifyConfig, argv)
+    """A task from scratch."""
+    return _train("train", "Train a model for a task from scratch.", argv)
 
 
 def resume(argv: list[str]) -> int:

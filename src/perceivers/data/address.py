@@ -18,7 +18,12 @@ from perceivers.data.selection import read_selection
 from perceivers.data.shards import expand_braces, read_class_names, read_shards
 from perceivers.data.sources import UNKNOWN, DivisibleSource, Found, Source, number_classes
 from perceivers.data.splits import carve_validation
-from perceivers.data.text_folders import find_split_files, holds_texts, read_text_folder
+from perceivers.data.text_folders import (
+    find_split_files,
+    holds_media,
+    holds_texts,
+    read_text_folder,
+)
 from perceivers.data.text_tables import TABLE_EXTENSIONS, read_text_tables
 from perceivers.data.texts import TEXT_EXTENSION, Documents, open_documents
 from perceivers.errors import ConfigError, DataError, suggest
@@ -56,7 +61,7 @@ def open_data(address: str, *, val_share: float = 0.1, labels: Sequence[str] = (
     """
     if not 0 < val_share < 1:
         raise ConfigError(f"val_share is {val_share}; it must lie between 0 and 1, such as 0.1")
-    if SEPARATOR not in address:
+    if SEPARATOR not in address or Path(address).expanduser().exists():
         return _finish(address, _find(address, tuple(labels)), val_share)
     check_columns(labels, (), f"the joined data {address!r}")
     addresses = address.split(SEPARATOR)
@@ -92,17 +97,19 @@ def _find_in_folder(address: str, folder: Path, labels: tuple[str, ...]) -> Foun
     """Find the reader of a folder by what lies in it."""
     if any(folder.glob("*.tar")):
         return _find_tar_folder(address, folder, labels)
-    for extension in TABLE_EXTENSIONS:
+    # Beside pictures or clips, train.csv or train.txt is somebody's list of files.
+    has_media = holds_media(folder)
+    for extension in () if has_media else TABLE_EXTENSIONS:
         files = find_split_files(folder, extension)
         if files:
             return read_text_tables(files, labels, address)
-    files = find_split_files(folder, ".npz")
+    files = {} if has_media else find_split_files(folder, ".npz")
     if files:
         return read_clouds(
             {s: (path, load_npz(path)) for s, path in files.items()}, labels, address
         )
     check_columns(labels, (), address)
-    if find_split_files(folder, TEXT_EXTENSION) or holds_texts(folder):
+    if not has_media and (find_split_files(folder, TEXT_EXTENSION) or holds_texts(folder)):
         return read_text_folder(folder)
     found = read_folder(folder)
     return Found(found.sources, found.classes, found.notes)
@@ -110,14 +117,15 @@ def _find_in_folder(address: str, folder: Path, labels: tuple[str, ...]) -> Foun
 
 def _find_file(path: Path, labels: tuple[str, ...]) -> Found | None:
     """Find the reader of a file by its ending; None when there is no such reader."""
-    if path.suffix == ".npz":
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
         content = load_npz(path)
         if OFFSETS in content:
             return read_clouds({"train": (path, content)}, labels, str(path))
         return read_arrays(path, content, labels)
-    if path.suffix in TABLE_EXTENSIONS:
+    if suffix in TABLE_EXTENSIONS:
         return read_text_tables({"train": path}, labels, str(path))
-    if path.suffix == TEXT_EXTENSION:
+    if suffix == TEXT_EXTENSION:
         check_columns(labels, (), str(path))
         return Found({"train": open_documents([path], path.parent)})
     return None

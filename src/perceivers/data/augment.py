@@ -6,10 +6,14 @@ decoded at.
 
 from dataclasses import dataclass
 from math import exp, isfinite, log, radians, sqrt
+from typing import Literal
 
 import numpy as np
 
 from perceivers.errors import ConfigError
+
+# Times a random crop is drawn until it fits in the picture.
+CROP_ATTEMPTS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +21,15 @@ class AugmentConfig:
     """Random changes of training pictures; the defaults change nothing."""
 
     crop_scale: tuple[float, float] = (1.0, 1.0)
-    """Area of a random crop, as a share of the largest undistorted crop, drawn uniformly from this
-    range in 0..1; (1, 1) with crop_ratio (1, 1) is the centre crop used for evaluation."""
+    """Area of a random crop, as a share of ``crop_from``, drawn uniformly from this range in 0..1;
+    (1, 1) with crop_ratio (1, 1) is the centre crop used for evaluation."""
     crop_ratio: tuple[float, float] = (1.0, 1.0)
     """Aspect ratio (width by height) of a random crop relative to the model's input, drawn
     log-uniformly from this range; 1 is undistorted."""
+    crop_from: Literal["largest", "picture"] = "largest"
+    """largest: crops are shares of the largest undistorted crop, cut off where they are too long;
+    picture: of the whole picture, drawn up to 10 times until one fits, else the largest undistorted
+    crop. With crop_scale (0.08, 1), crop_ratio (0.75, 1.333) it is Inception's (arXiv 1409.4842)."""
     flip: bool = False
     """Mirror left and right with probability 1/2."""
     rotate: float = 0.0
@@ -29,6 +37,11 @@ class AugmentConfig:
     shift: float = 0.0
     """Shift along each axis as a share of the side, drawn uniformly from plus to minus this, in
     0..1; what lies outside the picture becomes 0."""
+    rand_augment: int = 0
+    """Operations of RandAugment that follow each other on every crop (N of arXiv 1909.13719); 0 is
+    off. Perceiver IO has 4."""
+    magnitude: int = 5
+    """Strength of RandAugment's operations, 0..10."""
 
     def __post_init__(self) -> None:
         """Reject values out of range."""
@@ -49,16 +62,26 @@ class AugmentConfig:
                     f"augment.{name} is {value}; it must lie in 0..{upper:g} "
                     f"({'degrees' if name == 'rotate' else 'share of the side'}, drawn in +-)"
                 )
+        if self.crop_from not in {"largest", "picture"}:
+            raise ConfigError(f"augment.crop_from is {self.crop_from!r}; use largest or picture")
+        if self.rand_augment < 0 or not 0 <= self.magnitude <= 10:
+            raise ConfigError(
+                f"augment.rand_augment is {self.rand_augment} and augment.magnitude "
+                f"{self.magnitude}; the number of operations must not be negative, and the "
+                f"magnitude must lie in 0..10"
+            )
 
     @property
     def crops(self) -> bool:
         """Whether crops are random."""
-        return self.crop_scale != (1.0, 1.0) or self.crop_ratio != (1.0, 1.0)
+        plain = self.crop_scale == self.crop_ratio == (1.0, 1.0)
+        return not plain or self.crop_from == "picture"
 
     @property
     def active(self) -> bool:
         """Whether anything is changed at all."""
-        return self.crops or self.flip or self.rotate > 0 or self.shift > 0
+        turns = self.rotate > 0 or self.shift > 0
+        return self.crops or self.flip or turns or self.rand_augment > 0
 
 
 @dataclass(frozen=True)
@@ -122,11 +145,12 @@ def random_view(
     width, height = _largest_box(size, target)
     left, top = (1 - width) / 2, (1 - height) / 2
     if augment.crops:
-        scale = rng.uniform(*augment.crop_scale)
-        low, high = augment.crop_ratio
-        ratio = exp(rng.uniform(log(low), log(high)))
-        width = min(1.0, width * sqrt(scale * ratio))
-        height = min(1.0, height * sqrt(scale / ratio))
+        if augment.crop_from == "picture":
+            width, height = _inception_box(size, target, augment, rng)
+        else:
+            scale, ratio = _draw_crop(augment, rng)
+            width = min(1.0, width * sqrt(scale * ratio))
+            height = min(1.0, height * sqrt(scale / ratio))
         left, top = rng.random() * (1 - width), rng.random() * (1 - height)
     flip = bool(augment.flip and rng.random() < 0.5)
     angle = radians(rng.uniform(-augment.rotate, augment.rotate)) if augment.rotate else 0.0
@@ -135,6 +159,29 @@ def random_view(
         right, down = rng.uniform(-augment.shift, augment.shift, size=2).tolist()
         shift = (right, down)
     return View(left, top, width, height, flip, angle, shift)
+
+
+def _draw_crop(augment: AugmentConfig, rng: np.random.Generator) -> tuple[float, float]:
+    """Draw an area and an aspect ratio."""
+    low, high = augment.crop_ratio
+    return rng.uniform(*augment.crop_scale), exp(rng.uniform(log(low), log(high)))
+
+
+def _inception_box(
+    size: tuple[int, int],
+    target: tuple[int, int],
+    augment: AugmentConfig,
+    rng: np.random.Generator,
+) -> tuple[float, float]:
+    """Return the sides, as shares, of the first drawn box that fits in the picture."""
+    # All are drawn, so that what is drawn later does not depend on which one fits.
+    draws = [_draw_crop(augment, rng) for _ in range(CROP_ATTEMPTS)]
+    aspect = target[0] / target[1] * size[1] / size[0]  # of the undistorted box, in shares
+    for scale, ratio in draws:
+        width, height = sqrt(scale * aspect * ratio), sqrt(scale / (aspect * ratio))
+        if max(width, height) <= 1:
+            return width, height
+    return _largest_box(size, target)
 
 
 def _largest_box(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float]:

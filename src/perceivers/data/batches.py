@@ -20,7 +20,8 @@ class Batch:
         inputs: Raw tensors ``[B, ...]`` by modality.
         labels: Class indices ``[B]``, or ``[B, T]`` in several label columns, -1 where unknown,
             int64; None when unlabelled.
-        index: Place of each sample in its source ``[B]``, int64.
+        index: Place of each sample in its source ``[B]``, int64; documents are counted in windows
+            of the spec's length.
         bad: ``path: reason`` of each sample that could not be read.
     """
 

@@ -112,8 +112,9 @@ def first_stream(container: Any, kind: str, path: str) -> Any:
             f"{path}: holds no {kind} that can be decoded; streams found: "
             f"{', '.join(held) or 'none'}"
         )
-    # Readers run in several processes already; starting threads for every short clip costs more.
-    streams[0].codec_context.thread_count = 1
+    if not streams[0].codec_context.is_open:
+        # Readers run in several processes already; threads for every short clip only cost time.
+        streams[0].codec_context.thread_count = 1
     return streams[0]
 
 

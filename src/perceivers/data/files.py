@@ -48,16 +48,16 @@ class LooseFiles:
         kind = find_kind(path) or self.wanted[0]
         if kind == "video" and list(self.wanted) == ["audio"]:
             kind = "audio"
-        data = read_bytes(path)
-        if not data:
-            raise DataError(f"{path}: the file is empty (0 bytes)")
-        sample = wrap_file(kind, path, data, has_sound="audio" in self.wanted)
-        if not sample.keys() >= set(self.wanted):
+        gives = {"video", "audio"} if kind == "video" else {kind}
+        if not gives.issuperset(self.wanted):
             raise DataError(
                 f"{path}: belongs to the {NOUNS[kind]}, but the model reads "
                 f"{' and '.join(self.wanted)}; give it {list_endings(self.wanted)}"
             )
-        return sample
+        data = read_bytes(path)
+        if not data:
+            raise DataError(f"{path}: the file is empty (0 bytes)")
+        return wrap_file(kind, path, data, has_sound="audio" in self.wanted)
 
 
 def find_kind(name: str) -> str | None:

@@ -149,6 +149,8 @@ def fit_points(
     cloud = scale_values(raw) if spec.ragged or spec.scale == "unit" else raw
     if spec.scale == "unit":
         cloud = scale_cloud(cloud)
+    if np.issubdtype(cloud.dtype, np.floating):
+        cloud = cloud.astype(np.float32, copy=False)
     spare = len(cloud) - spec.points
     if spare > 0:
         if rng is None:

@@ -101,7 +101,10 @@ def override_spec(name: str, spec: ModalitySpec, values: Mapping[str, Any] | Non
                 f"{', '.join(known)}" + suggest(str(key), known)
             )
     try:
-        return replace(spec, **values)
+        # Files of settings give lists where specs have tuples.
+        return replace(
+            spec, **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        )
     except UserError:
         raise
     except (TypeError, ValueError) as error:
@@ -256,7 +259,8 @@ def _measure(reader: SampleReader, indices: list[int]) -> dict[str, dict[str, An
 
 def _given_statistics(values: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the mean and deviation that were given rather than measured."""
-    return {key: value for key, value in (values or {}).items() if key in {"mean", "std"}}
+    given = {key: value for key, value in (values or {}).items() if key in {"mean", "std"}}
+    return {key: tuple(value) for key, value in given.items()}
 
 
 def _none_readable(reasons: Sequence[str]) -> DataError:

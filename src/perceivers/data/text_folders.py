@@ -24,14 +24,16 @@ def find_split_files(folder: Path, extension: str) -> dict[str, Path]:
     return found if "train" in found else {}
 
 
+def holds_media(folder: Path) -> bool:
+    """Tell whether there are pictures, sounds or videos below a folder."""
+    return any(name_kind(path.name) for path in walk_files(folder))
+
+
 def holds_texts(folder: Path) -> bool:
-    """Tell whether there are texts below a folder, and neither pictures, clips nor tables."""
-    found = False
-    for path in walk_files(folder):
-        if name_kind(path.name) or path.name.lower().endswith(OTHER_EXTENSIONS):
-            return False
-        found |= is_text_name(path.name)
-    return found
+    """Tell whether there are texts below a folder, and no tables."""
+    names = [path.name for path in walk_files(folder)]
+    others = any(name.lower().endswith(OTHER_EXTENSIONS) for name in names)
+    return not others and any(is_text_name(name) for name in names)
 
 
 def walk_files(folder: Path) -> Iterator[Path]:

@@ -40,7 +40,7 @@ def read_text_tables(files: Mapping[str, Path], chosen: Sequence[str], where: st
     """
     tables, texts = {}, {}
     for split, path in files.items():
-        columns = _read_csv(path) if path.suffix == ".csv" else _read_jsonl(path)
+        columns = _read_csv(path) if path.suffix.lower() == ".csv" else _read_jsonl(path)
         encoded = [_encode_row(text, path, row) for row, text in enumerate(columns.pop(TEXT))]
         names = [f"{path.name}/{row}" for row in range(len(encoded))]
         tables[split] = LabelTable(names, columns)

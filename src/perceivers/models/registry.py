@@ -25,30 +25,50 @@ from perceivers.types import ModalitySpec
 class Family:
     """One system: its config class, its module, its named variants and their paper.
 
-    ``configure(settings, inputs=, num_classes=, head=, overrides=)`` completes a variant.
+    ``configure(settings, inputs=, num_classes=, head=, overrides=)`` completes a variant;
+    ``as_classifier(config, num_classes, head)`` keeps the inputs and the latents of a config.
     """
 
     config: Any
     module: Any
     variants: Mapping[str, Mapping[str, Any]]
     configure: Callable[..., Any]
+    as_classifier: Callable[..., Any]
     paper: str
 
 
 FAMILIES: dict[str, Family] = {
-    "hip": Family(HiPConfig, HiP, hip.VARIANTS, hip_build.configure, "arXiv 2202.10890"),
+    "hip": Family(
+        HiPConfig,
+        HiP,
+        hip.VARIANTS,
+        hip_build.configure,
+        hip_build.as_classifier,
+        "arXiv 2202.10890",
+    ),
     "perceiver": Family(
-        PerceiverConfig, Perceiver, perceiver.VARIANTS, perceiver.configure, "arXiv 2103.03206"
+        PerceiverConfig,
+        Perceiver,
+        perceiver.VARIANTS,
+        perceiver.configure,
+        perceiver.as_classifier,
+        "arXiv 2103.03206",
     ),
     "perceiver_io": Family(
         PerceiverIOConfig,
         PerceiverIO,
         perceiver_io.VARIANTS,
         perceiver_io_build.configure,
+        perceiver_io_build.as_classifier,
         "arXiv 2107.14795",
     ),
     "entity_set": Family(
-        EntitySetConfig, EntitySet, entity_set.VARIANTS, entity_set.configure, "arXiv 2107.14795"
+        EntitySetConfig,
+        EntitySet,
+        entity_set.VARIANTS,
+        entity_set.configure,
+        entity_set.as_classifier,
+        "arXiv 2107.14795",
     ),
 }
 

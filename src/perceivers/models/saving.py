@@ -25,9 +25,11 @@ class ModelInfo:
     """What travels with the weights besides the configuration."""
 
     task: str = ""
-    """pretrain, classify, or empty for a bare model."""
+    """The training task (pretrain, mlm, classify ...), or empty for a bare model."""
     classes: tuple[str, ...] = ()
     """Class names in the order of the logits."""
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Class names by label column, for models that answer several."""
     target: str = ""
     """Space of the reconstruction a masked auto-encoder was trained in."""
     license: str = ""
@@ -41,6 +43,7 @@ class ModelInfo:
     def from_json(cls, data: Mapping[str, Any]) -> "ModelInfo":
         """Rebuild from ``config.json``; entries of later versions are ignored."""
         known = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
+        known["columns"] = {n: tuple(names) for n, names in known.get("columns", {}).items()}
         return cls(**{**known, "classes": tuple(known.get("classes", ()))})
 
 

@@ -1,15 +1,26 @@
 """Tasks: a model with its loss and its metrics. Activations of heads belong here, not in models."""
 
+from perceivers.tasks.autoencoding import Autoencoding, AutoencodingConfig
 from perceivers.tasks.base import Losses, Task
 from perceivers.tasks.classification import Classification, ClassificationConfig
+from perceivers.tasks.flow import FlowConfig, OpticalFlow
 from perceivers.tasks.mae import MaskedAutoencoding, MaskedAutoencodingConfig, mae_losses
+from perceivers.tasks.mlm import MaskedLanguage, MaskedLanguageConfig
+from perceivers.tasks.multitask import Multitask
 
 __all__ = [
+    "Autoencoding",
+    "AutoencodingConfig",
     "Classification",
     "ClassificationConfig",
+    "FlowConfig",
     "Losses",
     "MaskedAutoencoding",
     "MaskedAutoencodingConfig",
+    "MaskedLanguage",
+    "MaskedLanguageConfig",
+    "Multitask",
+    "OpticalFlow",
     "Task",
     "mae_losses",
 ]

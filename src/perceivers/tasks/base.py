@@ -3,17 +3,19 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from perceivers.models.hip import HiP
 
 
 @runtime_checkable
 class TaskBatch(Protocol):
-    """A batch as the loaders make it: raw inputs ``[B, ...]`` by name, labels ``[B]`` or none."""
+    """A batch as the loaders make it: raw inputs ``[B, ...]`` by name, labels or none.
+
+    Labels are ``[B]``, or ``[B, T]`` for several label columns, -1 where unknown.
+    """
 
     inputs: dict[str, Tensor]
     labels: Tensor | None
@@ -34,7 +36,7 @@ class Task(nn.Module, ABC):
     """A model with its loss and metrics.
 
     Attributes:
-        model: What is trained.
+        model: What is trained; any family (``models.base.Model``).
         best_metric: The validation figure that chooses the best weights.
         higher_is_better: Its direction.
     """
@@ -42,7 +44,7 @@ class Task(nn.Module, ABC):
     best_metric: str
     higher_is_better: bool
 
-    def __init__(self, model: HiP) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 

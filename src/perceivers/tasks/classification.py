@@ -1,4 +1,4 @@
-"""Classification: cross-entropy with label smoothing, MixUp and class weights; accuracy per class.
+"""Classification: cross-entropy with smoothing, mixed samples, class weights; accuracy per class.
 
 Legend: B batch, K classes.
 """
@@ -7,15 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, DataError
-from perceivers.models.hip import HiP
+from perceivers.models.base import Model
 from perceivers.tasks.base import Losses, Task, TaskBatch
+from perceivers.tasks.mixing import check_mixing, mix_samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +23,12 @@ class ClassificationConfig:
     """The loss."""
 
     label_smoothing: float = 0.0
-    """Share of the target spread evenly over all classes, 0..1."""
+    """Share of the target spread evenly over all classes that can be named, 0..1; after mixing."""
     mixup: float = 0.0
     """MixUp's Beta(a, a) parameter; 0 switches it off (arXiv 1710.09412)."""
+    cutmix: bool = False
+    """Paste boxes of other pictures (arXiv 1905.04899): in half of every batch, the other half
+    being for MixUp, or in all of it where mixup is 0."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: weigh each class by the inverse of its frequency in the training split."""
 
@@ -39,11 +42,44 @@ class ClassificationConfig:
         if self.class_weights not in {"none", "balanced"}:
             raise ConfigError(f"class_weights={self.class_weights!r}; use none or balanced")
 
+    @property
+    def mixes(self) -> bool:
+        """Whether samples are mixed."""
+        return self.mixup > 0.0 or self.cutmix
+
 
 def balanced_weights(labels: Int[Tensor, " n"], num_classes: int) -> Float[Tensor, " K"]:
     """Return n / (K x count) per class, 0 for a class without samples."""
     counts = torch.bincount(labels[labels >= 0], minlength=num_classes).float()
     return torch.where(counts > 0, counts.sum() / (num_classes * counts.clamp(min=1)), 0.0)
+
+
+def soft_cross_entropy(
+    logits: Float[Tensor, "B K"],
+    targets: Float[Tensor, "B K"],
+    smoothing: float = 0.0,
+    weights: Float[Tensor, " K"] | None = None,
+) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy in nats against class probabilities.
+
+    As PyTorch's, but for logits of -inf, where PyTorch returns NaN: such a class cannot be named (a
+    place that a sample does not have), so smoothing spreads over the others only. A target on it
+    costs infinity.
+
+    Args:
+        logits: Per class; at least one finite in every row.
+        targets: Probabilities, whose sum is 1.
+        smoothing: Share of the target spread evenly over the classes that can be named, 0..1.
+        weights: Factor per class.
+    """
+    possible = logits > -torch.inf
+    spread = possible.float() / possible.sum(-1, keepdim=True)
+    targets = targets * (1.0 - smoothing) + spread * smoothing
+    # Not a plain product, which is NaN where nothing is expected of a class that cannot be named.
+    costs = torch.where(targets > 0.0, -targets * logits.log_softmax(-1), 0.0)
+    if weights is not None:
+        costs = costs * weights
+    return costs.sum(-1).mean()
 
 
 def accuracies(matrix: Int[Tensor, "K K"]) -> dict[str, float]:
@@ -65,10 +101,13 @@ class Classification(Task):
     """One class per sample.
 
     Args:
-        model: Whose call returns logits ``[B, K]``.
+        model: Whose call returns logits ``[B, K]``; -inf is a class that cannot be named.
         num_classes: Classes K.
         config: The loss.
         class_weights: Weight per class ``[K]``, from ``balanced_weights``.
+
+    Raises:
+        ConfigError: The samples of the model's modalities cannot be mixed.
     """
 
     best_metric = "top1"
@@ -77,50 +116,36 @@ class Classification(Task):
 
     def __init__(
         self,
-        model: HiP,
+        model: nn.Module,
         num_classes: int,
         config: ClassificationConfig,
         class_weights: Float[Tensor, " K"] | None = None,
     ) -> None:
         super().__init__(model)
+        if config.mixes:
+            assert isinstance(model, Model)
+            specs = model.config.data_inputs
+            check_mixing(specs, mixup=config.mixup > 0.0, cutmix=config.cutmix)
         self.num_classes = num_classes
         self.config = config
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:
-        """Return the cross-entropy, of mixed samples if MixUp is on."""
-        labels = self._labels(batch)
-        targets = F.one_hot(labels, self.num_classes).float()
-        inputs = batch.inputs
-        if self.config.mixup > 0.0:
-            inputs, targets = self._mix(inputs, targets, generator)
-        loss = F.cross_entropy(
-            self.model(inputs).float(),
-            targets,
-            weight=self.class_weights,
-            label_smoothing=self.config.label_smoothing,
-        )
+        """Return the cross-entropy, of mixed samples where they are asked for."""
+        targets = F.one_hot(self._labels(batch), self.num_classes).float()
+        inputs, config = batch.inputs, self.config
+        if config.mixes:
+            inputs, targets = mix_samples(
+                inputs, targets, generator, mixup=config.mixup, cutmix=config.cutmix
+            )
+        logits = self.model(inputs).float()
+        loss = soft_cross_entropy(logits, targets, config.label_smoothing, self.class_weights)
         return Losses(total=loss, parts={})
 
     def _labels(self, batch: TaskBatch) -> Int[Tensor, " B"]:
         if batch.labels is None:
             raise DataError("classification needs labelled data; the batch has no labels")
         return batch.labels
-
-    def _mix(
-        self, inputs: dict[str, Tensor], targets: Tensor, generator: torch.Generator
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Blend every sample with another of the batch, by one share per batch."""
-        seed = int(torch.randint(2**31, (), generator=generator))
-        # torch's Beta takes no generator; NumPy's makes the draw a function of the step alone.
-        share = float(np.random.default_rng(seed).beta(self.config.mixup, self.config.mixup))
-        order = torch.randperm(len(targets), generator=generator).to(targets.device)
-        mixed = {}
-        for name, raw in inputs.items():
-            blended = raw.float() * share + raw[order].float() * (1.0 - share)
-            # Integers stay on their scale, which the adapter knows only by their type.
-            mixed[name] = blended if raw.is_floating_point() else blended.round().to(raw.dtype)
-        return mixed, targets * share + targets[order] * (1.0 - share)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:

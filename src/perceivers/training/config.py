@@ -13,7 +13,14 @@ import yaml
 
 from perceivers.data import AugmentConfig
 from perceivers.errors import ConfigError, suggest
-from perceivers.tasks import ClassificationConfig, MaskedAutoencodingConfig
+from perceivers.tasks import (
+    AutoencodingConfig,
+    ClassificationConfig,
+    FlowConfig,
+    MaskedAutoencodingConfig,
+    MaskedLanguageConfig,
+)
+from perceivers.tasks.multilabel import MultilabelConfig
 
 Precision = Literal["auto", "float32", "bf16", "bf16-pure"]
 C = TypeVar("C", bound="TrainConfig")
@@ -74,6 +81,12 @@ class TrainConfig:
     """Side of square pictures in pixels; None takes the model's or the data's own."""
     channels: int | None = None
     """Colour channels of pictures; None takes the model's or the data's own."""
+    labels: list[str] = field(default_factory=list)
+    """Label columns to learn, where the data have several; the data's own when empty."""
+    modalities: list[str] = field(default_factory=list)
+    """Modalities to read; all that the data have when empty."""
+    inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Sizes of modalities, for instance bytes: {length: 512} or video: {frames: 8}."""
     val_share: float = 0.1
     """Share of the training data set aside for validation when the data has no such split."""
     seed: int = 0
@@ -167,6 +180,46 @@ class ClassifyConfig(TrainConfig):
     head: Literal["query", "mean"] = "query"
     """A learned query that reads the processor, or the mean of its latents."""
     loss: ClassificationConfig = field(default_factory=ClassificationConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlmConfig(TrainConfig):
+    """Masked language modelling on bytes."""
+
+    mlm: MaskedLanguageConfig = field(default_factory=MaskedLanguageConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencodeConfig(TrainConfig):
+    """Auto-encoding through the latents, with or without hidden tokens."""
+
+    autoencode: AutoencodingConfig = field(default_factory=AutoencodingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultitaskConfig(TrainConfig):
+    """Several classifications at once, one per label column."""
+
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over a task's classes, 0..1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultilabelTrainConfig(TrainConfig):
+    """Any number of labels per sample."""
+
+    multilabel: MultilabelConfig = field(default_factory=MultilabelConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowTrainConfig(TrainConfig):
+    """Optical flow."""
+
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    max_flow: float = 8.0
+    """Largest motion of generated pairs (warps:PHOTOGRAPHS) in pixels."""
+    repeats: int = 4
+    """Pairs generated from each photograph."""
 
 
 def _plain(value: Any) -> Any:

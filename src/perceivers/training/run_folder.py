@@ -14,7 +14,12 @@ import yaml
 from perceivers.errors import RunError
 from perceivers.files import read_json_file, write_atomic, write_json
 from perceivers.training.config import (
+    AutoencodeConfig,
     ClassifyConfig,
+    FlowTrainConfig,
+    MlmConfig,
+    MultilabelTrainConfig,
+    MultitaskConfig,
     PretrainConfig,
     TrainConfig,
     build_config,
@@ -22,7 +27,15 @@ from perceivers.training.config import (
 )
 from perceivers.version import __version__
 
-TASKS: dict[str, type[TrainConfig]] = {"pretrain": PretrainConfig, "classify": ClassifyConfig}
+TASKS: dict[str, type[TrainConfig]] = {
+    "pretrain": PretrainConfig,
+    "mlm": MlmConfig,
+    "autoencode": AutoencodeConfig,
+    "classify": ClassifyConfig,
+    "multilabel": MultilabelTrainConfig,
+    "multitask": MultitaskConfig,
+    "flow": FlowTrainConfig,
+}
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
-from perceivers.data import Batch, Dataset, make_eval_loader, open_data
+from perceivers.data import Batch, Dataset, make_eval_loader
 from perceivers.errors import DataError, RunError
-from perceivers.tasks import Classification, ClassificationConfig, MaskedAutoencoding, Task
+from perceivers.tasks import Classification, ClassificationConfig
 from perceivers.tasks.classification import accuracies, confusion
-from perceivers.tasks.mae import MaskedAutoencodingConfig
-from perceivers.training.config import PretrainConfig
+from perceivers.tasks.flow import TARGET, flow_modality
+from perceivers.training.config import TrainConfig
 from perceivers.training.run_folder import RunFolder
+from perceivers.types import Array, ModalitySpec
+from perceivers.workflows.opening import open_dataset
+from perceivers.workflows.preparing import rebuild_task
 
 
 @dataclass(frozen=True)
@@ -65,19 +68,16 @@ def evaluate(
     address = data or (config.data if config else None)
     if address is None:
         raise RunError(f"{model} is a model folder without a run; say which data with --data")
-    dataset = open_data(address, val_share=config.val_share if config else 0.1)
+    dataset, specs = open_for_model(loaded, config, address)
     source = _split(dataset, split)
     check_classes(loaded, dataset)
-    loader = make_eval_loader(
-        source, loaded.model.config.data_inputs, batch_size=batch_size, workers=workers
-    )
+    loader = make_eval_loader(source, specs, batch_size=batch_size, workers=workers)
     skipped: list[str] = []
     batches = _collect_bad(loader, skipped, limit)
     if loaded.info.task == "classify":
         result = evaluate_classifier(loaded, batches, skipped)
     else:
-        mask = config.mask if isinstance(config, PretrainConfig) else MaskedAutoencodingConfig()
-        task: Task = MaskedAutoencoding(loaded.model, mask)
+        task = rebuild_task(loaded.info.task, loaded.model, config, loaded.info)
         result = Evaluation(task.evaluate(batches), (), None, skipped)
     # The run's results and report speak of its best model.
     if has_run and which != "last" and data is None and not limit:
@@ -86,12 +86,42 @@ def evaluate(
     return result
 
 
+def open_for_model(
+    loaded: Loaded, config: TrainConfig | None, address: str
+) -> tuple[Dataset, dict[str, ModalitySpec]]:
+    """Open data as a model needs them, and say what the loaders must bring.
+
+    Args:
+        loaded: The model; a flow model brings frame pairs of its own size.
+        config: Its run's settings, if there are any.
+        address: Which data.
+
+    Raises:
+        UserError: The data cannot be opened.
+    """
+    specs = dict(loaded.model.config.data_inputs)
+    config = config or TrainConfig(model="", data=address, out="")
+    if loaded.info.task != "flow":
+        return open_dataset(config, address=address), specs
+    _, height, width = specs[flow_modality(loaded.model)].grid
+    dataset = open_dataset(config, address=address, frame_size=(height, width))
+    return dataset, {**specs, TARGET: Array((2, height), width)}
+
+
 def check_classes(loaded: Loaded, dataset: Dataset) -> None:
     """Refuse data whose classes are not the model's.
 
     Raises:
         DataError: Names differ, or there are no labels.
     """
+    columns = {name: tuple(names) for name, names in loaded.info.columns.items()}
+    found = dict(dataset.columns)
+    if columns and (found or {"label": dataset.classes}) != columns:
+        raise DataError(
+            f"the model knows the label columns {({n: len(c) for n, c in columns.items()})} "
+            f"(classes each), but {dataset.address} has {({n: len(c) for n, c in found.items()})}; "
+            f"evaluation needs the same names in the same order"
+        )
     if loaded.info.task == "classify" and dataset.classes != loaded.info.classes:
         raise DataError(
             f"the model knows the classes {list(loaded.info.classes)}, but {dataset.address} has "

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from perceivers.checkpoints.loading import Loaded, load_with_info
-from perceivers.data import make_eval_loader, open_data
+from perceivers.data import make_eval_loader
 from perceivers.errors import DataError
 from perceivers.files import read_json_file
-from perceivers.nn.positions import LearnedPositions
+from perceivers.models.tables import position_tables
 from perceivers.report.figures import (
     draw_confusion,
     draw_curves,
@@ -28,8 +28,22 @@ from perceivers.training.config import PretrainConfig, TrainConfig
 from perceivers.training.run_folder import RunFolder
 from perceivers.types import Image
 from perceivers.version import __version__
+from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.reconstruction import TARGET_NOTES, imagine, picture_modality
+from perceivers.workflows.task_reports import example_section, figures_table
 
+TITLES = {
+    "pretrain": "Masked auto-encoding",
+    "mlm": "Masked bytes",
+    "autoencode": "Auto-encoding",
+    "classify": "Classification",
+    "multilabel": "Multi-label",
+    "multitask": "Several tasks",
+    "flow": "Optical flow",
+}
+SHARES = {"val top1", "val macro", "val map"}
+# Figures worth a panel, where a task has them.
+CURVES = ("top1", "macro", "map", "epe", "bits_per_byte", "psnr/image", "psnr/video", "psnr/audio")
 SHOWN = 10
 SHOWN_SEED = 7
 
@@ -64,14 +78,18 @@ def write_run_report(folder: RunFolder) -> Path:
     """Draw all figures of a run and write its page."""
     report = open_report(folder)
     folder.figures.mkdir(exist_ok=True)
-    pretraining = isinstance(report.config, PretrainConfig)
+    task = folder.read_config()[0]
     sections = [overview_section(report)]
-    if pretraining:
+    if task == "pretrain":
         sections += [s for s in (pictures_section(report), positions_section(report)) if s]
-    else:
+    elif task == "classify":
         sections += classification_sections(report)
+    else:
+        example = example_section(task, report.loaded, report.config, folder.figures)
+        found = [figures_table(report.loaded, dict(report.results)), example]
+        sections += [s for s in (*found, positions_section(report)) if s]
     sections += [curves_section(report), settings_section(report), commands_section(report)]
-    kind = "Masked auto-encoding" if pretraining else "Classification"
+    kind = TITLES[task]
     return write_html(
         folder.report,
         title=f"{kind}: {report.config.model} on {report.config.data}",
@@ -95,15 +113,16 @@ def overview_section(report: Report) -> Section:
         (f"{seconds:,.0f} s", "training time"),
     ]
     facts += [
-        (f"{value:.4f}" if name == "val loss" else f"{100 * value:.2f} %", name)
+        (f"{100 * value:.2f} %" if name in SHARES else f"{value:.4f}", name)
         for name, value in report.loaded.info.metrics.items()
-        if name in {"val loss", "val top1", "val macro"}
+        if name in SHARES | {"val loss", "val epe"}
     ]
     for split, entry in report.results.items():
         figures = entry["figures"]
         if "top1" in figures:
             facts.append((f"{100 * figures['top1']:.2f} %", f"{split} top-1"))
-            facts.append((f"{100 * figures['macro']:.2f} %", f"{split} macro accuracy"))
+            if "macro" in figures:
+                facts.append((f"{100 * figures['macro']:.2f} %", f"{split} macro accuracy"))
         elif "loss" in figures:
             facts.append((f"{figures['loss']:.4f}", f"{split} loss"))
     return Section(title="Overview", facts=facts)
@@ -117,7 +136,7 @@ def pictures_section(report: Report) -> Section | None:
         name = picture_modality(loaded.model)
     except DataError:
         return None
-    dataset = open_data(config.data, val_share=config.val_share)
+    dataset = open_dataset(config)
     loader = make_eval_loader(
         dataset.splits["val"], loaded.model.config.data_inputs, batch_size=SHOWN
     )
@@ -146,9 +165,7 @@ def positions_section(report: Report) -> Section | None:
     figures = []
     start = report.folder.figures / "positions_before.npz"
     before = dict(np.load(start)) if start.exists() else {}
-    for name, module in report.loaded.model.encoder.inputs.positions.items():
-        if not isinstance(module, LearnedPositions):
-            continue
+    for name, module in position_tables(report.loaded.model).items():
         spec = report.loaded.model.config.inputs[name]
         path = draw_positions(
             report.folder.figures / f"positions_{name}.png",
@@ -199,7 +216,7 @@ def mistakes_section(report: Report, split: str) -> Section | None:
         name = picture_modality(loaded.model)
     except DataError:
         return None
-    dataset = open_data(report.config.data, val_share=report.config.val_share)
+    dataset = open_dataset(report.config)
     if split not in dataset.splits or not isinstance(loaded.model.config.inputs[name], Image):
         return None
     wrong: list[tuple[float, int, int, Any]] = []
@@ -234,7 +251,7 @@ def mistakes_section(report: Report, split: str) -> Section | None:
 def curves_section(report: Report) -> Section:
     """Loss, accuracy and learning rate over the run."""
     keys = ["loss"]
-    keys += [k for k in ("top1", "macro") if any(k in r for r in report.records)]
+    keys += [k for k in CURVES if any(k in r for r in report.records)]
     path = draw_curves(
         report.folder.figures / "curves.png",
         records=report.records,

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from perceivers.adapters import ElementAdapter
 from perceivers.adapters.config import TokenConfig
 from perceivers.errors import ConfigError
-from perceivers.models.flat.carry import flat_layer_depths
+from perceivers.models.flat.carry import check_resizable, flat_layer_depths
 from perceivers.models.flat.config import config_from_json, config_to_json
 from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.models.perceiver_io import DecoderConfig, Output, PerceiverIO, PerceiverIOConfig
@@ -56,6 +56,10 @@ class EntitySetConfig:
             raise ConfigError(
                 f"an entity set reads exactly one modality of points, not {kinds}; every point is "
                 f"an entity and its channels are the features"
+            )
+        if self.token_dim < 1 or self.embed_dim < 1:
+            raise ConfigError(
+                f"token_dim={self.token_dim} and embed_dim={self.embed_dim} must be at least 1"
             )
 
     @property
@@ -134,7 +138,7 @@ class EntitySet(nn.Module):
         """Return the embeddings of every entity and of the set."""
         encoded = self.body.encode(self.as_dict(inputs))
         answers = self.body.decode(encoded)
-        valid = encoded.tokens.part_valid.get(self.name)
+        valid = encoded.tokens.real.get(self.name)
         if valid is None:
             valid = answers.new_ones(answers.shape[:2], dtype=torch.bool)
         each = self.embed(F.relu(answers))
@@ -190,6 +194,7 @@ class EntitySet(nn.Module):
         Raises:
             ConfigError: The modality or its features differ.
         """
+        check_resizable(self.config.inputs, inputs)
         model = type(self)(replace(self.config, inputs=inputs))
         model.load_state_dict(self.state_dict())
         return model.to(next(self.parameters())).train(self.training)

@@ -4,9 +4,9 @@ Paper: Perceiver IO (arXiv 2107.14795) App. B: 512 slots of 128 features, 3 laye
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
+from perceivers.adapters.config import change_fields
 from perceivers.errors import ConfigError
 from perceivers.models.entity_set.model import EntitySetConfig
 from perceivers.models.flat.trunk import TrunkConfig
@@ -55,12 +55,28 @@ def configure(
     if inputs is None:
         raise ConfigError("this variant reads any set; say which with inputs={name: Points(...)}")
     slots = next(iter(inputs.values())).num_tokens
-    if num_classes not in {None, slots} or head != "query":
+    if (num_classes is not None and num_classes != slots) or head != "query":
         raise ConfigError(
             f"num_classes={num_classes}, head={head!r}: the pointer chooses among the {slots} "
             f"slots; leave both out"
         )
     values = {**settings, **overrides, "inputs": inputs}
     if isinstance(overrides.get("trunk"), Mapping):
-        values["trunk"] = replace(settings["trunk"], **overrides["trunk"])
+        values["trunk"] = change_fields(settings["trunk"], overrides["trunk"])
     return EntitySetConfig(**values)
+
+
+def as_classifier(
+    config: EntitySetConfig, num_classes: int | Mapping[str, int], head: str
+) -> EntitySetConfig:
+    """Return the same config: the pointer is the classifier.
+
+    Raises:
+        ConfigError: There are not as many choices as slots.
+    """
+    if num_classes != config.num_classes or head != "query":
+        raise ConfigError(
+            f"num_classes={num_classes}, head={head!r}: the pointer chooses among the "
+            f"{config.num_classes} slots"
+        )
+    return config

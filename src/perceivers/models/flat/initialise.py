@@ -5,6 +5,7 @@
 | Linears of attention and MLPs | normal, deviation 1 / sqrt(fan_in), cut at two sigma |
 | other Linears and convolutions | the same without making up for the cut |
 | biases | 0 |
+| norms | the identity |
 | latents, queries, positions, padding and mask vectors | ``paper``: sigma 0.02; ``balanced``: 0.5 |
 | byte embedding | sigma 1 |
 
@@ -67,6 +68,8 @@ def initialise(
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             cut_normal_(module.weight, 1.0)
+        elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+            module.reset_parameters()
     learned = list(arrays or [])
     for module in model.modules():
         if isinstance(module, Trunk):

@@ -73,6 +73,10 @@ class TrunkConfig:
                 raise ConfigError(
                     f"trunk {name} is {getattr(self, name)}; it must be at least {value}"
                 )
+        for name in ("qk_dim", "v_dim"):
+            width = getattr(self, name)
+            if width is not None and width < 1:
+                raise ConfigError(f"trunk {name} is {width}; it must be at least 1, or None")
         if self.reads == "interleaved" and self.num_reads > self.num_blocks:
             raise ConfigError(
                 f"{self.num_reads} interleaved reads need as many blocks, there are "

@@ -1,6 +1,7 @@
 """From a variant, inputs and a head to a complete HiP configuration."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from perceivers.errors import ConfigError
@@ -48,3 +49,17 @@ def configure(
         made = HiPHead(kind=head, num_outputs=num_classes)  # pyright: ignore[reportArgumentType]
         values = {"decoder": False, "head": made, **values}
     return HiPConfig(**values)
+
+
+def as_classifier(
+    config: HiPConfig, num_classes: int | Mapping[str, int], head: str
+) -> HiPConfig:
+    """Return the config of an encoder with a classifying head.
+
+    Raises:
+        ConfigError: Several tasks, or an unknown head.
+    """
+    if isinstance(num_classes, Mapping):
+        raise ConfigError(f"num_classes={dict(num_classes)}: a HiP has one head")
+    made = HiPHead(kind=head, num_outputs=num_classes)  # pyright: ignore[reportArgumentType]
+    return replace(config, decoder=False, head=made)

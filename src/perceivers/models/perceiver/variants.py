@@ -8,7 +8,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from perceivers.adapters.config import PositionConfig, TokenConfig, build_nested
+from perceivers.adapters.config import (
+    PositionConfig,
+    TokenConfig,
+    build_nested,
+    change_fields,
+)
 from perceivers.errors import ConfigError
 from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.models.perceiver.config import PerceiverConfig
@@ -131,7 +136,24 @@ def configure(
         raise ConfigError(f"head={head!r}: a Perceiver answers with the mean of its latents")
     values = {**settings, **overrides, "inputs": inputs, "num_outputs": outputs}
     if isinstance(overrides.get("trunk"), Mapping):
-        values["trunk"] = replace(settings["trunk"], **overrides["trunk"])
+        values["trunk"] = change_fields(settings["trunk"], overrides["trunk"])
     tokens = {n: build_nested(TokenConfig, t) for n, t in values.get("tokens", {}).items()}
     values["tokens"] = {name: tokens[name] for name in inputs if name in tokens}
     return PerceiverConfig(**values)
+
+
+def as_classifier(
+    config: PerceiverConfig, num_classes: int | Mapping[str, int], head: str
+) -> PerceiverConfig:
+    """Return the config of a classifier with the same inputs and latents.
+
+    Raises:
+        ConfigError: Several tasks, or a head that a Perceiver does not have.
+    """
+    changes = {"num_outputs": num_classes}
+    if not isinstance(num_classes, int) or head not in {"query", "mean"}:
+        raise ConfigError(
+            f"num_classes={num_classes}, head={head!r}: a Perceiver answers one array of logits "
+            f"with the mean of its latents"
+        )
+    return replace(config, **changes)

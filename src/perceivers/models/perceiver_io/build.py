@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from perceivers.adapters.config import PositionConfig, TokenConfig, build_nested
+from perceivers.adapters.config import (
+    PositionConfig,
+    TokenConfig,
+    build_nested,
+    change_fields,
+)
 from perceivers.adapters.tokens import default_tokens
 from perceivers.errors import ConfigError
 from perceivers.models.flat.trunk import TrunkConfig
@@ -52,7 +57,7 @@ def configure(
         asked = overrides.get(name)
         if isinstance(asked, Mapping):
             own = settings.get(name)
-            values[name] = replace(own, **asked) if own else build_nested(kind, asked)
+            values[name] = change_fields(own, asked) if own else build_nested(kind, asked)
     for name, kind in TABLES.items():
         table = values.get(name, {})
         values[name] = {key: build_nested(kind, entry) for key, entry in table.items()}
@@ -66,6 +71,21 @@ def configure(
     elif num_classes is not None:
         raise ConfigError("num_classes and outputs both say what is answered; give one of them")
     return PerceiverIOConfig(**values)
+
+
+def as_classifier(
+    config: PerceiverIOConfig, num_classes: int | Mapping[str, int], head: str
+) -> PerceiverIOConfig:
+    """Return the config of a classifier with the same inputs and latents.
+
+    Raises:
+        ConfigError: The head is not ``query``.
+    """
+    settings = {"trunk": config.trunk, "tokens": config.tokens, "init": config.init}
+    settings |= {"min_padding": config.min_padding, "mask_tokens": config.mask_tokens}
+    return configure(
+        settings, inputs=config.inputs, num_classes=num_classes, head=head, overrides={}
+    )
 
 
 def _outputs(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
 
-from perceivers.adapters.config import PositionConfig, TokenConfig, check_choices
+from perceivers.adapters.config import PositionConfig, TokenConfig, check_choices, check_unused
 from perceivers.errors import ConfigError, suggest
 from perceivers.models.flat.config import complete_tokens, config_from_json, config_to_json
 from perceivers.models.flat.trunk import TrunkConfig
@@ -23,9 +23,9 @@ class Output:
     """learned: an array of its own; positions: of a modality's elements; tokens: the modality's
     own tokens, content and positions."""
     length: int = 1
-    """learned: queries O."""
+    """learned: queries O; as many as the modality's elements when one is named."""
     dim: int = 0
-    """learned: channels of a query; positions: ignored unless the positions are learned."""
+    """learned: channels of a query."""
     modality: str = ""
     """positions and tokens: the modality that is spoken of. learned: the modality whose padding the
     queries share (byte outputs), or none."""
@@ -34,8 +34,8 @@ class Output:
     patch: tuple[int, ...] = ()
     """positions: elements per query along each axis; all one when empty."""
     sampled: Literal["grid", "cell"] = "grid"
-    """positions: coordinates of a query that is asked for by its index: those of the whole grid,
-    or (as released) -1 + 2 index / size, which never reaches 1."""
+    """positions: coordinates of a query, -1 to 1 with both ends, or -1 + 2 index / size, which
+    never reaches 1; the released auto-encoder was trained with the latter."""
     channels: int = 0
     """Values per query (per element, with a patch); 0 gives the answer itself."""
     head: Literal["linear", "tanh_mlp", "tied"] = "linear"
@@ -65,6 +65,20 @@ class Output:
             )
         if self.head == "tied" and self.channels:
             raise ConfigError("a tied head has as many channels as the vocabulary; leave them out")
+        if not self.channels and (self.patch or self.head == "tanh_mlp"):
+            raise ConfigError(
+                f"output with patch={self.patch} and head={self.head!r} needs channels: values "
+                f"per element"
+            )
+        if self.queries != "positions" and self.positions != PositionConfig():
+            raise ConfigError(f"{self.queries} queries have no positions of their own; leave them out")
+        check_unused(self, f"an output with {self.queries} queries", self._unused)
+
+    @property
+    def _unused(self) -> tuple[str, ...]:
+        if self.queries == "learned":
+            return ("sampled", "patch")
+        return ("length", "dim", *(("sampled",) if self.queries == "tokens" else ()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +105,11 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         """Reject sizes below one."""
-        for name in ("num_heads", "mlp_ratio", "chunk"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"decoder {name} is {getattr(self, name)}; it must be at least 1")
+        least = dict.fromkeys(("num_heads", "mlp_ratio", "chunk", "qk_dim", "v_dim"), 1)
+        for name, value in {**least, "project": 0, "min_padding": 0}.items():
+            found = getattr(self, name)
+            if found is not None and found < value:
+                raise ConfigError(f"decoder {name} is {found}; it must be at least {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +144,8 @@ class PerceiverIOConfig:
                 f"outputs are {list(self.outputs)}; a model needs at least one, with names without "
                 f"dots"
             )
+        if self.min_padding < 0:
+            raise ConfigError(f"min_padding={self.min_padding} must not be negative")
         for name, output in self.outputs.items():
             self._check_output(name, output)
 
@@ -137,10 +155,17 @@ class PerceiverIOConfig:
                 f"output {name!r} speaks of {output.modality!r}, but the inputs are "
                 f"{list(self.inputs)}" + suggest(output.modality, self.inputs)
             )
-        if output.head == "tied" and self.inputs[output.modality].kind != "bytes":
+        spec = self.inputs.get(output.modality)
+        if output.head == "tied" and (spec is None or spec.kind != "bytes"):
             raise ConfigError(f"output {name!r}: a tied head needs the modality of its bytes")
-        if output.patch:
-            grid = self.inputs[output.modality].grid
+        if output.queries == "learned" and spec is not None and output.length != spec.num_tokens:
+            raise ConfigError(
+                f"output {name!r}: {output.length} learned queries share the padding of "
+                f"{output.modality!r}, which has {spec.num_tokens} elements; make them as many, or "
+                f"name no modality"
+            )
+        if output.patch and spec is not None:
+            grid = spec.grid
             if len(grid) != len(output.patch) or any(
                 n % p for n, p in zip(grid, output.patch, strict=True)
             ):

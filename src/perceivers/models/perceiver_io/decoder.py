@@ -35,7 +35,9 @@ class LearnedQueries(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(length, dim))
 
-    def forward(self, ids: Tensor | None, dtype: torch.dtype) -> Float[Tensor, "#B O E"]:
+    def forward(
+        self, ids: Tensor | None, dtype: torch.dtype, device: torch.device
+    ) -> Float[Tensor, "#B O E"]:
         """Return all queries, or those at ``ids`` ``[O]`` or ``[B, O]``."""
         table = self.table.to(dtype)
         return table.unsqueeze(0) if ids is None else at_least_3d(table[ids])
@@ -49,23 +51,26 @@ class PositionQueries(nn.Module):
 
     Args:
         grid: Shape of the grid.
-        output: Which positions, and where an index lies.
+        output: Which positions, and where a cell lies.
     """
 
     def __init__(self, grid: tuple[int, ...], output: Output) -> None:
         super().__init__()
         self.grid, self.sampled = grid, output.sampled
-        self.positions = Positions(grid, output.positions, cached=prod(grid) <= CACHED_QUERIES)
+        few = prod(grid) <= CACHED_QUERIES
+        self.positions = Positions(grid, output.positions, cached=few and self.sampled == "grid")
 
-    def forward(self, ids: Tensor | None, dtype: torch.dtype) -> Float[Tensor, "#B O E"]:
+    def forward(
+        self, ids: Tensor | None, dtype: torch.dtype, device: torch.device
+    ) -> Float[Tensor, "#B O E"]:
         """Return the queries of all places, or of the flat indices ``ids``."""
+        if self.positions.is_cached:
+            rows = self.positions(dtype)
+            return rows if ids is None else at_least_3d(rows.squeeze(0)[ids])
         if ids is None:
-            return self.positions(dtype)
-        on_grid = self.sampled == "grid" or self.positions.config.kind == "learned"
-        if on_grid and self.positions.is_cached:
-            return at_least_3d(self.positions(dtype).squeeze(0)[ids])
+            ids = torch.arange(prod(self.grid), device=device)
         cells = torch.unravel_index(ids, self.grid)
-        if on_grid:
+        if self.sampled == "grid":
             axes = [torch.linspace(-1.0, 1.0, size, device=ids.device) for size in self.grid]
             places = torch.stack([a[cell] for a, cell in zip(axes, cells, strict=True)], -1)
         else:
@@ -100,17 +105,23 @@ class TiedHead(nn.Module):
     """The transposed byte embedding, with a bias of its own.
 
     Args:
-        outputs: Entries of the vocabulary.
+        outputs: Entries K of the vocabulary.
+        dim: Channels E of an answer.
+        rows_dim: Channels R of the embedding; a Linear maps answers of another width to it, as
+            those of several outputs are.
     """
 
-    def __init__(self, outputs: int) -> None:
+    def __init__(self, outputs: int, dim: int, rows_dim: int) -> None:
         super().__init__()
+        self.project = nn.Linear(dim, rows_dim) if dim != rows_dim else None
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(
-        self, x: Float[Tensor, "*B E"], rows: Float[Tensor, "K E"]
+        self, x: Float[Tensor, "*B E"], rows: Float[Tensor, "K R"]
     ) -> Float[Tensor, "*B K"]:
         """Return a score per entry."""
+        if self.project is not None:
+            x = self.project(x)
         return F.linear(x, rows.to(x.dtype), self.bias.to(x.dtype))
 
 
@@ -165,7 +176,11 @@ class Decoder(nn.Module):
         for name, output in config.outputs.items():
             values = output.channels * prod(output.patch or (1,))
             if output.head == "tied":
-                self.heads[name] = TiedHead(config.inputs[output.modality].channels)
+                self.heads[name] = TiedHead(
+                    config.inputs[output.modality].channels,
+                    width,
+                    config.tokens[output.modality].dim,
+                )
             elif output.head == "tanh_mlp":
                 self.heads[name] = TanhMlp(width, values)
             elif output.head == "linear" and values:
@@ -194,7 +209,7 @@ class Decoder(nn.Module):
                 )
             queries = pick_rows(tokens.parts[output.modality], ids)
         else:
-            queries = self.queries[name](ids, dtype)
+            queries = self.queries[name](ids, dtype, tokens.array.device)
         if name not in self.padding:
             return queries
         padding = self.padding[name].to(queries.dtype)

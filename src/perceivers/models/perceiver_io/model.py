@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -20,10 +20,10 @@ from perceivers.errors import InputError, suggest
 from perceivers.models.flat.carry import carry_tables, check_resizable, flat_layer_depths
 from perceivers.models.flat.initialise import initialise
 from perceivers.models.flat.trunk import Trunk
-from perceivers.models.perceiver_io.config import PerceiverIOConfig
-from perceivers.models.perceiver_io.decoder import Decoder, LearnedQueries
+from perceivers.models.perceiver_io.config import Output, PerceiverIOConfig
+from perceivers.models.perceiver_io.decoder import Decoder, LearnedQueries, TiedHead
 from perceivers.models.saving import ModelInfo, save_folder
-from perceivers.nn.space_depth import depth_to_space
+from perceivers.nn.space_depth import depth_to_space, space_to_depth
 from perceivers.types import ModalitySpec
 
 
@@ -73,7 +73,7 @@ class PerceiverIO(nn.Module):
     def init_weights(self) -> None:
         """Initialise every parameter; ``models/flat/initialise.py`` lists how.
 
-        Heads of outputs that are read with the tokens start at zero, as the released flow does.
+        The bias of tied heads is zero. Heads of outputs that are read with the tokens start at zero, as the released flow does.
         """
         queries = [m.table for m in self.decoder.queries.values() if isinstance(m, LearnedQueries)]
         arrays = [*queries, *self.decoder.padding.values()]
@@ -82,6 +82,8 @@ class PerceiverIO(nn.Module):
             head = self.decoder.heads[name] if name in self.decoder.heads else None
             if output.queries == "tokens" and isinstance(head, nn.Linear):
                 nn.init.zeros_(head.weight)
+            elif isinstance(head, TiedHead):
+                nn.init.zeros_(head.bias)
 
     # -- whole passes ------------------------------------------------------------------------
 
@@ -158,8 +160,8 @@ class PerceiverIO(nn.Module):
         """
         name = self._output_name(output)
         config = self.config.outputs[name]
-        if keep is None and config.mask_padding and config.modality in encoded.tokens.part_valid:
-            keep = encoded.tokens.part_valid[config.modality]
+        if keep is None and config.mask_padding and config.modality in encoded.tokens.real:
+            keep = self._real_queries(config, encoded.tokens.real[config.modality])
             keep = keep if ids is None else torch.take_along_dim(keep, _per_sample(ids, keep), 1)
         total = self.num_queries(name) if ids is None else ids.shape[-1]
         size = chunk_size or self.config.decoder.chunk
@@ -248,6 +250,15 @@ class PerceiverIO(nn.Module):
                 + suggest(str(output), names)
             )
         return output
+
+    def _real_queries(self, output: Output, real: Tensor) -> Bool[Tensor, "B O"]:
+        """Return which queries ask for a real element of the output's modality."""
+        if output.queries == "tokens":
+            return self.inputs.reader(output.modality).cover(real)
+        if not output.patch:
+            return real
+        grid = self.config.inputs[output.modality].grid
+        return space_to_depth(real.unsqueeze(1).unflatten(2, grid), output.patch).any(-1)
 
     def _in_chunks(
         self,

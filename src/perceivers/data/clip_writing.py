@@ -1,0 +1,141 @@
+"""Clips and waveforms to files that any player opens.
+
+Legend: C channels, T frames, H W rows and columns, S samples.
+"""
+
+import io
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perceivers.data.containers import load_library
+from perceivers.errors import ConfigError, InputError
+from perceivers.files import write_atomic
+
+# Samples that one packet of AAC holds, so what the encoder wants at a time.
+AAC_SAMPLES = 1024
+LAYOUTS = {1: "mono", 2: "stereo"}
+
+
+def write_clip(
+    path: Path,
+    video: NDArray,
+    frame_rate: float,
+    audio: NDArray | None = None,
+    sample_rate: int = 0,
+) -> Path:
+    """Write a clip as ``.mp4`` (H.264, AAC) that plays everywhere; an old file survives failure.
+
+    Rows and columns of an odd count are repeated at the edge, because H.264 stores colour at half
+    the size.
+
+    Args:
+        path: Where to write.
+        video: Frames uint8 ``[C, T, H, W]`` with 1 (gray) or 3 (RGB) channels.
+        frame_rate: Frames per second.
+        audio: Sound ``[C, S]`` in float, which is cut to -1..1, with 1 or 2 channels; None writes a
+            silent clip.
+        sample_rate: Samples per second in Hz, one of those that AAC knows.
+
+    Raises:
+        InputError: Arrays of another shape or type, or sound that is not finite.
+        ConfigError: A rate that cannot be written.
+        DataError: PyAV is not installed.
+    """
+    video = _prepare_frames(video)
+    if not 0.1 <= frame_rate <= 1000:
+        raise ConfigError(f"frame_rate is {frame_rate}; it must lie in 0.1..1000 frames per second")
+    av = load_library("av")
+    if audio is not None:
+        audio = _check_wave(audio)
+        known = sorted(av.codec.Codec("aac", "w").audio_rates)
+        if sample_rate not in known:
+            raise ConfigError(f"sample_rate is {sample_rate} Hz; mp4 takes one of {known}")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        # Both are declared before anything is written, because that fixes the file's header.
+        pictures = container.add_stream(
+            "libx264", rate=Fraction(frame_rate).limit_denominator(1001)
+        )
+        pictures.height, pictures.width = video.shape[2:]
+        pictures.pix_fmt = "yuv420p"
+        sounds = None
+        if audio is not None:
+            sounds = container.add_stream("aac", rate=sample_rate)
+            sounds.layout = LAYOUTS[len(audio)]
+        _write_frames(container, pictures, video)
+        if audio is not None:
+            _write_sound(container, sounds, audio, sample_rate)
+    return write_atomic(path, buffer.getvalue())
+
+
+def write_wav(path: Path, audio: NDArray, sample_rate: int) -> Path:
+    """Write a waveform as ``.wav`` with 16 bits; an old file survives failure.
+
+    Args:
+        path: Where to write.
+        audio: Sound ``[C, S]`` in float, which is cut to -1..1, with 1 or 2 channels.
+        sample_rate: Samples per second in Hz.
+
+    Raises:
+        InputError: An array of another shape or type, or sound that is not finite.
+        ConfigError: A rate below 1.
+        DataError: soundfile is not installed.
+    """
+    audio = _check_wave(audio)
+    if sample_rate < 1:
+        raise ConfigError(f"sample_rate is {sample_rate} Hz; it must be at least 1")
+    buffer = io.BytesIO()
+    load_library("soundfile").write(buffer, audio.T, sample_rate, format="WAV", subtype="PCM_16")
+    return write_atomic(path, buffer.getvalue())
+
+
+def _prepare_frames(video: NDArray) -> NDArray[np.uint8]:
+    """Refuse what is no clip, and return it in three channels and even sizes."""
+    if video.ndim != 4 or video.dtype != np.uint8 or video.shape[0] not in {1, 3} or not video.size:
+        raise InputError(
+            f"the clip has shape {video.shape} and dtype {video.dtype}; write uint8 "
+            f"[C, T, H, W] with 1 or 3 channels and at least one frame"
+        )
+    channels, _, height, width = video.shape
+    video = np.pad(video, ((0, 0), (0, 0), (0, height % 2), (0, width % 2)), mode="edge")
+    return np.repeat(video, 3, axis=0) if channels == 1 else video
+
+
+def _check_wave(audio: NDArray) -> NDArray[np.float32]:
+    """Refuse what is no waveform, and cut it to -1..1."""
+    floats = np.issubdtype(audio.dtype, np.floating)
+    if audio.ndim != 2 or not floats or audio.shape[0] not in {1, 2} or not audio.size:
+        raise InputError(
+            f"the sound has shape {audio.shape} and dtype {audio.dtype}; write floats [C, S] in "
+            f"-1..1 with 1 or 2 channels and at least one sample"
+        )
+    if not np.isfinite(audio).all():
+        raise InputError("the sound holds NaN or infinite samples; it must be finite")
+    return audio.clip(-1.0, 1.0).astype(np.float32)
+
+
+def _write_frames(container: Any, stream: Any, video: NDArray) -> None:
+    """Encode frames ``[C, T, H, W]``."""
+    from av import VideoFrame
+
+    for number, values in enumerate(video.transpose(1, 2, 3, 0)):  # [T, H, W, C]
+        frame = VideoFrame.from_ndarray(np.ascontiguousarray(values), format="rgb24")
+        frame.pts = number
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def _write_sound(container: Any, stream: Any, audio: NDArray[np.float32], sample_rate: int) -> None:
+    """Encode sound ``[C, S]``."""
+    from av import AudioFrame
+
+    for first in range(0, audio.shape[1], AAC_SAMPLES):
+        values = np.ascontiguousarray(audio[:, first : first + AAC_SAMPLES])
+        frame = AudioFrame.from_ndarray(values, format="fltp", layout=LAYOUTS[len(audio)])
+        frame.sample_rate, frame.pts = sample_rate, first
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))

@@ -1,0 +1,272 @@
+"""Auto-encoding through the latents: everything in, everything out, all modalities at once.
+
+In training only some elements of each modality are asked for, drawn per sample; queries never see
+one another, so the gradient is that of the whole in expectation. The label's token is masked now
+and then in training and always in evaluation, which makes the model a classifier too. With a mask
+ratio only the remaining tokens are read, and only hidden elements count.
+
+Legend: B batch, N tokens, O elements asked for, C channels.
+Paper: Perceiver IO (arXiv 2107.14795) Sec. 4.3 and App. I: loss weights, 512 points per modality.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import log10, prod
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from perceivers.errors import ConfigError, DataError, suggest
+from perceivers.masking import count_kept
+from perceivers.models.perceiver_io import Output, PerceiverIO
+from perceivers.models.perceiver_io.decoder import pick_rows
+from perceivers.models.perceiver_io.model import Encoded
+from perceivers.nn.space_depth import space_to_depth
+from perceivers.tasks.base import Losses, Task, TaskBatch
+from perceivers.types import Labels
+
+EVALUATION_SEED = 20210731
+# The paper's weights: sound counts most, the label hardly.
+PAPER_WEIGHTS = {"video": 0.03, "audio": 1.0, "labels": 0.0001}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencodingConfig:
+    """What is hidden, asked for and scored."""
+
+    points: int = 512
+    """Elements (patches of audio) of each modality that a training step asks for; 0 asks all."""
+    mask_ratio: float = 0.0
+    """Share of the tokens that is not read; only hidden elements then count. 0 reads all."""
+    loss: Literal["l1", "l2"] = "l1"
+    """Absolute (the paper's) or squared error, in the units that the model reads."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Weight per modality; where not given 0.03 for video, 0.0001 for labels, 1 for others."""
+    label_mask: float = 0.5
+    """Probability with which a sample's label is hidden in training; it always is in evaluation."""
+
+    def __post_init__(self) -> None:
+        """Reject values out of range."""
+        if self.points < 0 or not 0.0 <= self.mask_ratio < 1.0 or not 0 <= self.label_mask <= 1:
+            raise ConfigError(
+                f"autoencode points={self.points} must not be negative, mask_ratio="
+                f"{self.mask_ratio} must be in [0, 1) and label_mask={self.label_mask} in [0, 1]"
+            )
+        if self.loss not in {"l1", "l2"}:
+            raise ConfigError(f"autoencode loss is {self.loss!r}; use l1 or l2")
+
+
+def element_targets(
+    model: PerceiverIO, name: str, raw: Tensor
+) -> Float[Tensor, "B O C"]:
+    """Return what an output should answer, query by query: raw values, patches as they are asked.
+
+    Args:
+        model: With an output of the modality's name.
+        name: The modality.
+        raw: Raw tensor ``[B, ...]``.
+    """
+    adapter, patch = model.adapter(name), model.config.outputs[name].patch
+    values = adapter.normalise(adapter.flatten(raw), torch.float32)
+    if patch and prod(patch) > 1:
+        grid = adapter.spec.grid
+        return space_to_depth(values.transpose(1, 2).unflatten(2, grid), patch)
+    return values
+
+
+def as_floats(model: PerceiverIO, name: str, raw: Tensor) -> Float[Tensor, "B ..."]:
+    """Return a raw tensor as floats in its own layout: pictures 0..1, sound -1..1."""
+    adapter = model.adapter(name)
+    return adapter.restore(adapter.normalise(adapter.flatten(raw), torch.float32))
+
+
+@torch.no_grad()
+def decode_raw(model: PerceiverIO, encoded: Encoded, name: str) -> Float[Tensor, "B ..."]:
+    """Return a modality as the model gives it back, in the units of ``as_floats``, not clipped."""
+    adapter = model.adapter(name)
+    return adapter.restore(adapter.flatten(model.decode(encoded, name).float()))
+
+
+class Autoencoding(Task):
+    """Give back every modality that the model answers.
+
+    Args:
+        model: A Perceiver IO with an output for each input it is to give back.
+        config: What is hidden and scored.
+    """
+
+    best_metric = "loss"
+    higher_is_better = False
+
+    def __init__(self, model: Any, config: AutoencodingConfig) -> None:
+        super().__init__(model)
+        outputs: Mapping[str, Output] = getattr(model.config, "outputs", {})
+        inputs = model.config.inputs
+        odd = [n for n, o in outputs.items() if n not in inputs or o.head == "tied"]
+        if odd or not outputs:
+            raise ConfigError(
+                f"auto-encoding needs a perceiver_io model that answers its own inputs; this one "
+                f"answers {list(outputs)} of {list(inputs)} (texts are pre-trained by --task mlm)"
+            )
+        for name in config.weights:
+            if name not in outputs:
+                raise ConfigError(
+                    f"loss weight for unknown modality {name!r}; the model answers "
+                    f"{list(outputs)}{suggest(name, outputs)}"
+                )
+        self.config = config
+        self.labels = [n for n in outputs if isinstance(inputs[n], Labels)]
+        self.signals = [n for n in outputs if n not in self.labels]
+        self.weights = {
+            n: config.weights.get(n, PAPER_WEIGHTS.get(inputs[n].kind, 1.0)) for n in outputs
+        }
+
+    def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:
+        """Return the weighted loss and each modality's own."""
+        inputs = self._inputs(batch)
+        size = next(iter(inputs.values())).shape[0]
+        kept, asked = self._draw(size, generator)
+        drawn = torch.rand(size, 1, generator=generator) < self.config.label_mask
+        encoded = self._encode(inputs, kept, drawn)
+        parts = {}
+        for name in self.signals:
+            truth = element_targets(self.model, name, inputs[name])
+            ids = asked.get(name)
+            if ids is None:
+                ids = torch.arange(truth.shape[1], device=truth.device)
+            truth = pick_rows(truth, ids)
+            parts[name] = self._error(self.model.decode(encoded, name, ids=ids).float(), truth)
+        for name in self.labels:
+            logits = self.model.decode(encoded, name).float()
+            parts[name] = F.cross_entropy(logits, inputs[name].long(), ignore_index=-1)
+        total = torch.stack([loss * self.weights[name] for name, loss in parts.items()]).sum()
+        return Losses(total=total, parts=parts)
+
+    def _inputs(self, batch: TaskBatch) -> dict[str, Tensor]:
+        """The batch with its labels as a modality, where the model answers one."""
+        inputs = dict(batch.inputs)
+        if self.labels and batch.labels is None:
+            raise DataError(
+                f"the model auto-encodes the label {self.labels[0]!r}, but the data has no labels"
+            )
+        if batch.labels is not None:
+            inputs |= dict.fromkeys(self.labels[:1], batch.labels)
+        return inputs
+
+    def _encode(
+        self, inputs: Mapping[str, Tensor], kept: Mapping[str, Tensor], drawn: Bool[Tensor, "B 1"]
+    ) -> Encoded:
+        """Encode with some labels hidden: by the mask token, or as unknown where there is none."""
+        given = {n: x for n, x in inputs.items() if n in self.model.config.inputs}
+        hidden = {}
+        for name in self.labels:
+            drawn = drawn.to(given[name].device)
+            if name in self.model.inputs.mask:
+                hidden[name] = drawn
+            else:
+                given[name] = torch.where(drawn.squeeze(1), -1, given[name])
+        return self.model.encode(given, hidden=hidden, kept=kept)
+
+    def encode_for_display(
+        self, batch: TaskBatch, generator: torch.Generator
+    ) -> tuple[Encoded, dict[str, Bool[Tensor, "B ..."]]]:
+        """Encode as in evaluation; also return which elements were read, one channel, by name."""
+        inputs = self._inputs(batch)
+        first = next(iter(inputs.values()))
+        kept = self._draw(first.shape[0], generator)[0]
+        blind = torch.ones(first.shape[0], 1, dtype=torch.bool)
+        visible = {}
+        for name in self.signals:
+            reader, spec = self.model.inputs.reader(name), self.model.config.inputs[name]
+            seen = torch.ones(first.shape[0], reader.num_tokens, dtype=torch.bool)
+            if name in kept:
+                seen = torch.zeros_like(seen).scatter(1, kept[name].cpu(), value=True)
+            # A token covers a block of elements.
+            grid = seen.unflatten(1, reader.grid)
+            for axis, (tokens, size) in enumerate(zip(reader.grid, spec.grid, strict=False), 1):
+                grid = grid.repeat_interleave(-(-size // tokens), dim=axis).narrow(axis, 0, size)
+            visible[name] = grid.unsqueeze(1)
+        return self._encode(inputs, kept, blind), visible
+
+    def _draw(
+        self, size: int, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Draw which tokens are read and which elements are asked for, per sample."""
+        kept: dict[str, Tensor] = {}
+        asked: dict[str, Tensor] = {}
+        for name in self.signals:
+            total = self.model.num_queries(name)
+            ids = None
+            if self.config.mask_ratio:
+                tokens = self.model.inputs.reader(name).num_tokens
+                order = torch.rand(size, tokens, generator=generator).argsort(-1)
+                count = count_kept(tokens, self.config.mask_ratio)
+                kept[name] = order[:, :count].sort(-1).values.to(self._device)
+                if tokens == total:  # a query per token: ask for hidden ones only
+                    ids = order[:, count:]
+            wanted = self.config.points
+            if ids is None and wanted and wanted < total:
+                ids = torch.randint(total, (size, wanted), generator=generator)
+            elif ids is not None and wanted:
+                ids = ids[:, :wanted]
+            if ids is not None:
+                asked[name] = ids.to(self._device)
+        return kept, asked
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.trunk.latents.device
+
+    def _error(self, prediction: Tensor, truth: Tensor) -> Float[Tensor, ""]:
+        """Mean error over what is real; absent points are NaN."""
+        real = torch.isfinite(truth)
+        error = torch.where(real, prediction - truth, 0.0)
+        error = error.abs() if self.config.loss == "l1" else error.square()
+        return error.sum() / real.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
+        """Return losses, PSNR in decibels per signal, and top1 of labels that are always hidden.
+
+        PSNR is over all elements of the split, with the peak of the raw units: 1 for pictures, 2
+        for sound (-1..1).
+        """
+        self.eval()
+        generator = torch.Generator().manual_seed(EVALUATION_SEED)
+        squares = dict.fromkeys(self.signals, 0.0)
+        absolutes = dict.fromkeys(self.signals, 0.0)
+        counts = dict.fromkeys(self.signals, 0)
+        right, known, entropy = 0, 0, 0.0
+        for batch in batches:
+            inputs = self._inputs(batch)
+            first = next(iter(inputs.values()))
+            kept = self._draw(first.shape[0], generator)[0]
+            blind = torch.ones(first.shape[0], 1, dtype=torch.bool)
+            encoded = self._encode(inputs, kept, blind)
+            for name in self.signals:
+                error = decode_raw(self.model, encoded, name) - as_floats(
+                    self.model, name, inputs[name]
+                )
+                error = error[torch.isfinite(error)].double()
+                squares[name] += float(error.square().sum())
+                absolutes[name] += float(error.abs().sum())
+                counts[name] += error.numel()
+            for name in self.labels:
+                logits, truth = self.model.decode(encoded, name).float(), inputs[name].long()
+                entropy += float(F.cross_entropy(logits, truth, reduction="sum", ignore_index=-1))
+                right += int(((logits.argmax(-1) == truth) & (truth >= 0)).sum())
+                known += int((truth >= 0).sum())
+        figures: dict[str, float] = {"loss": 0.0}
+        for name in self.signals:
+            mean = absolutes if self.config.loss == "l1" else squares
+            figures["loss"] += self.weights[name] * mean[name] / max(counts[name], 1)
+            peak = 2.0 if self.model.config.inputs[name].kind == "audio" else 1.0
+            noise = max(squares[name] / max(counts[name], 1), 1e-12)
+            figures[f"psnr/{name}"] = 10 * log10(peak**2 / noise)
+        if self.labels and known:
+            figures["loss"] += self.weights[self.labels[0]] * entropy / known
+            figures["top1"] = right / known
+        return figures

@@ -1,0 +1,162 @@
+"""Mixed samples: MixUp blends two, CutMix pastes a box of one into the other; labels mix alike.
+
+Every sample gets a partner of its own half of the batch (of the batch, if only one kind is on), by
+a random permutation. Differs: the released script reads two batches to make one, so that each
+sample is used once.
+
+Legend: B batch, K classes, C channels, H W rows and columns.
+Paper: MixUp (arXiv 1710.09412), CutMix (arXiv 1905.04899); both as in Perceiver IO
+(arXiv 2107.14795) App. A.1.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from perceivers.errors import ConfigError
+from perceivers.types import Image, ModalitySpec, Points
+
+# Their integers name classes or characters, and nothing lies between two of them.
+DISCRETE_KINDS = ("bytes", "labels")
+
+Mixed = tuple[dict[str, Tensor], Float[Tensor, "B K"]]
+
+
+def check_mixing(specs: Mapping[str, ModalitySpec], *, mixup: bool, cutmix: bool) -> None:
+    """Reject modalities whose samples cannot be mixed.
+
+    Args:
+        specs: The model's inputs.
+        mixup: Whether MixUp is on.
+        cutmix: Whether CutMix is on.
+
+    Raises:
+        ConfigError: CutMix of anything but pictures, or MixUp of ids or of sets with gaps.
+    """
+    others = {name: spec.kind for name, spec in specs.items() if not isinstance(spec, Image)}
+    if cutmix and others:
+        raise ConfigError(
+            f"cutmix pastes boxes of pictures, but the model reads {others} (modality: kind); set "
+            f"cutmix to false"
+        )
+    discrete = {name: kind for name, kind in others.items() if kind in DISCRETE_KINDS}
+    if mixup and discrete:
+        raise ConfigError(
+            f"mixup blends values, but the model reads ids: {discrete} (modality: kind); set mixup "
+            f"to 0"
+        )
+    ragged = [name for name, spec in specs.items() if isinstance(spec, Points) and spec.ragged]
+    if mixup and ragged:
+        raise ConfigError(
+            f"mixup blends values, but clouds of {ragged} differ in their number of points; set "
+            f"mixup to 0, or declare the points with ragged=False"
+        )
+
+
+def mix_samples(
+    inputs: Mapping[str, Tensor],
+    targets: Float[Tensor, "B K"],
+    generator: torch.Generator,
+    *,
+    mixup: float,
+    cutmix: bool,
+) -> Mixed:
+    """Mix a batch: with both kinds, its first half by MixUp and the rest by CutMix.
+
+    Args:
+        inputs: Raw tensors ``[B, ...]`` by name; ``check_mixing`` says which.
+        targets: Class probabilities.
+        generator: Where every draw comes from.
+        mixup: Parameter a of MixUp's Beta(a, a); 0 is off.
+        cutmix: Whether CutMix is on.
+    """
+    if mixup > 0.0 and cutmix:
+        half = len(targets) // 2
+        blended = blend_samples(_part(inputs, slice(half)), targets[:half], mixup, generator)
+        pasted = paste_boxes(_part(inputs, slice(half, None)), targets[half:], generator)
+        together = {name: torch.cat([blended[0][name], pasted[0][name]]) for name in inputs}
+        return together, torch.cat([blended[1], pasted[1]])
+    if cutmix:
+        return paste_boxes(inputs, targets, generator)
+    return blend_samples(inputs, targets, mixup, generator)
+
+
+def blend_samples(
+    inputs: Mapping[str, Tensor],
+    targets: Float[Tensor, "B K"],
+    alpha: float,
+    generator: torch.Generator,
+) -> Mixed:
+    """Blend every sample with another by a share of its own from Beta(alpha, alpha) (MixUp)."""
+    seed = int(torch.randint(2**31, (), generator=generator))
+    # torch's Beta takes no generator; NumPy's makes the draw a function of the step alone.
+    drawn = np.random.default_rng(seed).beta(alpha, alpha, size=len(targets))
+    shares = torch.from_numpy(drawn).float().to(targets.device)  # [B]
+    order = _partners(targets, generator)
+    mixed = {}
+    for name, raw in inputs.items():
+        share = shares.reshape(-1, *[1] * (raw.ndim - 1))
+        blended = raw.float() * share + raw[order].float() * (1.0 - share)
+        # Integers stay on their scale, which the adapter knows only by their type.
+        integers = not raw.is_floating_point()
+        mixed[name] = (blended.round() if integers else blended).to(raw.dtype)
+    return mixed, _mix_targets(targets, order, shares)
+
+
+def paste_boxes(
+    inputs: Mapping[str, Tensor], targets: Float[Tensor, "B K"], generator: torch.Generator
+) -> Mixed:
+    """Replace a box of every picture by that of another one (CutMix).
+
+    The box covers a share of the area that is uniform in 0..1, with the picture's aspect ratio and
+    its centre anywhere, so that it may be cut off at the border. Labels mix by what it covers in
+    fact. Several pictures of a sample get the same box, in shares of their sides.
+
+    Args:
+        inputs: Pictures ``[B, C, H, W]``, uint8 or float, by name.
+        targets: Class probabilities.
+        generator: Where every draw comes from.
+    """
+    draws = torch.rand(3, len(targets), generator=generator)
+    order = _partners(targets, generator)
+    mixed, kept = {}, []
+    for name, raw in inputs.items():
+        box = draw_boxes(draws, raw.shape[-2], raw.shape[-1]).to(raw.device)  # [B, H, W]
+        mixed[name] = torch.where(box[:, None], raw[order], raw)
+        kept.append(1.0 - box.float().mean((1, 2)))
+    return mixed, _mix_targets(targets, order, torch.stack(kept).mean(0))
+
+
+def draw_boxes(draws: Float[Tensor, "3 B"], height: int, width: int) -> Bool[Tensor, "B H W"]:
+    """Return where each sample's box lies.
+
+    Args:
+        draws: Centre from the left, centre from the top and area, as shares in 0..1.
+        height: Rows H.
+        width: Columns W.
+    """
+    across, down, area = draws.double()
+    inside = []
+    for centre, side in ((down, height), (across, width)):
+        middle = (centre * side).floor()[:, None]
+        half = (area.sqrt() * side).floor()[:, None] // 2
+        places = torch.arange(side)
+        inside.append((places >= middle - half) & (places < middle + half))  # [B, side]
+    return inside[0][:, :, None] & inside[1][:, None, :]
+
+
+def _part(inputs: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
+    return {name: raw[rows] for name, raw in inputs.items()}
+
+
+def _partners(targets: Tensor, generator: torch.Generator) -> Int[Tensor, " B"]:
+    return torch.randperm(len(targets), generator=generator).to(targets.device)
+
+
+def _mix_targets(targets: Tensor, order: Tensor, kept: Tensor) -> Float[Tensor, "B K"]:
+    """Class probabilities of samples of which the share ``kept`` ``[B]`` is their own."""
+    kept = kept[:, None]
+    return targets * kept + targets[order] * (1.0 - kept)

@@ -1,0 +1,148 @@
+"""Masked language modelling on bytes: hide whole words, predict their bytes.
+
+Legend: B batch, L bytes, V entries of the vocabulary.
+Paper: Perceiver IO (arXiv 2107.14795) Sec. 4.1 and App. F.3: every whitespace-delimited word is
+masked on its own with probability 0.15. What replaces a hidden byte is not stated; the shares here
+are BERT's (arXiv 1810.04805), drawn per word.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import log
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from perceivers.errors import ConfigError
+from perceivers.tasks.base import Losses, Task, TaskBatch
+from perceivers.types import BYTE_VOCABULARY, FIRST_BYTE, MASK, Bytes
+
+WHITESPACE = tuple(FIRST_BYTE + byte for byte in b" \t\n\r\x0b\x0c")
+EVALUATION_SEED = 20210730
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedLanguageConfig:
+    """What is hidden."""
+
+    ratio: float = 0.15
+    """Probability with which a word (or a byte) is hidden."""
+    unit: Literal["word", "byte"] = "word"
+    """word: all bytes between whitespace together; byte: each on its own."""
+    mask_share: float = 0.8
+    """Share of hidden words whose bytes become the mask id."""
+    random_share: float = 0.1
+    """Share of hidden words whose bytes become random bytes; the rest stay as they are."""
+
+    def __post_init__(self) -> None:
+        """Reject impossible shares."""
+        if not 0.0 < self.ratio < 1.0:
+            raise ConfigError(f"mlm ratio is {self.ratio}; it must lie strictly between 0 and 1")
+        if min(self.mask_share, self.random_share) < 0 or self.mask_share + self.random_share > 1:
+            raise ConfigError(
+                f"mlm mask_share={self.mask_share} and random_share={self.random_share} must not "
+                f"be negative and add up to at most 1"
+            )
+        if self.unit not in {"word", "byte"}:
+            raise ConfigError(f"mlm unit is {self.unit!r}; use word or byte")
+
+
+class Hidden(NamedTuple):
+    """Ids as the model sees them, and which are to be predicted; both ``[B, L]``."""
+
+    ids: Int[Tensor, "B L"]
+    masked: Bool[Tensor, "B L"]
+
+
+def hide_words(
+    ids: Int[Tensor, "B L"], config: MaskedLanguageConfig, generator: torch.Generator
+) -> Hidden:
+    """Hide words of a batch of texts; whitespace, padding and special ids are never hidden.
+
+    Args:
+        ids: Byte ids.
+        config: How many, and what replaces them.
+        generator: On the CPU; all randomness comes from it.
+    """
+    gap = ids < FIRST_BYTE
+    for space in WHITESPACE:
+        gap = gap | (ids == space)
+    # A word's number is the count of gaps before it, so its bytes share one draw.
+    unit = gap.long().cumsum(1) if config.unit == "word" else torch.arange(ids.shape[1]).expand(
+        ids.shape
+    ).to(ids.device)
+    shape = (ids.shape[0], ids.shape[1] + 1)
+    chosen = torch.rand(shape, generator=generator).to(ids.device).gather(1, unit) < config.ratio
+    fate = torch.rand(shape, generator=generator).to(ids.device).gather(1, unit)
+    noise = torch.randint(FIRST_BYTE, BYTE_VOCABULARY, ids.shape, generator=generator)
+    masked = chosen & ~gap
+    shown = torch.where(masked & (fate < config.mask_share), MASK, ids)
+    scrambled = masked & (fate >= config.mask_share)
+    scrambled &= fate < config.mask_share + config.random_share
+    return Hidden(torch.where(scrambled, noise.to(ids.device), shown), masked)
+
+
+def text_modality(model: Any) -> str:
+    """Return the model's text input, which must also be an output.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    for name, spec in model.config.inputs.items():
+        output = getattr(model.config, "outputs", {}).get(name)
+        if isinstance(spec, Bytes) and output is not None and output.head == "tied":
+            return name
+    raise ConfigError(
+        "masked language modelling needs a Perceiver IO that reads bytes and answers them; build a "
+        "perceiver_io variant with inputs={'bytes': Bytes(length)} and without num_classes"
+    )
+
+
+class MaskedLanguage(Task):
+    """Predict hidden bytes.
+
+    Args:
+        model: A Perceiver IO whose output is tied to its byte input.
+        config: What is hidden.
+    """
+
+    best_metric = "loss"
+    higher_is_better = False
+
+    def __init__(self, model: Any, config: MaskedLanguageConfig) -> None:
+        super().__init__(model)
+        self.name = text_modality(model)
+        self.config = config
+
+    def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:
+        """Hide words and return the cross-entropy of their bytes, in nats per byte."""
+        errors, _, masked = self._score(batch, generator)
+        return Losses(total=errors.sum() / masked.sum().clamp(min=1), parts={})
+
+    def _score(
+        self, batch: TaskBatch, generator: torch.Generator
+    ) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L V"], Bool[Tensor, "B L"]]:
+        """Cross-entropy of every byte (0 where it was shown), logits, and what was hidden."""
+        ids = batch.inputs[self.name].long()
+        hidden = hide_words(ids, self.config, generator)
+        logits = self.model({**batch.inputs, self.name: hidden.ids}, outputs=[self.name]).float()
+        errors = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none")
+        return errors.view_as(ids) * hidden.masked, logits, hidden.masked
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
+        """Return loss (nats), bits per hidden byte and the share of hidden bytes found."""
+        generator = torch.Generator().manual_seed(EVALUATION_SEED)
+        self.eval()
+        loss = right = count = 0.0
+        for batch in batches:
+            errors, logits, masked = self._score(batch, generator)
+            found = logits.argmax(-1) == batch.inputs[self.name]
+            loss += float(errors.sum())
+            right += float((found & masked).sum())
+            count += float(masked.sum())
+        mean = loss / max(count, 1.0)
+        return {"loss": mean, "bits_per_byte": mean / log(2), "top1": right / max(count, 1.0)}

@@ -1,0 +1,252 @@
+"""Several label columns read from one answer: any number of things may be true of a sample.
+
+A column of two classes, such as ("no", "yes"), is one output: its second class. A column of k
+classes is k outputs. Outputs follow each other in the order of the columns.
+
+Legend: B batch, n samples, T label columns, K outputs.
+Paper: Perceiver (arXiv 2103.03206) Sec. 4.2 (AudioSet: one output for each of 527 tags).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from perceivers.errors import ConfigError, DataError, suggest
+from perceivers.tasks.average_precision import mean_average_precision
+from perceivers.tasks.base import Losses, Task, TaskBatch
+
+Columns = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultilabelConfig:
+    """The loss."""
+
+    input_dropout: dict[str, float] = field(default_factory=dict)
+    """Probability, by modality, that training hides it from a sample, 0..1: all its raw values
+    become 0. Perceiver's AudioSet recipe hides the video with 0.3 (arXiv 2103.03206, Sec. 4.2)."""
+
+    def __post_init__(self) -> None:
+        """Reject values out of range."""
+        for name, rate in self.input_dropout.items():
+            if not 0.0 <= rate <= 1.0:
+                raise ConfigError(
+                    f"input_dropout for {name!r} is {rate}; it is a probability in 0..1"
+                )
+
+
+def column_widths(columns: Columns) -> dict[str, int]:
+    """Return the outputs per column: 1 for two classes, else as many as classes.
+
+    Raises:
+        ConfigError: There is no column, or one has fewer than two classes.
+    """
+    few = {name: classes for name, classes in columns.items() if len(classes) < 2}
+    if few or not columns:
+        raise ConfigError(
+            f"label columns are {dict(columns)}; at least one is needed, each with at least two "
+            f"classes, such as ('no', 'yes')"
+        )
+    return {name: 1 if len(classes) == 2 else len(classes) for name, classes in columns.items()}
+
+
+def label_names(columns: Columns) -> tuple[str, ...]:
+    """Return a name per output ``[K]``: the column's, or ``column=class`` for more than two.
+
+    Raises:
+        ConfigError: As ``column_widths``.
+    """
+    widths = column_widths(columns)
+    return tuple(
+        name if widths[name] == 1 else f"{name}={label}"
+        for name, classes in columns.items()
+        for label in (classes[1:] if widths[name] == 1 else classes)
+    )
+
+
+def to_multi_hot(
+    labels: Int[Tensor, "B T"], columns: Columns
+) -> tuple[Float[Tensor, "B K"], Bool[Tensor, "B K"]]:
+    """Turn class indices per column into targets per output.
+
+    Args:
+        labels: Indices of classes, -1 where unknown; columns in the order of ``columns``.
+        columns: Class names by column.
+
+    Returns:
+        Targets, 0 or 1, and where they are known. Unknown ones are 0.
+
+    Raises:
+        ConfigError: As ``column_widths``.
+        DataError: There are more or fewer columns, or an index has no class.
+    """
+    widths = column_widths(columns)
+    if labels.ndim != 2 or labels.shape[1] != len(columns):
+        raise DataError(
+            f"labels have shape {list(labels.shape)}, but there are {len(columns)} label columns "
+            f"{list(columns)[:5]}; give labels [B, {len(columns)}]"
+        )
+    counts = torch.tensor([len(classes) for classes in columns.values()])
+    wrong = (labels.cpu() >= counts) | (labels.cpu() < -1)
+    if bool(wrong.any()):
+        row, column = wrong.nonzero()[0].tolist()
+        name = list(columns)[column]
+        raise DataError(
+            f"label {int(labels[row, column])} in column {name!r} has no class; the classes are "
+            f"0..{len(columns[name]) - 1}, and -1 is unknown"
+        )
+    places = [
+        (index, label)
+        for index, (name, classes) in enumerate(columns.items())
+        for label in ([1] if widths[name] == 1 else range(len(classes)))
+    ]
+    column, label = torch.tensor(places, device=labels.device).unbind(1)
+    chosen = labels[:, column]  # [B, K]
+    return (chosen == label).float(), chosen >= 0
+
+
+class Multilabel(Task):
+    """Sigmoid cross-entropy over all outputs that are known.
+
+    Args:
+        model: Whose call returns logits ``[B, K]``.
+        columns: Class names by label column.
+        config: The loss.
+
+    Raises:
+        ConfigError: A column has fewer than two classes, or a modality to hide is unknown or one
+            whose zeros mean something.
+    """
+
+    best_metric = "map"
+    higher_is_better = True
+
+    def __init__(self, model: Any, columns: Columns, config: MultilabelConfig) -> None:
+        super().__init__(model)
+        check_dropout(model, config.input_dropout)
+        self.columns = {name: tuple(classes) for name, classes in columns.items()}
+        self.widths = column_widths(self.columns)
+        self.config = config
+
+    def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:
+        """Return the mean cross-entropy over known outputs, with modalities hidden at random."""
+        targets, known = to_multi_hot(self._labels(batch), self.columns)
+        inputs = hide_modalities(batch.inputs, self.config.input_dropout, generator)
+        errors = self._errors(self._logits(inputs), targets, known)
+        return Losses(total=errors.sum() / known.sum().clamp(min=1), parts={})
+
+    def _labels(self, batch: TaskBatch) -> Int[Tensor, "B T"]:
+        if batch.labels is None:
+            raise DataError("multi-label classification needs labels; the batch has none")
+        return batch.labels if batch.labels.ndim == 2 else batch.labels.unsqueeze(1)
+
+    def _logits(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "B K"]:
+        """Logits, which must be as many as the columns come to."""
+        logits = self.model(inputs).float()
+        if logits.shape[-1] != sum(self.widths.values()):
+            raise ConfigError(
+                f"the model answers {logits.shape[-1]} classes, but the {len(self.columns)} label "
+                f"columns come to {sum(self.widths.values())} outputs; build it with that many"
+            )
+        return logits
+
+    def _errors(
+        self, logits: Float[Tensor, "B K"], targets: Float[Tensor, "B K"], known: Tensor
+    ) -> Float[Tensor, "B K"]:
+        """Cross-entropy per output in nats, 0 where unknown."""
+        errors = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        return errors * known
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
+        """Return loss, mean average precision ``map``, and the share of labels recognised.
+
+        ``map`` is the mean over outputs that occur. ``top1/<column>`` is the share of a column's
+        known labels that have the highest logit (of two classes: that lie on the right side of
+        0), and ``column_top1`` the mean of those over columns.
+        """
+        self.eval()
+        loss, parts = 0.0, []
+        right = torch.zeros(len(self.columns), dtype=torch.int64)
+        seen = torch.zeros(len(self.columns), dtype=torch.int64)
+        for batch in batches:
+            labels, logits = self._labels(batch), self._logits(batch.inputs)
+            targets, known = to_multi_hot(labels, self.columns)
+            loss += float(self._errors(logits, targets, known).sum())
+            there = labels >= 0
+            right += ((choose_classes(logits, self.widths) == labels) & there).sum(0).cpu()
+            seen += there.sum(0).cpu()
+            parts.append((logits.cpu(), targets.cpu().bool(), known.cpu()))
+        if not parts:
+            return {"loss": 0.0, "map": 0.0, "column_top1": 0.0}
+        scores, truth, known = (torch.cat(part) for part in zip(*parts, strict=True))
+        shares = {
+            name: int(r) / int(s)
+            for name, r, s in zip(self.columns, right, seen, strict=True)
+            if int(s)
+        }
+        return {
+            "loss": loss / max(int(known.sum()), 1),
+            "map": mean_average_precision(scores, truth, known),
+            "column_top1": sum(shares.values()) / max(len(shares), 1),
+            **{f"top1/{name}": share for name, share in shares.items()},
+        }
+
+
+def choose_classes(logits: Float[Tensor, "B K"], widths: Mapping[str, int]) -> Int[Tensor, "B T"]:
+    """Return the likeliest class per column; of two, the second where the logit is above 0."""
+    ends = torch.tensor([0, *widths.values()]).cumsum(0).tolist()
+    chosen = [
+        (part[:, 0] > 0).long() if part.shape[1] == 1 else part.argmax(-1)
+        for part in (logits[:, first:last] for first, last in pairwise(ends))
+    ]
+    return torch.stack(chosen, dim=1)
+
+
+def hide_modalities(
+    inputs: Mapping[str, Tensor], rates: Mapping[str, float], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Set whole modalities of single samples to zero.
+
+    The raw values become 0, before any scaling: black pictures, silence, padding bytes. An input
+    that is standardised by mean and deviation is therefore not 0 inside the model.
+
+    Args:
+        inputs: Raw tensors ``[B, ...]`` by name.
+        rates: Probability by name, drawn for every sample and modality alone; in 0..1.
+        generator: Where the draws come from.
+    """
+    hidden = dict(inputs)
+    for name, rate in rates.items():
+        raw = inputs[name]
+        keep = torch.rand(len(raw), generator=generator, device=generator.device) >= rate
+        shape = (-1, *[1] * (raw.ndim - 1))
+        # Not a product with zero, which would leave NaN as it is.
+        hidden[name] = torch.where(keep.to(raw.device).reshape(shape), raw, 0)
+    return hidden
+
+
+def check_dropout(model: Any, rates: Mapping[str, float]) -> None:
+    """Reject modalities to hide that the model does not have, or whose 0 is a class.
+
+    Raises:
+        ConfigError: With the modalities of the model.
+    """
+    specs = model.config.data_inputs
+    for name in rates:
+        if name not in specs:
+            raise ConfigError(
+                f"input_dropout names {name!r}{suggest(name, specs)}, but the model reads "
+                f"{list(specs)}"
+            )
+        if specs[name].kind == "labels":
+            raise ConfigError(
+                f"input_dropout names {name!r}, which are labels: 0 is their first class, not "
+                f"nothing; leave it out"
+            )

@@ -1,0 +1,92 @@
+"""Several classifications at once: a query and a head per task, one label column per task.
+
+A sample knows the label of one task or of several; the others are -1 and weigh nothing.
+
+Legend: B batch, T tasks, K classes of a task.
+Paper: Perceiver IO (arXiv 2107.14795) Sec. 4.1 and App. F.4 (multitask queries).
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from perceivers.errors import ConfigError, DataError
+from perceivers.tasks.base import Losses, Task, TaskBatch
+
+
+class Multitask(Task):
+    """One class per task.
+
+    Args:
+        model: Whose call returns logits ``[B, K]`` by task.
+        columns: Class names by task, in the order of the label columns.
+        label_smoothing: Share of the target spread evenly over a task's classes, 0..1.
+    """
+
+    best_metric = "top1"
+    higher_is_better = True
+
+    def __init__(
+        self, model: Any, columns: Mapping[str, tuple[str, ...]], label_smoothing: float = 0.0
+    ) -> None:
+        super().__init__(model)
+        outputs = getattr(model.config, "outputs", {})
+        wrong = [n for n, k in columns.items() if n not in outputs or outputs[n].channels != len(k)]
+        if wrong or len(columns) < 2:
+            raise ConfigError(
+                f"the label columns are {({n: len(k) for n, k in columns.items()})}, but the model "
+                f"answers {({n: o.channels for n, o in outputs.items()})}; multitask needs a "
+                f"perceiver_io model with one output per column, at least two"
+            )
+        self.columns = dict(columns)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:
+        """Return the mean cross-entropy over all known labels, and each task's own."""
+        labels, answers = self._labels(batch), self.model(batch.inputs)
+        sums, counts, parts = [], [], {}
+        for index, name in enumerate(self.columns):
+            known = labels[:, index] >= 0
+            errors = F.cross_entropy(
+                answers[name].float(),
+                labels[:, index].clamp(min=0),
+                reduction="none",
+                label_smoothing=self.label_smoothing,
+            )
+            sums.append((errors * known).sum())
+            counts.append(known.sum())
+            parts[name] = sums[-1] / counts[-1].clamp(min=1)
+        total = torch.stack(sums).sum() / torch.stack(counts).sum().clamp(min=1)
+        return Losses(total=total, parts=parts)
+
+    def _labels(self, batch: TaskBatch) -> Tensor:
+        """Label columns ``[B, T]``."""
+        if batch.labels is None or batch.labels.ndim != 2:
+            raise DataError(
+                f"multitask needs one label column per task ({list(self.columns)}); join data sets "
+                f"with 'A + B', or name label columns with labels"
+            )
+        return batch.labels
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
+        """Return loss, top1 per task and their mean."""
+        self.eval()
+        right = dict.fromkeys(self.columns, 0)
+        seen = dict.fromkeys(self.columns, 0)
+        loss = 0.0
+        for batch in batches:
+            labels, answers = self._labels(batch), self.model(batch.inputs)
+            for index, name in enumerate(self.columns):
+                known = labels[:, index] >= 0
+                logits, truth = answers[name][known].float(), labels[known, index]
+                loss += float(F.cross_entropy(logits, truth, reduction="sum"))
+                right[name] += int((logits.argmax(-1) == truth).sum())
+                seen[name] += int(known.sum())
+        shares = {name: right[name] / seen[name] for name in right if seen[name]}
+        figures = {"loss": loss / max(sum(seen.values()), 1)}
+        figures["top1"] = sum(shares.values()) / max(len(shares), 1)
+        return {**figures, **{f"top1/{name}": share for name, share in shares.items()}}

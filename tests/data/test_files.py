@@ -1,0 +1,102 @@
+"""Files for prediction: which are found, what they are read as, and what is refused."""
+
+import io
+import wave
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from perceivers.data import find_files, read_files
+from perceivers.data.byte_codec import decode_ids
+from perceivers.errors import ConfigError, DataError
+from perceivers.types import Audio, Bytes, Image, ModalitySpec, Points
+
+WriteFolder = Callable[[Mapping[str, bytes]], Path]
+
+
+def wav(samples: list[int]) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setparams((1, 2, 8000, 0, "NONE", ""))
+        writer.writeframes(np.array(samples, np.int16).tobytes())
+    return file.getvalue()
+
+
+def test_folders_are_searched_for_the_kinds_asked_for(write_folder: WriteFolder) -> None:
+    folder = write_folder({"b.txt": b"", "a/1.PNG": b"", "a/2.wav": b"", ".c.txt": b"", "d": b""})
+    assert find_files([str(folder)], ("bytes",)) == [folder / "b.txt"]
+    assert find_files([str(folder)]) == [folder / "a/1.PNG"]
+    both = find_files([str(folder), str(folder / "d")], ("audio", "bytes"))
+    assert both == [folder / "a/2.wav", folder / "b.txt", folder / "d"]
+    with pytest.raises(DataError, match=r"no videos among 4 files; extensions .*: \.mp4, "):
+        find_files([str(folder)], ("video",))
+    with pytest.raises(
+        ConfigError, match=r"kind 'text' is asked for|files of kind 'text' are asked"
+    ):
+        find_files([str(folder)], ("text",))
+
+
+def test_texts_are_read_whole_and_longer_ones_named(write_folder: WriteFolder) -> None:
+    folder = write_folder(
+        {"a.txt": b"caf\xc3\xa9", "b.md": b"123456", "c.txt": b"", "d.txt": b"xyz"}
+    )
+    paths = [folder / name for name in ("a.txt", "b.md", "c.txt", "d.txt")]
+    (found,) = read_files(paths, {"bytes": Bytes(5)}, 4)
+    names, batch = found
+    assert names == [paths[0], paths[3]]
+    assert [decode_ids(row) for row in batch.inputs["bytes"].numpy()] == ["caf\u00e9", "xyz"]
+    assert batch.inputs["bytes"][1].tolist() == [126, 127, 128, 0, 0]
+    long, empty = batch.bad
+    assert long.startswith(f"{paths[1]}: the text has 6 bytes, and the model reads at most 5")
+    assert empty == f"{paths[2]}: the file is empty (0 bytes)"
+    (whole,) = read_files(paths[1:2], {"bytes": Bytes(6)}, 1)
+    assert whole[1].bad == []
+
+
+def test_sounds_are_read_and_other_files_named(write_folder: WriteFolder) -> None:
+    pytest.importorskip("soundfile")
+    folder = write_folder({"a.wav": wav([0, 16384, -16384]), "b.png": b"x", "c.txt": b"x"})
+    paths = [folder / name for name in ("a.wav", "b.png", "c.txt")]
+    ((names, batch),) = read_files(paths, {"audio": Audio(4, 1, 8000)}, 3)
+    assert names == [paths[0]]
+    assert batch.inputs["audio"].tolist() == [[[0.0, 0.5, -0.5, 0.0]]]
+    assert [reason.split(": ")[1].split(",")[0] for reason in batch.bad] == [
+        "belongs to the pictures",
+        "belongs to the texts",
+    ]
+    assert batch.bad[0].endswith("but the model reads audio; give it .wav, .flac, .ogg, .mp3")
+
+
+def test_pictures_are_read_as_pictures_whatever_they_are_called(
+    write_folder: WriteFolder, encode: Callable[..., bytes]
+) -> None:
+    folder = write_folder({"a.dat": encode(), "b.txt": encode()})
+    specs: dict[str, ModalitySpec] = {"image": Image(4, 4)}
+    ((names, batch),) = read_files([folder / "a.dat", folder / "b.txt"], specs, 2)
+    assert len(names) == 2
+    assert batch.inputs["image"].shape == (2, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "specs", [{"points": Points(4)}, {"text": Bytes(4)}, {"image": Image(4, 4), "x": Points(4)}]
+)
+def test_what_single_files_do_not_hold_is_refused(
+    tmp_path: Path, specs: dict[str, ModalitySpec]
+) -> None:
+    with pytest.raises(DataError, match="but picture files hold only 'image', sound files 'audio'"):
+        next(read_files([tmp_path / "a"], specs, 1))
+
+
+def test_a_video_gives_both_of_its_modalities(write_folder: WriteFolder) -> None:
+    from perceivers.data.files import LooseFiles
+
+    folder = write_folder({"a.mp4": b"x"})
+    name = str(folder / "a.mp4")
+    assert set(LooseFiles([name], ["video", "audio"]).read(0)) == {"video", "audio"}
+    assert set(LooseFiles([name], ["video"]).read(0)) == {"video"}
+    sound = LooseFiles([name], ["audio"]).read(0)
+    assert [clip.kind for clip in sound.values()] == ["audio"]  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(DataError, match="belongs to the videos, but the model reads bytes"):
+        LooseFiles([name], ["bytes"]).read(0)

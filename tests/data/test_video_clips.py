@@ -1,0 +1,223 @@
+"""Video files as clips: which frames, where they are looked at, sound beside them, damage."""
+
+import struct
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from perceivers.data.frame_times import FrameTimes
+from perceivers.data.sources import EncodedClip
+from perceivers.data.video_clips import fit_clip, fit_video, native_video
+from perceivers.errors import DataError
+from perceivers.types import Audio, Video
+
+EncodeSound = Callable[..., bytes]
+EncodeVideo = Callable[..., bytes]
+Numbered = Callable[..., np.ndarray]
+NumbersOf = Callable[[np.ndarray], list[int]]
+CONTAINERS = [
+    ("mp4", "libx264"),
+    ("matroska", "libx264"),
+    ("mov", "mpeg4"),
+    ("avi", "mpeg4"),
+    ("avi", "libx264"),
+]
+
+
+def clip(data: bytes, name: str = "a.mp4") -> EncodedClip:
+    return EncodedClip(name, data, "video")
+
+
+def noise(samples: int) -> np.ndarray:
+    values = np.random.default_rng(0).standard_normal(samples + 7)
+    return 0.3 * np.convolve(values, np.ones(8) / 8, "valid")[None].astype(np.float32)
+
+
+@pytest.mark.parametrize(("kind", "codec"), CONTAINERS)
+def test_consecutive_frames_come_from_the_centre(
+    encode_video: EncodeVideo, numbered: Numbered, numbers_of: NumbersOf, kind: str, codec: str
+) -> None:
+    # Key frames every 10 frames, so that the file is entered in its middle.
+    data = encode_video(numbered(60), kind=kind, codec=codec, g="10")
+    found = fit_video(clip(data), Video(16, 32, 64))
+    assert (found.dtype, found.shape) == (np.uint8, (3, 16, 32, 64))
+    assert numbers_of(found) == list(range(22, 38))
+    assert native_video(clip(data)) == Video(60, 32, 64, 3, frame_rate=25.0)
+
+
+def test_every_random_start_is_met_and_follows_the_generator(
+    encode_video: EncodeVideo, numbered: Numbered, numbers_of: NumbersOf
+) -> None:
+    encoded, spec = clip(encode_video(numbered(20), g="5")), Video(16, 16, 32)
+
+    def starts(seed: int) -> list[int]:
+        rng = np.random.default_rng(seed)
+        found = [numbers_of(fit_video(encoded, spec, rng)) for _ in range(40)]
+        assert all(n == list(range(n[0], n[0] + 16)) for n in found)
+        return [numbers[0] for numbers in found]
+
+    assert set(starts(0)) == set(range(5))
+    assert starts(0) == starts(0) != starts(1)
+    # One draw per clip, whatever its length.
+    rng, other = np.random.default_rng(3), np.random.default_rng(3)
+    fit_video(encoded, spec, rng)
+    fit_video(encoded, Video(40, 8, 8), other)
+    assert rng.random() == other.random()
+
+
+def test_frames_are_sampled_at_the_declared_rate(
+    encode_video: EncodeVideo, numbered: Numbered, numbers_of: NumbersOf
+) -> None:
+    encoded = clip(encode_video(numbered(50), 25))
+    slow = fit_video(encoded, Video(10, 32, 64, frame_rate=5.0))
+    assert numbers_of(slow) == list(range(0, 50, 5))
+    half = fit_video(encoded, Video(4, 32, 64, frame_rate=12.5))
+    assert numbers_of(half) == [21, 23, 25, 27]
+    fast = fit_video(encoded, Video(4, 32, 64, frame_rate=50.0))
+    assert numbers_of(fast) == [24, 24, 25, 25]
+
+
+def test_short_files_repeat_their_last_frame(
+    encode_video: EncodeVideo, numbered: Numbered, numbers_of: NumbersOf
+) -> None:
+    encoded = clip(encode_video(numbered(5)))
+    for rng in (None, np.random.default_rng(0)):
+        assert numbers_of(fit_video(encoded, Video(8, 32, 64), rng)) == [0, 1, 2, 3, 4, 4, 4, 4]
+    sparse = fit_video(encoded, Video(4, 32, 64, frame_rate=12.5))
+    assert numbers_of(sparse) == [0, 2, 4, 4]
+
+
+def test_the_largest_undistorted_centre_is_kept_and_gray_is_one_channel(
+    encode_video: EncodeVideo,
+) -> None:
+    frames = np.zeros((2, 32, 96, 3), np.uint8)
+    frames[:, :, 32:64] = 200
+    encoded = clip(encode_video(frames, qp="0"))
+    assert np.abs(fit_video(encoded, Video(2, 16, 12)).astype(int)[..., 1:-1] - 200).max() <= 8
+    gray = fit_video(encoded, Video(2, 16, 12, channels=1))
+    assert gray.shape == (1, 2, 16, 12)
+    shifted = clip(encode_video(np.roll(frames, 24, axis=2), qp="0"))
+    assert np.abs(fit_video(shifted, Video(2, 16, 12)).astype(int) - 200).max() > 100
+    with pytest.raises(DataError, match=r"a\.mp4: video files give 1 \(gray\) or 3 .*, not 2"):
+        fit_video(encoded, Video(2, 16, 12, channels=2))
+
+
+def test_a_turned_video_is_shown_upright(encode_video: EncodeVideo) -> None:
+    frames = np.zeros((2, 32, 48, 3), np.uint8)
+    frames[:, :, :16] = 255  # A white bar on the left of what is stored.
+    data = bytearray(encode_video(frames))
+    place = data.index(b"tkhd") + 44
+    assert struct.unpack(">9i", data[place : place + 36])[0] == 1 << 16
+    # Shown turned by 90 degrees clockwise, as telephones do: the bar is then at the top.
+    data[place : place + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    encoded = clip(bytes(data))
+    assert native_video(encoded) == Video(2, 48, 32, 3, frame_rate=25.0)
+    found = fit_video(encoded, Video(2, 48, 32))
+    assert found[:, :, :12].min() > 200
+    assert found[:, :, 20:].max() < 50
+
+
+@pytest.mark.parametrize("kind", ["mp4", "matroska"])
+def test_picture_and_sound_begin_at_the_same_moment(
+    encode_video: EncodeVideo, numbered: Numbered, numbers_of: NumbersOf, kind: str
+) -> None:
+    wave = noise(38400)
+    encoded = clip(encode_video(numbered(60), 25, wave, 16000, kind=kind, g="12"))
+    rng, seen = np.random.default_rng(0), set()
+    for draw in (None, *[rng] * 6):
+        frames, sound = fit_clip(encoded, Video(8, 32, 64), Audio(5120, 1, 16000), draw)
+        numbers = numbers_of(frames)
+        assert numbers == list(range(numbers[0], numbers[0] + 8))
+        first = numbers[0] * 640
+        assert np.abs(sound - wave[:, first : first + 5120]).mean() < 0.05
+        assert np.abs(sound - np.roll(wave, -16)[:, first : first + 5120]).mean() > 0.1
+        seen.add(numbers[0])
+    assert len(seen) > 3
+    assert numbers_of(fit_clip(encoded, Video(8, 32, 64), Audio(5120))[0])[0] == 26
+
+
+def test_the_longer_of_picture_and_sound_is_centred(
+    encode_video: EncodeVideo, numbered: Numbered, numbers_of: NumbersOf
+) -> None:
+    wave = noise(38400)
+    encoded = clip(encode_video(numbered(60), 25, wave, 16000))
+    frames, sound = fit_clip(encoded, Video(8, 32, 64), Audio(25600, 1, 16000))
+    assert numbers_of(frames)[0] == 10
+    assert np.abs(sound - wave[:, 6400:32000]).mean() < 0.05
+    frames, sound = fit_clip(encoded, Video(70, 32, 64), Audio(48000, 1, 16000))
+    assert numbers_of(frames) == [*range(60), *[59] * 10]
+    assert not sound[:, 40960:].any()
+
+
+def test_sound_may_lie_in_a_file_of_its_own(
+    encode_video: EncodeVideo, encode_sound: EncodeSound, numbered: Numbered, numbers_of: NumbersOf
+) -> None:
+    wave = (np.arange(16000, dtype=np.float32) / 2**15)[None]
+    track = EncodedClip("a.flac", encode_sound(wave, 8000), "audio")
+    picture = clip(encode_video(numbered(50), 25))
+    frames, sound = fit_clip(
+        picture, Video(5, 32, 64), Audio(1600), np.random.default_rng(0), sound=track
+    )
+    first = numbers_of(frames)[0] * 320
+    assert first > 0
+    assert np.array_equal(sound, wave[:, first : first + 1600])
+
+
+def test_decoding_begins_again_where_a_container_went_too_far(
+    encode_video: EncodeVideo,
+    numbered: Numbered,
+    numbers_of: NumbersOf,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoded = clip(encode_video(numbered(30), g="10"))
+    monkeypatch.setattr(FrameTimes, "key_before", lambda self, number: 20)
+    assert numbers_of(fit_video(encoded, Video(6, 32, 64))) == list(range(12, 18))
+
+
+def test_a_size_that_changes_is_refused(encode_video: EncodeVideo, numbered: Numbered) -> None:
+    # Streams of bare H.264 can be joined end to end.
+    options = {"kind": "h264", "codec": "libx264"}
+    small = encode_video(numbered(6, 32, 64), **options)
+    large = encode_video(numbered(6, 64, 64), **options)
+    same = clip(small + small, "b.mp4")
+    assert native_video(same).frames == 12
+    with pytest.raises(DataError, match=r"b\.mp4: the size changes from 64x32 to 64x64 at frame 6"):
+        fit_video(clip(small + large, "b.mp4"), Video(12, 8, 8))
+
+
+@pytest.mark.parametrize(("kind", "codec"), CONTAINERS)
+def test_a_file_cut_short_is_refused(
+    encode_video: EncodeVideo, numbered: Numbered, kind: str, codec: str
+) -> None:
+    data = encode_video(numbered(60), kind=kind, codec=codec)
+    with pytest.raises(DataError, match=r"^cut\.mp4: .+"):
+        fit_video(clip(data[: len(data) // 2], "cut.mp4"), Video(60, 8, 8))
+
+
+def test_damage_never_escapes_and_is_never_printed(
+    encode_video: EncodeVideo, numbered: Numbered, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = encode_video(numbered(20), 25, noise(12800))
+    rng, num_bad = np.random.default_rng(0), 0
+    for _ in range(12):
+        changed = bytearray(data)
+        for place in rng.integers(0, len(data), 12):
+            changed[place] = rng.integers(256)
+        try:
+            fit_clip(clip(bytes(changed), "bad.mp4"), Video(20, 8, 8), Audio(1000))
+        except DataError as error:
+            assert str(error).startswith("bad.mp4: ")
+            num_bad += 1
+    assert num_bad > 3
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_no_video_is_refused(encode_sound: EncodeSound) -> None:
+    sound = clip(encode_sound(noise(4000)), "a.flac")
+    with pytest.raises(DataError, match=r"a\.flac: holds no video .*; streams found: audio"):
+        fit_video(sound, Video(2, 8, 8))
+    with pytest.raises(DataError, match=r"a\.mp4: the file is empty \(0 bytes\)"):
+        fit_video(clip(b""), Video(2, 8, 8))
+    with pytest.raises(DataError, match=r"a\.mp4: cannot be decoded \(Invalid data"):
+        fit_video(clip(b"y" * 500), Video(2, 8, 8))
