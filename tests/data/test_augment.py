@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -30,6 +30,8 @@ WHOLE = View(0.0, 0.0, 1.0, 1.0)
         ({"rotate": 181.0}, r"augment.rotate is 181.0; it must lie in 0..180 \(degrees"),
         ({"rotate": float("nan")}, r"augment.rotate is nan"),
         ({"shift": -0.1}, r"augment.shift is -0.1; it must lie in 0..1 \(share of the side"),
+        ({"rand_augment": -1}, r"augment.rand_augment is -1 and augment.magnitude 5; the number"),
+        ({"rand_augment": 2, "magnitude": 11}, r"augment.magnitude 11; .* must lie in 0..10"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(values: Mapping[str, Any], message: str) -> None:
@@ -51,6 +53,7 @@ def test_the_defaults_change_nothing_and_every_setting_changes_something() -> No
     changes: tuple[dict[str, Any], ...] = (
         {"crop_scale": (0.5, 1.0)},
         {"crop_ratio": (0.5, 2.0)},
+        {"crop_from": "picture"},
         {"flip": True},
         {"rotate": 5.0},
         {"shift": 0.1},
@@ -60,8 +63,16 @@ def test_the_defaults_change_nothing_and_every_setting_changes_something() -> No
         assert augment.active
         views = {random_view((9, 7), (5, 5), augment, np.random.default_rng(i)) for i in range(8)}
         assert len(views) > 1
+    assert AugmentConfig(rand_augment=1).active  # tests/data/test_rand_augment.py
     plain = random_view((9, 7), (5, 5), AugmentConfig(), np.random.default_rng(0))
     assert plain == centre_view((9, 7), (5, 5))
+
+
+@pytest.mark.unhooked
+def test_an_unknown_origin_of_crops_is_refused() -> None:
+    origin: Any = "whole"
+    with pytest.raises(ConfigError, match=r"augment.crop_from is 'whole'; use largest or picture"):
+        AugmentConfig(crop_from=origin)
 
 
 @given(
@@ -70,11 +81,19 @@ def test_the_defaults_change_nothing_and_every_setting_changes_something() -> No
     low=st.floats(0.05, 1.0),
     ratio=st.floats(0.25, 1.0),
     seed=st.integers(0, 1000),
+    origin=st.sampled_from(("largest", "picture")),
 )
 def test_every_box_lies_in_the_picture(
-    size: tuple[int, int], target: tuple[int, int], low: float, ratio: float, seed: int
+    size: tuple[int, int],
+    target: tuple[int, int],
+    low: float,
+    ratio: float,
+    seed: int,
+    origin: Literal["largest", "picture"],
 ) -> None:
-    augment = AugmentConfig(crop_scale=(low, 1.0), crop_ratio=(ratio, 1 / ratio), flip=True)
+    augment = AugmentConfig(
+        crop_scale=(low, 1.0), crop_ratio=(ratio, 1 / ratio), crop_from=origin, flip=True
+    )
     for view in (
         centre_view(size, target),
         random_view(size, target, augment, np.random.default_rng(seed)),
@@ -90,6 +109,36 @@ def test_the_area_of_a_crop_is_the_asked_share_of_the_largest_one() -> None:
     augment = AugmentConfig(crop_scale=(0.25, 0.25))
     view = random_view((300, 200), (64, 64), augment, np.random.default_rng(0))
     assert (view.width * 300, view.height * 200) == pytest.approx((100, 100))
+
+
+def test_inception_crops_are_shares_of_the_whole_picture() -> None:
+    """A wide picture: the largest square is 0.4 of it, and crops of 0.08 to 0.4 occur beside."""
+    augment = AugmentConfig(crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), crop_from="picture")
+    size = (500, 200)
+    views = [random_view(size, (64, 64), augment, np.random.default_rng(i)) for i in range(400)]
+    areas = np.array([view.width * view.height for view in views])
+    ratios = np.array([view.width * 500 / (view.height * 200) for view in views])
+    assert 0.08 <= areas.min() < 0.1
+    assert 0.4 < areas.max() <= 0.4 * 4 / 3
+    assert 3 / 4 <= ratios.min() < 0.8
+    assert 1.25 < ratios.max() <= 4 / 3 + 1e-9
+    # Small areas all fit, so they are uniform, and their places cover the picture.
+    small = areas[areas < 0.3]
+    assert small.mean() == pytest.approx(0.19, abs=0.01)
+    assert max(view.left + view.width for view in views) > 0.98
+    exact = AugmentConfig(crop_scale=(0.25, 0.25), crop_from="picture")
+    view = random_view((300, 200), (64, 64), exact, np.random.default_rng(0))
+    assert (view.width * 300) * (view.height * 200) == pytest.approx(0.25 * 300 * 200)
+
+
+def test_a_crop_that_never_fits_is_the_largest_and_later_draws_are_the_same() -> None:
+    augment = AugmentConfig(crop_scale=(0.9, 1.0), crop_from="picture", rotate=10.0)
+    wide = random_view((500, 200), (64, 64), augment, np.random.default_rng(0))
+    assert (wide.width, wide.height) == pytest.approx((0.4, 1.0))
+    square = random_view((200, 200), (64, 64), augment, np.random.default_rng(0))
+    assert square.width == pytest.approx(square.height)
+    assert square.width < 1.0
+    assert wide.angle == square.angle
 
 
 def test_the_same_generator_draws_the_same_view_and_another_a_different_one() -> None:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from perceivers.data import find_files, open_data, read_files
+from perceivers.data.folders import ClipFiles, read_folder
+from perceivers.data.sources import EncodedClip
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Audio, Image
 
@@ -175,3 +177,70 @@ def test_reading_files_needs_a_positive_batch_size_and_an_image(tmp_path: Path) 
         next(read_files([tmp_path / "a.png"], {"image": Image(4, 4)}, 0))
     with pytest.raises(DataError, match=r"ask for 'sound' \(audio\), but picture files hold only"):
         next(read_files([tmp_path / "a.png"], {"sound": Audio(4)}, 1))
+
+
+def test_sounds_in_class_folders_are_clips(write_folder: WriteFolder, encode_sound: Encode) -> None:
+    data = [encode_sound(np.full((1, 20), i / 8)) for i in range(2)]
+    files = {f"{name}/{i}.{e}": data[i] for name in "ab" for i, e in enumerate(("flac", "WAV"))}
+    folder = write_folder(files)
+    found = read_folder(folder)
+    source = found.sources["train"]
+    assert isinstance(source, ClipFiles)
+    assert (found.classes, found.notes, source.kinds) == (("a", "b"), (), ("audio",))
+    assert list(source.names) == ["a/0.flac", "a/1.WAV", "b/0.flac", "b/1.WAV"]
+    part = source.subset(np.array([3, 0]))
+    assert part.labels is not None
+    assert (list(part.names), part.labels.tolist()) == (["b/1.WAV", "a/0.flac"], [1, 0])
+    assert part.read(0) == {"audio": EncodedClip(f"{folder}/b/1.WAV", data[1], "audio")}
+    (folder / "b/1.WAV").unlink()
+    with pytest.raises(DataError, match=r"b/1\.WAV: cannot be read \(No such file"):
+        part.read(0)
+
+
+def test_videos_in_folders_give_their_sound(
+    write_folder: WriteFolder, encode_video: Encode
+) -> None:
+    frames = np.zeros((2, 16, 16, 3), np.uint8)
+    loud = encode_video(frames, 25, np.zeros((1, 2000)))
+    folder = write_folder({"train/a.mp4": loud, "val/b.mkv": loud, "train/c.mp4": b"broken"})
+    sources = read_folder(folder).sources
+    clip = (f"{folder}/val/b.mkv", loud)
+    assert sources["val"].read(0) == {
+        "video": EncodedClip(*clip, "video"),
+        "audio": EncodedClip(*clip, "audio"),
+    }
+    assert sources["train"].labels is None
+    write_folder({"train/a.mp4": encode_video(frames)})
+    assert set(read_folder(folder).sources["val"].read(0)) == {"video"}
+
+
+def test_files_of_several_kinds_are_paired_by_name(
+    write_folder: WriteFolder, encode: Encode, encode_sound: Encode
+) -> None:
+    sound = encode_sound(np.zeros((1, 20)))
+    pairs = {
+        f"{c}/{i}.{e}": d
+        for c in "ab"
+        for i in "12"
+        for e, d in (("png", encode()), ("wav", sound))
+    }
+    folder = write_folder(pairs)
+    source = read_folder(folder).sources["train"]
+    assert isinstance(source, ClipFiles)
+    assert source.kinds == ("image", "audio")
+    assert list(source.names) == ["a/1", "a/2", "b/1", "b/2"]
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 0, 1, 1]
+    sample = source.read(3)
+    assert set(sample) == {"image", "audio"}
+    assert sample["audio"] == EncodedClip(f"{folder}/b/2.wav", sound, "audio")
+    write_folder({"b/2.flac": sound})
+    with pytest.raises(
+        DataError, match=r"b/2\.wav: lies beside '2\.flac'; .*one file of each kind"
+    ):
+        read_folder(folder)
+    (folder / "b/2.flac").unlink()
+    (folder / "b/2.wav").unlink()
+    message = r"holds 4 pictures, 3 sounds; .* 'b/2' has no file among the sounds; add what is"
+    with pytest.raises(DataError, match=message):
+        read_folder(folder)

@@ -1,6 +1,7 @@
 """WebDataset tars as data addresses."""
 
 import gzip
+import json
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 
 from perceivers.data import open_data
 from perceivers.data.pictures import read_picture
-from perceivers.data.shards import expand_braces
-from perceivers.errors import DataError
+from perceivers.data.shards import TarClips, TarPictures, expand_braces, read_shards
+from perceivers.data.sources import EncodedClip
+from perceivers.errors import ConfigError, DataError
 
 WriteTar = Callable[[Path, Mapping[str, bytes]], Path]
 Encode = Callable[..., bytes]
@@ -183,3 +185,90 @@ def test_a_folder_of_tars_without_train_is_refused(
         DataError, match=r"1 tars, such as 'part\.tar', but none called train\*\.tar"
     ):
         open_data(str(tmp_path))
+
+
+def test_sounds_pictures_and_texts_of_one_key_are_one_sample(
+    tmp_path: Path, write_tar: WriteTar, encode: Encode, encode_sound: Encode
+) -> None:
+    sounds = {f"{i}.flac": encode_sound(np.full((1, 20), i / 8)) for i in range(3)}
+    texts = {f"{i}.txt": f"text {i}".encode() for i in range(3)}
+    labels = {f"{i}.cls": b"1" for i in range(3)}
+    path = write_tar(tmp_path / "x.tar", sounds | labels)
+    source, notes = read_shards([path], ())
+    assert isinstance(source, TarClips)
+    assert (source.kinds, source.has_sound, notes) == (("audio",), False, [])
+    source = pickle.loads(pickle.dumps(source)).subset(np.array([2, 0]))
+    assert (source.names, source.labels.tolist()) == (["x.tar/2", "x.tar/0"], [1, 1])
+    assert source.read(0) == {"audio": EncodedClip(f"{path}/2.flac", sounds["2.flac"], "audio")}
+
+    pictures = {f"{i}.png": encode(i) for i in range(3)}
+    source, notes = read_shards([write_tar(path, sounds | pictures | texts)], ())
+    sample = source.read(1)
+    assert set(sample) == {"image", "audio", "bytes"}
+    assert bytes(np.asarray(sample["bytes"])) == b"text 1"
+    assert np.array_equal(np.asarray(sample["image"]), np.asarray(read_picture(encode(1), "a")))
+
+    alone, _ = read_shards([write_tar(path, texts)], ())
+    assert set(alone.read(0)) == {"bytes"}
+
+
+def test_videos_give_their_sound_unless_there_are_sounds(
+    tmp_path: Path, write_tar: WriteTar, encode_video: Encode, encode_sound: Encode
+) -> None:
+    frames = np.zeros((3, 16, 16, 3), np.uint8)
+    loud, silent = encode_video(frames, 25, np.zeros((1, 2000))), encode_video(frames)
+    members = {"a.mp4": loud, "b.mp4": silent}
+    path = write_tar(tmp_path / "x.tar", members)
+    sample = read_shards([path], ())[0].read(1)
+    assert sample == {
+        "video": EncodedClip(f"{path}/b.mp4", silent, "video"),
+        "audio": EncodedClip(f"{path}/b.mp4", silent, "audio"),
+    }
+    swapped = write_tar(tmp_path / "y.tar", {"a.mp4": silent, "b.mp4": loud})
+    assert set(read_shards([swapped], ())[0].read(1)) == {"video"}
+    sound = encode_sound(np.zeros((1, 20)))
+    both = write_tar(path, members | {"a.wav": sound, "b.wav": sound})
+    audio = read_shards([both], ())[0].read(0)["audio"]
+    assert audio == EncodedClip(f"{path}/a.wav", sound, "audio")
+
+
+def test_samples_without_what_most_have_are_left_out_and_noted(
+    tmp_path: Path, write_tar: WriteTar, encode: Encode, encode_sound: Encode
+) -> None:
+    sound = encode_sound(np.zeros((1, 20)))
+    members = {f"{i}.wav": sound for i in range(3)} | {f"{i}.png": encode(i) for i in range(5)}
+    source, notes = read_shards([write_tar(tmp_path / "x.tar", members)], ())
+    assert source.names == [f"x.tar/{i}" for i in range(3)]
+    assert notes == [f"{tmp_path}/x.tar: 2 samples without a picture and a sound were ignored"]
+    texts = {"0.txt": b"a", "1.txt": b"b"}
+    pictures = {f"{i}.png": encode(i) for i in range(3)}
+    source, notes = read_shards([write_tar(tmp_path / "y.tar", pictures | texts)], ())
+    assert isinstance(source, TarPictures)
+    assert notes == [f"{tmp_path}/y.tar: only 2 of 3 samples have a text, so it is left out"]
+
+
+def test_label_columns_come_from_json(tmp_path: Path, write_tar: WriteTar, encode: Encode) -> None:
+    values = [{"who": "cat", "digit": 2}, {"who": "ant", "digit": 10}, {"who": "cat"}]
+    files = {f"{i}.json": json.dumps(value).encode() for i, value in enumerate(values)}
+    pictures = {f"{i}.png": encode(i) for i in range(3)}
+    path = write_tar(tmp_path / "x.tar", files | pictures | {f"{i}.cls": b"0" for i in range(3)})
+    source, notes = read_shards([path], (), ["who", "digit"])
+    assert source.columns == {"who": ("ant", "cat"), "digit": ("2", "10")}
+    assert source.labels is not None
+    assert source.labels.tolist() == [[1, 0], [0, 1], [1, -1]]
+    assert notes == [
+        f"{path}: digit is unknown (-1) in 1 of 3 samples: missing, or no training class"
+    ]
+    part = source.subset(np.array([1]))
+    assert part.labels is not None
+    assert (part.labels.tolist(), part.columns) == ([[0, 1]], source.columns)
+    one, _ = read_shards([path], (), ["who"], {"who": ("cat", "dog")})
+    assert one.labels is not None
+    assert one.labels.tolist() == [0, -1, 0]
+    plain, _ = read_shards([path], ())
+    assert plain.labels is not None
+    assert (plain.labels.tolist(), plain.columns) == ([0, 0, 0], {})
+    with pytest.raises(ConfigError, match="label column 'where' is asked for"):
+        read_shards([path], (), ["where"])
+    dataset = open_data(str(path), val_share=0.4, labels=["who"])
+    assert dataset.classes == ("ant", "cat")

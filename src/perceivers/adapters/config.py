@@ -3,8 +3,8 @@
 Papers: Perceiver (arXiv 2103.03206) Sec. 3.2; Perceiver IO (arXiv 2107.14795) App. G, H and I.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from perceivers.errors import ConfigError, suggest
@@ -157,26 +157,6 @@ def check_unused(config: Any, what: str, names: Sequence[str]) -> None:
             raise ConfigError(f"{what} does not use {name}={value!r}; leave it out")
 
 
-def replace_settings(config: Config, changes: Mapping[str, Any]) -> Config:
-    """Return a config dataclass with some settings replaced.
-
-    Raises:
-        ConfigError: A setting is unknown, or its value impossible.
-    """
-    known = {f.name for f in fields(config)}  # pyright: ignore[reportArgumentType]
-    for name in changes:
-        if name not in known:
-            raise _unknown_setting(type(config), name, known)
-    return replace(config, **changes)  # pyright: ignore[reportType]
-
-
-def _unknown_setting(kind: type, name: str, known: Iterable[str]) -> ConfigError:
-    return ConfigError(
-        f"{kind.__name__} has no setting {name!r}; its settings are {sorted(known)}"
-        + suggest(name, known)
-    )
-
-
 def build_nested(kind: type[Config], data: Mapping[str, Any] | Config) -> Config:
     """Build a config dataclass from plain data whose nested configs are mappings.
 
@@ -192,7 +172,10 @@ def build_nested(kind: type[Config], data: Mapping[str, Any] | Config) -> Config
     values = {}
     for name, value in data.items():
         if name not in known:
-            raise _unknown_setting(kind, name, known)
+            raise ConfigError(
+                f"{kind.__name__} has no setting {name!r}; its settings are {sorted(known)}"
+                + suggest(name, known)
+            )
         nested = hints[name]
         if hasattr(nested, "__dataclass_fields__"):
             value = build_nested(nested, value)

@@ -6,6 +6,7 @@ Legend: B batch, N elements, M tokens, C channels of an element, D channels of a
 Paper: Perceiver IO (arXiv 2107.14795) App. G to I; the released preprocessing blocks.
 """
 
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -106,7 +107,7 @@ class ConvStem(Content):
         grid = spec.grid
         for _ in range(config.num_convs):
             if config.padding == "same":
-                grid = tuple(-(-(-(-n // 2)) // 2) for n in grid)
+                grid = tuple(((n + 1) // 2 + 1) // 2 for n in grid)
             else:
                 grid = tuple(((n - 1) // 2 + 1 - POOL_KERNEL) // 2 + 1 for n in grid)
         if min(grid) < 1:
@@ -115,8 +116,7 @@ class ConvStem(Content):
         self.full, self.padding = spec.grid, config.padding
         widths = [spec.channels, *[config.dim] * config.num_convs]
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, CONV_KERNEL, CONV_STRIDE, bias=False)
-            for a, b in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(a, b, CONV_KERNEL, CONV_STRIDE, bias=False) for a, b in pairwise(widths)
         )
         self.norms = nn.ModuleList(
             nn.BatchNorm2d(config.dim) if config.batch_norm else nn.Identity() for _ in self.convs

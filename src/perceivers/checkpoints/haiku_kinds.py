@@ -129,9 +129,7 @@ def _image_tokens(stated: Mapping[str, Any], source: str) -> TokenConfig:
     if prep == "patches":
         after = width if stated.get("conv_after_patching", False) else 0
         return TokenConfig(content="patches", patch=(step, step), dim=after, positions=positions)
-    raise CheckpointError(
-        f"{source}: prep_type is {prep!r}, not pixels, conv1x1, conv or patches"
-    )
+    raise CheckpointError(f"{source}: prep_type is {prep!r}, not pixels, conv1x1, conv or patches")
 
 
 def _image_positions(stated: Mapping[str, Any], source: str) -> PositionConfig:
@@ -261,6 +259,10 @@ def _multimodal(stated: Mapping[str, Any], _shapes: Shapes, source: str) -> Perc
         kind="fourier", num_bands=given["audio_bands"], max_resolution=(given["samples"],)
     )
     rates = require(stated, "mask_probs", source) or {}
+    # Asked for whole, queries lie on a grid that reaches 1; asked for by index, in cells.
+    asked: dict[str, Any] = {"queries": "positions", "sampled": "grid"}
+    if require(stated, "subsampled_image", source) is not None:
+        asked["sampled"] = "cell"
     patch = (given["samples_per_patch"],)
     return PerceiverIOConfig(
         # The released code feeds labels as one-hot rows, and the bundles feed any floats.
@@ -283,17 +285,8 @@ def _multimodal(stated: Mapping[str, Any], _shapes: Shapes, source: str) -> Perc
         },
         trunk=_trunk(stated, source),
         outputs={
-            "audio": Output(
-                queries="positions",
-                modality="audio",
-                positions=samples,
-                patch=patch,
-                channels=1,
-                sampled="cell",
-            ),
-            "video": Output(
-                queries="positions", modality="video", positions=pixels, channels=3, sampled="cell"
-            ),
+            "audio": Output(modality="audio", positions=samples, patch=patch, channels=1, **asked),
+            "video": Output(modality="video", positions=pixels, channels=3, **asked),
             "label": Output(dim=given["label_query_channels"], channels=given["num_classes"]),
         },
         decoder=DecoderConfig(

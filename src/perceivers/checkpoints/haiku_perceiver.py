@@ -244,9 +244,7 @@ def model_from_release(
             f"{source} holds parameters of none of {sorted(RELEASES.values())}; give --config with "
             f"a JSON file that describes the model, as in a parity bundle"
         )
-    config = configure(
-        VARIANTS[variant], inputs=None, num_classes=None, head="query", overrides={}
-    )
+    config = configure(VARIANTS[variant], inputs=None, num_classes=None, head="query", overrides={})
     try:
         model = model_from_entries(with_flavour(config, flavour), arrays, source)
     except CheckpointError as error:

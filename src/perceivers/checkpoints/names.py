@@ -147,7 +147,9 @@ def _block(
         is_norm = name.startswith("norm")
         parameters = scheme.norm if is_norm else scheme.linear
         weight: Layout = "same" if is_norm else scheme.weight
-        entries += _pair(scheme, parameters, weight, f"{ours}.{name}", f"{theirs}{foreign}", rows=rows)
+        entries += _pair(
+            scheme, parameters, weight, f"{ours}.{name}", f"{theirs}{foreign}", rows=rows
+        )
     return entries
 
 

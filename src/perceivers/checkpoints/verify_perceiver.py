@@ -51,9 +51,7 @@ def _stored_inputs(model: Any, archive: Archive, source: str) -> dict[str, Tenso
     for name, spec in model.config.inputs.items():
         stored = names.get(name, name)
         if stored not in archive.inputs:
-            raise CheckpointError(
-                f"{source} lacks input/{stored}; it has {sorted(archive.inputs)}"
-            )
+            raise CheckpointError(f"{source} lacks input/{stored}; it has {sorted(archive.inputs)}")
         array = torch.from_numpy(archive.inputs[stored])
         if spec.kind == "bytes":
             array = array.long()
@@ -67,9 +65,7 @@ def _classic(model: Perceiver, inputs: Mapping[str, Tensor]) -> dict[str, Tensor
     return {"logits": model(inputs), "latents": model.forward_features(inputs).latents}
 
 
-def _io(
-    model: PerceiverIO, archive: Archive, inputs: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _io(model: PerceiverIO, archive: Archive, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     kind = kind_of(model.config)
     valid = {}
     if kind == "language":

@@ -28,8 +28,8 @@ class AugmentConfig:
     log-uniformly from this range; 1 is undistorted."""
     crop_from: Literal["largest", "picture"] = "largest"
     """largest: crops are shares of the largest undistorted crop, cut off where they are too long;
-    picture: of the whole picture, drawn up to 10 times until one fits, else the largest undistorted
-    crop. With crop_scale (0.08, 1), crop_ratio (0.75, 1.333) it is Inception's (arXiv 1409.4842)."""
+    picture: of the whole picture, drawn up to 10 times until one fits, else the largest. With
+    crop_scale (0.08, 1) and crop_ratio (0.75, 1.333) that is Inception's (arXiv 1409.4842)."""
     flip: bool = False
     """Mirror left and right with probability 1/2."""
     rotate: float = 0.0

@@ -23,7 +23,7 @@ LAYOUTS = {1: "mono", 2: "stereo"}
 def write_clip(
     path: Path,
     video: NDArray,
-    frame_rate: float,
+    frame_rate: int | float,
     audio: NDArray | None = None,
     sample_rate: int = 0,
 ) -> Path:

@@ -1,8 +1,8 @@
 """RandAugment: a few operations, drawn from sixteen, change the colours or the shape of a picture.
 
 One magnitude M in 0..10 sets the strength of all. Signs and places are random, and nothing else is:
-a drawn operation is always applied. Lengths are shares of the picture's sides, rounded to pixels: they
-come to the stated pixels on 224 x 224, and to twice as many on 448 x 448.
+a drawn operation is always applied. Lengths are shares of the picture's sides, rounded to
+pixels: they come to the stated pixels on 224 x 224, and to twice as many on 448 x 448.
 
 | operation | at M | at M = 5 |
 |---|---|---|

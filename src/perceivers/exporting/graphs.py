@@ -1,130 +1,142 @@
 """The graphs that can be exported: tensors in, tensors out, no dictionaries and no plans.
 
-Legend: B batch, U units, K kept and Q masked slots.
+Legend: B batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from perceivers.errors import ConfigError
-from perceivers.masking import MaskPlan, draw_mask_plan
+from perceivers.errors import ConfigError, suggest
+from perceivers.models.entity_set import EntitySet
 from perceivers.models.hip import HiP
-from perceivers.tasks import MaskedAutoencodingConfig
-from perceivers.types import ModalitySpec
+from perceivers.models.perceiver import Perceiver
+from perceivers.models.perceiver_io import PerceiverIO
+from perceivers.types import FIRST_BYTE, PAD, ModalitySpec, Points
 
-Part = Literal["model", "encoder", "autoencoder"]
-PARTS: tuple[Part, ...] = ("model", "encoder", "autoencoder")
+Part = Literal["model", "encoder", "decoder", "autoencoder"]
+PARTS: tuple[Part, ...] = ("model", "encoder", "decoder", "autoencoder")
+BATCH = "batch"
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A module with positional tensors, and what they are called."""
+    """A module with positional tensors, and what they are called.
+
+    Attributes:
+        module: Its ``forward`` takes ``*tensors`` and returns a tuple.
+        inputs: Names of the tensors.
+        outputs: Names of the results.
+        raw: The modalities among the inputs.
+        sample: Draws the inputs for a batch size, from a generator.
+        free: Sizes that a caller may choose, by axis, for each input.
+        largest: The largest value of a free size, where there is one.
+    """
 
     module: nn.Module
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    mask: MaskedAutoencodingConfig | None = None
+    raw: Mapping[str, ModalitySpec]
+    sample: Callable[[int, torch.Generator], tuple[Tensor, ...]]
+    free: tuple[Mapping[int, str], ...]
+    largest: Mapping[str, int]
 
-    def example(self, model: HiP, batch: int, seed: int) -> tuple[Tensor, ...]:
+    def example(self, batch: int, seed: int) -> tuple[Tensor, ...]:
         """Draw random inputs of the right kinds."""
-        generator = torch.Generator().manual_seed(seed)
-        raw = tuple(
-            random_raw(spec, batch, generator) for spec in model.config.grouped_inputs.values()
-        )
-        if self.mask is None:
-            return raw
-        plan = draw_mask_plan(
-            model.layout(), batch, ratio=self.mask.ratio, kind=self.mask.kind, generator=generator
-        )
-        names = list(model.config.grouped_inputs)
-        if plan.is_packed:
-            return (*raw, *(plan.kept[n] for n in names), *(plan.masked[n] for n in names))
-        return (*raw, *(plan.keep[n].contiguous() for n in names))
+        return self.sample(batch, torch.Generator().manual_seed(seed))
 
 
 def random_raw(spec: ModalitySpec, batch: int, generator: torch.Generator) -> Tensor:
-    """Random raw samples: bytes for pictures, class indices for labels, normal floats else."""
+    """Random raw samples: bytes for pictures, indices for labels and texts, normal floats else.
+
+    Texts end in padding, and clouds that may be ragged in absent points, another number for every
+    sample.
+    """
     shape = (batch, *spec.raw_shape)
     if spec.kind in {"image", "video"}:
         return torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
     if spec.kind == "labels":
         return torch.randint(0, spec.channels, shape, generator=generator)
-    return torch.randn(shape, generator=generator)
+    # How many elements a text or a cloud has: at least one.
+    length = torch.randint(1, spec.num_tokens + 1, (batch, 1), generator=generator)
+    absent = torch.arange(spec.num_tokens) >= length  # [B, N]
+    if spec.kind == "bytes":
+        ids = torch.randint(FIRST_BYTE, spec.channels, shape, generator=generator)
+        return torch.where(absent, PAD, ids)
+    values = torch.randn(shape, generator=generator)
+    if isinstance(spec, Points) and spec.ragged:
+        return torch.where(absent.unsqueeze(-1), torch.nan, values)
+    return values
 
 
 class WholeModel(nn.Module):
-    """What calling the model returns; several outputs in the order of the inputs."""
+    """What calling the model returns; several outputs in the order of the model.
 
-    def __init__(self, model: HiP) -> None:
+    Args:
+        model: Of any family.
+        names: The modalities that it is given.
+    """
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
+        self.names = names
 
-    def forward(self, *raw: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return logits, dense values or reconstructions."""
-        names = self.model.config.grouped_inputs
-        result = self.model(dict(zip(names, raw, strict=True)))
+        result = self.model(dict(zip(self.names, tensors, strict=True)))
         return tuple(result.values()) if isinstance(result, dict) else (result,)
 
 
-class EncoderOnly(nn.Module):
-    """Latents of the processor, ``[B, N, C]``."""
-
-    def __init__(self, model: HiP) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *raw: Tensor) -> tuple[Tensor, ...]:
-        """Return the features."""
-        names = self.model.config.grouped_inputs
-        return (self.model.encode(dict(zip(names, raw, strict=True))).processor.squeeze(1),)
-
-
-class Autoencoder(nn.Module):
-    """The whole masked auto-encoder: raw inputs and a plan in, normalised predictions out."""
-
-    def __init__(self, model: HiP, *, packed: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.packed = packed
+class EncoderOnly(WholeModel):
+    """Latents ``[B, N, D]``; of a hierarchy those of the processor."""
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the prediction of every modality, as ``HiP.reconstruct`` does."""
-        names = list(self.model.config.grouped_inputs)
-        count = len(names)
-        inputs = dict(zip(names, tensors[:count], strict=True))
-        second = dict(zip(names, tensors[count : 2 * count], strict=True))
-        if self.packed:
-            masked = dict(zip(names, tensors[2 * count :], strict=True))
-            plan = MaskPlan(kept=second, masked=masked)
-        else:
-            plan = MaskPlan(keep=second)
-        encoded = self.model.encode(inputs, plan)
-        return tuple(self.model.reconstruct(encoded, plan).values())
+        """Return the features."""
+        raw = dict(zip(self.names, tensors, strict=True))
+        model = self.model.body if isinstance(self.model, EntitySet) else self.model
+        if isinstance(model, HiP):
+            return (model.encode(raw).processor.squeeze(1),)
+        return (cast(Perceiver | PerceiverIO, model).forward_features(raw).latents,)
 
 
-def make_graph(model: HiP, part: Part, mask: MaskedAutoencodingConfig) -> Graph:
+def make_graph(model: Any, part: Part, *, mask: Any = None, output: str | None = None) -> Graph:
     """Wrap one part of a model.
 
+    Args:
+        model: Of any family.
+        part: ``model`` or ``encoder``; ``decoder`` of a Perceiver IO; ``autoencoder`` of a HiP.
+        mask: ``MaskedAutoencodingConfig`` of the auto-encoder.
+        output: Which output a decoder answers; may be left out when there is one.
+
     Raises:
-        ConfigError: The part is unknown, or needs a decoder that the model does not have.
+        ConfigError: The part is unknown, or the model has no such part or output.
     """
-    names: Sequence[str] = tuple(model.config.grouped_inputs)
-    if part == "model":
-        outputs = ("output",)
-        if model.config.head.kind == "none":
-            outputs = tuple(f"{n}_reconstruction" for n in (*names, *model.config.labels))
-        return Graph(WholeModel(model), tuple(names), outputs)
-    if part == "encoder":
-        return Graph(EncoderOnly(model), tuple(names), ("latents",))
-    if part != "autoencoder":
-        raise ConfigError(f"part {part!r} is unknown; use one of {PARTS}")
-    if model.decoder is None:
-        raise ConfigError("this model has no decoder; export part 'model' or 'encoder'")
-    packed = mask.kind in {"groupwise", "independent"}
-    plans = [f"{n}_{form}" for form in (("kept", "masked") if packed else ("keep",)) for n in names]
-    outputs = tuple(f"{n}_prediction" for n in (*names, *model.config.labels))
-    return Graph(Autoencoder(model, packed=packed), (*names, *plans), outputs, mask)
+    from perceivers.exporting.autoencoder import autoencoder_graph
+    from perceivers.exporting.decoder import decoder_graph
+
+    if part not in PARTS:
+        raise ConfigError(
+            f"part {part!r} is unknown; use one of {PARTS}" + suggest(str(part), PARTS)
+        )
+    if output is not None and part != "decoder":
+        raise ConfigError(f"output={output!r} goes with part 'decoder'; part {part!r} has no such")
+    if part == "decoder":
+        return decoder_graph(model, output)
+    if part == "autoencoder":
+        return autoencoder_graph(model, mask)
+    raw = graph_inputs(model)
+    names = tuple(raw)
+    whole = part == "model"
+    return Graph(
+        module=(WholeModel if whole else EncoderOnly)(model, names),
+        inputs=names,
+        outputs=output_names(model) if whole else ("latents",),
+        raw=raw,
+        sample=lambda batch, generator: draw_raw(raw, batch, generator),
+        free=({0: BATCH},) * len(names),
+        largest={},
+    )

@@ -204,7 +204,7 @@ class Autoencoding(Task):
                 tokens = self.model.inputs.reader(name).num_tokens
                 order = torch.rand(size, tokens, generator=generator).argsort(-1)
                 count = count_kept(tokens, self.config.mask_ratio)
-                kept[name] = order[:, :count].sort(-1).values.to(self._device)
+                kept[name] = order[:, :count].sort(-1).values.to(self._place)
                 if tokens == total:  # a query per token: ask for hidden ones only
                     ids = order[:, count:]
             wanted = self.config.points
@@ -213,11 +213,11 @@ class Autoencoding(Task):
             elif ids is not None and wanted:
                 ids = ids[:, :wanted]
             if ids is not None:
-                asked[name] = ids.to(self._device)
+                asked[name] = ids.to(self._place)
         return kept, asked
 
     @property
-    def _device(self) -> torch.device:
+    def _place(self) -> torch.device:
         return self.model.trunk.latents.device
 
     def _error(self, prediction: Tensor, truth: Tensor) -> Float[Tensor, ""]:

@@ -28,7 +28,7 @@ C = TypeVar("C", bound="TrainConfig")
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Update rule; weights decay, biases, norms, latents and position tables do not."""
+    """Update rule; weights decay, biases and norms do not, latents and tables if asked for."""
 
     name: Literal["adamw", "lamb"] = "adamw"
     """adamw, or lamb (the Perceiver family's; arXiv 1904.00962, weight norms not clamped)."""
@@ -38,6 +38,10 @@ class OptimizerConfig:
     """Decay rates of the two moments."""
     weight_decay: float = 0.05
     """Decay of weights, relative to the learning rate."""
+    decay_arrays: bool = False
+    """Let latents, queries and position tables decay too, as the Perceiver recipes do."""
+    eps: float | None = None
+    """Added to the root of the second moment; None takes 1e-8 for adamw and 1e-6 for lamb."""
     layer_decay: float = 1.0
     """Factor per layer below the head on the learning rate; 1 trains all alike."""
     position_lr: float = 20.0
@@ -45,6 +49,13 @@ class OptimizerConfig:
     to go (docs/log.md)."""
     clip: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
+
+    def __post_init__(self) -> None:
+        """Reject an epsilon that does not keep the update finite."""
+        if self.eps is not None and not self.eps > 0.0:
+            raise ConfigError(
+                f"optimizer.eps is {self.eps}; it must be positive, such as 1e-6, or left out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,8 @@ from perceivers.models.saving import ModelInfo, save_folder
 from perceivers.nn.init import init_linears_
 from perceivers.types import ModalitySpec
 
+OWN_DECODER = DecoderConfig(num_heads=2, residual=True)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EntitySetConfig:
@@ -43,7 +45,7 @@ class EntitySetConfig:
     """Channels to which an entity's features are mapped."""
     embed_dim: int = 256
     """Channels E of the entities' embeddings and of the set's."""
-    decoder: DecoderConfig = DecoderConfig(num_heads=2, residual=True)
+    decoder: DecoderConfig = OWN_DECODER
     """How entities read the latents."""
     pointer: bool = True
     """Build the pointer; without it a call returns the set's embedding."""

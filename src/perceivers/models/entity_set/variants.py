@@ -46,7 +46,7 @@ def configure(
         inputs: One modality of points; the variant's own when not given.
         num_classes: Choices; must be the number of slots when given.
         head: Must be ``query``.
-        overrides: Fields of ``EntitySetConfig``; ``trunk`` may name single fields.
+        overrides: Fields of ``EntitySetConfig``; ``trunk`` and ``decoder`` may name single fields.
 
     Raises:
         ConfigError: There are no inputs, or as many choices as slots were not asked for.
@@ -61,8 +61,9 @@ def configure(
             f"slots; leave both out"
         )
     values = {**settings, **overrides, "inputs": inputs}
-    if isinstance(overrides.get("trunk"), Mapping):
-        values["trunk"] = change_fields(settings["trunk"], overrides["trunk"])
+    for name, own in (("trunk", settings["trunk"]), ("decoder", EntitySetConfig.decoder)):
+        if isinstance(overrides.get(name), Mapping):
+            values[name] = change_fields(own, overrides[name])
     return EntitySetConfig(**values)
 
 

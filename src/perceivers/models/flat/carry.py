@@ -1,10 +1,12 @@
 """Carrying a flat model's weights to other input sizes, and ordering its parameters by depth."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from torch import Tensor, nn
 
+from perceivers.adapters.config import PositionConfig
 from perceivers.errors import ConfigError
 from perceivers.models.flat.trunk import Trunk
 from perceivers.nn.positions import resize_table
@@ -32,6 +34,13 @@ def check_resizable(old: Mapping[str, ModalitySpec], new: Mapping[str, ModalityS
                 f"a model of texts of {old[name].num_tokens} bytes has no positions for "
                 f"{spec.num_tokens}; text positions are cut, never stretched"
             )
+
+
+def pin_waves(positions: PositionConfig, grid: tuple[int, ...]) -> PositionConfig:
+    """Return positions whose frequencies stay those that weights were trained with on ``grid``."""
+    if positions.kind != "fourier" or positions.max_resolution is not None:
+        return positions
+    return replace(positions, max_resolution=grid)
 
 
 def carry_tables(

@@ -31,6 +31,22 @@ def complete_tokens(
     return {name: tokens.get(name) or default_tokens(spec) for name, spec in inputs.items()}
 
 
+def choose_tokens(
+    inputs: Mapping[str, ModalitySpec], settings: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> dict[str, TokenConfig]:
+    """Return how every modality becomes tokens: as asked, else as the variant has it.
+
+    Raises:
+        ConfigError: A setting is impossible, or speaks of an unknown modality.
+    """
+    if "tokens" in overrides:
+        tokens = overrides["tokens"]
+    else:
+        tokens = {n: t for n, t in settings.get("tokens", {}).items() if n in inputs}
+    built = {name: build_nested(TokenConfig, entry) for name, entry in tokens.items()}
+    return complete_tokens(inputs, built)
+
+
 def config_to_json(config: Any) -> dict[str, Any]:
     """Return a config as plain data."""
     data = asdict(config)

@@ -17,6 +17,8 @@ from perceivers.errors import ConfigError
 from perceivers.nn.blocks import Read, SelfAttentionLayer
 from perceivers.nn.mlp import get_activation
 
+Step = tuple[Literal["read", "block"], int]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkConfig:
@@ -86,7 +88,7 @@ class TrunkConfig:
             raise ConfigError(f"trunk dropout_rate is {self.dropout_rate}; it must be in [0, 1)")
 
     @property
-    def steps(self) -> tuple[tuple[Literal["read", "block"], int], ...]:
+    def steps(self) -> tuple[Step, ...]:
         """What happens in order, with the index of the weights that are used."""
         places = [
             i * self.num_blocks // self.num_reads if self.reads == "interleaved" else 0
@@ -97,9 +99,11 @@ class TrunkConfig:
             "all": [0] * self.num_reads,
             "all_but_first": [min(i, 1) for i in range(self.num_reads)],
         }[self.share_reads]
-        steps: list[tuple[Literal["read", "block"], int]] = []
+        steps: list[Step] = []
         for block in range(self.num_blocks):
-            steps += [("read", w) for p, w in zip(places, weights, strict=True) if p == block]
+            for place, weight in zip(places, weights, strict=True):
+                if place == block:
+                    steps.append(("read", weight))
             steps.append(("block", 0 if self.share_blocks else block))
         return tuple(steps)
 

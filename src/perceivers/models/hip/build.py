@@ -51,9 +51,7 @@ def configure(
     return HiPConfig(**values)
 
 
-def as_classifier(
-    config: HiPConfig, num_classes: int | Mapping[str, int], head: str
-) -> HiPConfig:
+def as_classifier(config: HiPConfig, num_classes: int | Mapping[str, int], head: str) -> HiPConfig:
     """Return the config of an encoder with a classifying head.
 
     Raises:

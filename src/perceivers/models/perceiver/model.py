@@ -1,4 +1,4 @@
-"""The Perceiver: a small latent array reads a large input array, repeatedly; the mean is the answer.
+"""The Perceiver: a small latent array reads a large input array again and again; its mean answers.
 
 Legend: B batch, N latents, D their channels, K outputs.
 Paper: Perceiver (arXiv 2103.03206); docs/perceiver.md maps its sections to this folder.
@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from perceivers.adapters import ElementAdapter
 from perceivers.adapters.multimodal import TokenReaders, Tokens
 from perceivers.errors import InputError
-from perceivers.models.flat.carry import carry_tables, check_resizable, flat_layer_depths
+from perceivers.models.flat.carry import (
+    carry_tables,
+    check_resizable,
+    flat_layer_depths,
+    pin_waves,
+)
 from perceivers.models.flat.initialise import initialise
 from perceivers.models.flat.trunk import Trunk
 from perceivers.models.perceiver.config import PerceiverConfig
@@ -136,7 +141,11 @@ class Perceiver(nn.Module):
             ConfigError: The modalities, their kinds or their channels differ.
         """
         check_resizable(self.config.inputs, inputs)
-        model = type(self)(replace(self.config, inputs=inputs))
+        tokens = {
+            name: replace(t, positions=pin_waves(t.positions, self.inputs.reader(name).grid))
+            for name, t in self.config.tokens.items()
+        }
+        model = type(self)(replace(self.config, inputs=inputs, tokens=tokens))
         grids = {
             f"inputs.readers.{name}.positions.source.table": (
                 self.inputs.reader(name).grid,

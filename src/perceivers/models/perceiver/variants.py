@@ -11,10 +11,10 @@ from typing import Any
 from perceivers.adapters.config import (
     PositionConfig,
     TokenConfig,
-    build_nested,
     change_fields,
 )
 from perceivers.errors import ConfigError
+from perceivers.models.flat.config import choose_tokens
 from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.models.perceiver.config import PerceiverConfig
 from perceivers.types import IMAGENET_MEAN, IMAGENET_STD, Audio, Image, ModalitySpec, Points, Video
@@ -124,6 +124,8 @@ def configure(
     """
     inputs = inputs or settings.get("inputs")
     outputs = num_classes if num_classes is not None else settings.get("num_outputs")
+    if num_classes is not None and "num_outputs" in overrides:
+        raise ConfigError("num_classes and num_outputs are the same thing; give one of them")
     outputs = overrides.get("num_outputs", outputs)
     if inputs is None:
         raise ConfigError("this variant reads anything; say what with inputs={name: spec}")
@@ -137,8 +139,7 @@ def configure(
     values = {**settings, **overrides, "inputs": inputs, "num_outputs": outputs}
     if isinstance(overrides.get("trunk"), Mapping):
         values["trunk"] = change_fields(settings["trunk"], overrides["trunk"])
-    tokens = {n: build_nested(TokenConfig, t) for n, t in values.get("tokens", {}).items()}
-    values["tokens"] = {name: tokens[name] for name in inputs if name in tokens}
+    values["tokens"] = choose_tokens(inputs, settings, overrides)
     return PerceiverConfig(**values)
 
 

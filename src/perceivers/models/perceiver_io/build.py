@@ -13,13 +13,11 @@ from perceivers.adapters.config import (
     build_nested,
     change_fields,
 )
-from perceivers.adapters.tokens import default_tokens
 from perceivers.errors import ConfigError
+from perceivers.models.flat.config import choose_tokens
 from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.models.perceiver_io.config import DecoderConfig, Output, PerceiverIOConfig
 from perceivers.types import Labels, ModalitySpec, Points
-
-TABLES: Mapping[str, type] = {"tokens": TokenConfig, "outputs": Output}
 
 
 def configure(
@@ -58,18 +56,18 @@ def configure(
         if isinstance(asked, Mapping):
             own = settings.get(name)
             values[name] = change_fields(own, asked) if own else build_nested(kind, asked)
-    for name, kind in TABLES.items():
-        table = values.get(name, {})
-        values[name] = {key: build_nested(kind, entry) for key, entry in table.items()}
-    values["tokens"] = {n: values["tokens"].get(n) or default_tokens(s) for n, s in inputs.items()}
-    if "outputs" not in overrides:
+    values["tokens"] = choose_tokens(inputs, settings, overrides)
+    if "outputs" in overrides:
+        if num_classes is not None:
+            raise ConfigError("num_classes and outputs both say what is answered; give one of them")
+        table = overrides["outputs"].items()
+        values["outputs"] = {key: build_nested(Output, entry) for key, entry in table}
+    else:
         values["outputs"] = _outputs(values, settings, num_classes)
         if isinstance(num_classes, Mapping):
             # Queries of one width need no vectors to pad them.
             decoder = values.get("decoder", DecoderConfig())
             values["decoder"] = replace(decoder, min_padding=0, project=0)
-    elif num_classes is not None:
-        raise ConfigError("num_classes and outputs both say what is answered; give one of them")
     return PerceiverIOConfig(**values)
 
 
@@ -124,7 +122,7 @@ def reconstruction(name: str, spec: ModalitySpec, tokens: TokenConfig, dim: int)
     if spec.kind == "bytes":
         return Output(length=spec.num_tokens, dim=tokens.dim, modality=name, head="tied")
     if isinstance(spec, Labels):
-        return Output(dim=dim, channels=spec.num_classes)
+        return Output(length=spec.length, dim=dim, channels=spec.num_classes)
     if isinstance(spec, Points):
         positions = PositionConfig(kind="learned", dim=dim)
     elif tokens.content == "elements" and not tokens.stride:

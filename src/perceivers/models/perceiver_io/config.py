@@ -71,7 +71,9 @@ class Output:
                 f"per element"
             )
         if self.queries != "positions" and self.positions != PositionConfig():
-            raise ConfigError(f"{self.queries} queries have no positions of their own; leave them out")
+            raise ConfigError(
+                f"{self.queries} queries have no positions of their own; leave them out"
+            )
         check_unused(self, f"an output with {self.queries} queries", self._unused)
 
     @property

@@ -18,7 +18,6 @@ from perceivers.errors import InputError
 from perceivers.models.perceiver_io.config import Output, PerceiverIOConfig
 from perceivers.nn.blocks import Read
 
-
 # Queries of a grid up to which their Fourier features are kept.
 CACHED_QUERIES = 2**16
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,7 +18,12 @@ from torch.utils.checkpoint import checkpoint
 from perceivers.adapters import ElementAdapter
 from perceivers.adapters.multimodal import TokenReaders, Tokens
 from perceivers.errors import InputError, suggest
-from perceivers.models.flat.carry import carry_tables, check_resizable, flat_layer_depths
+from perceivers.models.flat.carry import (
+    carry_tables,
+    check_resizable,
+    flat_layer_depths,
+    pin_waves,
+)
 from perceivers.models.flat.initialise import initialise
 from perceivers.models.flat.trunk import Trunk
 from perceivers.models.perceiver_io.config import Output, PerceiverIOConfig
@@ -73,14 +79,15 @@ class PerceiverIO(nn.Module):
     def init_weights(self) -> None:
         """Initialise every parameter; ``models/flat/initialise.py`` lists how.
 
-        The bias of tied heads is zero. Heads of outputs that are read with the tokens start at zero, as the released flow does.
+        The bias of tied heads is zero, and so are heads of outputs that are read with the tokens,
+        as in the released flow.
         """
         queries = [m.table for m in self.decoder.queries.values() if isinstance(m, LearnedQueries)]
         arrays = [*queries, *self.decoder.padding.values()]
         initialise(self, self.config.init, arrays=arrays)
-        for name, output in self.config.outputs.items():
-            head = self.decoder.heads[name] if name in self.decoder.heads else None
-            if output.queries == "tokens" and isinstance(head, nn.Linear):
+        for name, head in self.decoder.heads.items():
+            tokens = self.config.outputs[name].queries == "tokens"
+            if tokens and isinstance(head, nn.Linear):
                 nn.init.zeros_(head.weight)
             elif isinstance(head, TiedHead):
                 nn.init.zeros_(head.bias)
@@ -218,13 +225,19 @@ class PerceiverIO(nn.Module):
         """
         old = self.config
         check_resizable(old.inputs, inputs)
-        outputs = {
-            name: replace(output, length=inputs[output.modality].num_tokens)
-            if output.queries == "learned" and output.modality
-            else output
-            for name, output in old.outputs.items()
+        tokens = {
+            name: replace(t, positions=pin_waves(t.positions, self.inputs.reader(name).grid))
+            for name, t in old.tokens.items()
         }
-        model = type(self)(replace(old, inputs=inputs, outputs=outputs))
+        outputs = {}
+        for name, output in old.outputs.items():
+            changes: dict[str, Any] = {}
+            if output.queries == "positions":
+                changes["positions"] = pin_waves(output.positions, old.grid(output))
+            elif output.queries == "learned" and output.modality:
+                changes["length"] = inputs[output.modality].num_tokens
+            outputs[name] = replace(output, **changes)
+        model = type(self)(replace(old, inputs=inputs, tokens=tokens, outputs=outputs))
         grids = {}
         for name, spec in inputs.items():
             before, after = self.inputs.reader(name).grid, model.inputs.reader(name).grid
@@ -235,8 +248,8 @@ class PerceiverIO(nn.Module):
                 table = f"decoder.queries.{name}.positions.source.table"
                 grids[table] = (old.grid(output), model.config.grid(output), False)
             elif output.queries == "learned" and output.modality:
-                length = (old.outputs[name].length,)
-                grids[f"decoder.queries.{name}.table"] = (length, (output.length,), True)
+                length, cut = (old.outputs[name].length,), inputs[output.modality].kind == "bytes"
+                grids[f"decoder.queries.{name}.table"] = (length, (output.length,), cut)
         model.load_state_dict(carry_tables(self.state_dict(), grids))
         return model.to(next(self.parameters())).train(self.training)
 

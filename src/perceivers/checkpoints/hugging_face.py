@@ -1,0 +1,244 @@
+"""Hugging Face folders of the seven Perceiver classes: read into our models, and written.
+
+Nothing of that library is imported: a folder is ``config.json`` and ``model.safetensors`` (or
+``pytorch_model.bin``, read without executing anything in it).
+"""
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from perceivers.checkpoints.hugging_face_config import (
+    CLASSES,
+    class_of,
+    config_from_hugging_face,
+    config_to_hugging_face,
+)
+from perceivers.checkpoints.hugging_face_names import (
+    COUNTER,
+    QUERIES,
+    READER,
+    hugging_face_entries,
+)
+from perceivers.checkpoints.kinds import Flavour, kind_of, with_flavour
+from perceivers.checkpoints.loading import read_tensors
+from perceivers.checkpoints.names import fill_model, take_from_model
+from perceivers.errors import CheckpointError, suggest
+from perceivers.files import read_json_file, write_atomic, write_json
+from perceivers.models import PerceiverIO, PerceiverIOConfig
+from perceivers.models.saving import ModelInfo
+
+# Keys of files of other versions that hold no parameter.
+TOLERATED = (".position_ids", ".attention_mask_value", COUNTER)
+
+# A tensor that only this class has, and which it is; the last has what all have.
+TELLING = {
+    "embedding_decoder.bias": "PerceiverForMaskedLM",
+    f"{READER}.convnet.conv.weight": "PerceiverForImageClassificationConvProcessing",
+    f"{READER}.convnet_1x1.weight": "PerceiverForImageClassificationLearned",
+    f"{READER}.conv_after_patches.weight": "PerceiverForOpticalFlow",
+    f"{READER}.padding.audio": "PerceiverForMultimodalAutoencoding",
+    f"{READER}.embeddings.weight": "PerceiverForSequenceClassification",
+    f"perceiver.decoder.decoder.{QUERIES}": "PerceiverForImageClassificationFourier",
+}
+
+
+@dataclass(frozen=True)
+class HuggingFaceFolder:
+    """A read folder: its class, what ``config.json`` says, and the weights."""
+
+    path: Path
+    name: str
+    stated: Mapping[str, Any]
+    preprocessor: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in the order of the logits; empty when the file has none."""
+        labels = self.stated.get("id2label")
+        if not isinstance(labels, Mapping):
+            return ()
+        return tuple(str(labels.get(str(i), labels.get(i, ""))) for i in range(len(labels)))
+
+
+def read_hugging_face(folder: Path) -> HuggingFaceFolder:
+    """Read a folder.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or the class is none of the seven.
+    """
+    stated = read_json_file(folder / "config.json")
+    if stated.get("model_type", "perceiver") != "perceiver":
+        raise CheckpointError(
+            f"{folder}: model_type is {stated['model_type']!r}; only 'perceiver' is converted"
+        )
+    tensors = _read_weights(folder)
+    named = stated.get("architectures") or []
+    name = str(named[0]) if named else _tell_class(tensors, str(folder))
+    if name not in CLASSES:
+        raise CheckpointError(
+            f"{folder}: class {name!r} is unknown; known are {list(CLASSES)}"
+            + suggest(name, CLASSES)
+        )
+    preprocessor = folder / "preprocessor_config.json"
+    return HuggingFaceFolder(
+        path=folder,
+        name=name,
+        stated=stated,
+        preprocessor=read_json_file(preprocessor) if preprocessor.is_file() else {},
+        tensors=tensors,
+    )
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """Prefer safetensors; a pickled file is read as weights only."""
+    if (folder / "model.safetensors").is_file():
+        return read_tensors(folder / "model.safetensors")
+    path = folder / "pytorch_model.bin"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} holds neither model.safetensors nor pytorch_model.bin; download one of them"
+        )
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{path} is not a complete file of weights ({reason}); copy it again from its source"
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
+        raise CheckpointError(f"{path} holds a {type(found).__name__}, not tensors by name")
+    return found
+
+
+def _tell_class(tensors: Mapping[str, Tensor], source: str) -> str:
+    for key, name in TELLING.items():
+        if key in tensors:
+            return name
+    raise CheckpointError(
+        f"{source}: config.json names no class under 'architectures', and no tensor tells one"
+    )
+
+
+def model_from_hugging_face(read: HuggingFaceFolder, flavour: Flavour = "hf") -> PerceiverIO:
+    """Build our model and fill it; every tensor must be used, and none may be missing.
+
+    Args:
+        read: The folder.
+        flavour: ``hf`` computes what that library computes, ``official`` what the released code
+            does with the same weights.
+
+    Raises:
+        CheckpointError: Missing, unexpected or misshapen tensors, each listed.
+    """
+    config = config_from_hugging_face(read.name, read.stated, read.preprocessor, str(read.path))
+    if flavour == "official":
+        config = with_flavour(config, flavour)
+    entries = hugging_face_entries(config)
+    wanted = {entry.theirs for entry in entries}
+    found = {k: x for k, x in read.tensors.items() if k in wanted or not k.endswith(TOLERATED)}
+    if COUNTER in wanted:
+        found.setdefault(COUNTER, torch.zeros((), dtype=torch.int64))
+    model = PerceiverIO(config)
+    fill_model(model, entries, found, source=str(read.path))
+    return model.eval()
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def save_hugging_face(model: Any, folder: Path, info: ModelInfo) -> list[str]:
+    """Write a folder that the class of that library loads, and return what it computes otherwise.
+
+    Raises:
+        CheckpointError: No class has a place for this model; says for what.
+    """
+    if not isinstance(model, PerceiverIO):
+        raise CheckpointError(f"Hugging Face has no class for a model of family {model.family!r}")
+    kind = kind_of(model.config)
+    name = class_of(model.config, kind)
+    stated = config_to_hugging_face(model.config, kind)
+    channels = next(reversed(model.config.outputs.values())).channels
+    if kind in {"text_classes", "image_classes", "multimodal"}:
+        labels = info.classes or tuple(f"LABEL_{i}" for i in range(channels))
+        stated["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        stated["label2id"] = {label: i for i, label in enumerate(labels)}
+    preprocessor = _preprocessor(model.config) if kind == "image_classes" else {}
+    again = config_from_hugging_face(name, stated, preprocessor, "the written config.json")
+    notes = _compare(model.config, again, source=name)
+    tensors = take_from_model(model, hugging_face_entries(model.config))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
+    if preprocessor:
+        write_json(folder / "preprocessor_config.json", preprocessor)
+    if kind in {"language", "text_classes"}:
+        length = stated["max_position_embeddings"]
+        tokenizer = {"tokenizer_class": "PerceiverTokenizer", "model_max_length": length}
+        write_json(folder / "tokenizer_config.json", tokenizer)
+    write_json(
+        folder / "config.json",
+        {"architectures": [name], "model_type": "perceiver", "dtype": "float32", **stated},
+    )
+    return notes
+
+
+def _preprocessor(config: PerceiverIOConfig) -> dict[str, Any]:
+    (spec,) = config.inputs.values()
+    height, width = spec.grid
+    # The library crops before it resizes, to this share of the shorter side.
+    crop = {"height": height * 256 // 224, "width": width * 256 // 224}
+    return {
+        "image_processor_type": "PerceiverImageProcessor",
+        "do_center_crop": True,
+        "crop_size": crop,
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(spec.mean or (0.0,) * spec.channels),
+        "image_std": list(spec.std or (1.0,) * spec.channels),
+    }
+
+
+# What each flavour may do differently with the same weights, by the last word of its path.
+FLAVOURED = {"activation", "padding", "mask_padding", "wrap", "residual"}
+# What changes no output of a converted model.
+SILENT = {"init", "chunk", "mean", "std", "sample_rate", "frame_rate", "dropout_rate", "channels"}
+
+
+def _compare(ours: PerceiverIOConfig, theirs: PerceiverIOConfig, *, source: str) -> list[str]:
+    """Return what the class computes otherwise; refuse what it has no place for."""
+    mine, its = _flatten(ours.to_json()), _flatten(theirs.to_json())
+    differing = [
+        path
+        for path in sorted(mine.keys() | its.keys())
+        if mine.get(path) != its.get(path) and path.rpartition(".")[2] not in SILENT
+    ]
+    lost = [path for path in differing if path.rpartition(".")[2] not in FLAVOURED]
+    lines = [f"{path} is {mine.get(path)!r} here and {its.get(path)!r} there" for path in differing]
+    if lost:
+        raise CheckpointError(f"{source} has no place for this model: {'; '.join(lines)}")
+    return [f"{source} runs these weights differently: {line}" for line in lines]
+
+
+def _flatten(data: Any, path: str = "") -> dict[str, Any]:
+    """Values by dotted path; what names something is replaced by its place."""
+    if isinstance(data, Mapping):
+        named = path in {"inputs", "tokens", "outputs"}
+        found = {}
+        for place, (key, value) in enumerate(data.items()):
+            if key != "modality":
+                step = str(place) if named else str(key)
+                found |= _flatten(value, f"{path}.{step}" if path else step)
+        return found
+    return {path: json.loads(json.dumps(data))}

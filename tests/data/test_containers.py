@@ -1,0 +1,83 @@
+"""Kinds of files by name and content, and packages that are missing."""
+
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from perceivers.data.containers import (
+    have_sound,
+    is_sound_file,
+    load_library,
+    name_kind,
+    wrap_file,
+)
+from perceivers.data.sources import EncodedClip
+from perceivers.errors import DataError
+
+
+@pytest.fixture
+def _forgetful() -> Iterator[None]:
+    load_library.cache_clear()
+    yield
+    load_library.cache_clear()
+
+
+def test_names_tell_the_kind() -> None:
+    names = ["a.MP4", "b.flac", "c.Jpg", "d.txt", ".e.mp4", "mp3", "f.wav.json"]
+    assert [name_kind(name) for name in names] == [
+        "video",
+        "audio",
+        "image",
+        None,
+        None,
+        None,
+        None,
+    ]
+
+
+def test_contents_tell_who_reads_a_file(encode_sound: Callable[..., bytes]) -> None:
+    wave = np.zeros((1, 3000))
+    kinds = {k: is_sound_file(encode_sound(wave, kind=k)) for k in ("WAV", "FLAC", "OGG", "MP3")}
+    assert kinds == {"WAV": True, "FLAC": True, "OGG": True, "MP3": False}
+    assert not is_sound_file(b"RIFF1234AVI ")
+
+
+@pytest.mark.usefixtures("_forgetful")
+@pytest.mark.parametrize("name", ["av", "soundfile"])
+def test_a_missing_package_is_named_with_the_command(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_library(name).__name__ == name
+    load_library.cache_clear()
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(DataError, match=rf"'{name}'.*; run pip install \"perceivers\[media\]\""):
+        load_library(name)
+
+
+def test_the_first_video_that_opens_decides_on_sound(
+    encode_video: Callable[..., bytes], numbered: Callable[..., np.ndarray]
+) -> None:
+    silent = encode_video(numbered(2))
+    loud = encode_video(numbered(2), 25, np.zeros((1, 2000)))
+
+    def heard(*files: bytes) -> bool:
+        return have_sound(len(files), lambda i: EncodedClip(f"{i}.mp4", files[i], "video"))
+
+    assert heard(b"", b"x", loud, silent)
+    assert not heard(b"x", silent, loud)
+    with pytest.raises(DataError, match=r"none of the first 2 videos .*; the first: 0\.mp4: the f"):
+        heard(b"", b"x")
+
+
+def test_a_video_gives_its_sound_when_it_has_one() -> None:
+    both = wrap_file("video", "a.mp4", b"x", has_sound=True)
+    assert both == {
+        "video": EncodedClip("a.mp4", b"x", "video"),
+        "audio": EncodedClip("a.mp4", b"x", "audio"),
+    }
+    assert set(wrap_file("video", "a.mp4", b"x", has_sound=False)) == {"video"}
+    text = wrap_file("bytes", "a.txt", "hé".encode(), has_sound=False)["bytes"]
+    assert isinstance(text, np.ndarray)
+    assert (text.dtype, text.tolist()) == (np.uint8, [104, 195, 169])
