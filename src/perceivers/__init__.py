@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     from perceivers.types import Video as Video
     from perceivers.workflows.conversion import convert as convert
     from perceivers.workflows.evaluation import evaluate as evaluate
+    from perceivers.workflows.explaining import explain as explain
     from perceivers.workflows.exporting import export as export
     from perceivers.workflows.prediction import predict as predict
-    from perceivers.workflows.reconstruction import reconstruct as reconstruct
+    from perceivers.workflows.reconstructing import reconstruct as reconstruct
     from perceivers.workflows.run import Run as Run
     from perceivers.workflows.training import finetune as finetune
     from perceivers.workflows.training import pretrain as pretrain
@@ -57,9 +58,10 @@ _HOMES = {
     "types": ("Array", "Audio", "Bytes", "Image", "Labels", "Points", "Video"),
     "workflows.conversion": ("convert",),
     "workflows.evaluation": ("evaluate",),
+    "workflows.explaining": ("explain",),
     "workflows.exporting": ("export",),
     "workflows.prediction": ("predict",),
-    "workflows.reconstruction": ("reconstruct",),
+    "workflows.reconstructing": ("reconstruct",),
     "workflows.run": ("Run",),
     "workflows.training": ("finetune", "pretrain", "resume", "train"),
 }

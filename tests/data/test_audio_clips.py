@@ -46,12 +46,16 @@ def test_the_centre_is_taken_without_a_generator(encode_sound: EncodeSound, kind
 def test_a_part_equals_the_same_part_of_the_whole(encode_sound: EncodeSound, kind: str) -> None:
     wave = noise(20000)
     encoded = clip(encode_sound(wave, 16000, kind), f"a.{kind}")
-    assert native_audio(encoded) == Audio(20000, 1, 16000)
-    whole = fit_audio(encoded, Audio(20000))
+    native = native_audio(encoded)
+    assert (native.channels, native.sample_rate) == (1, 16000)
+    # Old versions of FFmpeg count what fills the last packets of an MP3.
+    assert 20000 <= native.samples <= 20000 + 2 * 1152
+    whole = fit_audio(encoded, Audio(native.samples))
     part = fit_audio(encoded, Audio(3001))
-    assert np.abs(whole - wave).mean() < 0.03
-    assert np.abs(part - whole[:, 8499:11500]).max() < 1e-5
-    assert np.abs(part - whole[:, 8500:11501]).max() > 1e-3
+    assert np.abs(whole[:, :20000] - wave).mean() < 0.03
+    first = (native.samples - 3001) // 2
+    assert np.abs(part - whole[:, first : first + 3001]).max() < 1e-5
+    assert np.abs(part - whole[:, first + 1 : first + 3002]).max() > 1e-3
 
 
 def test_random_parts_follow_the_generator_and_stay_inside(encode_sound: EncodeSound) -> None:

@@ -23,6 +23,7 @@ class Fixed(np.random.Generator):
         self.draws = list(draws)
 
     def random(self, *args: object, **kwargs: object) -> float:  # type: ignore[override]
+        """Return the next of the given draws."""
         return self.draws.pop(0)
 
 
@@ -69,17 +70,17 @@ def test_brightness_at_ten_is_a_factor_of_1_9() -> None:
 
 def test_contrast_is_stretched_per_channel() -> None:
     values = np.zeros((1, 3, 3), np.uint8)
-    values[0, :, 0], values[0, :, 1], values[0, :, 2] = (50, 75, 100), (0, 128, 255), 7
+    values[0, :, 0], values[0, :, 1], values[0, :, 2] = (50, 75, 101), (0, 128, 255), 7
     found = run("AutoContrast", Image.fromarray(values))[0]
-    assert found[:, 0].tolist() == [0, 127, 255]
+    assert found[:, 0].tolist() == [0, 125, 255]
     assert found[:, 1].tolist() == [0, 128, 255]
     assert found[:, 2].tolist() == [7, 7, 7]
 
 
 def test_equalized_values_are_spread_evenly() -> None:
-    # Dark values only, 256 of each of 4: every step of 256 / (768 // 255) becomes a third.
+    """Four dark values, each as frequent as the others, become four equal steps."""
     values = np.repeat(np.arange(4, dtype=np.uint8), 256).reshape(32, 32)
-    found = np.unique(run("Equalize", Image.fromarray(values)))
+    found = np.unique(run("Equalize", Image.fromarray(values))).astype(int)
     assert found[0] == 0
     assert found[-1] >= 250
     assert np.abs(np.diff(found) - 85).max() <= 2
@@ -200,6 +201,8 @@ def test_without_operations_nothing_happens(picture: Image.Image) -> None:
     assert apply(picture, AugmentConfig(), rng) is picture
     view = View(0.1, 0.2, 0.3, 0.4)
     assert augment_crop(picture, view, AugmentConfig(), rng) == (picture, view)
+    assert augment_crop(picture, view, AugmentConfig(rand_augment=4), None) == (picture, view)
+    assert augment_crop(picture, view, None, rng) == (picture, view)
     assert rng.random() == np.random.default_rng(0).random()
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from perceivers.models import HiP, HiPConfig, HiPLevel
-from perceivers.types import Array, Audio, ModalitySpec
+from perceivers.types import FIRST_BYTE, Array, Audio, ModalitySpec
 
 LEVELS = (
     HiPLevel(num_groups=6, num_latents=4, latent_dim=8, depth=1, num_heads=2),
@@ -26,10 +26,14 @@ def build_model(**settings: Any) -> HiP:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = HiP(config).double().eval()
+        return move_weights(HiP(config))
+
+
+def move_weights(model: Any) -> Any:
+    """Return a model in double precision and evaluation mode, every weight moved by noise."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in model.double().eval().parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(0.3 * noise)
     return model
@@ -38,12 +42,14 @@ def build_model(**settings: Any) -> HiP:
 def draw_inputs(
     generator: torch.Generator, inputs: Mapping[str, ModalitySpec] = INPUTS, batch: int = 2
 ) -> dict[str, Tensor]:
-    """Draw a batch for the specs: class indices for labels, normal doubles for all others."""
+    """Draw a batch for the specs: indices for labels and texts, normal doubles for all others."""
     drawn = {}
     for name, spec in inputs.items():
         shape = (batch, *spec.raw_shape)
         if spec.kind == "labels":
             drawn[name] = torch.randint(0, spec.channels, shape, generator=generator)
+        elif spec.kind == "bytes":
+            drawn[name] = torch.randint(FIRST_BYTE, spec.channels, shape, generator=generator)
         else:
             drawn[name] = torch.randn(shape, generator=generator, dtype=torch.float64)
     return drawn
@@ -59,3 +65,9 @@ def build() -> Callable[..., HiP]:
 def draw(rng: torch.Generator) -> Callable[..., dict[str, Tensor]]:
     """Return ``draw_inputs`` bound to the seeded generator."""
     return lambda *args, **kwargs: draw_inputs(rng, *args, **kwargs)
+
+
+@pytest.fixture
+def stir() -> Callable[..., Any]:
+    """Return ``move_weights``."""
+    return move_weights

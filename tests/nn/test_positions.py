@@ -12,6 +12,7 @@ from perceivers.nn.positions import (
     LearnedPositions,
     fourier_dim,
     fourier_features,
+    grid_coordinates,
     resize_table,
 )
 
@@ -24,14 +25,13 @@ def test_fourier_features_by_hand_on_one_axis() -> None:
         [x, sin(pi * x), sin(pi * 2.5 * x), cos(pi * x), cos(pi * 2.5 * x)]
         for x in (-1.0, -0.5, 0.0, 0.5, 1.0)
     ]
-    torch.testing.assert_close(
-        fourier_features((5,), 2), torch.tensor(expected), rtol=0.0, atol=1e-6
-    )
+    features = fourier_features(grid_coordinates((5,)), 2, (5,))
+    torch.testing.assert_close(features, torch.tensor(expected), rtol=0.0, atol=1e-6)
 
 
 def test_fourier_features_by_hand_on_two_axes() -> None:
     """Row-major places; coordinates of both axes, then sines axis by axis, then cosines."""
-    features = fourier_features((2, 3), 2)
+    features = fourier_features(grid_coordinates((2, 3)), 2, (2, 3))
     assert features.shape == (6, fourier_dim(2, 2)) == (6, 10)
     y, x = -1.0, 1.0  # place 2: first row, last column
     rows, cols = (1.0, 1.0), (1.0, 1.5)  # bands from 1 to half the axis
@@ -40,10 +40,40 @@ def test_fourier_features_by_hand_on_two_axes() -> None:
     torch.testing.assert_close(features[2], torch.tensor(expected), rtol=0.0, atol=1e-6)
 
 
+def test_coordinates_of_a_grid_reach_both_ends_row_by_row() -> None:
+    places = grid_coordinates((2, 3))
+    assert places.tolist() == [[y, x] for y in (-1.0, 1.0) for x in (-1.0, 0.0, 1.0)]
+
+
+def test_cosines_and_coordinates_can_be_left_out() -> None:
+    places = grid_coordinates((2, 3))
+    whole = fourier_features(places, 2, (8, 8))
+    sines = fourier_features(places, 2, (8, 8), sine_only=True, keep_coordinates=False)
+    assert torch.equal(sines, whole[:, 2:6])
+    assert fourier_dim(2, 2, sine_only=True, keep_coordinates=False) == 4
+    assert torch.equal(fourier_features(places, 2, (8, 8), keep_coordinates=False), whole[:, 2:])
+
+
+def test_the_highest_band_is_half_the_resolution_whatever_the_grid() -> None:
+    places = torch.tensor([[0.25]])
+    features = fourier_features(places, 3, (16,))
+    angles = [pi * band * 0.25 for band in (1.0, 4.5, 8.0)]
+    expected = torch.tensor([[0.25, *map(sin, angles), *map(cos, angles)]])
+    torch.testing.assert_close(features, expected, rtol=0.0, atol=1e-6)
+
+
+def test_places_of_every_sample_may_differ(rng: torch.Generator) -> None:
+    places = torch.rand(3, 4, 2, generator=rng)
+    features = fourier_features(places, 2, (8, 8))
+    assert features.shape == (3, 4, 10)
+    assert torch.equal(features[1], fourier_features(places[1], 2, (8, 8)))
+    assert not torch.equal(features[1], features[2])
+
+
 def test_fourier_positions_are_padded_to_the_common_width_and_not_stored() -> None:
     positions = FourierPositions(grid=(4,), num_bands=3, dim=14)
     assert positions().shape == (4, 14)
-    assert torch.equal(positions()[:, :7], fourier_features((4,), 3))
+    assert torch.equal(positions()[:, :7], fourier_features(grid_coordinates((4,)), 3, (4,)))
     assert not positions()[:, 7:].any()
     assert not positions.state_dict()
     assert not list(positions.parameters())

@@ -15,7 +15,7 @@ from perceivers.nn.attention import CrossAttention, SelfAttention, attend, use_a
 from perceivers.nn.blocks import Read, SelfAttentionLayer
 from perceivers.nn.grouping import deal_groups
 from perceivers.nn.mlp import Mlp
-from perceivers.nn.positions import fourier_dim, fourier_features
+from perceivers.nn.positions import fourier_dim, fourier_features, grid_coordinates
 from perceivers.nn.regroup import regroup
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -292,7 +292,21 @@ def test_groups_of_the_paper_s_inputs(
     assert [(s.final_padding, s.group_padding) for s in layout.shares] == padding
 
 
-@pytest.mark.parametrize("tag", ["1d", "2d", "3d", "1band"])
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "1d",
+        "1d_maxres",
+        "2d",
+        "2d_maxres",
+        "2d_sine",
+        "2d_noconcat",
+        "3d",
+        "3d_maxres",
+        "1band",
+        "len1",
+    ],
+)
 def test_fourier_features_are_the_official_ones(tag: str) -> None:
     with np.load(GOLDEN / "dmr_fourier.npz") as archive:
         cases = json.loads(str(archive["config_json"]))["cases"]
@@ -301,10 +315,22 @@ def test_fourier_features_are_the_official_ones(tag: str) -> None:
             tensor(archive[f"fourier/{tag}"]),
             tensor(archive[f"linear_positions/{tag}"]),
         )
-    ours = fourier_features(case["index_dims"], case["num_bands"])
-    assert ours.shape[1] == fourier_dim(len(case["index_dims"]), case["num_bands"])
+    dims, bands = case["index_dims"], case["num_bands"]
+    settings = {"sine_only": case["sine_only"], "keep_coordinates": case["concat_pos"]}
+    resolution = case["max_resolution"] or dims
+    ours = fourier_features(grid_coordinates(dims), bands, resolution, **settings)
+    assert ours.shape[1] == fourier_dim(len(dims), bands, **settings)
     torch.testing.assert_close(ours, expected, rtol=0.0, atol=5e-5)
-    torch.testing.assert_close(ours[:, : grid.shape[-1]], grid.flatten(0, -2), rtol=0.0, atol=1e-6)
-    if case["num_bands"] > 1:
-        wrong = fourier_features([n + 1 for n in case["index_dims"]], case["num_bands"])
-        assert not torch.allclose(wrong[: len(ours)], expected, atol=1e-2)
+    torch.testing.assert_close(grid_coordinates(dims), grid.flatten(0, -2), rtol=0.0, atol=1e-6)
+    wrong = fourier_features(grid_coordinates(dims).flip(0) * 0.5, bands, resolution, **settings)
+    assert not torch.allclose(wrong, expected, atol=1e-2)
+
+
+def test_fourier_features_of_points_off_any_grid_are_the_official_ones() -> None:
+    with np.load(GOLDEN / "dmr_fourier.npz") as archive:
+        case = json.loads(str(archive["config_json"]))["arbitrary_positions"]
+        places, expected = (tensor(archive[f"arbitrary_positions/{k}"]) for k in ("pos", "out"))
+    ours = fourier_features(places, case["num_bands"], case["max_resolution"])
+    torch.testing.assert_close(ours, expected, rtol=0.0, atol=5e-5)
+    turned = fourier_features(places, case["num_bands"], case["max_resolution"][::-1])
+    assert not torch.allclose(turned, expected, atol=1e-2)

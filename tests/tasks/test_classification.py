@@ -1,19 +1,23 @@
-"""Classification by hand: cross-entropy, smoothing, weights, MixUp, confusion and accuracies."""
+"""Classification by hand: cross-entropy, smoothing, weights, mixing, confusion and accuracies."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import perceivers as pv
 from perceivers.data import Batch
 from perceivers.errors import ConfigError, DataError
 from perceivers.tasks import Classification, ClassificationConfig
-from perceivers.tasks.classification import accuracies, balanced_weights, confusion
+from perceivers.tasks.classification import (
+    accuracies,
+    balanced_weights,
+    confusion,
+    soft_cross_entropy,
+)
+from perceivers.tasks.mixing import mix_samples
 
 LABELS = [2, 0, 1, 2]
 
@@ -107,49 +111,76 @@ def test_evaluation_agrees_with_counting(batch: Batch) -> None:
     assert task.evaluate([flipped])["loss"] != pytest.approx(loss, rel=1e-3)
 
 
-def mix(task: Classification, raw: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Mix a batch with one-hot targets, as training does."""
+@torch.no_grad()
+def test_every_kind_of_mixing_changes_the_training_loss(batch: Batch) -> None:
+    task, losses = make_task(), set()
+    kinds: list[dict[str, Any]] = [{}, {"mixup": 0.4}, {"cutmix": True}]
+    for settings in (*kinds, {"mixup": 0.4, "cutmix": True}):
+        task = Classification(task.model, 3, ClassificationConfig(**settings)).eval()
+        losses.add(round(float(task(batch, torch.Generator().manual_seed(2)).total), 5))
+        again = float(task(batch, torch.Generator().manual_seed(2)).total)
+        assert round(again, 5) in losses
+    assert len(losses) == 4
+
+
+@torch.no_grad()
+def test_smoothing_comes_after_mixing(batch: Batch) -> None:
+    task = make_task(mixup=0.4, cutmix=True, label_smoothing=0.3)
     targets = torch.nn.functional.one_hot(torch.tensor(LABELS), 3).float()
-    generator = torch.Generator().manual_seed(seed)
-    mixed, blended = task._mix({"image": raw}, targets, generator)
-    return mixed["image"], blended
+    generator = torch.Generator().manual_seed(1)
+    inputs, mixed = mix_samples(batch.inputs, targets, generator, mixup=0.4, cutmix=True)
+    smooth = mixed * 0.7 + 0.1
+    expected = -(smooth * task.model(inputs).log_softmax(-1)).sum(-1).mean()
+    found = task(batch, torch.Generator().manual_seed(1)).total
+    torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32])
-def test_mixup_keeps_the_type_and_mixes_labels_by_the_same_share(dtype: torch.dtype) -> None:
-    """Pictures of constant value show the share and the partner of every sample."""
-    task = make_task(mixup=1.0)
-    values = torch.tensor([10.0, 40.0, 90.0, 250.0])
-    raw = values.reshape(4, 1, 1, 1).expand(4, 1, 4, 4).to(dtype)
-    mixed, targets = mix(task, raw, seed=5)
-    assert mixed.dtype == dtype
-    torch.testing.assert_close(targets.sum(1), torch.ones(4))
-    generator = torch.Generator().manual_seed(5)
-    seed = int(torch.randint(2**31, (), generator=generator))
-    share = float(np.random.default_rng(seed).beta(1.0, 1.0))
-    order = torch.randperm(4, generator=generator).tolist()
-    assert 0.05 < share < 0.95
-    assert order != [0, 1, 2, 3]
-    for sample, partner in enumerate(order):
-        value = share * float(values[sample]) + (1 - share) * float(values[partner])
-        tolerance = 1e-3 if dtype.is_floating_point else 0.501
-        assert float(mixed[sample].float().mean()) == pytest.approx(value, abs=tolerance)
-        wanted = [0.0, 0.0, 0.0]
-        wanted[LABELS[sample]] += share
-        wanted[LABELS[partner]] += 1 - share
-        assert targets[sample].tolist() == pytest.approx(wanted)
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_class_that_cannot_be_named_costs_nothing(smoothing: float) -> None:
+    """By hand: the third place is absent in the first row, so its loss is that of two classes."""
+    logits = torch.tensor([[1.0, 0.0, -torch.inf], [0.5, -0.5, 2.0]], requires_grad=True)
+    targets = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
+    loss = soft_cross_entropy(logits, targets, smoothing)
+    first = log_softmax([1.0, 0.0])
+    second = log_softmax([0.5, -0.5, 2.0])
+    rest = 1 - smoothing
+    expected = -(rest + smoothing / 2) * first[0] - smoothing / 2 * first[1]
+    for share, value in zip((0.0, 0.5, 0.5), second, strict=True):
+        expected -= (rest * share + smoothing / 3) * value
+    assert float(loss.detach()) == pytest.approx(expected / 2, rel=1e-6)
+    loss.backward()
+    assert logits.grad is not None
+    assert bool(logits.grad.isfinite().all())
+    assert float(logits.grad[0, 2]) == 0.0
+    # PyTorch's own is what makes this necessary.
+    plain = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+    assert not bool(plain.isfinite())
 
 
-def test_mixup_is_a_function_of_the_generator_alone(batch: Batch) -> None:
-    task = make_task(mixup=0.4)
-    torch.manual_seed(1)
-    first = mix(task, batch.inputs["image"], seed=3)
-    torch.manual_seed(2)
-    again = mix(task, batch.inputs["image"], seed=3)
-    other = mix(task, batch.inputs["image"], seed=4)
-    assert torch.equal(first[0], again[0])
-    assert torch.equal(first[1], again[1])
-    assert not torch.equal(first[1], other[1])
+def test_a_target_that_cannot_be_named_costs_infinity_and_nan_stays() -> None:
+    target = torch.tensor([[0.0, 1.0]])
+    assert float(soft_cross_entropy(torch.tensor([[0.0, -torch.inf]]), target)) == math.inf
+    assert math.isnan(float(soft_cross_entropy(torch.tensor([[torch.nan, 0.0]]), target)))
+
+
+def test_the_loss_is_the_one_of_pytorch_on_finite_logits(rng: torch.Generator) -> None:
+    logits, weights = torch.randn(5, 4, generator=rng), torch.rand(4, generator=rng)
+    targets = torch.rand(5, 4, generator=rng)
+    targets /= targets.sum(1, keepdim=True)
+    expected = torch.nn.functional.cross_entropy(
+        logits, targets, weight=weights, label_smoothing=0.1
+    )
+    torch.testing.assert_close(soft_cross_entropy(logits, targets, 0.1, weights), expected)
+    assert not torch.allclose(soft_cross_entropy(logits, targets, 0.1), expected)
+
+
+def test_a_model_of_texts_is_not_mixed() -> None:
+    model = pv.create_model(
+        "hip_nano", inputs={"position": pv.Array(8, 1), "label": pv.Labels(4)}, num_classes=3
+    )
+    with pytest.raises(ConfigError, match=r"mixup blends values, but .* \{'label': 'labels'\}"):
+        Classification(model, 3, ClassificationConfig(mixup=0.2))
+    Classification(model, 3, ClassificationConfig())
 
 
 @torch.no_grad()

@@ -5,20 +5,20 @@ those modules leave optional, where the released default applies. Values enter a
 bundle's arrays were normalised before they were stored.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import log
 from typing import Any
 
 from perceivers.adapters.config import PositionConfig, TokenConfig
 from perceivers.checkpoints.bundle import require
-from perceivers.errors import CheckpointError, suggest
+from perceivers.errors import CheckpointError, UserError, suggest
 from perceivers.models import DecoderConfig, Output, PerceiverConfig, PerceiverIOConfig
 from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.models.registry import FAMILIES
 from perceivers.types import Array, Audio, Bytes, Image, Video
 
 AnyConfig = PerceiverConfig | PerceiverIOConfig
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[str, Sequence[int]]
 
 # What this library itself writes: the configuration is ours, and whole.
 OWN_KIND = "perceivers export"
@@ -40,21 +40,31 @@ def config_from_kind(stated: Mapping[str, Any], shapes: Shapes, source: str) -> 
         family = FAMILIES.get(str(require(stated, "family", source)))
         if family is None:
             raise CheckpointError(f"{source}: family {stated['family']!r} is unknown")
-        return family.config.from_json(require(stated, "config", source))
+        return family.config.from_json(dict(require(stated, "config", source)))
     if kind not in KINDS:
         raise CheckpointError(
             f"{source}: kind {kind!r} is unknown; known are {sorted(KINDS)}"
             + suggest(str(kind), KINDS)
         )
-    return KINDS[kind](stated, shapes, source)
+    try:
+        return KINDS[kind](stated, shapes, source)
+    except UserError:
+        raise
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{source} describes its model wrongly: {error}") from error
 
 
-def _shape(shapes: Shapes, name: str, source: str) -> tuple[int, ...]:
+def _shape(shapes: Shapes, name: str, rank: int, source: str) -> tuple[int, ...]:
     if name not in shapes:
         raise CheckpointError(
             f"{source} says nothing about the shape of input {name!r}; give it under 'shapes'"
         )
-    return tuple(shapes[name])
+    if len(shapes[name]) != rank:
+        raise CheckpointError(
+            f"{source}: input {name!r} has shape {list(shapes[name])}; it needs {rank} axes, batch "
+            f"first and channels last"
+        )
+    return tuple(int(size) for size in shapes[name])
 
 
 def _trunk(stated: Mapping[str, Any], source: str) -> TrunkConfig:
@@ -73,7 +83,7 @@ def _trunk(stated: Mapping[str, Any], source: str) -> TrunkConfig:
 def _classifier(stated: Mapping[str, Any], shapes: Shapes, source: str) -> PerceiverIOConfig:
     """ImagePreprocessor, PerceiverEncoder, ClassificationDecoder."""
     encoder, decoder = require(stated, "encoder", source), require(stated, "decoder", source)
-    _, height, width, channels = _shape(shapes, "images", source)
+    _, height, width, channels = _shape(shapes, "images", 4, source)
     shape = str(encoder.get("cross_attention_shape_for_attn", "kv"))
     if shape not in {"kv", "q"}:
         raise CheckpointError(f"{source}: cross_attention_shape_for_attn is {shape!r}, not kv or q")
@@ -157,7 +167,7 @@ def _image_positions(stated: Mapping[str, Any], source: str) -> PositionConfig:
 
 def _classic(stated: Mapping[str, Any], shapes: Shapes, source: str) -> PerceiverConfig:
     """The original Perceiver, composed of the released modules."""
-    _, length, channels = _shape(shapes, "x", source)
+    _, length, channels = _shape(shapes, "x", 3, source)
     repeats = int(require(stated, "repeats", source))
     shared = bool(require(stated, "first_cross_attend_shared_with_rest", source))
     return PerceiverConfig(
@@ -178,7 +188,7 @@ def _classic(stated: Mapping[str, Any], shapes: Shapes, source: str) -> Perceive
 
 
 def _flow(stated: Mapping[str, Any], shapes: Shapes, source: str) -> PerceiverIOConfig:
-    _, frames, height, width, channels = _shape(shapes, "frames", source)
+    _, frames, height, width, channels = _shape(shapes, "frames", 5, source)
     positions = PositionConfig(
         kind="fourier",
         num_bands=int(require(stated, "num_bands", source)),
@@ -258,7 +268,7 @@ def _multimodal(stated: Mapping[str, Any], _shapes: Shapes, source: str) -> Perc
     samples = PositionConfig(
         kind="fourier", num_bands=given["audio_bands"], max_resolution=(given["samples"],)
     )
-    rates = require(stated, "mask_probs", source) or {}
+    rates = {k: float(v) for k, v in (require(stated, "mask_probs", source) or {}).items()}
     # Asked for whole, queries lie on a grid that reaches 1; asked for by index, in cells.
     asked: dict[str, Any] = {"queries": "positions", "sampled": "grid"}
     if require(stated, "subsampled_image", source) is not None:

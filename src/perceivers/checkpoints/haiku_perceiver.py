@@ -5,8 +5,11 @@ numbers modules of one name: ``linear``, ``linear_1``; inside attention they are
 and output. ``~`` stands for a constructor.
 """
 
+import io
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from perceivers.checkpoints.kinds import Flavour, kind_of, modality_role, with_flavour
+from perceivers.checkpoints.haiku_kinds import OWN_KIND
+from perceivers.checkpoints.kinds import (
+    Flavour,
+    describe_differences,
+    kind_of,
+    modality_role,
+    with_flavour,
+)
 from perceivers.checkpoints.names import Entry, Part, Scheme, expand, fill_model, take_from_model
 from perceivers.errors import CheckpointError
+from perceivers.files import write_atomic
 from perceivers.models import Perceiver, PerceiverConfig, PerceiverIO, PerceiverIOConfig
 from perceivers.models.perceiver_io.build import configure
 from perceivers.models.perceiver_io.variants import VARIANTS
@@ -241,8 +252,9 @@ def model_from_release(
     variant = find_release(arrays)
     if variant is None:
         raise CheckpointError(
-            f"{source} holds parameters of none of {sorted(RELEASES.values())}; give --config with "
-            f"a JSON file that describes the model, as in a parity bundle"
+            f"{source} holds parameters of none of {sorted(RELEASES.values())}, and a parameter "
+            f"pickle says nothing else about its model; give --config with a JSON file holding "
+            f"'model', 'kwargs' and 'datasets' (HiP) or 'kind' (Perceiver), as in a parity bundle"
         )
     config = configure(VARIANTS[variant], inputs=None, num_classes=None, head="query", overrides={})
     try:
@@ -263,3 +275,37 @@ def params_from_model(model: Perceiver | PerceiverIO) -> dict[str, NDArray[Any]]
     """
     taken = take_from_model(model, haiku_entries(model.config))
     return {name: tensor.numpy() for name, tensor in taken.items()}
+
+
+def save_haiku(model: Any, path: Path) -> list[str]:
+    """Write Haiku parameters as an ``.npz`` without pickles, and return what that code does else.
+
+    Keys are ``param/MODULE:NAME`` and ``state/MODULE:NAME``, as in a parity bundle; ``config_json``
+    holds our configuration, so that ``convert`` reads the file back.
+
+    Raises:
+        CheckpointError: The model is of no released kind.
+    """
+    if not isinstance(model, Perceiver | PerceiverIO):
+        raise CheckpointError(
+            f"only Perceiver and Perceiver IO are written as Haiku parameters, not the family "
+            f"{model.family!r}"
+        )
+    notes = []
+    if isinstance(model.config, PerceiverIOConfig):
+        official = with_flavour(model.config, "official")
+        notes = describe_differences(model.config, official, "DeepMind's code")
+    stated = {
+        "kind": OWN_KIND,
+        "family": model.family,
+        "config": model.config.to_json(),
+        "is_training": False,
+    }
+    arrays = {
+        f"{'state' if '_ema:' in name else 'param'}/{name}": array
+        for name, array in params_from_model(model).items()
+    }
+    file = io.BytesIO()
+    np.savez(file, config_json=np.array(json.dumps(stated)), **arrays)  # pyright: ignore[reportArgumentType]
+    write_atomic(path, file.getvalue())
+    return notes

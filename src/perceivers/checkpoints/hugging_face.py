@@ -4,7 +4,6 @@ Nothing of that library is imported: a folder is ``config.json`` and ``model.saf
 ``pytorch_model.bin``, read without executing anything in it).
 """
 
-import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from perceivers.checkpoints.hugging_face_names import (
     READER,
     hugging_face_entries,
 )
-from perceivers.checkpoints.kinds import Flavour, kind_of, with_flavour
+from perceivers.checkpoints.kinds import Flavour, describe_differences, kind_of, with_flavour
 from perceivers.checkpoints.loading import read_tensors
 from perceivers.checkpoints.names import fill_model, take_from_model
 from perceivers.errors import CheckpointError, suggest
@@ -166,14 +165,14 @@ def save_hugging_face(model: Any, folder: Path, info: ModelInfo) -> list[str]:
     kind = kind_of(model.config)
     name = class_of(model.config, kind)
     stated = config_to_hugging_face(model.config, kind)
-    channels = next(reversed(model.config.outputs.values())).channels
+    channels = list(model.config.outputs.values())[-1].channels
     if kind in {"text_classes", "image_classes", "multimodal"}:
         labels = info.classes or tuple(f"LABEL_{i}" for i in range(channels))
         stated["id2label"] = {str(i): label for i, label in enumerate(labels)}
         stated["label2id"] = {label: i for i, label in enumerate(labels)}
     preprocessor = _preprocessor(model.config) if kind == "image_classes" else {}
     again = config_from_hugging_face(name, stated, preprocessor, "the written config.json")
-    notes = _compare(model.config, again, source=name)
+    notes = describe_differences(model.config, again, name)
     tensors = take_from_model(model, hugging_face_entries(model.config))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
@@ -208,37 +207,3 @@ def _preprocessor(config: PerceiverIOConfig) -> dict[str, Any]:
         "image_mean": list(spec.mean or (0.0,) * spec.channels),
         "image_std": list(spec.std or (1.0,) * spec.channels),
     }
-
-
-# What each flavour may do differently with the same weights, by the last word of its path.
-FLAVOURED = {"activation", "padding", "mask_padding", "wrap", "residual"}
-# What changes no output of a converted model.
-SILENT = {"init", "chunk", "mean", "std", "sample_rate", "frame_rate", "dropout_rate", "channels"}
-
-
-def _compare(ours: PerceiverIOConfig, theirs: PerceiverIOConfig, *, source: str) -> list[str]:
-    """Return what the class computes otherwise; refuse what it has no place for."""
-    mine, its = _flatten(ours.to_json()), _flatten(theirs.to_json())
-    differing = [
-        path
-        for path in sorted(mine.keys() | its.keys())
-        if mine.get(path) != its.get(path) and path.rpartition(".")[2] not in SILENT
-    ]
-    lost = [path for path in differing if path.rpartition(".")[2] not in FLAVOURED]
-    lines = [f"{path} is {mine.get(path)!r} here and {its.get(path)!r} there" for path in differing]
-    if lost:
-        raise CheckpointError(f"{source} has no place for this model: {'; '.join(lines)}")
-    return [f"{source} runs these weights differently: {line}" for line in lines]
-
-
-def _flatten(data: Any, path: str = "") -> dict[str, Any]:
-    """Values by dotted path; what names something is replaced by its place."""
-    if isinstance(data, Mapping):
-        named = path in {"inputs", "tokens", "outputs"}
-        found = {}
-        for place, (key, value) in enumerate(data.items()):
-            if key != "modality":
-                step = str(place) if named else str(key)
-                found |= _flatten(value, f"{path}.{step}" if path else step)
-        return found
-    return {path: json.loads(json.dumps(data))}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from perceivers.adapters.config import PositionConfig, TokenConfig
-from perceivers.checkpoints.kinds import Kind
+from perceivers.checkpoints.kinds import Kind, modality_role
 from perceivers.errors import CheckpointError, suggest
 from perceivers.models import DecoderConfig, Output, PerceiverIOConfig
 from perceivers.models.flat.trunk import TrunkConfig
@@ -107,9 +107,14 @@ def config_from_hugging_face(
         "multimodal": _multimodal,
     }
     given |= {"class": name, "num_labels": count_labels(stated), "preprocessor": preprocessor}
-    return PerceiverIOConfig(
-        trunk=_trunk(given, source), init="paper", **makers[CLASSES[name]](given, source)
-    )
+    try:
+        return PerceiverIOConfig(
+            trunk=_trunk(given, source), init="paper", **makers[CLASSES[name]](given, source)
+        )
+    except CheckpointError:
+        raise
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: config.json does not fit {name}: {error}") from error
 
 
 def count_labels(stated: Mapping[str, Any]) -> int:
@@ -175,7 +180,7 @@ def _language(given: Mapping[str, Any], _source: str) -> dict[str, Any]:
 
 def _classes(given: Mapping[str, Any]) -> dict[str, Any]:
     width = given["d_latents"]
-    output = Output(dim=width, channels=given["num_labels"], mask_padding=False)
+    output = Output(dim=width, channels=given["num_labels"])
     return {"outputs": {"classes": output}, "decoder": _decoder(given, width, residual=True)}
 
 
@@ -189,13 +194,13 @@ def _image_classes(given: Mapping[str, Any], source: str) -> dict[str, Any]:
     if given["class"].endswith("Learned"):
         size = _sides(given["image_size"], source)
         positions = PositionConfig(kind="learned", dim=PIXEL_WIDTH, project=PIXEL_WIDTH)
-        tokens = TokenConfig(dim=PIXEL_WIDTH, positions=positions, padding="hf")
+        tokens = TokenConfig(dim=PIXEL_WIDTH, positions=positions)
     elif given["class"].endswith("ConvProcessing"):
         positions = PositionConfig(max_resolution=CONV_RESOLUTION, **waves)
         tokens = TokenConfig(content="conv", dim=CONV_WIDTH, padding="hf", positions=positions)
     else:
         positions = PositionConfig(max_resolution=IMAGE_RESOLUTION, **waves)
-        tokens = TokenConfig(positions=positions, padding="hf")
+        tokens = TokenConfig(positions=positions)
     mean = tuple(given["preprocessor"].get("image_mean", IMAGENET_MEAN))
     std = tuple(given["preprocessor"].get("image_std", IMAGENET_STD))
     return {
@@ -221,13 +226,12 @@ def _flow(given: Mapping[str, Any], _source: str) -> dict[str, Any]:
     positions = PositionConfig(
         kind="fourier", num_bands=IMAGE_BANDS, max_resolution=(height, width)
     )
-    tokens = TokenConfig(content="frame_patches", dim=FLOW_WIDTH, padding="hf", positions=positions)
+    tokens = TokenConfig(content="frame_patches", dim=FLOW_WIDTH, positions=positions)
     output = Output(
         queries="tokens",
         modality="video",
         channels=2,
         divide_by=FLOW_DIVISOR,
-        mask_padding=False,
     )
     return {
         "inputs": {"video": Video(2, height, width, 3, mean=(0.5,) * 3, std=(0.5,) * 3)},
@@ -250,7 +254,7 @@ def _multimodal(given: Mapping[str, Any], source: str) -> dict[str, Any]:
     video = PositionConfig(
         kind="fourier", num_bands=VIDEO_BANDS, max_resolution=(frames, size, size)
     )
-    asked: dict[str, Any] = {"queries": "positions", "sampled": "cell", "mask_padding": False}
+    asked: dict[str, Any] = {"queries": "positions", "sampled": "cell"}
     label = given["_label_trainable_num_channels"]
     query_dim = max(1 + 2 * AUDIO_BANDS, 3 + 6 * VIDEO_BANDS, label) + QUERY_PADDING
     return {
@@ -260,19 +264,18 @@ def _multimodal(given: Mapping[str, Any], source: str) -> dict[str, Any]:
             "label": Labels(given["num_labels"]),
         },
         "tokens": {
-            "audio": TokenConfig(content="patches", patch=patch, positions=audio, padding="hf"),
+            "audio": TokenConfig(content="patches", patch=patch, positions=audio),
             "video": TokenConfig(
                 content="patches",
                 patch=(1, VIDEO_PATCH, VIDEO_PATCH),
                 positions=video,
-                padding="hf",
             ),
-            "label": TokenConfig(mask_rate=1.0, padding="hf"),
+            "label": TokenConfig(mask_rate=1.0),
         },
         "outputs": {
             "audio": Output(modality="audio", positions=audio, patch=patch, channels=1, **asked),
             "video": Output(modality="video", positions=video, channels=3, **asked),
-            "label": Output(dim=label, channels=given["num_labels"], mask_padding=False),
+            "label": Output(dim=label, channels=given["num_labels"]),
         },
         "decoder": _decoder(
             given, query_dim, project=given["output_num_channels"], min_padding=QUERY_PADDING
@@ -330,9 +333,8 @@ def config_to_hugging_face(config: PerceiverIOConfig, kind: Kind) -> dict[str, A
 
 
 def _multimodal_values(config: PerceiverIOConfig) -> dict[str, Any]:
-    audio = next(n for n, spec in config.inputs.items() if isinstance(spec, Audio))
-    video = next(n for n, spec in config.inputs.items() if isinstance(spec, Video))
-    label = next(n for n, spec in config.inputs.items() if isinstance(spec, Labels))
+    named = {modality_role(spec): name for name, spec in config.inputs.items()}
+    audio, video, label = (named[role] for role in ("audio", "image", "label"))
     frames, height, width = config.inputs[video].grid
     return {
         "num_frames": frames,

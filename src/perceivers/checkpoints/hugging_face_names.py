@@ -2,7 +2,6 @@
 
 from perceivers.checkpoints.kinds import kind_of, modality_role
 from perceivers.checkpoints.names import Entry, Part, Scheme, expand
-from perceivers.errors import CheckpointError
 from perceivers.models import PerceiverIOConfig
 
 ATTENTION = {"attention.out": ".attention.output.dense"}
@@ -57,11 +56,6 @@ def hugging_face_entries(config: PerceiverIOConfig) -> list[Entry]:
     ]
     if kind == "multimodal":
         return expand(parts + _multimodal(config), SCHEME, config.trunk)
-    if kind == "classic":
-        raise CheckpointError(
-            "Hugging Face has no class for the classic Perceiver: none reads more than once, and "
-            "its mean-pool decoder cannot be built"
-        )
     (name,), (out,) = config.inputs, config.outputs
     reader = f"inputs.readers.{name}"
     if kind in {"language", "text_classes"}:

@@ -4,6 +4,7 @@ The same weights exist twice, as DeepMind's Haiku files and as Hugging Face fold
 libraries compute slightly different things with them; docs/checkpoints.md lists how.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -67,11 +68,17 @@ def with_flavour(config: PerceiverIOConfig, flavour: Flavour) -> PerceiverIOConf
     | CLS and SEP around a text | no | yes |
     """
     hf = flavour == "hf"
-    outputs = {n: replace(output, mask_padding=not hf) for n, output in config.outputs.items()}
-    tokens = {n: replace(t, padding="hf" if hf else "same") for n, t in config.tokens.items()}
+    tokens = {
+        name: replace(how, padding="hf" if hf else "same") if how.content == "conv" else how
+        for name, how in config.tokens.items()
+    }
     inputs = {
         name: replace(spec, wrap="cls_sep" if hf else "none") if isinstance(spec, Bytes) else spec
         for name, spec in config.inputs.items()
+    }
+    outputs = {
+        name: replace(output, mask_padding=not hf) if output.head == "tied" else output
+        for name, output in config.outputs.items()
     }
     decoder = config.decoder
     if kind_of(config) == "image_classes" and any(
@@ -82,3 +89,55 @@ def with_flavour(config: PerceiverIOConfig, flavour: Flavour) -> PerceiverIOConf
     return replace(
         config, inputs=inputs, tokens=tokens, outputs=outputs, decoder=decoder, trunk=trunk
     )
+
+
+# What each flavour may do differently with the same weights, by the last word of its path.
+FLAVOURED = {"activation", "padding", "mask_padding", "wrap", "residual"}
+# What changes no output of a converted model.
+SILENT = {"init", "chunk", "mean", "std", "sample_rate", "frame_rate", "dropout_rate"}
+
+
+def describe_differences(ours: Any, theirs: Any, library: str) -> list[str]:
+    """Return what another library computes otherwise with the same weights.
+
+    Args:
+        ours: Configuration of the model.
+        theirs: What that library's files can say of it, in our terms.
+        library: Its name, for messages.
+
+    Raises:
+        CheckpointError: Something has no place in its files.
+    """
+    mine, its = (_flatten(_plain(config).to_json()) for config in (ours, theirs))
+    differing = [
+        path
+        for path in sorted(mine.keys() | its.keys())
+        if mine.get(path) != its.get(path) and path.rpartition(".")[2] not in SILENT
+    ]
+    lines = [f"{path} is {mine.get(path)!r} here and {its.get(path)!r} there" for path in differing]
+    if any(path.rpartition(".")[2] not in FLAVOURED for path in differing):
+        raise CheckpointError(f"{library} has no place for this model: {'; '.join(lines)}")
+    return [f"{library} runs these weights differently: {line}" for line in lines]
+
+
+def _plain(config: Any) -> Any:
+    """Without sharing among reads or blocks of which there is one."""
+    trunk = config.trunk
+    if trunk.num_blocks == 1:
+        trunk = replace(trunk, share_blocks=True)
+    if trunk.num_reads == 1:
+        trunk = replace(trunk, share_reads="all", reads="at_start")
+    return replace(config, trunk=trunk)
+
+
+def _flatten(data: Any, path: str = "") -> dict[str, Any]:
+    """Values by dotted path; the names that users give are replaced by their places."""
+    if not isinstance(data, Mapping):
+        return {path: list(data) if isinstance(data, tuple) else data}
+    named = path in {"inputs", "tokens", "outputs"}
+    found = {}
+    for place, (key, value) in enumerate(data.items()):
+        if key != "modality":
+            step = str(place) if named else str(key)
+            found |= _flatten(value, f"{path}.{step}" if path else step)
+    return found

@@ -16,7 +16,7 @@ from perceivers.errors import CheckpointError
 from perceivers.models import Perceiver, PerceiverIO
 
 # Our name of an input to the released one, where they differ.
-STORED_INPUTS = {
+STORED_INPUTS: Mapping[str, Mapping[str, str]] = {
     "image_classes": {"image": "images"},
     "flow": {"video": "frames"},
     "language": {"bytes": "ids"},

@@ -1,19 +1,27 @@
-"""Verbs about the library itself: models, convert, doctor."""
+"""Verbs about the library itself: models, recipes, convert, doctor."""
 
 import sys
+from pathlib import Path
 
 from perceivers.cli.parser import VerbParser, fail
 from perceivers.cli.tables import print_table
+from perceivers.errors import ConfigError
 from perceivers.models.registry import list_models
 from perceivers.workflows.conversion import convert as run_conversion
-from perceivers.workflows.inspection import describe_models, diagnose
+from perceivers.workflows.inspection import describe_models, describe_weights, diagnose
+from perceivers.workflows.recipes import copy_recipe, find_recipe, list_recipes
 
 
 def models(argv: list[str]) -> int:
     """The named models with their sizes."""
     parser = VerbParser("models", "List the named models, counted for 224 x 224 x 3 pictures.")
     parser.add_argument("pattern", nargs="?", default="*", help="shell pattern such as 'hip_*'")
+    parser.add_argument(
+        "--weights", action="store_true", help="list the released weights that convert reads"
+    )
     args = parser.parse_args(argv)
+    if args.weights:
+        return _print_weights(args.pattern)
     rows = describe_models(args.pattern)
     if not rows:
         fail(f"no model matches {args.pattern!r}; there are {', '.join(list_models())}")
@@ -34,25 +42,95 @@ def models(argv: list[str]) -> int:
     return 0
 
 
+def _print_weights(pattern: str) -> int:
+    weights = describe_weights(pattern)
+    if not weights:
+        fail(f"no released weights match {pattern!r}; '*' lists all")
+    print_table(
+        ("weights", "model", "parameters", "licence", "read as", "sha256", "in"),
+        [
+            (
+                w.name,
+                w.variant,
+                f"{w.parameters:,}",
+                w.license,
+                w.converter,
+                w.sha256[:12] if w.sha256 else "unknown",
+                w.source.removesuffix(f"/{w.name}"),
+            )
+            for w in weights
+        ],
+    )
+    return 0
+
+
+def recipes(argv: list[str]) -> int:
+    """Packaged settings of training runs."""
+    parser = VerbParser("recipes", "List, show or copy packaged training settings.")
+    parser.add_argument("name", nargs="?", default=None, help="a recipe; all are listed without")
+    parser.add_argument("--copy", action="store_true", help="write NAME.yaml to this folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing NAME.yaml")
+    args = parser.parse_args(argv)
+    if args.name is None:
+        if args.copy:
+            raise ConfigError("--copy needs the name of a recipe")
+        print_table(("recipe", "what it trains"), [(r.name, r.title) for r in list_recipes()])
+        return 0
+    if args.copy:
+        path = copy_recipe(args.name, Path(), overwrite=args.overwrite)
+        sys.stdout.write(f"{path}\n{find_recipe(args.name).command}\n")
+        return 0
+    sys.stdout.write(find_recipe(args.name).text)
+    return 0
+
+
 def convert(argv: list[str]) -> int:
-    """Released parameters to a model folder."""
+    """Released weights to a model folder, or a model folder to another library's."""
     parser = VerbParser(
-        "convert", "Convert a parity bundle (.npz) or a Haiku parameter pickle to a model folder."
+        "convert",
+        "Convert a parity bundle (.npz), a Haiku parameter pickle or a Hugging Face folder to a "
+        "model folder; with --to, a model folder to one of those.",
     )
-    parser.add_argument("source", help="bundle or pickle; nothing in it is executed")
-    parser.add_argument("out", help="model folder to write")
+    parser.add_argument("source", help="file or folder; nothing in it is executed")
+    parser.add_argument("out", help="model folder to write; a .npz file with --to haiku")
     parser.add_argument(
-        "--verify", action="store_true", help="run the model and compare with the bundle's outputs"
+        "--verify",
+        action="store_true",
+        help="run the model and compare: with the bundle's outputs, or with transformers",
     )
     parser.add_argument(
-        "--config", default=None, help="for a pickle: JSON with model, kwargs and datasets"
+        "--config", default=None, help="for a pickle of no released model: JSON as in a bundle"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a model in OUT")
+    parser.add_argument(
+        "--flavour",
+        choices=("official", "hf"),
+        default=None,
+        help="whose arithmetic to run released weights with; the source's own by default",
+    )
+    parser.add_argument(
+        "--to", choices=("perceivers", "hf", "haiku"), default="perceivers", help="what to write"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float64", "float32"),
+        default="float64",
+        help="precision in which transformers is compared",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in OUT")
     args = parser.parse_args(argv)
     done = run_conversion(
-        args.source, args.out, verify=args.verify, config=args.config, overwrite=args.overwrite
+        args.source,
+        args.out,
+        verify=args.verify,
+        config=args.config,
+        flavour=args.flavour,
+        to=args.to,
+        dtype=args.dtype,
+        overwrite=args.overwrite,
     )
     sys.stdout.write(f"{done.folder}: {done.parameters:,} parameters\n")
+    for note in done.notes:
+        sys.stdout.write(f"note: {note}\n")
     for difference in done.differences:
         verdict = "ok" if difference.is_within else "TOO LARGE"
         sys.stdout.write(

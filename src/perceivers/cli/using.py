@@ -2,20 +2,23 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from perceivers.checkpoints.loading import load_with_info, split_address
 from perceivers.cli.parser import VerbParser
 from perceivers.cli.tables import print_table
+from perceivers.errors import ConfigError
 from perceivers.exporting.files import SUFFIXES
 from perceivers.exporting.graphs import PARTS
 from perceivers.report.tables import per_class_table
 from perceivers.training.run_folder import RunFolder
 from perceivers.workflows.evaluation import evaluate as run_evaluation
 from perceivers.workflows.exporting import export as run_export
+from perceivers.workflows.flow_prediction import predict_flow
 from perceivers.workflows.prediction import check_out, write_predictions
 from perceivers.workflows.prediction import predict as run_prediction
 from perceivers.workflows.reconstruction import TARGET_NOTES
-from perceivers.workflows.reconstruction import reconstruct as run_reconstruction
+from perceivers.workflows.reconstructing import reconstruct as run_reconstruction
 from perceivers.workflows.run import Run
 
 RUN_HELP = "run folder, RUN@last, or model folder"
@@ -54,18 +57,33 @@ def evaluate(argv: list[str]) -> int:
 
 
 def predict(argv: list[str]) -> int:
-    """A record per file."""
-    parser = VerbParser("predict", "Classify pictures; a JSON line or CSV row per file.")
+    """A record per file or text; flow as files."""
+    parser = VerbParser(
+        "predict",
+        "Classify files, fill in [MASK] of texts (a JSON line or CSV row each), or compute the "
+        "flow between two pictures (a .flo file and a picture).",
+    )
     parser.add_argument("run", help=RUN_HELP)
-    parser.add_argument("files", nargs="+", help="pictures, or folders searched for pictures")
-    parser.add_argument("--out", default=None, help=".jsonl or .csv file; stdout when not given")
+    parser.add_argument(
+        "files", nargs="*", help="files, or folders searched for them; for flow: two pictures"
+    )
+    parser.add_argument("--text", default=None, help="a text, for models that read bytes")
+    parser.add_argument(
+        "--out", default=None, help=".jsonl or .csv file (stdout when not given); flow: a folder"
+    )
     parser.add_argument("--top", type=int, default=5, help="classes listed per file")
+    parser.add_argument(
+        "--pad", action="store_true", help="flow: repeat the edge of pictures below a tile's size"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     args = parser.parse_args(argv)
+    if load_with_info(args.run).info.task == "flow":
+        return _predict_flow(args)
     out = Path(args.out) if args.out else None
     if out is not None:
         check_out(out, overwrite=args.overwrite)
-    records = list(run_prediction(args.run, args.files, top=args.top))
+    texts = [] if args.text is None else [args.text]
+    records = list(run_prediction(args.run, args.files, texts=texts, top=args.top))
     text = write_predictions(records, out)
     if out is None:
         sys.stdout.write(text)
@@ -73,14 +91,32 @@ def predict(argv: list[str]) -> int:
     for record in failed:
         sys.stderr.write(f"skipped {record['file']}: {record['error']}\n")
     if out is not None:
-        sys.stdout.write(f"{len(records) - len(failed)} files classified, see {out}\n")
+        sys.stdout.write(f"{len(records) - len(failed)} files predicted, see {out}\n")
     return 2 if len(failed) == len(records) else 0
+
+
+def _predict_flow(args: Any) -> int:
+    """Flow between two pictures."""
+    if len(args.files) != 2 or args.text is not None:
+        raise ConfigError(
+            f"{args.run} computes flow between two pictures; give exactly two files, got "
+            f"{len(args.files)}"
+        )
+    done = predict_flow(
+        args.run, *args.files, args.out or "flow", pad=args.pad, overwrite=args.overwrite
+    )
+    length = done.flow.norm(dim=0)
+    sys.stdout.write(
+        f"{done.paths[0]}, {done.paths[1]}: {done.tiles} tiles; motion {float(length.mean()):.2f} "
+        f"pixels on average, {float(length.max()):.2f} at most\n"
+    )
+    return 0
 
 
 def reconstruct(argv: list[str]) -> int:
     """Pictures of what the model imagines."""
     parser = VerbParser(
-        "reconstruct", "Write original, masked and reconstructed pictures of a pre-trained model."
+        "reconstruct", "Write originals, and what a pre-trained model gives back of them."
     )
     parser.add_argument("run", help=RUN_HELP)
     parser.add_argument("files", nargs="+", help="pictures, or folders searched for pictures")
@@ -91,9 +127,11 @@ def reconstruct(argv: list[str]) -> int:
     written = run_reconstruction(
         args.run, args.files, args.out, seed=args.seed, overwrite=args.overwrite
     )
-    target = load_with_info(args.run).info.target or "per-channel"
-    sys.stdout.write(f"{len(written)} pictures in {args.out}; see {written[-1]}\n")
-    sys.stdout.write(f"target space: {target}. {TARGET_NOTES[target]}\n")
+    sys.stdout.write(f"{len(written)} files in {args.out}; see {written[-1]}\n")
+    loaded = load_with_info(args.run)
+    if loaded.model.family == "hip":
+        target = loaded.info.target or "per-channel"
+        sys.stdout.write(f"target space: {target}. {TARGET_NOTES[target]}\n")
     return 0
 
 

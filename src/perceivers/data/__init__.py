@@ -3,6 +3,7 @@
 from perceivers.data.address import open_data
 from perceivers.data.augment import AugmentConfig
 from perceivers.data.batches import Batch
+from perceivers.data.byte_codec import decode_ids, encode_text
 from perceivers.data.dataset import Dataset
 from perceivers.data.files import find_files, read_files
 from perceivers.data.loaders import make_eval_loader, make_train_loader
@@ -13,6 +14,8 @@ __all__ = [
     "Batch",
     "Dataset",
     "Source",
+    "decode_ids",
+    "encode_text",
     "find_files",
     "make_eval_loader",
     "make_train_loader",

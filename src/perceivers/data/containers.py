@@ -54,9 +54,9 @@ def load_library(name: str) -> ModuleType:
             f"audio and video files need the package {name!r}, which cannot be imported ({error}); "
             f'run pip install "perceivers[media]"'
         ) from error
-    if name == "av":
-        # Damage is told by exceptions; the decoders' own messages name no file.
-        module.logging.set_level(None)
+    # Damage is told by exceptions; decoders' own messages name no file. None is silence already.
+    if name == "av" and module.logging.get_level() is not None:
+        module.logging.set_level(module.logging.PANIC)
     return module
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from perceivers.data.augment import AugmentConfig, View, centre_view, random_view
 from perceivers.data.pictures import convert_channels, load_picture, open_picture, upright_size
+from perceivers.data.rand_augment import augment_crop
 from perceivers.data.sources import Encoded
 from perceivers.types import Image as ImageSpec
 
@@ -40,12 +41,21 @@ def fit_encoded(
         picture, encoded.path, least=(ceil(size[0] * enlarge), ceil(size[1] * enlarge))
     )
     picture = convert_channels(picture, spec.channels, encoded.path)
+    picture, view = augment_crop(picture, view, augment, rng)
     return _to_array(draw_view(picture, view, target))
 
 
-def fit_picture(picture: Image.Image, path: str, spec: ImageSpec, view: View) -> NDArray[np.uint8]:
+def fit_picture(
+    picture: Image.Image,
+    path: str,
+    spec: ImageSpec,
+    view: View,
+    augment: AugmentConfig | None = None,
+    rng: np.random.Generator | None = None,
+) -> NDArray[np.uint8]:
     """Fit a decoded picture to uint8 ``[C, H, W]``."""
     picture = convert_channels(picture, spec.channels, path)
+    picture, view = augment_crop(picture, view, augment, rng)
     return _to_array(draw_view(picture, view, (spec.width, spec.height)))
 
 

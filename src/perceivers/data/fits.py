@@ -18,6 +18,7 @@ from perceivers.data.audio_clips import fit_audio
 from perceivers.data.augment import AugmentConfig
 from perceivers.data.byte_codec import pad_ids, wrap_ids
 from perceivers.data.drawing import choose_view, fit_array, fit_picture
+from perceivers.data.rand_augment import as_picture
 from perceivers.data.sources import EncodedClip, RawSample
 from perceivers.data.video_clips import fit_clip, fit_video
 from perceivers.errors import DataError
@@ -107,9 +108,12 @@ def fit_image(
     """Fit a decoded picture, or an array ``[C, H, W]`` of any size."""
     target = (spec.width, spec.height)
     if isinstance(raw, Picture):
-        return fit_picture(raw, path, spec, choose_view(raw.size, target, augment, rng))
-    size = (raw.shape[2], raw.shape[1])
-    return fit_array(raw, spec, choose_view(size, target, augment, rng))
+        view = choose_view(raw.size, target, augment, rng)
+        return fit_picture(raw, path, spec, view, augment, rng)
+    view = choose_view((raw.shape[2], raw.shape[1]), target, augment, rng)
+    if augment is not None and rng is not None and augment.rand_augment:
+        return fit_picture(as_picture(raw), path, spec, view, augment, rng)
+    return fit_array(raw, spec, view)
 
 
 def fit_sound(raw: Any, path: str, spec: Audio, rng: np.random.Generator | None = None) -> NDArray:

@@ -46,6 +46,12 @@ class SampleReader:
                 f"augmentation changes pictures, but the modalities are {sorted(self.specs)}; "
                 f"leave the augmentation at its defaults"
             )
+        odd = [n for n, s in self.specs.items() if s.channels not in {1, 3} and s.kind == "image"]
+        if self.augment.rand_augment and odd:
+            raise ConfigError(
+                f"RandAugment changes gray and RGB pictures, but {odd[0]!r} has "
+                f"{self.specs[odd[0]].channels} channels; use augment.rand_augment: 0"
+            )
         object.__setattr__(self, "source", cut_windows(self.source, self.specs))
 
     def __call__(self, index: int, rng: np.random.Generator | None = None) -> dict[str, NDArray]:

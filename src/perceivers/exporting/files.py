@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor
 
 from perceivers.errors import CheckpointError, ConfigError
-from perceivers.exporting.graphs import Graph, Part, make_graph
+from perceivers.exporting.graphs import Part, make_graph
+from perceivers.exporting.tensors import Graph
 from perceivers.files import write_json
-from perceivers.models.hip import HiP
 from perceivers.models.saving import ModelInfo
 from perceivers.tasks import MaskedAutoencodingConfig
 from perceivers.types import spec_to_json
@@ -26,6 +27,8 @@ SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
 TOLERANCE = 1e-4
 TRACED_BATCH = 2
 COMPARED_BATCHES = (1, 3)
+# What a graph is traced with, and so what it takes; modalities that are not listed are float32.
+DTYPES = {"image": "uint8", "video": "uint8", "labels": "int64", "bytes": "int64"}
 
 
 @dataclass(frozen=True)
@@ -46,21 +49,25 @@ class Exported:
 
 
 def export_model(
-    model: HiP,
+    model: Any,
     path: Path,
     *,
     format: Format = "onnx",  # noqa: A002 - the word users type
     part: Part = "model",
+    output: str | None = None,
     mask: MaskedAutoencodingConfig | None = None,
     info: ModelInfo | None = None,
 ) -> Exported:
     """Export a model with a free batch size, run the file at other batch sizes, and compare.
 
     Args:
-        model: In any mode; it is exported in evaluation mode.
+        model: Of any family, in any mode; it is exported in evaluation mode.
         path: ``.onnx`` or ``.pt2`` file to write.
         format: ``onnx`` (run with onnxruntime) or ``torch-export``.
-        part: ``model``, ``encoder`` or ``autoencoder`` (with the mask plan as input).
+        part: ``model``; ``encoder`` (latents); ``decoder`` of a Perceiver IO (latents and indices
+            of queries in, their number free); ``autoencoder`` of a HiP (with the mask plan as
+            input).
+        output: Which output the decoder part answers; may be left out when there is one.
         mask: Masking of the autoencoder part.
         info: Class names and the like for the description.
 
@@ -75,17 +82,17 @@ def export_model(
     if format == "onnx":
         require_onnx()
     model = model.eval()
-    graph = make_graph(model, part, mask or MaskedAutoencodingConfig())
-    program = trace(graph, model)
+    graph = make_graph(model, part, mask=mask, output=output)
+    program = trace(graph)
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "onnx":
         write_onnx(program, graph, path)
     else:
         torch.export.save(program, path)
     description = write_json(
-        path.with_suffix(".json"), describe(graph, model, format, part, info or ModelInfo())
+        path.with_suffix(".json"), describe(graph, format, part, info or ModelInfo())
     )
-    largest, absmax = compare(graph, model, path, format)
+    largest, absmax = compare(graph, path, format)
     if not largest <= TOLERANCE * absmax:
         path.unlink()
         description.unlink()
@@ -112,13 +119,18 @@ def require_onnx() -> None:
         )
 
 
-def trace(graph: Graph, model: HiP) -> torch.export.ExportedProgram:
-    """Capture the graph with a free batch size."""
-    batch = torch.export.Dim("batch")
-    example = graph.example(model, TRACED_BATCH, seed=0)
-    shapes = {"raw" if graph.mask is None else "tensors": tuple({0: batch} for _ in example)}
+def trace(graph: Graph) -> torch.export.ExportedProgram:
+    """Capture the graph with its free sizes, the batch among them."""
+    names = {name for axes in graph.free for name in axes.values()}
+    sizes = {name: torch.export.Dim(name, max=graph.largest.get(name)) for name in names}
+    shapes = tuple({axis: sizes[name] for axis, name in axes.items()} for axes in graph.free)
     with torch.no_grad():
-        return torch.export.export(graph.module, example, dynamic_shapes=shapes, strict=False)
+        return torch.export.export(
+            graph.module,
+            graph.example(TRACED_BATCH, seed=0),
+            dynamic_shapes={"tensors": shapes},
+            strict=False,
+        )
 
 
 @contextmanager
@@ -147,13 +159,7 @@ def write_onnx(program: torch.export.ExportedProgram, graph: Graph, path: Path) 
     onnx_program.save(str(path), external_data=False)
 
 
-def describe(
-    graph: Graph,
-    model: HiP,
-    kind: str,
-    part: str,
-    info: ModelInfo,
-) -> dict[str, Any]:
+def describe(graph: Graph, kind: str, part: str, info: ModelInfo) -> dict[str, Any]:
     """What a program that runs the file must know."""
     return {
         "format": kind,
@@ -164,14 +170,15 @@ def describe(
             name: {
                 **spec_to_json(spec),
                 "raw_shape": ["batch", *spec.raw_shape],
-                "dtype": "uint8" if spec.kind in {"image", "video"} else "float32",
+                "dtype": DTYPES.get(spec.kind, "float32"),
                 "fit": "resize the shorter side to cover, then crop the centre"
                 if spec.kind == "image"
                 else "as declared",
                 "normalisation": "inside the graph",
             }
-            for name, spec in model.config.grouped_inputs.items()
+            for name, spec in graph.raw.items()
         },
+        "largest": dict(graph.largest),
         "classes": list(info.classes),
         "target": info.target,
         "license": info.license,
@@ -179,17 +186,24 @@ def describe(
 
 
 @torch.no_grad()
-def compare(graph: Graph, model: HiP, path: Path, kind: str) -> tuple[float, float]:
-    """Run the file on fresh inputs at batch sizes that were not traced."""
+def compare(graph: Graph, path: Path, kind: str) -> tuple[float, float]:
+    """Run the file on fresh inputs at batch sizes that were not traced.
+
+    Infinite scores (of absent entities) must be infinite in both; NaN never agrees.
+
+    Returns:
+        The largest difference, and the largest finite value.
+    """
     run = run_onnx if kind == "onnx" else run_exported
     largest = absmax = 0.0
     for number, batch in enumerate(COMPARED_BATCHES, start=1):
-        example = graph.example(model, batch, seed=number)
+        example = graph.example(batch, seed=number)
         wanted = graph.module(*example)
         found = run(path, graph.inputs, example)
         for ours, theirs in zip(wanted, found, strict=True):
-            largest = max(largest, float((ours - theirs).abs().max()))
-            absmax = max(absmax, float(ours.abs().max()))
+            difference = torch.where(ours == theirs, 0.0, (ours - theirs).abs())
+            largest = max(largest, float(difference.nan_to_num(nan=inf).max()))
+            absmax = max(absmax, float(ours[ours.isfinite()].abs().max()))
     return largest, absmax
 
 

@@ -10,6 +10,7 @@ Paper: Perceiver (arXiv 2103.03206) Sec. 3.1; HiP (arXiv 2202.10890) Sec. 3.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import Literal
 
 import torch
@@ -57,7 +58,8 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tenso
     width = v.shape[-1]
     if q.shape[-1] == width:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    if not q.is_cuda and q.shape[:-1].numel() * k.shape[2] <= PLAIN_SCORES:
+    total = prod((*q.shape[:-1], k.shape[2]))
+    if not q.is_cuda and not _is_free(total) and total <= PLAIN_SCORES:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
@@ -67,6 +69,11 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tenso
     scale = q.shape[-1] ** -0.5
     q, k, v = (F.pad(x, (0, widest - x.shape[-1])) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)[..., :width]
+
+
+def _is_free(size: int) -> bool:
+    """Whether an exported graph leaves a size to its caller: it must not depend on it then."""
+    return torch.compiler.is_exporting() and isinstance(size, torch.SymInt)
 
 
 def attend_reference(
@@ -168,9 +175,9 @@ class CrossAttention(Attention):
 
         A query where ``keep`` is False attends to nothing: zeros enter the output projection.
         """
-        batch, groups, keys, _ = kv.shape
+        (batch, groups, keys, _), asked = kv.shape, queries.shape[2]
         if self.path == "sdpa" and self.num_heads == 1:
-            if keys > queries.shape[2]:
+            if not _is_free(keys) and not _is_free(asked) and keys > asked:
                 return self._forward_absorbed(self.q(queries), kv, mask, keep)
             if self._narrow_width() < min(self.q.out_features, self.v.out_features):
                 return self._forward_narrow(queries, kv, mask, keep)

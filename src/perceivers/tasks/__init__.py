@@ -6,6 +6,7 @@ from perceivers.tasks.classification import Classification, ClassificationConfig
 from perceivers.tasks.flow import FlowConfig, OpticalFlow
 from perceivers.tasks.mae import MaskedAutoencoding, MaskedAutoencodingConfig, mae_losses
 from perceivers.tasks.mlm import MaskedLanguage, MaskedLanguageConfig
+from perceivers.tasks.multilabel import Multilabel, MultilabelConfig
 from perceivers.tasks.multitask import Multitask
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "MaskedAutoencodingConfig",
     "MaskedLanguage",
     "MaskedLanguageConfig",
+    "Multilabel",
+    "MultilabelConfig",
     "Multitask",
     "OpticalFlow",
     "Task",

@@ -62,9 +62,9 @@ def soft_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy in nats against class probabilities.
 
-    As PyTorch's, but for logits of -inf, where PyTorch returns NaN: such a class cannot be named (a
-    place that a sample does not have), so smoothing spreads over the others only. A target on it
-    costs infinity.
+    As PyTorch's, but for logits of -inf, where PyTorch returns NaN or infinity: such a class cannot
+    be named (a place that a sample does not have), so smoothing spreads over the others only. Only
+    a target on it costs infinity.
 
     Args:
         logits: Per class; at least one finite in every row.

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -316,11 +316,8 @@ class Trainer:
     def _save_model(self, name: str, figures: dict[str, float]) -> None:
         if not self.runtime.is_main:
             return
-        info = ModelInfo(
-            task=self.info.task,
-            classes=self.info.classes,
-            target=self.info.target,
-            license=self.info.license,
+        info = replace(
+            self.info,
             provenance={**self.info.provenance, "step": self.progress.step},
             metrics={f"val {key}": value for key, value in figures.items()},
         )

@@ -42,8 +42,8 @@ def unbiased_rate(rate: float, step: int) -> float:
 def decays(model: nn.Module, *, arrays: bool = False) -> set[str]:
     """Return the names of parameters that weight decay applies to.
 
-    Weights of Linears and convolutions decay, biases and norms never do. Latents, queries and tables are not maps, and position tables
-    receive small gradients that decay would overwhelm.
+    Weights of Linears and convolutions decay, biases and norms never do. Latents, queries and
+    tables are not maps, and position tables receive small gradients that decay would overwhelm.
 
     Args:
         model: Whose parameters.

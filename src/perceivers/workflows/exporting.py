@@ -7,7 +7,19 @@ from perceivers.errors import ConfigError
 from perceivers.exporting import Exported, export_model
 from perceivers.exporting.files import SUFFIXES, Format
 from perceivers.exporting.graphs import Part
-from perceivers.workflows.reconstruction import mask_of
+from perceivers.tasks import MaskedAutoencodingConfig
+from perceivers.training.config import PretrainConfig
+from perceivers.training.run_folder import RunFolder
+
+
+def mask_of(model: str | Path) -> MaskedAutoencodingConfig:
+    """Return the masking a run was trained with; the default for a bare model folder."""
+    folder = RunFolder(Path(split_address(model)[0]))
+    if folder.config.is_file():
+        config = folder.read_config()[1]
+        if isinstance(config, PretrainConfig):
+            return config.mask
+    return MaskedAutoencodingConfig()
 
 
 def export(
@@ -46,6 +58,6 @@ def export(
         path,
         format=format,
         part=chosen,
-        mask=mask_of(loaded, model),
+        mask=mask_of(model),
         info=loaded.info,
     )

@@ -4,11 +4,13 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+from perceivers.checkpoints.catalogue import CATALOGUE, ReleasedWeights
 from perceivers.models.registry import FAMILIES, create_model, find_family, list_models
 from perceivers.types import Image
 from perceivers.version import __version__
@@ -49,6 +51,11 @@ def describe_models(pattern: str = "*") -> list[ModelRow]:
             )
         )
     return rows
+
+
+def describe_weights(pattern: str = "*") -> list[ReleasedWeights]:
+    """Return the released weights whose name, or whose model's, matches a shell pattern."""
+    return [w for w in CATALOGUE if fnmatch(w.name, pattern) or fnmatch(w.variant, pattern)]
 
 
 def cpu_flags() -> set[str]:

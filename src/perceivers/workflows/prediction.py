@@ -1,4 +1,4 @@
-"""Classify pictures on disk: JSON lines or CSV, one record per file."""
+"""Predict for files on disk: classes, labels, filled-in texts; a record per file."""
 
 import csv
 import io
@@ -8,52 +8,176 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from perceivers.checkpoints.loading import load_with_info
+from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.data import find_files, read_files
-from perceivers.errors import CheckpointError, ConfigError
+from perceivers.data.byte_codec import decode_ids, encode_text, pad_ids, wrap_ids
+from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import write_atomic
+from perceivers.tasks.mlm import text_modality
+from perceivers.types import FIRST_BYTE, MASK, Bytes
+
+# Tasks whose answer is a record; the others answer with files.
+RECORD_TASKS = ("classify", "multilabel", "multitask", "mlm")
 
 
 @torch.no_grad()
 def predict(
-    model: str | Path, paths: Sequence[str | Path], *, top: int = 5, batch_size: int = 32
+    model: str | Path,
+    paths: Sequence[str | Path] = (),
+    *,
+    texts: Sequence[str] = (),
+    top: int = 5,
+    batch_size: int = 32,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a record per file: file, class, probability and top; or file and error.
+    """Yield a record per file, and per text.
+
+    A classifier gives ``class``, ``probability`` and ``top``; several labels give ``labels`` and
+    ``top``; several tasks a class and probability each; a model of masked bytes gives the text with
+    every ``[MASK]`` filled in. A file that cannot be read becomes a record with ``error`` instead.
 
     Args:
-        model: Run folder, ``RUN@last`` or model folder of a classifier.
-        paths: Pictures, or folders searched for pictures.
+        model: Run folder, ``RUN@last`` or model folder.
+        paths: Files of the model's kind, or folders searched for them.
+        texts: Texts given as they are, for models that read bytes.
         top: Classes listed per file.
-        batch_size: Pictures at once.
+        batch_size: Files at once.
 
     Raises:
-        UserError: The model is no classifier, or a path does not exist. A file that cannot be read
-            becomes a record with ``error`` instead.
+        UserError: The model answers with files (flow: ``predict_flow``; auto-encoders:
+            ``reconstruct``), a path does not exist, or a text is too long.
     """
     if top < 1:
         raise ConfigError(f"top is {top}; it must be at least 1")
     loaded = load_with_info(model)
-    if loaded.info.task != "classify":
+    if loaded.info.task not in RECORD_TASKS:
         raise CheckpointError(
             f"{model} is not a classifier (its task is {loaded.info.task or 'not recorded'}); "
             f"fine-tune it first: perceivers finetune --model {model} --data ... --out ..."
         )
-    classes = loaded.info.classes
-    files = find_files([str(path) for path in paths])
-    for names, batch in read_files(files, loaded.model.config.data_inputs, batch_size):
+    if not paths and not texts:
+        raise ConfigError("nothing to predict; give files, folders or texts")
+    if loaded.info.task == "mlm":
+        yield from _fill(loaded, paths, texts)
+        return
+    specs = loaded.model.config.data_inputs
+    if texts:
+        name, spec = _text_input(loaded)
+        for text in texts:
+            ids = text_ids(text, spec, f"text {text[:40]!r}")
+            answer = loaded.model({name: ids})
+            yield {"text": text, **_records(loaded, answer, top)[0]}
+    if not paths:
+        return
+    files = find_files([str(path) for path in paths], tuple(specs))
+    for names, batch in read_files(files, specs, batch_size):
         if names:
-            probabilities = loaded.model(batch.inputs).float().softmax(-1)
-            best = probabilities.topk(min(top, len(classes)))
-            for file, values, indices in zip(names, best.values, best.indices, strict=True):
-                ranked = [
-                    {"class": classes[i], "probability": round(p, 6)}
-                    for p, i in zip(values.tolist(), indices.tolist(), strict=True)
-                ]
-                yield {"file": str(file), **ranked[0], "top": ranked}
+            records = _records(loaded, loaded.model(batch.inputs), top)
+            for file, record in zip(names, records, strict=True):
+                yield {"file": str(file), **record}
         for text in batch.bad:
             file, _, reason = text.partition(": ")
             yield {"file": file, "error": reason}
+
+
+def text_ids(text: str | bytes, spec: Bytes, where: str, *, parse_masks: bool = False) -> Tensor:
+    """Return the padded ids of one text ``[1, L]``.
+
+    Args:
+        text: What to read.
+        spec: Length, and whether CLS and SEP wrap the text.
+        where: What the text is called in messages.
+        parse_masks: Read ``[MASK]`` as one hidden byte.
+
+    Raises:
+        DataError: The text is longer than the spec, or empty.
+    """
+    ids = encode_text(text, parse_masks=parse_masks)
+    if len(ids) == 0:
+        raise DataError(f"{where} is empty; there is nothing to read")
+    wrapped = wrap_ids(ids) if spec.wrap == "cls_sep" else ids
+    if len(wrapped) > spec.length:
+        raise DataError(
+            f"{where} takes {len(wrapped)} ids, but the model reads {spec.length}; cut it, or train "
+            f"a model with inputs: {{bytes: {{length: {len(wrapped)}}}}}"
+        )
+    return torch.from_numpy(pad_ids(wrapped, spec.length)).unsqueeze(0)
+
+
+def _text_input(loaded: Loaded) -> tuple[str, Bytes]:
+    for name, spec in loaded.model.config.inputs.items():
+        if isinstance(spec, Bytes):
+            return name, spec
+    raise ConfigError(
+        f"texts were given, but the model reads {list(loaded.model.config.inputs)}; give files"
+    )
+
+
+def _records(loaded: Loaded, answer: Any, top: int) -> list[dict[str, Any]]:
+    """Turn a batch of answers into records."""
+    info = loaded.info
+    if info.task == "multitask":
+        tables = {n: _ranked(answer[n].float().softmax(-1), info.columns[n], 1) for n in answer}
+        return [
+            {name: rows[index][0] for name, rows in tables.items()}
+            for index in range(len(next(iter(tables.values()))))
+        ]
+    if info.task == "multilabel":
+        ranked = _ranked(answer.float().sigmoid(), info.classes, max(top, 1))
+        every = _ranked(answer.float().sigmoid(), info.classes, len(info.classes))
+        return [
+            {"labels": [r["class"] for r in rows if r["probability"] > 0.5], "top": best}
+            for rows, best in zip(every, ranked, strict=True)
+        ]
+    rows = _ranked(answer.float().softmax(-1), info.classes, top)
+    return [{**best[0], "top": best} for best in rows]
+
+
+def _ranked(
+    probabilities: Tensor, classes: Sequence[str], top: int
+) -> list[list[dict[str, Any]]]:
+    """Return the most probable classes of every row, best first."""
+    best = probabilities.topk(min(top, len(classes)))
+    return [
+        [
+            {"class": classes[i], "probability": round(p, 6)}
+            for p, i in zip(values, indices, strict=True)
+        ]
+        for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+
+
+def _fill(
+    loaded: Loaded, paths: Sequence[str | Path], texts: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Fill every ``[MASK]`` of texts and text files with the likeliest byte."""
+    name = text_modality(loaded.model)
+    spec = loaded.model.config.inputs[name]
+    given: list[tuple[str, str, str | bytes]] = [("text", f"text {t[:40]!r}", t) for t in texts]
+    for path in find_files([str(path) for path in paths], ("bytes",)) if paths else ():
+        given.append(("file", str(path), path.read_bytes()))
+    for kind, where, text in given:
+        try:
+            ids = text_ids(text, spec, where, parse_masks=True)
+        except DataError as error:
+            if kind == "text":
+                raise
+            yield {"file": where, "error": str(error).removeprefix(f"{where} ")}
+            continue
+        hidden = ids == MASK
+        if not hidden.any():
+            raise DataError(f"{where} has no [MASK]; write one for every byte to be filled in")
+        # Only bytes are answers: a text has no special ids in its middle.
+        scores = loaded.model({name: ids}, outputs=[name]).float()[..., FIRST_BYTE:].softmax(-1)
+        best = scores.max(-1)
+        filled = torch.where(hidden, best.indices + FIRST_BYTE, ids)
+        yield {
+            kind: text if kind == "text" else where,
+            "filled": decode_ids(filled[0].numpy()),
+            "answer": decode_ids(filled[0][hidden[0]].numpy()),
+            "probability": round(float(best.values[hidden].mean()), 6),
+        }
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
@@ -69,20 +193,31 @@ def check_out(out: Path, *, overwrite: bool) -> None:
 
 
 def write_predictions(records: Iterable[dict[str, Any]], out: Path | None) -> str:
-    """Return the records as JSON lines, or write them to ``out`` (.jsonl or .csv)."""
+    """Return the records as JSON lines, or write them to ``out`` (.jsonl or .csv).
+
+    A CSV has a column per entry of the records; lists and nested entries are written as text.
+    """
     if out is not None and out.suffix == ".csv":
+        rows = list(records)
+        columns = list(dict.fromkeys(key for record in rows for key in record))
+        if "error" not in columns:
+            columns.append("error")
         buffer = io.StringIO()
         writer = csv.writer(buffer)
-        writer.writerow(["file", "class", "probability", "top", "error"])
-        for record in records:
-            ranked = "; ".join(
-                f"{r['class']} {r['probability']:.4f}" for r in record.get("top", ())
-            )
-            row = [record["file"], record.get("class", ""), record.get("probability", "")]
-            writer.writerow([*row, ranked, record.get("error", "")])
+        writer.writerow(columns)
+        writer.writerows([[_cell(record.get(key, "")) for key in columns] for record in rows])
         text = buffer.getvalue()
     else:
-        text = "".join(json.dumps(record) + "\n" for record in records)
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     if out is not None:
         write_atomic(out, text)
     return text
+
+
+def _cell(value: Any) -> str:
+    """One cell of a table: ranked classes as ``name share; name share``."""
+    if isinstance(value, dict) and "class" in value:
+        return f"{value['class']} {value['probability']:.4f}"
+    if isinstance(value, list):
+        return "; ".join(_cell(item) for item in value)
+    return str(value)

@@ -15,7 +15,6 @@ from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
 from perceivers.data import find_files, read_files
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.masking import draw_mask_plan
-from perceivers.models.hip import HiP
 from perceivers.report.figures import draw_reconstructions
 from perceivers.tasks import MaskedAutoencodingConfig
 from perceivers.tasks.mae import Target, reconstruct_inputs, visible_elements
@@ -54,7 +53,7 @@ class Pictures:
         return np.where(self.visible, self.original, np.float32(MASK_GREY))
 
 
-def picture_modality(model: HiP) -> str:
+def picture_modality(model: Any) -> str:
     """Return the name of the model's picture input.
 
     Raises:
@@ -69,7 +68,7 @@ def picture_modality(model: HiP) -> str:
 
 
 def imagine(
-    model: HiP, raw: dict[str, Tensor], mask: MaskedAutoencodingConfig, target: Target, seed: int
+    model: Any, raw: dict[str, Tensor], mask: MaskedAutoencodingConfig, target: Target, seed: int
 ) -> Pictures:
     """Mask a batch of pictures and reconstruct them."""
     name = picture_modality(model)
@@ -91,28 +90,20 @@ def imagine(
     )
 
 
-def mask_of(loaded: Loaded, model: str | Path) -> MaskedAutoencodingConfig:
-    """Return the masking a run was trained with; the default for a bare model folder."""
-    folder = RunFolder(Path(split_address(model)[0]))
-    if folder.config.is_file():
-        config = folder.read_config()[1]
-        if isinstance(config, PretrainConfig):
-            return config.mask
-    return MaskedAutoencodingConfig()
-
-
-def reconstruct(
-    model: str | Path,
+def reconstruct_pictures(
+    loaded: Loaded,
+    mask: MaskedAutoencodingConfig,
     paths: Sequence[str | Path],
-    out: str | Path,
+    out: Path,
     *,
-    seed: int = 0,
-    overwrite: bool = False,
+    seed: int,
+    overwrite: bool,
 ) -> list[Path]:
-    """Write ``NAME_original.png``, ``_masked.png`` and ``_reconstructed.png`` per picture.
+    """Write ``NAME_original.png``, ``_masked.png`` and ``_reconstructed.png`` per picture (HiP).
 
     Args:
-        model: Run folder, ``RUN@last`` or model folder with a decoder.
+        loaded: A masked auto-encoder.
+        mask: What is hidden.
         paths: Pictures, or folders searched for pictures.
         out: Folder for the pictures and ``overview.png``, which names the target space.
         seed: Seed of the masks.
@@ -125,15 +116,13 @@ def reconstruct(
         UserError: The model cannot reconstruct, a path does not exist, no picture is readable, or
             ``out`` holds an earlier overview and ``overwrite`` is off.
     """
-    loaded = load_with_info(model)
     if loaded.model.decoder is None:
         raise CheckpointError(
-            f"{model} has no decoder, so it cannot reconstruct; give the pre-training run"
+            f"{loaded.folder} has no decoder, so it cannot reconstruct; give the pre-training run"
         )
-    overview = Path(out) / "overview.png"
+    overview = out / "overview.png"
     if overview.exists() and not overwrite:
         raise ConfigError(f"{overview} exists; pass --overwrite or another --out")
-    mask = mask_of(loaded, model)
     target: Target = loaded.info.target or "per-channel"  # pyright: ignore[reportAssignmentType]
     files = find_files([str(path) for path in paths])
     written: list[Path] = []
@@ -144,7 +133,7 @@ def reconstruct(
         bad += batch.bad
         if batch_files:
             batches.append(imagine(loaded.model, batch.inputs, mask, target, seed))
-            written += save_pictures(Path(out), batches[-1], batch_files, names)
+            written += save_pictures(out, batches[-1], batch_files, names)
     if not batches:
         raise DataError(f"no readable picture among {len(files)} files: {'; '.join(bad[:3])}")
     title = f"Reconstruction from {100 * (1 - mask.ratio):.0f} % of the pixels"
@@ -157,7 +146,7 @@ def save_pictures(
     """Write three files per picture; ``names`` collects the stems that are taken."""
     written = []
     for row, file in enumerate(files):
-        stem = _unique(file.stem, names)
+        stem = unique_stem(file.stem, names)
         names.append(stem)
         for kind in ("original", "masked", "reconstructed"):
             path = folder / f"{stem}_{kind}.png"
@@ -185,7 +174,7 @@ def draw_overview(
     )
 
 
-def _unique(stem: str, taken: Sequence[str]) -> str:
+def unique_stem(stem: str, taken: Sequence[str]) -> str:
     """Number a stem that another file has used already."""
     name, count = stem, 2
     while name in taken:

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from perceivers.checkpoints.loading import load_with_info
-from perceivers.models.hip import HiP
 from perceivers.training.config import TrainConfig
 from perceivers.training.run_folder import RunFolder
 from perceivers.workflows.evaluation import evaluate
 from perceivers.workflows.prediction import predict
-from perceivers.workflows.reconstruction import reconstruct
+from perceivers.workflows.reconstructing import reconstruct
 from perceivers.workflows.reporting import write_run_report
 
 
@@ -39,7 +38,7 @@ class Run:
         """The folder."""
         return self.folder.path
 
-    def model(self, which: str = "best") -> HiP:
+    def model(self, which: str = "best") -> Any:
         """Load the best model, or the last one."""
         return load_with_info(f"{self.folder.path}@{which}").model
 

@@ -197,6 +197,6 @@ class EntitySet(nn.Module):
             ConfigError: The modality or its features differ.
         """
         check_resizable(self.config.inputs, inputs)
-        model = type(self)(replace(self.config, inputs=inputs))
+        model = type(self)(replace(self.config, inputs=inputs)).to(next(self.parameters()))
         model.load_state_dict(self.state_dict())
-        return model.to(next(self.parameters())).train(self.training)
+        return model.train(self.training)

@@ -62,18 +62,21 @@ def carry_tables(
 
 
 def flat_layer_depths(model: nn.Module, trunk: Trunk) -> dict[str, int]:
-    """Depth per parameter: inputs 0, every read and layer one more, outputs share the last."""
-    depths: dict[str, int] = {"inputs.": 0, "trunk.latents": 1}
-    depth = 1
+    """Depth per parameter: inputs 0, every read and layer one more, outputs share the last.
+
+    Weights that are used again keep their first depth and count once: else the layers of a model
+    that shares them would lie so far below its head that they would hardly learn.
+    """
+    order: list[str] = []
     for step, index in trunk.steps:
         if step == "read":
-            depths.setdefault(f"trunk.reads.{index}.", depth)
-            depth += 1
-            continue
-        for layer in range(trunk.config.depth):
-            depths.setdefault(f"trunk.blocks.{index}.{layer}.", depth)
-            depth += 1
+            order.append(f"trunk.reads.{index}.")
+        else:
+            order += [f"trunk.blocks.{index}.{layer}." for layer in range(trunk.config.depth)]
+    depths = {"inputs.": 0, "trunk.latents": 1}
+    depths |= {prefix: depth for depth, prefix in enumerate(dict.fromkeys(order), start=1)}
+    last = max(depths.values()) + 1
     return {
-        name: next((at for prefix, at in depths.items() if name.startswith(prefix)), depth)
+        name: next((at for prefix, at in depths.items() if name.startswith(prefix)), last)
         for name, _ in model.named_parameters()
     }

@@ -145,7 +145,9 @@ class Perceiver(nn.Module):
             name: replace(t, positions=pin_waves(t.positions, self.inputs.reader(name).grid))
             for name, t in self.config.tokens.items()
         }
-        model = type(self)(replace(self.config, inputs=inputs, tokens=tokens))
+        model = type(self)(replace(self.config, inputs=inputs, tokens=tokens)).to(
+            next(self.parameters())
+        )
         grids = {
             f"inputs.readers.{name}.positions.source.table": (
                 self.inputs.reader(name).grid,
@@ -155,4 +157,4 @@ class Perceiver(nn.Module):
             for name, spec in inputs.items()
         }
         model.load_state_dict(carry_tables(self.state_dict(), grids))
-        return model.to(next(self.parameters())).train(self.training)
+        return model.train(self.training)

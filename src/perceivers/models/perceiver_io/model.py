@@ -237,7 +237,9 @@ class PerceiverIO(nn.Module):
             elif output.queries == "learned" and output.modality:
                 changes["length"] = inputs[output.modality].num_tokens
             outputs[name] = replace(output, **changes)
-        model = type(self)(replace(old, inputs=inputs, tokens=tokens, outputs=outputs))
+        model = type(self)(replace(old, inputs=inputs, tokens=tokens, outputs=outputs)).to(
+            next(self.parameters())
+        )
         grids = {}
         for name, spec in inputs.items():
             before, after = self.inputs.reader(name).grid, model.inputs.reader(name).grid
@@ -251,7 +253,7 @@ class PerceiverIO(nn.Module):
                 length, cut = (old.outputs[name].length,), inputs[output.modality].kind == "bytes"
                 grids[f"decoder.queries.{name}.table"] = (length, (output.length,), cut)
         model.load_state_dict(carry_tables(self.state_dict(), grids))
-        return model.to(next(self.parameters())).train(self.training)
+        return model.train(self.training)
 
     def _output_name(self, output: str | None) -> str:
         names = list(self.config.outputs)

@@ -201,6 +201,10 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
         "tokens": {
             "video": TokenConfig(content="frame_patches", dim=32, positions=fourier(16, 48, 64))
         },
+        # The paper keeps the query out of the answer and scales it down a hundredfold, which long
+        # training affords; a short one wants the pixel's own patches and outputs of order one.
+        "outputs": {"flow": Output(queries="tokens", modality="video", channels=2, divide_by=5.0)},
+        "decoder": DecoderConfig(residual=True, mlp_ratio=4),
         "init": "balanced",
     },
 }

@@ -1,0 +1,164 @@
+"""Comparing a converted model with Hugging Face's own class, run on the same fresh inputs.
+
+Needs the library transformers, which nothing else here imports. Every input is made twice: raw
+for us, and as that class wants it (normalised, cut into windows) by code that shares nothing with
+our adapters.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perceivers.checkpoints.hugging_face import read_hugging_face
+from perceivers.checkpoints.kinds import kind_of
+from perceivers.checkpoints.verify import Difference, compare_output
+from perceivers.errors import CheckpointError, ConfigError
+from perceivers.models import PerceiverIO
+from perceivers.types import FIRST_BYTE, PAD
+
+Precision = Literal["float64", "float32"]
+# Allowed: absolute in float64 for outputs below 1, relative to the largest beyond; in float32
+# always relative, because rounding grows with depth.
+TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
+POINTS = 64
+
+
+def load_hugging_face(folder: Path) -> Any:
+    """Build that library's class from a folder, all of whose weights must be used.
+
+    Raises:
+        ConfigError: The library is not installed.
+        CheckpointError: It finds weights missing, or has no use for some.
+    """
+    if find_spec("transformers") is None:
+        raise ConfigError(
+            "comparing with Hugging Face needs its library: pip install 'transformers>=4.50'; "
+            "converting does not"
+        )
+    library = import_module("transformers")
+    model, found = getattr(library, read_hugging_face(folder).name).from_pretrained(
+        folder, local_files_only=True, output_loading_info=True
+    )
+    problems = {key: sorted(found[key]) for key in ("missing_keys", "unexpected_keys")}
+    if any(problems.values()):
+        raise CheckpointError(f"{folder} does not fit its own class: {problems}")
+    return model.eval()
+
+
+@torch.no_grad()
+def verify_hugging_face(
+    folder: Path, model: PerceiverIO, *, dtype: Precision = "float64", batch: int = 2, seed: int = 0
+) -> list[Difference]:
+    """Run both on fresh random inputs and compare every output.
+
+    Args:
+        folder: The Hugging Face folder.
+        model: Converted from it, in flavour ``hf``.
+        dtype: Precision of both.
+        batch: Samples.
+        seed: Of the inputs.
+
+    Raises:
+        ConfigError: The library is not installed.
+        CheckpointError: Outputs differ in shape, or the folder does not fit its class.
+    """
+    theirs = load_hugging_face(folder).to(getattr(torch, dtype))
+    draw = torch.Generator().manual_seed(seed)
+    makers = {"flow": _flow, "multimodal": _multimodal, "image_classes": _images}
+    with _in_precision(model, getattr(torch, dtype)):
+        ours, reference = makers.get(kind_of(model.config), _texts)(model, theirs, batch, draw)
+    differences = []
+    for name, stored in reference.items():
+        largest = float(stored.abs().max())
+        scale = max(1.0, largest) if dtype == "float64" else largest
+        allowed = TOLERANCES[dtype] * scale
+        differences.append(compare_output(name, ours[name], stored.numpy(), allowed))
+    return differences
+
+
+@contextmanager
+def _in_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Cast a model for a while; float32 comes back from float64 as it was."""
+    before = next(model.parameters()).dtype
+    try:
+        model.to(dtype)
+        yield
+    finally:
+        model.to(before)
+
+
+Outputs = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype
+
+
+def _normalised(raw: Tensor, model: PerceiverIO, name: str) -> Tensor:
+    """What the image processor does, channels on axis 1."""
+    spec = model.config.inputs[name]
+    shape = (1, -1, *[1] * (raw.ndim - 2))
+    # Statistics are kept in float32, as everywhere.
+    mean, std = (torch.tensor(x).to(raw.dtype).reshape(shape) for x in (spec.mean, spec.std))
+    return (raw - mean) / std
+
+
+def _texts(model: PerceiverIO, theirs: Any, batch: int, draw: torch.Generator) -> Outputs:
+    """Bytes, the last text padded over half its length."""
+    ((name, spec),) = model.config.inputs.items()
+    ids = torch.randint(FIRST_BYTE, spec.channels, (batch, spec.num_tokens), generator=draw)
+    ids[-1, spec.num_tokens // 2 :] = PAD
+    answer = theirs(inputs=ids, attention_mask=(ids != PAD).long()).logits
+    return {"logits": model({name: ids})}, {"logits": answer}
+
+
+def _images(model: PerceiverIO, theirs: Any, batch: int, draw: torch.Generator) -> Outputs:
+    ((name, spec),) = model.config.inputs.items()
+    raw = torch.rand(batch, *spec.raw_shape, generator=draw, dtype=_dtype(model))
+    answer = theirs(inputs=_normalised(raw, model, name)).logits
+    return {"logits": model({name: raw})}, {"logits": answer}
+
+
+def _flow(model: PerceiverIO, theirs: Any, batch: int, draw: torch.Generator) -> Outputs:
+    """Two frames; that class wants the 3x3 windows already cut out, channels fastest."""
+    ((name, spec),) = model.config.inputs.items()
+    raw = torch.rand(batch, *spec.raw_shape, generator=draw, dtype=_dtype(model))
+    frames = _normalised(raw, model, name).transpose(1, 2).flatten(0, 1)  # [B T, C, H, W]
+    windows = F.unfold(frames, 3, padding=1).unflatten(1, (spec.channels, 9))  # [B T, C, 9, H W]
+    patches = windows.transpose(1, 2).reshape(batch, 2, -1, *spec.grid[1:])
+    answer = theirs(inputs=patches).logits  # [B, H, W, 2]
+    return {"flow": model({name: raw}).movedim(1, -1)}, {"flow": answer}
+
+
+def _multimodal(model: PerceiverIO, theirs: Any, batch: int, draw: torch.Generator) -> Outputs:
+    """A clip, asked for at some points; that class cannot answer all at once."""
+    config = model.config
+    raw = {
+        name: torch.rand(batch, *config.inputs[name].raw_shape, generator=draw, dtype=_dtype(model))
+        for name in ("audio", "video")
+    }
+    classes = config.inputs["label"].channels
+    labels = torch.randint(0, classes, (batch, 1), generator=draw)
+    points = {
+        name: torch.randint(0, model.num_queries(name), (POINTS,), generator=draw)
+        for name in ("audio", "video")
+    }
+    answer = theirs(
+        inputs={
+            "image": raw["video"].transpose(1, 2),
+            "audio": raw["audio"].transpose(1, 2),
+            "label": F.one_hot(labels[:, 0], classes).to(_dtype(model)),
+        },
+        subsampled_output_points={"image": points["video"], "audio": points["audio"]},
+    ).logits
+    encoded = model.encode({**raw, "label": labels})
+    audio, video = (model.decode(encoded, name, ids=points[name]) for name in ("audio", "video"))
+    ours = {"audio": audio.flatten(1), "image": video, "label": model.decode(encoded, "label")}
+    return ours, {name: answer[name] for name in ours}

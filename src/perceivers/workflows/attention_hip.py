@@ -1,0 +1,172 @@
+"""What a Hierarchical Perceiver reads of a sample, group by group, and where its answer looks.
+
+The first level reads the raw elements inside each group. A class answer reads the processor, whose
+latents read regrouped latents of the level below, and so on; the product of these attentions is a
+map over the elements, if the self-attention of every level is taken as the identity.
+
+Legend: G groups, H heads, N latents per group, M tokens per group, S slots per group.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from perceivers.models.hip import HiP
+from perceivers.models.hip.heads import QueryHead
+from perceivers.nn.grouping import GroupLayout
+from perceivers.nn.regroup import regroup
+from perceivers.workflows.attention_maps import (
+    Answer,
+    Explanation,
+    Field,
+    ReadMaps,
+    check_head,
+    check_scores,
+    choose_heads,
+    record,
+    rollout_heads,
+    single_out,
+)
+
+NO_ROUTE = (
+    "This model answers with values per element, through a decoder that also takes what every "
+    "level had read (skip connections); which way the information went is not a product of "
+    "attentions, so only the first level is drawn."
+)
+
+
+def read_hip(
+    model: HiP, inputs: Mapping[str, Tensor], *, head: str | int, latents: int
+) -> Explanation:
+    """Return the maps of one sample.
+
+    Args:
+        model: In evaluation mode.
+        inputs: Raw tensors ``[1, ...]`` by name.
+        head: Heads of the first level: ``mean``, ``all`` or a number; the answer follows their
+            mean, or that one. Heads of other levels are averaged.
+        latents: Latents singled out per head.
+
+    Raises:
+        UserError: The head does not exist, or the maps do not fit into memory.
+    """
+    config = model.config
+    first = config.levels[0]
+    layout = config.layout(tuple(inputs))
+    slots = max(share.slots for share in layout.shares)
+    if layout.axis == "slots":
+        slots = sum(share.slots for share in layout.shares)
+    check_head(head, first.num_cross_heads)
+    check_scores(
+        {
+            "groups": layout.num_groups,
+            "heads": first.num_cross_heads,
+            "latents": first.num_latents,
+            "elements": slots,
+        }
+    )
+    answering = config.head.kind in {"query", "mean", "label"}
+    attentions = [block.get_submodule("read.attention") for block in model.encoder.blocks]
+    asked = _answer_attention(model)
+    with record(model, [*attentions, *asked]) as recorded:
+        values = model(inputs)[0].float() if answering else None
+        if values is None:
+            model.encode(model.as_dict(inputs))
+    levels = recorded.of(attentions)
+    field = group_field(model, layout, set(inputs))
+    reads = []
+    for words, chosen in choose_heads(levels[0], head):
+        title = f"First level, {layout.num_groups} group{'' if layout.num_groups == 1 else 's'}"
+        title = f"{title}, {words}" if words else title
+        reads.append(ReadMaps(title, single_out(chosen, field, latents)))
+    if values is None:
+        return Explanation(tuple(reads), (), NO_ROUTE)
+    levels = [rollout_heads(levels[0], head), *(weights.mean(1) for weights in levels[1:])]
+    outward = recorded.of(asked)[0][0].mean(0) if asked else None  # [1, N]
+    weights, lost = follow_down(model, levels, outward)
+    note = f"{100 * lost:.1f} % on label tokens left out" if lost > 0 else ""
+    found = field.map("the answer", weights, note)
+    return Explanation(tuple(reads), (Answer("", values, found),), _route(model))
+
+
+def _answer_attention(model: HiP) -> list[nn.Module]:
+    """The attention with which a class answer reads the processor; none for the mean of latents."""
+    if isinstance(model.head, QueryHead):
+        return [model.head.read.attention]
+    if model.config.head.kind == "label":
+        readout = model.head if model.decoder is None else model.decoder.label_readout
+        assert readout is not None
+        return [readout.get_submodule("read.attention")]
+    return []
+
+
+def _route(model: HiP) -> str:
+    start = {
+        "query": "The class query to the processor's latents",
+        "label": "The label's query to the processor's latents",
+        "mean": "The mean of the processor's latents",
+    }[model.config.head.kind]
+    return (
+        f"{start}, followed down through the reads of all {len(model.encoder.blocks)} levels to "
+        f"the elements (other levels: mean of heads); the self-attention of every level is taken "
+        f"as the identity, which is rougher the more levels there are."
+    )
+
+
+def group_field(model: HiP, layout: GroupLayout, given: set[str]) -> Field:
+    """Describe the slots of the first level: which hold an element, and where it lies."""
+    valid = [
+        (share.valid() & (share.name in given)).unsqueeze(0).unsqueeze(-1)
+        for share in layout.shares
+    ]
+    real = layout.join(valid)[0, ..., 0]  # [G, S]
+
+    def unfold(values: Float[Tensor, "G S"]) -> dict[str, Tensor]:
+        whole = values[None, ..., None]
+        return {
+            share.name: share.merge(layout.part(whole, share.name))[0, :, 0].unflatten(
+                0, model.config.inputs[share.name].grid
+            )
+            for share in layout.shares
+            if share.name in given
+        }
+
+    return Field(real, unfold)
+
+
+def follow_down(
+    model: HiP, levels: list[Float[Tensor, "G N M"]], outward: Float[Tensor, "1 N"] | None
+) -> tuple[Float[Tensor, "G S"], float]:
+    """Follow attention from the processor's latents to the slots of the first level.
+
+    Args:
+        model: The model whose levels these are.
+        levels: Attention of every encoder level, first to processor.
+        outward: Attention of the answer to the processor's latents; None weighs them alike.
+
+    Returns:
+        Attention per slot, which sums to at most 1, and the share that fell on label tokens.
+    """
+    processor = levels[-1]
+    weights = processor.new_full((1, processor.shape[1]), 1.0 / processor.shape[1])
+    weights = weights if outward is None else outward
+    lost = 0.0
+    for index in range(len(levels) - 1, -1, -1):
+        weights = torch.einsum("gn,gnm->gm", weights, levels[index])
+        if index == 0:
+            break
+        groups, count, _ = levels[index - 1].shape
+        places = _sources(model, groups, count, weights.shape[0])
+        kept = weights[:, : places.shape[1]]
+        lost += float((weights.sum() - kept.sum()).clamp(min=0.0))
+        below = weights.new_zeros(groups * count)
+        weights = below.index_add(0, places.flatten(), kept.flatten()).unflatten(0, (groups, count))
+    return weights, lost if lost > 1e-6 else 0.0
+
+
+def _sources(model: HiP, groups: int, count: int, groups_above: int) -> Tensor:
+    """Flat index of the latent that each token of the level above was, ``[g, M]``."""
+    order = torch.arange(groups * count, dtype=torch.float64).reshape(1, groups, count, 1)
+    return regroup(order, groups_above, model.config.regroup)[0, ..., 0].long()

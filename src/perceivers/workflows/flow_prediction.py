@@ -1,0 +1,142 @@
+"""Optical flow of two pictures of any size, tile by tile: a ``.flo`` file and a picture.
+
+Paper: Perceiver IO (arXiv 2107.14795) App. H: fixed tiles, blended by their distance to the edge.
+"""
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from perceivers.checkpoints.loading import load_with_info
+from perceivers.data.flow_files import write_flow
+from perceivers.data.pictures import convert_channels, read_bytes, read_picture
+from perceivers.errors import CheckpointError, ConfigError, DataError
+from perceivers.files import write_atomic
+from perceivers.nn.tiles import blend_tiles, crop_to_size, cut_tiles, pad_to_tile, tile_places
+from perceivers.report.figures.flow import flow_to_colour
+from perceivers.tasks.flow import FLOW_SCALE, TARGET, FlowConfig, flow_modality
+from perceivers.training.config import FlowTrainConfig
+from perceivers.training.run_folder import RunFolder
+
+MIN_OVERLAP = 20
+
+
+@dataclass(frozen=True)
+class FlowFiles:
+    """What was written, and the flow ``[2, H, W]`` in pixels (x to the right, y down)."""
+
+    flow: Float[Tensor, "2 H W"]
+    paths: tuple[Path, Path]
+    tiles: int
+
+
+@torch.no_grad()
+def tiled_flow(
+    model: torch.nn.Module,
+    frames: Tensor,
+    *,
+    scale: float = FLOW_SCALE,
+    min_overlap: int = MIN_OVERLAP,
+    pad: bool = False,
+    batch_size: int = 1,
+) -> tuple[Float[Tensor, "2 H W"], int]:
+    """Return the flow of a frame pair of any size, and how many tiles it took.
+
+    Args:
+        model: With an output ``flow``.
+        frames: ``[C, 2, H, W]``, uint8 or 0..1.
+        scale: Pixels per unit of the model's output.
+        min_overlap: Pixels that neighbouring tiles share, at least.
+        pad: Repeat the edge of pictures smaller than a tile instead of refusing them.
+        batch_size: Tiles at once.
+
+    Raises:
+        InputError: The pictures are smaller than a tile and ``pad`` is off.
+    """
+    name = flow_modality(model)
+    _, height, width = model.config.inputs[name].grid
+    size = (frames.shape[-2], frames.shape[-1])
+    if pad:
+        frames = pad_to_tile(frames, (height, width))
+    whole = (frames.shape[-2], frames.shape[-1])
+    overlap = min(min_overlap, min(height, width) // 2)
+    places = tile_places(whole, (height, width), overlap)
+    tiles = cut_tiles(frames, places, (height, width))
+    parts = [model({name: part}).float() for part in tiles.split(batch_size)]
+    flow = blend_tiles(torch.cat(parts) * scale, places, whole)
+    return crop_to_size(flow, size), len(places)
+
+
+def predict_flow(
+    model: str | Path,
+    first: str | Path,
+    second: str | Path,
+    out: str | Path,
+    *,
+    pad: bool = False,
+    overwrite: bool = False,
+) -> FlowFiles:
+    """Write ``NAME.flo`` and the colour-coded ``NAME.png`` of the flow from one picture to another.
+
+    Args:
+        model: Run folder, ``RUN@last`` or model folder of a flow model.
+        first: Earlier picture.
+        second: Later picture of the same size.
+        out: Folder to write to.
+        pad: Repeat the edge of pictures smaller than a tile instead of refusing them.
+        overwrite: Replace files of an earlier call.
+
+    Raises:
+        UserError: The model predicts no flow, a picture is unreadable, the pictures differ in size
+            or are smaller than a tile, or a file exists.
+    """
+    loaded = load_with_info(model)
+    if loaded.info.task != "flow" and TARGET not in getattr(loaded.model.config, "outputs", {}):
+        raise CheckpointError(
+            f"{model} predicts no flow (its task is {loaded.info.task or 'not recorded'}); train "
+            f"one of the perceiver_io_flow variants with --task flow"
+        )
+    paths = tuple(Path(out) / f"{Path(first).stem}{suffix}" for suffix in (".flo", ".png"))
+    existing = [path for path in paths if path.exists()]
+    if existing and not overwrite:
+        raise ConfigError(f"{existing[0]} exists; pass --overwrite or another --out")
+    frames = [_read_frame(Path(path)) for path in (first, second)]
+    if frames[0].shape != frames[1].shape:
+        raise DataError(
+            f"{first} has {frames[0].shape[1]}x{frames[0].shape[2]} pixels and {second} "
+            f"{frames[1].shape[1]}x{frames[1].shape[2]}; two frames have one size"
+        )
+    pair = torch.from_numpy(np.stack(frames, 1))
+    flow, tiles = tiled_flow(loaded.model, pair, scale=flow_scale(model), pad=pad)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    write_flow(paths[0], flow.numpy())
+    write_atomic(paths[1], _png(flow_to_colour(flow.numpy())))
+    return FlowFiles(flow=flow, paths=(paths[0], paths[1]), tiles=tiles)
+
+
+def flow_scale(model: str | Path) -> float:
+    """Return the pixels per unit that a run was trained with; the released 20 without a run."""
+    folder = RunFolder(Path(str(model).partition("@")[0]))
+    if folder.config.is_file():
+        config = folder.read_config()[1]
+        if isinstance(config, FlowTrainConfig):
+            return config.flow.scale
+    return FlowConfig().scale
+
+
+def _read_frame(path: Path) -> np.ndarray:
+    """Return an RGB picture as ``[3, H, W]``."""
+    picture = convert_channels(read_picture(read_bytes(str(path)), str(path)), 3, str(path))
+    return np.asarray(picture).transpose(2, 0, 1)
+
+
+def _png(picture: np.ndarray) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()

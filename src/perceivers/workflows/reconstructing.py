@@ -1,0 +1,55 @@
+"""Show what a pre-trained model gives back: the verb ``reconstruct``, whatever the system."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from perceivers.checkpoints.loading import load_with_info, split_address
+from perceivers.errors import CheckpointError
+from perceivers.tasks import AutoencodingConfig, MaskedAutoencodingConfig
+from perceivers.training.config import AutoencodeConfig, PretrainConfig
+from perceivers.training.run_folder import RunFolder
+from perceivers.workflows.reconstruction import reconstruct_pictures
+from perceivers.workflows.signal_reconstruction import reconstruct_signals
+
+
+def reconstruct(
+    model: str | Path,
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write originals and what the model makes of them, and an overview picture.
+
+    A HiP hides most of a picture and imagines it; a Perceiver IO auto-encoder passes pictures,
+    clips (written back as playable mp4 with sound) or sounds through its latents.
+
+    Args:
+        model: Run folder, ``RUN@last`` or model folder of a pre-trained model.
+        paths: Files, or folders searched for them.
+        out: Folder for the files and ``overview.png``.
+        seed: Seed of the masks.
+        overwrite: Replace files of an earlier call in ``out``.
+
+    Returns:
+        The files written; the overview is the last.
+
+    Raises:
+        UserError: The model cannot reconstruct, a path does not exist, nothing is readable, or
+            ``out`` holds earlier files and ``overwrite`` is off.
+    """
+    loaded = load_with_info(model)
+    folder = RunFolder(Path(split_address(model)[0]))
+    config = folder.read_config()[1] if folder.config.is_file() else None
+    options = {"seed": seed, "overwrite": overwrite}
+    if loaded.model.family == "hip":
+        mask = config.mask if isinstance(config, PretrainConfig) else MaskedAutoencodingConfig()
+        return reconstruct_pictures(loaded, mask, paths, Path(out), **options)
+    if loaded.model.family != "perceiver_io" or loaded.info.task not in {"", "autoencode"}:
+        raise CheckpointError(
+            f"{model} ({loaded.model.family}, task {loaded.info.task or 'not recorded'}) gives no "
+            f"signal back; pre-train one with --task autoencode, or a HiP"
+        )
+    known = config.autoencode if isinstance(config, AutoencodeConfig) else AutoencodingConfig()
+    return reconstruct_signals(loaded, known, paths, Path(out), **options)
