@@ -214,6 +214,22 @@ def test_what_that_library_computes_otherwise_is_said(tmp_path: Path) -> None:
     }
 
 
+def test_a_model_of_ours_with_bare_pictures_can_be_written(tmp_path: Path, quiet: None) -> None:
+    """Trained here, not released; its class has a place for every setting."""
+    model = pv.create_model(
+        "perceiver_io_imagenet_fourier",
+        inputs={"image": pv.Image(9, 7, 3)},
+        num_classes=4,
+        trunk={"num_latents": 4, "latent_dim": 16, "depth": 1},
+    )
+    model.save_pretrained(tmp_path / "ours")
+    done = pv.convert(tmp_path / "ours", tmp_path / "hf", to="hf", verify=True)
+    assert done.notes == ()
+    assert done.is_verified
+    loaded = model_from_hugging_face(read_hugging_face(tmp_path / "hf"))
+    assert loaded.config.inputs["image"] == pv.Image(9, 7, 3, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
 def test_models_that_no_class_holds_are_not_written(tmp_path: Path) -> None:
     image = {"image": pv.Image(8, 8, 3)}
     cases = {

@@ -66,9 +66,7 @@ def test_embeddings_are_made_as_the_paper_says(stir: Stir, draw: Draw) -> None:
     assert (entities.pooled >= 0).all()
 
 
-def test_permuting_entities_permutes_scores(
-    stir: Stir, draw: Draw, rng: torch.Generator
-) -> None:
+def test_permuting_entities_permutes_scores(stir: Stir, draw: Draw, rng: torch.Generator) -> None:
     model, units = build(stir), draw_units(draw)
     order = torch.randperm(6, generator=rng)
     scores = model(units)
@@ -114,7 +112,10 @@ def test_a_step_towards_the_right_entity_helps(stir: Stir, draw: Draw) -> None:
 
 
 def test_both_attention_paths_agree(stir: Stir, draw: Draw) -> None:
-    model, units = build(stir, decoder=DecoderConfig(num_heads=2, qk_dim=4, v_dim=6)), draw_units(draw)
+    model, units = (
+        build(stir, decoder=DecoderConfig(num_heads=2, qk_dim=4, v_dim=6)),
+        draw_units(draw),
+    )
     fast = model(units)
     with use_attention(model, "reference"):
         torch.testing.assert_close(model(units), fast, **EXACT)

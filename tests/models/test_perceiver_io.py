@@ -126,9 +126,7 @@ def test_one_output_is_returned_bare(stir: Stir, draw: Draw) -> None:
     answer = model(raw)
     assert torch.equal(answer, model.decode(model.encode(raw)))
     assert answer.shape == (2, 3)
-    bare = build(
-        stir, outputs={"wave": OUTPUTS["wave"]}, inputs={"sound": Audio(12)}, tokens={}
-    )
+    bare = build(stir, outputs={"wave": OUTPUTS["wave"]}, inputs={"sound": Audio(12)}, tokens={})
     sound = raw["sound"]
     assert torch.equal(bare(sound), bare({"sound": sound}))
     with pytest.raises(InputError, match=r"a bare tensor is ambiguous"):
@@ -512,7 +510,9 @@ def test_recomputation_changes_neither_values_nor_gradients(stir: Stir, draw: Dr
         torch.manual_seed(1)
         out = model(raw)
         torch.stack([x.square().sum() for x in out.values()]).sum().backward()
-        results.append(({n: x.detach() for n, x in out.items()}, [p.grad for p in model.parameters()]))
+        results.append(
+            ({n: x.detach() for n, x in out.items()}, [p.grad for p in model.parameters()])
+        )
     torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-11)
 
 
@@ -598,8 +598,10 @@ def test_a_resized_model_answers_for_the_new_sizes(stir: Stir, draw: Draw) -> No
     assert grown == {cut, rows, "inputs.readers.text.positions.source.table"}
     # Both grids have their first cell at the same place, and so the same query.
     assert torch.equal(places_of(model, "grid")[0], places_of(resized, "grid")[0])
-    corner = [m.decoder.make_queries("grid", m.encode(d).tokens, None, torch.float64)[0, 0]
-              for m, d in ((model, draw(INPUTS)), (resized, draw(other)))]
+    corner = [
+        m.decoder.make_queries("grid", m.encode(d).tokens, None, torch.float64)[0, 0]
+        for m, d in ((model, draw(INPUTS)), (resized, draw(other)))
+    ]
     torch.testing.assert_close(corner[0], corner[1], **EXACT)
     with pytest.raises(ConfigError, match=r"texts of 7 bytes has no positions for 8"):
         model.resized({**INPUTS, "text": Bytes(8)})

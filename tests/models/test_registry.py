@@ -1,14 +1,17 @@
 """The table of names: what it builds, its state keys, its suggestions."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from perceivers.errors import ConfigError
 from perceivers.models import HiPHead, create_model, list_models
+from perceivers.models.base import Model, ModelConfig
 from perceivers.models.registry import FAMILIES, family_of, find_family, rebuild
 from perceivers.types import Array, Audio, Image, Labels, Points, Video
 
@@ -22,13 +25,40 @@ def test_patterns_select_names() -> None:
     assert list_models("nothing_*") == []
 
 
+def complete(name: str) -> dict[str, Any]:
+    """What a name needs besides itself."""
+    family = find_family(name)
+    own = FAMILIES[family].variants[name]
+    if "inputs" in own:
+        return {}
+    if family == "entity_set":
+        return {"inputs": {"points": Points(9, 4)}}
+    needed: dict[str, Any] = {"inputs": {"image": Image(32, 32, 3)}}
+    if family == "perceiver":
+        needed["num_classes"] = 3
+    return needed
+
+
 @pytest.mark.parametrize("name", list_models())
 def test_every_name_builds_its_family(name: str) -> None:
     with torch.device("meta"):
-        model = create_model(name, inputs={"image": Image(32, 32, 3)})
-    assert family_of(model) == find_family(name)
+        model = create_model(name, **complete(name))
+    assert family_of(model) == find_family(name) == model.family
     assert type(model) is FAMILIES[find_family(name)].module
     assert model.config == replace(model.config)
+    assert isinstance(model, Model)
+    assert isinstance(model.config, ModelConfig)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_configuration_survives_json(name: str) -> None:
+    with torch.device("meta"):
+        config = create_model(name, **complete(name)).config
+    data = json.loads(json.dumps(config.to_json()))
+    assert type(config).from_json(data) == config
+    data["numm"] = 1
+    with pytest.raises(ConfigError, match=r"numm"):
+        type(config).from_json(data)
 
 
 @pytest.mark.parametrize("name", ["hip_nano", "hip_tiny"])

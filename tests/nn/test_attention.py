@@ -225,5 +225,5 @@ def test_indivisible_widths_are_refused(qk_dim: int, v_dim: int, wrong: str) -> 
 
 
 def test_indivisible_self_attention_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"self-attention dim=9 is not a multiple of num_heads=2"):
+    with pytest.raises(ConfigError, match=r"self-attention qk_dim=9 is not a multiple of num_h"):
         SelfAttention(dim=9, num_heads=2)

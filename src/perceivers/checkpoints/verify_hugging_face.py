@@ -106,7 +106,8 @@ def _normalised(raw: Tensor, model: PerceiverIO, name: str) -> Tensor:
     spec = model.config.inputs[name]
     shape = (1, -1, *[1] * (raw.ndim - 2))
     # Statistics are kept in float32, as everywhere.
-    mean, std = (torch.tensor(x).to(raw.dtype).reshape(shape) for x in (spec.mean, spec.std))
+    given = (spec.mean or (0.0,), spec.std or (1.0,))
+    mean, std = (torch.tensor(values).to(raw.dtype).reshape(shape) for values in given)
     return (raw - mean) / std
 
 

@@ -93,7 +93,9 @@ def text_modality(model: Any) -> str:
     """
     for name, spec in model.config.inputs.items():
         output = getattr(model.config, "outputs", {}).get(name)
-        if isinstance(spec, Bytes) and output is not None and output.head == "tied":
+        if not isinstance(spec, Bytes) or output is None:
+            continue
+        if output.head == "tied" or output.channels == BYTE_VOCABULARY:
             return name
     raise ConfigError(
         "masked language modelling needs a Perceiver IO that reads bytes and answers them; build a "
@@ -105,7 +107,7 @@ class MaskedLanguage(Task):
     """Predict hidden bytes.
 
     Args:
-        model: A Perceiver IO whose output is tied to its byte input.
+        model: A Perceiver IO that answers its byte input with a score per entry.
         config: What is hidden.
     """
 

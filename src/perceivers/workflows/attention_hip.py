@@ -7,7 +7,7 @@ map over the elements, if the self-attention of every level is taken as the iden
 Legend: G groups, H heads, N latents per group, M tokens per group, S slots per group.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from perceivers.models.hip import HiP
 from perceivers.models.hip.heads import QueryHead
 from perceivers.nn.grouping import GroupLayout
-from perceivers.nn.regroup import regroup
+from perceivers.nn.regroup import Regroup, regroup
 from perceivers.workflows.attention_maps import (
     Answer,
     Explanation,
@@ -85,7 +85,7 @@ def read_hip(
         return Explanation(tuple(reads), (), NO_ROUTE)
     levels = [rollout_heads(levels[0], head), *(weights.mean(1) for weights in levels[1:])]
     outward = recorded.of(asked)[0][0].mean(0) if asked else None  # [1, N]
-    weights, lost = follow_down(model, levels, outward)
+    weights, lost = follow_down(levels, outward, model.config.regroup)
     note = f"{100 * lost:.1f} % on label tokens left out" if lost > 0 else ""
     found = field.map("the answer", weights, note)
     return Explanation(tuple(reads), (Answer("", values, found),), _route(model))
@@ -137,14 +137,14 @@ def group_field(model: HiP, layout: GroupLayout, given: set[str]) -> Field:
 
 
 def follow_down(
-    model: HiP, levels: list[Float[Tensor, "G N M"]], outward: Float[Tensor, "1 N"] | None
+    levels: Sequence[Float[Tensor, "G N M"]], outward: Float[Tensor, "1 N"] | None, how: Regroup
 ) -> tuple[Float[Tensor, "G S"], float]:
     """Follow attention from the processor's latents to the slots of the first level.
 
     Args:
-        model: The model whose levels these are.
         levels: Attention of every encoder level, first to processor.
         outward: Attention of the answer to the processor's latents; None weighs them alike.
+        how: Which latents of one level form a group of the next.
 
     Returns:
         Attention per slot, which sums to at most 1, and the share that fell on label tokens.
@@ -158,7 +158,7 @@ def follow_down(
         if index == 0:
             break
         groups, count, _ = levels[index - 1].shape
-        places = _sources(model, groups, count, weights.shape[0])
+        places = _sources(groups, count, weights.shape[0], how)
         kept = weights[:, : places.shape[1]]
         lost += float((weights.sum() - kept.sum()).clamp(min=0.0))
         below = weights.new_zeros(groups * count)
@@ -166,7 +166,7 @@ def follow_down(
     return weights, lost if lost > 1e-6 else 0.0
 
 
-def _sources(model: HiP, groups: int, count: int, groups_above: int) -> Tensor:
+def _sources(groups: int, count: int, groups_above: int, how: Regroup) -> Tensor:
     """Flat index of the latent that each token of the level above was, ``[g, M]``."""
     order = torch.arange(groups * count, dtype=torch.float64).reshape(1, groups, count, 1)
-    return regroup(order, groups_above, model.config.regroup)[0, ..., 0].long()
+    return regroup(order, groups_above, how)[0, ..., 0].long()

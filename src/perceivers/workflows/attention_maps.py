@@ -233,9 +233,10 @@ def single_out(
     maps = [inputs.map(words, mean)]
     differences = 0.5 * (weights - mean.unsqueeze(1)).abs().sum(-1)  # [G, N]
     differences[~readable] = -1.0
-    best = differences.flatten().topk(min(latents, int(readable.sum()) * count))
-    for value, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+    order = differences.flatten().argsort(descending=True, stable=True)
+    for place in order[: min(latents, int(readable.sum()) * count)].tolist():
         group, latent = divmod(place, count)
+        value = float(differences[group, latent])
         alone = torch.zeros_like(mean)
         alone[group] = weights[group, latent]
         label = f"latent {latent}" if groups == 1 else f"group {group}, latent {latent}"

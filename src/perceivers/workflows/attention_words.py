@@ -17,6 +17,7 @@ from perceivers.workflows.attention_maps import Answer
 # Labels of a model that gives any number of them.
 LISTED = 3
 SHOWN_VALUES = 4
+SURE = 0.9995
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Speaker:
         output = getattr(self.model.config, "outputs", {}).get(answer.output)
         if isinstance(self.model, EntitySet):
             chance = float(answer.values.softmax(-1)[answer.index])
-            return f"chosen: row {answer.index}, {style.percent(chance)}"
+            return f"chosen: row {answer.index}, {show_chance(chance)}"
         if output is not None and output.head == "tied":
             return _say_byte(answer, truth.get(answer.index))
         if answer.output == TARGET and self.info.task in {"", "flow"} and answer.modality:
@@ -58,7 +59,7 @@ class Speaker:
         chance = answer.values.softmax(-1)
         best = int(chance.argmax())
         name = names[best] if len(names) == len(chance) else f"class {best}"
-        words = f"{name}, {style.percent(float(chance[best]))}"
+        words = f"{name}, {show_chance(float(chance[best]))}"
         return f"{answer.output}: {words}" if answer.output and self._is_one_of_many else words
 
     @property
@@ -79,6 +80,11 @@ class Speaker:
         return ", ".join(shown)
 
 
+def show_chance(chance: float) -> str:
+    """Return a probability in percent, not to more digits than a reader wants."""
+    return "over 99.9 %" if chance > SURE else style.percent(chance)
+
+
 def show_byte(number: int) -> str:
     """Return an id as a reader knows it: the character, or the byte in hexadecimal."""
     if number < FIRST_BYTE:
@@ -91,7 +97,7 @@ def _say_byte(answer: Answer, truth: int | None) -> str:
     chance = answer.values.softmax(-1)
     best = int(chance.argmax())
     hidden = "" if truth is None else f" (hidden: {show_byte(truth)})"
-    return f"place {answer.index}{hidden}: {show_byte(best)}, {style.percent(float(chance[best]))}"
+    return f"place {answer.index}{hidden}: {show_byte(best)}, {show_chance(float(chance[best]))}"
 
 
 def _say_labels(chances: Tensor, names: Sequence[str]) -> str:
@@ -100,5 +106,5 @@ def _say_labels(chances: Tensor, names: Sequence[str]) -> str:
     found = []
     for chance, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
         name = names[place] if len(names) == len(chances) else f"label {place}"
-        found.append(f"{name} {style.percent(chance)}")
+        found.append(f"{name} {show_chance(chance)}")
     return f"likeliest labels: {', '.join(found)}"

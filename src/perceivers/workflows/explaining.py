@@ -362,10 +362,13 @@ def make_panel(
 def _overview_panel(
     found: Explanation, canvases: Mapping[str, Canvas], speaker: Speaker, sample: Sample
 ) -> Panel:
-    """The first answer's map, or the mean of the first read, under the sample's name."""
+    """The map of one answer, or the mean of the first read, under the sample's name.
+
+    Answers for the whole sample come before those for one element of it.
+    """
     if not found.answers:
         return make_panel(canvases, found.reads[0].maps[0], sample.name)
-    answer = found.answers[0]
+    answer = min(found.answers, key=lambda each: bool(each.modality))
     assert answer.map is not None
     words = f"{sample.name}: {speaker.say(answer, sample.hidden)}"
     return make_panel(canvases, answer.map, words, answer)

@@ -126,7 +126,7 @@ def reconstruction(name: str, spec: ModalitySpec, tokens: TokenConfig, dim: int)
     if isinstance(spec, Points):
         positions = PositionConfig(kind="learned", dim=dim)
     elif tokens.content == "elements" and not tokens.stride:
-        positions = tokens.positions
+        positions = replace(tokens.positions, combine="concat")
         if positions.kind == "none":
             positions = PositionConfig(kind="learned", dim=dim)
     else:

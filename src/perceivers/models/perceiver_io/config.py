@@ -58,6 +58,11 @@ class Output:
             raise ConfigError(f"{self.queries} queries need the modality they speak of")
         if self.queries == "positions" and self.positions.kind == "none":
             raise ConfigError("positions queries need positions: fourier or learned")
+        if self.positions.combine != "concat":
+            raise ConfigError(
+                f"queries are their positions; combine={self.positions.combine!r} has nothing to "
+                f"add them to"
+            )
         if self.channels < 0 or self.divide_by <= 0:
             raise ConfigError(
                 f"output channels={self.channels} must not be negative and divide_by="

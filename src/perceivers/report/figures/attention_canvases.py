@@ -26,7 +26,7 @@ Place = tuple[float, ...]
 HEAT = LinearSegmentedColormap.from_list("heat", ["#ffffff", "#fdb98a", style.VERMILION, "#8c2d04"])
 MARK = style.BLUE
 # The picture under the heat is paler than it is, so that its blacks are not taken for heat.
-PALEST, DARKEST = 0.97, 0.45
+PALEST, DARKEST = 0.97, 0.55
 HEAT_STRENGTH = 0.85
 
 SHOWN_FRAMES = 4

@@ -1,0 +1,46 @@
+"""What the verbs convert and models say about released weights."""
+
+from pathlib import Path
+
+import pytest
+
+import perceivers as pv
+from perceivers.cli.main import main
+from perceivers.errors import ConfigError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def test_weights_are_listed_by_name_or_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--weights"]) == 0
+    everything = capsys.readouterr().out
+    assert everything.count("perceiver_io_flow") == 2
+    for fact in ("deepmind/language-perceiver", "201,108,230", "CC-BY-4.0", "Apache-2.0"):
+        assert fact in everything
+    assert main(["models", "--weights", "*_flow"]) == 0
+    some = capsys.readouterr().out
+    assert "optical_flow_checkpoint.pystate" in some
+    assert "language" not in some
+
+
+def test_differences_and_notes_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, ours = str(GOLDEN / "dmr_mlm.npz"), str(tmp_path / "ours")
+    assert main(["convert", source, ours, "--verify"]) == 0
+    assert "out: largest difference" in capsys.readouterr().out
+    target = str(tmp_path / "params.npz")
+    assert main(["convert", ours, target, "--to", "haiku"]) == 0
+    assert "note:" not in capsys.readouterr().out
+    assert main(["convert", target, str(tmp_path / "again")]) == 0
+
+
+def test_unknown_formats_and_flavours_are_refused(tmp_path: Path) -> None:
+    source = GOLDEN / "dmr_flow.npz"
+    with pytest.raises(ConfigError, match=r"to is 'tf'; choose from \['perceivers', 'hf', 'haiku'"):
+        pv.convert(source, tmp_path / "x", to="tf")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=r"flavour is 'deepmind'; choose from \['official', 'hf'"):
+        pv.convert(source, tmp_path / "x", flavour="deepmind")  # pyright: ignore[reportArgumentType]
+    pv.convert(source, tmp_path / "x")
+    with pytest.raises(ConfigError, match=r"cannot be run here; convert them back to compare"):
+        pv.convert(tmp_path / "x", tmp_path / "y.npz", to="haiku", verify=True)
