@@ -1,4 +1,4 @@
-"""Several modalities in one array: padding vectors, mask tokens, what is hidden, kept or missing."""
+"""Several modalities in one array: padding vectors, mask tokens, hidden, kept, missing ones."""
 
 from collections.abc import Mapping
 from typing import Any

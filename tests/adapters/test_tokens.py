@@ -1,6 +1,7 @@
 """One modality to tokens: positions per grid and per sample, projection, what is real."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -167,8 +168,8 @@ def test_labels_are_one_hot_tokens(rng: torch.Generator) -> None:
 def test_learned_positions_have_a_row_per_token_not_per_element(
     rng: torch.Generator, spec: ModalitySpec, config: TokenConfig, grid: tuple[int, ...]
 ) -> None:
-    settings = {**config.__dict__, "positions": PositionConfig(kind="learned", dim=2)}
-    reader = build_reader(spec, TokenConfig(**settings), rng)
+    learned = replace(config, positions=PositionConfig(kind="learned", dim=2))
+    reader = build_reader(spec, learned, rng)
     tokens = reader(draw(rng, 2, *spec.raw_shape), torch.float64)
     assert reader.grid == grid
     assert tuple(tokens.shape) == (2, reader.num_tokens, reader.dim)
@@ -243,18 +244,33 @@ def test_every_modality_is_read_when_nothing_is_said(
     assert tuple(tokens.shape) == (2, reader.num_tokens, reader.dim)
 
 
-def test_widths_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(
-        ConfigError,
-        match=r"input 'x': positions of 4 channels cannot be added to content of 3; project them",
-    ):
-        added = PositionConfig(kind="learned", dim=4, combine="add")
-        TokenReader("x", Array((5,), 3), TokenConfig(positions=added))
-    with pytest.raises(ConfigError, match=r"dim=8 maps what a point holds besides its coord"):
-        TokenReader("x", Points(5), TokenConfig(**{**CLOUD.__dict__, "dim": 8}))
-    with pytest.raises(ConfigError, match=r"max_resolution=\(8,\) for 2 axes; .* one length per"):
-        short = PositionConfig(kind="fourier", max_resolution=(8,))
-        TokenReader("x", Image(4, 4), TokenConfig(positions=short))
-    with pytest.raises(ConfigError, match=r"max_resolution=None for 3 axes; .*no grid to take it"):
-        nothing = PositionConfig(kind="fourier")
-        TokenReader("x", Points(5), TokenConfig(content="coordinates", positions=nothing))
+BAD: list[tuple[ModalitySpec, TokenConfig, str]] = [
+    (
+        Array((5,), 3),
+        TokenConfig(positions=PositionConfig(kind="learned", dim=4, combine="add")),
+        r"input 'x': positions of 4 channels cannot be added to content of 3; project them",
+    ),
+    (
+        Points(5),
+        replace(CLOUD, dim=8),
+        r"input 'x': dim=8 maps what a point holds besides its coordinates, which is nothing",
+    ),
+    (
+        Image(4, 4),
+        TokenConfig(positions=PositionConfig(kind="fourier", max_resolution=(8,))),
+        r"max_resolution=\(8,\) for 2 axes; .* one length per",
+    ),
+    (
+        Points(5),
+        TokenConfig(content="coordinates", positions=PositionConfig(kind="fourier")),
+        r"max_resolution=None for 3 axes; .*no grid to take it",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "config", "text"), BAD)
+def test_widths_that_do_not_fit_are_refused(
+    spec: ModalitySpec, config: TokenConfig, text: str
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        TokenReader("x", spec, config)

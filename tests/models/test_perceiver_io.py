@@ -19,7 +19,7 @@ from perceivers.models.perceiver_io.decoder import PositionQueries
 from perceivers.nn import attention
 from perceivers.nn.attention import use_attention
 from perceivers.nn.positions import fourier_features, grid_coordinates
-from perceivers.types import PAD, Array, Audio, Bytes, Image, Labels, ModalitySpec, Points, Video
+from perceivers.types import PAD, Audio, Bytes, Image, Labels, ModalitySpec, Points, Video
 
 Stir = Callable[..., PerceiverIO]
 Draw = Callable[..., dict[str, Tensor]]
@@ -69,7 +69,7 @@ SHAPES = {
     "wave": (2, 1, 12),
     "tokens": (2, 5, 2),
 }
-QUERIES = {n: s for n, s in zip(SHAPES, (1, 4, 7, 24, 24, 5, 4, 5), strict=True)}
+QUERIES = dict(zip(SHAPES, (1, 4, 7, 24, 24, 5, 4, 5), strict=True))
 
 
 def build(stir: Stir, **settings: Any) -> PerceiverIO:
@@ -253,7 +253,8 @@ def test_long_grids_keep_no_table_and_answer_alike(
     assert list(long.decoder.queries["grid"].buffers()) == []
     assert len(list(model.decoder.queries["grid"].buffers())) == 1
     ids = torch.tensor([[5, 1], [23, 0]])
-    for settings in ({}, {"chunk_size": 5}, {"ids": ids}):
+    calls: list[dict[str, Any]] = [{}, {"chunk_size": 5}, {"ids": ids}]
+    for settings in calls:
         torch.testing.assert_close(
             long.decode(long.encode(raw), "grid", **settings),
             model.decode(model.encode(raw), "grid", **settings),

@@ -65,6 +65,7 @@ def test_a_perceiver_classifies_any_modalities(name: str, rng: torch.Generator) 
     model = create_model(name, inputs=MANY, num_classes=4).eval()
     assert type(model) is Perceiver
     raw = draw(rng, MANY)
+    assert model.head is not None
     torch.nn.init.normal_(model.head.weight)
     logits = model(raw)
     assert logits.shape == (2, 4)

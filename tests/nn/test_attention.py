@@ -227,3 +227,80 @@ def test_indivisible_widths_are_refused(qk_dim: int, v_dim: int, wrong: str) -> 
 def test_indivisible_self_attention_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"self-attention qk_dim=9 is not a multiple of num_h"):
         SelfAttention(dim=9, num_heads=2)
+
+
+# -- unequal widths, dropped queries ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", MASKS.values(), ids=MASKS.keys())
+@pytest.mark.parametrize(("qk", "v"), [(4, 7), (9, 3), (8, 16), (5, 5)])
+def test_padding_heads_to_one_width_changes_nothing(
+    rng: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, ...] | None,
+    qk: int,
+    v: int,
+) -> None:
+    q, k, values = draw(rng, 2, 3, 5, qk), draw(rng, 2, 3, 7, qk), draw(rng, 2, 3, 7, v)
+    mask = maybe_mask(rng, shape)
+    if mask is not None:
+        mask[0, :, 0] = False  # a query, or a whole sample, that sees nothing
+    expected, _ = attend_reference(q, k, values, mask)
+    plain = attend(q, k, values, mask)
+    monkeypatch.setattr(attention, "PLAIN_SCORES", 0)
+    seen: list[tuple[int, ...]] = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+
+    def watch(*args: Any, **settings: Any) -> Tensor:
+        seen.extend(tuple(x.shape)[-1:] for x in args[:3])
+        return fused(*args, **settings)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch)
+    padded = attend(q, k, values, mask)
+    torch.testing.assert_close(plain, expected, **EXACT)
+    torch.testing.assert_close(padded, expected, **EXACT)
+    width = qk if qk == v else -(-max(qk, v) // 8) * 8
+    assert seen == [(width,)] * 3
+    assert not torch.allclose(attend(q, k, draw(rng, 2, 3, 7, v), mask), expected)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "heads"), [(5, 9, 1), (9, 5, 1), (5, 9, 2)], ids=["absorbed", "narrow", "2"]
+)
+def test_a_dropped_query_gives_the_output_bias_on_every_path(
+    rng: torch.Generator, queries: int, keys: int, heads: int
+) -> None:
+    cross = CrossAttention(
+        query_dim=6, kv_dim=7, qk_dim=24, v_dim=20, out_dim=5, num_heads=heads
+    ).double()
+    q, kv = draw(rng, 2, 3, queries, 6), draw(rng, 2, 3, keys, 7)
+    keep = torch.rand(2, 3, queries, generator=rng) < 0.5
+    mask = torch.rand(2, 3, 1, keys, generator=rng) < 0.5
+    whole, out = cross(q, kv, mask), cross(q, kv, mask, keep)
+    torch.testing.assert_close(out[keep], whole[keep], **EXACT)
+    torch.testing.assert_close(out[~keep], cross.out.bias.expand_as(out[~keep]), **EXACT)
+    with use_attention(cross, "reference"):
+        torch.testing.assert_close(cross(q, kv, mask, keep), out, **EXACT)
+    assert not torch.allclose(whole[~keep], cross.out.bias)
+
+
+@pytest.mark.parametrize(("qk_dim", "v_dim"), [(4, 8), (12, 6), (None, 4), (4, None)])
+def test_self_attention_of_unequal_widths_is_the_same_on_both_paths(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, qk_dim: int | None, v_dim: int | None
+) -> None:
+    module = SelfAttention(dim=8, num_heads=2, qk_dim=qk_dim, v_dim=v_dim).double()
+    assert module.qkv.out_features == 2 * (qk_dim or 8) + (v_dim or 8)
+    x = draw(rng, 2, 3, 5, 8)
+    mask = torch.rand(2, 3, 1, 5, generator=rng) < 0.5
+    with use_attention(module, "reference"):
+        expected = module(x, mask)
+    torch.testing.assert_close(module(x, mask), expected, **EXACT)
+    monkeypatch.setattr(attention, "PLAIN_SCORES", 0)
+    torch.testing.assert_close(module(x, mask), expected, **EXACT)
+    assert not torch.allclose(module(x), expected)
+
+
+@pytest.mark.parametrize(("qk_dim", "v_dim", "wrong"), [(7, 8, "qk_dim=7"), (8, 9, "v_dim=9")])
+def test_self_attention_s_widths_must_be_divisible(qk_dim: int, v_dim: int, wrong: str) -> None:
+    with pytest.raises(ConfigError, match=rf"self-attention {wrong} is not a multiple of num_h"):
+        SelfAttention(dim=8, num_heads=2, qk_dim=qk_dim, v_dim=v_dim)

@@ -178,3 +178,36 @@ def test_every_activation_is_another_function(rng: torch.Generator) -> None:
 def test_an_unknown_activation_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"activation 'gelo' is unknown.*did you mean 'gelu'\?"):
         Mlp(dim=4, ratio=1, activation="gelo")
+
+
+def test_a_read_drops_queries_but_keeps_its_residual_and_mlp(rng: torch.Generator) -> None:
+    tokens, queries = draw(rng, 2, 1, 9, 5), draw(rng, 1, 1, 6, 8)
+    keep = torch.rand(2, 1, 6, generator=rng) < 0.5
+    for residual in (True, False):
+        read = Read(query_dim=8, token_dim=5, residual=residual).double()
+        x = read.attention.out.bias + (queries if residual else 0.0)
+        nothing = (x + read.mlp(read.norm_mlp(x))).expand(2, 1, 6, 8)
+        out, whole = read(queries, tokens, keep=keep), read(queries, tokens)
+        torch.testing.assert_close(out[~keep], nothing[~keep], rtol=0.0, atol=1e-12)
+        torch.testing.assert_close(out[keep], whole[keep], rtol=0.0, atol=1e-12)
+        assert not torch.allclose(whole[~keep], nothing[~keep])
+
+
+def test_widths_of_a_read_follow_the_tokens_unless_given() -> None:
+    def widths(**settings: Any) -> tuple[int, int]:
+        read = Read(query_dim=8, token_dim=6, **settings)
+        return read.attention.q.out_features, read.attention.v.out_features
+
+    assert widths() == (6, 6)
+    assert widths(qk_dim=4) == (4, 4)
+    assert widths(v_dim=10) == (6, 10)
+    assert widths(qk_dim=4, v_dim=10) == (4, 10)
+
+
+def test_widths_of_a_layer_are_its_own_unless_given(rng: torch.Generator) -> None:
+    layer = SelfAttentionLayer(dim=8, num_heads=2, qk_dim=4, v_dim=6).double()
+    assert layer.attention.widths == (4, 4, 6)
+    assert layer.attention.out.in_features == 6
+    x = draw(rng, 2, 1, 5, 8)
+    assert layer(x).shape == x.shape
+    assert SelfAttentionLayer(dim=8, num_heads=2).attention.widths == (8, 8, 8)

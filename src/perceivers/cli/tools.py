@@ -14,7 +14,7 @@ from perceivers.workflows.recipes import copy_recipe, find_recipe, list_recipes
 
 def models(argv: list[str]) -> int:
     """The named models with their sizes."""
-    parser = VerbParser("models", "List the named models, counted for 224 x 224 x 3 pictures.")
+    parser = VerbParser("models", "List the named models with their sizes.")
     parser.add_argument("pattern", nargs="?", default="*", help="shell pattern such as 'hip_*'")
     parser.add_argument(
         "--weights", action="store_true", help="list the released weights that convert reads"
@@ -26,15 +26,16 @@ def models(argv: list[str]) -> int:
     if not rows:
         fail(f"no model matches {args.pattern!r}; there are {', '.join(list_models())}")
     print_table(
-        ("model", "paper", "encoder", "with decoder", "groups", "inputs per group"),
+        ("model", "paper", "parameters", "to the latents", "latents", "structure", "counted for"),
         [
             (
                 row.name,
                 row.paper,
-                f"{row.encoder:,}",
                 f"{row.total:,}",
-                row.groups,
-                f"{row.first_group:,}",
+                f"{row.core:,}",
+                row.latents,
+                row.structure,
+                row.inputs,
             )
             for row in rows
         ],

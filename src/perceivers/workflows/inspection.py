@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from perceivers.checkpoints.catalogue import CATALOGUE, ReleasedWeights
 from perceivers.models.registry import FAMILIES, create_model, find_family, list_models
-from perceivers.types import Image
+from perceivers.types import Image, Points
 from perceivers.version import __version__
 
 EXTRAS = {
@@ -24,33 +25,76 @@ EXTRAS = {
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One named variant, counted for 224 x 224 x 3 pictures."""
+    """One named variant.
+
+    Attributes:
+        name: What ``create_model`` knows it by.
+        paper: Where it is described.
+        core: Parameters up to the latents, which fine-tuning carries over.
+        total: All parameters.
+        latents: Latents x channels, of a HiP's processor or of the latent array.
+        structure: Groups of a HiP's levels, or reads and blocks of a flat model.
+        inputs: What it was counted for.
+    """
 
     name: str
     paper: str
-    encoder: int
+    core: int
     total: int
-    groups: str
-    first_group: int
+    latents: str
+    structure: str
+    inputs: str
+
+
+# What variants without inputs of their own are counted for.
+PICTURE = {"image": Image(224, 224, 3)}
+ENTITIES = {"points": Points(32, 6, ragged=True)}
 
 
 def describe_models(pattern: str = "*") -> list[ModelRow]:
     """Count the variants that match, without allocating their weights."""
     rows = []
     for name in list_models(pattern):
+        family = find_family(name)
+        inputs = FAMILIES[family].variants[name].get("inputs")
+        settings: dict[str, Any] = {"inputs": inputs or PICTURE}
+        if inputs is None and family == "entity_set":
+            settings["inputs"] = ENTITIES
+        elif inputs is None and family == "perceiver":
+            settings["num_classes"] = 1000
         with torch.device("meta"):
-            model = create_model(name, inputs={"image": Image(224, 224, 3)})
+            model = create_model(name, **settings)
+        latents, structure = _summary(model)
         rows.append(
             ModelRow(
                 name=name,
-                paper=FAMILIES[find_family(name)].paper,
-                encoder=sum(p.numel() for p in model.encoder.parameters()),
+                paper=FAMILIES[family].paper,
+                core=sum(p.numel() for n, p in model.named_parameters() if n.startswith(model.core)),
                 total=sum(p.numel() for p in model.parameters()),
-                groups="-".join(str(level.num_groups) for level in model.config.levels),
-                first_group=model.layout().shares[0].slots,
+                latents=latents,
+                structure=structure,
+                inputs=", ".join(
+                    f"{key} {'x'.join(map(str, spec.raw_shape))}"
+                    for key, spec in model.config.inputs.items()
+                ),
             )
         )
     return rows
+
+
+def _summary(model: Any) -> tuple[str, str]:
+    """Latents, and what happens to them."""
+    if model.family == "hip":
+        levels = model.config.levels
+        middle = levels[model.config.processor]
+        groups = "-".join(str(level.num_groups) for level in levels)
+        return f"{middle.num_latents} x {middle.latent_dim}", f"groups {groups}"
+    trunk = model.config.trunk
+    shared = " shared" if trunk.share_blocks and trunk.num_blocks > 1 else ""
+    return (
+        f"{trunk.num_latents} x {trunk.latent_dim}",
+        f"{trunk.num_reads} read, {trunk.num_blocks} x {trunk.depth} layers{shared}",
+    )
 
 
 def describe_weights(pattern: str = "*") -> list[ReleasedWeights]:
