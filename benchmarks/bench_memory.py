@@ -21,11 +21,6 @@ of the ratios of neighbours, with its range, in wall and in process CPU time.
 import argparse
 import datetime
 import json
-import os
-import platform
-import re
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -37,15 +32,22 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 
 import perceivers as pv
+from measuring import (
+    allocated,
+    describe_machine,
+    measure_times,
+    mib,
+    saved_bytes,
+    show,
+    spread,
+)
 from perceivers.models.hip import HiP
 from perceivers.nn.attention import AttentionPath, CrossAttention, use_attention
 from perceivers.tasks.mae import mae_losses
 from perceivers.types import IMAGENET_MEAN, IMAGENET_STD
 
-MIB = 2**20
 NUM_CLASSES = 1000
 CHUNKS = (256, 512, 1024, 2048)
 
@@ -142,52 +144,10 @@ def make_workloads(variant: str, size: int, batch: int, names: Sequence[str]) ->
 
 
 def kept_bytes(workload: Workload, way: Way) -> int:
-    """Count the bytes of all storages that one forward pass saves for its backward pass."""
+    """Count what one forward pass of a workload saves for its backward pass."""
     own = (*workload.model.parameters(), *workload.model.buffers(), *workload.given)
-    excluded = {tensor.untyped_storage().data_ptr() for tensor in own}
-    seen: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in excluded:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with (
-        workload.running(way),
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-    ):
-        result = workload.loss()  # keeps the graph, so no address is used twice
-    del result
-    return sum(seen.values())
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what the profiler's native code writes to stderr; exceptions still get out."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-
-
-def allocated(run: Callable[[], Any]) -> tuple[int, int]:
-    """Return the bytes ``run`` leaves allocated while its result is held, and its peak."""
-    with quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = run()
-    recorded: Any = profiler.profiler  # its raw events are missing from torch's stubs
-    events = [e for e in recorded.kineto_results.events() if e.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    del result
-    return now, peak
+    with workload.running(way):
+        return saved_bytes(workload.loss, own)
 
 
 def measure_memory(workload: Workload, way: Way) -> dict[str, int]:
@@ -198,21 +158,6 @@ def measure_memory(workload: Workload, way: Way) -> dict[str, int]:
         live, _ = allocated(workload.loss)
         _, peak = allocated(workload.step)
     return {"kept": kept, "live": live, "peak": peak}
-
-
-def measure_times(
-    runs: Mapping[str, Callable[[], None]], rounds: int
-) -> dict[str, dict[str, list[float]]]:
-    """Time every run once per round, in turn, after one warm-up round; seconds, wall and CPU."""
-    times: dict[str, dict[str, list[float]]] = {n: {"wall": [], "cpu": []} for n in runs}
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            run()
-            if turn:
-                times[name]["wall"].append(time.perf_counter() - wall)
-                times[name]["cpu"].append(time.process_time() - cpu)
-    return times
 
 
 def time_ways(workload: Workload, ways: Mapping[str, Way], rounds: int) -> dict[str, Any]:
@@ -239,28 +184,6 @@ def time_ways(workload: Workload, ways: Mapping[str, Way], rounds: int) -> dict[
     return figures
 
 
-def describe_machine() -> dict[str, Any]:
-    """Return what the numbers depend on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
-
-    def entry(name: str) -> str:
-        found = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
-        return found.group(1) if found else ""
-
-    return {
-        "cpu": entry("model name") or platform.processor(),
-        "cpu_family_model": f"{entry('cpu family')}/{entry('model')}",
-        "cores": os.cpu_count(),
-        "load_average": [round(x, 2) for x in os.getloadavg()],
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
-    }
-
-
 def slope(variant: str, sizes: tuple[int, int], batch: int, rounds: int) -> dict[str, Any]:
     """Return what one more pixel costs the encoder: bytes kept, and CPU microseconds."""
     small, large = (make_workloads(variant, size, batch, ["encoder"])[0] for size in sizes)
@@ -282,24 +205,6 @@ def slope(variant: str, sizes: tuple[int, int], batch: int, rounds: int) -> dict
             "cpu_us": round((seconds[1] - seconds[0]) / more * 1e6, 2),
         }
     return {"sizes": list(sizes), **figures}
-
-
-def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a Markdown table."""
-    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-    print(f"\n{title}\n")
-    for cells in (columns, ["-" * width for width in widths], *rows):
-        print("| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |")
-
-
-def mib(count: float) -> str:
-    """Format bytes as MiB."""
-    return f"{count / MIB:.1f}"
-
-
-def spread(values: Sequence[float]) -> str:
-    """Format a median with its range."""
-    return f"{values[0]:.2f} [{values[1]:.2f}-{values[2]:.2f}]"
 
 
 def show_memory(memory: Mapping[str, Mapping[str, Mapping[str, int]]]) -> None:

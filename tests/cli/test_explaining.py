@@ -21,6 +21,19 @@ def test_pictures_are_explained(
     assert "not what decided the answer" in outcome.out
 
 
+def test_what_cannot_be_read_is_skipped_and_named(
+    call: Call, classifier: Path, pictures: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    outcome = call(
+        "explain", classifier, bad, pictures / "cats" / "0.png", "--out", tmp_path / "out"
+    )
+    assert outcome.code == 0
+    assert outcome.err.startswith(f"skipped: {bad}: ")
+    assert outcome.out.startswith("1 pictures in ")
+
+
 def test_mistakes_are_answered_with_a_message(
     refuse: Callable[..., str], classifier: Path, pictures: Path, tmp_path: Path
 ) -> None:

@@ -152,7 +152,7 @@ def through_json(config: HiPConfig) -> HiPConfig:
     return HiPConfig.from_json(json.loads(json.dumps(config.to_json())))
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", [n for n in list_models() if find_family(n) == "hip"])
 def test_every_variant_survives_json(name: str) -> None:
     family = FAMILIES[find_family(name)]
     config = family.config(inputs={"image": Image(32, 32, mean=(0.5,))}, **family.variants[name])

@@ -95,6 +95,12 @@ def as_unshared(shared: Trunk, unshared: Trunk) -> None:
         )
 
 
+def grad_of(trunk: Trunk, name: str) -> Tensor:
+    grad = trunk.get_parameter(name).grad
+    assert grad is not None
+    return grad
+
+
 @pytest.mark.parametrize("share", ["all", "all_but_first"])
 def test_a_shared_weight_acts_wherever_it_is_used(
     stir: Stir, rng: torch.Generator, share: str
@@ -109,19 +115,17 @@ def test_a_shared_weight_acts_wherever_it_is_used(
     torch.testing.assert_close(apart(tokens), out, **EXACT)
     for trunk in (shared, apart):
         trunk(tokens).square().sum().backward()
-    of_reads = [read.attention.out.bias.grad for read in apart.reads]  # pyright: ignore[reportAttributeAccessIssue]
-    last = shared.reads[-1].attention.out.bias.grad  # pyright: ignore[reportAttributeAccessIssue]
+    bias = "reads.{}.attention.out.bias"
+    of_reads = [grad_of(apart, bias.format(read)) for read in range(3)]
     wanted = of_reads if share == "all" else of_reads[1:]
+    last = grad_of(shared, bias.format(len(shared.reads) - 1))
     torch.testing.assert_close(last, torch.stack(wanted).sum(0), rtol=1e-9, atol=1e-12)
-    of_blocks = [block[0].mlp.out.bias.grad for block in apart.blocks]  # pyright: ignore[reportIndexIssue]
-    torch.testing.assert_close(
-        shared.blocks[0][0].mlp.out.bias.grad,  # pyright: ignore[reportIndexIssue]
-        torch.stack(of_blocks).sum(0),
-        rtol=1e-9,
-        atol=1e-12,
-    )
+    layer = "blocks.{}.0.mlp.out.bias"
+    of_blocks = [grad_of(apart, layer.format(block)) for block in range(3)]
+    found = grad_of(shared, layer.format(0))
+    torch.testing.assert_close(found, torch.stack(of_blocks).sum(0), rtol=1e-9, atol=1e-12)
     with torch.no_grad():
-        apart.reads[1].attention.out.bias.add_(0.1)  # pyright: ignore[reportAttributeAccessIssue]
+        apart.get_parameter(bias.format(1)).add_(0.1)
     assert not torch.allclose(apart(tokens), out)
 
 

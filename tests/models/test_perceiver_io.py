@@ -197,9 +197,11 @@ def test_only_several_chunks_are_computed_again(stir: Stir, draw: Draw) -> None:
     for chunk, reads in ((24, 1), (23, 4), (8, 6)):  # 24 queries: as equal chunks as can be
         model = build(stir, decoder=DecoderConfig(chunk=chunk)).train()
         calls: list[int] = []
-        model.decoder.read.register_forward_pre_hook(
-            lambda _, args, calls=calls: calls.append(args[0].shape[2])
-        )
+
+        def count(_: Any, args: tuple[Tensor, ...], calls: list[int] = calls) -> None:
+            calls.append(args[0].shape[2])
+
+        model.decoder.read.register_forward_pre_hook(count)
         model.decode(model.encode(raw), "grid").sum().backward()
         assert len(calls) == reads
         assert max(calls) == 24 // (1 if reads == 1 else reads // 2)

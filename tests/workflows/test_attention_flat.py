@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from perceivers.errors import ConfigError, InputError
 from perceivers.models import create_model
-from perceivers.nn.attention import use_attention
+from perceivers.nn.attention import CrossAttention, use_attention
 from perceivers.types import MASK, Audio, Bytes, Image, Labels, ModalitySpec, Points, Video
 from perceivers.workflows import attention_maps
 from perceivers.workflows.attention_flat import read_flat
@@ -43,14 +43,14 @@ def total(found: TokenMap) -> float:
     return float(sum(grid.sum() for grid in found.shares.values()))
 
 
-def stare(attention: nn.Module, sharpness: float = 60.0) -> None:
+def stare(attention: CrossAttention, sharpness: float = 60.0) -> None:
     """Let every query look for the tokens whose first channel is largest."""
     with torch.no_grad():
-        for part in ("q", "k"):
-            attention.get_submodule(part).weight.zero_()
-            attention.get_submodule(part).bias.zero_()
-        attention.get_submodule("k").weight[0, 0] = 1.0
-        attention.get_submodule("q").bias[0] = sharpness
+        for part in (attention.q, attention.k):
+            part.weight.zero_()
+            part.bias.zero_()
+        attention.k.weight[0, 0] = 1.0
+        attention.q.bias[0] = sharpness
 
 
 def bright(row: int, column: int) -> Tensor:
@@ -193,6 +193,11 @@ def test_an_entity_set_follows_the_query_of_the_chosen_entity() -> None:
     assert answer.index == chosen
     assert len(found.reads) == 4
     assert found.reads[3].title == "Latents to input, head 3 of 0 to 3"
+    assert "all are averaged" in found.route
+    alone = explain(model, {"points": points}, head="2")
+    assert [read.title for read in alone.reads] == ["Latents to input, head 2 of 0 to 3"]
+    assert "only number 2 is followed" in alone.route
+    assert not np.allclose(maps(alone)[-1].shares["points"], maps(found)[-1].shares["points"])
     for each in maps(found):
         assert each.shares["points"][6:].tolist() == [0.0, 0.0]
         assert total(each) == pytest.approx(1.0)

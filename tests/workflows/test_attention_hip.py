@@ -10,7 +10,7 @@ from torch import Tensor
 
 from perceivers.errors import InputError
 from perceivers.models import HiPHead, create_model
-from perceivers.types import Array, Audio, Image, ModalitySpec
+from perceivers.types import Array, Audio, Image, Labels, ModalitySpec
 from perceivers.workflows import attention_maps
 from perceivers.workflows.attention_hip import follow_down, read_hip
 from perceivers.workflows.attention_maps import Explanation, TokenMap
@@ -150,6 +150,20 @@ def test_the_mean_head_weighs_the_processor_s_latents_alike() -> None:
     assert found.route.startswith("The mean of the processor's latents")
     assert found.answers[0].map is not None
     assert total(found.answers[0].map) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+def test_a_label_is_followed_and_label_tokens_are_left_out(decoder: bool) -> None:
+    settings = {"labels": ("label",), "decoder": decoder, "num_classes": None}
+    head = HiPHead(kind="label", modality="label")
+    model = build({**IMAGE, "label": Labels(3)}, head=head, **settings)
+    found = explain(model, {"image": torch.rand(1, 1, 8, 8)})
+    (answer,) = found.answers
+    assert answer.values.shape == (3,)
+    assert answer.map is not None
+    assert list(answer.map.shares) == ["image"]
+    assert total(answer.map) == pytest.approx(1.0)
+    assert answer.map.note.endswith("% on label tokens left out")
 
 
 @pytest.mark.parametrize("kind", ["none", "dense_bottleneck"])

@@ -4,7 +4,7 @@ import sys
 
 from perceivers.cli.parser import VerbParser
 from perceivers.cli.using import RUN_HELP
-from perceivers.workflows.explaining import explain as run_explanation
+from perceivers.workflows.explaining import draw_all
 
 
 def explain(argv: list[str]) -> int:
@@ -24,7 +24,7 @@ def explain(argv: list[str]) -> int:
     parser.add_argument("--latents", type=int, default=4, help="latents singled out per read")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier pictures")
     args = parser.parse_args(argv)
-    written = run_explanation(
+    drawn = draw_all(
         args.run,
         args.files,
         args.out,
@@ -32,8 +32,10 @@ def explain(argv: list[str]) -> int:
         latents=args.latents,
         overwrite=args.overwrite,
     )
+    for text in drawn.bad:
+        sys.stderr.write(f"skipped: {text}\n")
     sys.stdout.write(
-        f"{len(written) - 1} pictures in {args.out}; see {written[-1]}\n"
+        f"{len(drawn.written) - 1} pictures in {args.out}; see {drawn.written[-1]}\n"
         f"Attention shows where information was read, not what decided the answer.\n"
     )
     return 0

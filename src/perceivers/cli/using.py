@@ -17,8 +17,8 @@ from perceivers.workflows.exporting import export as run_export
 from perceivers.workflows.flow_prediction import predict_flow
 from perceivers.workflows.prediction import check_out, write_predictions
 from perceivers.workflows.prediction import predict as run_prediction
-from perceivers.workflows.reconstruction import TARGET_NOTES
 from perceivers.workflows.reconstructing import reconstruct as run_reconstruction
+from perceivers.workflows.reconstruction import TARGET_NOTES
 from perceivers.workflows.run import Run
 
 RUN_HELP = "run folder, RUN@last, or model folder"

@@ -59,9 +59,7 @@ class AutoencodingConfig:
             raise ConfigError(f"autoencode loss is {self.loss!r}; use l1 or l2")
 
 
-def element_targets(
-    model: PerceiverIO, name: str, raw: Tensor
-) -> Float[Tensor, "B O C"]:
+def element_targets(model: PerceiverIO, name: str, raw: Tensor) -> Float[Tensor, "B O C"]:
     """Return what an output should answer, query by query: raw values, patches as they are asked.
 
     Args:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 
-
 @runtime_checkable
 class TaskBatch(Protocol):
     """A batch as the loaders make it: raw inputs ``[B, ...]`` by name, labels or none.

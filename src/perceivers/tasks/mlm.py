@@ -71,9 +71,11 @@ def hide_words(
     for space in WHITESPACE:
         gap = gap | (ids == space)
     # A word's number is the count of gaps before it, so its bytes share one draw.
-    unit = gap.long().cumsum(1) if config.unit == "word" else torch.arange(ids.shape[1]).expand(
-        ids.shape
-    ).to(ids.device)
+    unit = (
+        gap.long().cumsum(1)
+        if config.unit == "word"
+        else torch.arange(ids.shape[1]).expand(ids.shape).to(ids.device)
+    )
     shape = (ids.shape[0], ids.shape[1] + 1)
     chosen = torch.rand(shape, generator=generator).to(ids.device).gather(1, unit) < config.ratio
     fate = torch.rand(shape, generator=generator).to(ids.device).gather(1, unit)

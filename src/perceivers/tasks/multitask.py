@@ -37,8 +37,8 @@ class Multitask(Task):
         wrong = [n for n, k in columns.items() if n not in outputs or outputs[n].channels != len(k)]
         if wrong or len(columns) < 2:
             raise ConfigError(
-                f"the label columns are {({n: len(k) for n, k in columns.items()})}, but the model "
-                f"answers {({n: o.channels for n, o in outputs.items()})}; multitask needs a "
+                f"the label columns are { ({n: len(k) for n, k in columns.items()}) }, but the model "
+                f"answers { ({n: o.channels for n, o in outputs.items()}) }; multitask needs a "
                 f"perceiver_io model with one output per column, at least two"
             )
         self.columns = dict(columns)

@@ -31,6 +31,7 @@ from perceivers.workflows.attention_maps import (
     choose_heads,
     record,
     rollout_heads,
+    say_heads,
     single_out,
 )
 
@@ -88,13 +89,16 @@ def read_flat(
             title = "Latents to input" if len(weights) == 1 else f"Read {number} of {len(weights)}"
             title = f"{title}, {words}" if words else title
             reads.append(ReadMaps(title, single_out(chosen, field, latents)))
-    inward = torch.stack([rollout_heads(each, head)[0] for each in weights]).mean(0)  # [N, M]
+    inward = torch.zeros_like(weights[0][0, 0])  # [N, M]
+    for each in weights:
+        inward += rollout_heads(each, head)[0] / len(weights)
     if isinstance(model, Perceiver):
         answers, route = _answer_mean(model, encoded, inward, field, len(weights))
     elif isinstance(model, EntitySet):
         answers, route = _answer_choice(model, inputs, encoded, inward, field)
     else:
         answers, route = _answer_queries(model, inputs, encoded, inward, field)
+    route += say_heads(head, config.num_cross_heads) if answers else ""
     return Explanation(tuple(reads), answers, route)
 
 

@@ -27,6 +27,7 @@ from perceivers.workflows.attention_maps import (
     choose_heads,
     record,
     rollout_heads,
+    say_heads,
     single_out,
 )
 
@@ -88,7 +89,8 @@ def read_hip(
     weights, lost = follow_down(levels, outward, model.config.regroup)
     note = f"{100 * lost:.1f} % on label tokens left out" if lost > 0 else ""
     found = field.map("the answer", weights, note)
-    return Explanation(tuple(reads), (Answer("", values, found),), _route(model))
+    route = _route(model) + say_heads(head, first.num_cross_heads)
+    return Explanation(tuple(reads), (Answer("", values, found),), route)
 
 
 def _answer_attention(model: HiP) -> list[nn.Module]:

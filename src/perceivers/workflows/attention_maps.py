@@ -212,6 +212,16 @@ def rollout_heads(weights: Float[Tensor, "G H N M"], head: str | int) -> Float[T
     return torch.stack([chosen for _, chosen in choose_heads(weights, head)]).mean(0)
 
 
+def say_heads(head: str | int, num_heads: int) -> str:
+    """Return a sentence on the heads of the reads with which answers are followed, where needed."""
+    if num_heads == 1:
+        return ""
+    words = (
+        "all are averaged" if str(head) in {"all", "mean"} else f"only number {head} is followed"
+    )
+    return f" Of the heads with which the input is read, {words}."
+
+
 def single_out(
     weights: Float[Tensor, "G N M"], inputs: Field, latents: int
 ) -> tuple[TokenMap, ...]:

@@ -118,8 +118,8 @@ def check_classes(loaded: Loaded, dataset: Dataset) -> None:
     found = dict(dataset.columns)
     if columns and (found or {"label": dataset.classes}) != columns:
         raise DataError(
-            f"the model knows the label columns {({n: len(c) for n, c in columns.items()})} "
-            f"(classes each), but {dataset.address} has {({n: len(c) for n, c in found.items()})}; "
+            f"the model knows the label columns { ({n: len(c) for n, c in columns.items()}) } "
+            f"(classes each), but {dataset.address} has { ({n: len(c) for n, c in found.items()}) }; "
             f"evaluation needs the same names in the same order"
         )
     if loaded.info.task == "classify" and dataset.classes != loaded.info.classes:

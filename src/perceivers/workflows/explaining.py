@@ -43,6 +43,7 @@ from perceivers.workflows.opening import WARPS
 # Samples drawn of a data address, and in the overview.
 SAMPLES = 8
 SHOWN = 12
+MOST_LATENTS = 100
 # Files that hold many samples.
 PACKED = (".tar", ".npz", ".csv", ".jsonl")
 MASK_IDS = encode_text("[MASK]")
@@ -97,7 +98,6 @@ class Drawn:
         )
 
 
-@torch.no_grad()
 def explain(
     model: str | Path,
     paths: Sequence[str | Path],
@@ -127,8 +127,26 @@ def explain(
         UserError: A setting is out of range, a path does not exist, nothing is readable, the maps
             do not fit into memory, or ``out`` holds an earlier overview and ``overwrite`` is off.
     """
-    if not 0 <= latents <= 100:
-        raise ConfigError(f"latents is {latents}; it must be from 0 to 100")
+    return draw_all(model, paths, out, head=head, latents=latents, overwrite=overwrite).written
+
+
+@torch.no_grad()
+def draw_all(
+    model: str | Path,
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    head: str | int,
+    latents: int,
+    overwrite: bool,
+) -> Drawn:
+    """Do what ``explain`` does, and also tell what could not be read.
+
+    Raises:
+        UserError: As ``explain``.
+    """
+    if not 0 <= latents <= MOST_LATENTS:
+        raise ConfigError(f"latents is {latents}; it must be from 0 to {MOST_LATENTS}")
     overview = Path(out) / "overview.png"
     if overview.exists() and not overwrite:
         raise ConfigError(f"{overview} exists; pass --overwrite or another --out")
@@ -140,7 +158,8 @@ def explain(
         drawn.add(sample, read_maps(loaded.model, sample.inputs, head=head, latents=latents))
     if not drawn.panels:
         raise DataError(f"nothing readable in {len(paths)} paths: {'; '.join(drawn.bad[:3])}")
-    return [*drawn.written, drawn.draw_overview(overview)]
+    drawn.written.append(drawn.draw_overview(overview))
+    return drawn
 
 
 def read_maps(

@@ -69,7 +69,9 @@ def describe_models(pattern: str = "*") -> list[ModelRow]:
             ModelRow(
                 name=name,
                 paper=FAMILIES[family].paper,
-                core=sum(p.numel() for n, p in model.named_parameters() if n.startswith(model.core)),
+                core=sum(
+                    p.numel() for n, p in model.named_parameters() if n.startswith(model.core)
+                ),
                 total=sum(p.numel() for p in model.parameters()),
                 latents=latents,
                 structure=structure,

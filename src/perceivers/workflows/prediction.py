@@ -134,9 +134,7 @@ def _records(loaded: Loaded, answer: Any, top: int) -> list[dict[str, Any]]:
     return [{**best[0], "top": best} for best in rows]
 
 
-def _ranked(
-    probabilities: Tensor, classes: Sequence[str], top: int
-) -> list[list[dict[str, Any]]]:
+def _ranked(probabilities: Tensor, classes: Sequence[str], top: int) -> list[list[dict[str, Any]]]:
     """Return the most probable classes of every row, best first."""
     best = probabilities.topk(min(top, len(classes)))
     return [

@@ -310,9 +310,7 @@ def _as_hinted(key: str, value: Any, hint: Any) -> Any:
     return value
 
 
-def rebuild_task(
-    name: str, model: Any, config: TrainConfig | None, info: ModelInfo
-) -> Task:
+def rebuild_task(name: str, model: Any, config: TrainConfig | None, info: ModelInfo) -> Task:
     """Return the task of a trained model, to evaluate it; defaults where no run says more.
 
     Raises:

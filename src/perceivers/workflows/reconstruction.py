@@ -11,15 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from torch import Tensor
 
-from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
+from perceivers.checkpoints.loading import Loaded
 from perceivers.data import find_files, read_files
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.masking import draw_mask_plan
 from perceivers.report.figures import draw_reconstructions
 from perceivers.tasks import MaskedAutoencodingConfig
 from perceivers.tasks.mae import Target, reconstruct_inputs, visible_elements
-from perceivers.training.config import PretrainConfig
-from perceivers.training.run_folder import RunFolder
 from perceivers.types import Image
 
 TARGET_NOTES: dict[str, str] = {

@@ -220,9 +220,7 @@ def mistakes_section(report: Report, split: str) -> Section | None:
     if split not in dataset.splits or not isinstance(loaded.model.config.inputs[name], Image):
         return None
     wrong: list[tuple[float, int, int, Any]] = []
-    loader = make_eval_loader(
-        dataset.splits[split], loaded.model.config.data_inputs, batch_size=64
-    )
+    loader = make_eval_loader(dataset.splits[split], loaded.model.config.data_inputs, batch_size=64)
     adapter = loaded.model.adapter(name)
     for batch in loader:
         if batch.labels is None:

@@ -22,7 +22,7 @@ from perceivers.tasks.autoencoding import (
     decode_raw,
 )
 from perceivers.types import Audio, Image, Video
-from perceivers.workflows.reconstruction import SHOWN, unique_stem, save_picture
+from perceivers.workflows.reconstruction import SHOWN, save_picture, unique_stem
 
 NOTE = "All that is shown passed the latent array; clipped to the signal's range."
 # A rate that every player takes, where the data do not say.
@@ -92,9 +92,7 @@ def reconstruct_signals(
     return written
 
 
-def write_signals(
-    out: Path, stem: str, signals: dict[str, Tensor], loaded: Loaded
-) -> list[Path]:
+def write_signals(out: Path, stem: str, signals: dict[str, Tensor], loaded: Loaded) -> list[Path]:
     """Write one sample: a clip with its sound, or a file per modality."""
     specs = loaded.model.config.inputs
     sound = next((n for n in signals if isinstance(specs[n], Audio)), None)

@@ -37,7 +37,10 @@ def figures_table(loaded: Loaded, results: dict[str, Any]) -> Section:
     columns |= {split: entry["figures"] for split, entry in results.items()}
     names = list(dict.fromkeys(name for figures in columns.values() for name in figures))
     rows = [
-        (name, *(f"{figures[name]:.4f}" if name in figures else "-" for figures in columns.values()))
+        (
+            name,
+            *(f"{figures[name]:.4f}" if name in figures else "-" for figures in columns.values()),
+        )
         for name in names
     ]
     note = "" if results else "Not evaluated on a test split yet: perceivers evaluate RUN"
@@ -46,9 +49,7 @@ def figures_table(loaded: Loaded, results: dict[str, Any]) -> Section:
     )
 
 
-def example_section(
-    task: str, loaded: Loaded, config: TrainConfig, folder: Path
-) -> Section | None:
+def example_section(task: str, loaded: Loaded, config: TrainConfig, folder: Path) -> Section | None:
     """Held-back samples and what the model makes of them; None where there is nothing to draw."""
     if task == "mlm" and isinstance(config, MlmConfig):
         return _texts(loaded, config)
@@ -148,4 +149,3 @@ def _flows(loaded: Loaded, config: FlowTrainConfig, folder: Path) -> Section:
         text="Validation pairs, not trained on.",
         figures=[(path, "Frames, true flow, predicted flow, error.")],
     )
-

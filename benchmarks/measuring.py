@@ -1,0 +1,117 @@
+"""What the benchmarks measure with: saved bytes, allocations, interleaved times, tables."""
+
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+MIB = 2**20
+
+
+def saved_bytes(run: Callable[[], Any], own: Iterable[Tensor]) -> int:
+    """Count the bytes of all storages that ``run`` saves for a backward pass, but for ``own``."""
+    excluded = {tensor.untyped_storage().data_ptr() for tensor in own}
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in excluded:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()  # keeps the graph, so no address is used twice
+    del result
+    return sum(seen.values())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what the profiler's native code writes to stderr; exceptions still get out."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def allocated(run: Callable[[], Any]) -> tuple[int, int]:
+    """Return the bytes ``run`` leaves allocated while its result is held, and its peak."""
+    with quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = run()
+    recorded: Any = profiler.profiler  # its raw events are missing from torch's stubs
+    events = [e for e in recorded.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    del result
+    return now, peak
+
+
+def measure_times(
+    runs: Mapping[str, Callable[[], None]], rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Time every run once per round, in turn, after one warm-up round; seconds, wall and CPU."""
+    times: dict[str, dict[str, list[float]]] = {n: {"wall": [], "cpu": []} for n in runs}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            run()
+            if turn:
+                times[name]["wall"].append(time.perf_counter() - wall)
+                times[name]["cpu"].append(time.process_time() - cpu)
+    return times
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return what the numbers depend on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
+
+    def entry(name: str) -> str:
+        found = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
+        return found.group(1) if found else ""
+
+    return {
+        "cpu": entry("model name") or platform.processor(),
+        "cpu_family_model": f"{entry('cpu family')}/{entry('model')}",
+        "cores": os.cpu_count(),
+        "load_average": [round(x, 2) for x in os.getloadavg()],
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+    }
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a Markdown table."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    print(f"\n{title}\n")
+    for cells in (columns, ["-" * width for width in widths], *rows):
+        print("| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |")
+
+
+def mib(count: float) -> str:
+    """Format bytes as MiB."""
+    return f"{count / MIB:.1f}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Format a median with its range."""
+    return f"{values[0]:.2f} [{values[1]:.2f}-{values[2]:.2f}]"
