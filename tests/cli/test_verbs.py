@@ -278,7 +278,7 @@ def test_predictions_are_written_as_jsonl_and_csv(
     bad.write_bytes(b"x")
     files = [pictures / "cats" / "0.png", bad, pictures / "dogs" / "1.png"]
     outcome = call("predict", classifier, *files, "--out", tmp_path / "x.jsonl", "--top", 2)
-    assert outcome.out == f"2 files classified, see {tmp_path / 'x.jsonl'}\n"
+    assert outcome.out == f"2 files predicted, see {tmp_path / 'x.jsonl'}\n"
     records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     assert {record["file"] for record in records} == {str(file) for file in files}
     assert call("predict", classifier, *files, "--out", tmp_path / "x.csv", "--top", 2).code == 0

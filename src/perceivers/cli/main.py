@@ -1,5 +1,6 @@
 """Entry point: ``perceivers VERB ...``. Help and version answer without importing torch."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -83,6 +84,10 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     except UserError as error:
         sys.stderr.write(f"perceivers: {error}\n")
         return 2
+    except BrokenPipeError:
+        # Whoever read our output has seen enough ('| head'); nothing more can be told them.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno not in OUT_OF_REACH:
             raise

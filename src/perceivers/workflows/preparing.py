@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any
 
 import torch
 
-from perceivers.checkpoints.loading import Loaded, load_with_info, transfer_encoder
+from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import Dataset
-from perceivers.errors import CheckpointError, ConfigError, DataError, suggest
+from perceivers.data.measuring import override_spec
+from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.models.hip import HiP
-from perceivers.models.registry import FAMILIES, create_model, find_family, list_models
+from perceivers.models.registry import FAMILIES, find_family, list_models
 from perceivers.models.saving import ModelInfo
 from perceivers.tasks import (
     Autoencoding,
@@ -38,11 +39,16 @@ from perceivers.training.config import (
     PretrainConfig,
     TrainConfig,
 )
-from perceivers.types import Array, Labels, ModalitySpec, Video
+from perceivers.types import Array, Labels, ModalitySpec
+from perceivers.workflows.building import (
+    classifier,
+    fresh_model,
+    fresh_or_continued,
+    load_for,
+    resize,
+    with_options,
+)
 from perceivers.workflows.opening import data_specs, open_dataset
-
-# Fields of a model's config that are described elsewhere than in model_options.
-DESCRIBED_ELSEWHERE = {"inputs", "levels", "head"}
 
 
 @dataclass
@@ -76,9 +82,9 @@ def prepare_pretraining(config: PretrainConfig) -> Prepared:
                     f"model_options.labels needs labelled data, but {config.data} has no classes"
                 )
             specs |= {name: Labels(len(dataset.classes)) for name in config.model_options["labels"]}
-        model = _fresh(config, specs)
+        model = fresh_model(config, specs)
     else:
-        loaded = load_for(config, dataset)
+        loaded = with_options(load_for(config, dataset), config)
         if isinstance(loaded.model, HiP) and loaded.model.decoder is None:
             raise CheckpointError(
                 f"{config.model} has no decoder, so it cannot reconstruct; pre-training continues "
@@ -101,7 +107,7 @@ def prepare_pretraining(config: PretrainConfig) -> Prepared:
 def prepare_mlm(config: MlmConfig) -> Prepared:
     """Masked language modelling on bytes."""
     dataset = open_dataset(config)
-    model, notes = _fresh_or_continued(config, dataset)
+    model, notes = fresh_or_continued(config, dataset)
     task = MaskedLanguage(model, config.mlm)
     notes = [*dataset.notes, *notes]
     return Prepared(task, dataset, model.config.data_inputs, _info(config, "mlm"), notes)
@@ -111,8 +117,14 @@ def prepare_autoencoding(config: AutoencodeConfig) -> Prepared:
     """Auto-encoding through the latents; labelled data add their label as a modality."""
     dataset = open_dataset(config)
     extra = {"label": Labels(len(dataset.classes))} if dataset.classes else {}
-    model, notes = _fresh_or_continued(config, dataset, extra)
+    model, notes = fresh_or_continued(config, dataset, extra)
     task = Autoencoding(model, config.autoencode)
+    known = [model.config.inputs[name].num_classes for name in task.labels]
+    if known and known[0] != len(dataset.classes):
+        raise DataError(
+            f"{config.model} auto-encodes a label of {known[0]} classes, but {config.data} has "
+            f"{len(dataset.classes)}; give data with those classes, or start from a variant"
+        )
     info = _info(config, "autoencode", dataset.classes if task.labels else ())
     return Prepared(task, dataset, model.config.data_inputs, info, [*dataset.notes, *notes])
 
@@ -127,7 +139,7 @@ def prepare_classification(config: ClassifyConfig) -> Prepared:
             f"(class sub-folders, .cls entries in shards, 'label' in an .npz), or choose a column "
             f"with --labels; several at once: --task multitask or multilabel"
         )
-    model, notes = _classifier(config, dataset, len(dataset.classes), config.head)
+    model, notes = classifier(config, dataset, len(dataset.classes), config.head)
     weights = None
     if config.loss.class_weights == "balanced":
         labels = dataset.splits["train"].labels
@@ -148,7 +160,7 @@ def prepare_multilabel(config: MultilabelTrainConfig) -> Prepared:
             f"{config.data} has {len(names)} labels; multi-label training needs label columns "
             f"(choose them with --labels)"
         )
-    model, notes = _classifier(config, dataset, len(names), "query")
+    model, notes = classifier(config, dataset, len(names), "query")
     task = Multilabel(model, columns, config.multilabel)
     info = replace(_info(config, "multilabel", names), columns=dict(columns))
     return Prepared(task, dataset, model.config.data_inputs, info, [*dataset.notes, *notes])
@@ -163,7 +175,7 @@ def prepare_multitask(config: MultitaskConfig) -> Prepared:
             f"join data sets with 'A + B', or name columns with --labels"
         )
     sizes = {name: len(classes) for name, classes in dataset.columns.items()}
-    model, notes = _classifier(config, dataset, sizes, "query")
+    model, notes = classifier(config, dataset, sizes, "query")
     task = Multitask(model, dataset.columns, config.label_smoothing)
     info = replace(_info(config, "multitask"), columns=dict(dataset.columns))
     return Prepared(task, dataset, model.config.data_inputs, info, [*dataset.notes, *notes])
@@ -171,28 +183,37 @@ def prepare_multitask(config: MultitaskConfig) -> Prepared:
 
 def prepare_flow(config: FlowTrainConfig) -> Prepared:
     """Optical flow on generated or measured pairs."""
-    if config.model in list_models():
-        asked = config.inputs.get("video", {})
-        own = FAMILIES[find_family(config.model)].variants[config.model].get("inputs", {})
-        video = own.get("video")
-        if not isinstance(video, Video):
-            raise ConfigError(
-                f"{config.model} is no flow model; use one of {list_models('*flow*')}"
-            )
-        inputs = {"video": replace(video, **asked)}
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
-            model = create_model(config.model, inputs=inputs, **model_options(config))
-        notes = []
-    else:
-        loaded = load_with_info(config.model)
-        model, notes = loaded.model, [f"continuing from the weights of {loaded.folder}"]
+    unused = {"size": None, "channels": None, "labels": [], "modalities": []}
+    given = [name for name, value in unused.items() if getattr(config, name) != value]
+    if given or config.inputs.keys() - {"video"}:
+        what = given[0] if given else f"inputs {sorted(config.inputs.keys() - {'video'})}"
+        raise ConfigError(
+            f"flow reads frame pairs alone and does not use {what}; set their size with inputs: "
+            f"{{video: {{height: 48, width: 64}}}}"
+        )
+    model, notes = _flow_model(config)
     task = OpticalFlow(model, config.flow)
     spec = model.config.inputs[flow_modality(model)]
     _, height, width = spec.grid
     dataset = open_dataset(config, frame_size=(height, width))
     specs = {**model.config.inputs, TARGET: Array((2, height), width)}
     return Prepared(task, dataset, specs, _info(config, "flow"), [*dataset.notes, *notes])
+
+
+def _flow_model(config: FlowTrainConfig) -> tuple[Any, list[str]]:
+    """Build a flow variant, or continue from trained weights; also sentences for the console."""
+    asked = config.inputs.get("video", {})
+    if config.model not in list_models():
+        loaded = load_with_info(config.model)
+        name = flow_modality(loaded.model)
+        override_spec(name, loaded.model.config.inputs[name], asked)  # names a wrong field
+        loaded = with_options(resize(loaded, {name: asked}), config)
+        return loaded.model, [f"continuing from the weights of {loaded.folder}"]
+    own = FAMILIES[find_family(config.model)].variants[config.model]
+    if "flow" not in own.get("outputs", {}):
+        raise ConfigError(f"{config.model} is no flow model; use one of {list_models('*flow*')}")
+    inputs = {"video": override_spec("video", own["inputs"]["video"], asked)}
+    return fresh_model(config, inputs), []
 
 
 def _info(config: TrainConfig, task: str, classes: tuple[str, ...] = ()) -> ModelInfo:
@@ -207,107 +228,6 @@ def _info(config: TrainConfig, task: str, classes: tuple[str, ...] = ()) -> Mode
 def dataset_license_note(config: TrainConfig) -> str:
     """What can honestly be said of the licence of weights trained here."""
     return f"your own; subject to the terms of the data ({config.data})"
-
-
-def _fresh(config: TrainConfig, specs: Mapping[str, ModalitySpec], **settings: Any) -> Any:
-    """Build a variant whose weights depend on the seed alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        return create_model(config.model, inputs=specs, **settings, **model_options(config))
-
-
-def _fresh_or_continued(
-    config: TrainConfig, dataset: Dataset, extra: Mapping[str, ModalitySpec] | None = None
-) -> tuple[Any, list[str]]:
-    """Build a variant, or continue from trained weights."""
-    if config.model in list_models():
-        return _fresh(config, {**data_specs(config, dataset), **(extra or {})}), []
-    loaded = load_for(config, dataset)
-    return loaded.model, [f"continuing from the weights of {loaded.folder}"]
-
-
-def _classifier(
-    config: TrainConfig, dataset: Dataset, num_classes: int | Mapping[str, int], head: str
-) -> tuple[Any, list[str]]:
-    """Build a classifier with fresh weights, or around the trained latents of another model."""
-    if config.model in list_models():
-        specs = data_specs(config, dataset)
-        return _fresh(config, specs, num_classes=num_classes, head=head), []
-    loaded = load_for(config, dataset)
-    family = FAMILIES[loaded.model.family]
-    kept = replace(loaded.model.config, **model_options(config))
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        model = family.module(family.as_classifier(kept, num_classes, head))
-    return model, [f"from {loaded.folder}: {transfer_encoder(loaded.model, model)}"]
-
-
-def load_for(config: TrainConfig, dataset: Dataset) -> Loaded:
-    """Load trained weights for this data, at another size when one is asked for.
-
-    Raises:
-        DataError: The model reads other modalities than the data hold.
-    """
-    loaded = load_with_info(config.model)
-    wanted = loaded.model.config.data_inputs
-    native = data_specs(config, dataset)
-    missing = sorted(wanted.keys() - native.keys())
-    if missing:
-        raise DataError(
-            f"{config.model} reads {sorted(wanted)}, but {config.data} holds {sorted(native)}"
-        )
-    changes = {name: dict(config.inputs.get(name, {})) for name in wanted}
-    if config.size is not None:
-        for name, spec in wanted.items():
-            if spec.kind == "image":
-                changes[name] |= {"height": config.size, "width": config.size}
-    if not any(changes.values()):
-        return loaded
-    inputs = dict(loaded.model.config.inputs)
-    inputs |= {n: replace(inputs[n], **c) for n, c in changes.items()}  # pyright: ignore[reportArgumentType]
-    return Loaded(loaded.model.resized(inputs), loaded.info, loaded.folder)
-
-
-def model_options(config: TrainConfig) -> dict[str, Any]:
-    """Model options as the family's config wants them.
-
-    Raises:
-        ConfigError: An unknown field, one that is described otherwise, or a value of another type.
-    """
-    if config.model in list_models():
-        family = find_family(config.model)
-    else:
-        family = load_with_info(config.model).model.family if config.model_options else "hip"
-    hints = get_type_hints(FAMILIES[family].config)
-    options = {}
-    for key, value in config.model_options.items():
-        known = sorted(hints.keys() - DESCRIBED_ELSEWHERE)
-        if key not in known:
-            raise ConfigError(
-                f"model_options has no setting {key!r}{suggest(key, known)} (there are "
-                f"{', '.join(known)})"
-            )
-        options[key] = _as_hinted(key, value, hints[key])
-    return options
-
-
-def _as_hinted(key: str, value: Any, hint: Any) -> Any:
-    """Return a plain value in the type of its field; nested settings stay plain."""
-    if hint is float and type(value) is int:
-        value = float(value)
-    if isinstance(value, list):
-        value = tuple(value)
-    kind: Any = get_origin(hint) or hint
-    if kind is Literal:
-        kind = str
-    if hasattr(kind, "__dataclass_fields__") or kind is Mapping:
-        kind = dict
-    if not isinstance(kind, type) or type(value) is not kind:
-        raise ConfigError(
-            f"model_options.{key} is {value!r}; it must be of type "
-            f"{getattr(kind, '__name__', kind)}"
-        )
-    return value
 
 
 def rebuild_task(name: str, model: Any, config: TrainConfig | None, info: ModelInfo) -> Task:

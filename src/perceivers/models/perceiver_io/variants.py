@@ -2,8 +2,8 @@
 
 Released weights differ in more than their sizes, so every release records its GELU, its residual
 switches, where a sampled query lies and what is masked (docs/perceiver-io.md, deviations). Ours,
-for two CPU cores: perceiver_io_nano (seconds), perceiver_io_tiny (minutes) and
-perceiver_io_flow_tiny.
+for two CPU cores: perceiver_io_nano (seconds), perceiver_io_tiny (minutes),
+perceiver_io_text_tiny and perceiver_io_flow_tiny.
 Paper: Perceiver IO (arXiv 2107.14795), the table of configurations in App. E.
 """
 
@@ -14,6 +14,7 @@ from perceivers.adapters.config import PositionConfig, TokenConfig
 from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.models.perceiver_io.config import DecoderConfig, Output
 from perceivers.types import (
+    BYTE_VOCABULARY,
     IMAGENET_MEAN,
     IMAGENET_STD,
     Array,
@@ -194,6 +195,27 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     },
     "perceiver_io_tiny": {
         "trunk": TrunkConfig(num_latents=64, latent_dim=192, depth=4, num_heads=6, mlp_ratio=2)
+    },
+    # Several heads read several places of a text at once; waves tell places apart from the start,
+    # and a byte is asked for by what was seen in its place.
+    "perceiver_io_text_tiny": {
+        "tokens": {
+            "bytes": TokenConfig(content="embedding", dim=64, positions=fourier(32)),
+        },
+        "trunk": TrunkConfig(
+            num_latents=64,
+            latent_dim=192,
+            depth=4,
+            num_heads=6,
+            num_cross_heads=8,
+            qk_dim=192,
+            v_dim=192,
+            mlp_ratio=2,
+        ),
+        "outputs": {
+            "bytes": Output(queries="tokens", modality="bytes", channels=BYTE_VOCABULARY)
+        },
+        "decoder": DecoderConfig(num_heads=8, qk_dim=192, v_dim=192, mlp_ratio=4),
     },
     "perceiver_io_flow_tiny": {
         **flow(latents=128, depth=4, latent_dim=128, heads=8, dim=32, bands=16),
