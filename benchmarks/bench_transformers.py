@@ -157,6 +157,7 @@ def compare(pair: Pair, rounds: int, *, train: bool) -> dict[str, Any]:
     with torch.no_grad():
         answers = zip(pair.run_ours(), pair.run_theirs(), strict=True)
         difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in answers)
+
         def plain(run: Callable[[], list[Tensor]]) -> Callable[[], None]:
             def call() -> None:
                 with torch.no_grad():

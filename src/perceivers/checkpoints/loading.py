@@ -97,17 +97,29 @@ def load_with_info(address: str | Path) -> Loaded:
     try:
         config = FAMILIES[family].config.from_json(stated)
         info = ModelInfo.from_json(description)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
-    outputs = config.num_classes
-    if info.task == "classify" and len(info.classes) != outputs:
-        raise CheckpointError(
-            f"{folder / 'config.json'} has {len(info.classes)} class names for a head of {outputs} "
-            f"outputs; copy the folder again from its source"
-        )
+    _check_names(folder / "config.json", info, config)
     model = FAMILIES[family].module(config)
     load_state(model, read_tensors(folder / "model.safetensors"), source=str(folder))
     return Loaded(model=model.eval(), info=info, folder=folder)
+
+
+def _check_names(path: Path, info: ModelInfo, config: Any) -> None:
+    """Compare class names with the outputs that they name."""
+    if info.task in {"classify", "multilabel"} and len(info.classes) != config.num_classes:
+        raise CheckpointError(
+            f"{path} has {len(info.classes)} class names for a head of {config.num_classes} "
+            f"outputs; copy the folder again from its source"
+        )
+    if info.task == "multitask":
+        named = {name: len(classes) for name, classes in info.columns.items()}
+        answered = {name: output.channels for name, output in config.outputs.items()}
+        if named != answered:
+            raise CheckpointError(
+                f"{path} names the classes {named} for the outputs {answered}; copy the folder "
+                f"again from its source"
+            )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

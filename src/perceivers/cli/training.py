@@ -44,12 +44,14 @@ def peek(argv: list[str], name: str) -> str | None:
     """
     found = None
     for index, word in enumerate(argv):
-        flag, _, value = word.partition("=")
-        value = value or (argv[index + 1] if index + 1 < len(argv) else "")
-        if flag == "--config":
-            found = read_yaml(Path(value)).get(name, found)
-        elif flag == f"--{name}":
-            found = value
+        flag, given, value = word.partition("=")
+        if flag not in {"--config", f"--{name}"}:
+            continue
+        if not given:
+            value = argv[index + 1] if index + 1 < len(argv) else ""
+        if not value:
+            continue  # the parser says what is missing
+        found = read_yaml(Path(value)).get(name, found) if flag == "--config" else value
     return None if found is None else str(found)
 
 

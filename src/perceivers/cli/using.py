@@ -14,7 +14,7 @@ from perceivers.report.tables import per_class_table
 from perceivers.training.run_folder import RunFolder
 from perceivers.workflows.evaluation import evaluate as run_evaluation
 from perceivers.workflows.exporting import export as run_export
-from perceivers.workflows.flow_prediction import predict_flow
+from perceivers.workflows.flow_prediction import predict_flow, predicts_flow
 from perceivers.workflows.prediction import check_out, write_predictions
 from perceivers.workflows.prediction import predict as run_prediction
 from perceivers.workflows.reconstructing import reconstruct as run_reconstruction
@@ -77,7 +77,7 @@ def predict(argv: list[str]) -> int:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     args = parser.parse_args(argv)
-    if load_with_info(args.run).info.task == "flow":
+    if predicts_flow(load_with_info(args.run)):
         return _predict_flow(args)
     out = Path(args.out) if args.out else None
     if out is not None:
@@ -102,8 +102,9 @@ def _predict_flow(args: Any) -> int:
             f"{args.run} computes flow between two pictures; give exactly two files, got "
             f"{len(args.files)}"
         )
+    first, second = args.files
     done = predict_flow(
-        args.run, *args.files, args.out or "flow", pad=args.pad, overwrite=args.overwrite
+        args.run, first, second, args.out or "flow", pad=args.pad, overwrite=args.overwrite
     )
     length = done.flow.norm(dim=0)
     sys.stdout.write(

@@ -55,6 +55,11 @@ class AutoencodingConfig:
                 f"autoencode points={self.points} must not be negative, mask_ratio="
                 f"{self.mask_ratio} must be in [0, 1) and label_mask={self.label_mask} in [0, 1]"
             )
+        for name, weight in self.weights.items():
+            if weight < 0:
+                raise ConfigError(
+                    f"autoencode weight of {name!r} is {weight}; it must not be negative"
+                )
         if self.loss not in {"l1", "l2"}:
             raise ConfigError(f"autoencode loss is {self.loss!r}; use l1 or l2")
 
@@ -126,7 +131,8 @@ class Autoencoding(Task):
         """Return the weighted loss and each modality's own."""
         inputs = self._inputs(batch)
         size = next(iter(inputs.values())).shape[0]
-        kept, asked = self._draw(size, generator)
+        kept = self._draw_kept(size, generator)
+        asked = self._draw_asked(size, kept, generator)
         drawn = torch.rand(size, 1, generator=generator) < self.config.label_mask
         encoded = self._encode(inputs, kept, drawn)
         parts = {}
@@ -174,45 +180,56 @@ class Autoencoding(Task):
         """Encode as in evaluation; also return which elements were read, one channel, by name."""
         inputs = self._inputs(batch)
         first = next(iter(inputs.values()))
-        kept = self._draw(first.shape[0], generator)[0]
-        blind = torch.ones(first.shape[0], 1, dtype=torch.bool)
-        visible = {}
-        for name in self.signals:
-            reader, spec = self.model.inputs.reader(name), self.model.config.inputs[name]
-            seen = torch.ones(first.shape[0], reader.num_tokens, dtype=torch.bool)
-            if name in kept:
-                seen = torch.zeros_like(seen).scatter(1, kept[name].cpu(), value=True)
-            # A token covers a block of elements.
-            grid = seen.unflatten(1, reader.grid)
-            for axis, (tokens, size) in enumerate(zip(reader.grid, spec.grid, strict=False), 1):
-                grid = grid.repeat_interleave(-(-size // tokens), dim=axis).narrow(axis, 0, size)
-            visible[name] = grid.unsqueeze(1)
+        size = first.shape[0]
+        kept = self._draw_kept(size, generator)
+        blind = torch.ones(size, 1, dtype=torch.bool)
+        visible = {name: self._seen(name, kept.get(name), size) for name in self.signals}
         return self._encode(inputs, kept, blind), visible
 
-    def _draw(
-        self, size: int, generator: torch.Generator
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Draw which tokens are read and which elements are asked for, per sample."""
+    def _seen(self, name: str, kept: Tensor | None, size: int) -> Bool[Tensor, "B 1 ..."]:
+        """Which elements of a modality are read, in its raw layout."""
+        reader, spec = self.model.inputs.reader(name), self.model.config.inputs[name]
+        seen = torch.ones(size, reader.num_tokens, dtype=torch.bool)
+        if kept is not None:
+            seen = torch.zeros_like(seen).scatter(1, kept.cpu(), value=True)
+        # A token covers a block of elements.
+        grid = seen.unflatten(1, reader.grid)
+        for axis, (tokens, length) in enumerate(zip(reader.grid, spec.grid, strict=True), 1):
+            grid = grid.repeat_interleave(-(-length // tokens), dim=axis).narrow(axis, 0, length)
+        return grid.unsqueeze(1)
+
+    def _draw_kept(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw which tokens are read ``[B, K]``, per sample; none where all are."""
         kept: dict[str, Tensor] = {}
-        asked: dict[str, Tensor] = {}
-        for name in self.signals:
-            total = self.model.num_queries(name)
-            ids = None
-            if self.config.mask_ratio:
+        if self.config.mask_ratio:
+            for name in self.signals:
                 tokens = self.model.inputs.reader(name).num_tokens
                 order = torch.rand(size, tokens, generator=generator).argsort(-1)
                 count = count_kept(tokens, self.config.mask_ratio)
                 kept[name] = order[:, :count].sort(-1).values.to(self._place)
-                if tokens == total:  # a query per token: ask for hidden ones only
-                    ids = order[:, count:]
-            wanted = self.config.points
-            if ids is None and wanted and wanted < total:
+        return kept
+
+    def _draw_asked(
+        self, size: int, kept: Mapping[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Draw which elements are asked for ``[B, O]``, per sample; none where all are."""
+        asked: dict[str, Tensor] = {}
+        for name in self.signals:
+            total = self.model.num_queries(name)
+            wanted = self.config.points or total
+            if name in kept:
+                patch = self.model.config.outputs[name].patch
+                seen = self._seen(name, kept[name], size)
+                if patch and prod(patch) > 1:
+                    seen = space_to_depth(seen, patch).any(-1)
+                seen = seen.flatten(1)  # [B, O]
+                count = min(wanted, int((~seen).sum(1).min()))
+                draws = torch.rand(size, total, generator=generator).masked_fill(seen, -1.0)
+                asked[name] = draws.topk(count, dim=1).indices.to(self._place)
+            elif wanted < total:
                 ids = torch.randint(total, (size, wanted), generator=generator)
-            elif ids is not None and wanted:
-                ids = ids[:, :wanted]
-            if ids is not None:
                 asked[name] = ids.to(self._place)
-        return kept, asked
+        return asked
 
     @property
     def _place(self) -> torch.device:
@@ -241,7 +258,7 @@ class Autoencoding(Task):
         for batch in batches:
             inputs = self._inputs(batch)
             first = next(iter(inputs.values()))
-            kept = self._draw(first.shape[0], generator)[0]
+            kept = self._draw_kept(first.shape[0], generator)
             blind = torch.ones(first.shape[0], 1, dtype=torch.bool)
             encoded = self._encode(inputs, kept, blind)
             for name in self.signals:

@@ -104,7 +104,10 @@ class OpticalFlow(Task):
         pixels = 0.0
         for batch in batches:
             truth, known = self._truth(batch)
-            predicted, count = self._answer(batch) * self.config.scale, float(known.sum())
+            count = float(known.sum())
+            if not count:
+                continue
+            predicted = self._answer(batch) * self.config.scale
             sums["epe"] += float(end_point_error(predicted, truth, known)) * count
             sums["epe_of_zero"] += float(end_point_error(truth * 0, truth, known)) * count
             sums["outliers"] += float(outlier_share(predicted, truth, known)) * count

@@ -34,12 +34,12 @@ class Multitask(Task):
     ) -> None:
         super().__init__(model)
         outputs = getattr(model.config, "outputs", {})
-        wrong = [n for n, k in columns.items() if n not in outputs or outputs[n].channels != len(k)]
-        if wrong or len(columns) < 2:
+        asked = {name: len(classes) for name, classes in columns.items()}
+        answered = {name: output.channels for name, output in outputs.items()}
+        if any(answered.get(name) != count for name, count in asked.items()) or len(asked) < 2:
             raise ConfigError(
-                f"the label columns are { ({n: len(k) for n, k in columns.items()}) }, but the model "
-                f"answers { ({n: o.channels for n, o in outputs.items()}) }; multitask needs a "
-                f"perceiver_io model with one output per column, at least two"
+                f"the label columns are {asked}, but the model answers {answered}; multitask needs "
+                f"a perceiver_io model with one output per column, at least two"
             )
         self.columns = dict(columns)
         self.label_smoothing = label_smoothing
@@ -64,10 +64,12 @@ class Multitask(Task):
 
     def _labels(self, batch: TaskBatch) -> Tensor:
         """Label columns ``[B, T]``."""
-        if batch.labels is None or batch.labels.ndim != 2:
+        shape = None if batch.labels is None else list(batch.labels.shape)
+        if batch.labels is None or shape is None or shape[1:] != [len(self.columns)]:
             raise DataError(
-                f"multitask needs one label column per task ({list(self.columns)}); join data sets "
-                f"with 'A + B', or name label columns with labels"
+                f"labels have shape {shape}, but multitask needs one column per task "
+                f"({list(self.columns)}); join data sets with 'A + B', or name label columns with "
+                f"labels"
             )
         return batch.labels
 

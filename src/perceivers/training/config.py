@@ -214,6 +214,12 @@ class MultitaskConfig(TrainConfig):
     label_smoothing: float = 0.0
     """Share of the target spread evenly over a task's classes, 0..1."""
 
+    def __post_init__(self) -> None:
+        """Reject values out of range."""
+        super().__post_init__()
+        if not 0.0 <= self.label_smoothing <= 1.0:
+            raise ConfigError(f"label_smoothing is {self.label_smoothing}; it must be in [0, 1]")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MultilabelTrainConfig(TrainConfig):

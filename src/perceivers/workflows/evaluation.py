@@ -1,6 +1,6 @@
 """Evaluate a trained model on a split of its own or of other data."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
 from perceivers.data import Batch, Dataset, make_eval_loader
+from perceivers.data.joined import SEPARATOR
 from perceivers.errors import DataError, RunError
 from perceivers.tasks import Classification, ClassificationConfig
 from perceivers.tasks.classification import accuracies, confusion
@@ -100,7 +101,9 @@ def open_for_model(
         UserError: The data cannot be opened.
     """
     specs = dict(loaded.model.config.data_inputs)
-    config = config or TrainConfig(model="", data=address, out="")
+    if config is None:
+        columns = [] if SEPARATOR in address else list(loaded.info.columns)
+        config = TrainConfig(model="", data=address, out="", labels=columns)
     if loaded.info.task != "flow":
         return open_dataset(config, address=address), specs
     _, height, width = specs[flow_modality(loaded.model)].grid
@@ -118,15 +121,26 @@ def check_classes(loaded: Loaded, dataset: Dataset) -> None:
     found = dict(dataset.columns)
     if columns and (found or {"label": dataset.classes}) != columns:
         raise DataError(
-            f"the model knows the label columns { ({n: len(c) for n, c in columns.items()}) } "
-            f"(classes each), but {dataset.address} has { ({n: len(c) for n, c in found.items()}) }; "
-            f"evaluation needs the same names in the same order"
+            f"the model knows the label columns {_shorten(columns)}, but {dataset.address} has "
+            f"{_shorten(found) or list(dataset.classes)}; evaluation needs the same columns and "
+            f"classes in the same order"
         )
-    if loaded.info.task == "classify" and dataset.classes != loaded.info.classes:
+    if columns:
+        return
+    knows = loaded.info.task == "classify" or bool(loaded.info.classes)
+    if knows and dataset.classes != loaded.info.classes:
         raise DataError(
             f"the model knows the classes {list(loaded.info.classes)}, but {dataset.address} has "
             f"{list(dataset.classes)}; evaluation needs the same names in the same order"
         )
+
+
+def _shorten(columns: Mapping[str, Sequence[str]], shown: int = 4) -> dict[str, list[str]]:
+    """Columns with their first classes, for messages."""
+    return {
+        name: [*classes[:shown], *(["..."] if len(classes) > shown else [])]
+        for name, classes in columns.items()
+    }
 
 
 def _split(dataset: Dataset, split: str) -> Any:

@@ -6,6 +6,7 @@ Paper: Perceiver IO (arXiv 2107.14795) App. H: fixed tiles, blended by their dis
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from perceivers.checkpoints.loading import load_with_info
+from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.data.flow_files import write_flow
 from perceivers.data.pictures import convert_channels, read_bytes, read_picture
 from perceivers.errors import CheckpointError, ConfigError, DataError
@@ -38,7 +39,7 @@ class FlowFiles:
 
 @torch.no_grad()
 def tiled_flow(
-    model: torch.nn.Module,
+    model: Any,
     frames: Tensor,
     *,
     scale: float = FLOW_SCALE,
@@ -97,12 +98,14 @@ def predict_flow(
             or are smaller than a tile, or a file exists.
     """
     loaded = load_with_info(model)
-    if loaded.info.task != "flow" and TARGET not in getattr(loaded.model.config, "outputs", {}):
+    if not predicts_flow(loaded):
         raise CheckpointError(
             f"{model} predicts no flow (its task is {loaded.info.task or 'not recorded'}); train "
             f"one of the perceiver_io_flow variants with --task flow"
         )
     paths = tuple(Path(out) / f"{Path(first).stem}{suffix}" for suffix in (".flo", ".png"))
+    if Path(out).exists() and not Path(out).is_dir():
+        raise ConfigError(f"--out {out} is a file; give a folder for the flow and its picture")
     existing = [path for path in paths if path.exists()]
     if existing and not overwrite:
         raise ConfigError(f"{existing[0]} exists; pass --overwrite or another --out")
@@ -118,6 +121,11 @@ def predict_flow(
     write_flow(paths[0], flow.numpy())
     write_atomic(paths[1], _png(flow_to_colour(flow.numpy())))
     return FlowFiles(flow=flow, paths=(paths[0], paths[1]), tiles=tiles)
+
+
+def predicts_flow(loaded: Loaded) -> bool:
+    """Whether a model answers flow; converted weights name no task."""
+    return TARGET in getattr(loaded.model.config, "outputs", {})
 
 
 def flow_scale(model: str | Path) -> float:

@@ -64,15 +64,14 @@ def describe_models(pattern: str = "*") -> list[ModelRow]:
             settings["num_classes"] = 1000
         with torch.device("meta"):
             model = create_model(name, **settings)
+        sizes = {n: parameter.numel() for n, parameter in model.named_parameters()}
         latents, structure = _summary(model)
         rows.append(
             ModelRow(
                 name=name,
                 paper=FAMILIES[family].paper,
-                core=sum(
-                    p.numel() for n, p in model.named_parameters() if n.startswith(model.core)
-                ),
-                total=sum(p.numel() for p in model.parameters()),
+                core=sum(size for n, size in sizes.items() if n.startswith(model.core)),
+                total=sum(sizes.values()),
                 latents=latents,
                 structure=structure,
                 inputs=", ".join(

@@ -8,9 +8,9 @@ from perceivers.data import Dataset, open_data
 from perceivers.data.flow_pairs import open_flow_pairs
 from perceivers.data.sources import Source
 from perceivers.data.warps import make_warps
-from perceivers.errors import DataError
+from perceivers.errors import ConfigError, DataError
 from perceivers.training.config import FlowTrainConfig, TrainConfig
-from perceivers.types import ModalitySpec
+from perceivers.types import Image, ModalitySpec
 
 WARPS = "warps:"
 
@@ -42,8 +42,12 @@ def open_dataset(
 
 
 def data_specs(config: TrainConfig, dataset: Dataset) -> dict[str, ModalitySpec]:
-    """Describe what the run reads of its data."""
-    return dict(
+    """Describe what the run reads of its data.
+
+    Raises:
+        ConfigError: A setting speaks of modalities or fields that the data have not.
+    """
+    specs = dict(
         dataset.specs(
             size=config.size,
             channels=config.channels,
@@ -51,12 +55,26 @@ def data_specs(config: TrainConfig, dataset: Dataset) -> dict[str, ModalitySpec]
             modalities=config.modalities,
         )
     )
+    for name in ("size", "channels"):
+        if getattr(config, name) is not None and not any(
+            isinstance(spec, Image) for spec in specs.values()
+        ):
+            raise ConfigError(
+                f"{name}={getattr(config, name)} speaks of pictures, but {config.data} holds "
+                f"{sorted(specs)}; set other sizes with inputs"
+            )
+    return specs
 
 
 def _open_pairs(address: str, config: TrainConfig, height: int, width: int) -> Dataset:
     """Open frame pairs with flow: generated from photographs, or measured ones in a folder."""
     if not address.startswith(WARPS):
-        pairs = open_flow_pairs(Path(address).expanduser())
+        try:
+            pairs = open_flow_pairs(Path(address).expanduser())
+        except DataError as error:
+            raise DataError(
+                f"{error}. Pairs are generated from photographs with 'warps:{address}'"
+            ) from error
         splits: Mapping[str, Source] = {"train": pairs, "val": pairs, "test": pairs}
         return Dataset(address, splits, (), ("measured pairs; all splits are the same",))
     photographs = open_data(address.removeprefix(WARPS), val_share=config.val_share)

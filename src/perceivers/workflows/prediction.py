@@ -99,8 +99,8 @@ def text_ids(text: str | bytes, spec: Bytes, where: str, *, parse_masks: bool = 
     wrapped = wrap_ids(ids) if spec.wrap == "cls_sep" else ids
     if len(wrapped) > spec.length:
         raise DataError(
-            f"{where} takes {len(wrapped)} ids, but the model reads {spec.length}; cut it, or train "
-            f"a model with inputs: {{bytes: {{length: {len(wrapped)}}}}}"
+            f"{where} takes {len(wrapped)} ids, but the model reads {spec.length}; cut it, or "
+            f"train a model with inputs: {{bytes: {{length: {len(wrapped)}}}}}"
         )
     return torch.from_numpy(pad_ids(wrapped, spec.length)).unsqueeze(0)
 
@@ -158,14 +158,14 @@ def _fill(
     for kind, where, text in given:
         try:
             ids = text_ids(text, spec, where, parse_masks=True)
+            if not (ids == MASK).any():
+                raise DataError(f"{where} has no [MASK]; write one for every byte to be filled in")
         except DataError as error:
             if kind == "text":
                 raise
             yield {"file": where, "error": str(error).removeprefix(f"{where} ")}
             continue
         hidden = ids == MASK
-        if not hidden.any():
-            raise DataError(f"{where} has no [MASK]; write one for every byte to be filled in")
         # Only bytes are answers: a text has no special ids in its middle.
         scores = loaded.model({name: ids}, outputs=[name]).float()[..., FIRST_BYTE:].softmax(-1)
         best = scores.max(-1)

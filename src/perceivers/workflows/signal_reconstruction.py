@@ -55,6 +55,8 @@ def reconstruct_signals(
     task = Autoencoding(loaded.model, config).eval()
     if not task.signals:
         raise CheckpointError("this model answers no signal; it cannot reconstruct")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; give a folder")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ConfigError(f"{out} holds files; pass --overwrite or another --out")
     out.mkdir(parents=True, exist_ok=True)

@@ -92,6 +92,22 @@ def choose_task(verb: str, task: str | None, model: str | None) -> str:
     return task
 
 
+def _task_of(verb: str, config: TrainConfig, others: list[str]) -> str:
+    """Return the task that a complete config is for; keywords beside it would be ignored."""
+    if others:
+        raise ConfigError(
+            f"{verb} got a config and also {', '.join(others)}; put everything into the config, "
+            f"or give keywords alone"
+        )
+    for name, kind in TASKS.items():
+        if type(config) is kind:
+            return name
+    raise ConfigError(
+        f"{verb} got a {type(config).__name__}; give one of "
+        f"{', '.join(kind.__name__ for kind in TASKS.values())}"
+    )
+
+
 def _check_model(verb: str, model: str) -> None:
     """Train starts from a name, fine-tuning from weights."""
     named = model in list_models()
@@ -127,7 +143,7 @@ def _start(verb: str, config: TrainConfig | None, settings: dict[str, Any]) -> R
     overwrite, quiet = (bool(settings.pop(name, False)) for name in ("overwrite", "quiet"))
     asked = settings.pop("task", None)
     if config is not None:
-        asked = next(name for name, kind in TASKS.items() if type(config) is kind)
+        asked = _task_of(verb, config, [*settings, *(["task"] if asked else [])])
     task = choose_task(verb, asked, settings.get("model"))
     config = config or build_config(TASKS[task], settings)
     _check_model(verb, config.model)
