@@ -6,6 +6,7 @@ import shlex
 from contextlib import redirect_stdout
 from functools import cache
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,17 @@ import pytest
 from PIL import Image
 
 from perceivers.cli.main import VERBS, main
+from perceivers.errors import ConfigError
 from perceivers.workflows import training
+from perceivers.workflows.recipes import list_recipes
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 EXAMPLE = ROOT / "examples" / "own_loop.py"
 RUNNABLE = "<!-- runnable -->\n"
 COMMAND = re.compile(r"`(perceivers [a-z][^`]*)`")
-# Options that every verb or every group of settings has.
-UNLISTED = {"--help", "--optimizer", "--schedule", "--augment", "--mask", "--loss"}
+# Verbs with every task that they train; a task brings settings of its own.
+VERB_TASKS = [(verb, task) for verb in VERBS for task in training.VERB_TASKS.get(verb, (None,))]
 
 
 def blocks(text: str, language: str, before: str = "") -> list[str]:
@@ -88,25 +91,30 @@ def test_a_runnable_snippet_runs(
 
 
 @cache
-def options(verb: str) -> frozenset[str]:
-    """Return the flags that a verb's help names."""
+def options(verb: str, task: str | None = None) -> frozenset[str]:
+    """Return the flags that a verb's help names for a task."""
     text = StringIO()
     with redirect_stdout(text):
-        assert main([verb, "--help"]) == 0
+        assert main([verb, *(["--task", task] if task else []), "--help"]) == 0
     return frozenset(re.findall(r"--[a-z][\w.\-]*", text.getvalue()))
 
 
 def check_command(line: str) -> None:
-    """Fail unless the verb exists and has every flag."""
+    """Fail unless the verb exists, trains the task, and has every flag for it."""
     verb, *words = shlex.split(line, comments=True)[1:]
     assert verb in VERBS, line
+    task = None
+    if verb in training.VERB_TASKS:
+        given = dict(pairwise(words))
+        task = training.choose_task(verb, given.get("--task"), given.get("--model"))
     flags = {word.partition("=")[0] for word in words if word.startswith("--")}
-    assert flags <= options(verb), line
+    assert flags <= options(verb, task), line
 
 
 def commands(text: str) -> list[str]:
-    """Return the command lines of shell blocks and of running text."""
-    lines = [line for block in blocks(text, "bash") for line in block.splitlines()]
+    """Return the command lines of shell blocks, continued ones as one, and of running text."""
+    joined = [re.sub(r"\\\n\s*", "", block) for block in blocks(text, "bash")]
+    lines = [line for block in joined for line in block.splitlines()]
     found = [line for line in lines if line.startswith("perceivers ")]
     return found + [" ".join(inline.split()) for inline in COMMAND.findall(text)]
 
@@ -127,20 +135,37 @@ def test_a_command_names_a_real_verb_and_real_flags(line: str) -> None:
     check_command(line)
 
 
-@pytest.mark.parametrize("line", ["perceivers pretend", "perceivers pretrain --mask.rate 0.5"])
-def test_an_invented_verb_or_flag_is_noticed(line: str) -> None:
-    with pytest.raises(AssertionError):
+@pytest.mark.parametrize(
+    "line",
+    [
+        "perceivers pretend",
+        "perceivers pretrain --mask.rate 0.5",
+        "perceivers pretrain --task mlm --mask.ratio 0.5",
+        "perceivers pretrain --model perceiver_io_nano --mask.ratio 0.5",
+        "perceivers train --max_flow 3",
+        "perceivers train --task mlm",
+    ],
+)
+def test_an_invented_verb_flag_or_task_is_noticed(line: str) -> None:
+    with pytest.raises((AssertionError, ConfigError)):
         check_command(line)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_the_command_line_page_lists_every_option(verb: str) -> None:
+@pytest.mark.parametrize(("verb", "task"), VERB_TASKS)
+def test_the_command_line_page_lists_every_option(verb: str, task: str | None) -> None:
     text = (ROOT / "docs" / "cli.md").read_text()
     section = {"finetune": "pretrain", "train": "pretrain"}.get(verb, verb)
     match = re.search(rf"^## {section}\b.*?\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
     assert match is not None
     listed = set(re.findall(r"--[a-z][\w.\-]*", match[1]))
-    assert options(verb) - UNLISTED - listed == set()
+    assert options(verb, task) - {"--help"} - listed == set()
+
+
+def test_the_command_line_page_lists_every_task_and_recipe() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text()
+    tasks = {task for known in training.VERB_TASKS.values() for task in known}
+    names = tasks | {recipe.name for recipe in list_recipes()}
+    assert {name for name in names if f"| `{name}` |" not in text} == set()
 
 
 def test_the_documented_loop_is_the_example() -> None:

@@ -107,12 +107,13 @@ def test_a_weight_of_an_unknown_modality_is_refused() -> None:
 
 
 def test_models_that_give_nothing_back_are_refused() -> None:
-    for name, inputs, settings in (
+    cases: list[tuple[str, Any, dict[str, Any]]] = [
         ("perceiver_io_nano", PICTURE, {"num_classes": 2}),
         ("perceiver_io_nano", {"bytes": pv.Bytes(8)}, {}),
         ("perceiver_nano", PICTURE, {"num_classes": 2}),
         ("hip_nano", PICTURE, {}),
-    ):
+    ]
+    for name, inputs, settings in cases:
         model = pv.create_model(name, inputs=inputs, **settings)
         with pytest.raises(ConfigError, match=r"auto-encoding needs a perceiver_io model that ans"):
             Autoencoding(model, AutoencodingConfig())

@@ -221,12 +221,13 @@ def test_a_real_model_sees_hidden_ids_and_gets_a_slope() -> None:
 
 def test_models_that_answer_no_bytes_are_refused() -> None:
     text, picture = {"bytes": pv.Bytes(16)}, {"image": pv.Image(8, 8, 1)}
-    for name, inputs, settings in (
+    cases: list[tuple[str, Any, dict[str, Any]]] = [
         ("perceiver_io_nano", text, {"num_classes": 3}),
         ("perceiver_io_nano", picture, {}),
         ("perceiver_nano", text, {"num_classes": 3}),
         ("hip_nano", picture, {}),
-    ):
+    ]
+    for name, inputs, settings in cases:
         model = pv.create_model(name, inputs=inputs, **settings)
         with pytest.raises(ConfigError, match=r"needs a Perceiver IO that reads bytes and answers"):
             MaskedLanguage(model, MaskedLanguageConfig())

@@ -60,8 +60,8 @@ def predict(argv: list[str]) -> int:
     """A record per file or text; flow as files."""
     parser = VerbParser(
         "predict",
-        "Classify files, fill in [MASK] of texts (a JSON line or CSV row each), or compute the "
-        "flow between two pictures (a .flo file and a picture).",
+        "Classify files, fill in [MASK] of texts (a JSON line or CSV row each), compute the flow "
+        "between two pictures (a .flo file and a picture), or pass files through an auto-encoder.",
     )
     parser.add_argument("run", help=RUN_HELP)
     parser.add_argument(
@@ -69,7 +69,9 @@ def predict(argv: list[str]) -> int:
     )
     parser.add_argument("--text", default=None, help="a text, for models that read bytes")
     parser.add_argument(
-        "--out", default=None, help=".jsonl or .csv file (stdout when not given); flow: a folder"
+        "--out",
+        default=None,
+        help=".jsonl or .csv file (stdout when not given); flow, auto-encoders: a folder",
     )
     parser.add_argument("--top", type=int, default=5, help="classes listed per file")
     parser.add_argument(
@@ -77,8 +79,11 @@ def predict(argv: list[str]) -> int:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     args = parser.parse_args(argv)
-    if predicts_flow(load_with_info(args.run)):
+    loaded = load_with_info(args.run)
+    if predicts_flow(loaded):
         return _predict_flow(args)
+    if loaded.info.task == "autoencode" and args.files:
+        return _predict_signals(args)
     out = Path(args.out) if args.out else None
     if out is not None:
         check_out(out, overwrite=args.overwrite)
@@ -93,6 +98,14 @@ def predict(argv: list[str]) -> int:
     if out is not None:
         sys.stdout.write(f"{len(records) - len(failed)} files predicted, see {out}\n")
     return 2 if len(failed) == len(records) else 0
+
+
+def _predict_signals(args: Any) -> int:
+    """What an auto-encoder gives back, written as files."""
+    out = args.out or "reconstructed"
+    written = run_reconstruction(args.run, args.files, out, overwrite=args.overwrite)
+    sys.stdout.write(f"{len(written)} files in {out}; see {written[-1]}\n")
+    return 0
 
 
 def _predict_flow(args: Any) -> int:
@@ -151,11 +164,17 @@ def export(argv: list[str]) -> int:
     parser.add_argument("run", help=RUN_HELP)
     parser.add_argument("--format", default="onnx", choices=sorted(SUFFIXES), help="file format")
     parser.add_argument("--part", default=None, choices=PARTS, help="what to export")
+    parser.add_argument("--output", default=None, help="decoder: which output it answers")
     parser.add_argument("--out", default=None, help="file; in the run folder when not given")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     args = parser.parse_args(argv)
     done = run_export(
-        args.run, out=args.out, format=args.format, part=args.part, overwrite=args.overwrite
+        args.run,
+        out=args.out,
+        format=args.format,
+        part=args.part,
+        output=args.output,
+        overwrite=args.overwrite,
     )
     sys.stdout.write(
         f"{done.path}: ran at batch sizes 1 and 3; largest difference {done.largest:.3g} "

@@ -1,7 +1,7 @@
 """Convert foreign weights to model folders and back, and verify them against the originals."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,16 @@ from perceivers.models.saving import ModelInfo
 PICKLES = {".pickle", ".pkl", ".pystate"}
 TARGETS = ("perceivers", "hf", "haiku")
 UNSTATED = "as stated by the source of the parameters"
+
+
+TASKS_OF_KINDS = {
+    "language": "mlm",
+    "text_classes": "classify",
+    "image_classes": "classify",
+    "classic": "classify",
+    "flow": "flow",
+    "multimodal": "autoencode",
+}
 
 
 @dataclass(frozen=True)
@@ -123,8 +133,23 @@ def convert(
 def _save(
     model: Any, out: Path, info: ModelInfo, overwrite: bool, differences: Any = ()
 ) -> Conversion:
-    model.save_pretrained(out, info=info, overwrite=overwrite)
+    model.save_pretrained(out, info=_with_task(model, info), overwrite=overwrite)
     return Conversion(out, _count(model), list(differences))
+
+
+def _with_task(model: Any, info: ModelInfo) -> ModelInfo:
+    """Say what a released kind is for, so that ``predict`` and ``reconstruct`` know."""
+    if info.task or model.family not in {"perceiver", "perceiver_io"}:
+        return info
+    try:
+        task = TASKS_OF_KINDS[kind_of(model.config)]
+    except CheckpointError:  # a bundle may hold any model
+        return info
+    classes = info.classes
+    if task == "classify" and not classes:
+        # The released files name no classes; the logits are told apart by their numbers.
+        classes = tuple(str(number) for number in range(model.config.num_classes))
+    return replace(info, task=task, classes=classes)
 
 
 def _count(model: Any) -> int:

@@ -28,6 +28,7 @@ def export(
     out: str | Path | None = None,
     format: Format = "onnx",  # noqa: A002 - the word users type
     part: Part | None = None,
+    output: str | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Export a run or model folder, run the exported file, and compare.
@@ -36,8 +37,9 @@ def export(
         model: Run folder, ``RUN@last`` or model folder.
         out: File to write; ``exported/PART.onnx`` or ``.pt2`` in the folder when not given.
         format: ``onnx`` or ``torch-export``.
-        part: ``model``, ``encoder`` or ``autoencoder``; when not given the autoencoder of a
-            pre-training run, the model of anything else.
+        part: ``model``, ``encoder``, ``decoder`` or ``autoencoder``; without it the autoencoder of a
+            HiP pre-training run, the model of anything else.
+        output: Which output the decoder part answers, where there are several.
         overwrite: Replace an existing file.
 
     Raises:
@@ -47,7 +49,8 @@ def export(
     if format not in SUFFIXES:
         raise ConfigError(f"format {format!r} is unknown; use one of {sorted(SUFFIXES)}")
     loaded = load_with_info(model)
-    chosen: Part = part or ("autoencoder" if loaded.info.task == "pretrain" else "model")
+    masked = loaded.info.task == "pretrain" and loaded.model.family == "hip"
+    chosen: Part = part or ("autoencoder" if masked else "model")
     base = Path(split_address(model)[0])
     path = Path(out) if out else base / "exported" / f"{chosen}{SUFFIXES[format]}"
     for written in (path, path.with_suffix(".json")):
@@ -58,6 +61,7 @@ def export(
         path,
         format=format,
         part=chosen,
+        output=output,
         mask=mask_of(model),
         info=loaded.info,
     )

@@ -15,7 +15,7 @@ from perceivers.errors import ConfigError, suggest
 from perceivers.nn.grouping import GroupLayout, concatenate, deal_groups
 from perceivers.nn.mlp import get_activation
 from perceivers.nn.positions import fourier_dim
-from perceivers.types import ModalitySpec, spec_from_json, spec_to_json
+from perceivers.types import Bytes, ModalitySpec, Points, spec_from_json, spec_to_json
 
 HeadKind = Literal["none", "query", "mean", "label", "dense_bottleneck", "dense_full"]
 HEAD_KINDS = ("none", "query", "mean", "label", "dense_bottleneck", "dense_full")
@@ -274,6 +274,16 @@ def check_inputs(config: HiPConfig) -> None:
     """Check modalities, labels and positions."""
     if not config.grouped_inputs:
         raise ConfigError("a model needs at least one input modality that is not a label")
+    unread = [
+        name
+        for name, spec in config.inputs.items()
+        if isinstance(spec, Bytes) or (isinstance(spec, Points) and spec.ragged)
+    ]
+    if unread:
+        raise ConfigError(
+            f"a HiP reads elements that are all there, so not {unread} (bytes and ragged points "
+            f"may be padded); use a perceiver or perceiver_io variant, or points of one number"
+        )
     unknown = [name for name in config.labels if name not in config.inputs]
     if unknown:
         raise ConfigError(f"labels {unknown} are not among the inputs {list(config.inputs)}")

@@ -212,9 +212,7 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
             v_dim=192,
             mlp_ratio=2,
         ),
-        "outputs": {
-            "bytes": Output(queries="tokens", modality="bytes", channels=BYTE_VOCABULARY)
-        },
+        "outputs": {"bytes": Output(queries="tokens", modality="bytes", channels=BYTE_VOCABULARY)},
         "decoder": DecoderConfig(num_heads=8, qk_dim=192, v_dim=192, mlp_ratio=4),
     },
     "perceiver_io_flow_tiny": {
