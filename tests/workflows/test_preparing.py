@@ -248,10 +248,10 @@ def test_options_that_trained_weights_do_not_fit_are_refused(
         ({"trunk": {"depth": 2.5}}, r"model_options\.trunk\.depth is 2\.5; it must be of type int"),
         ({"trunk": {"depth": True}}, r"model_options\.trunk\.depth is True; .* type int"),
         ({"trunk": {"qk_dim": "x"}}, r"model_options\.trunk\.qk_dim is 'x'; .* type int"),
-        ({"trunk": {"reads": "never"}}, r"reads is 'never'; choose from \['interleaved'"),
+        ({"trunk": {"reads": "never"}}, r"trunk\.reads is 'never'; choose from \['interleaved"),
         ({"trunk": {"num_heads": 0}}, r"trunk num_heads is 0; it must be at least 1"),
         ({"trunk": {"dropout_rate": 1}}, r"dropout_rate is 1\.0; it must be in \[0, 1\)"),
-        ({"mask_tokens": "yes"}, r"model_options\.mask_tokens is 'yes'; .* type bool"),
+        ({"mask_tokens": 3}, r"model_options\.mask_tokens is 3; it must be of type bool"),
         ({"tokens": {"bytes": {"patch": ["a"]}}}, r"tokens\.bytes\.patch\[0\] is 'a'; .* type int"),
         ({"decoder": {"chunk": 0}}, r"decoder chunk is 0; it must be at least 1"),
     ],
@@ -309,7 +309,7 @@ def test_labels_that_the_data_lack_are_named(made: Path, tmp_path: Path) -> None
             {"task": "classify", "data": made / "texts.csv", "labels": ["topic", "mood"]},
             r"has \['topic', 'mood'\]; classification needs one label",
         ),
-        ({"task": "multilabel", "data": made / "photographs"}, r"has no label columns|0 labels"),
+        ({"task": "multilabel", "data": made / "photographs"}, r"has no label columns and 0 cl"),
     ):
         with pytest.raises(DataError, match=message):
             making.quietly(pv.train, model=making.NANO, out=out, **settings)
@@ -348,7 +348,7 @@ def flow_config(**settings: Any) -> FlowTrainConfig:
         ({"labels": ["a"]}, r"does not use labels"),
         ({"inputs": {"bytes": {"length": 3}}}, r"does not use inputs \['bytes'\]"),
         ({"inputs": {"video": {"heigth": 3}}}, r"no setting 'heigth'.*did you mean 'height'"),
-        ({"inputs": {"video": {"height": "tall"}}}, r"Video\.height is 'tall'; it must be an int"),
+        ({"inputs": {"video": {"height": "tall"}}}, r"'?height'?.*'tall'"),
         ({"model": "perceiver_io_nano"}, r"perceiver_io_nano is no flow model; use one of \['perc"),
         ({"max_flow": 99.0}, r"max_flow is 99\.0; for frames of 16 x 20 pixels"),
     ],

@@ -252,7 +252,7 @@ class Autoencoding(Task):
         self.eval()
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
         squares = dict.fromkeys(self.signals, 0.0)
-        absolutes = dict.fromkeys(self.signals, 0.0)
+        errors = dict.fromkeys(self.signals, 0.0)
         counts = dict.fromkeys(self.signals, 0)
         right, known, entropy = 0, 0, 0.0
         for batch in batches:
@@ -262,13 +262,14 @@ class Autoencoding(Task):
             blind = torch.ones(first.shape[0], 1, dtype=torch.bool)
             encoded = self._encode(inputs, kept, blind)
             for name in self.signals:
-                error = decode_raw(self.model, encoded, name) - as_floats(
-                    self.model, name, inputs[name]
-                )
-                error = error[torch.isfinite(error)].double()
-                squares[name] += float(error.square().sum())
-                absolutes[name] += float(error.abs().sum())
-                counts[name] += error.numel()
+                adapter = self.model.adapter(name)
+                made = adapter.flatten(self.model.decode(encoded, name).float())
+                truth = adapter.normalise(adapter.flatten(inputs[name]), torch.float32)
+                error = torch.where(torch.isfinite(truth), made - truth, 0.0).double()
+                scored = error.abs() if self.config.loss == "l1" else error.square()
+                errors[name] += float(scored.sum())
+                squares[name] += float((error * adapter.std).square().sum())
+                counts[name] += int(torch.isfinite(truth).sum())
             for name in self.labels:
                 logits, truth = self.model.decode(encoded, name).float(), inputs[name].long()
                 entropy += float(F.cross_entropy(logits, truth, reduction="sum", ignore_index=-1))
@@ -276,8 +277,7 @@ class Autoencoding(Task):
                 known += int((truth >= 0).sum())
         figures: dict[str, float] = {"loss": 0.0}
         for name in self.signals:
-            mean = absolutes if self.config.loss == "l1" else squares
-            figures["loss"] += self.weights[name] * mean[name] / max(counts[name], 1)
+            figures["loss"] += self.weights[name] * errors[name] / max(counts[name], 1)
             peak = 2.0 if self.model.config.inputs[name].kind == "audio" else 1.0
             noise = max(squares[name] / max(counts[name], 1), 1e-12)
             figures[f"psnr/{name}"] = 10 * log10(peak**2 / noise)

@@ -189,8 +189,12 @@ def _as_hinted(where: str, value: Any, hint: Any) -> Any:
         if value is None and NoneType in parts:
             return None
         return _as_hinted(where, value, next(part for part in parts if part is not NoneType))
+    if kind is Literal and value not in parts:
+        raise ConfigError(
+            f"{where} is {value!r}; choose from {list(parts)}{suggest(str(value), parts)}"
+        )
     if kind is Literal:
-        kind = str  # which word it must be is checked with the config
+        return value
     if is_dataclass(kind) and isinstance(value, Mapping):
         return _as_fields(where, value, get_type_hints(kind))
     if kind is Mapping and isinstance(value, Mapping):

@@ -37,8 +37,8 @@ def export(
         model: Run folder, ``RUN@last`` or model folder.
         out: File to write; ``exported/PART.onnx`` or ``.pt2`` in the folder when not given.
         format: ``onnx`` or ``torch-export``.
-        part: ``model``, ``encoder``, ``decoder`` or ``autoencoder``; without it the autoencoder of a
-            HiP pre-training run, the model of anything else.
+        part: ``model``, ``encoder``, ``decoder`` or ``autoencoder``; without it the
+            autoencoder of a HiP pre-training run, the model of anything else.
         output: Which output the decoder part answers, where there are several.
         overwrite: Replace an existing file.
 

@@ -42,6 +42,19 @@ TITLES = {
     "flow": "Optical flow",
 }
 SHARES = {"val top1", "val macro", "val map"}
+VERBS = dict.fromkeys(TITLES, "train") | dict.fromkeys(
+    ("pretrain", "mlm", "autoencode"), "pretrain"
+)
+# What to do with a model of each task.
+NEXT = {
+    "pretrain": ("perceivers reconstruct {run} PICTURE... --out pictures/",),
+    "mlm": ('perceivers predict {run} --text "a [MASK][MASK][MASK] byte each"',),
+    "autoencode": ("perceivers reconstruct {run} FILE... --out files/",),
+    "classify": ("perceivers evaluate {run}", "perceivers predict {run} FILE..."),
+    "multilabel": ("perceivers evaluate {run}", "perceivers predict {run} FILE..."),
+    "multitask": ("perceivers evaluate {run}", "perceivers predict {run} FILE..."),
+    "flow": ("perceivers evaluate {run}", "perceivers predict {run} FRAME1 FRAME2 --out flow/"),
+}
 # Figures worth a panel, where a task has them.
 CURVES = ("top1", "macro", "map", "epe", "bits_per_byte", "psnr/image", "psnr/video", "psnr/audio")
 SHOWN = 10
@@ -266,20 +279,15 @@ def settings_section(report: Report) -> Section:
 
 def commands_section(report: Report) -> Section:
     """The exact commands, for this run and for the reader's own data."""
-    run, config = report.folder.path, report.config
+    run = report.folder.path
     command = (report.folder.path / "command.txt").read_text().strip()
-    if isinstance(config, PretrainConfig):
-        lines = [
-            f"perceivers pretrain --config {run}/config.yaml --data MY_FOLDER --out runs/mine",
-            f"perceivers reconstruct {run} PICTURE... --out pictures/",
-            f"perceivers finetune --model {run} --data MY_LABELLED_FOLDER --out runs/classifier",
-        ]
+    task = report.folder.read_config()[0]
+    again = f"perceivers {VERBS[task]} --config {run}/config.yaml --data MY_DATA --out runs/mine"
+    lines = [again, *(line.format(run=run) for line in NEXT[task])]
+    if VERBS[task] == "pretrain":
+        lines.append(f"perceivers finetune --model {run} --data MY_LABELLED_DATA --out runs/mine2")
     else:
-        lines = [
-            f"perceivers evaluate {run}",
-            f"perceivers predict {run} PICTURE...",
-            f"perceivers export {run} --format onnx --out model.onnx",
-        ]
-    text = "MY_FOLDER holds one sub-folder of pictures per class."
+        lines.append(f"perceivers export {run} --format onnx --out model.onnx")
+    text = "MY_DATA is a folder or any other address that the page on data describes."
     code = "\n".join(["# this run", command, "", "# next", *lines])
     return Section(title="Commands", text=text, code=code)
