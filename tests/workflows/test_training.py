@@ -171,7 +171,7 @@ def test_other_tasks_train_in_half_precision(made: Path, tmp_path: Path, task: s
 def test_an_average_of_the_weights_is_what_is_saved(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    settings |= {"steps": 2}
+    settings |= {"steps": 4}
     plain = weights(making.quietly(pv.pretrain, out=tmp_path / "a", **settings).path)
     run = making.quietly(pv.pretrain, out=tmp_path / "b", ema=0.9, **settings)
     tensors = load_state(run.folder.checkpoint)[1]

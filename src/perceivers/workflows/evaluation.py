@@ -119,7 +119,8 @@ def check_classes(loaded: Loaded, dataset: Dataset) -> None:
     """
     columns = {name: tuple(names) for name, names in loaded.info.columns.items()}
     found = dict(dataset.columns)
-    if columns and (found or {"label": dataset.classes}) != columns:
+    # Labels are told apart by their place, so the order of the columns counts.
+    if columns and list((found or {"label": dataset.classes}).items()) != list(columns.items()):
         raise DataError(
             f"the model knows the label columns {_shorten(columns)}, but {dataset.address} has "
             f"{_shorten(found) or list(dataset.classes)}; evaluation needs the same columns and "

@@ -100,6 +100,7 @@ def write_signals(out: Path, stem: str, signals: dict[str, Tensor], loaded: Load
     sound = next((n for n in signals if isinstance(specs[n], Audio)), None)
     rate = specs[sound].sample_rate or DEFAULT_SAMPLE_RATE if sound is not None else 0
     wave = None if sound is None else signals[sound].clamp(-1, 1).numpy()
+    has_film = any(isinstance(specs[n], Video) for n in signals)
     written = []
     for name, signal in signals.items():
         spec = specs[name]
@@ -109,7 +110,7 @@ def write_signals(out: Path, stem: str, signals: dict[str, Tensor], loaded: Load
             written.append(write_clip(out / f"{stem}.mp4", pixels, frame_rate, wave, rate))
         elif isinstance(spec, Image):
             written.append(save_picture(out / f"{stem}.png", signal.numpy()))
-        elif name == sound and wave is not None:
+        elif name == sound and wave is not None and not has_film:
             written.append(write_wav(out / f"{stem}.wav", wave, rate))
     return written
 

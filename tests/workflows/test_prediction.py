@@ -1,0 +1,182 @@
+"""Predictions: records of every task, texts as they are given, masks filled in, tables."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.workflows import making
+
+import perceivers as pv
+from perceivers.errors import CheckpointError, ConfigError, DataError
+from perceivers.types import CLS, FIRST_BYTE, MASK, PAD, SEP
+from perceivers.workflows.prediction import check_out, text_ids, write_predictions
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """A folder with three texts, one longer than the model reads and one empty."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("green tree")
+    (folder / "b.txt").write_text("blue " * 20)
+    (folder / "c.txt").write_text("")
+    return folder
+
+
+def test_texts_are_classified_as_they_are_given(text_run: pv.Run) -> None:
+    records = list(pv.predict(text_run.path, texts=["green tree", "Grün ☂"], top=2))
+    assert [record["text"] for record in records] == ["green tree", "Grün ☂"]
+    for record in records:
+        assert record["class"] == record["top"][0]["class"]
+        assert record["class"] in {"home", "sky", "wood"}
+        assert len(record["top"]) == 2
+    every = next(iter(pv.predict(text_run.path, texts=["green tree"], top=9)))
+    assert sum(entry["probability"] for entry in every["top"]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_text_in_a_file_is_the_same_text(text_run: pv.Run, texts: Path) -> None:
+    (given,) = pv.predict(text_run.path, texts=["green tree"])
+    records = {record["file"]: record for record in pv.predict(text_run.path, [texts])}
+    found = records[str(texts / "a.txt")]
+    assert {**found, "text": "green tree"} == {**given, "file": found["file"]}
+    assert "32" in records[str(texts / "b.txt")]["error"]
+    assert "empty" in records[str(texts / "c.txt")]["error"]
+    assert pv.Run(text_run.path).predict([texts / "a.txt"]) == [found]
+
+
+def test_several_labels_are_told_apart(multilabel_run: pv.Run) -> None:
+    (record,) = pv.predict(multilabel_run.path, texts=["green tree"], top=4)
+    names = {entry["class"]: entry["probability"] for entry in record["top"]}
+    assert set(names) == {"topic=home", "topic=sky", "topic=wood", "mood"}
+    assert set(record["labels"]) == {name for name, share in names.items() if share > 0.5}
+
+
+def test_several_tasks_answer_each_for_itself(multitask_run: pv.Run) -> None:
+    (record,) = pv.predict(multitask_run.path, texts=["green tree"])
+    assert set(record) == {"text", "topics", "moods"}
+    assert record["topics"]["class"] in {"home", "sky", "wood"}
+    assert record["moods"]["class"] in {"glad", "sad"}
+    assert 0.5 <= record["moods"]["probability"] <= 1.0
+
+
+def test_films_are_classified_with_their_sound(made: Path, clip_run: pv.Run, tmp_path: Path) -> None:
+    run = making.quietly(
+        pv.finetune, model=clip_run.path, data=made / "clips", out=tmp_path / "run"
+    )
+    records = list(pv.predict(run.path, [made / "clips"]))
+    assert len(records) == 10
+    assert all(record["class"] in {"high", "low"} for record in records)
+
+
+# -- filling in ------------------------------------------------------------------------------------
+
+
+def test_every_mask_is_filled_with_the_likeliest_byte(mlm_run: pv.Run) -> None:
+    text = "the [MASK][MASK]n is [MASK]lue"
+    (record,) = pv.predict(mlm_run.path, texts=[text])
+    model, ids = mlm_run.model(), text_ids(text, pv.Bytes(32), "x", parse_masks=True)
+    with torch.no_grad():
+        scores = model({"bytes": ids}).float()[..., FIRST_BYTE:].softmax(-1)[0]
+    hidden = ids[0] == MASK
+    assert int(hidden.sum()) == 3
+    best = bytes(scores[hidden].argmax(-1).tolist())
+    expected = text.encode().split(b"[MASK]")
+    whole = b"".join(p + best[i : i + 1] for i, p in enumerate(expected))
+    assert record["text"] == text
+    assert record["answer"] == best.decode("utf-8", "replace")
+    assert record["filled"] == whole.decode("utf-8", "replace")
+    probability = float(scores[hidden].max(-1).values.mean())
+    assert record["probability"] == pytest.approx(probability, abs=1e-6)
+
+
+def test_one_bad_text_file_does_not_end_the_job(mlm_run: pv.Run, texts: Path) -> None:
+    (texts / "d.txt").write_text("a [MASK] of tea")
+    records = {Path(record["file"]).name: record for record in pv.predict(mlm_run.path, [texts])}
+    assert "filled" in records["d.txt"]
+    assert "has no [MASK]; write one for every byte" in records["a.txt"]["error"]
+    assert "takes 100 ids, but the model reads 32" in records["b.txt"]["error"]
+    assert "is empty" in records["c.txt"]["error"]
+    assert pv.Run(mlm_run.path).predict([texts / "d.txt"]) == [records["d.txt"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no mask here", r"text 'no mask here' has no \[MASK\]; write one"),
+        ("[MASK]" + "x" * 40, r"takes 41 ids, but the model reads 32; cut it, or train a model"),
+        ("", r"text '' is empty; there is nothing to read"),
+    ],
+)
+def test_a_text_that_cannot_be_filled_in_is_refused(
+    mlm_run: pv.Run, text: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        list(pv.predict(mlm_run.path, texts=[text]))
+
+
+def test_ids_are_wrapped_and_padded_as_the_model_reads_them() -> None:
+    plain = text_ids("ab", pv.Bytes(4), "x")
+    assert plain.tolist() == [[FIRST_BYTE + 97, FIRST_BYTE + 98, PAD, PAD]]
+    wrapped = text_ids(b"ab", pv.Bytes(5, wrap="cls_sep"), "x")
+    assert wrapped.tolist() == [[CLS, FIRST_BYTE + 97, FIRST_BYTE + 98, SEP, PAD]]
+    with pytest.raises(DataError, match=r"x takes 4 ids, but the model reads 3; .*length: 4"):
+        text_ids("ab", pv.Bytes(3, wrap="cls_sep"), "x")
+
+
+# -- what does not fit -----------------------------------------------------------------------------
+
+
+def test_models_that_answer_otherwise_are_refused(
+    clip_run: pv.Run, flow_run: pv.Run, text_run: pv.Run, cloud_run: pv.Run, made: Path
+) -> None:
+    for run, task in ((clip_run, "autoencode"), (flow_run, "flow")):
+        with pytest.raises(CheckpointError, match=rf"not a classifier \(its task is {task}\)"):
+            list(pv.predict(run.path, [made / "clips"]))
+    with pytest.raises(ConfigError, match=r"texts were given, but the model reads \['points'\]"):
+        list(pv.predict(cloud_run.path, texts=["x"]))
+    with pytest.raises(ConfigError, match="nothing to predict; give files, folders or texts"):
+        list(pv.predict(text_run.path))
+    with pytest.raises(ConfigError, match=r"files of kind 'points'"):
+        list(pv.predict(cloud_run.path, [made / "clouds.npz"]))
+    with pytest.raises(DataError, match=r"none of 1 samples could be read; .*belongs to the sounds"):
+        list(pv.predict(text_run.path, [made / "sounds" / "low" / "0.wav"]))
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def test_a_table_has_a_column_per_entry(tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = [
+        {"text": "a, b", "topics": {"class": "sky", "probability": 0.25}, "labels": ["x", "y"]},
+        {"file": "c.txt", "error": "is empty"},
+    ]
+    out = tmp_path / "x.csv"
+    write_predictions(records, out)
+    with out.open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    assert list(rows[0]) == ["text", "topics", "labels", "file", "error"]
+    assert rows[0] == {
+        "text": "a, b",
+        "topics": "sky 0.2500",
+        "labels": "x; y",
+        "file": "",
+        "error": "",
+    }
+    assert rows[1]["error"] == "is empty"
+    lines = write_predictions(records, tmp_path / "x.jsonl").splitlines()
+    assert [json.loads(line) for line in lines] == records
+    assert (tmp_path / "x.jsonl").read_text().splitlines() == lines
+    assert write_predictions(records, None).splitlines() == lines
+    assert write_predictions([{"filled": "ü"}], None) == '{"filled": "ü"}\n'
+
+
+def test_a_table_is_not_replaced_unasked(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("old")
+    with pytest.raises(ConfigError, match=r"x\.csv exists; pass --overwrite"):
+        check_out(tmp_path / "x.csv", overwrite=False)
+    check_out(tmp_path / "x.csv", overwrite=True)
+    with pytest.raises(ConfigError, match=r"written as \.jsonl or \.csv"):
+        check_out(tmp_path / "x.txt", overwrite=True)
