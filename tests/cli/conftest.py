@@ -10,9 +10,35 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.workflows.conftest import (
+    clip_run,
+    cloud_run,
+    flow_run,
+    made,
+    mlm_run,
+    multilabel_run,
+    multitask_run,
+    picture_run,
+    runs,
+    text_run,
+)
 
 from perceivers.cli.main import main
 from perceivers.workflows import run as run_module
+
+# Fixtures of the workflows' tests: a run of every task, and the data it was made from.
+__all__ = [
+    "clip_run",
+    "cloud_run",
+    "flow_run",
+    "made",
+    "mlm_run",
+    "multilabel_run",
+    "multitask_run",
+    "picture_run",
+    "runs",
+    "text_run",
+]
 
 SMALL = ["--batch_size", "8", "--device", "cpu"]
 

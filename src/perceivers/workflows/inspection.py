@@ -20,6 +20,7 @@ EXTRAS = {
     "train": ("lightning-fabric", "pytorch-optimizer", "matplotlib", "jinja2"),
     "demo": ("scikit-learn",),
     "export": ("onnx", "onnxscript", "onnxruntime"),
+    "media": ("av", "soundfile"),
 }
 
 

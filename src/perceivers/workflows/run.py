@@ -46,12 +46,14 @@ class Run:
         """Return figures on a split; see ``perceivers.evaluate``."""
         return evaluate(self.path, data=data, split=split).figures
 
-    def predict(self, paths: Sequence[str | Path], *, top: int = 5) -> list[dict[str, Any]]:
-        """Return the classes of pictures; see ``perceivers.predict``."""
-        return list(predict(self.path, paths, top=top))
+    def predict(
+        self, paths: Sequence[str | Path] = (), *, texts: Sequence[str] = (), top: int = 5
+    ) -> list[dict[str, Any]]:
+        """Return a record per file and per text; see ``perceivers.predict``."""
+        return list(predict(self.path, paths, texts=texts, top=top))
 
     def reconstruct(self, paths: Sequence[str | Path], out: str | Path) -> list[Path]:
-        """Write original, masked and reconstructed pictures; see ``perceivers.reconstruct``."""
+        """Write what the model gives back of files; see ``perceivers.reconstruct``."""
         return reconstruct(self.path, paths, out)
 
     def write_report(self) -> Path:

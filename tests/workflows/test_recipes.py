@@ -1,0 +1,118 @@
+"""Packaged recipes: listed, copied, and every one of them builds what it promises."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import perceivers as pv
+from perceivers.errors import ConfigError
+from perceivers.models.registry import FAMILIES, find_family, list_models
+from perceivers.training.config import build_config, read_yaml
+from perceivers.training.run_folder import TASKS
+from perceivers.types import ModalitySpec
+from perceivers.workflows.building import model_options
+from perceivers.workflows.recipes import copy_recipe, find_recipe, list_recipes
+from perceivers.workflows.training import VERB_TASKS
+
+NAMES = [recipe.name for recipe in list_recipes()]
+# What each recipe's data hold, where the recipe does not say.
+SPECS: dict[str, dict[str, ModalitySpec]] = {
+    "clip_autoencoding": {
+        "video": pv.Video(8, 48, 48),
+        "audio": pv.Audio(5120, sample_rate=16000),
+        "label": pv.Labels(4),
+    },
+    "masked_bytes": {"bytes": pv.Bytes(128)},
+    "photographs": {"image": pv.Image(48, 48)},
+    "point_clouds": {"points": pv.Points(64, 3, ragged=True, scale="unit")},
+    "sound_labels": {"audio": pv.Audio(8000, sample_rate=8000)},
+    "text_classification": {"bytes": pv.Bytes(256)},
+    "text_multitask": {"bytes": pv.Bytes(256)},
+    "unit_selection": {"points": pv.Points(32, 6, ragged=True)},
+}
+CLASSES: dict[str, Any] = {
+    "photographs": 10,
+    "point_clouds": 26,
+    "sound_labels": 20,
+    "text_classification": 4,
+    "text_multitask": {"topics": 4, "intents": 77},
+}
+REQUIRED = {"data": "DATA", "out": "OUT"}
+
+
+def test_recipes_are_listed_by_name_with_a_sentence() -> None:
+    assert sorted(NAMES) == NAMES
+    assert {"imagenet", "masked_bytes", "optical_flow"} <= set(NAMES)
+    for recipe in list_recipes():
+        assert recipe.title.endswith(".")
+        assert recipe.text.startswith(f"# {recipe.title}\n# {recipe.command}")
+        assert find_recipe(recipe.name) == recipe
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"recipe 'masked_byte' is unknown; there are .*masked_byt"):
+        find_recipe("masked_byte")
+    with pytest.raises(ConfigError, match=r"did you mean 'masked_bytes'\?"):
+        find_recipe("masked_byte")
+
+
+def test_a_copy_is_the_file_and_is_not_replaced_unasked(tmp_path: Path) -> None:
+    path = copy_recipe("masked_bytes", tmp_path)
+    assert path == tmp_path / "masked_bytes.yaml"
+    assert path.read_text() == find_recipe("masked_bytes").text
+    path.write_text("steps: 3\n")
+    with pytest.raises(ConfigError, match=r"masked_bytes\.yaml exists; pass --overwrite"):
+        copy_recipe("masked_bytes", tmp_path)
+    assert path.read_text() == "steps: 3\n"
+    copy_recipe("masked_bytes", tmp_path, overwrite=True)
+    assert path.read_text() == find_recipe("masked_bytes").text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_is_a_config_of_its_task(name: str, tmp_path: Path) -> None:
+    settings = read_yaml(copy_recipe(name, tmp_path))
+    task = settings.pop("task")
+    config = build_config(TASKS[task], {**settings, **REQUIRED})
+    assert config.model in list_models()
+    model_options(config, find_family(config.model))
+    # The command in the second line is that of the task, and names the file.
+    words = find_recipe(name).command.split()
+    assert words[:4] == ["perceivers", words[1], "--config", f"{name}.yaml"]
+    assert task in VERB_TASKS[words[1]]
+    flags = {word for word in words if word.startswith("--")}
+    assert {"--config", "--data", "--out"} <= flags
+    rebuilt = build_config(TASKS[task], yaml.safe_load(yaml.safe_dump(config.to_json())))
+    assert rebuilt == config
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "imagenet"])
+def test_every_recipe_for_a_cpu_builds_its_model(name: str) -> None:
+    settings = yaml.safe_load(find_recipe(name).text)
+    task = settings.pop("task")
+    config = build_config(TASKS[task], {**settings, **REQUIRED})
+    options = model_options(config, find_family(config.model))
+    inputs = {
+        modality: replace(spec, **config.inputs.get(modality, {}))
+        for modality, spec in SPECS.get(name, {}).items()
+    }
+    assert config.inputs.keys() <= inputs.keys()
+    with torch.device("meta"):
+        model = pv.create_model(
+            config.model, inputs=inputs or None, num_classes=CLASSES.get(name), **options
+        )
+    assert model.family in FAMILIES
+    assert sum(parameter.numel() for parameter in model.parameters()) < 20_000_000
+    assert task != "multitask" or set(model.config.outputs) == {"topics", "intents"}
+    assert task != "autoencode" or set(model.config.outputs) == set(inputs)
+    assert task != "flow" or list(model.config.outputs) == ["flow"]
+
+
+def test_the_recipe_of_the_paper_builds_on_the_meta_device() -> None:
+    settings = yaml.safe_load(find_recipe("imagenet").text)
+    with torch.device("meta"):
+        model = pv.create_model(settings["model"], num_classes=1000)
+    assert model.config.inputs["image"].grid == (settings["size"], settings["size"])
