@@ -21,6 +21,7 @@ of the ratios of neighbours, with its range, in wall and in process CPU time.
 import argparse
 import datetime
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -95,9 +96,14 @@ SPEED_WAYS = {"einsum": Way(path="reference"), "sdpa": Way()}
 
 
 def project_all(
-    self: CrossAttention, queries: Tensor, kv: Tensor, mask: Tensor | None = None
+    self: CrossAttention,
+    queries: Tensor,
+    kv: Tensor,
+    mask: Tensor | None = None,
+    keep: Tensor | None = None,
 ) -> Tensor:
     """Stand in for ``CrossAttention.forward``: project every token where it is, then SDPA."""
+    assert keep is None, "no workload drops queries"
     parts = (self.q(queries).expand(len(kv), -1, -1, -1), self.k(kv), self.v(kv))
     q, k, v = (self._fold(part) for part in parts)
     return self.out(self._attend(q, k, v, mask, kv.shape[1]))

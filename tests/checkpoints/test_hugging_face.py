@@ -161,13 +161,15 @@ def test_class_names_licence_and_settings_travel_along(tmp_path: Path) -> None:
     change(folder, attention_probs_dropout_prob=0.1)
     (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\ntags: x\n---\n# card\n")
     pv.convert(folder, tmp_path / "ours")
-    info = load_with_info(tmp_path / "ours").info
+    with pytest.warns(UserWarning, match=r"licence forbids commercial use \(cc-by-nc-4.0\)"):
+        loaded = load_with_info(tmp_path / "ours")
+    info = loaded.info
     assert info.task == "classify"
     assert info.classes == tuple(labels.values())
     assert info.license == "cc-by-nc-4.0"
     assert info.provenance["flavour"] == "hf"
     assert info.provenance["left behind"] == "attention_probs_dropout_prob=0.1"
-    config = pv.load(tmp_path / "ours").config
+    config = loaded.model.config
     assert config.inputs["image"] == pv.Image(
         20, 24, 3, mean=(0.1, 0.2, 0.3), std=(0.229, 0.224, 0.225)
     )

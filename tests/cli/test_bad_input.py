@@ -96,7 +96,9 @@ def test_data_without_one_readable_picture_stop_before_training(
     data = shutil.copytree(pictures, tmp_path / "data")
     for path in data.rglob("*.png"):
         cut(path, 0)
-    refuse(starting("train", data), r"none of the \d+ training samples looked at", r"empty \(0 bytes\)")
+    refuse(
+        starting("train", data), r"none of the \d+ training samples looked at", r"empty \(0 bytes\)"
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -279,7 +281,10 @@ def test_one_class_alone_cannot_be_told_apart(
         draw_pictures(data, ("cats",), 4)
     count = 0 if kind in {"folder", "unlabelled"} else 1
     refuse(
-        starting("train", data), rf"has {count} classes; classification needs one label", r"least 2 classes", r"sub-f"
+        starting("train", data),
+        rf"has {count} classes; classification needs one label",
+        r"least 2 classes",
+        r"sub-f",
     )
 
 
@@ -537,7 +542,10 @@ def edit_config(folder: Path, **changes: Any) -> None:
             r"has format version 99; this library reads .*1\. Install .*wrote it \(7\.1\)",
         ),
         ({"format_version": None}, r"has format version None"),
-        ({"family": "transformer"}, r"family 'transformer' is unknown; known are \['hip', 'perceiver"),
+        (
+            {"family": "transformer"},
+            r"family 'transformer' is unknown; known are \['hip', 'perceiver",
+        ),
         ({"family": ["hip"]}, r"family \['hip'\] is unknown"),
         ({"config": {"layers": 3}}, r"config\.json: .*unknown fields \['layers'\]"),
         ({"config": {}}, r"config\.json: HiP config is incomplete or malformed"),

@@ -41,7 +41,11 @@ def start(tmp_path: Path) -> Callable[..., list[Any]]:
         ("train", "multitaks", r"not 'multitaks'; did you mean 'multitask'\?"),
         ("train", "mlm", r"not 'mlm'; that is for 'perceivers pretrain'"),
         ("pretrain", "classify", r"not 'classify'; that is for 'perceivers train'"),
-        ("finetune", "xyzzy", r"finetune trains classify, multilabel, multitask, flow, not 'xyzzy'"),
+        (
+            "finetune",
+            "xyzzy",
+            r"finetune trains classify, multilabel, multitask, flow, not 'xyzzy'",
+        ),
     ],
 )
 @pytest.mark.parametrize("form", ["flag", "joined", "file"])
@@ -159,8 +163,14 @@ def test_data_of_another_kind_are_refused(
         (start("train", "flow", warps), r"perceiver_io_nano is no flow model; use one of"),
         (start("train", "flow", warps, "--size", "32", model=flow), r"does not use size"),
         (start("pretrain", "mlm", made / "sounds"), r"needs a Perceiver IO that reads bytes"),
-        (start("pretrain", "autoencode", made / "texts.csv"), r"texts are pre-trained by --task mlm"),
-        (start("pretrain", "pretrain", "digits"), r"masks the groups of a HiP, but perceiver_io_nano"),
+        (
+            start("pretrain", "autoencode", made / "texts.csv"),
+            r"texts are pre-trained by --task mlm",
+        ),
+        (
+            start("pretrain", "pretrain", "digits"),
+            r"masks the groups of a HiP, but perceiver_io_nano",
+        ),
         (start("train", "multitask", made / "topics.csv"), r"has 0 label columns; multitask needs"),
         (start("train", "multitask", f"{made / 'topics.csv'} + "), r"no such file or folder"),
         (start("train", "multitask", f"{made / 'topics.csv'} + {made / 'no.csv'}"), r"no\.csv"),
@@ -239,7 +249,8 @@ def test_a_model_of_another_task_is_refused(
     out = tmp_path / "out"
     film = made / "clips" / "low" / "0.mp4"
     for argv, pattern in (
-        (["predict", clip_run.path, film], r"not a classifier \(its task is autoencode\)"),
+        (["predict", clip_run.path, "--text", "x"], r"not a classifier \(its task is autoencode\)"),
+        (["predict", clip_run.path, film, "--text", "x"], r"not a classifier"),
         (["reconstruct", mlm_run.path, film, "--out", out], r"task mlm\) gives no signal back"),
         (["reconstruct", text_run.path, film, "--out", out], r"task classify\) gives no signal"),
         (["reconstruct", flow_run.path, film, "--out", out], r"task flow\) gives no signal back"),
@@ -259,7 +270,10 @@ def test_texts_that_cannot_be_read_are_refused(
 ) -> None:
     long = "x" * 40
     for argv, pattern in (
-        (["predict", text_run.path, "--text", long], r"takes 40 ids, but the model reads 32; cut it"),
+        (
+            ["predict", text_run.path, "--text", long],
+            r"takes 40 ids, but the model reads 32; cut it",
+        ),
         (["predict", text_run.path, "--text", ""], r"text '' is empty; there is nothing to read"),
         (["predict", text_run.path], r"nothing to predict; give files, folders or texts"),
         (["predict", mlm_run.path], r"nothing to predict; give files, folders or texts"),
@@ -314,14 +328,18 @@ def test_files_that_cannot_be_given_back_are_refused(
     refuse: Refuse, clip_run: pv.Run, made: Path, tmp_path: Path
 ) -> None:
     out = ["--out", tmp_path / "out"]
-    refuse(["reconstruct", clip_run.path, made / "sounds" / "low" / "0.wav", *out], r"the model rea")
+    refuse(
+        ["reconstruct", clip_run.path, made / "sounds" / "low" / "0.wav", *out], r"the model rea"
+    )
     refuse(["reconstruct", clip_run.path, tmp_path / "no.mp4", *out], r"no\.mp4: no such file")
     refuse(["reconstruct", clip_run.path, made / "photographs", *out], r"no videos|no .*among 8")
     other = making.write_clips(tmp_path / "other", 1, rate=8000)
     refuse(["reconstruct", clip_run.path, other, *out], r"8000 Hz, but the spec declares 16000 Hz")
     (tmp_path / "file").write_text("x")
     film = made / "clips" / "low" / "0.mp4"
-    refuse(["reconstruct", clip_run.path, film, "--out", tmp_path / "file"], r"file is a file; give")
+    refuse(
+        ["reconstruct", clip_run.path, film, "--out", tmp_path / "file"], r"file is a file; give"
+    )
 
 
 def test_recipes_that_do_not_exist_are_answered_with_the_nearest(

@@ -223,6 +223,12 @@ def test_films_are_given_back(call: Call, clip_run: pv.Run, made: Path, tmp_path
     assert outcome.code == 0, outcome.err
     assert outcome.out == f"3 files in {out}; see {out / 'overview.png'}\n"
     assert "target space" not in outcome.out
+    film, again = made / "clips" / "low" / "0.mp4", tmp_path / "again"
+    predicted = call("predict", clip_run.path, film, "--out", again)
+    assert predicted.out == f"3 files in {again}; see {again / 'overview.png'}\n"
+    for path in out.iterdir():
+        assert (again / path.name).read_bytes() == path.read_bytes()
+    assert call("predict", clip_run.path, film, "--out", again).code == 2
 
 
 # -- models and recipes ----------------------------------------------------------------------------

@@ -221,6 +221,14 @@ def test_the_remaining_tokens_alone_are_read() -> None:
     )
 
 
+def test_a_single_token_cannot_be_hidden_in_part() -> None:
+    inputs = {"audio": pv.Audio(16), "image": pv.Image(8, 8)}
+    task = make(inputs)
+    assert task.model.inputs.reader("audio").num_tokens == 1
+    with pytest.raises(ConfigError, match=r"'audio' is read as a single token, .*mask_ratio 0"):
+        make(inputs, AutoencodingConfig(mask_ratio=0.5))
+
+
 def test_without_a_mask_ratio_everything_is_seen() -> None:
     _, visible = make(CLIP).eval().encode_for_display(clips(), generator())
     assert {name: list(seen.shape) for name, seen in visible.items()} == {
@@ -288,9 +296,19 @@ def test_psnr_of_a_constant_error_by_hand(monkeypatch: pytest.MonkeyPatch) -> No
     batch = Batch({"image": values}, None, torch.arange(2), [])
     figures = task.evaluate([batch])
     assert figures["psnr/image"] == pytest.approx(10 * math.log10(1 / 0.1**2), abs=1e-3)
-    assert figures["loss"] == pytest.approx(0.1, rel=1e-5)
+    assert figures["loss"] == pytest.approx(0.1 / 0.5, rel=1e-5)  # in the model's units
     squared = Autoencoding(task.model, AutoencodingConfig(loss="l2")).evaluate([batch])
-    assert squared["loss"] == pytest.approx(0.01, rel=1e-4)
+    assert squared["loss"] == pytest.approx(0.2**2, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2"])
+def test_training_and_evaluation_measure_the_same(loss: Any) -> None:
+    spec = pv.Video(2, 8, 8, 3, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.4))
+    inputs = {"video": spec, "audio": CLIP["audio"]}
+    task = make(inputs, AutoencodingConfig(points=0, loss=loss)).eval()
+    batch = clips(None)
+    trained = float(task(batch, generator()).total.detach())
+    assert task.evaluate([batch])["loss"] == pytest.approx(trained, rel=1e-5)
 
 
 def test_the_peak_of_sound_is_two(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,5 +89,7 @@ def write_photographs(folder: Path, count: int = 8, *, size: tuple[int, int] = (
     folder.mkdir(parents=True)
     for number in range(count):
         coarse = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(
+            folder / f"{number}.png"
+        )
     return folder

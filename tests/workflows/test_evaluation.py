@@ -65,7 +65,9 @@ def test_data_of_other_labels_are_refused(
     swapped = f"{made / 'moods.csv'} + {made / 'topics.csv'}"
     with pytest.raises(DataError, match=r"knows the label columns \{'topics': \['home', .*'moods'"):
         pv.evaluate(multitask_run.path, data=swapped, split="val")
-    with pytest.raises(DataError, match=r"has \['glad', 'sad'\]; evaluation needs the same columns"):
+    with pytest.raises(
+        DataError, match=r"has \['glad', 'sad'\]; evaluation needs the same columns"
+    ):
         pv.evaluate(multitask_run.path, data=str(made / "moods.csv"), split="val")
     with pytest.raises(ConfigError, match=r"'topic'"):
         pv.evaluate(multilabel_run.path, data=str(made / "moods.csv"), split="val")

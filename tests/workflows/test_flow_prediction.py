@@ -92,10 +92,13 @@ def test_the_scale_of_a_run_is_used(flow_run: pv.Run, made: Path, tmp_path: Path
         max_flow=2.0,
     )
     assert flow_scale(run.path) == 3.0
-    photographs = [made / "photographs" / f"{n}.png" for n in (0, 1)]
+    photographs = (made / "photographs" / "0.png", made / "photographs" / "1.png")
     found = predict_flow(run.path, *photographs, tmp_path / "a").flow
     frames = torch.stack(
-        [torch.from_numpy(np.asarray(Image.open(p)).transpose(2, 0, 1).copy()) for p in photographs],
+        [
+            torch.from_numpy(np.asarray(Image.open(p)).transpose(2, 0, 1).copy())
+            for p in photographs
+        ],
         1,
     )
     expected, _ = tiled_flow(run.model(), frames, scale=3.0)
@@ -123,7 +126,9 @@ def test_pictures_that_are_no_pair_are_refused(
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:90])
     with pytest.raises(DataError, match=r"cut\.png"):
         predict_flow(flow_run.path, frames[0], tmp_path / "cut.png", out)
-    with pytest.raises(CheckpointError, match=r"predicts no flow \(its task is mlm\); train one of"):
+    with pytest.raises(
+        CheckpointError, match=r"predicts no flow \(its task is mlm\); train one of"
+    ):
         predict_flow(mlm_run.path, *frames, out)
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match=r"--out .*file is a file; give a folder"):

@@ -112,7 +112,9 @@ def test_measured_pairs_are_opened_and_evaluated(pairs: Path, flow_run: pv.Run) 
     assert figures["epe_of_zero"] == pytest.approx(float(lengths.mean()), rel=1e-5)
 
 
-def test_measured_pairs_of_another_size_are_named(pairs: Path, made: Path, flow_run: pv.Run) -> None:
+def test_measured_pairs_of_another_size_are_named(
+    pairs: Path, made: Path, flow_run: pv.Run
+) -> None:
     for path in pairs.rglob("frame*.png"):
         with Image.open(path) as picture:
             resized = picture.resize((24, 20))

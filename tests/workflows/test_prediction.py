@@ -62,7 +62,9 @@ def test_several_tasks_answer_each_for_itself(multitask_run: pv.Run) -> None:
     assert 0.5 <= record["moods"]["probability"] <= 1.0
 
 
-def test_films_are_classified_with_their_sound(made: Path, clip_run: pv.Run, tmp_path: Path) -> None:
+def test_films_are_classified_with_their_sound(
+    made: Path, clip_run: pv.Run, tmp_path: Path
+) -> None:
     run = making.quietly(
         pv.finetune, model=clip_run.path, data=made / "clips", out=tmp_path / "run"
     )
@@ -141,7 +143,9 @@ def test_models_that_answer_otherwise_are_refused(
         list(pv.predict(text_run.path))
     with pytest.raises(ConfigError, match=r"files of kind 'points'"):
         list(pv.predict(cloud_run.path, [made / "clouds.npz"]))
-    with pytest.raises(DataError, match=r"none of 1 samples could be read; .*belongs to the sounds"):
+    with pytest.raises(
+        DataError, match=r"none of 1 samples could be read; .*belongs to the sounds"
+    ):
         list(pv.predict(text_run.path, [made / "sounds" / "low" / "0.wav"]))
 
 

@@ -54,7 +54,9 @@ def test_recipes_are_listed_by_name_with_a_sentence() -> None:
 
 
 def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"recipe 'masked_byte' is unknown; there are .*masked_byt"):
+    with pytest.raises(
+        ConfigError, match=r"recipe 'masked_byte' is unknown; there are .*masked_byt"
+    ):
         find_recipe("masked_byte")
     with pytest.raises(ConfigError, match=r"did you mean 'masked_bytes'\?"):
         find_recipe("masked_byte")

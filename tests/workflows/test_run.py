@@ -39,5 +39,7 @@ def test_texts_are_predicted_from_python(mlm_run: pv.Run, text_run: pv.Run) -> N
 def test_a_model_folder_answers_as_the_run_does(mlm_run: pv.Run) -> None:
     ids = torch.randint(6, 262, (2, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        one, other = (pv.load(path)({"bytes": ids}) for path in (mlm_run.path, mlm_run.path / "model"))
+        one, other = (
+            pv.load(path)({"bytes": ids}) for path in (mlm_run.path, mlm_run.path / "model")
+        )
     assert torch.equal(one, other)

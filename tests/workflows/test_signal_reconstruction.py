@@ -100,7 +100,9 @@ def test_models_that_give_no_signal_back_are_refused(
     made: Path, text_run: pv.Run, cloud_run: pv.Run, mlm_run: pv.Run, tmp_path: Path
 ) -> None:
     for run in (text_run, cloud_run, mlm_run):
-        with pytest.raises(CheckpointError, match=r"gives no signal back; pre-train one with --task"):
+        with pytest.raises(
+            CheckpointError, match=r"gives no signal back; pre-train one with --task"
+        ):
             reconstruct(run.path, [made / "photographs"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

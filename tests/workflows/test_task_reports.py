@@ -10,7 +10,11 @@ import perceivers as pv
 
 SECTIONS = {
     "mlm_run": ("Masked bytes", "bits_per_byte", ["hidden |", "filled |", "truth  |"]),
-    "clip_run": ("Auto-encoding", "psnr/video", ["clips (their middle frames)", "passed the latent array"]),
+    "clip_run": (
+        "Auto-encoding",
+        "psnr/video",
+        ["clips (their middle frames)", "passed the latent array"],
+    ),
     "picture_run": ("Auto-encoding", "psnr/image", ["Validation pictures"]),
     "multilabel_run": ("Multi-label", "top1/mood", []),
     "multitask_run": ("Several tasks", "top1/topics", []),

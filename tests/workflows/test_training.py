@@ -199,7 +199,11 @@ def test_a_verb_trains_what_suits_the_model() -> None:
 @pytest.mark.parametrize(
     ("verb", "task", "message"),
     [
-        ("train", "mlm", r"train trains classify, .*, not 'mlm'; that is for 'perceivers pretrain'"),
+        (
+            "train",
+            "mlm",
+            r"train trains classify, .*, not 'mlm'; that is for 'perceivers pretrain'",
+        ),
         ("pretrain", "flow", r"not 'flow'; that is for 'perceivers train'"),
         ("train", "multitaks", r"not 'multitaks'; did you mean 'multitask'\?"),
         ("pretrain", "xyzzy", r"pretrain trains pretrain, autoencode, mlm, not 'xyzzy'$"),
@@ -246,7 +250,11 @@ def test_settings_of_another_task_are_refused(made: Path, tmp_path: Path) -> Non
         (pv.pretrain, {"task": "mlm", "autoencode": {"points": 3}}, r"unknown setting autoencode"),
         (pv.train, {"task": "classify", "flow": {"scale": 3.0}}, r"unknown setting flow"),
         (pv.train, {"task": "multitask", "label_smothing": 0.1}, r"did you mean 'label_smoothing'"),
-        (pv.train, {"task": "multitask", "label_smoothing": 2.0}, r"label_smoothing is 2\.0; .*\[0, "),
+        (
+            pv.train,
+            {"task": "multitask", "label_smoothing": 2.0},
+            r"label_smoothing is 2\.0; .*\[0, ",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             making.quietly(verb, **base, **settings)

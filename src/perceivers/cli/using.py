@@ -82,7 +82,7 @@ def predict(argv: list[str]) -> int:
     loaded = load_with_info(args.run)
     if predicts_flow(loaded):
         return _predict_flow(args)
-    if loaded.info.task == "autoencode" and args.files:
+    if loaded.info.task == "autoencode" and args.files and args.text is None:
         return _predict_signals(args)
     out = Path(args.out) if args.out else None
     if out is not None:

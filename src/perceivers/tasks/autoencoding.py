@@ -123,6 +123,12 @@ class Autoencoding(Task):
         self.config = config
         self.labels = [n for n in outputs if isinstance(inputs[n], Labels)]
         self.signals = [n for n in outputs if n not in self.labels]
+        for name in self.signals if config.mask_ratio else ():
+            if model.inputs.reader(name).num_tokens < 2:
+                raise ConfigError(
+                    f"{name!r} is read as a single token, of which no share can be hidden; use "
+                    f"mask_ratio 0, or longer inputs"
+                )
         self.weights = {
             n: config.weights.get(n, PAPER_WEIGHTS.get(inputs[n].kind, 1.0)) for n in outputs
         }

@@ -120,7 +120,7 @@ class RunFolder:
             raise RunError(f"{self.path} is not a run folder: it has no config.yaml")
         settings = read_yaml(self.config)
         task = settings.pop("task", None)
-        if task not in TASKS:
+        if not isinstance(task, str) or task not in TASKS:
             raise RunError(f"{self.config}: task is {task!r}; expected one of {list(TASKS)}")
         return task, build_config(TASKS[task], settings)
 

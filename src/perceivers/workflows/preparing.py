@@ -154,12 +154,12 @@ def prepare_multilabel(config: MultilabelTrainConfig) -> Prepared:
     """Any number of labels per sample, from label columns."""
     dataset = open_dataset(config)
     columns = dataset.columns or {"label": dataset.classes}
-    if not dataset.columns and len(dataset.classes) < 2:
+    names = label_names(columns) if any(columns.values()) else ()
+    if len(names) < 2:
         raise DataError(
-            f"{config.data} has no label columns and {len(dataset.classes)} classes; multi-label "
-            f"training needs label columns (choose them with --labels)"
+            f"{config.data} has {len(names)} labels; multi-label training needs label columns "
+            f"(choose them with --labels)"
         )
-    names = label_names(columns)
     model, notes = classifier(config, dataset, len(names), "query")
     task = Multilabel(model, columns, config.multilabel)
     info = replace(_info(config, "multilabel", names), columns=dict(columns))
