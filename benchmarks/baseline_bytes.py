@@ -47,7 +47,7 @@ class Ngrams:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("data")
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--split", default="test")
@@ -79,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{count} hidden bytes of {args.data} ({args.split}), texts of {args.length} bytes")
     for order in models:
         print(
-            f"order {order}: {bits[order] / count:.4f} bits per byte, top1 {right[order] / count:.4f}"
+            f"order {order}: {bits[order] / count:.4f} bits per byte, "
+            f"top1 {right[order] / count:.4f}"
         )
 
 

@@ -72,7 +72,7 @@ def classes(dataset: Dataset) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("kind", choices=("signals", "classes"))
     parser.add_argument("data")
     parser.add_argument("--inputs", type=json.loads, default={})

@@ -22,12 +22,12 @@ from statistics import median
 from typing import Any
 
 import torch
-from measuring import allocated, describe_machine, measure_times, mib, saved_bytes, show, spread
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import perceivers as pv
+from measuring import allocated, describe_machine, measure_times, mib, saved_bytes, show, spread
 from perceivers.checkpoints.hugging_face import save_hugging_face
 from perceivers.checkpoints.kinds import with_flavour
 from perceivers.checkpoints.verify_hugging_face import load_hugging_face
@@ -180,7 +180,8 @@ def compare(pair: Pair, rounds: int, *, train: bool) -> dict[str, Any]:
             "theirs": training_step(pair.run_theirs, pair.theirs),
             "ours": training_step(pair.run_ours, pair.ours),
         }
-        pair.theirs.train(), pair.ours.train()
+        pair.theirs.train()
+        pair.ours.train()
         figures["step"] = ratios(measure_times(steps, rounds))
         figures["kept"] = [
             saved_bytes(run, (*model.parameters(), *model.buffers(), *pair.given))
@@ -200,7 +201,7 @@ def ratios(times: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="flow at 64x96, clips of 4 frames")

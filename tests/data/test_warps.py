@@ -34,7 +34,7 @@ def smooth_photograph(seed: int) -> bytes:
 
 
 @pytest.fixture
-def photographs(write_folder: WriteFolder) -> PictureFiles:
+def photographs(write_folder: WriteFolder) -> Source:
     folder = write_folder({f"{n}.png": smooth_photograph(n) for n in range(3)})
     return read_folder(folder).sources["train"]
 

@@ -11,6 +11,7 @@ from tests.workflows import making
 
 import perceivers as pv
 from perceivers.errors import CheckpointError, ConfigError, DataError
+from perceivers.models.saving import ModelInfo
 from perceivers.types import CLS, FIRST_BYTE, MASK, PAD, SEP
 from perceivers.workflows.prediction import check_out, text_ids, write_predictions
 
@@ -92,6 +93,19 @@ def test_every_mask_is_filled_with_the_likeliest_byte(mlm_run: pv.Run) -> None:
     assert record["filled"] == whole.decode("utf-8", "replace")
     probability = float(scores[hidden].max(-1).values.mean())
     assert record["probability"] == pytest.approx(probability, abs=1e-6)
+
+
+def test_special_ids_are_no_answers(mlm_run: pv.Run, tmp_path: Path) -> None:
+    model = mlm_run.model()
+    bias = torch.zeros(FIRST_BYTE + 256)
+    bias[FIRST_BYTE + ord("q")] = 200.0
+    bias[:FIRST_BYTE] = 400.0  # likelier, but no byte
+    model.decoder.heads["bytes"].bias.data = bias
+    model.save_pretrained(tmp_path / "model", info=ModelInfo(task="mlm"))
+    (record,) = pv.predict(tmp_path / "model", texts=["[MASK]uick, [MASK]"])
+    assert record["filled"] == "quick, q"
+    assert record["answer"] == "qq"
+    assert record["probability"] == pytest.approx(1.0)
 
 
 def test_one_bad_text_file_does_not_end_the_job(mlm_run: pv.Run, texts: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from perceivers.checkpoints.catalogue import CATALOGUE, ReleasedWeights
 from perceivers.models.registry import FAMILIES, create_model, find_family, list_models
-from perceivers.types import Image, Points
+from perceivers.types import Bytes, Image, Points
 from perceivers.version import __version__
 
 EXTRAS = {
@@ -49,6 +49,7 @@ class ModelRow:
 
 # What variants without inputs of their own are counted for.
 PICTURE = {"image": Image(224, 224, 3)}
+TEXT = {"bytes": Bytes(512)}
 ENTITIES = {"points": Points(32, 6, ragged=True)}
 
 
@@ -57,9 +58,12 @@ def describe_models(pattern: str = "*") -> list[ModelRow]:
     rows = []
     for name in list_models(pattern):
         family = find_family(name)
-        inputs = FAMILIES[family].variants[name].get("inputs")
+        variant = FAMILIES[family].variants[name]
+        inputs = variant.get("inputs")
         settings: dict[str, Any] = {"inputs": inputs or PICTURE}
-        if inputs is None and family == "entity_set":
+        if inputs is None and "bytes" in variant.get("tokens", {}):
+            settings["inputs"] = TEXT
+        elif inputs is None and family == "entity_set":
             settings["inputs"] = ENTITIES
         elif inputs is None and family == "perceiver":
             settings["num_classes"] = 1000
