@@ -1,0 +1,72 @@
+"""End-point error of no motion, and of Lucas and Kanade's least squares, on generated frame pairs.
+
+    python benchmarks/baseline_flow.py PHOTOGRAPHS --max_flow 3
+
+Shows how much of the motion the pairs give away. Grey frames; central differences of their mean;
+least squares over a square window around every pixel, slightly regularised, answers cut to the
+largest motion.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from perceivers.data import make_eval_loader, open_data
+from perceivers.data.warps import make_warps
+from perceivers.tasks.flow_metrics import end_point_error
+from perceivers.types import Array, Video
+
+REGULARISER = 1e-3
+
+
+def slopes(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Central differences along rows and columns, edges repeated."""
+    padded = F.pad(frames.unsqueeze(1), (1, 1, 1, 1), mode="replicate").squeeze(1)
+    along_x = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
+    along_y = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
+    return along_x, along_y
+
+
+def least_squares(video: Tensor, window: int) -> Tensor:
+    """Return flow ``[B, 2, H, W]`` of pairs ``[B, 3, 2, H, W]``."""
+    first, second = (video.float().mean(1) / 255).unbind(1)
+    x, y = slopes((first + second) / 2)
+    t = second - first
+
+    def around(values: Tensor) -> Tensor:
+        padding = window // 2
+        mean = F.avg_pool2d(values.unsqueeze(1), window, 1, padding, count_include_pad=False)
+        return mean.squeeze(1)
+
+    xx, xy, yy = around(x * x) + REGULARISER, around(x * y), around(y * y) + REGULARISER
+    xt, yt = around(x * t), around(y * t)
+    determinant = xx * yy - xy * xy
+    u, v = (xy * yt - yy * xt) / determinant, (xy * xt - xx * yt) / determinant
+    return torch.stack([u, v], 1)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("photographs")
+    parser.add_argument("--max_flow", type=float, default=3.0)
+    parser.add_argument("--split", default="val")
+    args = parser.parse_args(argv)
+    pairs = make_warps(
+        open_data(args.photographs).splits, height=48, width=64, max_flow=args.max_flow
+    )
+    specs = {"video": Video(2, 48, 64, 3), "flow": Array((2, 48), 64)}
+    batches = list(make_eval_loader(pairs[args.split], specs, batch_size=64))
+    video = torch.cat([batch.inputs["video"] for batch in batches])
+    flow = torch.cat([batch.inputs["flow"] for batch in batches])
+    print(f"{len(flow)} pairs, zero flow: {float(end_point_error(flow * 0, flow)):.4f} pixels")
+    for window in (5, 15, 31):
+        found = least_squares(video, window).clamp(-args.max_flow, args.max_flow)
+        print(f"windows of {window}: {float(end_point_error(found, flow)):.4f} pixels")
+
+
+if __name__ == "__main__":
+    main()
