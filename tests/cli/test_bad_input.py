@@ -942,6 +942,7 @@ def test_every_verb_helps(call: Call, verb: str) -> None:
         "evaluate": ["run", "--data", "--split", "--batch_size", "--workers", "--limit"],
         "predict": ["run", "files", "--out", "--top"],
         "reconstruct": ["run", "files", "--out", "--seed"],
+        "explain": ["run", "files", "--out"],
         "report": ["run"],
         "export": ["run", "--format", "--part", "--out", "--overwrite"],
         "convert": ["source", "out", "--verify", "--config", "--overwrite"],

@@ -148,8 +148,8 @@ class Constant(nn.Module):
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
         self.logits = nn.Parameter(logits)
-        output = SimpleNamespace(head="tied", channels=0)
-        self.config = SimpleNamespace(inputs={"bytes": pv.Bytes(4)}, outputs={"bytes": output})
+        output = SimpleNamespace(modality="bytes")
+        self.config = SimpleNamespace(byte_outputs=("bytes",), outputs={"bytes": output})
         self.shown: list[Tensor] = []
 
     def forward(self, inputs: dict[str, Tensor], outputs: list[str]) -> Tensor:

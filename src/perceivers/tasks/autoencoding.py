@@ -108,7 +108,8 @@ class Autoencoding(Task):
         super().__init__(model)
         outputs: Mapping[str, Output] = getattr(model.config, "outputs", {})
         inputs = model.config.inputs
-        odd = [n for n, o in outputs.items() if n not in inputs or o.head == "tied"]
+        texts = getattr(model.config, "byte_outputs", ())
+        odd = [name for name in outputs if name not in inputs or name in texts]
         if odd or not outputs:
             raise ConfigError(
                 f"auto-encoding needs a perceiver_io model that answers its own inputs; this one "

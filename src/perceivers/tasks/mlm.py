@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from perceivers.errors import ConfigError
 from perceivers.tasks.base import Losses, Task, TaskBatch
-from perceivers.types import BYTE_VOCABULARY, FIRST_BYTE, MASK, Bytes
+from perceivers.types import BYTE_VOCABULARY, FIRST_BYTE, MASK
 
 WHITESPACE = tuple(FIRST_BYTE + byte for byte in b" \t\n\r\x0b\x0c")
 EVALUATION_SEED = 20210730
@@ -93,11 +93,8 @@ def text_modality(model: Any) -> str:
     Raises:
         ConfigError: There is none.
     """
-    for name, spec in model.config.inputs.items():
-        output = getattr(model.config, "outputs", {}).get(name)
-        if not isinstance(spec, Bytes) or output is None:
-            continue
-        if output.head == "tied" or output.channels == BYTE_VOCABULARY:
+    for name in getattr(model.config, "byte_outputs", ()):
+        if model.config.outputs[name].modality == name:
             return name
     raise ConfigError(
         "masked language modelling needs a Perceiver IO that reads bytes and answers them; build a "

@@ -218,7 +218,7 @@ def choose_queries(
     """Return the queries to follow: those of hidden bytes, else the middle one of the real ones."""
     output = model.config.outputs[name]
     total = model.num_queries(name)
-    if output.head == "tied":
+    if name in model.config.byte_outputs:
         hidden = (inputs[output.modality][0].flatten() == MASK).nonzero().flatten().tolist()
         if hidden:
             return hidden[:MAX_MASKED]

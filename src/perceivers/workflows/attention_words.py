@@ -45,7 +45,7 @@ class Speaker:
         if isinstance(self.model, EntitySet):
             chance = float(answer.values.softmax(-1)[answer.index])
             return f"chosen: row {answer.index}, {show_chance(chance)}"
-        if output is not None and output.head == "tied":
+        if answer.output in getattr(self.model.config, "byte_outputs", ()):
             return _say_byte(answer, truth.get(answer.index))
         if answer.output == TARGET and self.info.task in {"", "flow"} and answer.modality:
             # Adding zero turns a rounded -0.0 into 0.0.

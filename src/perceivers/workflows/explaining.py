@@ -244,10 +244,10 @@ def prepare(model: Any, name: str, title: str, inputs: Mapping[str, Tensor]) -> 
     ``[MASK]`` in a text hides a byte; in a text without one, the word in the middle is hidden.
     """
     given, hidden = dict(inputs), {}
-    outputs = getattr(model.config, "outputs", {})
+    answers_bytes = bool(getattr(model.config, "byte_outputs", ()))
     for key, tensor in inputs.items():
         spec = model.config.inputs[key]
-        if isinstance(spec, Bytes) and any(o.head == "tied" for o in outputs.values()):
+        if isinstance(spec, Bytes) and answers_bytes:
             ids = replace_masks(tensor[0].numpy(), spec.length)
             if not (ids == MASK).any():
                 hidden = {place: int(ids[place]) for place in middle_word(ids)}

@@ -120,7 +120,8 @@ def reconstruction(name: str, spec: ModalitySpec, tokens: TokenConfig, dim: int)
     The queries are placed as the tokens are; audio is answered a patch at a time, as in the paper.
     """
     if spec.kind == "bytes":
-        return Output(length=spec.num_tokens, dim=tokens.dim, modality=name, head="tied")
+        # A Linear of its own starts at even odds; a tied embedding of deviation 1 does not.
+        return Output(length=spec.num_tokens, dim=tokens.dim, modality=name, channels=spec.channels)
     if isinstance(spec, Labels):
         return Output(length=spec.length, dim=dim, channels=spec.num_classes)
     if isinstance(spec, Points):

@@ -12,7 +12,7 @@ from perceivers.adapters.config import PositionConfig, TokenConfig, check_choice
 from perceivers.errors import ConfigError, suggest
 from perceivers.models.flat.config import complete_tokens, config_from_json, config_to_json
 from perceivers.models.flat.trunk import TrunkConfig
-from perceivers.types import Labels, ModalitySpec
+from perceivers.types import BYTE_VOCABULARY, Bytes, Labels, ModalitySpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +198,16 @@ class PerceiverIOConfig:
         outputs = list(self.outputs.values())
         single = len(outputs) == 1 and outputs[0].queries == "learned" and outputs[0].length == 1
         return outputs[0].channels if single else 0
+
+    @property
+    def byte_outputs(self) -> tuple[str, ...]:
+        """The outputs that score every entry of the byte vocabulary, for each byte of a text."""
+        return tuple(
+            name
+            for name, output in self.outputs.items()
+            if isinstance(self.inputs.get(output.modality), Bytes)
+            and (output.head == "tied" or output.channels == BYTE_VOCABULARY)
+        )
 
     @property
     def num_queries(self) -> dict[str, int]:
