@@ -16,7 +16,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,11 +29,16 @@ from torch.utils.flop_counter import FlopCounterMode
 import perceivers as pv
 from measuring import allocated, describe_machine, measure_times, mib, saved_bytes, show, spread
 from perceivers.checkpoints.hugging_face import save_hugging_face
-from perceivers.checkpoints.kinds import with_flavour
+from perceivers.checkpoints.hugging_face_config import (
+    class_of,
+    config_from_hugging_face,
+    config_to_hugging_face,
+)
+from perceivers.checkpoints.kinds import kind_of, with_flavour
 from perceivers.checkpoints.verify_hugging_face import load_hugging_face
 from perceivers.models import PerceiverIO
 from perceivers.models.saving import ModelInfo
-from perceivers.types import FIRST_BYTE, Video
+from perceivers.types import FIRST_BYTE
 
 MODELS = ("language", "learned", "fourier", "conv", "flow", "multimodal")
 VARIANTS = {name: f"perceiver_io_imagenet_{name}" for name in ("learned", "fourier", "conv")}
@@ -57,15 +62,20 @@ def build(name: str, *, small: bool) -> PerceiverIO:
     torch.manual_seed(0)
     model = pv.create_model(VARIANTS.get(name, f"perceiver_io_{name}"))
     config = with_flavour(model.config, "hf")
-    inputs = dict(config.inputs)
-    if small and name == "flow":
-        inputs["video"] = replace(inputs["video"], height=64, width=96)
-    if small and name == "multimodal":
-        video = inputs["video"]
-        assert isinstance(video, Video)
-        inputs["video"] = replace(video, frames=4)
-        inputs["audio"] = replace(inputs["audio"], samples=4 * 1920)
-    return PerceiverIO(replace(config, inputs=inputs))
+    if small:
+        kind = kind_of(config)
+        stated = config_to_hugging_face(config, kind)
+        if name == "flow":
+            stated["train_size"] = [64, 96]
+        elif name == "multimodal":
+            stated |= {"num_frames": 4, "output_shape": [1, 4, 224, 224]}
+        labels = {"id2label": {str(i): str(i) for i in range(700)}}
+        config = config_from_hugging_face(class_of(config, kind), {**stated, **labels}, {}, name)
+    model = PerceiverIO(config)
+    for head in model.decoder.heads.values():
+        if isinstance(head, torch.nn.Linear):  # flow's starts at zero, which would hide differences
+            torch.nn.init.normal_(head.weight, std=head.in_features**-0.5)
+    return model
 
 
 def make_pair(name: str, *, small: bool) -> Pair:

@@ -111,6 +111,7 @@ def test_skips_of_both_widths_change_the_latents(rng: torch.Generator) -> None:
 def test_training_uses_a_random_subset_of_latents_per_sample_and_group(
     rng: torch.Generator,
 ) -> None:
+    torch.manual_seed(0)
     block = build_block(rng, num_latents=6, train_latents=4).train()
     tokens = draw(rng, 5, 3, 9, 5)
     chosen = block._queries(tokens)
