@@ -8,7 +8,8 @@ largest motion.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--max_flow", type=float, default=3.0)
     parser.add_argument("--split", default="val")
     args = parser.parse_args(argv)
-    pairs = make_warps(
+    pairs: Mapping[str, Any] = make_warps(
         open_data(args.photographs).splits, height=48, width=64, max_flow=args.max_flow
     )
     specs = {"video": Video(2, 48, 64, 3), "flow": Array((2, 48), 64)}

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from perceivers.adapters import ElementAdapter
-from perceivers.models.saving import ModelInfo
+from perceivers.errors import InputError
+from perceivers.models.saving import ModelInfo, save_folder
 from perceivers.types import ModalitySpec
 
 
@@ -69,3 +70,42 @@ class Model(Protocol):
     ) -> Path:
         """Write a model folder."""
         ...
+
+
+class SavedModule(nn.Module):
+    """What the systems share beside their mathematics: bare tensors, and model folders.
+
+    Attributes:
+        family: Name in the registry.
+        core: Prefixes of the parameters that fine-tuning carries over.
+        config: The complete description.
+    """
+
+    family: str
+    core: tuple[str, ...]
+    config: Any
+
+    def as_dict(self, inputs: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor]:
+        """Accept one bare tensor for a model with one modality.
+
+        Raises:
+            InputError: The model has several.
+        """
+        if not isinstance(inputs, Tensor):
+            return dict(inputs)
+        names = list(self.config.data_inputs)
+        if len(names) != 1:
+            raise InputError(
+                f"a bare tensor is ambiguous for a model of {names}; pass a dict of name -> tensor"
+            )
+        return {names[0]: inputs}
+
+    def save_pretrained(
+        self, folder: str | Path, *, info: ModelInfo | None = None, overwrite: bool = False
+    ) -> Path:
+        """Write a model folder that ``perceivers.load`` reads.
+
+        Raises:
+            CheckpointError: A model is already there and ``overwrite`` is off.
+        """
+        return save_folder(self, Path(folder), info or ModelInfo(), overwrite=overwrite)

@@ -11,7 +11,6 @@ Paper: Perceiver IO (arXiv 2107.14795) App. B.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,11 +21,11 @@ from torch.nn import functional as F
 from perceivers.adapters import ElementAdapter
 from perceivers.adapters.config import TokenConfig
 from perceivers.errors import ConfigError
+from perceivers.models.base import SavedModule
 from perceivers.models.flat.carry import check_resizable, flat_layer_depths
 from perceivers.models.flat.config import config_from_json, config_to_json
 from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.models.perceiver_io import DecoderConfig, Output, PerceiverIO, PerceiverIOConfig
-from perceivers.models.saving import ModelInfo, save_folder
 from perceivers.nn.init import init_linears_
 from perceivers.types import ModalitySpec
 
@@ -108,7 +107,7 @@ class Entities(NamedTuple):
     valid: Tensor
 
 
-class EntitySet(nn.Module):
+class EntitySet(SavedModule):
     """Entities in, embeddings and a choice out.
 
     Calling it returns the pointer's score of every slot ``[B, N]`` (minus infinity where there is
@@ -121,6 +120,7 @@ class EntitySet(nn.Module):
     family = "entity_set"
     # What fine-tuning carries over: everything but the embeddings and the pointer.
     core = ("body.",)
+    config: EntitySetConfig
 
     def __init__(self, config: EntitySetConfig) -> None:
         super().__init__()
@@ -164,20 +164,6 @@ class EntitySet(nn.Module):
     def adapter(self, name: str) -> ElementAdapter:
         """Return the adapter of the entities."""
         return self.body.adapter(name)
-
-    def as_dict(self, inputs: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor]:
-        """Accept one bare tensor."""
-        return self.body.as_dict(inputs)
-
-    def save_pretrained(
-        self, folder: str | Path, *, info: ModelInfo | None = None, overwrite: bool = False
-    ) -> Path:
-        """Write a model folder that ``perceivers.load`` reads.
-
-        Raises:
-            CheckpointError: A model is already there and ``overwrite`` is off.
-        """
-        return save_folder(self, Path(folder), info or ModelInfo(), overwrite=overwrite)
 
     def layer_depths(self) -> dict[str, int]:
         """Return a depth per parameter, for layer-wise learning rates: inputs 0, pointer last."""

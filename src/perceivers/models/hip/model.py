@@ -6,7 +6,6 @@ Paper: HiP (arXiv 2202.10890); docs/hip.md maps its sections to this folder and 
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,11 +13,11 @@ from torch import Tensor, nn
 from perceivers.adapters import ElementAdapter
 from perceivers.errors import ConfigError, InputError
 from perceivers.masking import MaskPlan
+from perceivers.models.base import SavedModule
 from perceivers.models.hip.config import HiPConfig
 from perceivers.models.hip.decoder import HiPDecoder, ReadOut
 from perceivers.models.hip.encoder import Encoded, HiPEncoder, gather_slots
 from perceivers.models.hip.heads import MeanHead, QueryHead
-from perceivers.models.saving import ModelInfo, save_folder
 from perceivers.nn.blocks import PerceiverBlock
 from perceivers.nn.grouping import GroupLayout
 from perceivers.nn.init import init_linears_, truncated_normal_
@@ -29,7 +28,7 @@ from perceivers.types import ModalitySpec
 BALANCED = 0.5
 
 
-class HiP(nn.Module):
+class HiP(SavedModule):
     """Hierarchical Perceiver for any modalities.
 
     Calling it returns what the head promises, in training and evaluation alike: logits ``[B, K]``
@@ -44,6 +43,7 @@ class HiP(nn.Module):
     family = "hip"
     # What fine-tuning carries over: everything up to the processor.
     core = ("encoder.",)
+    config: HiPConfig
 
     def __init__(self, config: HiPConfig) -> None:
         super().__init__()
@@ -189,27 +189,6 @@ class HiP(nn.Module):
         adapter = home.adapters[name]
         assert isinstance(adapter, ElementAdapter)
         return adapter
-
-    def as_dict(self, inputs: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor]:
-        """Accept one bare tensor for a model with one modality."""
-        if not isinstance(inputs, Tensor):
-            return dict(inputs)
-        names = list(self.config.grouped_inputs)
-        if len(names) != 1:
-            raise InputError(
-                f"a bare tensor is ambiguous for a model of {names}; pass a dict of name -> tensor"
-            )
-        return {names[0]: inputs}
-
-    def save_pretrained(
-        self, folder: str | Path, *, info: ModelInfo | None = None, overwrite: bool = False
-    ) -> Path:
-        """Write a model folder that ``perceivers.load`` reads.
-
-        Raises:
-            CheckpointError: A model is already there and ``overwrite`` is off.
-        """
-        return save_folder(self, Path(folder), info or ModelInfo(), overwrite=overwrite)
 
     def layer_depths(self) -> dict[str, int]:
         """Return a depth per parameter, for layer-wise learning rates.

@@ -6,14 +6,13 @@ Paper: Perceiver (arXiv 2103.03206); docs/perceiver.md maps its sections to this
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from perceivers.adapters import ElementAdapter
 from perceivers.adapters.multimodal import TokenReaders, Tokens
-from perceivers.errors import InputError
+from perceivers.models.base import SavedModule
 from perceivers.models.flat.carry import (
     carry_tables,
     check_resizable,
@@ -23,7 +22,6 @@ from perceivers.models.flat.carry import (
 from perceivers.models.flat.initialise import initialise
 from perceivers.models.flat.trunk import Trunk
 from perceivers.models.perceiver.config import PerceiverConfig
-from perceivers.models.saving import ModelInfo, save_folder
 from perceivers.types import ModalitySpec
 
 # Learned pixel positions of the paper's Table 2.
@@ -38,7 +36,7 @@ class Features:
     tokens: Tokens
 
 
-class Perceiver(nn.Module):
+class Perceiver(SavedModule):
     """The original Perceiver for any modalities.
 
     Calling it returns ``[B, K]``: the mean of the latents, then a Linear (in this order; the first
@@ -51,6 +49,7 @@ class Perceiver(nn.Module):
     family = "perceiver"
     # What fine-tuning carries over: everything up to the latents.
     core = ("inputs.", "trunk.")
+    config: PerceiverConfig
 
     def __init__(self, config: PerceiverConfig) -> None:
         super().__init__()
@@ -104,27 +103,6 @@ class Perceiver(nn.Module):
     def adapter(self, name: str) -> ElementAdapter:
         """Return the adapter of a modality."""
         return self.inputs.reader(name).adapter
-
-    def as_dict(self, inputs: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor]:
-        """Accept one bare tensor for a model with one modality."""
-        if not isinstance(inputs, Tensor):
-            return dict(inputs)
-        names = list(self.config.inputs)
-        if len(names) != 1:
-            raise InputError(
-                f"a bare tensor is ambiguous for a model of {names}; pass a dict of name -> tensor"
-            )
-        return {names[0]: inputs}
-
-    def save_pretrained(
-        self, folder: str | Path, *, info: ModelInfo | None = None, overwrite: bool = False
-    ) -> Path:
-        """Write a model folder that ``perceivers.load`` reads.
-
-        Raises:
-            CheckpointError: A model is already there and ``overwrite`` is off.
-        """
-        return save_folder(self, Path(folder), info or ModelInfo(), overwrite=overwrite)
 
     def layer_depths(self) -> dict[str, int]:
         """Return a depth per parameter, for layer-wise learning rates: inputs 0, the head last."""

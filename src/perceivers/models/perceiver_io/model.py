@@ -7,7 +7,6 @@ Paper: Perceiver IO (arXiv 2107.14795); docs/perceiver-io.md maps its sections t
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from perceivers.adapters import ElementAdapter
 from perceivers.adapters.multimodal import TokenReaders, Tokens
 from perceivers.errors import InputError, suggest
+from perceivers.models.base import SavedModule
 from perceivers.models.flat.carry import (
     carry_tables,
     check_resizable,
@@ -28,7 +28,6 @@ from perceivers.models.flat.initialise import initialise
 from perceivers.models.flat.trunk import Trunk
 from perceivers.models.perceiver_io.config import Output, PerceiverIOConfig
 from perceivers.models.perceiver_io.decoder import Decoder, LearnedQueries, TiedHead
-from perceivers.models.saving import ModelInfo, save_folder
 from perceivers.nn.space_depth import depth_to_space, space_to_depth
 from perceivers.types import ModalitySpec
 
@@ -46,7 +45,7 @@ class Encoded:
     tokens: Tokens
 
 
-class PerceiverIO(nn.Module):
+class PerceiverIO(SavedModule):
     """Perceiver IO for any modalities and outputs.
 
     Calling it returns the one output bare, or all of them by name: ``[B, K]`` for one learned
@@ -61,6 +60,7 @@ class PerceiverIO(nn.Module):
     family = "perceiver_io"
     # What fine-tuning carries over: everything up to the latents.
     core = ("inputs.", "trunk.")
+    config: PerceiverIOConfig
 
     def __init__(self, config: PerceiverIOConfig) -> None:
         super().__init__()
@@ -188,27 +188,6 @@ class PerceiverIO(nn.Module):
         """Return the adapter of a modality."""
         return self.inputs.reader(name).adapter
 
-    def as_dict(self, inputs: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor]:
-        """Accept one bare tensor for a model with one modality."""
-        if not isinstance(inputs, Tensor):
-            return dict(inputs)
-        names = list(self.config.inputs)
-        if len(names) != 1:
-            raise InputError(
-                f"a bare tensor is ambiguous for a model of {names}; pass a dict of name -> tensor"
-            )
-        return {names[0]: inputs}
-
-    def save_pretrained(
-        self, folder: str | Path, *, info: ModelInfo | None = None, overwrite: bool = False
-    ) -> Path:
-        """Write a model folder that ``perceivers.load`` reads.
-
-        Raises:
-            CheckpointError: A model is already there and ``overwrite`` is off.
-        """
-        return save_folder(self, Path(folder), info or ModelInfo(), overwrite=overwrite)
-
     def layer_depths(self) -> dict[str, int]:
         """Return a depth per parameter, for layer-wise learning rates: inputs 0, outputs last."""
         return flat_layer_depths(self, self.trunk)
@@ -259,7 +238,7 @@ class PerceiverIO(nn.Module):
         names = list(self.config.outputs)
         if output is None and len(names) == 1:
             return names[0]
-        if output not in names:
+        if output is None or output not in names:
             raise InputError(
                 f"output {output!r} is unknown; the model answers {names}"
                 + suggest(str(output), names)
