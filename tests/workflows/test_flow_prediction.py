@@ -12,7 +12,8 @@ from tests.workflows import making
 import perceivers as pv
 from perceivers.data.flow_files import read_flow
 from perceivers.errors import CheckpointError, ConfigError, DataError, InputError
-from perceivers.workflows.flow_prediction import flow_scale, predict_flow, tiled_flow
+from perceivers.tasks.tiled_flow import tiled_flow
+from perceivers.workflows.flow_prediction import flow_scale, predict_flow
 
 
 @pytest.fixture

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
 from perceivers.data import Batch, Dataset, make_eval_loader
+from perceivers.data.flow_pairs import FlowPairs
 from perceivers.data.joined import SEPARATOR
 from perceivers.errors import DataError, RunError
 from perceivers.tasks import Classification, ClassificationConfig
 from perceivers.tasks.classification import accuracies, confusion
-from perceivers.tasks.flow import TARGET, flow_modality
-from perceivers.training.config import TrainConfig
+from perceivers.tasks.flow import FLOW_SCALE, TARGET, flow_modality
+from perceivers.tasks.tiled_flow import evaluate_pairs
+from perceivers.training.config import FlowTrainConfig, TrainConfig
 from perceivers.training.run_folder import RunFolder
 from perceivers.types import Array, ModalitySpec
 from perceivers.workflows.opening import open_dataset
@@ -72,8 +74,14 @@ def evaluate(
     dataset, specs = open_for_model(loaded, config, address)
     source = _split(dataset, split)
     check_classes(loaded, dataset)
-    loader = make_eval_loader(source, specs, batch_size=batch_size, workers=workers)
     skipped: list[str] = []
+    if isinstance(source, FlowPairs):
+        # Measured pairs have sizes of their own, which no batch could hold.
+        scale = config.flow.scale if isinstance(config, FlowTrainConfig) else FLOW_SCALE
+        pairs = (source.read(index) for index in range(len(source))[: limit or None])
+        figures = evaluate_pairs(loaded.model, pairs, scale=scale)
+        return Evaluation(figures, (), None, skipped)
+    loader = make_eval_loader(source, specs, batch_size=batch_size, workers=workers)
     batches = _collect_bad(loader, skipped, limit)
     if loaded.info.task == "classify":
         result = evaluate_classifier(loaded, batches, skipped)

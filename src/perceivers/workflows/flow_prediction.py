@@ -6,7 +6,6 @@ Paper: Perceiver IO (arXiv 2107.14795) App. H: fixed tiles, blended by their dis
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +18,11 @@ from perceivers.data.flow_files import write_flow
 from perceivers.data.pictures import convert_channels, read_bytes, read_picture
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import write_atomic
-from perceivers.nn.tiles import blend_tiles, crop_to_size, cut_tiles, pad_to_tile, tile_places
 from perceivers.report.figures.flow import flow_to_colour
-from perceivers.tasks.flow import FLOW_SCALE, TARGET, FlowConfig, flow_modality
+from perceivers.tasks.flow import TARGET, FlowConfig
+from perceivers.tasks.tiled_flow import tiled_flow
 from perceivers.training.config import FlowTrainConfig
 from perceivers.training.run_folder import RunFolder
-
-MIN_OVERLAP = 20
 
 
 @dataclass(frozen=True)
@@ -35,43 +32,6 @@ class FlowFiles:
     flow: Float[Tensor, "2 H W"]
     paths: tuple[Path, Path]
     tiles: int
-
-
-@torch.no_grad()
-def tiled_flow(
-    model: Any,
-    frames: Tensor,
-    *,
-    scale: float = FLOW_SCALE,
-    min_overlap: int = MIN_OVERLAP,
-    pad: bool = False,
-    batch_size: int = 1,
-) -> tuple[Float[Tensor, "2 H W"], int]:
-    """Return the flow of a frame pair of any size, and how many tiles it took.
-
-    Args:
-        model: With an output ``flow``.
-        frames: ``[C, 2, H, W]``, uint8 or 0..1.
-        scale: Pixels per unit of the model's output.
-        min_overlap: Pixels that neighbouring tiles share, at least.
-        pad: Repeat the edge of pictures smaller than a tile instead of refusing them.
-        batch_size: Tiles at once.
-
-    Raises:
-        InputError: The pictures are smaller than a tile and ``pad`` is off.
-    """
-    name = flow_modality(model)
-    _, height, width = model.config.inputs[name].grid
-    size = (frames.shape[-2], frames.shape[-1])
-    if pad:
-        frames = pad_to_tile(frames, (height, width))
-    whole = (frames.shape[-2], frames.shape[-1])
-    overlap = min(min_overlap, min(height, width) // 2)
-    places = tile_places(whole, (height, width), overlap)
-    tiles = cut_tiles(frames, places, (height, width))
-    parts = [model({name: part}).float() for part in tiles.split(batch_size)]
-    flow = blend_tiles(torch.cat(parts) * scale, places, whole)
-    return crop_to_size(flow, size), len(places)
 
 
 def predict_flow(
