@@ -4,6 +4,7 @@ Weights are random, since none are at hand. Flow is run on a small tile and the 
 everything else, above all the widths that no small model reaches, is as released.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,7 @@ def shrink(config: Any, name: str) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("FULL_SIZE" not in os.environ, reason="minutes and gigabytes: set FULL_SIZE=1")
 @pytest.mark.parametrize(
     "name",
     [
