@@ -1,6 +1,7 @@
 """The model families, and the one table that names them."""
 
 from perceivers.models.entity_set import EntitySet, EntitySetConfig
+from perceivers.models.hiera import Hiera, HieraConfig, HieraDecoder, HieraHead
 from perceivers.models.hip import HiP, HiPConfig, HiPHead, HiPLevel
 from perceivers.models.perceiver import Perceiver, PerceiverConfig
 from perceivers.models.perceiver_io import DecoderConfig, Output, PerceiverIO, PerceiverIOConfig
@@ -14,6 +15,10 @@ __all__ = [
     "HiPConfig",
     "HiPHead",
     "HiPLevel",
+    "Hiera",
+    "HieraConfig",
+    "HieraDecoder",
+    "HieraHead",
     "Output",
     "Perceiver",
     "PerceiverConfig",

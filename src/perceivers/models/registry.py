@@ -10,6 +10,9 @@ from torch import nn
 from perceivers.errors import ConfigError, suggest
 from perceivers.models.entity_set import EntitySet, EntitySetConfig
 from perceivers.models.entity_set import variants as entity_set
+from perceivers.models.hiera import Hiera, HieraConfig
+from perceivers.models.hiera import build as hiera_build
+from perceivers.models.hiera import variants as hiera
 from perceivers.models.hip import HiP, HiPConfig, HiPHead
 from perceivers.models.hip import build as hip_build
 from perceivers.models.hip import variants as hip
@@ -35,6 +38,8 @@ class Family:
     configure: Callable[..., Any]
     as_classifier: Callable[..., Any]
     paper: str
+    autoencoder: Mapping[str, Any] | None = None
+    """Settings that give a variant the decoder of masked auto-encoding; None where it has none."""
 
 
 FAMILIES: dict[str, Family] = {
@@ -45,6 +50,7 @@ FAMILIES: dict[str, Family] = {
         hip_build.configure,
         hip_build.as_classifier,
         "arXiv 2202.10890",
+        autoencoder={},
     ),
     "perceiver": Family(
         PerceiverConfig,
@@ -61,6 +67,15 @@ FAMILIES: dict[str, Family] = {
         perceiver_io_build.configure,
         perceiver_io_build.as_classifier,
         "arXiv 2107.14795",
+    ),
+    "hiera": Family(
+        HieraConfig,
+        Hiera,
+        hiera.VARIANTS,
+        hiera_build.configure,
+        hiera_build.as_classifier,
+        "arXiv 2306.00989",
+        autoencoder={"decoder": True},
     ),
     "entity_set": Family(
         EntitySetConfig,

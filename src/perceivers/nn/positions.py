@@ -118,13 +118,19 @@ def fourier_features(
     return torch.cat([places, *waves] if keep_coordinates else waves, -1)
 
 
-def resize_table(
-    table: Float[Tensor, "N P"], old: Sequence[int], new: Sequence[int]
+def interpolate_table(
+    table: Float[Tensor, "N P"], old: Sequence[int], new: Sequence[int], *, antialias: bool = False
 ) -> Float[Tensor, "M P"]:
-    """Interpolate a learned table from one native grid to another of the same rank.
+    """Interpolate a table from one grid to another of the same rank; gradients pass.
 
     Linear on one axis, bicubic on two, trilinear on three; the corners keep the half-cell
     convention, so a table learned on 32x32 still spans the whole picture at 64x64.
+
+    Args:
+        table: One row per cell, row-major.
+        old: Its grid.
+        new: The grid wanted.
+        antialias: Widen the bicubic filter where a grid shrinks (two axes only).
 
     Raises:
         ConfigError: The grids differ in rank or have more than three axes.
@@ -138,6 +144,23 @@ def resize_table(
             f"need the same number of axes, one to three"
         )
     wide = torch.promote_types(table.dtype, torch.float32)
-    rows = table.detach().to(wide).T.reshape(1, -1, *old)
-    rows = F.interpolate(rows, size=tuple(new), mode=modes[len(old)], align_corners=False)
-    return rows.reshape(table.shape[1], -1).T.contiguous().to(table.dtype)
+    rows = table.to(wide).T.reshape(1, -1, *old)
+    rows = F.interpolate(
+        rows,
+        size=tuple(new),
+        mode=modes[len(old)],
+        align_corners=False,
+        antialias=antialias and len(old) == 2,
+    )
+    return rows.reshape(table.shape[1], -1).T.to(table.dtype)
+
+
+def resize_table(
+    table: Float[Tensor, "N P"], old: Sequence[int], new: Sequence[int]
+) -> Float[Tensor, "M P"]:
+    """Return ``interpolate_table`` as a table of its own, without gradients.
+
+    Raises:
+        ConfigError: The grids differ in rank or have more than three axes.
+    """
+    return interpolate_table(table.detach(), old, new).contiguous()

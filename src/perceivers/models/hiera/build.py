@@ -1,0 +1,86 @@
+"""From a variant, an input and a read-out to a complete Hiera configuration."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from perceivers.adapters.config import change_fields
+from perceivers.errors import ConfigError
+from perceivers.models.hiera.config import HieraConfig, HieraDecoder, HieraHead
+from perceivers.types import ModalitySpec
+
+
+def configure(
+    settings: Mapping[str, Any],
+    *,
+    inputs: Mapping[str, ModalitySpec] | None,
+    num_classes: int | Mapping[str, int] | None,
+    head: Any,
+    overrides: Mapping[str, Any],
+) -> HieraConfig:
+    """Complete a variant.
+
+    Args:
+        settings: The variant's.
+        inputs: One modality; the variant's own when not given.
+        num_classes: Logits; the variant's own when not given.
+        head: ``mean`` or the default, ``segmentation``, or a complete ``HieraHead``.
+        overrides: Fields of ``HieraConfig``. ``decoder`` may be ``True`` for the variant's own,
+            which makes an auto-encoder, or name single fields of it.
+
+    Raises:
+        ConfigError: Something is missing, or contradicts the rest.
+    """
+    values: dict[str, Any] = dict(settings)
+    own_decoder, own_classes = values.pop("decoder"), values.pop("num_outputs", None)
+    autoencoder = values.pop("autoencoder", False)
+    values |= overrides
+    values["inputs"] = inputs or settings.get("inputs")
+    if values["inputs"] is None:
+        raise ConfigError("this variant reads any size; say what with inputs={name: spec}")
+    decoder = values.pop("decoder", True if autoencoder and num_classes is None else None)
+    if decoder is True:
+        decoder = own_decoder
+    elif isinstance(decoder, Mapping):
+        decoder = change_fields(own_decoder, decoder)
+    if isinstance(decoder, HieraDecoder):
+        if num_classes is not None:
+            raise ConfigError(f"num_classes={num_classes}: an auto-encoder has no classes")
+        return HieraConfig(**{"init": "autoencoder", **values, "decoder": decoder})
+    if "head" not in values:
+        classes = own_classes if num_classes is None else num_classes
+        values["head"] = HieraHead() if classes is None else make_head(classes, head)
+    return HieraConfig(**values)
+
+
+def make_head(num_classes: int | Mapping[str, int], head: Any) -> HieraHead:
+    """Return a head by name.
+
+    Raises:
+        ConfigError: Several tasks, or an unknown name.
+    """
+    if isinstance(num_classes, Mapping):
+        raise ConfigError(
+            f"num_classes={dict(num_classes)}: a Hiera has one head; several tasks at once are for "
+            f"the perceiver_io variants"
+        )
+    if isinstance(head, HieraHead):
+        return replace(head, num_outputs=num_classes)
+    if head not in {"query", "mean", "segmentation"}:
+        raise ConfigError(f"head={head!r}: a Hiera answers with its mean token, or by segmentation")
+    # 'query' is the default for every system; a Hiera has no queries.
+    kind = "segmentation" if head == "segmentation" else "mean"
+    return HieraHead(kind=kind, num_outputs=num_classes)
+
+
+def as_classifier(
+    config: HieraConfig, num_classes: int | Mapping[str, int], head: Any
+) -> HieraConfig:
+    """Return the config of a classifier with the same encoder, every stage pooling.
+
+    Raises:
+        ConfigError: Several tasks, or an unknown head.
+    """
+    made = make_head(num_classes, head)
+    made = replace(made, dropout_rate=config.head.dropout_rate, dim=config.head.dim)
+    return replace(config, decoder=None, num_pools=None, head=made)

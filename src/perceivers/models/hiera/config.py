@@ -1,0 +1,312 @@
+"""What a Hiera is made of: stem, stages, positions, read-out, and the decoder of its pre-training.
+
+Paper: Hiera (arXiv 2306.00989) Sec. 3 and App. A; the numbers of the variants are those of the
+released code.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any, Literal
+
+from perceivers.adapters.config import build_nested, check_choices
+from perceivers.errors import ConfigError, InputError
+from perceivers.nn.mask_units import UnitLayout
+from perceivers.types import ModalitySpec, Points, spec_from_json, spec_to_json
+
+PositionKind = Literal["absolute", "separable", "window"]
+ResizeKind = Literal["window", "plain"]
+HeadKind = Literal["none", "mean", "segmentation"]
+TargetOrder = Literal["channels_first", "channels_last"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HieraHead:
+    """What the model returns when called."""
+
+    kind: HeadKind = "none"
+    """none: the mean token, normalised (an auto-encoder: its reconstruction); mean: logits from it;
+    segmentation: logits per input element, from all stages."""
+    num_outputs: int = 0
+    """Classes."""
+    dropout_rate: float = 0.0
+    """Dropout before the last Linear."""
+    dim: int = 128
+    """Channels in which the stages meet (segmentation)."""
+
+    def __post_init__(self) -> None:
+        """Reject unknown kinds and impossible sizes."""
+        check_choices(self)
+        if (self.num_outputs < 1) != (self.kind == "none") or self.dim < 1:
+            raise ConfigError(
+                f"head kind={self.kind!r} with num_outputs={self.num_outputs}, dim={self.dim}: "
+                f"sizes must be at least 1, and kind 'none' has no outputs"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HieraDecoder:
+    """The decoder of masked auto-encoding; it is dropped after pre-training."""
+
+    dim: int = 512
+    """Channels; a multiple of ``num_heads``."""
+    depth: int = 8
+    """Blocks, all global."""
+    num_heads: int = 16
+    """Heads."""
+    order: TargetOrder = "channels_first"
+    """Order of the values of a patch: the released image models put channels first, the released
+    video models last."""
+    all_frames: bool = False
+    """Video: reconstruct every frame of a patch; the released models only its first."""
+
+    def __post_init__(self) -> None:
+        """Reject unknown orders and impossible sizes."""
+        check_choices(self)
+        if min(self.dim, self.depth, self.num_heads) < 1 or self.dim % self.num_heads:
+            raise ConfigError(
+                f"decoder dim={self.dim}, depth={self.depth}, num_heads={self.num_heads}: all must "
+                f"be at least 1, and dim a multiple of num_heads"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HieraConfig:
+    """A complete Hiera. Its axes are those of the input: 1 for sound, 2 pictures, 3 clips."""
+
+    inputs: Mapping[str, ModalitySpec]
+    """One modality on a grid; its size is the native one, of which others are legal too."""
+    dim: int = 96
+    """Channels of the first stage; each further stage doubles them."""
+    num_heads: int = 1
+    """Heads of the first stage; each further stage doubles them."""
+    depths: tuple[int, ...] = (2, 3, 16, 3)
+    """Blocks per stage."""
+    patch_kernel: tuple[int, ...] = (7, 7)
+    """Elements that a patch looks at along each axis; odd."""
+    patch_stride: tuple[int, ...] = (4, 4)
+    """Elements from patch to patch along each axis."""
+    mask_unit: tuple[int, ...] = (8, 8)
+    """Tokens of a mask unit along each axis, at the first stage."""
+    pool: tuple[int, ...] = (2, 2)
+    """Neighbours along each axis that one pooling joins; 1 never pools an axis."""
+    num_pools: int | None = None
+    """Stage changes that pool; None: all, or all but the last with a decoder, as released."""
+    local_stages: int = 2
+    """Stages whose attention stays inside mask units; the change to the next stage still does."""
+    mlp_ratio: int = 4
+    """Hidden channels of the MLPs per channel."""
+    shortcut: Literal["project", "pool"] = "project"
+    """How residuals get wider where stages change; see ``HieraBlock``."""
+    layer_scale: float | None = None
+    """Initial factor on residual branches; None goes without."""
+    positions: PositionKind = "absolute"
+    """absolute: one table; separable: frames apart from the plane (3 axes); window: a table that
+    may be stretched and one that is tiled (arXiv 2311.05613)."""
+    position_grid: tuple[int, ...] = ()
+    """Grid of the table that may be stretched (window only); the native grid when empty."""
+    position_resize: ResizeKind = "window"
+    """How absolute and separable tables serve other sizes: window keeps the pattern of a mask unit
+    in step with the units; plain stretches all, as other libraries do."""
+    position_antialias: bool = True
+    """Widen the filter where the stretched table shrinks (window only)."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the last block, 0..1; earlier ones in proportion."""
+    unit_drop_rate: float = 0.0
+    """Share of mask units dropped in supervised training, 0 or more, below 1."""
+    pad: bool = False
+    """Fill other sizes with zeros (the mean) at their ends instead of refusing them."""
+    feature_norms: tuple[int, ...] = ()
+    """Stages, from 0, whose maps in the pyramid pass a LayerNorm of their own."""
+    head: HieraHead = HieraHead()
+    """The read-out."""
+    decoder: HieraDecoder | None = None
+    """Present in auto-encoders only."""
+    init: Literal["paper", "autoencoder"] = "paper"
+    """paper: the released classifiers' initialisation; autoencoder: that of their pre-training."""
+
+    def __post_init__(self) -> None:
+        """Complete derived sizes, and reject settings that contradict one another."""
+        check_choices(self)
+        if self.num_pools is None:
+            pools = len(self.depths) - (1 if self.decoder is None else 2)
+            object.__setattr__(self, "num_pools", max(pools, 0))
+        self._check_sizes()
+        self._check_input()
+        _ = self.layout
+        if self.positions == "window" and not self.position_grid:
+            object.__setattr__(self, "position_grid", self.native_grid)
+        self._check_positions()
+
+    # -- derived -----------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The modality's name."""
+        return next(iter(self.inputs))
+
+    @property
+    def spec(self) -> ModalitySpec:
+        """The modality."""
+        return self.inputs[self.name]
+
+    @property
+    def data_inputs(self) -> Mapping[str, ModalitySpec]:
+        """The modalities that a data set must bring."""
+        return self.inputs
+
+    @property
+    def num_classes(self) -> int:
+        """Logits of a classifier; 0 for other models."""
+        return self.head.num_outputs if self.head.kind == "mean" else 0
+
+    @property
+    def pools(self) -> int:
+        """Stage changes that pool."""
+        assert self.num_pools is not None
+        return self.num_pools
+
+    @property
+    def layout(self) -> UnitLayout:
+        """The order of the tokens."""
+        return UnitLayout(unit=self.mask_unit, pool=self.pool, levels=len(self.depths) - 1)
+
+    @property
+    def unit_size(self) -> tuple[int, ...]:
+        """Input elements of a mask unit along each axis; legal sizes are multiples."""
+        return tuple(s * u for s, u in zip(self.patch_stride, self.mask_unit, strict=True))
+
+    @property
+    def native_grid(self) -> tuple[int, ...]:
+        """Tokens of the declared input along each axis, filled up to whole mask units."""
+        sizes = zip(self.spec.grid, self.unit_size, self.mask_unit, strict=True)
+        return tuple(-(-size // unit) * tokens for size, unit, tokens in sizes)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Channels per stage."""
+        return tuple(self.dim * 2**stage for stage in range(len(self.depths)))
+
+    def stage_pools(self, stage: int) -> int:
+        """Poolings that the tokens of a stage went through."""
+        return min(stage, self.pools)
+
+    def stride(self, stage: int) -> tuple[int, ...]:
+        """Input elements per token of a stage along each axis."""
+        pools = self.stage_pools(stage)
+        return tuple(s * p**pools for s, p in zip(self.patch_stride, self.pool, strict=True))
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """Input elements that one token of the decoder stands for, along each axis."""
+        return self.stride(len(self.depths) - 1)
+
+    @property
+    def target_patch(self) -> tuple[int, ...]:
+        """The part of ``patch`` that is reconstructed."""
+        whole = self.decoder is None or self.decoder.all_frames or len(self.patch) < 3
+        return self.patch if whole else (1, *self.patch[1:])
+
+    @property
+    def target_dim(self) -> int:
+        """Values that one token of the decoder predicts."""
+        return prod(self.target_patch) * self.spec.channels
+
+    # -- checks ------------------------------------------------------------------------------
+
+    def _check_sizes(self) -> None:
+        """Require positive sizes, rates in range, and one entry per axis."""
+        axes = (self.patch_kernel, self.patch_stride, self.mask_unit, self.pool)
+        if len({len(sizes) for sizes in axes}) != 1:
+            raise ConfigError(
+                f"patch_kernel={self.patch_kernel}, patch_stride={self.patch_stride}, "
+                f"mask_unit={self.mask_unit}, pool={self.pool}: give one size per axis in each"
+            )
+        positive = (self.dim, self.num_heads, self.mlp_ratio, *self.depths)
+        if not self.depths or min(*positive, *(n for sizes in axes for n in sizes)) < 1:
+            raise ConfigError(f"every size, count and depth of a Hiera must be at least 1: {self}")
+        if any(size % 2 == 0 for size in self.patch_kernel):
+            raise ConfigError(f"patch_kernel is {self.patch_kernel}; its sizes must be odd")
+        if self.dim % self.num_heads:
+            raise ConfigError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}")
+        if not 0 <= self.local_stages <= len(self.depths) or not 0 <= self.pools < len(self.depths):
+            raise ConfigError(
+                f"local_stages={self.local_stages}, num_pools={self.num_pools}: with "
+                f"{len(self.depths)} stages the first lies in 0..{len(self.depths)}, the second in "
+                f"0..{len(self.depths) - 1}"
+            )
+        if not 0.0 <= self.drop_path_rate < 1.0 or not 0.0 <= self.unit_drop_rate < 1.0:
+            raise ConfigError(
+                f"drop_path_rate={self.drop_path_rate}, unit_drop_rate={self.unit_drop_rate}; both "
+                f"must be in [0, 1)"
+            )
+        if any(not 0 <= stage < len(self.depths) for stage in self.feature_norms):
+            raise ConfigError(
+                f"feature_norms={self.feature_norms}; stages are 0..{len(self.depths) - 1}"
+            )
+        if self.shortcut == "pool" and self.pools < len(self.depths) - 1:
+            raise ConfigError("shortcut='pool' doubles channels by pooling; every stage must pool")
+
+    def _check_input(self) -> None:
+        """Require one modality on a grid of the model's rank."""
+        rank = len(self.mask_unit)
+        specs = list(self.inputs.values())
+        good = len(specs) == 1 and specs[0].kind not in {"labels", "bytes"}
+        if not good or isinstance(specs[0], Points) or len(specs[0].grid) != rank:
+            raise ConfigError(
+                f"inputs={dict(self.inputs)}: this Hiera has {rank} axes and reads one modality "
+                f"on such a grid (1: sound, 2: pictures, 3: clips); 'perceivers models hiera*' "
+                f"lists the others"
+            )
+        object.__setattr__(self, "inputs", dict(self.inputs))
+        if not self.pad:
+            check_size(self.spec.grid, self.unit_size)
+        if self.decoder is not None and self.head.kind != "none":
+            raise ConfigError("an auto-encoder (decoder) has no head; leave one of them out")
+
+    def _check_positions(self) -> None:
+        """Require positions that fit the axes."""
+        rank = len(self.mask_unit)
+        if self.positions == "separable" and rank != 3:
+            raise ConfigError(
+                f"positions='separable' tells frames from planes, but there are {rank} axes"
+            )
+        if self.positions == "window" and len(self.position_grid) != rank:
+            raise ConfigError(f"position_grid={self.position_grid} must have {rank} sizes")
+
+    # -- JSON --------------------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data; ``from_json`` restores it."""
+        data = asdict(self)
+        data["inputs"] = {name: spec_to_json(spec) for name, spec in self.inputs.items()}
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "HieraConfig":
+        """Rebuild from plain data.
+
+        Raises:
+            ConfigError: A field is unknown, or the values contradict one another.
+        """
+        values = dict(data)
+        values["inputs"] = {n: spec_from_json(spec) for n, spec in data["inputs"].items()}
+        if isinstance(values.get("decoder"), Mapping):
+            values["decoder"] = build_nested(HieraDecoder, values["decoder"])
+        return build_nested(cls, values)
+
+
+def check_size(size: Sequence[int], unit: Sequence[int]) -> None:
+    """Require whole mask units along every axis.
+
+    Raises:
+        InputError: Names the nearest sizes that are legal.
+    """
+    if all(s % u == 0 for s, u in zip(size, unit, strict=True)):
+        return
+    smaller = tuple(max(s // u, 1) * u for s, u in zip(size, unit, strict=True))
+    larger = tuple(-(-s // u) * u for s, u in zip(size, unit, strict=True))
+    raise InputError(
+        f"an input of {tuple(size)} is not made of whole mask units of {tuple(unit)} elements; the "
+        f"nearest legal sizes are {smaller} and {larger}; or pass pad=True"
+    )

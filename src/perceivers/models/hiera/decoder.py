@@ -1,0 +1,122 @@
+"""Hiera's decoder for masked auto-encoding: fuse the stages, fill hidden units in, predict patches.
+
+Legend: B batch, U mask units, K kept and Q masked ones, T tokens of a unit at the last stage,
+P values of a patch, C channels of the encoder's end, D of the decoder.
+Paper: Hiera (arXiv 2306.00989) Sec. 4 and App. A: whole units are hidden, and the decoder reads all
+scales. The third stage is left out where the last does not pool, as in the released code.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from perceivers.models.hiera.block import NORM_EPSILON, HieraBlock
+from perceivers.models.hiera.config import HieraConfig
+from perceivers.models.hiera.encoder import Encoded
+from perceivers.nn.mask_units import gather_units
+from perceivers.nn.positions import interpolate_table
+
+
+class StageFusion(nn.Module):
+    """The sum of all stages that pooled and of the last, at its resolution.
+
+    A convolution whose kernel is its stride joins the tokens that pooling would have joined; in
+    unit order these are neighbours in memory, so it is a Linear.
+
+    Args:
+        config: The complete description.
+    """
+
+    def __init__(self, config: HieraConfig) -> None:
+        super().__init__()
+        self.tokens = config.layout.tokens(config.pools)
+        self.merges = nn.ModuleList(
+            nn.Linear(
+                config.dims[stage] * config.layout.stride ** (config.pools - stage), config.dims[-1]
+            )
+            for stage in range(config.pools)
+        )
+
+    def forward(self, stages: Sequence[Float[Tensor, "B K t c"]]) -> Float[Tensor, "B K T C"]:
+        """Return one token per token of the last stage."""
+        fused = stages[-1]
+        for merge, x in zip(self.merges, stages, strict=False):
+            joined = x.unflatten(2, (-1, self.tokens)).transpose(2, 3).flatten(3)
+            fused = fused + merge(joined)
+        return fused
+
+
+class HieraPatchDecoder(nn.Module):
+    """Patches of hidden units from the tokens of the shown ones.
+
+    Args:
+        config: With a decoder.
+    """
+
+    def __init__(self, config: HieraConfig) -> None:
+        super().__init__()
+        settings = config.decoder
+        assert settings is not None
+        self.layout, self.pools = config.layout, config.pools
+        self.native = tuple(u * s for u, s in zip(self._units(config), self._side(), strict=True))
+        self.fusion = StageFusion(config)
+        self.embed = nn.Linear(config.dims[-1], settings.dim)
+        self.mask_token = nn.Parameter(torch.zeros(settings.dim))
+        self.positions = nn.Parameter(torch.zeros(prod(self.native), settings.dim))
+        self.blocks = nn.ModuleList(
+            HieraBlock(
+                dim=settings.dim,
+                dim_out=settings.dim,
+                num_heads=settings.num_heads,
+                mlp_ratio=config.mlp_ratio,
+            )
+            for _ in range(settings.depth)
+        )
+        self.norm = nn.LayerNorm(settings.dim, eps=NORM_EPSILON)
+        self.predict = nn.Linear(settings.dim, config.target_dim)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "B K T C"],
+        encoded: Encoded,
+        masked: Int[Tensor, "B Q"] | None = None,
+    ) -> Float[Tensor, "B q T P"]:
+        """Return the values of the patches of ``masked`` units, or of all.
+
+        Args:
+            tokens: The fused, normalised stages.
+            encoded: What they were made from.
+            masked: Units asked for.
+        """
+        x = self._fill(self.embed(tokens), encoded)
+        x = x + self._positions(encoded.units)
+        for block in self.blocks:
+            x = block(x)
+        if masked is not None:
+            x = gather_units(x, masked)
+        return self.predict(self.norm(x))
+
+    def _fill(self, shown: Tensor, encoded: Encoded) -> Tensor:
+        """Put shown tokens at their unit, and the mask token everywhere else."""
+        if encoded.kept is None:
+            return shown
+        batch, _, tokens, dim = shown.shape
+        # Autocast computes in half precision, and a scatter wants both sides alike.
+        x = self.mask_token.to(shown.dtype).expand(batch, prod(encoded.units), tokens, dim)
+        ids = encoded.kept[:, :, None, None].expand_as(shown)
+        return x.scatter(1, ids, shown)
+
+    def _positions(self, units: Sequence[int]) -> Float[Tensor, "1 U T D"]:
+        """Return the positions in unit order."""
+        grid = tuple(u * s for u, s in zip(units, self._side(), strict=True))
+        table = interpolate_table(self.positions, self.native, grid)
+        return self.layout.split(table.reshape(1, *grid, -1), self.pools)
+
+    def _side(self) -> tuple[int, ...]:
+        return self.layout.side(self.pools)
+
+    def _units(self, config: HieraConfig) -> tuple[int, ...]:
+        return self.layout.units(config.native_grid)

@@ -1,0 +1,325 @@
+"""Hiera: a hierarchical transformer for signals, pictures and clips that is nothing but attention.
+
+Legend: B batch, C channels, U mask units, K kept and Q masked ones, N classes, P values of a patch.
+Paper: Hiera (arXiv 2306.00989).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from perceivers.adapters import ElementAdapter
+from perceivers.errors import ConfigError, InputError
+from perceivers.masking import MaskPlan, draw_units
+from perceivers.models.base import SavedModule
+from perceivers.models.hiera.block import NORM_EPSILON
+from perceivers.models.hiera.config import HieraConfig, check_size
+from perceivers.models.hiera.decoder import HieraPatchDecoder
+from perceivers.models.hiera.encoder import Encoded, HieraEncoder
+from perceivers.models.hiera.initialise import initialise
+from perceivers.models.hiera.positions import carry_positions, split_window
+from perceivers.models.hiera.segmentation import SegmentationHead
+from perceivers.nn.mask_units import gather_units
+from perceivers.types import ModalitySpec
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Feature maps of all stages: a backbone's answer to detection and segmentation.
+
+    ``maps`` are ``[B, C, *grid]`` from fine to coarse, with ``channels`` C each; ``strides`` are
+    the input elements per cell along each axis.
+    """
+
+    maps: tuple[Tensor, ...]
+    strides: tuple[tuple[int, ...], ...]
+    channels: tuple[int, ...]
+
+
+class Hiera(SavedModule):
+    """A hierarchy of mask units over one modality of 1, 2 or 3 axes.
+
+    Calling it returns logits, without a softmax, in training and evaluation alike. The released
+    code returns probabilities in evaluation. Any input of whole mask units is legal, and any at all
+    with ``pad``.
+
+    Args:
+        config: The complete description.
+    """
+
+    family = "hiera"
+    # What fine-tuning carries over. The norm of an auto-encoder's tokens becomes that of the mean.
+    core = ("encoder.", "norm.")
+    config: HieraConfig
+
+    def __init__(self, config: HieraConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.input = ElementAdapter(config.name, config.spec)
+        self.encoder = HieraEncoder(config)
+        self.feature_norms = nn.ModuleDict(
+            {str(stage): nn.LayerNorm(config.dims[stage]) for stage in config.feature_norms}
+        )
+        segments = config.head.kind == "segmentation"
+        self.norm = None if segments else nn.LayerNorm(config.dims[-1], eps=NORM_EPSILON)
+        self.dropout = nn.Dropout(config.head.dropout_rate)
+        self.head = self._make_head()
+        self.decoder = None if config.decoder is None else HieraPatchDecoder(config)
+        self.init_weights()
+
+    def _make_head(self) -> nn.Module | None:
+        config = self.config
+        if config.head.kind == "mean":
+            return nn.Linear(config.dims[-1], config.head.num_outputs)
+        if config.head.kind == "segmentation":
+            return SegmentationHead(config)
+        return None
+
+    def init_weights(self) -> None:
+        """Initialise every parameter; ``models/hiera/initialise.py`` lists how."""
+        initialise(self)
+
+    # -- whole passes ------------------------------------------------------------------------
+
+    def forward(
+        self, inputs: Mapping[str, Tensor] | Tensor, *, pad: bool | None = None
+    ) -> Float[Tensor, "B ..."] | dict[str, Tensor]:
+        """Return logits ``[B, N]`` or ``[B, N, *size]``, the mean token, or a reconstruction.
+
+        Args:
+            inputs: Raw tensor by the modality's name, or bare.
+            pad: Fill the input up to whole mask units; the config's when not given.
+
+        Raises:
+            InputError: The input is misshapen, or of an illegal size without padding.
+        """
+        raw = self._raw(inputs)
+        if self.decoder is not None:
+            encoded = self.encode({self.config.name: raw})
+            return {self.config.name: self.unpatch(self.reconstruct(encoded), encoded.units)}
+        if isinstance(self.head, SegmentationHead):
+            logits = self.head(self._maps(self.encoder(self._normalise(raw, pad))))
+            return logits[(..., *(slice(size) for size in raw.shape[2:]))]
+        x = self._normalise(raw, pad)
+        encoded = self.encoder(x, self._drop_units(x))
+        assert self.norm is not None
+        pooled = self.norm(encoded.stages[-1].mean((1, 2)))
+        return pooled if self.head is None else self.head(self.dropout(pooled))
+
+    def forward_features(
+        self, inputs: Mapping[str, Tensor] | Tensor, *, pad: bool | None = None
+    ) -> Pyramid:
+        """Return the maps of all stages; padding is cut off again.
+
+        Args:
+            inputs: Raw tensor by the modality's name, or bare.
+            pad: Fill the input up to whole mask units; the config's when not given.
+
+        Raises:
+            InputError: The input is misshapen, or of an illegal size without padding.
+        """
+        raw = self._raw(inputs)
+        maps = self._maps(self.encoder(self._normalise(raw, pad)))
+        strides = tuple(self.config.stride(stage) for stage in range(len(maps)))
+        cropped = []
+        for x, stride in zip(maps, strides, strict=True):
+            cells = [-(-size // s) for size, s in zip(raw.shape[2:], stride, strict=True)]
+            cropped.append(x[(..., *(slice(n) for n in cells))])
+        return Pyramid(maps=tuple(cropped), strides=strides, channels=self.config.dims)
+
+    def _maps(self, encoded: Encoded) -> list[Float[Tensor, "B C *grid"]]:
+        """Return the tokens of every stage on their grid."""
+        maps = []
+        for stage, tokens in enumerate(encoded.stages):
+            if str(stage) in self.feature_norms:
+                tokens = self.feature_norms[str(stage)](tokens)
+            pools = self.config.stage_pools(stage)
+            maps.append(self.config.layout.merge(tokens, encoded.units, pools).movedim(-1, 1))
+        return maps
+
+    def encode(self, inputs: Mapping[str, Tensor], plan: MaskPlan | None = None) -> Encoded:
+        """Encode the mask units that ``plan`` keeps (all without one).
+
+        Raises:
+            ConfigError: The plan does not speak of mask units.
+            InputError: As ``forward``.
+        """
+        x = self._normalise(self._raw(inputs), None)
+        return self.encoder(x, None if plan is None else self._units(plan).kept[self.config.name])
+
+    def reconstruct(
+        self, encoded: Encoded, plan: MaskPlan | None = None
+    ) -> Float[Tensor, "B Q T P"]:
+        """Return the values of every patch of the masked units, or of all units without a plan.
+
+        They are in the space that the model was trained in: normalised per channel or per patch.
+
+        Raises:
+            ConfigError: The model was built without a decoder.
+        """
+        if self.decoder is None:
+            raise ConfigError(
+                "this model has no decoder; build it with decoder=True to reconstruct"
+            )
+        assert self.norm is not None
+        tokens = self.norm(self.decoder.fusion(encoded.stages))
+        masked = None if plan is None else self._units(plan).masked[self.config.name]
+        return self.decoder(tokens, encoded, masked)
+
+    # -- patches -----------------------------------------------------------------------------
+
+    def patches(self, raw: Tensor, masked: Tensor | None = None) -> Float[Tensor, "B Q T P"]:
+        """Return the normalised input as the decoder predicts it: patches of the masked units.
+
+        Args:
+            raw: ``[B, C, *size]``.
+            masked: Units ``[B, Q]``; all when not given.
+        """
+        config = self.config
+        x = self._normalise(raw, None)
+        rank = len(config.patch)
+        grid = [size // patch for size, patch in zip(x.shape[2:], config.patch, strict=True)]
+        cells = [n for pair in zip(grid, config.patch, strict=True) for n in pair]
+        split = x.reshape(*x.shape[:2], *cells)
+        split = split.permute(0, *range(2, 2 + 2 * rank, 2), *range(3, 3 + 2 * rank, 2), 1)
+        for axis, size in enumerate(config.target_patch):
+            split = split.narrow(1 + rank + axis, 0, size)
+        if self._order() == "channels_first":
+            split = split.movedim(-1, 1 + rank)
+        units = config.layout.split(split.reshape(len(x), *grid, -1), config.pools)
+        return units if masked is None else gather_units(units, masked)
+
+    def unpatch(
+        self, values: Float[Tensor, "B U T P"], units: tuple[int, ...]
+    ) -> Float[Tensor, "B C *size"]:
+        """Put the patches of all units back where ``patches`` took them from.
+
+        Where only a frame in several is reconstructed, those frames alone come back.
+        """
+        config = self.config
+        rank, channels, patch = len(units), config.spec.channels, config.target_patch
+        grid = config.layout.merge(values, units, config.pools)
+        first = self._order() == "channels_first"
+        split = grid.unflatten(-1, (channels, *patch) if first else (*patch, channels))
+        if first:
+            split = split.movedim(1 + rank, -1)
+        order = [axis for i in range(rank) for axis in (1 + i, 1 + rank + i)]
+        split = split.permute(0, 1 + 2 * rank, *order)
+        sizes = [g * p for g, p in zip(grid.shape[1:-1], patch, strict=True)]
+        return split.reshape(len(values), channels, *sizes)
+
+    def _order(self) -> str:
+        return "channels_first" if self.config.decoder is None else self.config.decoder.order
+
+    # -- helpers -----------------------------------------------------------------------------
+
+    def num_units(self, size: tuple[int, ...] | None = None) -> int:
+        """Return the mask units of an input of ``size`` elements per axis, or of the native one."""
+        sizes = zip(size or self.config.spec.grid, self.config.unit_size, strict=True)
+        return prod(-(-size // unit) for size, unit in sizes)
+
+    def adapter(self, name: str) -> ElementAdapter:
+        """Return the adapter of the modality."""
+        if name != self.config.name:
+            raise InputError(f"this model reads {self.config.name!r}, not {name!r}")
+        return self.input
+
+    def layer_depths(self) -> dict[str, int]:
+        """Return a depth per parameter: stem and positions 0, one more per block, the rest last."""
+        blocks = {f"encoder.blocks.{i}.": i + 1 for i in range(len(self.encoder.blocks))}
+        last = len(blocks) + 1
+        depths = {**blocks, "encoder.": 0}
+        return {
+            name: next((at for prefix, at in depths.items() if name.startswith(prefix)), last)
+            for name, _ in self.named_parameters()
+        }
+
+    def set_recompute(self, on: bool = True) -> None:
+        """Recompute the encoder's blocks in the backward pass: less memory, more time."""
+        self.encoder.recompute = on
+
+    def resized(self, inputs: Mapping[str, ModalitySpec]) -> "Hiera":
+        """Return a copy whose native size is another; its tables are made for that size.
+
+        Raises:
+            ConfigError: The modality, its kind or its channels differ.
+        """
+        old, new = self.config.spec, next(iter(inputs.values()), None)
+        if list(inputs) != [self.config.name] or type(new) is not type(old):
+            raise ConfigError(f"a model of {self.config.inputs} cannot be resized to {inputs}")
+        if new is None or new.channels != old.channels:
+            raise ConfigError(f"a model of {old} cannot be resized to {new}: channels must stay")
+        model = type(self)(replace(self.config, inputs=inputs)).to(next(self.parameters()))
+        model.load_state_dict(carry_positions(self.config, model.config, self.state_dict()))
+        return model.train(self.training)
+
+    def with_window_positions(self) -> "Hiera":
+        """Return a copy whose absolute table is taken apart into a stretched and a tiled one.
+
+        The same function at the native size, exactly up to rounding; at other sizes the tiled part
+        stays in step with the mask units, also while it is trained (arXiv 2311.05613).
+
+        Raises:
+            ConfigError: The positions are not absolute.
+        """
+        if self.config.positions != "absolute":
+            raise ConfigError(
+                f"positions are {self.config.positions!r}; only absolute ones can be taken apart"
+            )
+        config = replace(self.config, positions="window", position_grid=self.config.native_grid)
+        model = type(self)(config).to(next(self.parameters()))
+        state = self.state_dict()
+        name = "encoder.positions."
+        state[f"{name}table"], state[f"{name}window"] = split_window(
+            state[f"{name}table"], config.native_grid, config.mask_unit
+        )
+        model.load_state_dict(state)
+        return model.train(self.training)
+
+    def _raw(self, inputs: Mapping[str, Tensor] | Tensor) -> Tensor:
+        """Return the input with its channels first, after a look at its axes."""
+        given = self.as_dict(inputs)
+        if list(given) != [self.config.name]:
+            raise InputError(f"this model reads {[self.config.name]}, but was given {list(given)}")
+        raw, spec = given[self.config.name], self.config.spec
+        if not isinstance(raw, Tensor) or raw.ndim != len(spec.raw_shape) + 1:
+            found = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
+            raise InputError(
+                f"input {self.config.name!r} is {found}; expected a batch of {spec.raw_shape}"
+            )
+        raw = raw if spec.channels_first else raw.movedim(-1, 1)
+        if raw.shape[1] != spec.channels:
+            raise InputError(
+                f"input {self.config.name!r} has {raw.shape[1]} channels; this model reads "
+                f"{spec.channels}"
+            )
+        return raw
+
+    def _normalise(self, raw: Tensor, pad: bool | None) -> Float[Tensor, "B C *size"]:
+        """Return the input in units of its statistics, of whole mask units."""
+        x = self.input.normalise(raw.movedim(1, -1), self.encoder.stem.weight.dtype).movedim(-1, 1)
+        size, unit = tuple(x.shape[2:]), self.config.unit_size
+        if not (self.config.pad if pad is None else pad):
+            check_size(size, unit)
+            return x
+        missing = [-s % u for s, u in zip(size, unit, strict=True)]
+        return nn.functional.pad(x, [n for amount in reversed(missing) for n in (0, amount)])
+
+    def _units(self, plan: MaskPlan) -> MaskPlan:
+        if plan.axis != "unit" or not plan.is_packed:
+            raise ConfigError(
+                "a Hiera hides whole mask units; draw its plan with draw_unit_plan (kind 'units')"
+            )
+        return plan
+
+    def _drop_units(self, x: Tensor) -> Tensor | None:
+        """Return the units to train on, where ``unit_drop_rate`` drops some."""
+        if not self.training or self.config.unit_drop_rate == 0.0:
+            return None
+        total = self.num_units(tuple(x.shape[2:]))
+        noise = torch.rand(len(x), total, device=x.device)
+        return draw_units(noise, self.config.unit_drop_rate)[0]
