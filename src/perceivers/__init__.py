@@ -11,10 +11,12 @@ from perceivers.version import __version__
 if TYPE_CHECKING:
     from perceivers.checkpoints.loading import load as load
     from perceivers.data import AugmentConfig as AugmentConfig
+    from perceivers.data import Views as Views
     from perceivers.data import open_data as open_data
     from perceivers.errors import UserError as UserError
     from perceivers.masking import MaskPlan as MaskPlan
     from perceivers.masking import draw_mask_plan as draw_mask_plan
+    from perceivers.masking import draw_unit_plan as draw_unit_plan
     from perceivers.models import HiP as HiP
     from perceivers.models import HiPConfig as HiPConfig
     from perceivers.models import HiPHead as HiPHead
@@ -49,9 +51,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "checkpoints.loading": ("load",),
-    "data": ("AugmentConfig", "open_data"),
+    "data": ("AugmentConfig", "Views", "open_data"),
     "errors": ("UserError",),
-    "masking": ("MaskPlan", "draw_mask_plan"),
+    "masking": ("MaskPlan", "draw_mask_plan", "draw_unit_plan"),
     "models": ("HiP", "HiPConfig", "HiPHead", "HiPLevel", "create_model", "list_models"),
     "tasks": ("ClassificationConfig", "MaskedAutoencodingConfig", "mae_losses"),
     "training.config": ("ClassifyConfig", "OptimizerConfig", "PretrainConfig", "ScheduleConfig"),

@@ -10,6 +10,7 @@ import soundfile
 
 from perceivers.data.audio_clips import fit_audio, fit_audio_from, native_audio, read_sound_info
 from perceivers.data.sources import EncodedClip
+from perceivers.data.views import Look
 from perceivers.errors import DataError
 from perceivers.types import Audio
 
@@ -62,23 +63,23 @@ def test_random_parts_follow_the_generator_and_stay_inside(encode_sound: EncodeS
     wave = ramp(120)
     encoded, spec = clip(encode_sound(wave)), Audio(100)
     rng = np.random.default_rng(5)
-    starts = [round(float(fit_audio(encoded, spec, rng)[0, 0]) * 2**15) for _ in range(200)]
+    starts = [round(float(fit_audio(encoded, spec, Look(rng))[0, 0]) * 2**15) for _ in range(200)]
     assert set(starts) == set(range(21))
     again = np.random.default_rng(5)
     assert [
-        round(float(fit_audio(encoded, spec, again)[0, 0]) * 2**15) for _ in range(200)
+        round(float(fit_audio(encoded, spec, Look(again))[0, 0]) * 2**15) for _ in range(200)
     ] == starts
     # One draw per clip, whatever its length, so that the next clip's part does not depend on it.
     first, second = np.random.default_rng(1), np.random.default_rng(1)
-    fit_audio(encoded, spec, first)
-    fit_audio(encoded, Audio(500), second)
+    fit_audio(encoded, spec, Look(first))
+    fit_audio(encoded, Audio(500), Look(second))
     assert first.random() == second.random()
 
 
 def test_short_sound_is_filled_with_silence_at_the_end(encode_sound: EncodeSound) -> None:
     wave = ramp(50) + 0.5
     for rng in (None, np.random.default_rng(0)):
-        found = fit_audio(clip(encode_sound(wave)), Audio(80), rng)
+        found = fit_audio(clip(encode_sound(wave)), Audio(80), Look(rng))
         assert np.array_equal(found[:, :50], wave)
         assert np.array_equal(found[:, 50:], np.zeros((1, 30)))
 

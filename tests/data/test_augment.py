@@ -32,6 +32,9 @@ WHOLE = View(0.0, 0.0, 1.0, 1.0)
         ({"shift": -0.1}, r"augment.shift is -0.1; it must lie in 0..1 \(share of the side"),
         ({"rand_augment": -1}, r"augment.rand_augment is -1 and augment.magnitude 5; the number"),
         ({"rand_augment": 2, "magnitude": 11}, r"augment.magnitude 11; .* must lie in 0..10"),
+        ({"erase": 1.5}, r"augment.erase is 1.5; it is a probability and must lie in 0..1"),
+        ({"erase": -0.25}, r"augment.erase is -0.25"),
+        ({"copies": 0}, r"augment.copies is 0; it must be at least 1"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(values: Mapping[str, Any], message: str) -> None:
@@ -64,6 +67,8 @@ def test_the_defaults_change_nothing_and_every_setting_changes_something() -> No
         views = {random_view((9, 7), (5, 5), augment, np.random.default_rng(i)) for i in range(8)}
         assert len(views) > 1
     assert AugmentConfig(rand_augment=1).active  # tests/data/test_rand_augment.py
+    assert AugmentConfig(erase=0.1).active  # tests/data/test_erasing.py
+    assert not AugmentConfig(copies=2).active  # tests/data/test_loaders.py
     plain = random_view((9, 7), (5, 5), AugmentConfig(), np.random.default_rng(0))
     assert plain == centre_view((9, 7), (5, 5))
 

@@ -1,6 +1,7 @@
 """Loaders: determinism, resuming, ranks, and samples that cannot be read."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -310,3 +311,82 @@ def test_opened_data_train_with_their_own_specs() -> None:
         )
     )
     assert batch.inputs["image"].shape == (5, 3, 12, 12)
+
+
+# -- copies ----------------------------------------------------------------------------------------
+
+
+def with_copies(copies: int, **settings: Any) -> AugmentConfig:
+    return AugmentConfig(crop_scale=(0.5, 1.0), flip=True, copies=copies, **settings)
+
+
+def test_every_sample_of_a_batch_stands_in_it_as_often_as_asked(source: Arrays) -> None:
+    """The samples are those of the stream without copies, each several times and each other."""
+    plain = train(source, augment=with_copies(1), batch_size=2)
+    batches = train(source, augment=with_copies(3), batch_size=6)
+    for batch, single in zip(batches, plain, strict=True):
+        assert batch.index.tolist() == single.index.repeat_interleave(3).tolist()
+        assert batch.labels is not None
+        assert single.labels is not None
+        assert batch.labels.tolist() == single.labels.repeat_interleave(3).tolist()
+        views = batch.inputs["image"].unflatten(0, (2, 3))
+        assert torch.equal(views[:, 0], single.inputs["image"])
+    different = [
+        not torch.equal(batch.inputs["image"][a], batch.inputs["image"][b])
+        for batch in batches
+        for first in (0, 3)
+        for a, b in ((first, first + 1), (first, first + 2), (first + 1, first + 2))
+    ]
+    assert all(different)
+
+
+def test_an_epoch_of_copies_is_as_many_times_as_long(source: Arrays) -> None:
+    stream = torch.cat(
+        [b.index for b in train(source, augment=with_copies(2), num_steps=10)]
+    ).tolist()
+    assert sorted(stream[:20]) == sorted(stream[20:]) == sorted(2 * list(range(10)))
+    assert stream[:20] != stream[20:]
+
+
+@pytest.mark.parametrize("start", [1, 4, 6])
+def test_copies_resume_exactly_whatever_the_workers(source: Arrays, start: int) -> None:
+    options: dict[str, Any] = {"augment": with_copies(2, erase=0.5, rand_augment=1)}
+    whole = train(source, **options)
+    assert equal(train(source, start_step=start, **options), whole[start:])
+    assert not equal(train(source, start_step=0, **options)[:1], whole[1:2])
+    if start == 4:
+        assert equal(train(source, start_step=start, workers=2, **options), whole[start:])
+
+
+def test_two_ranks_share_out_the_copies_of_one(source: Arrays) -> None:
+    augment = with_copies(2)
+    whole = torch.cat([b.inputs["image"] for b in train(source, augment=augment)])
+    ranks = [train(source, augment=augment, batch_size=2, rank=r, world_size=2) for r in (0, 1)]
+    pairs = zip(*ranks, strict=True)
+    joined = torch.cat([batch.inputs["image"] for pair in pairs for batch in pair])
+    assert torch.equal(joined, whole)
+
+
+def test_copies_read_other_parts_of_what_is_no_picture() -> None:
+    sound = np.arange(1000, dtype=np.float32).reshape(1, 1, 1000)
+    source = Arrays({"audio": sound}, ["a"])
+    specs: dict[str, ModalitySpec] = {"audio": Audio(10)}
+    augment = AugmentConfig(copies=4)
+    batches = train(source, specs=specs, augment=augment, batch_size=4)
+    assert all(len(set(batch.inputs["audio"][:, 0, 0].tolist())) > 2 for batch in batches)
+
+
+def test_a_batch_holds_all_copies_of_a_sample(source: Arrays) -> None:
+    with pytest.raises(ConfigError, match=r"batch_size is 4 and augment.copies 3; .* a multiple"):
+        train(source, augment=with_copies(3))
+
+
+def test_erasing_changes_nothing_else(source: Arrays) -> None:
+    plain, erased = train(source), train(source, augment=replace(AUGMENT, erase=0.5))
+    shares = []
+    for before, after in zip(plain, erased, strict=True):
+        same = before.inputs["image"] == after.inputs["image"]
+        shares += same.float().mean((1, 2, 3)).tolist()
+    assert min(shares) > 0.6
+    assert max(shares) == 1.0
+    assert sum(share == 1.0 for share in shares) < len(shares)

@@ -13,6 +13,7 @@ from perceivers.data.augment import AugmentConfig
 from perceivers.data.fitting import SampleReader
 from perceivers.data.measuring import override_spec
 from perceivers.data.sources import EncodedClip
+from perceivers.data.views import Look
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Audio, Bytes, Image, ModalitySpec, Points, Video
 
@@ -51,12 +52,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             raise DataError(f"{clip.path}: damaged")
         return Video(clip.data[0], 2, 2, 1, frame_rate=25.0)
 
-    def fit_clip(clip: Any, video: Video, audio: Audio, rng: Any, *, sound: Any) -> Any:
-        seen.append(("both", clip.path, None if sound is None else sound.path, rng))
+    def fit_clip(clip: Any, video: Video, audio: Audio, look: Look, *, sound: Any) -> Any:
+        seen.append(("both", clip.path, None if sound is None else sound.path, look.rng))
         return np.full(video.raw_shape, 255, np.uint8), np.ones(audio.raw_shape, np.float32)
 
-    def fit_audio(clip: Any, spec: Audio, rng: Any) -> Any:
-        seen.append(("audio", clip.path, rng))
+    def fit_audio(clip: Any, spec: Audio, look: Look) -> Any:
+        seen.append(("audio", clip.path, look.rng))
         return np.zeros(spec.raw_shape, np.float32)
 
     monkeypatch.setattr(measuring_module, "native_video", native_video)
@@ -123,8 +124,12 @@ def test_fields_that_are_derived_cannot_be_set() -> None:
 
 def test_arrays_that_cannot_be_resized_say_so() -> None:
     films = Arrays({"video": np.zeros((2, 1, 3, 2, 2), np.uint8)}, ["a", "b"])
-    with pytest.raises(DataError, match=r"'video' has shape \(1, 3, 2, 2\) per sample, .*expects"):
-        dataset(films).specs(overrides={"video": {"frames": 2}})
+    assert dataset(films).specs(overrides={"video": {"frames": 2}})["video"].grid == (2, 2, 2)
+    with pytest.raises(DataError, match=r"shape \(1, 3, 2, 2\) \[C, T, H, W\], .* 2 channels"):
+        dataset(films).specs(overrides={"video": {"channels": 2}})
+    grids = Arrays({"array": np.zeros((2, 3, 1), np.uint8)}, ["a", "b"])
+    with pytest.raises(DataError, match=r"'array' has shape \(3, 1\) per sample, .*expects"):
+        dataset(grids).specs(overrides={"array": {"shape": 2}})
 
 
 def test_clips_are_as_long_as_the_longest_that_can_be_read(calls: list[Any]) -> None:

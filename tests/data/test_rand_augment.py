@@ -202,7 +202,6 @@ def test_without_operations_nothing_happens(picture: Image.Image) -> None:
     view = View(0.1, 0.2, 0.3, 0.4)
     assert augment_crop(picture, view, AugmentConfig(), rng) == (picture, view)
     assert augment_crop(picture, view, AugmentConfig(rand_augment=4), None) == (picture, view)
-    assert augment_crop(picture, view, None, rng) == (picture, view)
     assert rng.random() == np.random.default_rng(0).random()
 
 

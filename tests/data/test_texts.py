@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def documents(tmp_path: Path) -> Documents:
     return open_documents([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path)
 
 
-def evaluate(source: Source, length: int, **options: int) -> list[str]:
+def evaluate(source: Source, length: int, **options: Any) -> list[str]:
     specs: Mapping[str, ModalitySpec] = {"bytes": Bytes(length)}
     batches = list(make_eval_loader(source, specs, batch_size=2, **options))
     return [decode_ids(row) for batch in batches for row in batch.inputs["bytes"].numpy()]

@@ -10,9 +10,11 @@ import av
 import numpy as np
 import pytest
 
+from perceivers.data.augment import AugmentConfig
 from perceivers.data.frame_times import FrameTimes
 from perceivers.data.sources import EncodedClip
 from perceivers.data.video_clips import fit_clip, fit_video, native_video
+from perceivers.data.views import Look, Place
 from perceivers.errors import DataError
 from perceivers.types import Audio, Video
 
@@ -57,7 +59,7 @@ def test_every_random_start_is_met_and_follows_the_generator(
 
     def starts(seed: int) -> list[int]:
         rng = np.random.default_rng(seed)
-        found = [numbers_of(fit_video(encoded, spec, rng)) for _ in range(24)]
+        found = [numbers_of(fit_video(encoded, spec, Look(rng))) for _ in range(24)]
         assert all(n == list(range(n[0], n[0] + 16)) for n in found)
         return [numbers[0] for numbers in found]
 
@@ -65,8 +67,8 @@ def test_every_random_start_is_met_and_follows_the_generator(
     assert starts(0) == starts(0) != starts(1)
     # One draw per clip, whatever its length.
     rng, other = np.random.default_rng(3), np.random.default_rng(3)
-    fit_video(encoded, spec, rng)
-    fit_video(encoded, Video(40, 8, 8), other)
+    fit_video(encoded, spec, Look(rng))
+    fit_video(encoded, Video(40, 8, 8), Look(other))
     assert rng.random() == other.random()
 
 
@@ -87,7 +89,16 @@ def test_short_files_repeat_their_last_frame(
 ) -> None:
     encoded = clip(encode_video(numbered(5)))
     for rng in (None, np.random.default_rng(0)):
-        assert numbers_of(fit_video(encoded, Video(8, 32, 64), rng)) == [0, 1, 2, 3, 4, 4, 4, 4]
+        assert numbers_of(fit_video(encoded, Video(8, 32, 64), Look(rng))) == [
+            0,
+            1,
+            2,
+            3,
+            4,
+            4,
+            4,
+            4,
+        ]
     sparse = fit_video(encoded, Video(4, 32, 64, frame_rate=12.5))
     assert numbers_of(sparse) == [0, 2, 4, 4]
 
@@ -105,6 +116,67 @@ def test_the_largest_undistorted_centre_is_kept_and_gray_is_one_channel(
     assert np.abs(fit_video(shifted, Video(2, 16, 12)).astype(int) - 200).max() > 100
     with pytest.raises(DataError, match=r"a\.mp4: video files give 1 \(gray\) or 3 .*, not 2"):
         fit_video(encoded, Video(2, 16, 12, channels=2))
+
+
+def test_all_frames_of_a_clip_are_cropped_and_mirrored_alike(encode_video: EncodeVideo) -> None:
+    ramp = np.repeat(np.arange(0, 240, 5, dtype=np.uint8)[None, :, None], 3, axis=2)
+    frames = np.broadcast_to(ramp, (6, 32, 48, 3))
+    encoded = clip(encode_video(np.ascontiguousarray(frames), qp="0"))
+    augment = AugmentConfig(crop_scale=(0.2, 1.0), flip=True)
+    looks = [Look(np.random.default_rng(seed), augment) for seed in (*range(8), 7)]
+    *clips, again = [fit_video(encoded, Video(3, 8, 8), look) for look in looks]
+    seen = []
+    for found in clips:
+        assert np.abs(found.astype(int) - found[:, :1]).max() <= 2
+        seen.append(found[0, 0, 4].astype(int))
+    rising = {bool(row[-1] > row[0]) for row in seen}
+    assert rising == {True, False}
+    widths = [abs(int(row[-1] - row[0])) for row in seen]
+    assert max(widths) > 1.3 * min(widths)
+    assert np.array_equal(again, clips[7])
+    assert not np.array_equal(again, clips[6])
+
+
+def test_where_a_clip_begins_does_not_depend_on_its_augmentation(
+    encode_video: EncodeVideo, numbered: Numbered
+) -> None:
+    wave = noise(38400)
+    encoded = clip(encode_video(numbered(60), 25, wave, 16000))
+    augment = AugmentConfig(flip=True, rand_augment=1, magnitude=1)
+    mirrored = 0
+    for seed in range(6):
+        plain, heard = fit_clip(
+            encoded, Video(8, 32, 64), Audio(5120, 1, 16000), Look(np.random.default_rng(seed))
+        )
+        changed, sound = fit_clip(
+            encoded,
+            Video(8, 32, 64),
+            Audio(5120, 1, 16000),
+            Look(np.random.default_rng(seed), augment),
+        )
+        assert np.array_equal(sound, heard)
+        mirrored += not np.array_equal(plain, changed)
+    assert mirrored > 2
+
+
+def test_views_are_spread_over_time_and_along_the_longer_side(
+    encode_video: EncodeVideo, numbered: Numbered, numbers_of: NumbersOf
+) -> None:
+    wave = noise(38400)
+    encoded = clip(encode_video(numbered(60), 25, wave, 16000))
+    for time, first in ((0.0, 0), (0.5, 26), (1.0, 52)):
+        look = Look(place=Place(time, 0.5))
+        assert numbers_of(fit_video(encoded, Video(8, 32, 64), look))[0] == first
+        frames, sound = fit_clip(encoded, Video(8, 32, 64), Audio(5120, 1, 16000), look)
+        assert numbers_of(frames)[0] == first
+        begin = first * 640
+        assert np.abs(sound - wave[:, begin : begin + 5120]).mean() < 0.05
+    bars = np.zeros((2, 32, 96, 3), np.uint8)
+    bars[:, :, :32], bars[:, :, 64:] = 100, 200
+    wide = clip(encode_video(bars, qp="0"))
+    for along, value in ((0.0, 100), (0.5, 0), (1.0, 200)):
+        found = fit_video(wide, Video(2, 16, 16), Look(place=Place(0.5, along)))
+        assert np.abs(found[..., 1:-1].astype(int) - value).max() <= 8
 
 
 def test_a_turned_video_is_shown_upright(encode_video: EncodeVideo) -> None:
@@ -130,7 +202,7 @@ def test_picture_and_sound_begin_at_the_same_moment(
     encoded = clip(encode_video(numbered(60), 25, wave, 16000, kind=kind, g="12"))
     rng, seen = np.random.default_rng(0), set()
     for draw in (None, *[rng] * 6):
-        frames, sound = fit_clip(encoded, Video(8, 32, 64), Audio(5120, 1, 16000), draw)
+        frames, sound = fit_clip(encoded, Video(8, 32, 64), Audio(5120, 1, 16000), Look(draw))
         numbers = numbers_of(frames)
         assert numbers == list(range(numbers[0], numbers[0] + 8))
         first = numbers[0] * 640
@@ -161,7 +233,7 @@ def test_sound_may_lie_in_a_file_of_its_own(
     track = EncodedClip("a.flac", encode_sound(wave, 8000), "audio")
     picture = clip(encode_video(numbered(50), 25))
     frames, sound = fit_clip(
-        picture, Video(5, 32, 64), Audio(1600), np.random.default_rng(0), sound=track
+        picture, Video(5, 32, 64), Audio(1600), Look(np.random.default_rng(0)), sound=track
     )
     first = numbers_of(frames)[0] * 320
     assert first > 0

@@ -7,18 +7,22 @@ from typing import Any
 from perceivers.checkpoints.loading import load_with_info, split_address
 from perceivers.cli.parser import VerbParser
 from perceivers.cli.tables import print_table
+from perceivers.data.views import Views
 from perceivers.errors import ConfigError
 from perceivers.exporting.files import SUFFIXES
 from perceivers.exporting.graphs import PARTS
 from perceivers.report.tables import per_class_table
+from perceivers.tasks import MaskedAutoencodingConfig
+from perceivers.tasks.mae import OBJECTIVES
 from perceivers.training.run_folder import RunFolder
+from perceivers.workflows.averaging import check_views
 from perceivers.workflows.evaluation import evaluate as run_evaluation
 from perceivers.workflows.exporting import export as run_export
 from perceivers.workflows.flow_prediction import predict_flow, predicts_flow
 from perceivers.workflows.prediction import check_out, write_predictions
 from perceivers.workflows.prediction import predict as run_prediction
 from perceivers.workflows.reconstructing import reconstruct as run_reconstruction
-from perceivers.workflows.reconstruction import TARGET_NOTES
+from perceivers.workflows.reconstruction import TARGET_NOTES, settings_of
 from perceivers.workflows.run import Run
 
 RUN_HELP = "run folder, RUN@last, or model folder"
@@ -33,7 +37,9 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=64, help="samples at once")
     parser.add_argument("--workers", type=int, default=0, help="processes that read data")
     parser.add_argument("--limit", type=int, default=0, help="dry run: at most this many batches")
+    _add_views(parser)
     args = parser.parse_args(argv)
+    views = Views(temporal=args.temporal_views, spatial=args.spatial_views)
     result = run_evaluation(
         args.run,
         data=args.data,
@@ -41,10 +47,13 @@ def evaluate(argv: list[str]) -> int:
         batch_size=args.batch_size,
         workers=args.workers,
         limit=args.limit,
+        views=views,
     )
     for name, value in result.figures.items():
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)
         sys.stdout.write(f"{name}: {shown}\n")
+    if views.count > 1:
+        sys.stdout.write(f"views: {views} of each sample, probabilities averaged\n")
     if result.matrix is not None:
         table = per_class_table(result.matrix.numpy(), result.classes)
         print_table(table.header, table.rows, title=f"Per class, {args.split}")
@@ -78,8 +87,11 @@ def predict(argv: list[str]) -> int:
         "--pad", action="store_true", help="flow: repeat the edge of pictures below a tile's size"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
+    _add_views(parser)
     args = parser.parse_args(argv)
+    views = Views(temporal=args.temporal_views, spatial=args.spatial_views)
     loaded = load_with_info(args.run)
+    check_views(loaded, views)
     if predicts_flow(loaded):
         return _predict_flow(args)
     if loaded.info.task == "autoencode" and args.files and args.text is None:
@@ -88,7 +100,7 @@ def predict(argv: list[str]) -> int:
     if out is not None:
         check_out(out, overwrite=args.overwrite)
     texts = [] if args.text is None else [args.text]
-    records = list(run_prediction(args.run, args.files, texts=texts, top=args.top))
+    records = list(run_prediction(args.run, args.files, texts=texts, top=args.top, views=views))
     text = write_predictions(records, out)
     if out is None:
         sys.stdout.write(text)
@@ -98,6 +110,16 @@ def predict(argv: list[str]) -> int:
     if out is not None:
         sys.stdout.write(f"{len(records) - len(failed)} files predicted, see {out}\n")
     return 2 if len(failed) == len(records) else 0
+
+
+def _add_views(parser: VerbParser) -> None:
+    """Add the options that say how many parts of each sample are looked at."""
+    parser.add_argument(
+        "--temporal_views", type=int, default=1, help="clips over the time of a film or a sound"
+    )
+    parser.add_argument(
+        "--spatial_views", type=int, default=1, help="crops along the longer side of pictures"
+    )
 
 
 def _predict_signals(args: Any) -> int:
@@ -133,18 +155,18 @@ def reconstruct(argv: list[str]) -> int:
         "reconstruct", "Write originals, and what a pre-trained model gives back of them."
     )
     parser.add_argument("run", help=RUN_HELP)
-    parser.add_argument("files", nargs="+", help="pictures, or folders searched for pictures")
-    parser.add_argument("--out", default="reconstructed", help="folder for the pictures")
+    parser.add_argument("files", nargs="+", help="files, or folders searched for files")
+    parser.add_argument("--out", default="reconstructed", help="folder for what is written")
     parser.add_argument("--seed", type=int, default=0, help="seed of the masks")
-    parser.add_argument("--overwrite", action="store_true", help="replace earlier pictures")
+    parser.add_argument("--overwrite", action="store_true", help="replace earlier files")
     args = parser.parse_args(argv)
     written = run_reconstruction(
         args.run, args.files, args.out, seed=args.seed, overwrite=args.overwrite
     )
     sys.stdout.write(f"{len(written)} files in {args.out}; see {written[-1]}\n")
     loaded = load_with_info(args.run)
-    if loaded.model.family == "hip":
-        target = loaded.info.target or "per-channel"
+    if loaded.model.family in OBJECTIVES:
+        target = settings_of(loaded, MaskedAutoencodingConfig()).target
         sys.stdout.write(f"target space: {target}. {TARGET_NOTES[target]}\n")
     return 0
 

@@ -8,12 +8,14 @@ from perceivers.data.dataset import Dataset
 from perceivers.data.files import find_files, read_files
 from perceivers.data.loaders import make_eval_loader, make_train_loader
 from perceivers.data.sources import Source
+from perceivers.data.views import Views
 
 __all__ = [
     "AugmentConfig",
     "Batch",
     "Dataset",
     "Source",
+    "Views",
     "decode_ids",
     "encode_text",
     "find_files",

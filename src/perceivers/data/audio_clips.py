@@ -1,8 +1,7 @@
 """Sound files and sound tracks to waveforms of exactly the shape a spec declares.
 
-Only the part that is asked for is decoded where the format can seek. Formats that state their
-length (FLAC, MP4) are reported as damaged when they were cut short; others (WAV, Ogg, MP3) are
-merely shorter.
+Only the part that is asked for is decoded where the format can seek. Files that were cut short are
+reported as damaged, but MP3 files are merely shorter.
 
 Legend: C channels, S samples of the spec.
 """
@@ -20,7 +19,9 @@ from perceivers.data.containers import (
     open_container,
     open_sound,
 )
+from perceivers.data.sound_ends import check_sound_end
 from perceivers.data.sources import EncodedClip
+from perceivers.data.views import PLAIN, Look
 from perceivers.errors import DataError
 from perceivers.types import Audio
 
@@ -59,9 +60,7 @@ def native_audio(clip: EncodedClip) -> Audio:
     return Audio(info.samples, info.channels, info.sample_rate)
 
 
-def fit_audio(
-    clip: EncodedClip, spec: Audio, rng: np.random.Generator | None = None
-) -> NDArray[np.float32]:
+def fit_audio(clip: EncodedClip, spec: Audio, look: Look = PLAIN) -> NDArray[np.float32]:
     """Decode a part of a sound file, or of the sound track of a video file.
 
     Mono is repeated to fill more channels, several channels are averaged to mono, and what is
@@ -70,7 +69,7 @@ def fit_audio(
     Args:
         clip: The file.
         spec: The shape to reach, and the sample rate, which the file must have unless it is 0.
-        rng: Draws where the part begins, with one draw whatever the file; None takes the centre.
+        look: Where the part begins: drawn, with one draw whatever the file, or fixed.
 
     Returns:
         Waveform ``[C, S]``, in -1..1 for files of integers.
@@ -80,8 +79,7 @@ def fit_audio(
     """
     info = read_sound_info(clip)
     spare = max(0, info.samples - spec.samples)
-    first = spare // 2 if rng is None else int(rng.random() * (spare + 1))
-    return _fit_part(clip, info, spec, first)
+    return _fit_part(clip, info, spec, look.start(spare + 1))
 
 
 def fit_audio_from(
@@ -110,6 +108,7 @@ def read_sound_info(clip: EncodedClip) -> SoundInfo:
     if is_sound_file(clip.data):
         with open_sound(clip) as file:
             info = SoundInfo(file.frames, file.channels, file.samplerate)
+        check_sound_end(clip.data, clip.path)
     else:
         with open_container(clip) as container:
             stream = first_stream(container, "audio", clip.path)

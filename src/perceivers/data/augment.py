@@ -18,7 +18,11 @@ CROP_ATTEMPTS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Random changes of training pictures; the defaults change nothing."""
+    """Random changes of training pictures and clips; the defaults change nothing.
+
+    A clip is changed as one: all frames have the same crop, turn, operations and erased box.
+    Whether mirroring keeps the label true is for the user to say.
+    """
 
     crop_scale: tuple[float, float] = (1.0, 1.0)
     """Area of a random crop, as a share of ``crop_from``, drawn uniformly from this range in 0..1;
@@ -42,6 +46,12 @@ class AugmentConfig:
     off. Perceiver IO has 4."""
     magnitude: int = 5
     """Strength of RandAugment's operations, 0..10."""
+    erase: float = 0.0
+    """Probability, 0..1, with which noise replaces a box of a picture, or the same box in all
+    frames of a clip: random erasing (arXiv 1708.04896). Common recipes have 0.25."""
+    copies: int = 1
+    """Copies of each sample in its batch, each changed in another way: repeated augmentation (arXiv
+    1901.09335). The batch size counts all of them, and must be a multiple."""
 
     def __post_init__(self) -> None:
         """Reject values out of range."""
@@ -64,12 +74,22 @@ class AugmentConfig:
                 )
         if self.crop_from not in {"largest", "picture"}:
             raise ConfigError(f"augment.crop_from is {self.crop_from!r}; use largest or picture")
+        self._check_operations()
+
+    def _check_operations(self) -> None:
+        """Reject settings of RandAugment, erasing and copies that are out of range."""
         if self.rand_augment < 0 or not 0 <= self.magnitude <= 10:
             raise ConfigError(
                 f"augment.rand_augment is {self.rand_augment} and augment.magnitude "
                 f"{self.magnitude}; the number of operations must not be negative, and the "
                 f"magnitude must lie in 0..10"
             )
+        if not 0 <= self.erase <= 1:
+            raise ConfigError(
+                f"augment.erase is {self.erase}; it is a probability and must lie in 0..1"
+            )
+        if self.copies < 1:
+            raise ConfigError(f"augment.copies is {self.copies}; it must be at least 1")
 
     @property
     def crops(self) -> bool:
@@ -79,9 +99,9 @@ class AugmentConfig:
 
     @property
     def active(self) -> bool:
-        """Whether anything is changed at all."""
+        """Whether pictures and clips are changed at all."""
         turns = self.rotate > 0 or self.shift > 0
-        return self.crops or self.flip or turns or self.rand_augment > 0
+        return self.crops or self.flip or turns or self.rand_augment > 0 or self.erase > 0
 
 
 @dataclass(frozen=True)
@@ -124,8 +144,20 @@ def centre_view(size: tuple[int, int], target: tuple[int, int]) -> View:
         size: Width and height of the picture in pixels.
         target: Width and height of the output in pixels.
     """
+    return place_view(size, target, 0.5)
+
+
+def place_view(size: tuple[int, int], target: tuple[int, int], along: float) -> View:
+    """Return the largest undistorted box at a place along the side that is longer than it.
+
+    Args:
+        size: Width and height of the picture in pixels.
+        target: Width and height of the output in pixels.
+        along: Share of what the box leaves out that lies before it: 0 is the left or upper end, 1
+            the other one.
+    """
     width, height = _largest_box(size, target)
-    return View((1 - width) / 2, (1 - height) / 2, width, height)
+    return View((1 - width) * along, (1 - height) * along, width, height)
 
 
 def random_view(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from perceivers.data.fitting import SampleReader
+from perceivers.data.views import MIDDLE, Place
 from perceivers.errors import DataError
 
 
@@ -17,7 +18,8 @@ class Batch:
     """Some samples.
 
     Args:
-        inputs: Raw tensors ``[B, ...]`` by modality.
+        inputs: Raw tensors ``[B, ...]`` by modality; ``[B * V, ...]`` where each sample is seen in
+            V views, those of a sample one after the other.
         labels: Class indices ``[B]``, or ``[B, T]`` in several label columns, -1 where unknown,
             int64; None when unlabelled.
         index: Place of each sample in its source ``[B]``, int64; documents are counted in windows
@@ -60,7 +62,14 @@ def stack_batch(
     indices: Sequence[int],
     bad: list[str],
 ) -> Batch:
-    """Stack samples, of which there may be none; then there are no inputs either."""
+    """Stack samples, of which there may be none; then there are no inputs either.
+
+    Args:
+        reader: Where they come from.
+        samples: Every view of every sample.
+        indices: Place of each sample in its source.
+        bad: ``path: reason`` of those that could not be read.
+    """
     index = np.array(indices, np.int64)
     inputs = {
         name: torch.from_numpy(np.stack([sample[name] for sample in samples]))
@@ -75,12 +84,20 @@ def stack_batch(
     )
 
 
-def read_readable(reader: SampleReader, indices: Iterable[int]) -> Batch:
-    """Read samples without augmentation, leaving out those that cannot be read."""
+def read_readable(
+    reader: SampleReader, indices: Iterable[int], places: Sequence[Place] = (MIDDLE,)
+) -> Batch:
+    """Read samples without augmentation, leaving out those that cannot be read.
+
+    Args:
+        reader: Where they come from.
+        indices: Which ones.
+        places: What is seen of each: one view per place.
+    """
     samples, kept, bad = [], [], []
     for index in indices:
         try:
-            samples.append(reader(index))
+            samples += reader.read_views(index, places)
             kept.append(index)
         except DataError as error:
             bad.append(str(error))

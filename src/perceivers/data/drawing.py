@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from perceivers.data.augment import AugmentConfig, View, centre_view, random_view
+from perceivers.data.augment import View, place_view, random_view
 from perceivers.data.pictures import convert_channels, load_picture, open_picture, upright_size
 from perceivers.data.rand_augment import augment_crop
 from perceivers.data.sources import Encoded
+from perceivers.data.views import PLAIN, Look
 from perceivers.types import Image as ImageSpec
 
 # A JPEG is decoded no smaller than this many times what is kept of it, so that the final,
@@ -20,20 +21,20 @@ from perceivers.types import Image as ImageSpec
 DRAFT_MARGIN = 1.5
 
 
-def fit_encoded(
-    encoded: Encoded,
-    spec: ImageSpec,
-    augment: AugmentConfig | None = None,
-    rng: np.random.Generator | None = None,
-) -> NDArray[np.uint8]:
+def fit_encoded(encoded: Encoded, spec: ImageSpec, look: Look = PLAIN) -> NDArray[np.uint8]:
     """Decode a picture file, no larger than needed, to uint8 ``[C, H, W]``.
+
+    Args:
+        encoded: The file.
+        spec: The shape to reach.
+        look: What is seen of it; erasing is left to ``erasing``.
 
     Raises:
         DataError: The file is damaged, no picture, or too large.
     """
     picture = open_picture(encoded.data, encoded.path)
     size, target = upright_size(picture), (spec.width, spec.height)
-    view = choose_view(size, target, augment, rng)
+    view = choose_view(size, target, look)
     enlarge = DRAFT_MARGIN * max(
         spec.width / (view.width * size[0]), spec.height / (view.height * size[1])
     )
@@ -41,21 +42,16 @@ def fit_encoded(
         picture, encoded.path, least=(ceil(size[0] * enlarge), ceil(size[1] * enlarge))
     )
     picture = convert_channels(picture, spec.channels, encoded.path)
-    picture, view = augment_crop(picture, view, augment, rng)
+    picture, view = augment_crop(picture, view, look.augment, look.rng)
     return _to_array(draw_view(picture, view, target))
 
 
 def fit_picture(
-    picture: Image.Image,
-    path: str,
-    spec: ImageSpec,
-    view: View,
-    augment: AugmentConfig | None = None,
-    rng: np.random.Generator | None = None,
+    picture: Image.Image, path: str, spec: ImageSpec, view: View, look: Look = PLAIN
 ) -> NDArray[np.uint8]:
     """Fit a decoded picture to uint8 ``[C, H, W]``."""
     picture = convert_channels(picture, spec.channels, path)
-    picture, view = augment_crop(picture, view, augment, rng)
+    picture, view = augment_crop(picture, view, look.augment, look.rng)
     return _to_array(draw_view(picture, view, (spec.width, spec.height)))
 
 
@@ -129,16 +125,17 @@ def _affine(
     return a, b, c, d, e, f
 
 
-def choose_view(
-    size: tuple[int, int],
-    target: tuple[int, int],
-    augment: AugmentConfig | None,
-    rng: np.random.Generator | None,
-) -> View:
-    """Draw a view where there is something to draw from, else look at the centre."""
-    if rng is None or augment is None or not augment.active:
-        return centre_view(size, target)
-    return random_view(size, target, augment, rng)
+def choose_view(size: tuple[int, int], target: tuple[int, int], look: Look) -> View:
+    """Draw a view where there is something to draw from, else look where evaluation does.
+
+    Args:
+        size: Width and height of the picture in pixels.
+        target: Width and height of the output in pixels.
+        look: Random or fixed.
+    """
+    if look.rng is None or not look.augment.active:
+        return place_view(size, target, look.place.along)
+    return random_view(size, target, look.augment, look.rng)
 
 
 def _to_array(picture: Image.Image) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from perceivers.data.pictures import read_bytes
 from perceivers.data.sources import RawSample
 from perceivers.data.text_folders import walk_files
 from perceivers.data.texts import TEXT_EXTENSION
+from perceivers.data.views import Views
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.types import ModalitySpec
 
@@ -109,7 +110,10 @@ def find_files(paths: Sequence[str], kinds: Sequence[str] = ("image",)) -> list[
 
 
 def read_files(
-    paths: Sequence[Path], specs: Mapping[str, ModalitySpec], batch_size: int
+    paths: Sequence[Path],
+    specs: Mapping[str, ModalitySpec],
+    batch_size: int,
+    views: Views | None = None,
 ) -> Iterator[tuple[list[Path], Batch]]:
     """Yield the readable files in order, as for evaluation, with their paths.
 
@@ -121,10 +125,12 @@ def read_files(
         specs: What the model reads: ``image``, ``audio``, ``video`` or ``bytes``; ``video`` and
             ``audio`` together are both read from each video file.
         batch_size: Files per batch, at least 1; batches with unreadable ones are smaller.
+        views: What is seen of each file, one view when not given. Where there are several the batch
+            size counts views, but every batch holds at least one file.
 
     Raises:
         DataError: No file can be read, or the specs ask for what single files do not hold.
-        ConfigError: The batch size is below 1.
+        ConfigError: The batch size is below 1, or there is nothing to spread views over.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
@@ -134,14 +140,17 @@ def read_files(
                 f"the specs ask for {name!r} ({spec.kind}), but picture files hold only 'image', "
                 f"sound files 'audio', video files 'video' and 'audio', and text files 'bytes'"
             )
+    views = views or Views()
+    views.check(specs)
+    step = max(1, batch_size // views.count)
     names = [str(path) for path in paths]
     # Pictures have a source of their own, which decodes them no larger than needed.
     pictures = list(specs) == ["image"]
     source = PictureFiles(names, names) if pictures else LooseFiles(names, list(specs))
     reader = SampleReader(source, specs, AugmentConfig(), strict=True)
     batches = (
-        read_readable(reader, range(first, min(len(names), first + batch_size)))
-        for first in range(0, len(names), batch_size)
+        read_readable(reader, range(first, min(len(names), first + step)), views.places)
+        for first in range(0, len(names), step)
     )
     for batch in merge_empty(batches):
         yield [Path(paths[index]) for index in batch.index.tolist()], batch

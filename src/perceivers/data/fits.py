@@ -1,8 +1,8 @@
 """One function per kind of modality that fits a raw sample to its spec, and the table of them.
 
-Each is called as ``fit(raw, path, spec, rng)`` and returns an array in the raw layout, without a
-batch axis. ``path`` names the sample in messages. ``rng`` is where random parts come from in
-training; None means evaluation, which always sees the same part.
+Each is called as ``fit(raw, path, spec, look)`` and returns an array in the raw layout, without a
+batch axis. ``path`` names the sample in messages. ``look`` says which part is seen: a random one in
+training, the same one at every evaluation.
 
 Legend: C channels, S samples, P points, L bytes or ids.
 """
@@ -15,26 +15,23 @@ from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from perceivers.data.audio_clips import fit_audio
-from perceivers.data.augment import AugmentConfig
 from perceivers.data.byte_codec import pad_ids, wrap_ids
 from perceivers.data.drawing import choose_view, fit_array, fit_picture
+from perceivers.data.frames import fit_frames
 from perceivers.data.rand_augment import as_picture
 from perceivers.data.sources import EncodedClip, RawSample
 from perceivers.data.video_clips import fit_clip, fit_video
+from perceivers.data.views import PLAIN, Look
 from perceivers.errors import DataError
 from perceivers.types import FIRST_BYTE, Audio, Bytes, Image, ModalitySpec, Points, Video
 
 # What integer types are divided by before they reach a model, as in adapters.
 FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.int16): 32768.0}
-Fit = Callable[[Any, str, Any, np.random.Generator | None], NDArray]
+Fit = Callable[[Any, str, Any, Look], NDArray]
 
 
 def fit_sample(
-    sample: RawSample,
-    path: str,
-    specs: Mapping[str, ModalitySpec],
-    rng: np.random.Generator | None = None,
-    augment: AugmentConfig | None = None,
+    sample: RawSample, path: str, specs: Mapping[str, ModalitySpec], look: Look = PLAIN
 ) -> dict[str, NDArray]:
     """Fit every modality of a sample; films and their sound begin at the same moment.
 
@@ -42,21 +39,20 @@ def fit_sample(
         sample: What a source read.
         path: Names the sample, for messages.
         specs: What each modality must look like.
-        rng: Where random parts come from; None for evaluation.
-        augment: How pictures are changed when a generator is given.
+        look: What is seen of it.
 
     Raises:
         DataError: The sample cannot be decoded, or not be brought to the shape of a spec.
     """
-    fitted = _fit_together(sample, specs, rng)
+    fitted = _fit_together(sample, specs, look)
     for name, spec in specs.items():
         if name not in fitted:
-            fitted[name] = fit_raw(sample[name], path, spec, rng, augment)
+            fitted[name] = fit_raw(sample[name], path, spec, look)
     return fitted
 
 
 def _fit_together(
-    sample: RawSample, specs: Mapping[str, ModalitySpec], rng: np.random.Generator | None
+    sample: RawSample, specs: Mapping[str, ModalitySpec], look: Look
 ) -> dict[str, NDArray]:
     """Fit a film and its sound, where a sample has both, from the same moment on."""
     film, sound = None, None
@@ -70,16 +66,12 @@ def _fit_together(
         return {}
     (film_name, clip, video), (sound_name, track, audio) = film, sound
     other_file = None if track.path == clip.path else track
-    frames, waves = fit_clip(clip, video, audio, rng, sound=other_file)
+    frames, waves = fit_clip(clip, video, audio, look, sound=other_file)
     return {film_name: frames, sound_name: waves}
 
 
 def fit_raw(
-    raw: Picture | NDArray | EncodedClip,
-    path: str,
-    spec: ModalitySpec,
-    rng: np.random.Generator | None = None,
-    augment: AugmentConfig | None = None,
+    raw: Picture | NDArray | EncodedClip, path: str, spec: ModalitySpec, look: Look = PLAIN
 ) -> NDArray:
     """Fit one modality of a raw sample to its spec.
 
@@ -87,64 +79,58 @@ def fit_raw(
         raw: What a source read.
         path: Names the sample, for messages.
         spec: What it must look like.
-        rng: Where random parts come from; None for evaluation.
-        augment: How pictures are changed when a generator is given.
+        look: What is seen of it.
 
     Raises:
         DataError: The sample cannot be decoded, or not be brought to the shape of the spec.
     """
-    if isinstance(spec, Image):
-        return fit_image(raw, path, spec, rng, augment)
-    return FITS[spec.kind](raw, path, spec, rng)
+    return FITS[spec.kind](raw, path, spec, look)
 
 
-def fit_image(
-    raw: Any,
-    path: str,
-    spec: Image,
-    rng: np.random.Generator | None = None,
-    augment: AugmentConfig | None = None,
-) -> NDArray:
+def fit_image(raw: Any, path: str, spec: Image, look: Look = PLAIN) -> NDArray:
     """Fit a decoded picture, or an array ``[C, H, W]`` of any size."""
     target = (spec.width, spec.height)
     if isinstance(raw, Picture):
-        view = choose_view(raw.size, target, augment, rng)
-        return fit_picture(raw, path, spec, view, augment, rng)
-    view = choose_view((raw.shape[2], raw.shape[1]), target, augment, rng)
-    if augment is not None and rng is not None and augment.rand_augment:
-        return fit_picture(as_picture(raw), path, spec, view, augment, rng)
+        return fit_picture(raw, path, spec, choose_view(raw.size, target, look), look)
+    view = choose_view((raw.shape[2], raw.shape[1]), target, look)
+    if look.rng is not None and look.augment.rand_augment:
+        return fit_picture(as_picture(raw), path, spec, view, look)
     return fit_array(raw, spec, view)
 
 
-def fit_sound(raw: Any, path: str, spec: Audio, rng: np.random.Generator | None = None) -> NDArray:
-    """Fit a clip, or ready samples ``[C, S]``: a random or the middle part, silence after the end.
+def fit_sound(raw: Any, path: str, spec: Audio, look: Look = PLAIN) -> NDArray:
+    """Fit a clip, or ready samples ``[C, S]``: a random or a fixed part, silence after the end.
 
     Raises:
         DataError: The clip cannot be decoded.
     """
     if isinstance(raw, EncodedClip):
-        return fit_audio(raw, spec, rng)
+        return fit_audio(raw, spec, look)
     spare = raw.shape[1] - spec.samples
     if spare <= 0:
         return np.pad(raw, ((0, 0), (0, -spare)))
-    first = spare // 2 if rng is None else int(rng.integers(spare + 1))
+    rng = look.rng
+    first = look.start(spare + 1) if rng is None else int(rng.integers(spare + 1))
     return raw[:, first : first + spec.samples]
 
 
-def fit_film(raw: Any, path: str, spec: Video, rng: np.random.Generator | None = None) -> NDArray:
-    """Fit a clip; ready frames stay as they are.
+def fit_film(raw: Any, path: str, spec: Video, look: Look = PLAIN) -> NDArray:
+    """Fit a clip, or ready frames ``[C, T, H, W]``.
 
     Raises:
-        DataError: The clip cannot be decoded.
+        DataError: The clip cannot be decoded, or the frames have other channels.
     """
     if isinstance(raw, EncodedClip):
-        return fit_video(raw, spec, rng)
-    return keep_array(raw, path, spec, rng)
+        return fit_video(raw, spec, look)
+    if raw.ndim != 4 or raw.shape[0] != spec.channels:
+        raise DataError(
+            f"{path}: video has shape {raw.shape} [C, T, H, W], but the spec has {spec.channels} "
+            f"channels; frames are cut and resized, but channels are not changed"
+        )
+    return fit_frames(raw, spec, look)
 
 
-def fit_points(
-    raw: Any, path: str, spec: Points, rng: np.random.Generator | None = None
-) -> NDArray:
+def fit_points(raw: Any, path: str, spec: Points, look: Look = PLAIN) -> NDArray:
     """Fit points ``[P, C]``: scaled if asked for, a part of them in order, NaN rows to the end.
 
     Raises:
@@ -157,10 +143,10 @@ def fit_points(
         cloud = cloud.astype(np.float32, copy=False)
     spare = len(cloud) - spec.points
     if spare > 0:
-        if rng is None:
+        if look.rng is None:
             chosen = np.linspace(0, len(cloud) - 1, spec.points).round().astype(np.int64)
         else:
-            chosen = np.sort(rng.choice(len(cloud), spec.points, replace=False))
+            chosen = np.sort(look.rng.choice(len(cloud), spec.points, replace=False))
         return cloud[chosen]
     if spare < 0:
         if not spec.ragged:
@@ -185,14 +171,12 @@ def scale_cloud(cloud: NDArray) -> NDArray[np.float32]:
     return (np.where(flat, 0.0, centred) / np.where(flat, 1.0, reach)).astype(np.float32)
 
 
-def fit_text(
-    raw: Any, path: str, spec: Bytes, rng: np.random.Generator | None = None
-) -> NDArray[np.int64]:
+def fit_text(raw: Any, path: str, spec: Bytes, look: Look = PLAIN) -> NDArray[np.int64]:
     """Fit a text ``[L]``: a random or the first part, wrapped as asked for, PAD after it.
 
     Values of type uint8 are bytes; wider integers are ids already.
     """
-    room = text_room(spec)
+    room, rng = text_room(spec), look.rng
     first = 0 if rng is None else int(rng.integers(max(0, len(raw) - room) + 1))
     ids = raw[first : first + room].astype(np.int64)
     if raw.dtype == np.uint8:
@@ -229,9 +213,7 @@ def check_whole(raw: Any, path: str, spec: ModalitySpec) -> None:
         )
 
 
-def keep_array(
-    raw: Any, path: str, spec: ModalitySpec, rng: np.random.Generator | None = None
-) -> NDArray:
+def keep_array(raw: Any, path: str, spec: ModalitySpec, look: Look = PLAIN) -> NDArray:
     """Return an array that must fit already.
 
     Raises:

@@ -1,6 +1,6 @@
 """Raw samples to arrays of exactly the shape a spec declares."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,12 +9,17 @@ from PIL.Image import Image as Picture
 
 from perceivers.data.augment import AugmentConfig
 from perceivers.data.drawing import fit_encoded
+from perceivers.data.erasing import erase_box
 from perceivers.data.fits import check_whole, fit_sample, text_room
 from perceivers.data.pictures import check_picture_spec
 from perceivers.data.sources import EncodedClip, PictureSource, Source, WindowedSource
+from perceivers.data.views import Look, Place
 from perceivers.errors import ConfigError, DataError
-from perceivers.types import Audio, Bytes, ModalitySpec, Points
+from perceivers.types import Audio, Bytes, ModalitySpec, Points, Video
 from perceivers.types import Image as ImageSpec
+
+# Holds where every pixel of a frame moves to, which no change of the frames alone may falsify.
+FLOW = "flow"
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,13 @@ class SampleReader:
         source: Where the samples come from; one of documents is cut to windows of the specs'
             length, so that its samples are counted anew.
         specs: What each modality must look like; other modalities of the source are left out.
-        augment: How pictures are changed when a generator is given.
+        augment: How pictures and clips are changed when a generator is given.
         strict: Refuse a text that is longer than its spec, instead of reading a part.
 
     Raises:
         DataError: The specs do not fit the source.
-        ConfigError: An augmentation without a picture to apply it to.
+        ConfigError: An augmentation without a picture or clip to apply it to, or of frames whose
+            flow is learned.
     """
 
     source: Source
@@ -41,17 +47,7 @@ class SampleReader:
     def __post_init__(self) -> None:
         """Compare the specs with the source before any worker starts."""
         check_specs(self.source, self.specs)
-        if self.augment.active and not any(isinstance(s, ImageSpec) for s in self.specs.values()):
-            raise ConfigError(
-                f"augmentation changes pictures, but the modalities are {sorted(self.specs)}; "
-                f"leave the augmentation at its defaults"
-            )
-        odd = [n for n, s in self.specs.items() if s.channels not in {1, 3} and s.kind == "image"]
-        if self.augment.rand_augment and odd:
-            raise ConfigError(
-                f"RandAugment changes gray and RGB pictures, but {odd[0]!r} has "
-                f"{self.specs[odd[0]].channels} channels; use augment.rand_augment: 0"
-            )
+        _check_augmentation(self.augment, self.specs)
         object.__setattr__(self, "source", cut_windows(self.source, self.specs))
 
     def __call__(self, index: int, rng: np.random.Generator | None = None) -> dict[str, NDArray]:
@@ -64,19 +60,62 @@ class SampleReader:
         Raises:
             DataError: The sample cannot be read.
         """
-        augment = self.augment
+        (fitted,) = self._read(index, [Look(rng, self.augment)])
+        return fitted
+
+    def read_views(self, index: int, places: Sequence[Place]) -> list[dict[str, NDArray]]:
+        """Return what evaluation sees of one sample at some places, in their order.
+
+        Args:
+            index: Sample in the source; it is loaded once.
+            places: Where to look, such as ``Views.places``.
+
+        Raises:
+            DataError: The sample cannot be read.
+        """
+        return self._read(index, [Look(place=place) for place in places])
+
+    def _read(self, index: int, looks: Sequence[Look]) -> list[dict[str, NDArray]]:
+        """Load one sample and fit it for every look."""
         if isinstance(self.source, PictureSource):
             encoded = self.source.encoded(index)
-            return {
-                name: fit_encoded(encoded, spec, augment, rng)
-                for name, spec in self.specs.items()
-                if isinstance(spec, ImageSpec)
-            }
-        sample, path = self.source.read(index), self.source.names[index]
-        if self.strict:
+            specs = {n: spec for n, spec in self.specs.items() if isinstance(spec, ImageSpec)}
+            fitted = [
+                {n: fit_encoded(encoded, s, look) for n, s in specs.items()} for look in looks
+            ]
+        else:
+            sample, path = self.source.read(index), self.source.names[index]
+            if self.strict:
+                for name, spec in self.specs.items():
+                    check_whole(sample[name], path, spec)
+            fitted = [fit_sample(sample, path, self.specs, look) for look in looks]
+        for values, look in zip(fitted, looks, strict=True):
             for name, spec in self.specs.items():
-                check_whole(sample[name], path, spec)
-        return fit_sample(sample, path, self.specs, rng, augment)
+                if isinstance(spec, ImageSpec | Video):
+                    values[name] = erase_box(values[name], spec, look)
+        return fitted
+
+
+def _check_augmentation(augment: AugmentConfig, specs: Mapping[str, ModalitySpec]) -> None:
+    """Reject what there is nothing to apply to, and what would falsify a target."""
+    seen = {n: spec for n, spec in specs.items() if isinstance(spec, ImageSpec | Video)}
+    if augment.active and not seen:
+        raise ConfigError(
+            f"augmentation changes pictures, but the modalities are {sorted(specs)}, neither image "
+            f"nor video; leave the augmentation at its defaults"
+        )
+    if FLOW in specs and (augment.active or augment.copies > 1):
+        raise ConfigError(
+            f"augmentation changes pictures, but the modalities are {sorted(specs)}: the flow "
+            f"would no longer be that of the frames, and copies would be equal; leave the "
+            f"augmentation at its defaults"
+        )
+    odd = [name for name, spec in seen.items() if spec.channels not in {1, 3}]
+    if augment.rand_augment and odd:
+        raise ConfigError(
+            f"RandAugment changes gray and RGB pictures, but {odd[0]!r} has "
+            f"{specs[odd[0]].channels} channels; use augment.rand_augment: 0"
+        )
 
 
 def cut_windows(source: Source, specs: Mapping[str, ModalitySpec]) -> Source:
@@ -117,7 +156,13 @@ def check_specs(source: Source, specs: Mapping[str, ModalitySpec]) -> None:
                 f"the specs ask for {name!r}, but the data hold {sorted(sample)}; "
                 f"leave it out, or add it to the data"
             )
-        _check_raw(sample[name], name, spec)
+        raw = sample[name]
+        if FLOW in specs and isinstance(raw, np.ndarray) and raw.shape != spec.raw_shape:
+            raise DataError(
+                f"modality {name!r} has shape {raw.shape} per sample, but the spec ({spec.kind}) "
+                f"expects {spec.raw_shape}; frames with flow are not resized"
+            )
+        _check_raw(raw, name, spec)
 
 
 def _check_raw(raw: Picture | NDArray | EncodedClip, name: str, spec: ModalitySpec) -> None:
@@ -148,6 +193,13 @@ def _check_array(raw: NDArray, name: str, spec: ModalitySpec) -> None:
             f"modality {name!r} has shape {raw.shape} [C, H, W], but the spec has "
             f"{spec.channels} channels; use the channels of the data"
         )
+    elif isinstance(spec, Video):
+        if raw.ndim == 4 and raw.shape[0] == spec.channels:
+            return
+        raise DataError(
+            f"modality {name!r} has shape {raw.shape} [C, T, H, W], but the spec has "
+            f"{spec.channels} channels; use the channels of the data"
+        )
     elif isinstance(spec, Audio | Points):
         channels = raw.shape[0 if spec.channels_first else -1]
         if raw.ndim == 2 and channels == spec.channels:
@@ -156,6 +208,6 @@ def _check_array(raw: NDArray, name: str, spec: ModalitySpec) -> None:
         return
     raise DataError(
         f"modality {name!r} has shape {raw.shape} per sample, but the spec ({spec.kind}) "
-        f"expects {spec.raw_shape}; only images are resized, and only sound, points and texts cut "
-        f"or filled up, so use the shape of the data"
+        f"expects {spec.raw_shape}; only images and videos are resized, and only videos, sound, "
+        f"points and texts cut or filled up, so use the shape of the data"
     )

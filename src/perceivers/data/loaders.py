@@ -3,6 +3,10 @@
 Training reads an endless stream: position p is sample ``order[p % n]`` of epoch ``p // n``, where
 the order is drawn from (seed, epoch), and what is random about a sample from (seed, epoch, sample).
 Nothing else enters, so a run that resumes at any step sees the batches it would have seen.
+
+With k copies of every sample (``augment.copies``), position p is copy ``p % k`` of what stands at
+position ``p // k`` without copies, and what is random about it comes from (seed, epoch, sample,
+copy). An epoch then is k times as many positions, and so as many more steps of the same size.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,6 +23,7 @@ from perceivers.data.augment import AugmentConfig
 from perceivers.data.batches import Batch, merge_empty, read_readable, stack_batch
 from perceivers.data.fitting import SampleReader
 from perceivers.data.sources import Source
+from perceivers.data.views import Place, Views
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import ModalitySpec
 
@@ -44,9 +49,10 @@ def make_train_loader(
         source: The training split; it may hold fewer samples than a batch. Documents are cut to
             windows of the spec's length, of which each epoch reads one from each stretch.
         specs: What each modality must look like.
-        batch_size: Samples per batch and rank.
+        batch_size: Samples per batch and rank, all copies counted.
         seed: Of order and augmentation, at least 0.
-        augment: How pictures are changed.
+        augment: How pictures and clips are changed, and how many copies a batch holds of each
+            sample, one after the other.
         start_step: First step to yield; 0 for a new run.
         num_steps: Steps of the whole run.
         workers: Processes that read; 0 reads in this one.
@@ -55,13 +61,19 @@ def make_train_loader(
 
     Raises:
         DataError: The specs do not fit the source; while reading: no sample can be read.
-        ConfigError: A number out of range, or an augmentation without a picture to apply it to.
+        ConfigError: A number out of range, a batch size that is no multiple of the copies, or an
+            augmentation without a picture or clip to apply it to.
     """
     _check_sizes(batch_size, workers, rank, world_size)
     if seed < 0 or not 0 <= start_step <= num_steps:
         raise ConfigError(
             f"seed is {seed}, start_step {start_step}, num_steps {num_steps}; they must satisfy "
             f"seed >= 0 and 0 <= start_step <= num_steps"
+        )
+    if batch_size % augment.copies:
+        raise ConfigError(
+            f"batch_size is {batch_size} and augment.copies {augment.copies}; a batch holds all "
+            f"copies of a sample, so its size must be a multiple of their number"
         )
     steps = _Steps(start_step, num_steps, batch_size, rank, world_size)
     stream = _TrainStream(SampleReader(source, specs, augment), seed)
@@ -84,6 +96,7 @@ def make_eval_loader(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    views: Views | None = None,
 ) -> torch_data.DataLoader[Batch]:
     """Return a loader of every readable sample once, in order; the last batch may be smaller.
 
@@ -100,12 +113,18 @@ def make_eval_loader(
         workers: Processes that read; 0 reads in this one.
         rank: Which of the processes that evaluate together this is.
         world_size: How many processes evaluate together.
+        views: What is seen of each sample, one view when not given. Where there are several,
+            ``Batch.inputs`` holds all views of a sample one after the other, and the batch size
+            counts views, but every batch holds at least one sample.
 
     Raises:
         DataError: The specs do not fit the source; while reading: no sample can be read.
-        ConfigError: A number out of range.
+        ConfigError: A number out of range, or nothing to spread views over.
     """
     _check_sizes(batch_size, workers, rank, world_size)
+    views = views or Views()
+    views.check(specs)
+    batch_size = max(1, batch_size // views.count)
     reader = SampleReader(source, specs, AugmentConfig())
     num_samples = len(reader.source)
     num_batches = -(-num_samples // batch_size)
@@ -114,7 +133,7 @@ def make_eval_loader(
         for first in range(rank, num_batches, world_size)
     ]
     return _EvalLoader(
-        _EvalSamples(reader),
+        _EvalSamples(reader, views.places),
         batch_sampler=ranges,
         collate_fn=_as_is,
         num_workers=workers,
@@ -157,22 +176,30 @@ class _TrainStream(torch_data.Dataset[Batch]):
         num_samples = len(self.reader.source)
         samples, indices, bad = [], [], []
         for position in positions:
-            epoch, place = divmod(position, num_samples)
+            drawn, copy = divmod(position, self.reader.augment.copies)
+            epoch, place = divmod(drawn, num_samples)
             wanted = int(_draw_order(self.seed, epoch, num_samples)[place])
-            index = self._read_next_readable(epoch, wanted, samples, bad)
+            index = self._read_next_readable(epoch, wanted, copy, samples, bad)
             if index is None:
                 return stack_batch(self.reader, [], [], bad)
             indices.append(index)
         return stack_batch(self.reader, samples, indices, bad)
 
     def _read_next_readable(
-        self, epoch: int, index: int, samples: list[dict[str, NDArray]], bad: list[str]
+        self,
+        epoch: int,
+        index: int,
+        copy: int,
+        samples: list[dict[str, NDArray]],
+        bad: list[str],
     ) -> int | None:
         """Append a sample, or the first readable one after it; return which, None if none is."""
         num_samples = len(self.reader.source)
         for offset in range(num_samples):
             candidate = (index + offset) % num_samples
-            rng = np.random.default_rng((self.seed, epoch, candidate))
+            # The first copy is what there is without copies.
+            key = (self.seed, epoch, candidate, *([copy] if copy else []))
+            rng = np.random.default_rng(key)
             try:
                 samples.append(self.reader(candidate, rng))
             except DataError as error:
@@ -185,15 +212,16 @@ class _TrainStream(torch_data.Dataset[Batch]):
 class _EvalSamples(torch_data.Dataset[Batch]):
     """Sample indices to batches of those that can be read."""
 
-    def __init__(self, reader: SampleReader) -> None:
+    def __init__(self, reader: SampleReader, places: tuple[Place, ...]) -> None:
         self.reader = reader
+        self.places = places
 
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Read a batch at once; the loader prefers this to single samples."""
-        return read_readable(self.reader, indices)
+        return read_readable(self.reader, indices, self.places)
 
 
 class _TrainLoader(torch_data.DataLoader[Batch]):

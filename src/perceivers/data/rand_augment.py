@@ -75,7 +75,7 @@ def apply(picture: Picture, config: AugmentConfig, rng: np.random.Generator) -> 
 
 
 def augment_crop(
-    picture: Picture, view: View, config: AugmentConfig | None, rng: np.random.Generator | None
+    picture: Picture, view: View, config: AugmentConfig, rng: np.random.Generator | None
 ) -> tuple[Picture, View]:
     """Cut out what a view looks at and apply the operations to it, before it is resized.
 
@@ -83,7 +83,7 @@ def augment_crop(
         picture: RGB or grey, 8 bits per value.
         view: The box, which is rounded outwards to whole pixels; mirroring, turning and shifting
             are left to who draws it.
-        config: How many operations, and how strong; None for none.
+        config: How many operations, and how strong.
         rng: Where they come from; None for evaluation, which has none.
 
     Returns:
@@ -92,7 +92,7 @@ def augment_crop(
     Raises:
         ConfigError: As ``apply``.
     """
-    if config is None or rng is None or not config.rand_augment:
+    if rng is None or not config.rand_augment:
         return picture, view
     width, height = picture.size
     # Shares carry rounding errors; a millionth of a pixel beyond an edge is no further pixel.

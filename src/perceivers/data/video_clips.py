@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from perceivers.data.audio_clips import fit_audio_from, read_sound_info
-from perceivers.data.augment import centre_view
 from perceivers.data.containers import first_stream, load_library, open_container
-from perceivers.data.drawing import draw_view
 from perceivers.data.frame_times import FrameTimes, read_frame_times
+from perceivers.data.frames import FrameFitter
 from perceivers.data.sources import EncodedClip
+from perceivers.data.views import PLAIN, Look
 from perceivers.errors import DataError
 from perceivers.types import Audio, Video
 
@@ -43,19 +43,18 @@ def native_video(clip: EncodedClip) -> Video:
     return Video(len(times), height, width, 3, frame_rate=float(f"{times.rate:.6g}"))
 
 
-def fit_video(
-    clip: EncodedClip, spec: Video, rng: np.random.Generator | None = None
-) -> NDArray[np.uint8]:
+def fit_video(clip: EncodedClip, spec: Video, look: Look = PLAIN) -> NDArray[np.uint8]:
     """Decode a part of a video file.
 
     Frames are those nearest to instants at ``spec.frame_rate``, or consecutive ones if that is 0.
     The last frame is repeated to fill a spec that is longer than the file. Every frame shows the
-    largest undistorted box in its middle.
+    same box: the largest undistorted one in its middle, where nothing else is asked for.
 
     Args:
         clip: The file.
         spec: The shape to reach; 1 (gray) or 3 (RGB) channels.
-        rng: Draws where the part begins, with one draw whatever the file; None takes the centre.
+        look: Where the part begins, with one draw whatever the file, and what is seen of every
+            frame; or fixed places of both.
 
     Returns:
         Clip ``[C, T, H, W]``.
@@ -66,14 +65,14 @@ def fit_video(
     """
     with open_container(clip) as container:
         times = read_frame_times(container, clip.path)
-        return _draw(container, clip, spec, times, _choose_start(times, spec, 0.0, rng))
+        return _draw(container, clip, spec, times, _choose_start(times, spec, 0.0, look), look)
 
 
 def fit_clip(
     clip: EncodedClip,
     video_spec: Video,
     audio_spec: Audio,
-    rng: np.random.Generator | None = None,
+    look: Look = PLAIN,
     *,
     sound: EncodedClip | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -85,7 +84,8 @@ def fit_clip(
         clip: The video file.
         video_spec: As for ``fit_video``.
         audio_spec: As for ``fit_audio``.
-        rng: Draws where both begin, with one draw whatever the file; None takes the centre.
+        look: Where both begin, with one draw whatever the file, and what is seen of every frame;
+            or fixed places of both. Nothing changes the sound.
         sound: A file whose sound begins with the video file; None uses the file's own sound track.
 
     Returns:
@@ -98,15 +98,13 @@ def fit_clip(
     info = read_sound_info(sound)
     with open_container(clip) as container:
         times = read_frame_times(container, clip.path)
-        first = _choose_start(times, video_spec, audio_spec.samples / info.sample_rate, rng)
-        video = _draw(container, clip, video_spec, times, first)
+        first = _choose_start(times, video_spec, audio_spec.samples / info.sample_rate, look)
+        video = _draw(container, clip, video_spec, times, first, look)
     seconds = times.seconds[first] - (0.0 if sound is clip else times.seconds[0])
     return video, fit_audio_from(sound, info, audio_spec, float(seconds))
 
 
-def _choose_start(
-    times: FrameTimes, spec: Video, span: float, rng: np.random.Generator | None
-) -> int:
+def _choose_start(times: FrameTimes, spec: Video, span: float, look: Look) -> int:
     """Return the frame to begin at, so that the clip and at least ``span`` seconds fit, if any do.
 
     Spans may end half a frame late, because times are rounded.
@@ -116,12 +114,11 @@ def _choose_start(
     fitting = int(np.searchsorted(times.seconds, late, side="right"))
     if not spec.frame_rate:
         fitting = min(fitting, len(times) - spec.frames + 1)
-    choices = max(1, fitting)
-    return (choices - 1) // 2 if rng is None else int(rng.random() * choices)
+    return look.start(max(1, fitting))
 
 
 def _draw(
-    container: Any, clip: EncodedClip, spec: Video, times: FrameTimes, first: int
+    container: Any, clip: EncodedClip, spec: Video, times: FrameTimes, first: int, look: Look
 ) -> NDArray[np.uint8]:
     """Decode the frames of a clip and fit them to the spec."""
     if spec.channels not in {1, 3}:
@@ -134,9 +131,9 @@ def _draw(
     else:
         chosen = np.minimum(first + np.arange(spec.frames), len(times) - 1)
     numbers, places = np.unique(chosen, return_inverse=True)
-    convert = _make_converter()
+    convert, fit = _make_converter(), FrameFitter(spec, look)
     decoded = _decode(container, clip, times, numbers.tolist())
-    frames = [_fit_frame(convert(frame), spec) for frame in decoded]
+    frames = [fit(convert(frame)) for frame in decoded]
     return np.stack([frames[place] for place in places], axis=1)
 
 
@@ -203,13 +200,3 @@ def _make_converter() -> Callable[[Any], Image.Image]:
         return picture.transpose(TURNS[turn]) if turn else picture
 
     return convert
-
-
-def _fit_frame(picture: Image.Image, spec: Video) -> NDArray[np.uint8]:
-    """Crop and resize one frame to ``[C, H, W]``."""
-    target = (spec.width, spec.height)
-    if picture.size != target:
-        picture = draw_view(picture, centre_view(picture.size, target), target)
-    if spec.channels == 1:
-        return np.asarray(picture.convert("L"))[None]
-    return np.asarray(picture).transpose(2, 0, 1)

@@ -149,6 +149,11 @@ class TrainConfig:
                 f"batch_size={self.batch_size} does not divide into "
                 f"accumulate={self.accumulate} parts"
             )
+        if self.batch_size % self.augment.copies:
+            raise ConfigError(
+                f"batch_size={self.batch_size} counts the copies of a sample; it is not a multiple "
+                f"of augment.copies={self.augment.copies}"
+            )
         shares = {
             "val_share": self.val_share,
             "ema": self.ema,

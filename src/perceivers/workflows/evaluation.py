@@ -12,6 +12,7 @@ from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
 from perceivers.data import Batch, Dataset, make_eval_loader
 from perceivers.data.flow_pairs import FlowPairs
 from perceivers.data.joined import SEPARATOR
+from perceivers.data.views import Views
 from perceivers.errors import DataError, RunError
 from perceivers.tasks import Classification, ClassificationConfig
 from perceivers.tasks.classification import accuracies, confusion
@@ -20,6 +21,7 @@ from perceivers.tasks.tiled_flow import evaluate_pairs
 from perceivers.training.config import FlowTrainConfig, TrainConfig
 from perceivers.training.run_folder import RunFolder
 from perceivers.types import Array, ModalitySpec
+from perceivers.workflows.averaging import average_views
 from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.preparing import rebuild_task
 
@@ -49,21 +51,27 @@ def evaluate(
     batch_size: int = 64,
     workers: int = 0,
     limit: int = 0,
+    views: Views | None = None,
 ) -> Evaluation:
     """Evaluate a run (its best model) or a model folder.
+
+    Figures, matrix and counts are of samples, in however many views each is seen.
 
     Args:
         model: Run folder, ``RUN@last`` or model folder.
         data: Data address; the run's own when not given.
         split: ``test``, ``val`` or ``train``.
-        batch_size: Samples at once.
+        batch_size: Samples at once; where there are several views of each, views at once.
         workers: Processes that read data.
         limit: Dry run: at most this many batches; 0 means all.
+        views: Parts of each sample over which a classifier's probabilities are averaged, such as
+            ``Views(temporal=5, spatial=3)``; one in the middle when not given.
 
     Raises:
-        UserError: There is nothing to evaluate, or the data does not fit.
+        UserError: There is nothing to evaluate, or the data or the views do not fit.
     """
-    loaded = load_with_info(model)
+    views = views or Views()
+    loaded = average_views(load_with_info(model), views, batch_size)
     path, which = split_address(model)
     folder = RunFolder(Path(path))
     has_run = folder.config.is_file()
@@ -81,7 +89,7 @@ def evaluate(
         pairs = (source.read(index) for index in range(len(source))[: limit or None])
         figures = evaluate_pairs(loaded.model, pairs, scale=scale)
         return Evaluation(figures, (), None, skipped)
-    loader = make_eval_loader(source, specs, batch_size=batch_size, workers=workers)
+    loader = make_eval_loader(source, specs, batch_size=batch_size, workers=workers, views=views)
     batches = _collect_bad(loader, skipped, limit)
     if loaded.info.task == "classify":
         result = evaluate_classifier(loaded, batches, skipped)
@@ -91,7 +99,8 @@ def evaluate(
     # The run's results and report speak of its best model.
     if has_run and which != "last" and data is None and not limit:
         matrix = None if result.matrix is None else result.matrix.tolist()
-        folder.add_results(split, {"figures": result.figures, "confusion": matrix})
+        seen = {"views": str(views)} if views.count > 1 else {}
+        folder.add_results(split, {"figures": result.figures, "confusion": matrix, **seen})
     return result
 
 

@@ -13,10 +13,12 @@ from torch import Tensor
 from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.data import find_files, read_files
 from perceivers.data.byte_codec import decode_ids, encode_text, pad_ids, wrap_ids
+from perceivers.data.views import Views
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import write_atomic
 from perceivers.tasks.mlm import text_modality
 from perceivers.types import FIRST_BYTE, MASK, Bytes
+from perceivers.workflows.averaging import average_views
 
 # Tasks whose answer is a record; the others answer with files.
 RECORD_TASKS = ("classify", "multilabel", "multitask", "mlm")
@@ -30,6 +32,7 @@ def predict(
     texts: Sequence[str] = (),
     top: int = 5,
     batch_size: int = 32,
+    views: Views | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield a record per file, and per text.
 
@@ -42,11 +45,13 @@ def predict(
         paths: Files of the model's kind, or folders searched for them.
         texts: Texts given as they are, for models that read bytes.
         top: Classes listed per file.
-        batch_size: Files at once.
+        batch_size: Files at once; where there are several views of each, views at once.
+        views: Parts of each file over which a classifier's probabilities are averaged; one in the
+            middle when not given.
 
     Raises:
         UserError: The model answers with files (flow: ``predict_flow``; auto-encoders:
-            ``reconstruct``), a path does not exist, or a text is too long.
+            ``reconstruct``), a path does not exist, a text is too long, or the views do not fit.
     """
     if top < 1:
         raise ConfigError(f"top is {top}; it must be at least 1")
@@ -58,6 +63,10 @@ def predict(
         )
     if not paths and not texts:
         raise ConfigError("nothing to predict; give files, folders or texts")
+    views = views or Views()
+    loaded = average_views(loaded, views, batch_size)
+    if texts and views.count > 1:
+        raise ConfigError(f"views are {views}, but a text has one view; give files without texts")
     if loaded.info.task == "mlm":
         yield from _fill(loaded, paths, texts)
         return
@@ -71,7 +80,7 @@ def predict(
     if not paths:
         return
     files = find_files([str(path) for path in paths], tuple(specs))
-    for names, batch in read_files(files, specs, batch_size):
+    for names, batch in read_files(files, specs, batch_size, views):
         if names:
             records = _records(loaded, loaded.model(batch.inputs), top)
             for file, record in zip(names, records, strict=True):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from perceivers.checkpoints.loading import load_with_info
+from perceivers.data import Views
 from perceivers.training.config import TrainConfig
 from perceivers.training.run_folder import RunFolder
 from perceivers.workflows.evaluation import evaluate
@@ -42,15 +43,22 @@ class Run:
         """Load the best model, or the last one."""
         return load_with_info(f"{self.folder.path}@{which}").model
 
-    def evaluate(self, data: str | None = None, *, split: str = "test") -> dict[str, Any]:
+    def evaluate(
+        self, data: str | None = None, *, split: str = "test", views: Views | None = None
+    ) -> dict[str, Any]:
         """Return figures on a split; see ``perceivers.evaluate``."""
-        return evaluate(self.path, data=data, split=split).figures
+        return evaluate(self.path, data=data, split=split, views=views).figures
 
     def predict(
-        self, paths: Sequence[str | Path] = (), *, texts: Sequence[str] = (), top: int = 5
+        self,
+        paths: Sequence[str | Path] = (),
+        *,
+        texts: Sequence[str] = (),
+        top: int = 5,
+        views: Views | None = None,
     ) -> list[dict[str, Any]]:
         """Return a record per file and per text; see ``perceivers.predict``."""
-        return list(predict(self.path, paths, texts=texts, top=top))
+        return list(predict(self.path, paths, texts=texts, top=top, views=views))
 
     def reconstruct(self, paths: Sequence[str | Path], out: str | Path) -> list[Path]:
         """Write what the model gives back of files; see ``perceivers.reconstruct``."""
