@@ -73,9 +73,15 @@ class MaskPlan:
         )
 
     def to_dense(self, layout: GroupLayout) -> "MaskPlan":
-        """Return the dense form; a dense plan is returned as it is."""
+        """Return the dense form; a dense plan is returned as it is.
+
+        Raises:
+            ConfigError: The plan speaks of mask units, which no group layout knows.
+        """
         if not self.is_packed:
             return self
+        if self.axis == "unit":
+            raise ConfigError("a plan of mask units has no dense form; hand it over as it is")
         slots = {share.name: share.slots for share in layout.shares}
         keep = {}
         for name, ids in self.kept.items():

@@ -169,7 +169,7 @@ def test_data_of_another_kind_are_refused(
         ),
         (
             start("pretrain", "pretrain", "digits"),
-            r"masks the groups of a HiP, but perceiver_io_nano",
+            r"masks the input of a HiP or a Hiera, but perceiver_io_nano",
         ),
         (start("train", "multitask", made / "topics.csv"), r"has 0 label columns; multitask needs"),
         (start("train", "multitask", f"{made / 'topics.csv'} + "), r"no such file or folder"),

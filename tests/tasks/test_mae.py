@@ -15,7 +15,12 @@ from perceivers.errors import ConfigError
 from perceivers.masking import MaskPlan, draw_mask_plan
 from perceivers.models import HiP
 from perceivers.tasks import Losses, MaskedAutoencoding, MaskedAutoencodingConfig, mae_losses
-from perceivers.tasks.mae import GROUP_EPSILON, Target, reconstruct_inputs, visible_elements
+from perceivers.tasks.masked import Target
+from perceivers.tasks.masked_elements import (
+    GROUP_EPSILON,
+    reconstruct_inputs,
+    visible_elements,
+)
 from perceivers.types import ModalitySpec
 
 # 2 groups of 12 slots for "a" (one empty at the end of each piece) and 4 for "b".

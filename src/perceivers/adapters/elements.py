@@ -79,11 +79,15 @@ class ElementAdapter(nn.Module):
 
         Images come back in 0..1, audio in -1..1; labels come back as scores per class.
         """
+        return self.unflatten(self.denormalise(tokens))
+
+    def denormalise(self, tokens: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
+        """Undo what ``normalise`` did to floating-point values."""
         if self.spec.std:
             tokens = tokens * self.std.to(tokens.dtype)
         if self.spec.mean:
             tokens = tokens + self.mean.to(tokens.dtype)
-        return self.unflatten(tokens)
+        return tokens
 
     def unflatten(self, tokens: Shaped[Tensor, "B N K"]) -> Shaped[Tensor, "B ..."]:
         """Put per-element values into the raw layout, channels where the raw tensor has them."""

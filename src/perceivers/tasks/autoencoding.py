@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.masking import count_kept
+from perceivers.models.flat.encoded import Encoded
 from perceivers.models.perceiver_io import Output, PerceiverIO
 from perceivers.models.perceiver_io.decoder import pick_rows
-from perceivers.models.perceiver_io.model import Encoded
 from perceivers.nn.space_depth import space_to_depth
 from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.types import Labels
@@ -148,6 +148,8 @@ class Autoencoding(Task):
             ids = asked.get(name)
             if ids is None:
                 ids = torch.arange(truth.shape[1], device=truth.device)
+            if name in kept:
+                truth = torch.where(self._seen_patches(name, kept[name], size), torch.nan, truth)
             truth = pick_rows(truth, ids)
             parts[name] = self._error(self.model.decode(encoded, name, ids=ids).float(), truth)
         for name in self.labels:
@@ -205,6 +207,12 @@ class Autoencoding(Task):
             grid = grid.repeat_interleave(-(-length // tokens), dim=axis).narrow(axis, 0, length)
         return grid.unsqueeze(1)
 
+    def _seen_patches(self, name: str, kept: Tensor, size: int) -> Bool[Tensor, "B O C"]:
+        """Which values of every query are read, in the order of ``element_targets``."""
+        spec, patch = self.model.config.inputs[name], self.model.config.outputs[name].patch
+        seen = space_to_depth(self._seen(name, kept, size), patch or (1,) * len(spec.grid))
+        return seen.repeat_interleave(spec.channels, -1).to(self._place)
+
     def _draw_kept(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw which tokens are read ``[B, K]``, per sample; none where all are."""
         kept: dict[str, Tensor] = {}
@@ -225,11 +233,7 @@ class Autoencoding(Task):
             total = self.model.num_queries(name)
             wanted = self.config.points or total
             if name in kept:
-                patch = self.model.config.outputs[name].patch
-                seen = self._seen(name, kept[name], size)
-                if patch and prod(patch) > 1:
-                    seen = space_to_depth(seen, patch).any(-1)
-                seen = seen.flatten(1)  # [B, O]
+                seen = self._seen_patches(name, kept[name], size).all(-1).cpu()  # [B, O]
                 count = min(wanted, int((~seen).sum(1).min()))
                 draws = torch.rand(size, total, generator=generator).masked_fill(seen, -1.0)
                 asked[name] = draws.topk(count, dim=1).indices.to(self._place)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perceivers.adapters.config import covered_grid
 from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
 from perceivers.data import find_files, make_eval_loader, read_files
 from perceivers.data.address import BUILT_IN
@@ -172,7 +173,11 @@ def read_maps(
     """
     if isinstance(model, HiP):
         return read_hip(model, inputs, head=head, latents=latents)
-    assert isinstance(model, Perceiver | PerceiverIO | EntitySet)
+    if not isinstance(model, Perceiver | PerceiverIO | EntitySet):
+        raise ConfigError(
+            f"a {model.family} model has no latents whose attention could be drawn; explain is for "
+            f"hip, perceiver, perceiver_io and entity_set models"
+        )
     return read_flat(model, inputs, head=head, latents=latents)
 
 
@@ -334,10 +339,11 @@ def make_canvases(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Canvas]
 
 
 def _sees_both_frames(model: Any, name: str) -> bool:
-    """Whether tokens hold windows of two frames, so that there is but one map for both."""
+    """Whether a token holds two frames, so that there is but one map for both."""
     if not isinstance(model, PerceiverIO | Perceiver):
         return False
-    return model.inputs.reader(name).config.content == "frame_patches"
+    spec = model.config.inputs[name]
+    return covered_grid(spec, model.inputs.reader(name).config) != spec.grid
 
 
 def arrange(

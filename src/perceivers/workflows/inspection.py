@@ -13,7 +13,7 @@ import torch
 
 from perceivers.checkpoints.catalogue import CATALOGUE, ReleasedWeights
 from perceivers.models.registry import FAMILIES, create_model, find_family, list_models
-from perceivers.types import Bytes, Image, Points
+from perceivers.types import Audio, Bytes, Image, Points, Video
 from perceivers.version import __version__
 
 EXTRAS = {
@@ -51,6 +51,12 @@ class ModelRow:
 PICTURE = {"image": Image(224, 224, 3)}
 TEXT = {"bytes": Bytes(512)}
 ENTITIES = {"points": Points(32, 6, ragged=True)}
+# By axes: a second of sound, a picture, a clip.
+SIGNALS: dict[int, dict[str, Any]] = {
+    1: {"audio": Audio(16384, 1, sample_rate=16000)},
+    2: PICTURE,
+    3: {"video": Video(16, 224, 224, 3)},
+}
 
 
 def describe_models(pattern: str = "*") -> list[ModelRow]:
@@ -65,6 +71,8 @@ def describe_models(pattern: str = "*") -> list[ModelRow]:
             settings["inputs"] = TEXT
         elif inputs is None and family == "entity_set":
             settings["inputs"] = ENTITIES
+        elif inputs is None and "mask_unit" in variant:
+            settings["inputs"] = SIGNALS[len(variant["mask_unit"])]
         elif inputs is None and family == "perceiver":
             settings["num_classes"] = 1000
         with torch.device("meta"):
@@ -95,6 +103,15 @@ def _summary(model: Any) -> tuple[str, str]:
         middle = levels[model.config.processor]
         groups = "-".join(str(level.num_groups) for level in levels)
         return f"{middle.num_latents} x {middle.latent_dim}", f"groups {groups}"
+    if model.family == "hiera_det":
+        depths, windows = (
+            "-".join(map(str, x)) for x in (model.config.depths, model.config.windows)
+        )
+        return "-", f"blocks {depths}, width {model.config.dim}, windows {windows}"
+    if model.family == "hiera":
+        depths = "-".join(map(str, model.config.depths))
+        unit = "x".join(map(str, model.config.unit_size))
+        return "-", f"blocks {depths}, width {model.config.dim}, units {unit}"
     trunk = model.config.trunk
     shared = " shared" if trunk.share_blocks and trunk.num_blocks > 1 else ""
     return (

@@ -10,7 +10,6 @@ from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import Dataset
 from perceivers.data.measuring import override_spec
 from perceivers.errors import CheckpointError, ConfigError, DataError
-from perceivers.models.hip import HiP
 from perceivers.models.registry import FAMILIES, find_family, list_models
 from perceivers.models.saving import ModelInfo
 from perceivers.tasks import (
@@ -28,6 +27,7 @@ from perceivers.tasks import (
 )
 from perceivers.tasks.classification import balanced_weights
 from perceivers.tasks.flow import TARGET, flow_modality
+from perceivers.tasks.mae import OBJECTIVES
 from perceivers.tasks.multilabel import Multilabel, MultilabelConfig, label_names
 from perceivers.training.config import (
     AutoencodeConfig,
@@ -71,10 +71,11 @@ class Prepared:
 
 
 def prepare_pretraining(config: PretrainConfig) -> Prepared:
-    """Masked auto-encoding of groups (HiP)."""
+    """Masked auto-encoding: groups of raw elements (HiP) or mask units (Hiera)."""
     dataset = open_dataset(config)
     notes = list(dataset.notes)
-    if config.model in list_models():
+    named = config.model in list_models()
+    if named:
         specs = data_specs(config, dataset)
         if config.model_options.get("labels"):
             if not dataset.classes:
@@ -82,25 +83,27 @@ def prepare_pretraining(config: PretrainConfig) -> Prepared:
                     f"model_options.labels needs labelled data, but {config.data} has no classes"
                 )
             specs |= {name: Labels(len(dataset.classes)) for name in config.model_options["labels"]}
-        model = fresh_model(config, specs)
+        settings = FAMILIES[find_family(config.model)].autoencoder or {}
+        own = {key: value for key, value in settings.items() if key not in config.model_options}
+        model = fresh_model(config, specs, **own)
     else:
         loaded = with_options(load_for(config, dataset), config)
-        if isinstance(loaded.model, HiP) and loaded.model.decoder is None:
-            raise CheckpointError(
-                f"{config.model} has no decoder, so it cannot reconstruct; pre-training continues "
-                f"from pre-trained runs, or starts from a variant name"
-            )
         model = loaded.model
         notes.append(f"continuing from the weights of {loaded.folder}")
-    if not isinstance(model, HiP):
+    if model.family not in OBJECTIVES:
         raise ConfigError(
-            f"--task pretrain masks the groups of a HiP, but {config.model} is a {model.family} "
-            f"model; use --task autoencode (any signal, --autoencode.mask_ratio 0.85 hides tokens) "
-            f"or --task mlm (texts)"
+            f"--task pretrain masks the input of a HiP or a Hiera, but {config.model} is a "
+            f"{model.family} model; use --task autoencode (any signal, --autoencode.mask_ratio "
+            f"0.85 hides tokens) or --task mlm (texts)"
         )
-    info = _info(config, "pretrain", dataset.classes if model.config.labels else ())
-    info = replace(info, target=config.mask.target)
+    if model.decoder is None and not named:
+        raise CheckpointError(
+            f"{config.model} has no decoder, so it cannot reconstruct; pre-training continues from "
+            f"pre-trained runs, or starts from a variant name"
+        )
     task = MaskedAutoencoding(model, config.mask)
+    classes = dataset.classes if model.family == "hip" and model.config.labels else ()
+    info = replace(_info(config, "pretrain", classes), target=task.settings.target)
     return Prepared(task, dataset, model.config.data_inputs, info, notes)
 
 

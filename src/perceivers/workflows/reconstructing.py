@@ -6,9 +6,10 @@ from pathlib import Path
 from perceivers.checkpoints.loading import load_with_info, split_address
 from perceivers.errors import CheckpointError
 from perceivers.tasks import AutoencodingConfig, MaskedAutoencodingConfig
+from perceivers.tasks.mae import OBJECTIVES
 from perceivers.training.config import AutoencodeConfig, PretrainConfig
 from perceivers.training.run_folder import RunFolder
-from perceivers.workflows.reconstruction import reconstruct_pictures
+from perceivers.workflows.reconstruction import reconstruct_masked
 from perceivers.workflows.signal_reconstruction import reconstruct_signals
 
 
@@ -22,8 +23,8 @@ def reconstruct(
 ) -> list[Path]:
     """Write originals and what the model makes of them, and an overview picture.
 
-    A HiP hides most of a picture and imagines it; a Perceiver IO auto-encoder passes pictures,
-    clips (written back as playable mp4 with sound) or sounds through its latents.
+    HiP and Hiera hide most of a picture or clip and imagine it; a Perceiver IO auto-encoder passes
+    pictures, clips (written back as playable mp4 with sound) or sounds through its latents.
 
     Args:
         model: Run folder, ``RUN@last`` or model folder of a pre-trained model.
@@ -43,13 +44,13 @@ def reconstruct(
     folder = RunFolder(Path(split_address(model)[0]))
     config = folder.read_config()[1] if folder.config.is_file() else None
     options = {"seed": seed, "overwrite": overwrite}
-    if loaded.model.family == "hip":
+    if loaded.model.family in OBJECTIVES:
         mask = config.mask if isinstance(config, PretrainConfig) else MaskedAutoencodingConfig()
-        return reconstruct_pictures(loaded, mask, paths, Path(out), **options)
+        return reconstruct_masked(loaded, mask, paths, Path(out), **options)
     if loaded.model.family != "perceiver_io" or loaded.info.task not in {"", "autoencode"}:
         raise CheckpointError(
             f"{model} ({loaded.model.family}, task {loaded.info.task or 'not recorded'}) gives no "
-            f"signal back; pre-train one with --task autoencode, or a HiP"
+            f"signal back; pre-train one with --task autoencode, or a HiP or Hiera"
         )
     known = config.autoencode if isinstance(config, AutoencodeConfig) else AutoencodingConfig()
     return reconstruct_signals(loaded, known, paths, Path(out), **options)

@@ -1,7 +1,7 @@
-"""Show what a pre-trained model imagines: original, masked and reconstructed pictures."""
+"""What a masked auto-encoder imagines of pictures and clips: original, masked, reconstructed."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded
 from perceivers.data import find_files, read_files
+from perceivers.data.clip_writing import write_clip, write_wav
 from perceivers.errors import CheckpointError, ConfigError, DataError
-from perceivers.masking import draw_mask_plan
 from perceivers.report.figures import draw_reconstructions
 from perceivers.tasks import MaskedAutoencodingConfig
-from perceivers.tasks.mae import Target, reconstruct_inputs, visible_elements
-from perceivers.types import Image
+from perceivers.tasks.mae import objective_of
+from perceivers.tasks.masked import Imagined, MaskSettings
+from perceivers.types import Audio, Image, ModalitySpec, Video
 
 TARGET_NOTES: dict[str, str] = {
     "raw": "Trained on raw values; shown as predicted.",
@@ -27,9 +28,15 @@ TARGET_NOTES: dict[str, str] = {
         "Trained on group-standardised values; mean and deviation of every group were borrowed "
         "from the original picture."
     ),
+    "patch-normalised": (
+        "Trained on patch-standardised values; mean and deviation of every patch were borrowed "
+        "from the original."
+    ),
 }
 MASK_GREY = 0.5
 SHOWN = 12
+# Rates that every player takes, where the data do not say.
+DEFAULT_FRAME_RATE, DEFAULT_SAMPLE_RATE = 25.0, 16_000
 
 
 @dataclass(frozen=True)
@@ -52,43 +59,44 @@ class Pictures:
 
 
 def picture_modality(model: Any) -> str:
-    """Return the name of the model's picture input.
+    """Return the name of the model's picture or clip input.
 
     Raises:
         DataError: It has none.
     """
-    for name, spec in model.config.data_inputs.items():
-        if isinstance(spec, Image):
-            return name
+    for kind in (Image, Video):
+        for name, spec in model.config.data_inputs.items():
+            if isinstance(spec, kind):
+                return name
     raise DataError(
-        f"pictures can be drawn of image inputs; this model reads {list(model.config.inputs)}"
+        f"pictures can be drawn of image and video inputs; this model reads "
+        f"{list(model.config.inputs)}"
     )
+
+
+def settings_of(loaded: Loaded, mask: MaskedAutoencodingConfig) -> MaskSettings:
+    """Return how a model is masked; its target is the one that it was trained on."""
+    target: Any = loaded.info.target or mask.target
+    return replace(mask, target=target).settings(loaded.model)
 
 
 def imagine(
-    model: Any, raw: dict[str, Tensor], mask: MaskedAutoencodingConfig, target: Target, seed: int
-) -> Pictures:
-    """Mask a batch of pictures and reconstruct them."""
-    name = picture_modality(model)
-    generator = torch.Generator().manual_seed(seed)
-    plan = draw_mask_plan(
-        model.layout(),
-        len(raw[name]),
-        ratio=mask.ratio,
-        kind=mask.kind,
-        generator=generator,
-    )
-    adapter = model.adapter(name)
-    tokens = adapter.normalise(adapter.flatten(raw[name]), torch.float32)
-    imagined = reconstruct_inputs(model.eval(), raw, plan, target)[name]
-    return Pictures(
-        original=adapter.restore(tokens).numpy(),
-        visible=visible_elements(model, plan, name).numpy(),
-        reconstructed=imagined.float().clamp(0, 1).numpy(),
-    )
+    model: Any, raw: Mapping[str, Tensor], settings: MaskSettings, seed: int
+) -> dict[str, Imagined]:
+    """Mask a batch and reconstruct it."""
+    objective = objective_of(model.eval())
+    plan = objective.draw(raw, settings, torch.Generator().manual_seed(seed))
+    return objective.imagine(raw, plan, settings.target)
 
 
-def reconstruct_pictures(
+def as_pictures(imagined: Imagined) -> Pictures:
+    """Return pictures for a figure; of clips, their middle frame."""
+    parts = (imagined.original, imagined.visible, imagined.reconstructed)
+    original, visible, made = (x[:, :, x.shape[2] // 2] if x.ndim == 5 else x for x in parts)
+    return Pictures(original.numpy(), visible.numpy(), made.float().clamp(0, 1).numpy())
+
+
+def reconstruct_masked(
     loaded: Loaded,
     mask: MaskedAutoencodingConfig,
     paths: Sequence[str | Path],
@@ -97,21 +105,22 @@ def reconstruct_pictures(
     seed: int,
     overwrite: bool,
 ) -> list[Path]:
-    """Write ``NAME_original.png``, ``_masked.png`` and ``_reconstructed.png`` per picture (HiP).
+    """Write ``NAME_original``, ``_masked`` and ``_reconstructed`` per file: png, mp4 or wav.
 
     Args:
         loaded: A masked auto-encoder.
         mask: What is hidden.
-        paths: Pictures, or folders searched for pictures.
-        out: Folder for the pictures and ``overview.png``, which names the target space.
+        paths: Files of the model's kind, or folders searched for them.
+        out: Folder for the files and, of pictures and clips, ``overview.png``, which names the
+            target space.
         seed: Seed of the masks.
-        overwrite: Replace pictures of an earlier call in ``out``.
+        overwrite: Replace files of an earlier call in ``out``.
 
     Returns:
         The files written; the overview is the last.
 
     Raises:
-        UserError: The model cannot reconstruct, a path does not exist, no picture is readable, or
+        UserError: The model cannot reconstruct, a path does not exist, nothing is readable, or
             ``out`` holds an earlier overview and ``overwrite`` is off.
     """
     if loaded.model.decoder is None:
@@ -121,34 +130,59 @@ def reconstruct_pictures(
     overview = out / "overview.png"
     if overview.exists() and not overwrite:
         raise ConfigError(f"{overview} exists; pass --overwrite or another --out")
-    target: Target = loaded.info.target or "per-channel"  # pyright: ignore[reportAssignmentType]
-    files = find_files([str(path) for path in paths])
+    settings = settings_of(loaded, mask)
+    specs = loaded.model.config.data_inputs
+    files = find_files([str(path) for path in paths], tuple(specs))
     written: list[Path] = []
     batches: list[Pictures] = []
     bad: list[str] = []
     names: list[str] = []
-    for batch_files, batch in read_files(files, loaded.model.config.data_inputs, 16):
+    for found, batch in read_files(files, specs, 16):
         bad += batch.bad
-        if batch_files:
-            batches.append(imagine(loaded.model, batch.inputs, mask, target, seed))
-            written += save_pictures(out, batches[-1], batch_files, names)
+        if not found:
+            continue
+        imagined = imagine(loaded.model, batch.inputs, settings, seed)
+        for file in found:
+            names.append(unique_stem(file.stem, names))
+        stems = names[-len(found) :]
+        for name, each in imagined.items():
+            written += save_imagined(out, stems, each, specs[name])
+            if isinstance(specs[name], Image | Video):
+                batches.append(as_pictures(each))
+    if not written:
+        raise DataError(f"no readable file among {len(files)}: {'; '.join(bad[:3])}")
     if not batches:
-        raise DataError(f"no readable picture among {len(files)} files: {'; '.join(bad[:3])}")
-    title = f"Reconstruction from {100 * (1 - mask.ratio):.0f} % of the pixels"
-    return [*written, draw_overview(overview, batches, names, title, TARGET_NOTES[target])]
+        return written
+    title = f"Reconstruction from {100 * (1 - settings.ratio):.0f} % of the input"
+    note = TARGET_NOTES[settings.target]
+    return [*written, draw_overview(overview, batches, names, title, note)]
 
 
-def save_pictures(
-    folder: Path, pictures: Pictures, files: Sequence[Path], names: list[str]
+def save_imagined(
+    folder: Path, stems: Sequence[str], imagined: Imagined, spec: ModalitySpec
 ) -> list[Path]:
-    """Write three files per picture; ``names`` collects the stems that are taken."""
+    """Write three files per sample; what was hidden is grey, or silent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    blank = 0.0 if isinstance(spec, Audio) else MASK_GREY
+    parts = {
+        "original": imagined.original,
+        "masked": torch.where(imagined.visible, imagined.original, blank),
+        "reconstructed": imagined.reconstructed,
+    }
     written = []
-    for row, file in enumerate(files):
-        stem = unique_stem(file.stem, names)
-        names.append(stem)
-        for kind in ("original", "masked", "reconstructed"):
-            path = folder / f"{stem}_{kind}.png"
-            written.append(save_picture(path, getattr(pictures, kind)[row]))
+    for row, stem in enumerate(stems):
+        for kind, signals in parts.items():
+            path, signal = folder / f"{stem}_{kind}", signals[row].float()
+            if isinstance(spec, Video):
+                pixels = (signal.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+                rate = (spec.frame_rate or DEFAULT_FRAME_RATE) / imagined.frame_step
+                written.append(write_clip(path.with_suffix(".mp4"), pixels, rate, None, 0))
+            elif isinstance(spec, Audio):
+                rate = spec.sample_rate or DEFAULT_SAMPLE_RATE
+                wave = signal.clamp(-1, 1).numpy()
+                written.append(write_wav(path.with_suffix(".wav"), wave, rate))
+            elif isinstance(spec, Image):
+                written.append(save_picture(path.with_suffix(".png"), signal.numpy()))
     return written
 
 

@@ -23,13 +23,18 @@ from perceivers.report.figures import (
 from perceivers.report.html import Section, write_html
 from perceivers.report.metrics import read_metrics
 from perceivers.report.tables import per_class_table
-from perceivers.tasks.mae import Target
 from perceivers.training.config import PretrainConfig, TrainConfig
 from perceivers.training.run_folder import RunFolder
 from perceivers.types import Image
 from perceivers.version import __version__
 from perceivers.workflows.opening import open_dataset
-from perceivers.workflows.reconstruction import TARGET_NOTES, imagine, picture_modality
+from perceivers.workflows.reconstruction import (
+    TARGET_NOTES,
+    as_pictures,
+    imagine,
+    picture_modality,
+    settings_of,
+)
 from perceivers.workflows.task_reports import example_section, figures_table
 
 TITLES = {
@@ -154,21 +159,21 @@ def pictures_section(report: Report) -> Section | None:
         dataset.splits["val"], loaded.model.config.data_inputs, batch_size=SHOWN
     )
     batch = next(iter(loader))
-    target: Target = config.mask.target
-    pictures = imagine(loaded.model, {name: batch.inputs[name]}, config.mask, target, SHOWN_SEED)
-    share = f"{100 * (1 - config.mask.ratio):.0f} %"
+    settings = settings_of(loaded, config.mask)
+    pictures = as_pictures(imagine(loaded.model, batch.inputs, settings, SHOWN_SEED)[name])
+    share = f"{100 * (1 - settings.ratio):.0f} %"
     path = draw_reconstructions(
         report.folder.figures / "reconstructions.png",
         original=pictures.original,
         visible=pictures.visible,
         reconstructed=pictures.reconstructed,
         masked_only=pictures.pasted,
-        title=f"Reconstructed from {share} of the pixels",
-        note=TARGET_NOTES[target],
+        title=f"Reconstructed from {share} of the input",
+        note=TARGET_NOTES[settings.target],
     )
     text = (
-        f"Validation pictures, not trained on. Masking is {config.mask.kind}: the model saw "
-        f"{share} of the pixels and was asked for the others. {TARGET_NOTES[target]}"
+        f"Validation pictures, not trained on. Masking is {settings.kind}: the model saw "
+        f"{share} of the input and was asked for the others. {TARGET_NOTES[settings.target]}"
     )
     return Section(title="Reconstruction", text=text, figures=[(path, "Held-back pictures.")])
 
@@ -214,12 +219,18 @@ def classification_sections(report: Report) -> list[Section]:
     sections = [
         Section(
             title=f"Held-back data ({split})",
+            text=views_note(report.results[split].get("views", "")),
             figures=[(path, "Rows are the truth, columns the prediction.")],
             tables=[per_class_table(matrix, classes)],
         )
     ]
     mistakes = mistakes_section(report, split)
     return [*sections, mistakes] if mistakes else sections
+
+
+def views_note(views: str) -> str:
+    """Say over what probabilities were averaged."""
+    return f"Probabilities are the mean over {views} views of each sample." if views else ""
 
 
 def mistakes_section(report: Report, split: str) -> Section | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded
-from perceivers.data import find_files, read_files
+from perceivers.data import Batch, find_files, read_files
 from perceivers.data.clip_writing import write_clip, write_wav
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.report.figures import draw_reconstructions
@@ -22,11 +22,15 @@ from perceivers.tasks.autoencoding import (
     decode_raw,
 )
 from perceivers.types import Audio, Image, Video
-from perceivers.workflows.reconstruction import SHOWN, save_picture, unique_stem
+from perceivers.workflows.reconstruction import (
+    DEFAULT_FRAME_RATE,
+    DEFAULT_SAMPLE_RATE,
+    SHOWN,
+    save_picture,
+    unique_stem,
+)
 
 NOTE = "All that is shown passed the latent array; clipped to the signal's range."
-# A rate that every player takes, where the data do not say.
-DEFAULT_FRAME_RATE, DEFAULT_SAMPLE_RATE = 25.0, 16_000
 
 
 @torch.no_grad()
@@ -55,11 +59,7 @@ def reconstruct_signals(
     task = Autoencoding(loaded.model, config).eval()
     if not task.signals:
         raise CheckpointError("this model answers no signal; it cannot reconstruct")
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise ConfigError(f"{out} holds files; pass --overwrite or another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    _make_folder(out, overwrite)
     specs = loaded.model.config.data_inputs
     files = find_files([str(path) for path in paths], tuple(specs))
     written: list[Path] = []
@@ -70,12 +70,7 @@ def reconstruct_signals(
         bad += batch.bad
         if not found:
             continue
-        generator = torch.Generator().manual_seed(seed)
-        if task.labels:
-            batch.labels = torch.full((len(found),), -1)
-        encoded, visible = task.encode_for_display(batch, generator)
-        original = {n: as_floats(loaded.model, n, batch.inputs[n]) for n in task.signals}
-        made = {n: decode_raw(loaded.model, encoded, n) for n in task.signals}
+        original, made, visible = _give_back(task, batch, seed)
         for row, file in enumerate(found):
             stem = unique_stem(file.stem, names)
             names.append(stem)
@@ -113,6 +108,27 @@ def write_signals(out: Path, stem: str, signals: dict[str, Tensor], loaded: Load
         elif name == sound and wave is not None and not has_film:
             written.append(write_wav(out / f"{stem}.wav", wave, rate))
     return written
+
+
+def _make_folder(out: Path, overwrite: bool) -> None:
+    """Make the folder, or require leave to write into one that holds files."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ConfigError(f"{out} holds files; pass --overwrite or another --out")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _give_back(
+    task: Autoencoding, batch: Batch, seed: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Return the signals of a batch, what comes back of them, and which elements were read."""
+    if task.labels:
+        batch.labels = torch.full((len(batch),), -1)
+    encoded, visible = task.encode_for_display(batch, torch.Generator().manual_seed(seed))
+    original = {n: as_floats(task.model, n, batch.inputs[n]) for n in task.signals}
+    made = {n: decode_raw(task.model, encoded, n) for n in task.signals}
+    return original, made, visible
 
 
 def _middle(x: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ from perceivers.checkpoints.loading import split_address
 from perceivers.data import Batch, make_eval_loader, make_train_loader
 from perceivers.data.fitting import SampleReader
 from perceivers.errors import ConfigError, RunError, suggest
-from perceivers.masking import draw_mask_plan
-from perceivers.models.registry import find_family, list_models
+from perceivers.models.registry import FAMILIES, find_family, list_models
 from perceivers.models.tables import position_tables
-from perceivers.training.config import PretrainConfig, TrainConfig, build_config
+from perceivers.tasks import MaskedAutoencoding
+from perceivers.training.config import TrainConfig, build_config
 from perceivers.training.events import Listener, Noted
 from perceivers.training.listeners import ConsoleProgress, JsonlWriter
 from perceivers.training.loop import Loaders, Trainer
@@ -83,8 +83,9 @@ def choose_task(verb: str, task: str | None, model: str | None) -> str:
     """
     tasks = VERB_TASKS[verb]
     if task is None:
-        flat = verb == "pretrain" and model in list_models() and find_family(model) != "hip"
-        return "autoencode" if flat else tasks[0]
+        named = verb == "pretrain" and model in list_models()
+        masks = not named or FAMILIES[find_family(str(model))].autoencoder is not None
+        return tasks[0] if masks else "autoencode"
     if task not in tasks:
         home = [v for v, known in VERB_TASKS.items() if task in known]
         hint = f"; that is for 'perceivers {home[0]}'" if home else suggest(task, tasks)
@@ -171,14 +172,10 @@ def check_start(config: TrainConfig, prepared: Prepared) -> None:
         )
     for split in ("train", "val"):
         SampleReader(prepared.dataset.splits[split], prepared.specs, config.augment)
-    if isinstance(config, PretrainConfig):
-        draw_mask_plan(
-            prepared.task.model.layout(),
-            1,
-            ratio=config.mask.ratio,
-            kind=config.mask.kind,
-            generator=torch.Generator(),
-        )
+    task = prepared.task
+    if isinstance(task, MaskedAutoencoding):
+        blank = {n: torch.zeros(1, *spec.raw_shape) for n, spec in prepared.specs.items()}
+        task.objective.draw(blank, task.settings, torch.Generator())
 
 
 def save_positions(model: Any, folder: RunFolder) -> None:

@@ -1,0 +1,81 @@
+"""What masked auto-encoding asks of a system: how it hides, what it is scored on, how it looks.
+
+Legend: B batch; the shape of errors is the system's own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from perceivers.masking import MaskKind, MaskPlan
+
+Target = Literal["raw", "per-channel", "group-normalised", "patch-normalised"]
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """What is hidden, and in which space the reconstruction is scored."""
+
+    ratio: float
+    kind: MaskKind
+    target: Target
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Errors of one modality, and the weight (0 or 1) of each."""
+
+    errors: Float[Tensor, "..."]
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """A modality before and after, in its raw layout and units.
+
+    ``visible`` has one channel. Clips of which a model reconstructs one frame in ``frame_step``
+    hold those frames only.
+    """
+
+    original: Float[Tensor, "B C *size"]
+    visible: Bool[Tensor, "B 1 *size"]
+    reconstructed: Float[Tensor, "B C *size"]
+    frame_step: int = 1
+
+
+@runtime_checkable
+class MaskedObjective(Protocol):
+    """One system's side of masked auto-encoding, made for one model."""
+
+    kinds: tuple[MaskKind, ...]
+    targets: tuple[Target, ...]
+
+    @property
+    def defaults(self) -> MaskSettings:
+        """The system's own settings."""
+        ...
+
+    def draw(
+        self,
+        inputs: Mapping[str, Tensor],
+        settings: MaskSettings,
+        generator: torch.Generator | None,
+    ) -> MaskPlan:
+        """Draw what every sample of a batch hides, on the inputs' device."""
+        ...
+
+    def score(
+        self, inputs: Mapping[str, Tensor], plan: MaskPlan, target: Target
+    ) -> dict[str, Scored]:
+        """Encode what the plan keeps, reconstruct what it hides, and compare."""
+        ...
+
+    def imagine(
+        self, inputs: Mapping[str, Tensor], plan: MaskPlan, target: Target
+    ) -> dict[str, Imagined]:
+        """Reconstruct everything, also what was shown."""
+        ...
