@@ -2,6 +2,7 @@
 
 from perceivers.models.entity_set import EntitySet, EntitySetConfig
 from perceivers.models.hiera import Hiera, HieraConfig, HieraDecoder, HieraHead
+from perceivers.models.hiera_det import HieraDet, HieraDetConfig
 from perceivers.models.hip import HiP, HiPConfig, HiPHead, HiPLevel
 from perceivers.models.perceiver import Perceiver, PerceiverConfig
 from perceivers.models.perceiver_io import DecoderConfig, Output, PerceiverIO, PerceiverIOConfig
@@ -18,6 +19,8 @@ __all__ = [
     "Hiera",
     "HieraConfig",
     "HieraDecoder",
+    "HieraDet",
+    "HieraDetConfig",
     "HieraHead",
     "Output",
     "Perceiver",

@@ -10,9 +10,12 @@ from torch import nn
 from perceivers.errors import ConfigError, suggest
 from perceivers.models.entity_set import EntitySet, EntitySetConfig
 from perceivers.models.entity_set import variants as entity_set
-from perceivers.models.hiera import Hiera, HieraConfig
+from perceivers.models.hiera import Hiera, HieraConfig, HieraHead
 from perceivers.models.hiera import build as hiera_build
 from perceivers.models.hiera import variants as hiera
+from perceivers.models.hiera_det import HieraDet, HieraDetConfig
+from perceivers.models.hiera_det import build as hiera_det_build
+from perceivers.models.hiera_det import variants as hiera_det
 from perceivers.models.hip import HiP, HiPConfig, HiPHead
 from perceivers.models.hip import build as hip_build
 from perceivers.models.hip import variants as hip
@@ -77,6 +80,14 @@ FAMILIES: dict[str, Family] = {
         "arXiv 2306.00989",
         autoencoder={"decoder": True},
     ),
+    "hiera_det": Family(
+        HieraDetConfig,
+        HieraDet,
+        hiera_det.VARIANTS,
+        hiera_det_build.configure,
+        hiera_det_build.as_classifier,
+        "arXiv 2408.00714",
+    ),
     "entity_set": Family(
         EntitySetConfig,
         EntitySet,
@@ -119,7 +130,7 @@ def create_model(
     *,
     inputs: Mapping[str, ModalitySpec] | None = None,
     num_classes: int | Mapping[str, int] | None = None,
-    head: str | HiPHead = "query",
+    head: str | HiPHead | HieraHead = "query",
     **overrides: Any,
 ) -> Any:
     """Build a variant with fresh weights from the global random generator.
@@ -129,7 +140,8 @@ def create_model(
         inputs: Modalities by name; released Perceiver and Perceiver IO variants have their own.
         num_classes: Sugar for a classifier; a mapping of task to classes makes a query per task
             (Perceiver IO).
-        head: With ``num_classes`` the name ``query`` or ``mean``; a complete ``HiPHead`` for HiP.
+        head: With ``num_classes`` the name ``query`` or ``mean``; or a complete ``HiPHead`` or
+            ``HieraHead`` for those families.
         overrides: Fields of the family's config, for instance ``drop_path_rate=0.1``, or for the
             flat systems ``trunk={"depth": 4}``.
 

@@ -1,0 +1,304 @@
+"""The trunk inside SAM 2's released weights, as a HieraDet; the rest of a file is not used.
+
+Meta's ``.pt`` files hold the whole model under ``model``, Hugging Face's folders hold it with
+other names. Both are Apache-2.0. Nothing is guessed: heads and windows leave no trace in the
+weights, so a file without ``config.json`` must have the shapes of a released trunk, or somebody
+must state them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from perceivers.adapters.config import build_nested
+from perceivers.checkpoints.names import fill_model
+from perceivers.checkpoints.sam2_names import (
+    TABLE,
+    TRUNK_NAMES,
+    WINDOW,
+    Sam2Naming,
+    sam2_entries,
+)
+from perceivers.checkpoints.torch_files import read_folder_tensors
+from perceivers.errors import CheckpointError
+from perceivers.files import read_json_file
+from perceivers.models import HieraDet, HieraDetConfig
+from perceivers.models.hiera_det.variants import SAM2_INPUT, VARIANTS
+from perceivers.types import IMAGENET_MEAN, IMAGENET_STD, Image, spec_from_json
+
+# ``model_type`` of the folders, and where their config.json describes the trunk.
+SAM2_FOLDERS: Mapping[str, Sequence[str]] = {
+    "sam2": ("vision_config", "backbone_config"),
+    "sam2_video": ("vision_config", "backbone_config"),
+    "sam2_vision_model": ("backbone_config",),
+    "sam2_hiera_det_model": (),
+}
+# What a config.json leaves out has these values.
+TRUNK_DEFAULTS: Mapping[str, Any] = {
+    "hidden_size": 96,
+    "num_attention_heads": 1,
+    "num_channels": 3,
+    "image_size": (1024, 1024),
+    "patch_kernel_size": (7, 7),
+    "patch_stride": (4, 4),
+    "patch_padding": (3, 3),
+    "query_stride": (2, 2),
+    "window_positional_embedding_background_size": (7, 7),
+    "num_query_pool_stages": 3,
+    "blocks_per_stage": (1, 2, 7, 2),
+    "embed_dim_per_stage": (96, 192, 384, 768),
+    "num_attention_heads_per_stage": (1, 2, 4, 8),
+    "window_size_per_stage": (8, 4, 14, 7),
+    "global_attention_blocks": (5, 7, 9),
+    "mlp_ratio": 4.0,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+}
+# Settings that may be one number for both axes.
+PAIRS = (
+    "image_size",
+    "patch_kernel_size",
+    "patch_stride",
+    "patch_padding",
+    "query_stride",
+    "window_positional_embedding_background_size",
+)
+
+
+# What a file's shapes do not tell.
+UNTOLD = ("num_heads", "windows", "global_blocks")
+
+
+@dataclass(frozen=True)
+class Sam2Weights:
+    """The tensors of a file or folder, divided.
+
+    Attributes:
+        source: Where they were read, for messages.
+        naming: Whose names they have.
+        trunk: The trunk's tensors, by their names without a prefix.
+        unused: Tensors and values of the other parts, by part.
+        stated: What ``config.json`` says of the trunk; empty for a file.
+        preprocessor: What ``preprocessor_config.json`` says; empty for a file.
+    """
+
+    source: str
+    naming: Sam2Naming
+    trunk: Mapping[str, Tensor]
+    unused: Mapping[str, tuple[int, int]]
+    stated: Mapping[str, Any] = field(default_factory=dict)
+    preprocessor: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """One sentence for every part that is not used."""
+        return [
+            f"{part} is not used: {values:,} values in {tensors} tensor{'s' * (tensors > 1)}"
+            for part, (tensors, values) in sorted(self.unused.items())
+        ]
+
+
+def find_trunk(tensors: Mapping[str, Any]) -> str | None:
+    """Return the prefix of a SAM 2 trunk's names, such as ``image_encoder.trunk.``; None without.
+
+    Raises:
+        CheckpointError: There are several trunks.
+    """
+    prefixes = [name.removesuffix(WINDOW) for name in tensors if name.split(".")[-1] == WINDOW]
+    if len(prefixes) > 1:
+        raise CheckpointError(f"several trunks, below {prefixes}; give a file with one of them")
+    return prefixes[0] if prefixes else None
+
+
+def split_trunk(tensors: Mapping[str, Tensor], source: str) -> Sam2Weights:
+    """Divide the tensors of a file into the trunk and the rest.
+
+    Args:
+        tensors: All tensors by name.
+        source: For messages.
+
+    Raises:
+        CheckpointError: There is no trunk among them, or there are several.
+    """
+    prefix = find_trunk(tensors)
+    if prefix is None:
+        raise CheckpointError(
+            f"{source} holds no trunk of SAM 2: none of its {len(tensors)} tensors is named "
+            f"{WINDOW}, with or without a prefix"
+        )
+    trunk = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
+    unused: dict[str, tuple[int, int]] = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(prefix):
+            part = _part(name, prefix)
+            count, values = unused.get(part, (0, 0))
+            unused[part] = (count + 1, values + tensor.numel())
+    is_hf = f"{TRUNK_NAMES['hf'].stem}.weight" in trunk
+    return Sam2Weights(source, "hf" if is_hf else "meta", trunk, unused)
+
+
+def _part(name: str, prefix: str) -> str:
+    """The part of the whole model that a tensor belongs to; two steps deep beside the trunk."""
+    first, *rest = name.split(".")
+    return ".".join([first, *rest[:1]]) if prefix.startswith(f"{first}.") else first
+
+
+def read_sam2_folder(folder: Path) -> Sam2Weights:
+    """Read a Hugging Face folder of SAM 2, or of a part of it that has the trunk.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or there is no trunk in it.
+    """
+    stated = _trunk_settings(read_json_file(folder / "config.json"), folder)
+    path = folder / "preprocessor_config.json"
+    preprocessor = read_json_file(path) if path.is_file() else {}
+    read = split_trunk(read_folder_tensors(folder), str(folder))
+    return replace(read, stated=stated, preprocessor=preprocessor)
+
+
+def _trunk_settings(stated: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the part of a ``config.json`` that describes the trunk, completed by its defaults."""
+    kind = str(stated.get("model_type"))
+    if kind not in SAM2_FOLDERS:
+        raise CheckpointError(
+            f"{path}: model_type is {kind!r}; those of SAM 2 are {list(SAM2_FOLDERS)}"
+        )
+    for key in SAM2_FOLDERS[kind]:
+        stated = stated.get(key) or {}
+    own = stated.get("model_type", "sam2_hiera_det_model")
+    if own != "sam2_hiera_det_model":
+        raise CheckpointError(
+            f"{path}: the trunk's model_type is {own!r}; only 'sam2_hiera_det_model' is converted"
+        )
+    return {k: v if stated.get(k) is None else stated[k] for k, v in TRUNK_DEFAULTS.items()}
+
+
+def sam2_from_tensors(
+    tensors: Mapping[str, Tensor], stated: Mapping[str, Any], source: str
+) -> tuple[HieraDet, list[str]]:
+    """Build our model from a file's tensors, and say what of them is not used.
+
+    Args:
+        tensors: All tensors by name.
+        stated: Fields of ``HieraDetConfig`` that win over what shapes and variants tell.
+        source: For messages.
+
+    Raises:
+        CheckpointError: As ``model_from_sam2``; or there is no trunk.
+        ConfigError: A stated field is unknown or impossible.
+    """
+    read = split_trunk(tensors, source)
+    return model_from_sam2(read, stated), read.notes
+
+
+def model_from_sam2(read: Sam2Weights, stated: Mapping[str, Any] | None = None) -> HieraDet:
+    """Build our model and fill it; every tensor of the trunk must be used, and none may be missing.
+
+    Args:
+        read: The trunk.
+        stated: For a file: fields of ``HieraDetConfig`` that win over what shapes and variants
+            tell.
+
+    Raises:
+        CheckpointError: Missing, unexpected or misshapen tensors, each listed; or shapes of no
+            released trunk in a file, without what they do not tell.
+        ConfigError: A stated field is unknown or impossible.
+    """
+    config = _config_from_folder(read) if read.stated else _config_from_shapes(read, stated or {})
+    model = HieraDet(config)
+    fill_model(model, sam2_entries(config, read.naming), read.trunk, source=read.source)
+    return model.eval()
+
+
+def _config_from_shapes(read: Sam2Weights, stated: Mapping[str, Any]) -> HieraDetConfig:
+    """Complete what shapes tell by the named variant of these shapes, or by what is stated."""
+    blocks = {int(n.split(".")[1]) for n in read.trunk if n.startswith("blocks.")}
+    openers = [i for i in sorted(blocks) if f"blocks.{i}.proj.weight" in read.trunk]
+    ends = [*openers, max(blocks, default=-1) + 1]
+    shape = tuple(read.trunk[TABLE].shape) if TABLE in read.trunk else (1, 0)
+    told: dict[str, Any] = {
+        "dim": shape[1],
+        "depths": tuple(end - start for start, end in zip([0, *openers], ends, strict=True)),
+        "position_grid": shape[2:],
+    }
+    known: Mapping[str, Any] = next((v for v in VARIANTS.values() if _has_shapes(v, told)), {})
+    lacking = [key for key in UNTOLD if key not in {**known, **stated}]
+    if not known and lacking:
+        raise CheckpointError(
+            f"{read.source}: a trunk of {told} is none of {list(VARIANTS)}, and its shapes do not "
+            f"tell {lacking}; state them (--config), or give a Hugging Face folder with config.json"
+        )
+    values = {"inputs": SAM2_INPUT, **known, **told, **stated}
+    values["inputs"] = {
+        name: spec_from_json(spec) if isinstance(spec, Mapping) else spec
+        for name, spec in values["inputs"].items()
+    }
+    return build_nested(HieraDetConfig, values)
+
+
+def _has_shapes(variant: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
+    config = HieraDetConfig(**{"inputs": SAM2_INPUT, **variant})
+    return all(getattr(config, key) == value for key, value in told.items())
+
+
+def _config_from_folder(read: Sam2Weights) -> HieraDetConfig:
+    """Translate what ``config.json`` says."""
+    said: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in read.stated.items()
+    }
+    try:
+        for key in PAIRS:
+            said[key] = _pair(said[key])
+        _check_implied(said)
+        return HieraDetConfig(
+            inputs={"image": _picture(said, read.preprocessor)},
+            dim=said["hidden_size"],
+            num_heads=said["num_attention_heads"],
+            depths=said["blocks_per_stage"],
+            windows=said["window_size_per_stage"],
+            global_blocks=said["global_attention_blocks"],
+            patch_kernel=said["patch_kernel_size"],
+            patch_stride=said["patch_stride"],
+            pool=said["query_stride"],
+            position_grid=said["window_positional_embedding_background_size"],
+            mlp_ratio=int(said["mlp_ratio"]),
+        )
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{read.source}/config.json: {error}") from error
+
+
+def _picture(said: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Image:
+    """What the trunk reads; statistics of pictures in colour are ImageNet's unless stated."""
+    channels: int = said["num_channels"]
+    mean, std = (
+        tuple(preprocessor.get(key) or (default if channels == len(default) else ()))
+        for key, default in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
+    )
+    height, width = said["image_size"]
+    return Image(height, width, channels, mean=mean, std=std)
+
+
+def _check_implied(said: Mapping[str, Any]) -> None:
+    """Require what a HieraDet has no setting for."""
+    stages = range(len(said["blocks_per_stage"]))
+    implied = {
+        "embed_dim_per_stage": tuple(said["hidden_size"] * 2**i for i in stages),
+        "num_attention_heads_per_stage": tuple(said["num_attention_heads"] * 2**i for i in stages),
+        "num_query_pool_stages": len(stages) - 1,
+        "patch_padding": tuple(size // 2 for size in said["patch_kernel_size"]),
+        "mlp_ratio": int(said["mlp_ratio"]),
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+    }
+    wrong = [f"{k}={said[k]!r} (not {value!r})" for k, value in implied.items() if said[k] != value]
+    if wrong:
+        raise CheckpointError(f"no HieraDet has {', '.join(wrong)}")
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    """One number stands for both axes."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

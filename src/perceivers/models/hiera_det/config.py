@@ -1,0 +1,189 @@
+"""What a HieraDet is made of: stem, stages and their windows, positions, read-out.
+
+Papers: SAM 2 (arXiv 2408.00714) App. D; Window Attention is Bugged (arXiv 2311.05613) Sec. 4.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate
+from typing import Any
+
+from perceivers.adapters.config import build_nested
+from perceivers.errors import ConfigError, InputError
+from perceivers.models.hiera import HieraHead
+from perceivers.types import ModalitySpec, Points, spec_from_json, spec_to_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class HieraDetConfig:
+    """A complete HieraDet. Its axes are those of the input; the released models have two."""
+
+    inputs: Mapping[str, ModalitySpec]
+    """One modality on a grid; its size is the native one, of which others are legal too."""
+    dim: int = 96
+    """Channels of the first stage; each further stage doubles them."""
+    num_heads: int = 1
+    """Heads of the first stage; each further stage doubles them."""
+    depths: tuple[int, ...] = (1, 2, 7, 2)
+    """Blocks per stage; the first one of a further stage pools."""
+    windows: tuple[int, ...] = (8, 4, 14, 7)
+    """Tokens of a window along each axis, per stage. The block that opens a stage still attends in
+    the windows of the stage before."""
+    global_blocks: tuple[int, ...] = (5, 7, 9)
+    """Blocks, counted from 0 over all stages, that attend everywhere; none of them may pool."""
+    patch_kernel: tuple[int, ...] = (7, 7)
+    """Elements that a patch looks at along each axis; odd."""
+    patch_stride: tuple[int, ...] = (4, 4)
+    """Elements from patch to patch along each axis."""
+    pool: tuple[int, ...] = (2, 2)
+    """Neighbours along each axis that a stage change joins."""
+    position_grid: tuple[int, ...] = (7, 7)
+    """Grid of the position table that is stretched; the other one is a window of the first stage,
+    and tiled."""
+    mlp_ratio: int = 4
+    """Hidden channels of the MLPs per channel."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the last block, 0..1; earlier ones in proportion."""
+    head: HieraHead = field(default_factory=HieraHead)
+    """The read-out: none, or logits from the mean of the last map."""
+
+    def __post_init__(self) -> None:
+        """Reject settings that contradict one another."""
+        self._check_sizes()
+        self._check_windows()
+        self._check_input()
+
+    # -- derived -----------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The modality's name."""
+        return next(iter(self.inputs))
+
+    @property
+    def spec(self) -> ModalitySpec:
+        """The modality."""
+        return self.inputs[self.name]
+
+    @property
+    def data_inputs(self) -> Mapping[str, ModalitySpec]:
+        """The modalities that a data set must bring."""
+        return self.inputs
+
+    @property
+    def num_classes(self) -> int:
+        """Logits of a classifier; 0 for other models."""
+        return self.head.num_outputs
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Channels per stage."""
+        return tuple(self.dim * 2**stage for stage in range(len(self.depths)))
+
+    @property
+    def stage_ends(self) -> tuple[int, ...]:
+        """The last block of every stage."""
+        return tuple(end - 1 for end in accumulate(self.depths))
+
+    def stride(self, stage: int) -> tuple[int, ...]:
+        """Input elements per token of a stage along each axis."""
+        return tuple(s * p**stage for s, p in zip(self.patch_stride, self.pool, strict=True))
+
+    @property
+    def smallest_size(self) -> tuple[int, ...]:
+        """The least elements along each axis that leave a token in the last stage."""
+        pools = len(self.depths) - 1
+        return tuple(
+            s * (p**pools - 1) + 1 for s, p in zip(self.patch_stride, self.pool, strict=True)
+        )
+
+    # -- checks ------------------------------------------------------------------------------
+
+    def _check_sizes(self) -> None:
+        """Require positive sizes, a rate in range, and one entry per axis."""
+        axes = (self.patch_kernel, self.patch_stride, self.pool, self.position_grid)
+        if len({len(sizes) for sizes in axes}) != 1:
+            raise ConfigError(
+                f"patch_kernel={self.patch_kernel}, patch_stride={self.patch_stride}, "
+                f"pool={self.pool}, position_grid={self.position_grid}: give one size per axis in "
+                f"each"
+            )
+        counts = (self.dim, self.num_heads, self.mlp_ratio, *self.depths, *self.windows)
+        if not self.depths or min(*counts, *(n for sizes in axes for n in sizes)) < 1:
+            raise ConfigError(
+                f"every size, count and depth of a HieraDet must be at least 1: {self}"
+            )
+        if any(size % 2 == 0 for size in self.patch_kernel):
+            raise ConfigError(f"patch_kernel is {self.patch_kernel}; its sizes must be odd")
+        if self.dim % self.num_heads:
+            raise ConfigError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}")
+        if not 0.0 <= self.drop_path_rate < 1.0:
+            raise ConfigError(f"drop_path_rate is {self.drop_path_rate}; it must be in [0, 1)")
+        if self.head.kind == "segmentation":
+            raise ConfigError(
+                "a HieraDet has no segmentation head; use 'mean', or build on forward_features"
+            )
+
+    def _check_windows(self) -> None:
+        """Require a window per stage that can be pooled, and global blocks that do not pool."""
+        if len(self.windows) != len(self.depths):
+            raise ConfigError(
+                f"windows={self.windows} for depths={self.depths}: give one window per stage"
+            )
+        if any(window % pool for window in self.windows[:-1] for pool in self.pool):
+            raise ConfigError(
+                f"windows={self.windows}: all but the last are pooled by {self.pool} at the next "
+                f"stage, and must be multiples of it"
+            )
+        openers = {end + 1 for end in self.stage_ends[:-1]}
+        wrong = [i for i in self.global_blocks if not 0 <= i <= self.stage_ends[-1] or i in openers]
+        if wrong or len(set(self.global_blocks)) != len(self.global_blocks):
+            raise ConfigError(
+                f"global_blocks={self.global_blocks}: name each block of 0..{self.stage_ends[-1]} "
+                f"at most once, and none of {sorted(openers)}, which pool inside windows"
+            )
+
+    def _check_input(self) -> None:
+        """Require one modality on a grid of the model's rank, large enough to be pooled."""
+        rank = len(self.patch_kernel)
+        specs = list(self.inputs.values())
+        good = len(specs) == 1 and specs[0].kind not in {"labels", "bytes"}
+        if not good or isinstance(specs[0], Points) or len(specs[0].grid) != rank:
+            raise ConfigError(
+                f"inputs={dict(self.inputs)}: this HieraDet reads one modality on a grid of {rank} "
+                f"axes (2: pictures)"
+            )
+        object.__setattr__(self, "inputs", dict(self.inputs))
+        check_smallest(self.spec.grid, self.smallest_size)
+
+    # -- JSON --------------------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data; ``from_json`` restores it."""
+        data = asdict(self)
+        data["inputs"] = {name: spec_to_json(spec) for name, spec in self.inputs.items()}
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "HieraDetConfig":
+        """Rebuild from plain data.
+
+        Raises:
+            ConfigError: A field is unknown, or the values contradict one another.
+        """
+        values = dict(data)
+        values["inputs"] = {n: spec_from_json(spec) for n, spec in data["inputs"].items()}
+        return build_nested(cls, values)
+
+
+def check_smallest(size: Sequence[int], smallest: Sequence[int]) -> None:
+    """Require an input that leaves a token in the last stage.
+
+    Raises:
+        InputError: It is smaller along some axis.
+    """
+    if any(s < least for s, least in zip(size, smallest, strict=True)):
+        raise InputError(
+            f"an input of {tuple(size)} is pooled to nothing; the smallest legal size is "
+            f"{tuple(smallest)}; resize the data"
+        )
