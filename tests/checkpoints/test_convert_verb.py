@@ -44,3 +44,18 @@ def test_unknown_formats_and_flavours_are_refused(tmp_path: Path) -> None:
     pv.convert(source, tmp_path / "x")
     with pytest.raises(ConfigError, match=r"cannot be run here; convert them back to compare"):
         pv.convert(tmp_path / "x", tmp_path / "y.npz", to="haiku", verify=True)
+
+
+def test_a_hiera_is_converted_verified_and_written_for_other_libraries(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, ours = str(GOLDEN / "hiera_official_image.npz"), str(tmp_path / "ours")
+    assert main(["convert", source, ours, "--verify", "--positions", "window"]) == 0
+    out = capsys.readouterr().out
+    assert "logits: largest difference" in out
+    assert "positions: largest difference" in out
+    target = tmp_path / "x.safetensors"
+    assert main(["convert", ours, str(target), "--to", "timm"]) == 0
+    assert target.is_file()
+    assert main(["convert", ours, str(tmp_path / "x.pth"), "--to", "official"]) == 2
+    assert "no place for 'encoder.positions.window'" in capsys.readouterr().err

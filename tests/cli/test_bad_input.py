@@ -479,8 +479,8 @@ def test_convert_names_what_is_missing(refuse: Refuse, tmp_path: Path) -> None:
     refuse(
         ["convert", source, out, "--config", haiku_config(config)], r"missing|unexpected|no param"
     )
-    (tmp_path / "x.bin").write_bytes(b"")
-    refuse(["convert", tmp_path / "x.bin", out], r"cannot convert '\.bin' files; give a parity")
+    (tmp_path / "x.dat").write_bytes(b"")
+    refuse(["convert", tmp_path / "x.dat", out], r"cannot convert '\.dat' files; give a parity")
     assert not out.exists()
 
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 HAIKU_BUCKET = "https://storage.googleapis.com/perceiver_io"
+HIERA_BUCKET = "https://dl.fbaipublicfiles.com/hiera"
+HUB = "https://huggingface.co"
+SAM2_BUCKET = "https://dl.fbaipublicfiles.com/segment_anything_2"
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class ReleasedWeights:
         source: Where to get it.
         license: SPDX name.
         converter: What ``convert`` reads it as.
-        parameters: Trainable values.
+        parameters: Trainable values; of SAM 2 those of the trunk, the rest is not used.
         sha256: Checksum of the file; None when unknown.
     """
 
@@ -29,7 +32,7 @@ class ReleasedWeights:
     variant: str
     source: str
     license: str
-    converter: Literal["haiku", "hf"]
+    converter: Literal["haiku", "hf", "official", "timm", "sam2"]
     parameters: int
     sha256: str | None = None
 
@@ -74,6 +77,101 @@ PERCEIVER_IO = (
     ),
 )
 
+# Variant, and the parameters of its trunk; the two releases, and the dates they are filed under.
+SAM2_TRUNKS = (
+    ("tiny", 26_849_472),
+    ("small", 33_947_328),
+    ("base_plus", 68_675_712),
+    ("large", 212_149_296),
+)
+SAM2_RELEASES = (("sam2", "072824"), ("sam2.1", "092824"))
+
+
+def list_sam2() -> list[ReleasedWeights]:
+    """Return Meta's files and Hugging Face's repositories of SAM 2 and 2.1."""
+    rows = []
+    for release, date in SAM2_RELEASES:
+        for size, count in SAM2_TRUNKS:
+            file = f"{release}_hiera_{size}.pt"
+            repository = f"facebook/{release}-hiera-{size.replace('_', '-')}"
+            places = {
+                file: f"{SAM2_BUCKET}/{date}/{file}",
+                repository: f"https://huggingface.co/{repository}",
+            }
+            rows += [
+                ReleasedWeights(name, f"hiera_det_{size}", source, "Apache-2.0", "sam2", count)
+                for name, source in places.items()
+            ]
+    return rows
+
+
+# Meta's weights; the code that made them is Apache-2.0.
+HIERA_LICENSE = "CC-BY-NC-4.0"
+# Variant, its parameters, those of its auto-encoder, and those without its head.
+HIERA = (
+    ("hiera_tiny_224", 27_910_216, 55_020_896, 27_141_216),
+    ("hiera_small_224", 35_008_072, 62_118_752, 34_239_072),
+    ("hiera_base_224", 51_524_968, 78_635_648, 50_755_968),
+    ("hiera_base_plus_224", 69_896_616, 97_584_064, 68_999_616),
+    ("hiera_large_224", 213_739_912, 242_875_808, 212_586_912),
+    ("hiera_huge_224", 672_779_752, 710_081_792, 670_730_752),
+)
+HIERA_VIDEO = (
+    ("hiera_base_16x224", 51_092_560, 79_367_104),
+    ("hiera_base_plus_16x224", 69_392_240, 98_320_352),
+    ("hiera_large_16x224", 213_091_600, 243_621_760),
+    ("hiera_huge_16x224", 671_627_664, 710_861_568),
+)
+# timm's own weights, by tag; those without fine-tuning have the 11,821 classes of ImageNet-12k.
+HIERA_WINDOW = (
+    ("sbb2_e200_in12k_ft_in1k", 34_361_800),
+    ("sbb2_pd_e200_in12k_ft_in1k", 34_361_800),
+    ("sbb2_e200_in12k", 42_683_149),
+    ("sbb2_pd_e200_in12k", 42_683_149),
+)
+# The repositories of Hugging Face's classes that are known by name; there may be more.
+HIERA_HF = (
+    *((name, "", 2) for name, *_ in HIERA),
+    *((f"hiera_{size}_224", "-in1k", 0) for size in ("tiny", "base", "base_plus", "large")),
+    *((f"hiera_{size}_224", "-mae", 1) for size in ("tiny", "base", "large", "huge")),
+)
+
+
+def list_hiera_files() -> list[ReleasedWeights]:
+    """Return the official files: classifiers and auto-encoders, of pictures and of clips."""
+    rows = []
+    for name, whole, masked, *_ in (*HIERA, *HIERA_VIDEO):
+        for variant, count in ((name, whole), (f"mae_{name}", masked)):
+            file = f"{variant}.pth"
+            source = f"{HIERA_BUCKET}/{file}"
+            rows.append(ReleasedWeights(file, variant, source, HIERA_LICENSE, "official", count))
+    return rows
+
+
+def _on_the_hub(
+    repository: str, variant: str, licence: str, converter: Literal["hf", "timm"], count: int
+) -> ReleasedWeights:
+    return ReleasedWeights(repository, variant, f"{HUB}/{repository}", licence, converter, count)
+
+
+def list_hiera_repositories() -> list[ReleasedWeights]:
+    """Return the repositories of timm and of Hugging Face's classes."""
+    rows = []
+    for name, whole, _, bare in HIERA:
+        tagged = f"timm/{name}.mae"
+        rows.append(_on_the_hub(f"{tagged}_in1k_ft_in1k", name, HIERA_LICENSE, "timm", whole))
+        rows.append(_on_the_hub(tagged, name, HIERA_LICENSE, "timm", bare))
+    window = "hiera_small_abswin_256"
+    for tag, count in HIERA_WINDOW:
+        rows.append(_on_the_hub(f"timm/{window}.{tag}", window, "Apache-2.0", "timm", count))
+    counts = {name: numbers for name, *numbers in HIERA}
+    for name, ending, at in HIERA_HF:
+        repository = f"facebook/{name.replace('_', '-')}{ending}-hf"
+        variant = f"mae_{name}" if ending == "-mae" else name
+        rows.append(_on_the_hub(repository, variant, HIERA_LICENSE, "hf", counts[name][at]))
+    return rows
+
+
 CATALOGUE: tuple[ReleasedWeights, ...] = (
     *(
         ReleasedWeights(file, variant, f"{HAIKU_BUCKET}/{file}", "CC-BY-4.0", "haiku", count)
@@ -85,6 +183,9 @@ CATALOGUE: tuple[ReleasedWeights, ...] = (
         )
         for variant, count, _, repository in PERCEIVER_IO
     ),
+    *list_hiera_files(),
+    *list_hiera_repositories(),
+    *list_sam2(),
 )
 
 

@@ -6,6 +6,7 @@ bundle's arrays were normalised before they were stored.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import log
 from typing import Any
 
@@ -242,25 +243,25 @@ def _language(stated: Mapping[str, Any], _shapes: Shapes, source: str) -> Percei
     )
 
 
+MULTIMODAL_SIZES = (
+    "T",
+    "S",
+    "samples",
+    "samples_per_patch",
+    "num_classes",
+    "audio_bands",
+    "image_bands",
+    "spatial_downsample",
+    "label_query_channels",
+    "decoder_output_num_channels",
+    "min_padding_size_preprocessor",
+    "min_padding_size_decoder",
+)
+
+
 def _multimodal(stated: Mapping[str, Any], _shapes: Shapes, source: str) -> PerceiverIOConfig:
-    given = {
-        key: int(require(stated, key, source))
-        for key in (
-            "T",
-            "S",
-            "samples",
-            "samples_per_patch",
-            "num_classes",
-            "audio_bands",
-            "image_bands",
-            "spatial_downsample",
-            "label_query_channels",
-            "decoder_output_num_channels",
-            "min_padding_size_preprocessor",
-            "min_padding_size_decoder",
-        )
-    }
-    frames, size, step = given["T"], given["S"], given["spatial_downsample"]
+    given = {key: int(require(stated, key, source)) for key in MULTIMODAL_SIZES}
+    frames, size = given["T"], given["S"]
     # Resolutions are those of the raw signals, though there is a token per patch.
     pixels = PositionConfig(
         kind="fourier", num_bands=given["image_bands"], max_resolution=(frames, size, size)
@@ -269,11 +270,16 @@ def _multimodal(stated: Mapping[str, Any], _shapes: Shapes, source: str) -> Perc
         kind="fourier", num_bands=given["audio_bands"], max_resolution=(given["samples"],)
     )
     rates = {k: float(v) for k, v in (require(stated, "mask_probs", source) or {}).items()}
+    patch, step = (given["samples_per_patch"],), given["spatial_downsample"]
+    tokens = {
+        "audio": TokenConfig(content="patches", patch=patch, positions=samples),
+        "video": TokenConfig(content="patches", patch=(1, step, step), positions=pixels),
+        "label": TokenConfig(),
+    }
     # Asked for whole, queries lie on a grid that reaches 1; asked for by index, in cells.
     asked: dict[str, Any] = {"queries": "positions", "sampled": "grid"}
     if require(stated, "subsampled_image", source) is not None:
         asked["sampled"] = "cell"
-    patch = (given["samples_per_patch"],)
     return PerceiverIOConfig(
         # The released code feeds labels as one-hot rows, and the bundles feed any floats.
         inputs={
@@ -282,16 +288,8 @@ def _multimodal(stated: Mapping[str, Any], _shapes: Shapes, source: str) -> Perc
             "label": Array((1,), given["num_classes"]),
         },
         tokens={
-            "audio": TokenConfig(
-                content="patches", patch=patch, positions=samples, mask_rate=rates.get("audio", 0.0)
-            ),
-            "video": TokenConfig(
-                content="patches",
-                patch=(1, step, step),
-                positions=pixels,
-                mask_rate=rates.get("image", 0.0),
-            ),
-            "label": TokenConfig(mask_rate=rates.get("label", 0.0)),
+            name: replace(how, mask_rate=rates.get("image" if name == "video" else name, 0.0))
+            for name, how in tokens.items()
         },
         trunk=_trunk(stated, source),
         outputs={

@@ -4,7 +4,6 @@ Nothing of that library is imported: a folder is ``config.json`` and ``model.saf
 ``pytorch_model.bin``, read without executing anything in it).
 """
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,8 @@ from perceivers.checkpoints.hugging_face_names import (
     hugging_face_entries,
 )
 from perceivers.checkpoints.kinds import Flavour, describe_differences, kind_of, with_flavour
-from perceivers.checkpoints.loading import read_tensors
 from perceivers.checkpoints.names import fill_model, take_from_model
+from perceivers.checkpoints.torch_files import read_folder_tensors
 from perceivers.errors import CheckpointError, suggest
 from perceivers.files import read_json_file, write_atomic, write_json
 from perceivers.models import PerceiverIO, PerceiverIOConfig
@@ -79,7 +78,7 @@ def read_hugging_face(folder: Path) -> HuggingFaceFolder:
         raise CheckpointError(
             f"{folder}: model_type is {stated['model_type']!r}; only 'perceiver' is converted"
         )
-    tensors = _read_weights(folder)
+    tensors = read_folder_tensors(folder)
     named = stated.get("architectures") or []
     name = str(named[0]) if named else _tell_class(tensors, str(folder))
     if name not in CLASSES:
@@ -95,27 +94,6 @@ def read_hugging_face(folder: Path) -> HuggingFaceFolder:
         preprocessor=read_json_file(preprocessor) if preprocessor.is_file() else {},
         tensors=tensors,
     )
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """Prefer safetensors; a pickled file is read as weights only."""
-    if (folder / "model.safetensors").is_file():
-        return read_tensors(folder / "model.safetensors")
-    path = folder / "pytorch_model.bin"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} holds neither model.safetensors nor pytorch_model.bin; download one of them"
-        )
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"{path} is not a complete file of weights ({reason}); copy it again from its source"
-        ) from error
-    if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
-        raise CheckpointError(f"{path} holds a {type(found).__name__}, not tensors by name")
-    return found
 
 
 def _tell_class(tensors: Mapping[str, Tensor], source: str) -> str:

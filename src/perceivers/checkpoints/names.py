@@ -5,7 +5,7 @@ theirs"), and expanded to one entry per tensor. The same entries import and expo
 imported can be written back bit by bit.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -14,16 +14,26 @@ from torch import Tensor, nn
 from perceivers.errors import CheckpointError
 from perceivers.models.flat.trunk import TrunkConfig
 
-Layout = Literal["same", "turned", "row", "channel", "pixel", "turned_pixel", "kernel"]
+Layout = Literal["same", "turned", "row", "cell", "channel", "pixel", "turned_pixel", "kernel"]
 What = Literal["array", "row", "linear", "pixel", "conv", "batch_norm", "read", "layers"]
+
+
+class Turn(NamedTuple):
+    """A foreign layout to ours, and back; for layouts that depend on a model's sizes."""
+
+    into: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor], Tensor]
+
 
 # Foreign layout to ours, and back.
 LAYOUTS: Mapping[Layout, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "same": (lambda x: x, lambda x: x),
     # Linear weights of Haiku are [in, out].
     "turned": (lambda x: x.T, lambda x: x.T),
-    # Learned vectors are [1, C].
+    # Learned vectors are [1, C], learned tables [1, N, C].
     "row": (lambda x: x.squeeze(0), lambda x: x.unsqueeze(0)),
+    # A single token is [1, 1, C].
+    "cell": (lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, -1)),
     # Vectors of Haiku's batch norm are [1, 1, 1, C].
     "channel": (lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, 1, -1)),
     # A 1x1 convolution is a Linear: [O, I, 1, 1], or [1, 1, I, O] in Haiku.
@@ -48,8 +58,13 @@ class Entry:
 
     ours: str
     theirs: str
-    layout: Layout = "same"
+    layout: Layout | Turn = "same"
     rows: tuple[int, int] | None = None
+
+    @property
+    def turn(self) -> Turn:
+        """The way from the foreign layout to ours, and back."""
+        return self.layout if isinstance(self.layout, Turn) else Turn(*LAYOUTS[self.layout])
 
 
 @dataclass(frozen=True)
@@ -161,17 +176,29 @@ def fused_rows(trunk: TrunkConfig) -> list[tuple[int, int]]:
 
 
 def fill_model(
-    model: nn.Module, entries: Sequence[Entry], found: Mapping[str, Tensor], *, source: str
+    model: nn.Module,
+    entries: Sequence[Entry],
+    found: Mapping[str, Tensor],
+    *,
+    source: str,
+    besides: Collection[str] = (),
 ) -> None:
     """Load a foreign file into a model; the names must be exactly those of the table.
 
     A batch norm's count of steps is nowhere needed; it is kept when the file has it.
 
+    Args:
+        model: Filled in place.
+        entries: One per tensor.
+        found: The file's tensors by foreign name.
+        source: For messages.
+        besides: Names of ours that such files have no place for; they stay as they are.
+
     Raises:
         CheckpointError: Lists missing, unexpected and misshapen entries by their foreign names.
     """
     state = model.state_dict()  # shares the model's memory
-    _check_complete(state, entries)
+    _check_complete(state, entries, besides)
     named = {entry.theirs for entry in entries}
     problems = {
         "missing": sorted(named - found.keys()),
@@ -183,7 +210,7 @@ def fill_model(
         target = state[entry.ours]
         target = target if entry.rows is None else target[slice(*entry.rows)]
         # Compared in the foreign layout: turning a tensor of another shape could hide it.
-        expected = tuple(LAYOUTS[entry.layout][1](target).shape)
+        expected = tuple(entry.turn.back(target).shape)
         shape = tuple(found[entry.theirs].shape) if entry.theirs in found else expected
         if shape != expected:
             problems["another shape"].append(f"{entry.theirs} (file {shape}, model {expected})")
@@ -191,7 +218,7 @@ def fill_model(
     if any(problems.values()):
         raise CheckpointError(f"{source} does not fit the model: {list_problems(problems)}")
     for entry, target in zip(entries, targets, strict=True):
-        target.copy_(LAYOUTS[entry.layout][0](found[entry.theirs]))
+        target.copy_(entry.turn.into(found[entry.theirs]))
 
 
 def list_problems(problems: Mapping[str, Sequence[str]]) -> str:
@@ -203,27 +230,37 @@ def list_problems(problems: Mapping[str, Sequence[str]]) -> str:
     )
 
 
-def take_from_model(model: nn.Module, entries: Sequence[Entry]) -> dict[str, Tensor]:
+def take_from_model(
+    model: nn.Module, entries: Sequence[Entry], *, besides: Collection[str] = ()
+) -> dict[str, Tensor]:
     """Return a model's weights under foreign names, in foreign layouts.
+
+    Args:
+        model: What to take from.
+        entries: One per tensor.
+        besides: Names of ours that such files have no place for; they are left behind.
 
     Raises:
         CheckpointError: The model has weights that the table has no name for.
     """
     state = model.state_dict()
-    _check_complete(state, entries)
+    _check_complete(state, entries, besides)
     taken = {}
     for entry in entries:
         tensor = state[entry.ours].detach().cpu()
         if entry.rows is not None:
             tensor = tensor[slice(*entry.rows)]
-        taken[entry.theirs] = LAYOUTS[entry.layout][1](tensor).contiguous()
+        taken[entry.theirs] = entry.turn.back(tensor).contiguous()
     return taken
 
 
-def _check_complete(state: Mapping[str, Any], entries: Sequence[Entry]) -> None:
+def _check_complete(
+    state: Mapping[str, Any], entries: Sequence[Entry], besides: Collection[str]
+) -> None:
     """Every weight of ours must have a foreign name; an incomplete table would lose some."""
     named = {entry.ours for entry in entries}
-    nameless = [n for n in state if n not in named and not n.endswith(".num_batches_tracked")]
+    known = named.union(besides)
+    nameless = [n for n in state if n not in known and not n.endswith(".num_batches_tracked")]
     absent = sorted(named - state.keys())
     if nameless or absent:
         raise CheckpointError(

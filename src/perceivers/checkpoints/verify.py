@@ -1,11 +1,13 @@
 """Comparing a converted model with the outputs stored in its parity bundle."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from perceivers.checkpoints.bundle import Bundle
 from perceivers.errors import CheckpointError
@@ -13,6 +15,10 @@ from perceivers.models.hip import HiP
 from perceivers.models.hip.encoder import Encoded
 
 RELATIVE_TOLERANCE = 1e-5
+Precision = Literal["float64", "float32"]
+# Allowed when another library runs beside ours: absolute in float64 for outputs below 1, relative
+# to the largest beyond; in float32 always relative, because rounding grows with depth.
+TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,39 @@ def compare_output(key: str, ours: Tensor, theirs: np.ndarray, allowed: float) -
         )
     gap = np.abs(ours.double().numpy() - theirs.astype(np.float64))
     return Difference(output=key, largest=float(gap.max()) if gap.size else 0.0, allowed=allowed)
+
+
+def compare_live(
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], dtype: Precision
+) -> list[Difference]:
+    """Compare every output that another library made from the same inputs.
+
+    Raises:
+        CheckpointError: One side lacks an output, or they differ in shape.
+    """
+    if ours.keys() != theirs.keys():
+        raise CheckpointError(
+            f"the model makes the outputs {sorted(ours)}, the other side {sorted(theirs)}; all "
+            f"must be compared"
+        )
+    differences = []
+    for name, stored in theirs.items():
+        largest = float(stored.abs().max())
+        scale = max(1.0, largest) if dtype == "float64" else largest
+        allowed = TOLERANCES[dtype] * scale
+        differences.append(compare_output(name, ours[name], stored.numpy(), allowed))
+    return differences
+
+
+@contextmanager
+def in_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Cast a model for a while; float32 comes back from float64 as it was."""
+    before = next(model.parameters()).dtype
+    try:
+        model.to(dtype)
+        yield
+    finally:
+        model.to(before)
 
 
 def official_latents(encoded: Encoded, latents: Tensor) -> Mapping[str, Tensor]:

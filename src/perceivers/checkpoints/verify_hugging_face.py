@@ -5,12 +5,10 @@ for us, and as that class wants it (normalised, cut into windows) by code that s
 our adapters.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,20 +16,20 @@ from torch.nn import functional as F
 
 from perceivers.checkpoints.hugging_face import read_hugging_face
 from perceivers.checkpoints.kinds import kind_of
-from perceivers.checkpoints.verify import Difference, compare_output
+from perceivers.checkpoints.verify import Difference, Precision, compare_live, in_precision
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.models import PerceiverIO
 from perceivers.types import FIRST_BYTE, PAD
 
-Precision = Literal["float64", "float32"]
-# Allowed: absolute in float64 for outputs below 1, relative to the largest beyond; in float32
-# always relative, because rounding grows with depth.
-TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
 POINTS = 64
 
 
-def load_hugging_face(folder: Path) -> Any:
+def load_hugging_face(folder: Path, name: str = "") -> Any:
     """Build that library's class from a folder, all of whose weights must be used.
+
+    Args:
+        folder: The Hugging Face folder.
+        name: Its class; one of the Perceivers, told by the folder, when not given.
 
     Raises:
         ConfigError: The library is not installed.
@@ -43,7 +41,7 @@ def load_hugging_face(folder: Path) -> Any:
             "converting does not"
         )
     library = import_module("transformers")
-    model, found = getattr(library, read_hugging_face(folder).name).from_pretrained(
+    model, found = getattr(library, name or read_hugging_face(folder).name).from_pretrained(
         folder, local_files_only=True, output_loading_info=True
     )
     problems = {key: sorted(found[key]) for key in ("missing_keys", "unexpected_keys")}
@@ -72,26 +70,9 @@ def verify_hugging_face(
     theirs = load_hugging_face(folder).to(getattr(torch, dtype))
     draw = torch.Generator().manual_seed(seed)
     makers = {"flow": _flow, "multimodal": _multimodal, "image_classes": _images}
-    with _in_precision(model, getattr(torch, dtype)):
+    with in_precision(model, getattr(torch, dtype)):
         ours, reference = makers.get(kind_of(model.config), _texts)(model, theirs, batch, draw)
-    differences = []
-    for name, stored in reference.items():
-        largest = float(stored.abs().max())
-        scale = max(1.0, largest) if dtype == "float64" else largest
-        allowed = TOLERANCES[dtype] * scale
-        differences.append(compare_output(name, ours[name], stored.numpy(), allowed))
-    return differences
-
-
-@contextmanager
-def _in_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Cast a model for a while; float32 comes back from float64 as it was."""
-    before = next(model.parameters()).dtype
-    try:
-        model.to(dtype)
-        yield
-    finally:
-        model.to(before)
+    return compare_live(ours, reference, dtype)
 
 
 Outputs = tuple[dict[str, Tensor], dict[str, Tensor]]

@@ -7,6 +7,7 @@ from perceivers.cli.parser import VerbParser, fail
 from perceivers.cli.tables import print_table
 from perceivers.errors import ConfigError
 from perceivers.models.registry import list_models
+from perceivers.workflows.conversion import POSITIONS, TARGETS, Conversion
 from perceivers.workflows.conversion import convert as run_conversion
 from perceivers.workflows.inspection import describe_models, describe_weights, diagnose
 from perceivers.workflows.recipes import copy_recipe, find_recipe, list_recipes
@@ -89,18 +90,21 @@ def convert(argv: list[str]) -> int:
     """Released weights to a model folder, or a model folder to another library's."""
     parser = VerbParser(
         "convert",
-        "Convert a parity bundle (.npz), a Haiku parameter pickle or a Hugging Face folder to a "
-        "model folder; with --to, a model folder to one of those.",
+        "Convert a parity bundle (.npz), a Haiku parameter pickle, a file of tensors (.pth, "
+        ".safetensors) or a Hugging Face folder to a model folder; with --to, a model folder to "
+        "one of those.",
     )
     parser.add_argument("source", help="file or folder; nothing in it is executed")
-    parser.add_argument("out", help="model folder to write; a .npz file with --to haiku")
+    parser.add_argument("out", help="model folder to write; a file with --to haiku, official, timm")
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="run the model and compare: with the bundle's outputs, or with transformers",
+        help="run the model and compare: with the bundle's outputs, or with the other library",
     )
     parser.add_argument(
-        "--config", default=None, help="for a pickle of no released model: JSON as in a bundle"
+        "--config",
+        default=None,
+        help="for a file of no released model: JSON as in a bundle, or settings of a Hiera",
     )
     parser.add_argument(
         "--flavour",
@@ -108,14 +112,18 @@ def convert(argv: list[str]) -> int:
         default=None,
         help="whose arithmetic to run released weights with; the source's own by default",
     )
+    parser.add_argument("--to", choices=TARGETS, default="perceivers", help="what to write")
     parser.add_argument(
-        "--to", choices=("perceivers", "hf", "haiku"), default="perceivers", help="what to write"
+        "--positions",
+        choices=POSITIONS,
+        default="keep",
+        help="window: take a Hiera's position table apart, for other sizes",
     )
     parser.add_argument(
         "--dtype",
         choices=("float64", "float32"),
         default="float64",
-        help="precision in which transformers is compared",
+        help="precision in which another library is compared",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is in OUT")
     args = parser.parse_args(argv)
@@ -126,9 +134,16 @@ def convert(argv: list[str]) -> int:
         config=args.config,
         flavour=args.flavour,
         to=args.to,
+        positions=args.positions,
         dtype=args.dtype,
         overwrite=args.overwrite,
     )
+    _print_conversion(done)
+    return 0 if not args.verify or done.is_verified else 1
+
+
+def _print_conversion(done: Conversion) -> None:
+    """What was written, what is said of it, and how it compares."""
     sys.stdout.write(f"{done.folder}: {done.parameters:,} parameters\n")
     for note in done.notes:
         sys.stdout.write(f"note: {note}\n")
@@ -138,7 +153,6 @@ def convert(argv: list[str]) -> int:
             f"{difference.output}: largest difference {difference.largest:.3g}, allowed "
             f"{difference.allowed:.3g}: {verdict}\n"
         )
-    return 0 if not args.verify or done.is_verified else 1
 
 
 def doctor(argv: list[str]) -> int:

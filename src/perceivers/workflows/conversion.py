@@ -12,7 +12,7 @@ from perceivers.checkpoints.bundle import (
     read_json,
     require,
 )
-from perceivers.checkpoints.catalogue import find_weights
+from perceivers.checkpoints.foreign import FOREIGN_LAYOUTS, WRITERS
 from perceivers.checkpoints.haiku import model_from_haiku
 from perceivers.checkpoints.haiku_kinds import config_from_kind
 from perceivers.checkpoints.haiku_perceiver import (
@@ -20,25 +20,39 @@ from perceivers.checkpoints.haiku_perceiver import (
     model_from_release,
     save_haiku,
 )
+from perceivers.checkpoints.hiera_hugging_face import read_hiera_folder, save_hiera_folder
 from perceivers.checkpoints.hugging_face import (
     model_from_hugging_face,
     read_hugging_face,
     save_hugging_face,
 )
 from perceivers.checkpoints.kinds import FLAVOURS, Flavour, kind_of
-from perceivers.checkpoints.loading import load, load_with_info
+from perceivers.checkpoints.loading import Loaded, load, load_with_info
+from perceivers.checkpoints.torch_files import TENSOR_FILES, read_tensor_file
 from perceivers.checkpoints.unpickle import read_parameter_pickle
-from perceivers.checkpoints.verify import Difference, verify_bundle
-from perceivers.checkpoints.verify_hugging_face import Precision, verify_hugging_face
+from perceivers.checkpoints.verify import Difference, Precision, verify_bundle
+from perceivers.checkpoints.verify_hiera import verify_hiera_folder
+from perceivers.checkpoints.verify_hugging_face import verify_hugging_face
 from perceivers.checkpoints.verify_perceiver import verify_archive
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.files import read_json_file
+from perceivers.models.hiera import Hiera
 from perceivers.models.saving import ModelInfo
+from perceivers.workflows.foreign_sources import (
+    FOLDERS,
+    Opened,
+    compare_positions,
+    describe_source,
+    open_archive,
+    open_hub_folder,
+    open_tensor_file,
+    with_window_positions,
+)
 
 PICKLES = {".pickle", ".pkl", ".pystate"}
-TARGETS = ("perceivers", "hf", "haiku")
-UNSTATED = "as stated by the source of the parameters"
-
+TARGETS = ("perceivers", "hf", "haiku", *WRITERS)
+POSITIONS = ("keep", "window")
+Target = Literal["perceivers", "hf", "haiku", "official", "timm"]
 
 TASKS_OF_KINDS = {
     "language": "mlm",
@@ -79,55 +93,157 @@ def convert(
     verify: bool = False,
     config: str | Path | None = None,
     flavour: Flavour | None = None,
-    to: Literal["perceivers", "hf", "haiku"] = "perceivers",
+    to: Target = "perceivers",
+    positions: Literal["keep", "window"] = "keep",
     dtype: Precision = "float64",
     overwrite: bool = False,
 ) -> Conversion:
     """Convert foreign weights to a model folder, or a model folder to foreign weights.
 
     Args:
-        source: A parity bundle (``.npz``), a Haiku parameter pickle (read without executing
-            anything in it), or a Hugging Face folder; with ``to`` a model folder of ours.
-        out: Model folder to write; for ``to="haiku"`` a ``.npz`` file.
-        verify: Run what was written and compare: with the bundle's outputs, or with Hugging Face's
-            class on fresh inputs (needs transformers).
-        config: For a pickle of no released model: JSON that describes it as a bundle does.
+        source: A parity bundle (``.npz``), a Haiku parameter pickle, a file of tensors (``.pth``,
+            ``.safetensors``: the official Hiera or timm's; nothing in either is executed), or a
+            Hugging Face folder; with ``to`` or ``positions`` a model folder of ours.
+        out: Model folder to write; a file for ``to`` ``haiku`` (``.npz``), ``official`` (``.pth``)
+            and ``timm`` (``.safetensors``).
+        verify: Run what was written and compare: with the bundle's outputs, or with the other
+            library on fresh inputs (needs transformers, hiera-transformer or timm).
+        config: For a file of no released model: JSON that describes it as a bundle does, or names
+            the settings of a Hiera that its shapes do not tell.
         flavour: Whose arithmetic to run released weights with: ``official`` or ``hf``; that of the
             source when not given.
         to: Format to write.
-        dtype: Precision in which Hugging Face's class is compared, ``float64`` or ``float32``.
+        positions: ``window`` takes a Hiera's absolute position table apart into a part that may be
+            stretched and one that is tiled; the same function at the native size.
+        dtype: Precision in which another library is compared, ``float64`` or ``float32``.
         overwrite: Replace what is already in ``out``.
 
     Raises:
         UserError: The source is damaged or incomplete, or the parameters do not fit.
     """
     source, out = Path(source), Path(out)
-    for name, value, known in (("to", to, TARGETS), ("flavour", flavour or FLAVOURS[0], FLAVOURS)):
-        if value not in known:
-            raise ConfigError(f"{name} is {value!r}; choose from {list(known)}")
+    _check_choices(to=to, flavour=flavour or FLAVOURS[0], positions=positions)
+    windows = positions == "window"
     if to != "perceivers":
-        return _export(source, out, to, verify=verify, dtype=dtype, overwrite=overwrite)
+        return _export(source, out, to, windows, verify=verify, dtype=dtype, overwrite=overwrite)
+    if source.is_dir() and _is_ours(source):
+        return _rewrite(source, out, windows, verify=verify, overwrite=overwrite)
+    config = None if config is None else Path(config)
+    opened = _open(source, config, flavour)
+    if opened is not None:
+        return _convert_opened(
+            opened, out, windows, verify=verify, dtype=dtype, overwrite=overwrite
+        )
+    if windows:
+        raise ConfigError(f"positions=window is for Hieras; {source} holds none")
     if source.is_dir():
         return _convert_folder(
             source, out, flavour or "hf", verify=verify, dtype=dtype, overwrite=overwrite
         )
-    if not source.is_file():
-        raise CheckpointError(f"{source} does not exist or is not a file")
+    return _convert_file(source, out, config, flavour, verify=verify, overwrite=overwrite)
+
+
+def _convert_file(
+    source: Path,
+    out: Path,
+    config: Path | None,
+    flavour: Flavour | None,
+    *,
+    verify: bool,
+    overwrite: bool,
+) -> Conversion:
+    """Haiku parameters, or a parity bundle of them."""
     if source.suffix in PICKLES:
         if verify:
             raise ConfigError(
                 "a parameter pickle holds no outputs to verify against; use a parity bundle (.npz)"
             )
-        model = _read_pickle(source, None if config is None else Path(config), flavour)
-        return _save(model, out, _info(source, "Haiku parameters", flavour), overwrite)
+        model = _read_pickle(source, config, flavour)
+        return _save(model, out, describe_source(source, "Haiku parameters", flavour), overwrite)
     if source.suffix == ".npz":
         if flavour is not None:
             raise ConfigError(f"{source} says itself what is computed; leave out flavour={flavour}")
         return _convert_archive(source, out, verify=verify, overwrite=overwrite)
     raise CheckpointError(
         f"{source}: cannot convert '{source.suffix}' files; give a parity bundle (.npz), a Haiku "
-        f"parameter pickle ({', '.join(sorted(PICKLES))}) or a Hugging Face folder"
+        f"parameter pickle ({', '.join(sorted(PICKLES))}), a file of tensors "
+        f"({', '.join(sorted(TENSOR_FILES))}) or a Hugging Face folder"
     )
+
+
+def _check_choices(**given: str) -> None:
+    """Require known words."""
+    words = {"to": TARGETS, "flavour": FLAVOURS, "positions": POSITIONS}
+    for name, value in given.items():
+        if value not in words[name]:
+            raise ConfigError(f"{name} is {value!r}; choose from {list(words[name])}")
+
+
+def _is_ours(folder: Path) -> bool:
+    return "format_version" in read_json_file(folder / "config.json")
+
+
+def _open(source: Path, config: Path | None, flavour: Flavour | None) -> Opened | None:
+    """Open what is told by its tensors, or by a folder's model type; None for everything else."""
+    unused = config
+    if source.is_dir():
+        stated = read_json_file(source / "config.json")
+        kind = str(stated.get("model_type", ""))
+        if kind in FOLDERS:
+            opened = FOLDERS[kind](source)
+        elif not kind and ("embed_dim" in stated or "pretrained_cfg" in stated):
+            opened, unused = open_hub_folder(source, stated, config), None
+        else:
+            return None
+    elif not source.is_file():
+        raise CheckpointError(f"{source} does not exist or is not a file")
+    elif source.suffix in TENSOR_FILES:
+        opened, unused = open_tensor_file(source, config), None
+    elif source.suffix == ".npz" and (found := open_archive(source)) is not None:
+        opened = found
+    else:
+        return None
+    if flavour is not None:
+        raise ConfigError(
+            f"all libraries compute the same with the weights of {source}; leave out "
+            f"flavour={flavour}"
+        )
+    if unused is not None:
+        raise ConfigError(f"{source} says itself what it is; leave out config={unused}")
+    return opened
+
+
+def _convert_opened(
+    opened: Opened, out: Path, windows: bool, *, verify: bool, dtype: Precision, overwrite: bool
+) -> Conversion:
+    """Write what was opened, and compare what was written."""
+    model, differences = opened.model, []
+    if windows:
+        model = with_window_positions(model)
+    done = _save(model, out, opened.info, overwrite)
+    if verify:
+        written = load(out)
+        # Taking a table apart rounds it, so the rest is compared with the table as it was.
+        differences = opened.verify(opened.model if windows else written, dtype)
+        if windows:
+            differences.append(compare_positions(opened.model, written))
+    return Conversion(out, done.parameters, differences, opened.notes)
+
+
+def _rewrite(
+    source: Path, out: Path, windows: bool, *, verify: bool, overwrite: bool
+) -> Conversion:
+    """A model folder of ours, to one with its positions taken apart."""
+    if not windows:
+        raise ConfigError(
+            f"{source} is a model folder of this library already; pass to='hf' or to='haiku' "
+            f"(--to) to write it in another format"
+        )
+    loaded = load_with_info(source)
+    model = with_window_positions(loaded.model)
+    done = _save(model, out, loaded.info, overwrite)
+    found = [compare_positions(loaded.model, load(out))] if verify else []
+    return Conversion(out, done.parameters, found)
 
 
 def _save(
@@ -156,20 +272,10 @@ def _count(model: Any) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _info(source: Path, kind: str, flavour: Flavour | None, **more: Any) -> ModelInfo:
-    """What travels along; a released file is known by its name."""
-    released = find_weights(source.name)
-    provenance = {"source": source.name, "converted_from": kind}
-    if flavour is not None:
-        provenance["flavour"] = flavour
-    settings = {"license": released.license if released else UNSTATED, **more}
-    return ModelInfo(**{**settings, "provenance": {**provenance, **more.get("provenance", {})}})
-
-
 def _convert_archive(source: Path, out: Path, *, verify: bool, overwrite: bool) -> Conversion:
     """A bundle of either release."""
     archive = read_archive(source)
-    info = _info(source, "Haiku parameters", None)
+    info = describe_source(source, "Haiku parameters", None)
     if "kind" not in archive.config:
         bundle = check_bundle(archive, str(source))
         hip = model_from_haiku(bundle.params, bundle.model, bundle.kwargs, bundle.datasets)
@@ -211,13 +317,7 @@ def _read_pickle(source: Path, config: Path | None, flavour: Flavour | None) -> 
 def _convert_folder(
     source: Path, out: Path, flavour: Flavour, *, verify: bool, dtype: Precision, overwrite: bool
 ) -> Conversion:
-    """A Hugging Face folder."""
-    stated = read_json_file(source / "config.json")
-    if "format_version" in stated:
-        raise ConfigError(
-            f"{source} is a model folder of this library already; pass to='hf' or to='haiku' "
-            f"(--to) to write it in another format"
-        )
+    """A Hugging Face folder of a Perceiver."""
     if verify and flavour != "hf":
         raise ConfigError(
             f"flavour={flavour} computes other numbers than Hugging Face's class on purpose; "
@@ -228,9 +328,9 @@ def _convert_folder(
     more: dict[str, Any] = {"provenance": _unconverted(read.stated)}
     if read.classes and kind_of(model.config).endswith("classes"):
         more |= {"task": "classify", "classes": read.classes}
-    if license_ := _card_license(source):
-        more["license"] = license_
-    done = _save(model, out, _info(source, f"Hugging Face {read.name}", flavour, **more), overwrite)
+    done = _save(
+        model, out, describe_source(source, f"Hugging Face {read.name}", flavour, **more), overwrite
+    )
     del model
     found = verify_hugging_face(source, load(out), dtype=dtype) if verify else []
     return Conversion(out, done.parameters, found)
@@ -242,22 +342,22 @@ def _unconverted(stated: Mapping[str, Any]) -> dict[str, Any]:
     return {"left behind": f"attention_probs_dropout_prob={rate}"} if rate else {}
 
 
-def _card_license(folder: Path) -> str:
-    """The licence in the head of a model card, where there is one."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return ""
-    head = card.read_text(errors="replace").split("---")
-    lines = head[1].splitlines() if len(head) > 2 and not head[0].strip() else []
-    found = [line.partition(":")[2].strip() for line in lines if line.startswith("license:")]
-    return found[0] if found else ""
-
-
 def _export(
-    source: Path, out: Path, to: str, *, verify: bool, dtype: Precision, overwrite: bool
+    source: Path,
+    out: Path,
+    to: str,
+    windows: bool,
+    *,
+    verify: bool,
+    dtype: Precision,
+    overwrite: bool,
 ) -> Conversion:
     """A model folder of ours to foreign weights."""
     loaded = load_with_info(source)
+    if windows:
+        loaded = replace(loaded, model=with_window_positions(loaded.model).eval())
+    if to in WRITERS:
+        return _export_file(loaded, out, to, verify=verify, dtype=dtype, overwrite=overwrite)
     if to == "haiku":
         if out.suffix != ".npz":
             raise ConfigError(
@@ -274,6 +374,24 @@ def _export(
             f"{out} already holds a model; choose another folder, or pass overwrite=True "
             f"(--overwrite)"
         )
+    if isinstance(loaded.model, Hiera):
+        notes = save_hiera_folder(loaded.model, out, loaded.info)
+        again = read_hiera_folder(out)
+        found = verify_hiera_folder(again, loaded.model, dtype=dtype) if verify else []
+        return Conversion(out, _count(loaded.model), found, tuple(notes))
     notes = save_hugging_face(loaded.model, out, loaded.info)
     found = verify_hugging_face(out, loaded.model, dtype=dtype) if verify else []
+    return Conversion(out, _count(loaded.model), found, tuple(notes))
+
+
+def _export_file(
+    loaded: Loaded, out: Path, to: str, *, verify: bool, dtype: Precision, overwrite: bool
+) -> Conversion:
+    """A model of ours to a file of tensors."""
+    if out.exists() and not overwrite:
+        raise CheckpointError(f"{out} exists; choose another file, or pass overwrite=True")
+    notes = WRITERS[to](loaded.model, out)
+    found = []
+    if verify:
+        found = FOREIGN_LAYOUTS[to].verify(read_tensor_file(out), loaded.model, dtype=dtype)
     return Conversion(out, _count(loaded.model), found, tuple(notes))

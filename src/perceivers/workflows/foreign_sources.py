@@ -1,0 +1,234 @@
+"""Foreign weights opened: our model of them, what travels along, and how to compare the two.
+
+Files of tensors are told by their names, folders by ``config.json``; see ``checkpoints.foreign``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceivers.checkpoints.bundle import read_archive, require
+from perceivers.checkpoints.catalogue import find_weights
+from perceivers.checkpoints.foreign import FOREIGN_LAYOUTS, ForeignLayout, find_layout
+from perceivers.checkpoints.hiera_arguments import stated_by_hub
+from perceivers.checkpoints.hiera_hugging_face import hiera_from_hugging_face, read_hiera_folder
+from perceivers.checkpoints.hiera_shapes import name_variant
+from perceivers.checkpoints.sam2 import SAM2_FOLDERS, model_from_sam2, read_sam2_folder
+from perceivers.checkpoints.torch_files import read_folder_tensors, read_tensor_file
+from perceivers.checkpoints.verify import Difference, Precision
+from perceivers.checkpoints.verify_hiera import verify_hiera_archive, verify_hiera_folder
+from perceivers.checkpoints.verify_sam2 import verify_sam2
+from perceivers.errors import CheckpointError, ConfigError
+from perceivers.files import read_json_file
+from perceivers.models.hiera import Hiera
+from perceivers.models.saving import ModelInfo
+
+UNSTATED = "as stated by the source of the parameters"
+# Names that say nothing of what is inside; their folder's may.
+GENERIC = {"model", "pytorch_model"}
+BACKBONE_NOTE = (
+    "HieraBackbone has no norm of the mean token, so ours has no effect; and called as it is, that "
+    "class (transformers 5.23) leaves out the order of mask units, so its maps are not those of "
+    "the weights: they are compared with its parts run in the right order"
+)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model made of foreign weights.
+
+    Attributes:
+        model: Ours, in evaluation mode.
+        info: What travels along.
+        verify: Run another model of ours and the other library, and compare.
+        notes: What of the source is not used.
+    """
+
+    model: Any
+    info: ModelInfo
+    verify: Callable[[Any, Precision], list[Difference]]
+    notes: tuple[str, ...] = ()
+
+
+def open_tensor_file(source: Path, config: Path | None) -> Opened:
+    """Open a ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file.
+
+    Args:
+        source: The file.
+        config: JSON with settings that shapes do not tell.
+
+    Raises:
+        UserError: The file is damaged, of no known layout, or does not fit what it should be.
+    """
+    stated = {} if config is None else read_json_file(config)
+    tensors = read_tensor_file(source)
+    return _opened(source, tensors, find_layout(tensors, str(source)), stated)
+
+
+def open_hub_folder(source: Path, stated: Mapping[str, Any], config: Path | None) -> Opened:
+    """Open a folder of the official package, or of timm, as they write it for the hub.
+
+    Args:
+        source: The folder.
+        stated: The content of its ``config.json``.
+        config: JSON with settings that neither that file nor shapes tell.
+
+    Raises:
+        UserError: A file is damaged, of no known layout, or does not fit what it should be.
+    """
+    tensors = read_folder_tensors(source)
+    layout = find_layout(tensors, str(source))
+    more = {} if config is None else read_json_file(config)
+    return _opened(source, tensors, layout, stated_by_hub(stated, str(source)) | more)
+
+
+def open_archive(source: Path) -> Opened | None:
+    """Open a parity bundle of a Hiera; None where it is of another system.
+
+    Its ``config`` names the settings that shapes do not tell, its ``library`` whose names it has.
+
+    Raises:
+        UserError: The bundle is damaged or incomplete, or does not fit what it should be.
+    """
+    archive = read_archive(source)
+    if archive.config.get("kind") != "hiera":
+        return None
+    where = f"{source}: config_json"
+    name, stated = (require(archive.config, key, where) for key in ("library", "config"))
+    if name not in FOREIGN_LAYOUTS:
+        raise CheckpointError(f"{source}: library is {name!r}; known are {list(FOREIGN_LAYOUTS)}")
+    tensors = {key: torch.from_numpy(array).float() for key, array in archive.params.items()}
+    opened = _opened(source, tensors, FOREIGN_LAYOUTS[name], stated)
+    return replace(
+        opened, verify=lambda other, _dtype: verify_hiera_archive(other, archive, str(source))
+    )
+
+
+def _opened(
+    source: Path, tensors: Mapping[str, Tensor], layout: ForeignLayout, stated: Mapping[str, Any]
+) -> Opened:
+    model, notes = layout.build(tensors, stated, source)
+    return Opened(
+        model=model,
+        info=with_hiera_task(model, describe_source(source, layout.title, None)),
+        verify=lambda other, dtype: layout.verify(tensors, other, dtype=dtype),
+        notes=tuple(notes),
+    )
+
+
+def open_hiera_folder(source: Path) -> Opened:
+    """Open a Hugging Face folder of a Hiera class.
+
+    Raises:
+        CheckpointError: A file is damaged, or does not fit what it should be.
+    """
+    read = read_hiera_folder(source)
+    model = hiera_from_hugging_face(read)
+    more: dict[str, Any] = {}
+    if read.classes and model.config.head.kind == "mean":
+        more["classes"] = read.classes
+    if not read.stated.get("normalize_pixel_loss", True):
+        more["target"] = "per-channel"
+    info = describe_source(source, f"Hugging Face {read.name}", None, **more)
+    return Opened(
+        model=model,
+        info=with_hiera_task(model, info),
+        verify=lambda other, dtype: verify_hiera_folder(read, other, dtype=dtype),
+        notes=(BACKBONE_NOTE,) if read.name == "HieraBackbone" else (),
+    )
+
+
+def open_sam2_folder(source: Path) -> Opened:
+    """Open a Hugging Face folder of SAM 2, of which only the trunk is used.
+
+    Raises:
+        CheckpointError: A file is damaged, or does not fit what it should be.
+    """
+    read = read_sam2_folder(source)
+    return Opened(
+        model=model_from_sam2(read),
+        info=describe_source(source, "Hugging Face trunk of SAM 2", None),
+        verify=lambda other, dtype: verify_sam2(read, other, dtype=dtype),
+        notes=tuple(read.notes),
+    )
+
+
+# Hugging Face's ``model_type`` to what opens such a folder.
+FOLDERS: Mapping[str, Callable[[Path], Opened]] = {
+    "hiera": open_hiera_folder,
+    **dict.fromkeys(SAM2_FOLDERS, open_sam2_folder),
+}
+
+
+def describe_source(source: Path, kind: str, flavour: str | None, **more: Any) -> ModelInfo:
+    """Return what travels along; a released file is known by its name.
+
+    Args:
+        source: File or folder.
+        kind: What is converted.
+        flavour: Whose arithmetic is run.
+        more: Further fields of ``ModelInfo``.
+    """
+    # A file of a generic name is part of a folder, whose name and model card speak for it.
+    folder = source.parent if source.stem in GENERIC else source
+    name = folder.name
+    released = find_weights(name)
+    provenance = {"source": name, "converted_from": kind}
+    if flavour is not None:
+        provenance["flavour"] = flavour
+    known = released.license if released else UNSTATED
+    settings = {"license": card_license(folder) or known, **more}
+    return ModelInfo(**{**settings, "provenance": {**provenance, **more.get("provenance", {})}})
+
+
+def card_license(folder: Path) -> str:
+    """Return the licence in the head of a model card, where there is one."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return ""
+    head = card.read_text(errors="replace").split("---")
+    lines = head[1].splitlines() if len(head) > 2 and not head[0].strip() else []
+    found = [line.partition(":")[2].strip() for line in lines if line.startswith("license:")]
+    return found[0] if found else ""
+
+
+def with_hiera_task(model: Any, info: ModelInfo) -> ModelInfo:
+    """Say which named model a Hiera is, and what it is for."""
+    if not isinstance(model, Hiera):
+        return info
+    variant = name_variant(model.config)
+    if variant:
+        info = replace(info, provenance={**info.provenance, "variant": variant})
+    if model.config.decoder is not None:
+        return replace(info, task="pretrain", target=info.target or "patch-normalised")
+    if not model.config.num_classes:
+        return info
+    # Most files name no classes; the logits are told apart by their numbers.
+    numbers = tuple(str(number) for number in range(model.config.num_classes))
+    return replace(info, task="classify", classes=info.classes or numbers)
+
+
+def with_window_positions(model: Any) -> Hiera:
+    """Return a Hiera whose position table is taken apart (arXiv 2311.05613).
+
+    Raises:
+        ConfigError: The model is of another family, or its positions are not one absolute table.
+    """
+    if not isinstance(model, Hiera):
+        raise ConfigError(
+            f"positions=window is for Hieras with one absolute table, not for the family "
+            f"{model.family!r}"
+        )
+    return model.with_window_positions()
+
+
+def compare_positions(before: Any, after: Any) -> Difference:
+    """Compare the position of every token of the native input, in float32 as they are kept."""
+    grid = before.config.native_grid
+    first, second = (model.encoder.positions(grid).detach() for model in (before, after))
+    largest = float((first.double() - second.double()).abs().max())
+    return Difference("positions", largest, 1e-6 * float(first.abs().max()))
