@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from perceivers.errors import ConfigError
-from perceivers.masking import MaskPlan, count_kept, draw_mask_plan
+from perceivers.masking import (
+    MaskPlan,
+    count_kept,
+    draw_mask_plan,
+    draw_unit_plan,
+    draw_units,
+)
 from perceivers.models import HiP, HiPConfig, HiPLevel
 from perceivers.nn.grouping import GroupLayout, concatenate, deal_groups
 from perceivers.types import Array, Audio, Image
@@ -132,6 +138,72 @@ def test_plans_move_between_devices_and_forms(rng: torch.Generator) -> None:
     assert dense.to_dense(layout) is dense
 
 
+# -- mask units ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("total", "ratio", "kept"),
+    [(49, 0.6, 19), (392, 0.9, 39), (30, 0.9, 3), (2, 0.01, 1), (2, 0.99, 1), (100, 0.005, 99)],
+)
+def test_units_of_every_sample_are_kept_as_the_released_code_counts(
+    rng: torch.Generator, total: int, ratio: float, kept: int
+) -> None:
+    """Rounded down, where 30 x (1 - 0.9) is 3; some are kept, and some are masked."""
+    plan = draw_unit_plan("image", total, 3, ratio=ratio, generator=rng)
+    assert (plan.axis, plan.is_packed, plan.names) == ("unit", True, ["image"])
+    assert plan.kept["image"].shape == (3, kept)
+    both = torch.cat([plan.kept["image"], plan.masked["image"]], 1)
+    assert torch.equal(both.sort(1).values, torch.arange(total).expand(3, -1))
+    for ids in (plan.kept["image"], plan.masked["image"]):
+        assert (ids.diff(dim=1) > 0).all()
+
+
+def test_samples_hide_units_of_their_own_equally_often(rng: torch.Generator) -> None:
+    plan = draw_unit_plan("image", 12, 4000, ratio=0.75, generator=rng)
+    assert len({tuple(row.tolist()) for row in plan.kept["image"][:50]}) > 30
+    counts = plan.kept["image"].flatten().bincount(minlength=12)
+    assert (counts / 4000 - 0.25).abs().max() < 0.03
+
+
+def test_units_of_least_noise_are_kept() -> None:
+    kept, masked = draw_units(torch.tensor([[0.4, 0.1, 0.3, 0.2], [0.1, 0.2, 0.3, 0.4]]), 0.5)
+    assert kept.tolist() == [[1, 3], [0, 1]]
+    assert masked.tolist() == [[0, 2], [2, 3]]
+    alone, none = draw_units(torch.zeros(2, 1), 0.5)  # a classifier keeps its only unit
+    assert (alone.tolist(), none.shape) == ([[0], [0]], (2, 0))
+
+
+def test_the_generator_decides_which_units_are_hidden() -> None:
+    first, again, other = (
+        draw_unit_plan("x", 49, 4, ratio=0.6, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(first.kept["x"], again.kept["x"])
+    assert not torch.equal(first.kept["x"], other.kept["x"])
+    torch.manual_seed(5)
+    free = draw_unit_plan("x", 49, 4, ratio=0.6)
+    torch.manual_seed(5)
+    assert torch.equal(free.kept["x"], draw_unit_plan("x", 49, 4, ratio=0.6).kept["x"])
+
+
+def test_a_plan_of_units_moves_but_has_no_dense_form() -> None:
+    plan = draw_unit_plan("a", 6, 2, ratio=0.5)
+    moved = plan.to("meta")
+    assert (moved.kept["a"].device.type, moved.axis) == ("meta", "unit")
+    with pytest.raises(ConfigError, match=r"a plan of mask units has no dense form"):
+        plan.to_dense(deal_groups({"a": 6}, 1))
+
+
+def test_units_that_cannot_be_hidden_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"one mask unit cannot be partly hidden; use larger"):
+        draw_unit_plan("image", 1, 2, ratio=0.5)
+    for ratio in (0.0, 1.0, 1.5):
+        with pytest.raises(ConfigError, match=rf"mask ratio is {ratio}; it must lie strictly"):
+            draw_unit_plan("image", 49, 2, ratio=ratio)
+    with pytest.raises(ConfigError, match=r"mask kind 'units' is not for groups; use groupwise"):
+        draw_mask_plan(deal_groups(TWO, 6), 2, kind="units")
+
+
 # -- both forms through a model --------------------------------------------------------------
 
 
@@ -239,7 +311,7 @@ def test_a_plan_has_one_form() -> None:
 @pytest.mark.unhooked
 def test_an_unknown_kind_is_refused() -> None:
     kind: Any = "block"
-    with pytest.raises(ConfigError, match=r"mask kind 'block' is unknown; use groupwise"):
+    with pytest.raises(ConfigError, match=r"mask kind 'block' is not for groups; use groupwise"):
         draw_mask_plan(deal_groups({"a": 8}, 2), 2, kind=kind)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from perceivers.adapters.multimodal import Tokens
 from perceivers.errors import ConfigError, suggest
 from perceivers.exporting.tensors import BATCH, Graph, draw_raw
+from perceivers.models.flat.encoded import Encoded
 from perceivers.models.perceiver_io import PerceiverIO
-from perceivers.models.perceiver_io.model import Encoded
 from perceivers.types import Points
 
 QUERIES = "queries"

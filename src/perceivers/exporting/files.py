@@ -64,9 +64,9 @@ def export_model(
         model: Of any family, in any mode; it is exported in evaluation mode.
         path: ``.onnx`` or ``.pt2`` file to write.
         format: ``onnx`` (run with onnxruntime) or ``torch-export``.
-        part: ``model``; ``encoder`` (latents); ``decoder`` of a Perceiver IO (latents and indices
-            of queries in, their number free); ``autoencoder`` of a HiP (with the mask plan as
-            input).
+        part: ``model``; ``encoder`` (latents, or the maps of a pyramid); ``decoder`` of a Perceiver
+            IO (latents and indices of queries in, their number free); ``autoencoder`` of a HiP or a
+            Hiera (with the mask plan as input).
         output: Which output the decoder part answers; may be left out when there is one.
         mask: Masking of the autoencoder part.
         info: Class names and the like for the description.

@@ -10,13 +10,17 @@ from torch import Tensor, nn
 from perceivers.errors import ConfigError, suggest
 from perceivers.exporting.autoencoder import autoencoder_graph
 from perceivers.exporting.decoder import decoder_graph
-from perceivers.exporting.tensors import BATCH, Graph, draw_raw
+from perceivers.exporting.tensors import BATCH, Graph, draw_raw, inputs_of
 from perceivers.models.entity_set import EntitySet
+from perceivers.models.hiera import Hiera
+from perceivers.models.hiera_det import HieraDet
 from perceivers.models.hip import HiP
 from perceivers.models.perceiver_io import PerceiverIO
 from perceivers.tasks import MaskedAutoencodingConfig
 
 Part = Literal["model", "encoder", "decoder", "autoencoder"]
+# Their features are a map per stage.
+PYRAMIDS = (Hiera, HieraDet)
 PARTS: tuple[Part, ...] = ("model", "encoder", "decoder", "autoencoder")
 
 
@@ -40,11 +44,13 @@ class WholeModel(nn.Module):
 
 
 class EncoderOnly(WholeModel):
-    """Latents ``[B, N, D]``; of a hierarchy those of the processor."""
+    """Latents ``[B, N, D]``, of a HiP those of the processor; or all maps of a pyramid."""
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the features."""
         raw = dict(zip(self.names, tensors, strict=True))
+        if isinstance(self.model, PYRAMIDS):
+            return self.model.forward_features(raw).maps
         if isinstance(self.model, HiP):
             return (self.model.encode(raw).processor.squeeze(1),)
         body = self.model.body if isinstance(self.model, EntitySet) else self.model
@@ -62,7 +68,8 @@ def make_graph(
 
     Args:
         model: Of any family.
-        part: ``model`` or ``encoder``; ``decoder`` of a Perceiver IO; ``autoencoder`` of a HiP.
+        part: ``model`` or ``encoder``; ``decoder`` of a Perceiver IO; ``autoencoder`` of a HiP or
+            a Hiera.
         mask: Masking of the auto-encoder.
         output: Which output a decoder answers; may be left out when there is one.
 
@@ -77,9 +84,9 @@ def make_graph(
         return autoencoder_graph(model, mask or MaskedAutoencodingConfig())
     if part not in PARTS:
         raise ConfigError(f"part {part!r} is unknown; use one of {PARTS}" + suggest(part, PARTS))
-    raw = model.config.grouped_inputs if isinstance(model, HiP) else model.config.inputs
+    raw = inputs_of(model)
     names = tuple(raw)
-    kind, outputs = EncoderOnly, ("latents",)
+    kind, outputs = EncoderOnly, feature_names(model)
     if part == "model":
         kind, outputs = WholeModel, output_names(model)
     return Graph(
@@ -92,11 +99,20 @@ def make_graph(
     )
 
 
+def feature_names(model: Any) -> tuple[str, ...]:
+    """Return what the features of a model are called."""
+    if isinstance(model, PYRAMIDS):
+        return tuple(f"stage_{stage}" for stage in range(len(model.config.depths)))
+    return ("latents",)
+
+
 def output_names(model: Any) -> tuple[str, ...]:
     """Return what the results of calling a model are called; never what an input is called."""
     if isinstance(model, HiP) and model.config.head.kind == "none":
-        names = (*model.config.grouped_inputs, *model.config.labels)
+        names = (*inputs_of(model), *model.config.labels)
         return tuple(f"{name}_reconstruction" for name in names)
+    if isinstance(model, Hiera) and model.decoder is not None:
+        return tuple(f"{name}_reconstruction" for name in inputs_of(model))
     if isinstance(model, PerceiverIO) and len(model.config.outputs) > 1:
         return tuple(f"{name}_output" for name in model.config.outputs)
     return ("output",)

@@ -5,10 +5,12 @@ Legend: B batch, N elements.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from perceivers.models.hip import HiP
 from perceivers.types import FIRST_BYTE, PAD, ModalitySpec, Points
 
 BATCH = "batch"
@@ -39,6 +41,11 @@ class Graph:
     def example(self, batch: int, seed: int) -> tuple[Tensor, ...]:
         """Draw random inputs of the right kinds."""
         return self.sample(batch, torch.Generator().manual_seed(seed))
+
+
+def inputs_of(model: Any) -> Mapping[str, ModalitySpec]:
+    """Return what a graph of the model reads; labels that a HiP only predicts are not read."""
+    return model.config.grouped_inputs if isinstance(model, HiP) else model.config.inputs
 
 
 def random_raw(spec: ModalitySpec, batch: int, generator: torch.Generator) -> Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from perceivers.errors import ConfigError
@@ -30,7 +30,8 @@ class UnitLayout:
         levels: Poolings that the order allows.
 
     Raises:
-        ConfigError: The axes differ in number, or a unit does not divide ``levels`` times.
+        ConfigError: The axes differ in number, a size is impossible, or a unit does not divide
+            ``levels`` times.
     """
 
     unit: tuple[int, ...]
@@ -39,8 +40,11 @@ class UnitLayout:
 
     def __post_init__(self) -> None:
         """Reject units that cannot be pooled."""
-        whole = all(u % p**self.levels == 0 for u, p in zip(self.unit, self.pool, strict=False))
-        if len(self.unit) != len(self.pool) or not whole or min(self.unit + self.pool) < 1:
+        sizes = (*self.unit, *self.pool)
+        possible = len(self.unit) == len(self.pool) > 0 and min(sizes) > 0 and self.levels >= 0
+        if not possible or any(
+            u % p**self.levels for u, p in zip(self.unit, self.pool, strict=True)
+        ):
             raise ConfigError(
                 f"a mask unit of {self.unit} tokens cannot be pooled {self.levels} times by "
                 f"{self.pool}; every side must be a multiple of pool ** {self.levels}"
@@ -127,6 +131,8 @@ def pool_tokens(x: Float[Tensor, "B U T C"], stride: int) -> Float[Tensor, "B U 
     return x.unflatten(2, (stride, -1)).amax(2)
 
 
-def gather_units(x: Shaped[Tensor, "B U T C"], ids: Shaped[Tensor, "B K"]) -> Tensor:
-    """Return some units of every sample, ``[B, K, T, C]``."""
+def gather_units(
+    x: Shaped[Tensor, "B U T C"], ids: Int[Tensor, "B K"]
+) -> Shaped[Tensor, "B K T C"]:
+    """Return some units of every sample."""
     return x.gather(1, ids[:, :, None, None].expand(-1, -1, *x.shape[2:]))

@@ -8,6 +8,7 @@ from perceivers.exporting import Exported, export_model
 from perceivers.exporting.files import SUFFIXES, Format
 from perceivers.exporting.graphs import Part
 from perceivers.tasks import MaskedAutoencodingConfig
+from perceivers.tasks.mae import OBJECTIVES
 from perceivers.training.config import PretrainConfig
 from perceivers.training.run_folder import RunFolder
 
@@ -38,7 +39,7 @@ def export(
         out: File to write; ``exported/PART.onnx`` or ``.pt2`` in the folder when not given.
         format: ``onnx`` or ``torch-export``.
         part: ``model``, ``encoder``, ``decoder`` or ``autoencoder``; without it the
-            autoencoder of a HiP pre-training run, the model of anything else.
+            autoencoder of a masked pre-training run, the model of anything else.
         output: Which output the decoder part answers, where there are several.
         overwrite: Replace an existing file.
 
@@ -49,7 +50,7 @@ def export(
     if format not in SUFFIXES:
         raise ConfigError(f"format {format!r} is unknown; use one of {sorted(SUFFIXES)}")
     loaded = load_with_info(model)
-    masked = loaded.info.task == "pretrain" and loaded.model.family == "hip"
+    masked = loaded.info.task == "pretrain" and loaded.model.family in OBJECTIVES
     chosen: Part = part or ("autoencoder" if masked else "model")
     base = Path(split_address(model)[0])
     path = Path(out) if out else base / "exported" / f"{chosen}{SUFFIXES[format]}"

@@ -41,13 +41,14 @@ class UnitAttention(Attention):
 
     def forward(self, x: Float[Tensor, "B U T C"]) -> Float[Tensor, "B U t D"]:
         """Return the attended tokens."""
-        units = x.shape[1]
+        # Not len(x): it would fix the batch of an exported graph.
+        batch, units = x.shape[:2]
         q, k, v = self.qkv(x).chunk(3, -1)
         q = pool_tokens(q, self.stride)
         if not self.local:
             q, k, v = (part.flatten(1, 2).unsqueeze(1) for part in (q, k, v))
         mixed = self._attend(self._fold(q), self._fold(k), self._fold(v), None, q.shape[1])
-        return self.out(mixed.reshape(len(x), units, -1, mixed.shape[-1]))
+        return self.out(mixed.reshape(batch, units, -1, mixed.shape[-1]))
 
 
 class LayerScale(nn.Module):
@@ -60,6 +61,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, dim: int, value: float) -> None:
         super().__init__()
+        self.value = value
         self.scale = nn.Parameter(torch.full((dim,), value))
 
     def forward(self, x: Float[Tensor, "B U T C"]) -> Float[Tensor, "B U T C"]:

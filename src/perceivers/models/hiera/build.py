@@ -9,6 +9,9 @@ from perceivers.errors import ConfigError
 from perceivers.models.hiera.config import HieraConfig, HieraDecoder, HieraHead
 from perceivers.types import ModalitySpec
 
+# The default of ``create_model`` for every system; a Hiera has no queries.
+DEFAULT_HEAD = "query"
+
 
 def configure(
     settings: Mapping[str, Any],
@@ -44,20 +47,29 @@ def configure(
     elif isinstance(decoder, Mapping):
         decoder = change_fields(own_decoder, decoder)
     if isinstance(decoder, HieraDecoder):
-        if num_classes is not None:
-            raise ConfigError(f"num_classes={num_classes}: an auto-encoder has no classes")
+        if num_classes is not None or head != DEFAULT_HEAD:
+            raise ConfigError(
+                f"num_classes={num_classes}, head={head!r}: an auto-encoder has no classes"
+            )
         return HieraConfig(**{"init": "autoencoder", **values, "decoder": decoder})
-    if "head" not in values:
-        classes = own_classes if num_classes is None else num_classes
-        values["head"] = HieraHead() if classes is None else make_head(classes, head)
-    return HieraConfig(**values)
+    if decoder not in {None, False}:
+        raise ConfigError(
+            f"decoder={decoder!r}: say True for the variant's own, name single fields of it, or "
+            f"give a complete HieraDecoder"
+        )
+    classes = own_classes if num_classes is None else num_classes
+    return HieraConfig(**values, head=make_head(classes, head))
 
 
-def make_head(num_classes: int | Mapping[str, int], head: Any) -> HieraHead:
-    """Return a head by name.
+def make_head(num_classes: int | Mapping[str, int] | None, head: Any) -> HieraHead:
+    """Return a head by name; without classes and name none.
+
+    Args:
+        num_classes: Logits; those of a complete head when not given.
+        head: ``query``, ``mean``, ``segmentation`` or a complete ``HieraHead``.
 
     Raises:
-        ConfigError: Several tasks, or an unknown name.
+        ConfigError: Several tasks, an unknown name, or a head without classes.
     """
     if isinstance(num_classes, Mapping):
         raise ConfigError(
@@ -65,10 +77,13 @@ def make_head(num_classes: int | Mapping[str, int], head: Any) -> HieraHead:
             f"the perceiver_io variants"
         )
     if isinstance(head, HieraHead):
-        return replace(head, num_outputs=num_classes)
-    if head not in {"query", "mean", "segmentation"}:
+        return head if num_classes is None else replace(head, num_outputs=num_classes)
+    if head not in {DEFAULT_HEAD, "mean", "segmentation"}:
         raise ConfigError(f"head={head!r}: a Hiera answers with its mean token, or by segmentation")
-    # 'query' is the default for every system; a Hiera has no queries.
+    if num_classes is None:
+        if head != DEFAULT_HEAD:
+            raise ConfigError(f"head={head!r} needs num_classes")
+        return HieraHead()
     kind = "segmentation" if head == "segmentation" else "mean"
     return HieraHead(kind=kind, num_outputs=num_classes)
 
@@ -82,5 +97,9 @@ def as_classifier(
         ConfigError: Several tasks, or an unknown head.
     """
     made = make_head(num_classes, head)
-    made = replace(made, dropout_rate=config.head.dropout_rate, dim=config.head.dim)
-    return replace(config, decoder=None, num_pools=None, head=made)
+    if not isinstance(head, HieraHead):
+        made = replace(made, dropout_rate=config.head.dropout_rate)
+        if made.kind == config.head.kind:
+            made = replace(made, dim=config.head.dim)
+    init = config.init if config.decoder is None else "paper"
+    return replace(config, decoder=None, num_pools=None, head=made, init=init)

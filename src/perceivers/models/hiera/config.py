@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any, Literal
 
-from perceivers.adapters.config import build_nested, check_choices
+from perceivers.adapters.config import build_nested, check_choices, check_unused
 from perceivers.errors import ConfigError, InputError
 from perceivers.nn.mask_units import UnitLayout
 from perceivers.types import ModalitySpec, Points, spec_from_json, spec_to_json
@@ -18,6 +18,10 @@ PositionKind = Literal["absolute", "separable", "window"]
 ResizeKind = Literal["window", "plain"]
 HeadKind = Literal["none", "mean", "segmentation"]
 TargetOrder = Literal["channels_first", "channels_last"]
+PER_AXIS = (
+    *("depths", "patch_kernel", "patch_stride", "mask_unit", "pool"),
+    *("position_grid", "feature_norms"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +39,18 @@ class HieraHead:
     """Channels in which the stages meet (segmentation)."""
 
     def __post_init__(self) -> None:
-        """Reject unknown kinds and impossible sizes."""
+        """Reject unknown kinds, impossible sizes, and settings that the kind does not use."""
         check_choices(self)
-        if (self.num_outputs < 1) != (self.kind == "none") or self.dim < 1:
+        outputs = self.num_outputs == 0 if self.kind == "none" else self.num_outputs > 0
+        if not outputs or self.dim < 1:
             raise ConfigError(
                 f"head kind={self.kind!r} with num_outputs={self.num_outputs}, dim={self.dim}: "
                 f"sizes must be at least 1, and kind 'none' has no outputs"
             )
+        if not 0.0 <= self.dropout_rate < 1.0:
+            raise ConfigError(f"head dropout_rate is {self.dropout_rate}; it must be in [0, 1)")
+        unused = {"none": ("dropout_rate", "dim"), "mean": ("dim",)}.get(self.kind, ())
+        check_unused(self, f"head of kind {self.kind!r}", unused)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +122,8 @@ class HieraConfig:
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block, 0..1; earlier ones in proportion."""
     unit_drop_rate: float = 0.0
-    """Share of mask units dropped in supervised training, 0 or more, below 1."""
+    """Share of mask units dropped in training, 0 or more, below 1; not for segmentation and
+    auto-encoders, which have to answer for all."""
     pad: bool = False
     """Fill other sizes with zeros (the mean) at their ends instead of refusing them."""
     feature_norms: tuple[int, ...] = ()
@@ -128,6 +138,8 @@ class HieraConfig:
     def __post_init__(self) -> None:
         """Complete derived sizes, and reject settings that contradict one another."""
         check_choices(self)
+        for name in PER_AXIS:  # lists are welcome, and compare unequal to tuples
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.num_pools is None:
             pools = len(self.depths) - (1 if self.decoder is None else 2)
             object.__setattr__(self, "num_pools", max(pools, 0))
@@ -244,6 +256,11 @@ class HieraConfig:
             raise ConfigError(
                 f"feature_norms={self.feature_norms}; stages are 0..{len(self.depths) - 1}"
             )
+        if self.unit_drop_rate > 0.0 and (self.decoder or self.head.kind == "segmentation"):
+            raise ConfigError(
+                f"unit_drop_rate={self.unit_drop_rate} drops units that segmentation and "
+                f"auto-encoders answer for; leave it out"
+            )
         if self.shortcut == "pool" and self.pools < len(self.depths) - 1:
             raise ConfigError("shortcut='pool' doubles channels by pooling; every stage must pool")
 
@@ -271,8 +288,16 @@ class HieraConfig:
             raise ConfigError(
                 f"positions='separable' tells frames from planes, but there are {rank} axes"
             )
-        if self.positions == "window" and len(self.position_grid) != rank:
-            raise ConfigError(f"position_grid={self.position_grid} must have {rank} sizes")
+        if self.positions != "window":
+            check_unused(
+                self, f"positions={self.positions!r}", ("position_grid", "position_antialias")
+            )
+            return
+        check_unused(self, "positions='window'", ("position_resize",))
+        if len(self.position_grid) != rank or min(self.position_grid) < 1:
+            raise ConfigError(
+                f"position_grid={self.position_grid} must have {rank} sizes of at least 1"
+            )
 
     # -- JSON --------------------------------------------------------------------------------
 
@@ -302,11 +327,12 @@ def check_size(size: Sequence[int], unit: Sequence[int]) -> None:
     Raises:
         InputError: Names the nearest sizes that are legal.
     """
-    if all(s % u == 0 for s, u in zip(size, unit, strict=True)):
+    if all(s > 0 and s % u == 0 for s, u in zip(size, unit, strict=True)):
         return
     smaller = tuple(max(s // u, 1) * u for s, u in zip(size, unit, strict=True))
-    larger = tuple(-(-s // u) * u for s, u in zip(size, unit, strict=True))
+    larger = tuple(max(-(-s // u), 1) * u for s, u in zip(size, unit, strict=True))
+    nearest = f"size is {larger}" if smaller == larger else f"sizes are {smaller} and {larger}"
     raise InputError(
         f"an input of {tuple(size)} is not made of whole mask units of {tuple(unit)} elements; the "
-        f"nearest legal sizes are {smaller} and {larger}; or pass pad=True"
+        f"nearest legal {nearest}; or pass pad=True"
     )

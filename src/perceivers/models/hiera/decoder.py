@@ -40,7 +40,7 @@ class StageFusion(nn.Module):
             for stage in range(config.pools)
         )
 
-    def forward(self, stages: Sequence[Float[Tensor, "B K t c"]]) -> Float[Tensor, "B K T C"]:
+    def forward(self, stages: Sequence[Float[Tensor, "B K _ _"]]) -> Float[Tensor, "B K T C"]:
         """Return one token per token of the last stage."""
         fused = stages[-1]
         for merge, x in zip(self.merges, stages, strict=False):

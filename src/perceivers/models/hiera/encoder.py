@@ -6,6 +6,7 @@ Paper: Hiera (arXiv 2306.00989) Sec. 3, Fig. 2; sparse encoding is that of its m
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 
 import torch
@@ -54,8 +55,7 @@ class HieraEncoder(nn.Module):
         )
         self.positions = HieraPositions(config)
         self.blocks = nn.ModuleList(make_blocks(config))
-        ends = torch.tensor(config.depths).cumsum(0) - 1
-        self.stage_ends = tuple(ends.tolist())
+        self.stage_ends = tuple(end - 1 for end in accumulate(config.depths))
         self.recompute = False
 
     def forward(
@@ -82,12 +82,13 @@ class HieraEncoder(nn.Module):
 
     def _blank(self, x: Tensor, kept: Tensor, units: Sequence[int]) -> Tensor:
         """Zero hidden units: patches overlap, and would see across the border."""
-        shown = torch.zeros(len(kept), prod(units), dtype=x.dtype, device=x.device)
-        shown = shown.scatter(1, kept, 1.0)
+        shown = torch.zeros(kept.shape[0], prod(units), dtype=torch.bool, device=x.device)
+        shown = shown.scatter(1, kept, value=True)
         pairs = zip(units, self.unit_size, strict=True)
         split = x.reshape(*x.shape[:2], *(n for pair in pairs for n in pair))
-        shown = shown.reshape(len(kept), 1, *(n for unit in units for n in (unit, 1)))
-        return (split * shown).reshape(x.shape)
+        shown = shown.reshape(kept.shape[0], 1, *(n for unit in units for n in (unit, 1)))
+        # A product would let NaN through.
+        return torch.where(shown, split, 0.0).reshape(x.shape)
 
 
 def make_blocks(config: HieraConfig) -> list[HieraBlock]:

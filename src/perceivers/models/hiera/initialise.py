@@ -8,6 +8,7 @@
 | positions, mask token | truncated normal, deviation 0.02 | the same |
 | LayerNorm | scale 1, offset 0.02 | scale 1, offset 0 |
 | fusion of the stages | - | as PyTorch's convolutions |
+| layer scales | as configured | as configured |
 | logits | weights and biases times 0.001 | - |
 
 Paper: Hiera (arXiv 2306.00989) App. A; the numbers are those of the released code.
@@ -18,8 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from perceivers.models.hiera.decoder import HieraPatchDecoder, StageFusion
-from perceivers.models.hiera.positions import HieraPositions
+from perceivers.models.hiera.block import LayerScale
 
 DEVIATION = 0.02
 HEAD_SCALE = 0.001
@@ -30,15 +30,7 @@ def initialise(model: Any) -> None:
     """Initialise every parameter of a Hiera as its config asks for."""
     classifier = model.config.init == "paper"
     bias = DEVIATION if classifier else 0.0
-    fused = {
-        id(m)
-        for fusion in model.modules()
-        if isinstance(fusion, StageFusion)
-        for m in fusion.modules()
-    }
     for module in model.modules():
-        if id(module) in fused:
-            continue
         if isinstance(module, nn.Linear):
             if classifier:
                 nn.init.trunc_normal_(module.weight, std=DEVIATION)
@@ -48,13 +40,17 @@ def initialise(model: Any) -> None:
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.constant_(module.bias, bias)
-        elif isinstance(module, HieraPositions):
-            for table in module.parameters():
-                nn.init.trunc_normal_(table, std=DEVIATION)
-        elif isinstance(module, HieraPatchDecoder):
-            nn.init.trunc_normal_(module.mask_token, std=DEVIATION)
-            nn.init.trunc_normal_(module.positions, std=DEVIATION)
+        elif isinstance(module, LayerScale):
+            nn.init.constant_(module.scale, module.value)
+    tables = [*model.encoder.positions.parameters()]
+    if model.decoder is not None:
+        tables += [model.decoder.mask_token, model.decoder.positions]
+        for merge in model.decoder.fusion.merges:
+            merge.reset_parameters()  # a Linear of as many values is drawn as a convolution is
+    for table in tables:
+        nn.init.trunc_normal_(table, std=DEVIATION)
     stem = model.encoder.stem
+    stem.reset_parameters()
     if classifier:
         nn.init.trunc_normal_(stem.weight, std=DEVIATION)
         nn.init.constant_(stem.bias, bias)

@@ -4,15 +4,16 @@ Legend: B batch, C channels, U mask units, K kept and Q masked ones, N classes, 
 Paper: Hiera (arXiv 2306.00989).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from perceivers.adapters import ElementAdapter
+from perceivers.adapters.elements import INTEGER_SCALE
 from perceivers.errors import ConfigError, InputError
 from perceivers.masking import MaskPlan, draw_units
 from perceivers.models.base import SavedModule
@@ -98,13 +99,13 @@ class Hiera(SavedModule):
             InputError: The input is misshapen, or of an illegal size without padding.
         """
         raw = self._raw(inputs)
-        if self.decoder is not None:
-            encoded = self.encode({self.config.name: raw})
-            return {self.config.name: self.unpatch(self.reconstruct(encoded), encoded.units)}
-        if isinstance(self.head, SegmentationHead):
-            logits = self.head(self._maps(self.encoder(self._normalise(raw, pad))))
-            return logits[(..., *(slice(size) for size in raw.shape[2:]))]
         x = self._normalise(raw, pad)
+        if self.decoder is not None:
+            encoded = self.encoder(x)
+            whole = self.unpatch(self.reconstruct(encoded), encoded.units)
+            return {self.config.name: crop(whole, self._reconstructed(raw.shape[2:]))}
+        if isinstance(self.head, SegmentationHead):
+            return crop(self.head(self._maps(self.encoder(x))), raw.shape[2:])
         encoded = self.encoder(x, self._drop_units(x))
         assert self.norm is not None
         pooled = self.norm(encoded.stages[-1].mean((1, 2)))
@@ -128,10 +129,10 @@ class Hiera(SavedModule):
         cropped = []
         for x, stride in zip(maps, strides, strict=True):
             cells = [-(-size // s) for size, s in zip(raw.shape[2:], stride, strict=True)]
-            cropped.append(x[(..., *(slice(n) for n in cells))])
+            cropped.append(crop(x, cells))
         return Pyramid(maps=tuple(cropped), strides=strides, channels=self.config.dims)
 
-    def _maps(self, encoded: Encoded) -> list[Float[Tensor, "B C *grid"]]:
+    def _maps(self, encoded: Encoded) -> list[Float[Tensor, "B _ ..."]]:
         """Return the tokens of every stage on their grid."""
         maps = []
         for stage, tokens in enumerate(encoded.stages):
@@ -141,15 +142,29 @@ class Hiera(SavedModule):
             maps.append(self.config.layout.merge(tokens, encoded.units, pools).movedim(-1, 1))
         return maps
 
-    def encode(self, inputs: Mapping[str, Tensor], plan: MaskPlan | None = None) -> Encoded:
+    def encode(
+        self,
+        inputs: Mapping[str, Tensor],
+        plan: MaskPlan | None = None,
+        *,
+        pad: bool | None = None,
+    ) -> Encoded:
         """Encode the mask units that ``plan`` keeps (all without one).
+
+        Args:
+            inputs: Raw tensor by the modality's name.
+            plan: Of mask units, for this batch and size.
+            pad: Fill the input up to whole mask units; the config's when not given.
 
         Raises:
             ConfigError: The plan does not speak of mask units.
-            InputError: As ``forward``.
+            InputError: As ``forward``; or the plan is for another batch or another size.
         """
-        x = self._normalise(self._raw(inputs), None)
-        return self.encoder(x, None if plan is None else self._units(plan).kept[self.config.name])
+        x = self._normalise(self._raw(inputs), pad)
+        if plan is None:
+            return self.encoder(x)
+        self._check_plan(plan, x.shape[0], self.num_units(tuple(x.shape[2:])))
+        return self.encoder(x, plan.kept[self.config.name])
 
     def reconstruct(
         self, encoded: Encoded, plan: MaskPlan | None = None
@@ -159,7 +174,9 @@ class Hiera(SavedModule):
         They are in the space that the model was trained in: normalised per channel or per patch.
 
         Raises:
-            ConfigError: The model was built without a decoder.
+            ConfigError: The model was built without a decoder, or the plan does not speak of mask
+                units.
+            InputError: The plan is for another batch or another size.
         """
         if self.decoder is None:
             raise ConfigError(
@@ -167,20 +184,28 @@ class Hiera(SavedModule):
             )
         assert self.norm is not None
         tokens = self.norm(self.decoder.fusion(encoded.stages))
-        masked = None if plan is None else self._units(plan).masked[self.config.name]
-        return self.decoder(tokens, encoded, masked)
+        if plan is None:
+            return self.decoder(tokens, encoded)
+        self._check_plan(plan, tokens.shape[0], prod(encoded.units))
+        return self.decoder(tokens, encoded, plan.masked[self.config.name])
 
     # -- patches -----------------------------------------------------------------------------
 
-    def patches(self, raw: Tensor, masked: Tensor | None = None) -> Float[Tensor, "B Q T P"]:
+    def patches(
+        self, raw: Tensor, masked: Tensor | None = None, *, pad: bool | None = None
+    ) -> Float[Tensor, "B Q T P"]:
         """Return the normalised input as the decoder predicts it: patches of the masked units.
 
         Args:
-            raw: ``[B, C, *size]``.
+            raw: As ``forward`` takes it.
             masked: Units ``[B, Q]``; all when not given.
+            pad: Fill the input up to whole mask units; the config's when not given.
+
+        Raises:
+            InputError: As ``forward``.
         """
         config = self.config
-        x = self._normalise(raw, None)
+        x = self._normalise(self._raw(raw), pad)
         rank = len(config.patch)
         grid = [size // patch for size, patch in zip(x.shape[2:], config.patch, strict=True)]
         cells = [n for pair in zip(grid, config.patch, strict=True) for n in pair]
@@ -190,7 +215,7 @@ class Hiera(SavedModule):
             split = split.narrow(1 + rank + axis, 0, size)
         if self._order() == "channels_first":
             split = split.movedim(-1, 1 + rank)
-        units = config.layout.split(split.reshape(len(x), *grid, -1), config.pools)
+        units = config.layout.split(split.reshape(x.shape[0], *grid, -1), config.pools)
         return units if masked is None else gather_units(units, masked)
 
     def unpatch(
@@ -210,7 +235,7 @@ class Hiera(SavedModule):
         order = [axis for i in range(rank) for axis in (1 + i, 1 + rank + i)]
         split = split.permute(0, 1 + 2 * rank, *order)
         sizes = [g * p for g, p in zip(grid.shape[1:-1], patch, strict=True)]
-        return split.reshape(len(values), channels, *sizes)
+        return split.reshape(values.shape[0], channels, *sizes)
 
     def _order(self) -> str:
         return "channels_first" if self.config.decoder is None else self.config.decoder.order
@@ -218,9 +243,17 @@ class Hiera(SavedModule):
     # -- helpers -----------------------------------------------------------------------------
 
     def num_units(self, size: tuple[int, ...] | None = None) -> int:
-        """Return the mask units of an input of ``size`` elements per axis, or of the native one."""
-        sizes = zip(size or self.config.spec.grid, self.config.unit_size, strict=True)
-        return prod(-(-size // unit) for size, unit in sizes)
+        """Return the mask units of an input of ``size`` elements per axis, or of the native one.
+
+        Raises:
+            InputError: The size has other axes than the input, or is not positive.
+        """
+        size, unit = self.config.spec.grid if size is None else size, self.config.unit_size
+        if len(size) != len(unit) or min(size) < 1:
+            raise InputError(
+                f"size {tuple(size)}: this model reads {len(unit)} axes of at least one element"
+            )
+        return prod([-(-n // u) for n, u in zip(size, unit, strict=True)])
 
     def adapter(self, name: str) -> ElementAdapter:
         """Return the adapter of the modality."""
@@ -260,8 +293,8 @@ class Hiera(SavedModule):
     def with_window_positions(self) -> "Hiera":
         """Return a copy whose absolute table is taken apart into a stretched and a tiled one.
 
-        The same function at the native size, exactly up to rounding; at other sizes the tiled part
-        stays in step with the mask units, also while it is trained (arXiv 2311.05613).
+        The same function up to rounding, at other sizes too if these kept the pattern in step; it
+        stays so while it is trained at another size (arXiv 2311.05613).
 
         Raises:
             ConfigError: The positions are not absolute.
@@ -270,7 +303,13 @@ class Hiera(SavedModule):
             raise ConfigError(
                 f"positions are {self.config.positions!r}; only absolute ones can be taken apart"
             )
-        config = replace(self.config, positions="window", position_grid=self.config.native_grid)
+        config = replace(
+            self.config,
+            positions="window",
+            position_grid=self.config.native_grid,
+            position_resize="window",
+            position_antialias=False,  # plain tables have none
+        )
         model = type(self)(config).to(next(self.parameters()))
         state = self.state_dict()
         name = "encoder.positions."
@@ -297,29 +336,52 @@ class Hiera(SavedModule):
                 f"input {self.config.name!r} has {raw.shape[1]} channels; this model reads "
                 f"{spec.channels}"
             )
+        if not (raw.is_floating_point() or raw.dtype in INTEGER_SCALE):
+            raise InputError(
+                f"input {self.config.name!r} has dtype {raw.dtype}; use float32, or uint8 (0..255) "
+                f"or int16"
+            )
         return raw
 
     def _normalise(self, raw: Tensor, pad: bool | None) -> Float[Tensor, "B C *size"]:
         """Return the input in units of its statistics, of whole mask units."""
         x = self.input.normalise(raw.movedim(1, -1), self.encoder.stem.weight.dtype).movedim(-1, 1)
         size, unit = tuple(x.shape[2:]), self.config.unit_size
-        if not (self.config.pad if pad is None else pad):
+        if 0 in size or not (self.config.pad if pad is None else pad):
             check_size(size, unit)
             return x
         missing = [-s % u for s, u in zip(size, unit, strict=True)]
         return nn.functional.pad(x, [n for amount in reversed(missing) for n in (0, amount)])
 
-    def _units(self, plan: MaskPlan) -> MaskPlan:
-        if plan.axis != "unit" or not plan.is_packed:
+    def _reconstructed(self, size: Sequence[int]) -> list[int]:
+        """Return the elements along each axis that are reconstructed of an input's."""
+        pairs = zip(size, self.config.patch, self.config.target_patch, strict=True)
+        return [n if whole == part else -(-n // whole) * part for n, whole, part in pairs]
+
+    def _check_plan(self, plan: MaskPlan, batch: int, total: int) -> None:
+        """Require a plan of mask units, for this batch and this size."""
+        name = self.config.name
+        if plan.axis != "unit" or not plan.is_packed or plan.names != [name]:
             raise ConfigError(
-                "a Hiera hides whole mask units; draw its plan with draw_unit_plan (kind 'units')"
+                f"a Hiera hides whole mask units of {name!r}; draw its plan with draw_unit_plan "
+                f"(kind 'units')"
             )
-        return plan
+        kept, masked = plan.kept[name].shape, plan.masked[name].shape
+        if kept[0] != batch or masked[0] != batch or kept[1] + masked[1] != total:
+            raise InputError(
+                f"the plan keeps {tuple(kept)} and hides {tuple(masked)} units, but the input is a "
+                f"batch of {batch} with {total} units; draw a plan for it"
+            )
 
     def _drop_units(self, x: Tensor) -> Tensor | None:
         """Return the units to train on, where ``unit_drop_rate`` drops some."""
         if not self.training or self.config.unit_drop_rate == 0.0:
             return None
         total = self.num_units(tuple(x.shape[2:]))
-        noise = torch.rand(len(x), total, device=x.device)
+        noise = torch.rand(x.shape[0], total, device=x.device)
         return draw_units(noise, self.config.unit_drop_rate)[0]
+
+
+def crop(x: Shaped[Tensor, "B C *grid"], size: Sequence[int]) -> Shaped[Tensor, "B C *size"]:
+    """Cut off what padding added at the ends."""
+    return x[(..., *(slice(n) for n in size))]

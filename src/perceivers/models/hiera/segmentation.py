@@ -35,7 +35,7 @@ class SegmentationHead(nn.Module):
         self.dropout = nn.Dropout(head.dropout_rate)
         self.out = nn.Linear(head.dim, head.num_outputs)
 
-    def forward(self, maps: Sequence[Float[Tensor, "B C *grid"]]) -> Float[Tensor, "B N *size"]:
+    def forward(self, maps: Sequence[Float[Tensor, "B _ ..."]]) -> Float[Tensor, "B N *size"]:
         """Return logits for every element of the (padded) input."""
         finest = tuple(maps[0].shape[2:])
         total = None
