@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -75,6 +76,17 @@ def measure_times(
                 times[name]["wall"].append(time.perf_counter() - wall)
                 times[name]["cpu"].append(time.process_time() - cpu)
     return times
+
+
+def summarise(
+    times: Mapping[str, Mapping[str, Sequence[float]]], slow: str, fast: str
+) -> dict[str, Any]:
+    """Return the time of ``slow`` over that of ``fast``, median and range, and both in seconds."""
+    each = [a / b for a, b in zip(times[slow]["wall"], times[fast]["wall"], strict=True)]
+    return {
+        "speedup": [round(f(each), 3) for f in (median, min, max)],
+        "seconds": {who: round(median(times[who]["wall"]), 3) for who in (slow, fast)},
+    }
 
 
 def describe_machine() -> dict[str, Any]:

@@ -111,6 +111,38 @@ def test_batch_norm_uses_the_batch_in_training_and_what_it_remembers_later(
     assert not list(build_stem(8, 8, batch_norm=False).norms.parameters())
 
 
+def test_two_frames_are_a_picture_of_twice_the_channels(rng: torch.Generator) -> None:
+    config = TokenConfig(content="conv", dim=3)
+    pair = make_content(Video(2, 8, 12, 2), config).double()
+    picture = make_content(Image(8, 12, 4), config).double()
+    picture.load_state_dict(pair.state_dict())
+    frames = torch.randn(1, 2, 2, 96, generator=rng, dtype=torch.float64)  # [B, C, T, H W]
+    tokens = pair(frames.flatten(2).transpose(1, 2))
+    assert pair.grid == picture.grid == (2, 3)
+    assert torch.equal(tokens, picture(frames.flatten(1, 2).transpose(1, 2)))
+    swapped = frames.flip(2).flatten(2).transpose(1, 2)
+    assert not torch.allclose(tokens, pair(swapped))
+
+
+def test_contrast_leaves_the_light_out_frame_by_frame(rng: torch.Generator) -> None:
+    plain, contrast = (
+        make_content(Video(2, 8, 8, 1), TokenConfig(content="conv", dim=3, contrast=n)).double()
+        for n in (0, 3)
+    )
+    contrast.load_state_dict(plain.state_dict())
+    frames = torch.randn(1, 2, 8, 8, generator=rng, dtype=torch.float64)
+    brighter = frames + torch.tensor([0.5, -2.0], dtype=torch.float64).view(2, 1, 1)
+    before, after = (x.reshape(1, 128, 1) for x in (frames, brighter))
+    torch.testing.assert_close(contrast(before), contrast(after))
+    assert not torch.allclose(plain(before), plain(after))
+    # By hand: the square of a corner holds four pixels, that of an inner one nine.
+    less = frames.clone()
+    for frame, row, column in np.ndindex(2, 8, 8):
+        rows, columns = slice(max(row - 1, 0), row + 2), slice(max(column - 1, 0), column + 2)
+        less[0, frame, row, column] -= frames[0, frame, rows, columns].mean()
+    torch.testing.assert_close(contrast(before), plain(less.reshape(1, 128, 1)))
+
+
 def test_elements_are_kept_by_their_stride() -> None:
     content = make_content(Image(3, 5, 1), TokenConfig(stride=(2, 2)))
     assert content.grid == (2, 3)
@@ -176,12 +208,17 @@ REFUSED: list[tuple[ModalitySpec, TokenConfig, str]] = [
     (
         Video(3, 4, 4),
         TokenConfig(content="frame_patches"),
-        r"frame_patches need a video of 2 frames, not Video\(frames=3",
+        r"content 'frame_patches' needs a video of 2 frames, not Video\(frames=3",
     ),
     (
         Audio(64),
         TokenConfig(content="conv", dim=4),
-        r"a convolutional stem reads images, not audio",
+        r"a convolutional stem reads images and videos of 2 frames, not audio",
+    ),
+    (
+        Video(3, 8, 8),
+        TokenConfig(content="conv", dim=4),
+        r"content 'conv' needs a video of 2 frames, not Video\(frames=3",
     ),
     (
         Image(4, 4),

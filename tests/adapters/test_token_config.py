@@ -11,8 +11,10 @@ from perceivers.adapters.config import (
     TokenConfig,
     build_nested,
     change_fields,
+    covered_grid,
 )
 from perceivers.errors import ConfigError
+from perceivers.types import Image, Video
 
 FOURIER = PositionConfig(kind="fourier", num_bands=4, max_resolution=(8, 8), sine_only=True)
 
@@ -43,7 +45,20 @@ BAD_TOKENS: list[tuple[dict[str, Any], str]] = [
     ({"num_convs": 2}, r"token content 'elements' does not use num_convs=2; leave it out"),
     ({"padding": "hf"}, r"token content 'elements' does not use padding='hf'; leave it out"),
     ({"batch_norm": False}, r"'elements' does not use batch_norm=False; leave it out"),
+    ({"contrast": 3}, r"'elements' does not use contrast=3; leave it out"),
+    ({"content": "conv", "dim": 2, "contrast": 4}, r"token contrast=4 must be odd"),
+    ({"content": "conv", "dim": 2, "contrast": -1}, r"token contrast=-1 must be odd"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("content", "grid"),
+    [("frame_patches", (4, 6)), ("conv", (4, 6)), ("elements", (2, 4, 6))],
+)
+def test_tokens_that_hold_both_frames_lie_over_one(content: Any, grid: tuple[int, ...]) -> None:
+    config = TokenConfig(content=content, dim=3)
+    assert covered_grid(Video(2, 4, 6), config) == grid
+    assert covered_grid(Image(4, 6), TokenConfig(content="conv", dim=3)) == (4, 6)
 
 
 @pytest.mark.parametrize(("settings", "text"), BAD_POSITIONS)

@@ -40,7 +40,7 @@ def test_logits_are_read_from_the_normalised_mean_token(rng: torch.Generator) ->
 
 
 def test_dropout_acts_in_training_alone(rng: torch.Generator) -> None:
-    model = build_hiera(head=HieraHead(kind="mean", num_outputs=5, dropout_rate=0.5))
+    model = build_hiera(head=HieraHead(kind="mean", num_outputs=5), dropout_rate=0.5)
     x = draw_one(model, rng)
     torch.testing.assert_close(model(x), model(x), **EXACT)
     assert not torch.allclose(model.train()(x), model.train()(x))

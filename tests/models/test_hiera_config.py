@@ -43,6 +43,7 @@ CHANGES: list[tuple[str, dict[str, Any], Any]] = [
     ("position_grid", WINDOW, (2, 2)),
     ("position_resize", {}, "plain"),
     ("position_antialias", WINDOW, False),
+    ("dropout_rate", {}, 0.5),
     ("drop_path_rate", {}, 0.5),
     ("unit_drop_rate", {}, 0.5),
     ("pad", {}, True),
@@ -55,7 +56,6 @@ CHANGES: list[tuple[str, dict[str, Any], Any]] = [
 HEADS: list[tuple[str, HieraHead, Any]] = [
     ("kind", HieraHead(kind="segmentation", num_outputs=5), "mean"),
     ("num_outputs", CLASSES, 6),
-    ("dropout_rate", CLASSES, 0.5),
     ("dim", MAP, 12),
 ]
 DECODERS: list[tuple[str, Any]] = [
@@ -194,9 +194,11 @@ def test_lists_are_tuples_like_any_other() -> None:
         ({"num_pools": -1}, r"num_pools=-1"),
         (
             {"drop_path_rate": 1.0},
-            r"drop_path_rate=1.0, unit_drop_rate=0.0; both must be in \[0, 1",
+            r"drop_path_rate is 1.0; it must be in \[0, 1",
         ),
-        ({"unit_drop_rate": -0.1}, r"unit_drop_rate=-0.1; both must be"),
+        ({"unit_drop_rate": -0.1}, r"unit_drop_rate is -0.1; it must be"),
+        ({"dropout_rate": 1.0}, r"dropout_rate is 1.0; it must be"),
+        ({"dropout_rate": 0.1, "head": HieraHead()}, r"dropout_rate=0.1 acts before logits"),
         ({"unit_drop_rate": 0.1, "head": MAP}, r"unit_drop_rate=0.1 drops units that segmentation"),
         ({"feature_norms": (3,)}, r"feature_norms=\(3,\); stages are 0\.\.2"),
         ({"shortcut": "pool", "num_pools": 1}, r"shortcut='pool' doubles channels by pooling"),
@@ -251,9 +253,7 @@ def test_a_native_size_must_be_whole_unless_padded() -> None:
         ({"num_outputs": 2}, r"head kind='none' with num_outputs=2"),
         ({"num_outputs": -2}, r"head kind='none' with num_outputs=-2"),
         ({"kind": "segmentation", "num_outputs": 2, "dim": 0}, r"dim=0: sizes must be at least 1"),
-        ({"kind": "mean", "num_outputs": 2, "dropout_rate": 1.0}, r"dropout_rate is 1.0; it must"),
         ({"kind": "mean", "num_outputs": 2, "dim": 5}, r"head of kind 'mean' does not use dim=5"),
-        ({"dropout_rate": 0.1}, r"head of kind 'none' does not use dropout_rate=0.1"),
     ],
 )
 def test_impossible_heads_are_refused(settings: dict[str, Any], message: str) -> None:

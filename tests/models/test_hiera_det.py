@@ -165,8 +165,7 @@ def test_a_classifier_reads_the_normalised_mean_of_the_last_map(rng: torch.Gener
 
 
 def test_head_dropout_acts_in_training_only() -> None:
-    head = HieraHead(kind="mean", num_outputs=3, dropout_rate=0.5)
-    model = build(head=head)
+    model = build(head=HieraHead(kind="mean", num_outputs=3), dropout_rate=0.5)
     raw = torch.rand(2, 3, 32, 32, dtype=torch.float64)
     assert torch.equal(model(raw), model(raw))
     assert not torch.equal(model.train()(raw), model(raw))
@@ -264,7 +263,7 @@ def test_a_trunk_becomes_a_classifier(rng: torch.Generator) -> None:
 
 
 def test_a_head_is_given_once() -> None:
-    head = HieraHead(kind="mean", num_outputs=2, dropout_rate=0.1)
+    head = HieraHead(kind="mean", num_outputs=2)
     assert create_model("hiera_det_nano", inputs=INPUT, head=head).config.head == head
     both = create_model("hiera_det_nano", inputs=INPUT, head=head, num_classes=9).config.head
     assert both == replace(head, num_outputs=9)
@@ -286,6 +285,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"patch_kernel": (6, 7)}, r"patch_kernel is \(6, 7\); its sizes must be odd"),
     ({"pool": (2,)}, r"pool=\(2,\), position_grid=\(4, 4\): give one size per axis"),
     ({"dim": 33, "num_heads": 2}, r"dim=33 is not a multiple of num_heads=2"),
+    ({"dropout_rate": 0.1}, r"dropout_rate=0.1 acts before logits, and this model has none"),
     ({"drop_path_rate": 1.0}, r"drop_path_rate is 1.0; it must be in \[0, 1\)"),
     ({"inputs": {"a": Audio(99)}}, r"reads one modality on a grid of 2 axes"),
     ({"inputs": {**INPUT, "b": Labels(3)}}, r"reads one modality on a grid of 2 axes"),

@@ -67,8 +67,8 @@ def test_logits_lie_where_the_input_does(rng: torch.Generator) -> None:
 
 
 def test_dropout_of_the_head_acts_in_training_alone(rng: torch.Generator) -> None:
-    head = HieraHead(kind="segmentation", num_outputs=3, dim=10, dropout_rate=0.5)
-    model = build_hiera(head=head)
+    head = HieraHead(kind="segmentation", num_outputs=3, dim=10)
+    model = build_hiera(head=head, dropout_rate=0.5)
     x = draw_one(model, rng)
     torch.testing.assert_close(model(x), model(x), **EXACT)
     assert not torch.allclose(model.train()(x), model(x))

@@ -126,6 +126,7 @@ CONTENT: dict[str, Any] = {
     "num_convs": {"content": "conv", "dim": 5, "num_convs": 2},
     "padding": {"content": "conv", "dim": 5, "padding": "hf"},
     "batch_norm": {"content": "conv", "dim": 5, "batch_norm": False},
+    "contrast": {"content": "conv", "dim": 5, "contrast": 3},
     "positions": {"positions": PositionConfig()},
     "mask_rate": {"mask_rate": 1.0},
 }
@@ -189,7 +190,7 @@ def test_every_setting_of_positions_changes_tokens_and_queries(
 def test_every_setting_of_tokens_changes_them(repeat: Repeat, name: str) -> None:
     large = {**BASE, "inputs": {**INPUTS, "image": Image(16, 16, 1)}}
     base: dict[str, Any] = {"positions": WAVES}
-    if name in {"num_convs", "padding", "batch_norm"}:
+    if name in {"num_convs", "padding", "batch_norm", "contrast"}:
         base |= {"content": "conv", "dim": 5}
     one, other = (
         repeat({**large, "tokens": {"image": build_nested(TokenConfig, settings)}})

@@ -34,6 +34,11 @@ def complete(name: str) -> dict[str, Any]:
     if family == "entity_set":
         return {"inputs": {"points": Points(9, 4)}}
     needed: dict[str, Any] = {"inputs": {"image": Image(32, 32, 3)}}
+    axes = len(own.get("mask_unit", (1, 1)))
+    if axes == 1:
+        return {"inputs": {"audio": Audio(1024)}}
+    if axes == 3:
+        return {"inputs": {"video": Video(4, 32, 32)}}
     if family == "perceiver":
         needed["num_classes"] = 3
     return needed

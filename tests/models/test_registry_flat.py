@@ -182,14 +182,24 @@ CALLS: list[tuple[str, dict[str, Any], str]] = [
     (
         "entity_set_nano",
         {"inputs": {"units": Points(5, 3)}, "num_classes": 4},
-        r"num_classes=4, head='query': the pointer chooses among the 5 slots",
+        r"4 classes, but .*one of its 5 entities, .*row of an entity, 0 to 4; give data with 5 su",
     ),
     (
         "entity_set_nano",
         {"inputs": {"units": Points(5, 3)}, "num_classes": {"a": 5}},
-        r"num_classes=\{'a': 5\}, .*the pointer chooses among the 5 slots",
+        r"tasks \{'a': 5\}, but the pointer of an entity set chooses one of its 5 entities",
     ),
-    ("entity_set_nano", {"inputs": IMAGE}, r"exactly one modality of points, not \['image'\]"),
+    (
+        "entity_set_nano",
+        {"inputs": {"units": Points(5, 3)}, "num_classes": 5, "head": "mean"},
+        r"head='mean': an entity set answers with its pointer; leave it out",
+    ),
+    (
+        "entity_set_nano",
+        {"inputs": IMAGE, "num_classes": 10},
+        r"exactly one modality of points, not \['image'\]: .*take a variant of perceiver_io",
+    ),
+    ("entity_set_nano", {"inputs": {}}, r"say which with inputs=\{name: Points"),
     (
         "perceiver_io_nano",
         {"inputs": IMAGE, "trunk": {"dept": 2}},

@@ -144,6 +144,17 @@ def test_one_kind_alone_takes_the_whole_batch() -> None:
     assert torch.equal(blended["image"], alone["image"])
 
 
+def test_all_frames_of_a_clip_get_the_same_box() -> None:
+    clips = torch.arange(4.0).reshape(4, 1, 1, 1, 1).expand(4, 2, 3, 8, 6).contiguous()
+    mixed, labels = mix_samples({"v": clips}, torch.eye(4), seeded(3), mixup=0.0, cutmix=True)
+    frames = mixed["v"]
+    assert torch.equal(frames, frames[:, :1, :1].expand_as(frames))
+    own = (frames[:, 0, 0] == torch.arange(4.0)[:, None, None]).float().mean((1, 2))
+    assert own.min() < 1.0
+    torch.testing.assert_close(labels.diagonal()[own < 1.0], own[own < 1.0])
+    check_mixing({"v": pv.Video(3, 8, 6)}, mixup=True, cutmix=True)
+
+
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.3, False), (0.0, True), (0.3, True)])
 def test_mixing_is_a_function_of_the_generator_alone(mixup: float, cutmix: bool) -> None:
     def run(seed: int, state: int) -> tuple[Tensor, Tensor]:

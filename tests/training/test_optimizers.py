@@ -3,7 +3,7 @@
 import math
 from copy import deepcopy
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -23,7 +23,9 @@ from perceivers.training.optimizers import (
     unbiased_rate,
 )
 from perceivers.training.schedules import schedule_scale
-from perceivers.types import Image
+from perceivers.types import Image, ModalitySpec, Video
+
+WAVES = PositionConfig(kind="fourier", num_bands=4)
 
 
 @pytest.fixture
@@ -52,6 +54,17 @@ def test_only_weights_of_linears_decay(model: HiP) -> None:
     for name, parameter in model.named_parameters():
         assert decay[id(parameter)] == (0.3 if name in linears else 0.0), name
     assert decay[id(model.encoder.inputs.positions["image"].table)] == 0.0
+
+
+def test_transposed_convolutions_decay_too() -> None:
+    asked: dict[str, Any] = {"queries": "positions", "positions": WAVES, "channels": 1}
+    inputs: dict[str, ModalitySpec] = {"image": Image(8, 8, 1), "video": Video(2, 8, 8, 1)}
+    patches = {"image": (4, 4), "video": (2, 4, 4)}
+    outputs = {n: Output(modality=n, patch=p, head="conv", **asked) for n, p in patches.items()}
+    model = create_model("perceiver_io_nano", inputs=inputs, outputs=outputs)
+    heads = {n for n, _ in model.named_parameters() if n.startswith("decoder.heads.")}
+    assert len(heads) == 8
+    assert decays(model) & heads == {name for name in heads if name.endswith("weight")}
 
 
 def test_every_parameter_is_in_exactly_one_group(model: HiP) -> None:

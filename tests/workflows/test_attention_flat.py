@@ -170,16 +170,17 @@ def test_modalities_share_one_map_and_labels_are_hidden() -> None:
     torch.testing.assert_close(label.values, blind, atol=1e-5, rtol=1e-5)
 
 
-def test_flow_asks_for_the_pixel_in_the_middle() -> None:
-    model = build("perceiver_io_flow_tiny", {"video": Video(2, 6, 8, 3)})
-    video = torch.rand(1, 3, 2, 6, 8)
+def test_flow_asks_for_the_token_in_the_middle() -> None:
+    model = build("perceiver_io_flow_tiny", {"video": Video(2, 16, 8, 3)}).eval()
+    video = torch.rand(1, 3, 2, 16, 8)
     (answer,) = explain(model, {"video": video}).answers
-    assert (answer.output, answer.index) == ("flow", 3 * 8 + 4)
+    # The middle one of 4 x 2 tokens, which answers 4 x 4 pixels.
+    assert (answer.output, answer.index, answer.place) == ("flow", 2 * 2 + 1, (0.625, 0.75))
     assert answer.map is not None
-    assert answer.map.shares["video"].shape == (6, 8)
+    assert answer.map.shares["video"].shape == (4, 2)
     with torch.no_grad():
-        expected = model({"video": video})[0, :, 3, 4]
-    torch.testing.assert_close(answer.values, expected, atol=1e-5, rtol=1e-5)
+        expected = model({"video": video})[0, :, 8:12, 4:8].movedim(0, -1)
+    torch.testing.assert_close(answer.values, expected.flatten(), atol=1e-5, rtol=1e-5)
 
 
 def test_an_entity_set_follows_the_query_of_the_chosen_entity() -> None:
@@ -219,3 +220,26 @@ def test_what_does_not_fit_is_refused_before_it_is_computed(
         explain(model, {"image": bright(0, 0)})
     with pytest.raises(ConfigError, match=r"head is '1'; .* from 0 to 0: this .* with 1 head$"):
         explain(model, {"image": bright(0, 0)}, head="1")
+
+
+def test_the_answer_of_a_conv_head_follows_its_own_query() -> None:
+    """All queries are asked, because the convolutions mix them; the map is that of the middle."""
+    waves = {"kind": "fourier", "num_bands": 4}
+    asked = {"queries": "positions", "modality": "image", "positions": waves, "channels": 1}
+    inputs: Mapping[str, ModalitySpec] = {"image": Image(8, 8, 1)}
+    outputs = {"image": {**asked, "patch": (4, 4), "head": "conv"}}
+    model = build("perceiver_io_nano", inputs, outputs=outputs)
+    picture = torch.rand(1, 1, 8, 8)
+    found = explain(model, {"image": picture})
+    with torch.no_grad(), use_attention(model, "reference", keep_weights=True) as modules:
+        made = model({"image": picture})
+        inward = modules["trunk.reads.0.attention"].weights
+        outward = modules["decoder.read.attention"].weights
+        assert inward is not None
+        assert outward is not None
+        expected = (outward[0, 0].mean(0) @ inward[0, 0].mean(0)).reshape(4, 8, 8).numpy()
+    (answer,) = found.answers
+    assert answer.map is not None
+    np.testing.assert_allclose(answer.map.shares["image"], expected[3], atol=1e-6)
+    assert not np.allclose(expected[3], expected[0], atol=1e-6)
+    torch.testing.assert_close(answer.values, made[0, 0, 4:, 4:].flatten(), atol=1e-5, rtol=1e-5)

@@ -55,10 +55,16 @@ def test_a_hidden_byte_is_named_beside_the_truth() -> None:
 
 
 def test_flow_is_in_pixels() -> None:
-    model = create_model("perceiver_io_flow_tiny", inputs={"video": Video(2, 4, 4, 3)})
-    answer = Answer("flow", torch.tensor([0.1, -0.001]), None, "video", 8, (0.5, 0.5))
-    words = say(model, answer, task="flow")
-    assert words == "flow at the cross: 2.0 px to the right, 0.0 px down"
+    tiny = create_model("perceiver_io_flow_tiny", inputs={"video": Video(2, 4, 4, 3)})
+    pixels = torch.randn(4, 4, 2)
+    pixels[2, 2] = torch.tensor([0.1, -0.001])  # the pixel under the cross
+    answer = Answer("flow", pixels.flatten(), None, "video", 0, (0.5, 0.5))
+    words = "flow at the cross: 2.0 px to the right, 0.0 px down"
+    assert say(tiny, answer, task="flow") == words
+    with torch.device("meta"):  # one query per pixel
+        large = create_model("perceiver_io_flow_small", inputs={"video": Video(2, 4, 4, 3)})
+    answer = Answer("flow", pixels[2, 2], None, "video", 8, (0.5, 0.5))
+    assert say(large, answer, task="flow") == words
 
 
 def test_a_value_is_in_the_units_of_the_input() -> None:

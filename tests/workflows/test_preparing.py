@@ -215,7 +215,7 @@ def test_a_task_needs_a_model_that_can_answer_it(made: Path, tmp_path: Path) -> 
     for settings, message in (
         (
             {"task": "pretrain", "data": made / "photographs"},
-            r"--task pretrain masks the input of a HiP or a Hiera, but perceiver_io_nano is a perceiver",
+            r"--task pretrain masks the input of a HiP or a Hiera, but perceiver_io_nano is",
         ),
         (
             {"task": "autoencode", "data": made / "texts.csv"},

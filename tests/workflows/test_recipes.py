@@ -26,7 +26,11 @@ SPECS: dict[str, dict[str, ModalitySpec]] = {
         "audio": pv.Audio(5120, sample_rate=16000),
         "label": pv.Labels(4),
     },
+    "clip_finetuning": {"video": pv.Video(16, 64, 64)},
     "masked_bytes": {"bytes": pv.Bytes(128)},
+    "masked_clips": {"video": pv.Video(16, 64, 64)},
+    "masked_photographs": {"image": pv.Image(64, 64)},
+    "photograph_finetuning": {"image": pv.Image(64, 64)},
     "photographs": {"image": pv.Image(48, 48)},
     "point_clouds": {"points": pv.Points(64, 3, ragged=True, scale="unit")},
     "sound_labels": {"audio": pv.Audio(8000, sample_rate=8000)},
@@ -35,6 +39,8 @@ SPECS: dict[str, dict[str, ModalitySpec]] = {
     "unit_selection": {"points": pv.Points(32, 6, ragged=True)},
 }
 CLASSES: dict[str, Any] = {
+    "clip_finetuning": 4,
+    "photograph_finetuning": 6,
     "photographs": 10,
     "point_clouds": 26,
     "sound_labels": 20,
@@ -42,6 +48,21 @@ CLASSES: dict[str, Any] = {
     "text_multitask": {"topics": 4, "intents": 77},
 }
 REQUIRED = {"data": "DATA", "out": "OUT"}
+# At the size of a paper; the others are for a CPU.
+LARGE = {name for name in NAMES if name == "imagenet" or name.startswith("hiera_")}
+# What fine-tuning starts from.
+PRETRAINED = {
+    "clip_finetuning": "hiera_nano_video",
+    "photograph_finetuning": "hiera_pico",
+    "hiera_imagenet_finetuning": "hiera_base_224",
+    "hiera_kinetics_finetuning": "hiera_base_16x224",
+}
+
+
+def model_of(name: str, model: str) -> str:
+    """The variant that a recipe trains."""
+    assert (model in list_models()) != (name in PRETRAINED)
+    return PRETRAINED.get(name, model)
 
 
 def test_recipes_are_listed_by_name_with_a_sentence() -> None:
@@ -79,8 +100,7 @@ def test_every_recipe_is_a_config_of_its_task(name: str, tmp_path: Path) -> None
     settings = read_yaml(copy_recipe(name, tmp_path))
     task = settings.pop("task")
     config = build_config(TASKS[task], {**settings, **REQUIRED})
-    assert config.model in list_models()
-    model_options(config, find_family(config.model))
+    model_options(config, find_family(model_of(name, config.model)))
     # The command in the second line is that of the task, and names the file.
     words = find_recipe(name).command.split()
     assert words[:4] == ["perceivers", words[1], "--config", f"{name}.yaml"]
@@ -91,12 +111,13 @@ def test_every_recipe_is_a_config_of_its_task(name: str, tmp_path: Path) -> None
     assert rebuilt == config
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "imagenet"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in LARGE])
 def test_every_recipe_for_a_cpu_builds_its_model(name: str) -> None:
     settings = yaml.safe_load(find_recipe(name).text)
     task = settings.pop("task")
     config = build_config(TASKS[task], {**settings, **REQUIRED})
-    options = model_options(config, find_family(config.model))
+    variant = model_of(name, config.model)
+    options = model_options(config, find_family(variant))
     inputs = {
         modality: replace(spec, **config.inputs.get(modality, {}))
         for modality, spec in SPECS.get(name, {}).items()
@@ -104,7 +125,7 @@ def test_every_recipe_for_a_cpu_builds_its_model(name: str) -> None:
     assert config.inputs.keys() <= inputs.keys()
     with torch.device("meta"):
         model = pv.create_model(
-            config.model, inputs=inputs or None, num_classes=CLASSES.get(name), **options
+            variant, inputs=inputs or None, num_classes=CLASSES.get(name), **options
         )
     assert model.family in FAMILIES
     assert sum(parameter.numel() for parameter in model.parameters()) < 20_000_000
@@ -113,8 +134,19 @@ def test_every_recipe_for_a_cpu_builds_its_model(name: str) -> None:
     assert task != "flow" or list(model.config.outputs) == ["flow"]
 
 
-def test_the_recipe_of_the_paper_builds_on_the_meta_device() -> None:
-    settings = yaml.safe_load(find_recipe("imagenet").text)
+@pytest.mark.parametrize("name", sorted(LARGE))
+def test_the_recipes_of_the_papers_build_on_the_meta_device(name: str) -> None:
+    settings = yaml.safe_load(find_recipe(name).text)
+    config = build_config(TASKS[settings.pop("task")], {**settings, **REQUIRED})
+    variant = model_of(name, config.model)
+    options = model_options(config, find_family(variant))
+    masked: dict[str, Any] = {"decoder": True} if name.endswith("pretraining") else {}
+    classes = None if masked else 1000
     with torch.device("meta"):
-        model = pv.create_model(settings["model"], num_classes=1000)
-    assert model.config.inputs["image"].grid == (settings["size"], settings["size"])
+        model = pv.create_model(variant, num_classes=classes, **masked, **options)
+    ((modality, spec),) = model.config.inputs.items()
+    stated = config.inputs.get(modality, {"height": config.size, "width": config.size})
+    assert {key: getattr(spec, key) for key in stated if key != "frame_rate"} == {
+        key: value for key, value in stated.items() if key != "frame_rate"
+    }
+    assert (model.config.num_classes == 1000) != bool(masked)

@@ -165,7 +165,9 @@ def test_other_tasks_train_in_half_precision(made: Path, tmp_path: Path, task: s
     run = making.quietly(verb, task=task, out=tmp_path / "run", precision="bf16", **settings)
     loss = [json.loads(row) for row in run.folder.metrics.read_text().splitlines()]
     assert all(row["loss"] == row["loss"] for row in loss if "loss" in row)
-    assert all(tensor.dtype == torch.float32 for tensor in weights(run.path).values())
+    # Norms over the batch count batches in whole numbers.
+    kinds = {tensor.dtype for tensor in weights(run.path).values()} - {torch.int64}
+    assert kinds == {torch.float32}
 
 
 def test_an_average_of_the_weights_is_what_is_saved(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from perceivers.errors import ConfigError, suggest
+from perceivers.types import ModalitySpec
 
 Config = TypeVar("Config")
 Content = Literal["elements", "patches", "frame_patches", "conv", "embedding", "coordinates"]
@@ -66,8 +67,9 @@ class TokenConfig:
 
     content: Content = "elements"
     """elements: one token per raw element; patches: space-to-depth; frame_patches: 3x3 windows of
-    two frames at every pixel (flow); conv: 7x7 convolution and pooling; embedding: a learned row
-    per byte; coordinates: points, whose first channels are their positions."""
+    two frames at every pixel (flow); conv: 7x7 convolution and pooling of a picture, or of a pair
+    of frames joined as channels; embedding: a learned row per byte; coordinates: points, whose
+    first channels are their positions."""
     stride: tuple[int, ...] = ()
     """elements: keep every n-th along each axis."""
     patch: tuple[int, ...] = ()
@@ -82,6 +84,9 @@ class TokenConfig:
     in the Hugging Face port."""
     batch_norm: bool = True
     """conv: normalise over the batch."""
+    contrast: int = 0
+    """conv: odd side of the square around every pixel whose mean colour is subtracted from it, in
+    each frame by itself, so that edges count and light does not; 0 leaves the light in."""
     positions: PositionConfig = field(default_factory=PositionConfig)
     mask_rate: float = 0.0
     """Several modalities: probability with which a token is replaced by the modality's mask token
@@ -107,14 +112,30 @@ class TokenConfig:
                 f"token dim={self.dim} must not be negative and num_convs={self.num_convs} must be "
                 f"at least 1"
             )
+        if self.contrast < 0 or (self.contrast and self.contrast % 2 == 0):
+            raise ConfigError(
+                f"token contrast={self.contrast} must be odd, so that a pixel is in the middle of "
+                f"its square, or 0"
+            )
         if not 0.0 <= self.mask_rate <= 1.0:
             raise ConfigError(f"token mask_rate is {self.mask_rate}; it must be in [0, 1]")
         if self.content == "coordinates" and self.positions.kind != "fourier":
             raise ConfigError("token content 'coordinates' needs Fourier positions")
         unused = () if self.content == "elements" else ("stride",)
         if self.content != "conv":
-            unused += ("num_convs", "padding", "batch_norm")
+            unused += ("num_convs", "padding", "batch_norm", "contrast")
         check_unused(self, f"token content {self.content!r}", unused)
+
+
+def covered_grid(spec: ModalitySpec, config: TokenConfig) -> tuple[int, ...]:
+    """Return the grid of elements over which tokens lie: a frame's, where each holds both frames.
+
+    Args:
+        spec: The modality.
+        config: How it becomes tokens.
+    """
+    joined = spec.kind == "video" and config.content in {"frame_patches", "conv"}
+    return spec.grid[1:] if joined else spec.grid
 
 
 def check_choices(config: Any) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from perceivers.adapters.config import TokenConfig
 from perceivers.errors import ConfigError
-from perceivers.nn.flow_patches import extract_flow_patches
+from perceivers.nn.flow_patches import FRAMES, extract_flow_patches
 from perceivers.nn.space_depth import space_to_depth
 from perceivers.types import BYTE_VOCABULARY, ModalitySpec
 
@@ -82,10 +82,7 @@ class FramePatches(Content):
     """A token per pixel: the 3x3 windows around it in both frames, zeros outside (flow)."""
 
     def __init__(self, spec: ModalitySpec) -> None:
-        if spec.kind != "video" or spec.grid[0] != 2:
-            raise ConfigError(
-                f"frame_patches need a video of 2 frames, not {spec}; optical flow compares two"
-            )
+        _check_pair("content 'frame_patches'", spec)
         super().__init__(spec.grid[1:], 2 * 9 * spec.channels)
         self.full = spec.grid
 
@@ -99,12 +96,19 @@ class ConvStem(Content):
 
     ``same`` pads as TensorFlow does, unevenly for even sizes: 224 becomes 56. ``hf`` is the port's:
     3 on every side of the convolution, nothing before the pooling; 224 becomes 55.
+
+    The two frames of a video are one picture of twice the channels (flow, App. H). With
+    ``contrast`` every pixel is first compared with the mean of the square around it.
     """
 
     def __init__(self, spec: ModalitySpec, config: TokenConfig) -> None:
-        if spec.kind != "image":
-            raise ConfigError(f"a convolutional stem reads images, not {spec.kind}")
-        grid = spec.grid
+        if spec.kind == "video":
+            _check_pair("content 'conv'", spec)
+        elif spec.kind != "image":
+            raise ConfigError(
+                f"a convolutional stem reads images and videos of 2 frames, not {spec.kind}"
+            )
+        grid = picture = spec.grid[-2:]
         for _ in range(config.num_convs):
             if config.padding == "same":
                 grid = tuple(((n + 1) // 2 + 1) // 2 for n in grid)
@@ -113,8 +117,9 @@ class ConvStem(Content):
         if min(grid) < 1:
             raise ConfigError(f"an image of {spec.grid} is too small for {config.num_convs} convs")
         super().__init__(grid, config.dim)
-        self.full, self.padding = spec.grid, config.padding
-        widths = [spec.channels, *[config.dim] * config.num_convs]
+        frames = spec.num_tokens // prod(picture)
+        self.full, self.padding, self.contrast = picture, config.padding, config.contrast
+        widths = [frames * spec.channels, *[config.dim] * config.num_convs]
         self.convs = nn.ModuleList(
             nn.Conv2d(a, b, CONV_KERNEL, CONV_STRIDE, bias=False) for a, b in pairwise(widths)
         )
@@ -124,7 +129,11 @@ class ConvStem(Content):
 
     def forward(self, values: Float[Tensor, "B N C"]) -> Float[Tensor, "B M D"]:
         """Return the convolved pixels."""
-        x = values.transpose(1, 2).unflatten(2, self.full)
+        # [B, C T, H, W]: the frames of a channel beside one another
+        x = values.transpose(1, 2).flatten(1).unflatten(1, (-1, *self.full))
+        if self.contrast:
+            around = self.contrast // 2
+            x = x - F.avg_pool2d(x, self.contrast, 1, around, count_include_pad=False)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             same = self.padding == "same"
             x = pad_same(x, CONV_KERNEL, 0.0) if same else F.pad(x, (CONV_KERNEL // 2,) * 4)
@@ -189,6 +198,13 @@ def make_content(spec: ModalitySpec, config: TokenConfig) -> Content:
     if config.content == "coordinates":
         return Coordinates(spec, len(config.positions.max_resolution or (0,) * spec.channels))
     return Elements(spec, config.stride)
+
+
+def _check_pair(what: str, spec: ModalitySpec) -> None:
+    if spec.kind != "video" or spec.grid[0] != FRAMES:
+        raise ConfigError(
+            f"{what} needs a video of 2 frames, not {spec}; optical flow compares two"
+        )
 
 
 def _check_axes(what: str, sizes: tuple[int, ...], spec: ModalitySpec) -> None:

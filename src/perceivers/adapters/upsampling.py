@@ -1,5 +1,8 @@
 """Convolutional upsampling: from answers on a coarse grid to values on the raw one.
 
+As the released postprocessing chooses: pictures, and clips whose frames are all answered, grow by
+four per picture; clips answered at fewer moments grow in time as well.
+
 The released code pads its transposed convolutions as TensorFlow does ("SAME"): with a kernel of 4
 every output has exactly ``stride`` times the size of its input.
 
@@ -7,6 +10,9 @@ Legend: B batch, C channels, T frames, H W rows and columns, K channels out.
 Paper: Perceiver IO (arXiv 2107.14795) App. H; the released postprocessing blocks.
 """
 
+from collections.abc import Sequence
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +20,62 @@ from torch.nn import functional as F
 from perceivers.errors import ConfigError
 
 KERNEL = 4
+
+
+def count_doublings(factors: Sequence[int]) -> tuple[int, int]:
+    """Return how often frames are doubled, and how often rows and columns.
+
+    Args:
+        factors: Values per answer along each axis: rows and columns, with frames before them or
+            not.
+
+    Raises:
+        ConfigError: No upsampling makes as many.
+    """
+    if len(factors) in {2, 3}:
+        temporal, *spatial = map(_doublings, (1, *factors)[-3:])
+        if (temporal, *spatial) == (0, 2, 2) or 0 < temporal <= spatial[0] == spatial[1]:
+            return temporal, spatial[0]
+    raise ConfigError(
+        f"patch {tuple(factors)} cannot be made by transposed convolutions; they make (4, 4) of "
+        f"pictures, (1, 4, 4) of clips, or (t, s, s) with powers of two, 2 <= t <= s"
+    )
+
+
+def _doublings(factor: int) -> int:
+    """The logarithm of a power of two; -1 for other numbers."""
+    return factor.bit_length() - 1 if factor > 0 and factor & (factor - 1) == 0 else -1
+
+
+class GridUpsample(nn.Module):
+    """Answers on a coarse grid become values on the raw one.
+
+    Args:
+        dim: Channels of an answer.
+        channels: Values K per element.
+        factors: Elements per answer along each axis, as in ``count_doublings``.
+
+    Raises:
+        ConfigError: No upsampling makes as many.
+    """
+
+    def __init__(self, dim: int, channels: int, factors: Sequence[int]) -> None:
+        super().__init__()
+        temporal, spatial = count_doublings(factors)
+        self.by_frame = len(factors) == 3 and not temporal
+        self.upsample = (
+            ConvUpsample3d(dim, channels, num_temporal=temporal, num_spatial=spatial)
+            if temporal
+            else ConvUpsample2d(dim, channels)
+        )
+
+    def forward(self, x: Float[Tensor, "B C *coarse"]) -> Float[Tensor, "B K *fine"]:
+        """Return values on the finer grid; frames are pictures of their own if none are made."""
+        if not self.by_frame:
+            return self.upsample(x)
+        frames = x.transpose(1, 2)
+        made = self.upsample(frames.flatten(0, 1))
+        return made.unflatten(0, frames.shape[:2]).transpose(1, 2)
 
 
 class ConvUpsample2d(nn.Module):
@@ -71,5 +133,22 @@ class ConvUpsample3d(nn.Module):
         for i, conv in enumerate(self.convs):
             assert isinstance(conv, nn.ConvTranspose3d)
             frames = x.shape[2] * conv.stride[0]
-            x = conv(F.relu(x) if i else x)[:, :, :frames]
+            x = F.relu(x) if i else x
+            x = (conv(x) if conv.stride[0] > 1 else in_float32(conv, x))[:, :, :frames]
         return x
+
+
+def in_float32(conv: nn.ConvTranspose3d, x: Float[Tensor, "B C T H W"]) -> Tensor:
+    """Return what a layer makes of bf16, computed in float32; other types as they are.
+
+    Where frames are not doubled, the weight gradients of oneDNN in bf16 are off by any factor
+    (torch 2.13 on CPU).
+    """
+    if x.dtype != torch.bfloat16 and not torch.is_autocast_enabled(x.device.type):
+        return conv(x)
+    assert conv.bias is not None
+    with torch.autocast(x.device.type, enabled=False):
+        made = F.conv_transpose3d(
+            x.float(), conv.weight.float(), conv.bias.float(), conv.stride, padding=1
+        )
+    return made.to(x.dtype)

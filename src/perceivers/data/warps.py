@@ -26,6 +26,7 @@ from perceivers.data.augment import AugmentConfig
 from perceivers.data.fitting import fit_encoded
 from perceivers.data.motions import Motion, draw_blob, draw_motion, frame_places
 from perceivers.data.sources import PictureSource, Source
+from perceivers.data.views import Look
 from perceivers.errors import ConfigError, DataError
 from perceivers.nn.sampling import sample_pixels
 from perceivers.types import Image
@@ -154,7 +155,7 @@ class WarpedPairs:
         assert isinstance(self.photographs, PictureSource)
         room = 2 * self._margin
         spec = Image(self.height + room, self.width + room)
-        return fit_encoded(self.photographs.encoded(index), spec, CROPS, rng)
+        return fit_encoded(self.photographs.encoded(index), spec, Look(rng, CROPS))
 
     def _seen(self, canvas: NDArray[np.uint8], motion: Motion | None) -> NDArray[np.float64]:
         """Return what a frame shows, ``[3, H, W]`` in 0..255: frame 2 without a motion."""

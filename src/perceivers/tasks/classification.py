@@ -27,8 +27,8 @@ class ClassificationConfig:
     mixup: float = 0.0
     """MixUp's Beta(a, a) parameter; 0 switches it off (arXiv 1710.09412)."""
     cutmix: bool = False
-    """Paste boxes of other pictures (arXiv 1905.04899): in half of every batch, the other half
-    being for MixUp, or in all of it where mixup is 0."""
+    """Paste boxes of other pictures or clips (arXiv 1905.04899): in half of every batch, the other
+    half being for MixUp, or in all of it where mixup is 0."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: weigh each class by the inverse of its frequency in the training split."""
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from perceivers.errors import ConfigError
-from perceivers.types import Image, ModalitySpec, Points
+from perceivers.types import Image, ModalitySpec, Points, Video
 
 # Their integers name classes or characters, and nothing lies between two of them.
 DISCRETE_KINDS = ("bytes", "labels")
@@ -34,13 +34,14 @@ def check_mixing(specs: Mapping[str, ModalitySpec], *, mixup: bool, cutmix: bool
         cutmix: Whether CutMix is on.
 
     Raises:
-        ConfigError: CutMix of anything but pictures, or MixUp of ids or of sets with gaps.
+        ConfigError: CutMix of other than pictures and clips, or MixUp of ids or of sets with gaps.
     """
-    others = {name: spec.kind for name, spec in specs.items() if not isinstance(spec, Image)}
+    seen = Image | Video
+    others = {name: spec.kind for name, spec in specs.items() if not isinstance(spec, seen)}
     if cutmix and others:
         raise ConfigError(
-            f"cutmix pastes boxes of pictures, but the model reads {others} (modality: kind); set "
-            f"cutmix to false"
+            f"cutmix pastes boxes of pictures and clips, but the model reads {others} (modality: "
+            f"kind); set cutmix to false"
         )
     discrete = {name: kind for name, kind in others.items() if kind in DISCRETE_KINDS}
     if mixup and discrete:
@@ -109,14 +110,14 @@ def blend_samples(
 def paste_boxes(
     inputs: Mapping[str, Tensor], targets: Float[Tensor, "B K"], generator: torch.Generator
 ) -> Mixed:
-    """Replace a box of every picture by that of another one (CutMix).
+    """Replace a box of every picture, or of all frames of a clip, by that of another one (CutMix).
 
     The box covers a share of the area that is uniform in 0..1, with the picture's aspect ratio and
     its centre anywhere, so that it may be cut off at the border. Labels mix by what it covers in
     fact. Several pictures of a sample get the same box, in shares of their sides.
 
     Args:
-        inputs: Pictures ``[B, C, H, W]``, uint8 or float, by name.
+        inputs: Pictures ``[B, C, H, W]`` and clips ``[B, C, T, H, W]``, uint8 or float, by name.
         targets: Class probabilities.
         generator: Where every draw comes from.
     """
@@ -125,7 +126,8 @@ def paste_boxes(
     mixed, kept = {}, []
     for name, raw in inputs.items():
         box = draw_boxes(draws, raw.shape[-2], raw.shape[-1]).to(raw.device)  # [B, H, W]
-        mixed[name] = torch.where(box[:, None], raw[order], raw)
+        place = box.reshape(len(box), *[1] * (raw.ndim - 3), *box.shape[1:])
+        mixed[name] = torch.where(place, raw[order], raw)
         kept.append(1.0 - box.float().mean((1, 2)))
     return mixed, _mix_targets(targets, order, torch.stack(kept).mean(0))
 

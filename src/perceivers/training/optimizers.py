@@ -13,6 +13,7 @@ from perceivers.training.config import OptimizerConfig
 
 # nn has no common base of its norms; all models together use these two.
 NORMS = (nn.LayerNorm, nn.BatchNorm2d)
+MAPS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class UnclampedLamb(Lamb):
@@ -53,7 +54,7 @@ def decays(model: nn.Module, *, arrays: bool = False) -> set[str]:
     chosen = set()
     for name, _ in model.named_parameters():
         owner, _, kind = name.rpartition(".")
-        is_map = isinstance(modules[owner], nn.Linear | nn.Conv2d)
+        is_map = isinstance(modules[owner], MAPS)
         is_array = arrays and not isinstance(modules[owner], NORMS)
         if kind != "bias" and (is_map or is_array):
             chosen.add(name)

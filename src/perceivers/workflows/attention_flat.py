@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from perceivers.adapters.multimodal import Tokens
 from perceivers.models.entity_set import EntitySet
+from perceivers.models.flat.encoded import Encoded
 from perceivers.models.perceiver import Perceiver
 from perceivers.models.perceiver_io import PerceiverIO
-from perceivers.models.perceiver_io.model import Encoded
 from perceivers.types import MASK, Labels
 from perceivers.workflows.attention_maps import (
     Answer,
@@ -77,8 +77,7 @@ def read_flat(
     attentions = [m.get_submodule("attention") for m in body.trunk.reads]
     with record(body, attentions) as recorded:
         if isinstance(body, Perceiver):
-            features = body.forward_features(inputs)
-            encoded = Encoded(latents=features.latents, tokens=features.tokens)
+            encoded = body.forward_features(inputs)
         else:
             encoded = encode_blind(body, inputs)
     field = token_field(body, encoded.tokens)
@@ -195,7 +194,7 @@ def _answer_queries(
             continue
         queries = choose_queries(model, name, inputs, encoded)
         with_place = bool(output.modality)
-        grid = _query_grid(model, name) if with_place else ()
+        grid = model.query_grid(name) if with_place else ()
         values = model.decode(encoded, name, ids=torch.tensor(queries))[0].float()
         weights = _query_weights(model, encoded, name, queries)
         for index, value, outward in zip(queries, values, weights, strict=True):
@@ -228,21 +227,11 @@ def choose_queries(
     if real is not None and real.shape[1] == total:
         places = real[0].nonzero().flatten().tolist()
         return [places[len(places) // 2]]
-    grid = _query_grid(model, name)
+    grid = model.query_grid(name)
     index = 0
     for size in grid:
         index = index * size + size // 2
     return [index]
-
-
-def _query_grid(model: PerceiverIO, name: str) -> tuple[int, ...]:
-    """The grid on which the queries of a modality lie."""
-    output = model.config.outputs[name]
-    if output.queries == "tokens":
-        return model.inputs.reader(output.modality).grid
-    if output.queries == "positions":
-        return model.config.grid(output)
-    return model.config.inputs[output.modality].grid
 
 
 def _query_weights(
@@ -254,4 +243,6 @@ def _query_weights(
     with record(body, [attention]) as recorded:
         body.decode(encoded, name, ids=ids)
     joined = torch.cat([weights[0].mean(0) for weights in recorded.of([attention])])  # [O, N]
+    if body.config.outputs[name].head == "conv":  # all were asked
+        joined = joined[ids.to(joined.device)]
     return joined.unsqueeze(1)

@@ -49,7 +49,8 @@ class Speaker:
             return _say_byte(answer, truth.get(answer.index))
         if answer.output == TARGET and self.info.task in {"", "flow"} and answer.modality:
             # Adding zero turns a rounded -0.0 into 0.0.
-            right, down = (round(v, 1) + 0.0 for v in (answer.values * self.flow_scale).tolist())
+            values = self._at_the_mark(answer) * self.flow_scale
+            right, down = (round(v, 1) + 0.0 for v in values.tolist())
             return f"flow at the cross: {right:.1f} px to the right, {down:.1f} px down"
         if output is not None and answer.modality and not self._is_label(answer.output):
             return f"{answer.output} at the mark: {self._say_values(answer)}"
@@ -61,6 +62,12 @@ class Speaker:
         name = names[best] if len(names) == len(chance) else f"class {best}"
         words = f"{name}, {show_chance(float(chance[best]))}"
         return f"{answer.output}: {words}" if answer.output and self._is_one_of_many else words
+
+    def _at_the_mark(self, answer: Answer) -> Tensor:
+        """Values of the element in the middle, where a query answers a whole patch of them."""
+        output = self.model.config.outputs[answer.output]
+        middle = tuple(size // 2 for size in output.patch)
+        return answer.values.reshape(*output.patch, output.channels)[middle]
 
     @property
     def _is_one_of_many(self) -> bool:

@@ -69,10 +69,12 @@ def classifier(
         return fresh_model(config, specs, num_classes=num_classes, head=head), []
     loaded = load_for(config, dataset)
     family = FAMILIES[loaded.model.family]
-    kept = change_config(loaded.model.config, model_options(config, loaded.model.family))
+    # Options such as dropped units may suit the classifier and not what was pre-trained.
+    wanted = family.as_classifier(loaded.model.config, num_classes, head)
+    wanted = change_config(wanted, model_options(config, loaded.model.family))
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = family.module(family.as_classifier(kept, num_classes, head))
+        model = family.module(wanted)
     return model, [f"from {loaded.folder}: {transfer_encoder(loaded.model, model)}"]
 
 

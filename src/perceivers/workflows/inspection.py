@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def describe_models(pattern: str = "*") -> list[ModelRow]:
 
 
 def _summary(model: Any) -> tuple[str, str]:
-    """Latents, and what happens to them."""
+    """Latents, or a hierarchy's last tokens, and what happens to them."""
     if model.family == "hip":
         levels = model.config.levels
         middle = levels[model.config.processor]
@@ -107,17 +108,26 @@ def _summary(model: Any) -> tuple[str, str]:
         depths, windows = (
             "-".join(map(str, x)) for x in (model.config.depths, model.config.windows)
         )
-        return "-", f"blocks {depths}, width {model.config.dim}, windows {windows}"
+        return last_tokens(model), f"blocks {depths}, width {model.config.dim}, windows {windows}"
     if model.family == "hiera":
         depths = "-".join(map(str, model.config.depths))
         unit = "x".join(map(str, model.config.unit_size))
-        return "-", f"blocks {depths}, width {model.config.dim}, units {unit}"
+        return last_tokens(model), f"blocks {depths}, width {model.config.dim}, units {unit}"
     trunk = model.config.trunk
     shared = " shared" if trunk.share_blocks and trunk.num_blocks > 1 else ""
     return (
         f"{trunk.num_latents} x {trunk.latent_dim}",
         f"{trunk.num_reads} read, {trunk.num_blocks} x {trunk.depth} layers{shared}",
     )
+
+
+def last_tokens(model: Any) -> str:
+    """What a Hiera has instead of latents: the tokens of its last stage."""
+    config = model.config
+    (spec,) = config.inputs.values()
+    last = len(config.depths) - 1
+    pairs = zip(spec.grid, config.stride(last), strict=True)
+    return f"{prod(-(-size // stride) for size, stride in pairs)} x {config.dim * 2**last}"
 
 
 def describe_weights(pattern: str = "*") -> list[ReleasedWeights]:

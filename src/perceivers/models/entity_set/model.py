@@ -32,6 +32,25 @@ from perceivers.types import ModalitySpec
 OWN_DECODER = DecoderConfig(num_heads=2, residual=True)
 
 
+def count_entities(inputs: Mapping[str, ModalitySpec]) -> int:
+    """Return the slots of the set that a model reads.
+
+    Args:
+        inputs: Modalities by name.
+
+    Raises:
+        ConfigError: They are anything but one modality of points.
+    """
+    kinds = [spec.kind for spec in inputs.values()]
+    if kinds != ["points"]:
+        raise ConfigError(
+            f"an entity set reads exactly one modality of points, not {kinds}: every point is an "
+            f"entity, and its values are the features; for other data take a variant of "
+            f"perceiver_io"
+        )
+    return next(iter(inputs.values())).num_tokens
+
+
 @dataclass(frozen=True, kw_only=True)
 class EntitySetConfig:
     """A complete entity-set model."""
@@ -52,12 +71,7 @@ class EntitySetConfig:
     def __post_init__(self) -> None:
         """Require one modality of points."""
         object.__setattr__(self, "inputs", dict(self.inputs))
-        kinds = [spec.kind for spec in self.inputs.values()]
-        if kinds != ["points"]:
-            raise ConfigError(
-                f"an entity set reads exactly one modality of points, not {kinds}; every point is "
-                f"an entity and its channels are the features"
-            )
+        count_entities(self.inputs)
         if self.token_dim < 1 or self.embed_dim < 1:
             raise ConfigError(
                 f"token_dim={self.token_dim} and embed_dim={self.embed_dim} must be at least 1"

@@ -8,7 +8,7 @@ from typing import Any
 
 from perceivers.adapters.config import change_fields
 from perceivers.errors import ConfigError
-from perceivers.models.entity_set.model import EntitySetConfig
+from perceivers.models.entity_set.model import EntitySetConfig, count_entities
 from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.types import ModalitySpec, Points
 
@@ -54,12 +54,8 @@ def configure(
     inputs = inputs or settings.get("inputs")
     if inputs is None:
         raise ConfigError("this variant reads any set; say which with inputs={name: Points(...)}")
-    slots = next(iter(inputs.values())).num_tokens
-    if (num_classes is not None and num_classes != slots) or head != "query":
-        raise ConfigError(
-            f"num_classes={num_classes}, head={head!r}: the pointer chooses among the {slots} "
-            f"slots; leave both out"
-        )
+    slots = count_entities(inputs)
+    _check_choice(slots if num_classes is None else num_classes, slots, head)
     values = {**settings, **overrides, "inputs": inputs}
     for name, own in (("trunk", settings["trunk"]), ("decoder", EntitySetConfig.decoder)):
         if isinstance(overrides.get(name), Mapping):
@@ -75,9 +71,19 @@ def as_classifier(
     Raises:
         ConfigError: There are not as many choices as slots.
     """
-    if num_classes != config.num_classes or head != "query":
-        raise ConfigError(
-            f"num_classes={num_classes}, head={head!r}: the pointer chooses among the "
-            f"{config.num_classes} slots"
-        )
+    _check_choice(num_classes, config.num_classes, head)
     return config
+
+
+def _check_choice(num_classes: int | Mapping[str, int], slots: int, head: str) -> None:
+    """Require one class per slot, and no other head than the pointer."""
+    if num_classes != slots:
+        found = f"{num_classes} classes" if isinstance(num_classes, int) else f"tasks {num_classes}"
+        raise ConfigError(
+            f"{found}, but the pointer of an entity set chooses one of its {slots} entities, so "
+            f"that a label must be the row of an entity, 0 to {slots - 1}; give data with "
+            f"{slots} such classes (the built-in 'selection' has 32), or sort whole sets into "
+            f"classes with a variant of perceiver or perceiver_io"
+        )
+    if head != "query":
+        raise ConfigError(f"head={head!r}: an entity set answers with its pointer; leave it out")

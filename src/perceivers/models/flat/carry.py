@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeVar
 
 from torch import Tensor, nn
 
-from perceivers.adapters.config import PositionConfig
+from perceivers.adapters.config import PositionConfig, TokenConfig
+from perceivers.adapters.multimodal import TokenReaders
 from perceivers.errors import ConfigError
 from perceivers.models.flat.trunk import Trunk
 from perceivers.nn.positions import resize_table
 from perceivers.types import ModalitySpec
 
-Model = TypeVar("Model", bound=nn.Module)
+# Of a learned table: the old grid, the new one, and whether rows are cut instead of interpolated.
+Grids = tuple[tuple[int, ...], tuple[int, ...], bool]
 
 
 def check_resizable(old: Mapping[str, ModalitySpec], new: Mapping[str, ModalitySpec]) -> None:
@@ -43,10 +44,40 @@ def pin_waves(positions: PositionConfig, grid: tuple[int, ...]) -> PositionConfi
     return replace(positions, max_resolution=grid)
 
 
-def carry_tables(
-    state: Mapping[str, Tensor],
-    grids: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], bool]],
-) -> dict[str, Tensor]:
+def pin_tokens(tokens: Mapping[str, TokenConfig], readers: TokenReaders) -> dict[str, TokenConfig]:
+    """Return how modalities become tokens, with the frequencies that weights were trained with.
+
+    Args:
+        tokens: As they were.
+        readers: What was built of them.
+    """
+    return {
+        name: replace(how, positions=pin_waves(how.positions, readers.reader(name).grid))
+        for name, how in tokens.items()
+    }
+
+
+def token_tables(
+    inputs: Mapping[str, ModalitySpec], old: TokenReaders, new: TokenReaders
+) -> dict[str, Grids]:
+    """Return the tables of learned token positions, for ``carry_tables``; those of texts are cut.
+
+    Args:
+        inputs: Modalities by name.
+        old: The readers that weights come from.
+        new: The readers that they go to.
+    """
+    return {
+        f"inputs.readers.{name}.positions.source.table": (
+            old.reader(name).grid,
+            new.reader(name).grid,
+            spec.kind == "bytes",
+        )
+        for name, spec in inputs.items()
+    }
+
+
+def carry_tables(state: Mapping[str, Tensor], grids: Mapping[str, Grids]) -> dict[str, Tensor]:
     """Return the state with learned tables fitted to new grids.
 
     Args:

@@ -29,6 +29,7 @@ from perceivers.nn.positions import LearnedPositions
 PAPER_SIGMA = 0.02
 # Large enough to matter beside the content they meet, whatever the paper's long runs do.
 BALANCED = 0.5
+TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def cut_normal_(weight: Tensor, sigma: float) -> Tensor:
@@ -60,8 +61,10 @@ def initialise(
         if isinstance(linear, nn.Linear)
     }
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            sigma = module.weight[0].numel() ** -0.5
+        if isinstance(module, (nn.Linear, nn.Conv2d, *TRANSPOSED)):
+            # Those of a transposed convolution are [in, out, ...].
+            fan_in = module.weight.select(int(isinstance(module, TRANSPOSED)), 0).numel()
+            sigma = fan_in**-0.5
             draw = truncated_normal_ if id(module) in inner else cut_normal_
             draw(module.weight, sigma)
             if module.bias is not None:

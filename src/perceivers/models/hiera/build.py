@@ -98,8 +98,6 @@ def as_classifier(
     """
     made = make_head(num_classes, head)
     if not isinstance(head, HieraHead):
-        made = replace(made, dropout_rate=config.head.dropout_rate)
-        if made.kind == config.head.kind:
-            made = replace(made, dim=config.head.dim)
+        made = replace(made, dim=config.head.dim) if made.kind == config.head.kind else made
     init = config.init if config.decoder is None else "paper"
     return replace(config, decoder=None, num_pools=None, head=made, init=init)

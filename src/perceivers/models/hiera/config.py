@@ -33,8 +33,6 @@ class HieraHead:
     segmentation: logits per input element, from all stages."""
     num_outputs: int = 0
     """Classes."""
-    dropout_rate: float = 0.0
-    """Dropout before the last Linear."""
     dim: int = 128
     """Channels in which the stages meet (segmentation)."""
 
@@ -47,9 +45,7 @@ class HieraHead:
                 f"head kind={self.kind!r} with num_outputs={self.num_outputs}, dim={self.dim}: "
                 f"sizes must be at least 1, and kind 'none' has no outputs"
             )
-        if not 0.0 <= self.dropout_rate < 1.0:
-            raise ConfigError(f"head dropout_rate is {self.dropout_rate}; it must be in [0, 1)")
-        unused = {"none": ("dropout_rate", "dim"), "mean": ("dim",)}.get(self.kind, ())
+        unused = () if self.kind == "segmentation" else ("dim",)
         check_unused(self, f"head of kind {self.kind!r}", unused)
 
 
@@ -119,6 +115,8 @@ class HieraConfig:
     in step with the units; plain stretches all, as other libraries do."""
     position_antialias: bool = True
     """Widen the filter where the stretched table shrinks (window only)."""
+    dropout_rate: float = 0.0
+    """Dropout before the logits, 0..1."""
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block, 0..1; earlier ones in proportion."""
     unit_drop_rate: float = 0.0
@@ -247,14 +245,17 @@ class HieraConfig:
                 f"{len(self.depths)} stages the first lies in 0..{len(self.depths)}, the second in "
                 f"0..{len(self.depths) - 1}"
             )
-        if not 0.0 <= self.drop_path_rate < 1.0 or not 0.0 <= self.unit_drop_rate < 1.0:
-            raise ConfigError(
-                f"drop_path_rate={self.drop_path_rate}, unit_drop_rate={self.unit_drop_rate}; both "
-                f"must be in [0, 1)"
-            )
+        for name in ("dropout_rate", "drop_path_rate", "unit_drop_rate"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
         if any(not 0 <= stage < len(self.depths) for stage in self.feature_norms):
             raise ConfigError(
                 f"feature_norms={self.feature_norms}; stages are 0..{len(self.depths) - 1}"
+            )
+        if self.dropout_rate > 0.0 and self.head.kind == "none":
+            raise ConfigError(
+                f"dropout_rate={self.dropout_rate} acts before logits, and this model has none; "
+                f"leave it out"
             )
         if self.unit_drop_rate > 0.0 and (self.decoder or self.head.kind == "segmentation"):
             raise ConfigError(

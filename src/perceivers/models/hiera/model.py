@@ -67,7 +67,7 @@ class Hiera(SavedModule):
         )
         segments = config.head.kind == "segmentation"
         self.norm = None if segments else nn.LayerNorm(config.dims[-1], eps=NORM_EPSILON)
-        self.dropout = nn.Dropout(config.head.dropout_rate)
+        self.dropout = nn.Dropout(config.dropout_rate)
         self.head = self._make_head()
         self.decoder = None if config.decoder is None else HieraPatchDecoder(config)
         self.init_weights()

@@ -32,7 +32,7 @@ class SegmentationHead(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=NORM_EPSILON) for dim in config.dims)
         self.laterals = nn.ModuleList(nn.Linear(dim, head.dim) for dim in config.dims)
         self.norm = nn.LayerNorm(head.dim, eps=NORM_EPSILON)
-        self.dropout = nn.Dropout(head.dropout_rate)
+        self.dropout = nn.Dropout(config.dropout_rate)
         self.out = nn.Linear(head.dim, head.num_outputs)
 
     def forward(self, maps: Sequence[Float[Tensor, "B _ ..."]]) -> Float[Tensor, "B N *size"]:

@@ -52,5 +52,4 @@ def as_classifier(
     Raises:
         ConfigError: Several tasks, or an unknown head.
     """
-    made = make_head(num_classes, head)
-    return replace(config, head=replace(made, dropout_rate=config.head.dropout_rate))
+    return replace(config, head=make_head(num_classes, head))

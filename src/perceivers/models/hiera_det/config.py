@@ -42,6 +42,8 @@ class HieraDetConfig:
     and tiled."""
     mlp_ratio: int = 4
     """Hidden channels of the MLPs per channel."""
+    dropout_rate: float = 0.0
+    """Dropout before the logits, 0..1."""
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block, 0..1; earlier ones in proportion."""
     head: HieraHead = field(default_factory=HieraHead)
@@ -117,8 +119,14 @@ class HieraDetConfig:
             raise ConfigError(f"patch_kernel is {self.patch_kernel}; its sizes must be odd")
         if self.dim % self.num_heads:
             raise ConfigError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}")
-        if not 0.0 <= self.drop_path_rate < 1.0:
-            raise ConfigError(f"drop_path_rate is {self.drop_path_rate}; it must be in [0, 1)")
+        for name in ("dropout_rate", "drop_path_rate"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        if self.dropout_rate > 0.0 and self.head.kind == "none":
+            raise ConfigError(
+                f"dropout_rate={self.dropout_rate} acts before logits, and this model has none; "
+                f"leave it out"
+            )
         if self.head.kind == "segmentation":
             raise ConfigError(
                 "a HieraDet has no segmentation head; use 'mean', or build on forward_features"

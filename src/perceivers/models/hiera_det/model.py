@@ -49,7 +49,7 @@ class HieraDet(SavedModule):
         if config.head.kind == "mean":
             self.norm = nn.LayerNorm(config.dims[-1], eps=NORM_EPSILON)
             self.head = nn.Linear(config.dims[-1], config.head.num_outputs)
-        self.dropout = nn.Dropout(config.head.dropout_rate)
+        self.dropout = nn.Dropout(config.dropout_rate)
         self.init_weights()
 
     @torch.no_grad()

@@ -5,20 +5,22 @@ Paper: Perceiver (arXiv 2103.03206); docs/perceiver.md maps its sections to this
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from perceivers.adapters import ElementAdapter
-from perceivers.adapters.multimodal import TokenReaders, Tokens
+from perceivers.adapters.multimodal import TokenReaders
 from perceivers.models.base import SavedModule
 from perceivers.models.flat.carry import (
     carry_tables,
     check_resizable,
     flat_layer_depths,
-    pin_waves,
+    pin_tokens,
+    token_tables,
 )
+from perceivers.models.flat.encoded import Encoded
 from perceivers.models.flat.initialise import initialise
 from perceivers.models.flat.trunk import Trunk
 from perceivers.models.perceiver.config import PerceiverConfig
@@ -26,14 +28,6 @@ from perceivers.types import ModalitySpec
 
 # Learned pixel positions of the paper's Table 2.
 POSITION_SIGMA = 1.0
-
-
-@dataclass(frozen=True)
-class Features:
-    """What the trunk leaves behind: latents ``[B, N, D]`` and the tokens they read."""
-
-    latents: Float[Tensor, "B N D"]
-    tokens: Tokens
 
 
 class Perceiver(SavedModule):
@@ -94,11 +88,11 @@ class Perceiver(SavedModule):
         inputs: Mapping[str, Tensor] | Tensor,
         *,
         valid: Mapping[str, Tensor] | None = None,
-    ) -> Features:
+    ) -> Encoded:
         """Return the latents and the tokens they read."""
         dtype = self.trunk.latents.dtype
         tokens = self.inputs(self.as_dict(inputs), valid=valid, dtype=dtype)
-        return Features(latents=self.trunk(tokens.array, tokens.valid), tokens=tokens)
+        return Encoded(latents=self.trunk(tokens.array, tokens.valid), tokens=tokens)
 
     def adapter(self, name: str) -> ElementAdapter:
         """Return the adapter of a modality."""
@@ -119,20 +113,10 @@ class Perceiver(SavedModule):
             ConfigError: The modalities, their kinds or their channels differ.
         """
         check_resizable(self.config.inputs, inputs)
-        tokens = {
-            name: replace(t, positions=pin_waves(t.positions, self.inputs.reader(name).grid))
-            for name, t in self.config.tokens.items()
-        }
+        tokens = pin_tokens(self.config.tokens, self.inputs)
         model = type(self)(replace(self.config, inputs=inputs, tokens=tokens)).to(
             next(self.parameters())
         )
-        grids = {
-            f"inputs.readers.{name}.positions.source.table": (
-                self.inputs.reader(name).grid,
-                model.inputs.reader(name).grid,
-                spec.kind == "bytes",
-            )
-            for name, spec in inputs.items()
-        }
+        grids = token_tables(inputs, self.inputs, model.inputs)
         model.load_state_dict(carry_tables(self.state_dict(), grids))
         return model.train(self.training)

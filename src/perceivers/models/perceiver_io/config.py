@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
 
-from perceivers.adapters.config import PositionConfig, TokenConfig, check_choices, check_unused
+from perceivers.adapters.config import (
+    PositionConfig,
+    TokenConfig,
+    check_choices,
+    check_unused,
+    covered_grid,
+)
+from perceivers.adapters.upsampling import count_doublings
 from perceivers.errors import ConfigError, suggest
 from perceivers.models.flat.config import complete_tokens, config_from_json, config_to_json
 from perceivers.models.flat.trunk import TrunkConfig
@@ -32,14 +39,16 @@ class Output:
     positions: PositionConfig = field(default_factory=PositionConfig)
     """positions: their kind, over the output's own grid."""
     patch: tuple[int, ...] = ()
-    """positions: elements per query along each axis; all one when empty."""
+    """positions and tokens: elements per query along each axis; all one when empty. A conv head
+    needs one."""
     sampled: Literal["grid", "cell"] = "grid"
     """positions: coordinates of a query, -1 to 1 with both ends, or -1 + 2 index / size, which
     never reaches 1; the released auto-encoder was trained with the latter."""
     channels: int = 0
     """Values per query (per element, with a patch); 0 gives the answer itself."""
-    head: Literal["linear", "tanh_mlp", "tied"] = "linear"
-    """linear; two layers with a tanh between (App. F.4); or the transposed byte embedding."""
+    head: Literal["linear", "tanh_mlp", "tied", "conv"] = "linear"
+    """linear; two layers with a tanh between (App. F.4); the transposed byte embedding; or
+    transposed convolutions over the grid of answers, which make a patch of each."""
     mask_padding: bool = True
     """Queries of padded elements attend to nothing; the Hugging Face port lets them."""
     divide_by: float = 1.0
@@ -63,6 +72,8 @@ class Output:
                 f"queries are their positions; combine={self.positions.combine!r} has nothing to "
                 f"add them to"
             )
+        if any(size < 1 for size in self.patch):
+            raise ConfigError(f"output patch {self.patch} must be at least 1 along every axis")
         if self.channels < 0 or self.divide_by <= 0:
             raise ConfigError(
                 f"output channels={self.channels} must not be negative and divide_by="
@@ -70,7 +81,7 @@ class Output:
             )
         if self.head == "tied" and self.channels:
             raise ConfigError("a tied head has as many channels as the vocabulary; leave them out")
-        if not self.channels and (self.patch or self.head == "tanh_mlp"):
+        if not self.channels and (self.patch or self.head in {"tanh_mlp", "conv"}):
             raise ConfigError(
                 f"output with patch={self.patch} and head={self.head!r} needs channels: values "
                 f"per element"
@@ -80,6 +91,13 @@ class Output:
                 f"{self.queries} queries have no positions of their own; leave them out"
             )
         check_unused(self, f"an output with {self.queries} queries", self._unused)
+        if self.head == "conv":
+            if self.queries == "learned":
+                raise ConfigError(
+                    "a conv head needs answers on the grid of a modality; learned queries have "
+                    "none: ask with positions or tokens"
+                )
+            count_doublings(self.patch)
 
     @property
     def _unused(self) -> tuple[str, ...]:
@@ -172,7 +190,7 @@ class PerceiverIOConfig:
                 f"name no modality"
             )
         if output.patch and spec is not None:
-            grid = spec.grid
+            grid = self.answered_grid(output)
             if len(grid) != len(output.patch) or any(
                 n % p for n, p in zip(grid, output.patch, strict=True)
             ):
@@ -180,11 +198,21 @@ class PerceiverIOConfig:
                     f"output {name!r}: patch {output.patch} does not divide the grid {grid}"
                 )
 
+    def answered_grid(self, output: Output) -> tuple[int, ...]:
+        """Return the grid of elements that an output speaks of, patches or not.
+
+        Tokens that hold both frames of a pair are asked about one frame.
+        """
+        spec = self.inputs[output.modality]
+        if output.queries != "tokens":
+            return spec.grid
+        return covered_grid(spec, self.tokens[output.modality])
+
     def grid(self, output: Output) -> tuple[int, ...]:
         """Return the grid of an output's queries: one per patch of the raw elements."""
-        spec = self.inputs[output.modality]
-        patch = output.patch or (1,) * len(spec.grid)
-        return tuple(n // p for n, p in zip(spec.grid, patch, strict=True))
+        grid = self.answered_grid(output)
+        patch = output.patch or (1,) * len(grid)
+        return tuple(n // p for n, p in zip(grid, patch, strict=True))
 
     @property
     def data_inputs(self) -> dict[str, ModalitySpec]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from perceivers.adapters.multimodal import Tokens
 from perceivers.adapters.tokens import Positions
+from perceivers.adapters.upsampling import GridUpsample
 from perceivers.errors import InputError
 from perceivers.models.perceiver_io.config import Output, PerceiverIOConfig
 from perceivers.nn.blocks import Read
@@ -180,6 +181,8 @@ class Decoder(nn.Module):
                     width,
                     config.tokens[output.modality].dim,
                 )
+            elif output.head == "conv":
+                self.heads[name] = GridUpsample(width, output.channels, output.patch)
             elif output.head == "tanh_mlp":
                 self.heads[name] = TanhMlp(width, values)
             elif output.head == "linear" and values:
@@ -222,7 +225,10 @@ class Decoder(nn.Module):
         keep: Bool[Tensor, "B O"] | None,
         tied: Tensor | None,
     ) -> Float[Tensor, "B O K"]:
-        """Read the latents and return the values of every query."""
+        """Read the latents and return the values of every query.
+
+        Outputs with a conv head give what ``upsample`` makes values of.
+        """
         kept = None if keep is None else keep.unsqueeze(1)
         x = self.read(queries.unsqueeze(1), latents.unsqueeze(1), keep=kept).squeeze(1)
         if self.project is not None:
@@ -230,9 +236,25 @@ class Decoder(nn.Module):
         output = self.config.outputs[name]
         if output.head == "tied":
             return self.heads[name](x, tied)
+        if output.head == "conv":
+            return x
         if name in self.heads:
             x = self.heads[name](x)
         return x if output.divide_by == 1.0 else x / output.divide_by
+
+    def upsample(
+        self, name: str, answers: Float[Tensor, "B O E"], grid: tuple[int, ...]
+    ) -> Float[Tensor, "B K *fine"]:
+        """Return the values of an output with a conv head, made of all its answers.
+
+        Args:
+            name: The output.
+            answers: From ``answer``, for every query.
+            grid: The grid on which the queries lie.
+        """
+        output = self.config.outputs[name]
+        values = self.heads[name](answers.transpose(1, 2).unflatten(2, grid))
+        return values if output.divide_by == 1.0 else values / output.divide_by
 
 
 def pick_rows(

@@ -5,44 +5,34 @@ Paper: Perceiver IO (arXiv 2107.14795); docs/perceiver-io.md maps its sections t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from perceivers.adapters import ElementAdapter
-from perceivers.adapters.multimodal import TokenReaders, Tokens
-from perceivers.errors import InputError, suggest
+from perceivers.adapters.multimodal import TokenReaders
+from perceivers.errors import ConfigError, InputError, suggest
 from perceivers.models.base import SavedModule
 from perceivers.models.flat.carry import (
     carry_tables,
     check_resizable,
     flat_layer_depths,
+    pin_tokens,
     pin_waves,
+    token_tables,
 )
+from perceivers.models.flat.encoded import Encoded
 from perceivers.models.flat.initialise import initialise
 from perceivers.models.flat.trunk import Trunk
 from perceivers.models.perceiver_io.config import Output, PerceiverIOConfig
-from perceivers.models.perceiver_io.decoder import Decoder, LearnedQueries, TiedHead
+from perceivers.models.perceiver_io.decoder import Decoder, LearnedQueries, TiedHead, pick_rows
 from perceivers.nn.space_depth import depth_to_space, space_to_depth
 from perceivers.types import ModalitySpec
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What the encoder leaves behind.
-
-    Attributes:
-        latents: ``[B, N, D]``.
-        tokens: What was read; queries made of tokens need it.
-    """
-
-    latents: Float[Tensor, "B N D"]
-    tokens: Tokens
 
 
 class PerceiverIO(SavedModule):
@@ -72,6 +62,7 @@ class PerceiverIO(SavedModule):
             mask_tokens=config.mask_tokens,
         )
         self.trunk = Trunk(config.trunk, self.inputs.dim)
+        self._check_patches()
         widths = {name: self.inputs.reader(name).dim for name in config.inputs}
         self.decoder = Decoder(config, widths)
         self.init_weights()
@@ -152,6 +143,7 @@ class PerceiverIO(SavedModule):
 
         Queries never see one another, so neither ``ids`` nor ``chunk_size`` changes an answer. In
         training the chunks are computed again in the backward pass, so that memory stays bounded.
+        A conv head mixes neighbouring answers: all queries are asked then, whatever is picked.
 
         Args:
             encoded: From ``encode``.
@@ -163,10 +155,13 @@ class PerceiverIO(SavedModule):
             chunk_size: Queries alive at once; the config's when not given.
 
         Raises:
-            InputError: The output is unknown, or its modality was not given.
+            InputError: The output is unknown, its modality was not given, or ``keep`` is combined
+                with ``ids`` of an output with a conv head.
         """
         name = self._output_name(output)
         config = self.config.outputs[name]
+        if config.head == "conv" and ids is not None:
+            return self._upsampled_patches(name, encoded, ids, keep, chunk_size)
         if keep is None and config.mask_padding and config.modality in encoded.tokens.real:
             keep = self._real_queries(config, encoded.tokens.real[config.modality])
             keep = keep if ids is None else torch.take_along_dim(keep, _per_sample(ids, keep), 1)
@@ -174,6 +169,15 @@ class PerceiverIO(SavedModule):
         size = chunk_size or self.config.decoder.chunk
         values = self._in_chunks(name, encoded, ids, keep, total, size)
         return values if ids is not None else self._laid_out(name, values)
+
+    def query_grid(self, output: str) -> tuple[int, ...]:
+        """Return the grid on which an output's queries lie, of those that speak of a modality."""
+        config = self.config.outputs[output]
+        if config.queries == "tokens":
+            return self.inputs.reader(config.modality).grid
+        if config.queries == "positions":
+            return self.config.grid(config)
+        return self.config.inputs[config.modality].grid
 
     def num_queries(self, output: str) -> int:
         """Queries O of an output when all are asked."""
@@ -204,10 +208,7 @@ class PerceiverIO(SavedModule):
         """
         old = self.config
         check_resizable(old.inputs, inputs)
-        tokens = {
-            name: replace(t, positions=pin_waves(t.positions, self.inputs.reader(name).grid))
-            for name, t in old.tokens.items()
-        }
+        tokens = pin_tokens(old.tokens, self.inputs)
         outputs = {}
         for name, output in old.outputs.items():
             changes: dict[str, Any] = {}
@@ -219,11 +220,7 @@ class PerceiverIO(SavedModule):
         model = type(self)(replace(old, inputs=inputs, tokens=tokens, outputs=outputs)).to(
             next(self.parameters())
         )
-        grids = {}
-        for name, spec in inputs.items():
-            before, after = self.inputs.reader(name).grid, model.inputs.reader(name).grid
-            table = f"inputs.readers.{name}.positions.source.table"
-            grids[table] = (before, after, spec.kind == "bytes")
+        grids = token_tables(inputs, self.inputs, model.inputs)
         for name, output in outputs.items():
             if output.queries == "positions":
                 table = f"decoder.queries.{name}.positions.source.table"
@@ -233,6 +230,19 @@ class PerceiverIO(SavedModule):
                 grids[f"decoder.queries.{name}.table"] = (length, (output.length,), cut)
         model.load_state_dict(carry_tables(self.state_dict(), grids))
         return model.train(self.training)
+
+    def _check_patches(self) -> None:
+        """Require as many tokens as patches, where the queries are tokens."""
+        for name, output in self.config.outputs.items():
+            if output.queries != "tokens" or not output.patch:
+                continue
+            tokens, patches = self.query_grid(name), self.config.grid(output)
+            if tokens != patches:
+                raise ConfigError(
+                    f"output {name!r}: the tokens of {output.modality!r} lie on a grid {tokens}, "
+                    f"but patch {output.patch} needs {patches}; take another patch, or ask with "
+                    f"positions"
+                )
 
     def _output_name(self, output: str | None) -> str:
         names = list(self.config.outputs)
@@ -289,6 +299,26 @@ class PerceiverIO(SavedModule):
                 parts.append(answer(part, encoded.latents, kept))
         return torch.cat(parts, 1)
 
+    def _upsampled_patches(
+        self,
+        name: str,
+        encoded: Encoded,
+        ids: Int[Tensor, "*#B O"],
+        keep: Tensor | None,
+        chunk_size: int | None,
+    ) -> Float[Tensor, "B O K"]:
+        """Answer all of a conv head's queries, and return the patches of some."""
+        if keep is not None:
+            raise InputError(
+                f"output {name!r} has a conv head, for which every query is asked; give ids or "
+                f"keep, not both"
+            )
+        output = self.config.outputs[name]
+        laid = self.decode(encoded, name, chunk_size=chunk_size)
+        if not self.config.inputs[output.modality].channels_first:
+            laid = laid.movedim(-1, 1)
+        return pick_rows(space_to_depth(laid, output.patch), ids)
+
     def _tied_rows(self, name: str) -> Tensor | None:
         """The byte embedding, for an output that is tied to it."""
         output = self.config.outputs[name]
@@ -302,14 +332,13 @@ class PerceiverIO(SavedModule):
         output = self.config.outputs[name]
         if output.queries == "learned":
             return values.squeeze(1) if output.length == 1 else values
-        spec = self.config.inputs[output.modality]
-        grid = (
-            self.inputs.reader(output.modality).grid
-            if output.queries == "tokens"
-            else self.config.grid(output)
-        )
+        spec, grid = self.config.inputs[output.modality], self.query_grid(name)
         if output.patch and prod(output.patch) > 1:
-            laid = depth_to_space(values, spec.grid, output.patch)  # [B, K, *raw grid]
+            laid = (
+                self.decoder.upsample(name, values, grid)
+                if output.head == "conv"
+                else depth_to_space(values, self.config.answered_grid(output), output.patch)
+            )  # [B, K, *raw grid]
             return laid if spec.channels_first else laid.movedim(1, -1)
         if spec.channels_first:
             return values.transpose(1, 2).unflatten(2, grid)
