@@ -13,20 +13,24 @@ from torch.utils.checkpoint import checkpoint
 
 from perceivers.models.hip import HiP
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "bench_memory.py"
+FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_memory", SCRIPT)
+def load_script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # Run as scripts, the benchmarks find what they share beside them.
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return load_script("bench_memory", monkeypatch)
 
 
 class Toy(nn.Module):
@@ -101,3 +105,25 @@ def test_the_benchmark_writes_what_it_measured(
         for figures in ways.values():
             assert figures["kept"] <= figures["live"] <= figures["peak"]
     assert "| encoder" in capsys.readouterr().out
+
+
+def test_fused_attention_is_among_the_counted_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = load_script("bench_transformers", monkeypatch)
+    q, k, v = (torch.ones(2, 3, tokens, 8) for tokens in (5, 7, 7))
+    fused = torch.nn.functional.scaled_dot_product_attention
+    assert script.count_flops(lambda: [fused(q, k, v)]) == 2 * 2 * 2 * 3 * 5 * 7 * 8
+    assert script.count_flops(lambda: [q @ k.mT]) == 2 * 2 * 3 * 5 * 7 * 8
+    assert script.count_flops(lambda: [q + 1]) == 0
+
+
+def test_ratios_are_theirs_over_ours_by_either_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = load_script("bench_transformers", monkeypatch)
+    figures = script.ratios(
+        {
+            "theirs": {"wall": [2.0, 6.0, 8.0], "cpu": [1.0, 1.0, 1.0]},
+            "ours": {"wall": [1.0, 2.0, 2.0], "cpu": [2.0, 2.0, 2.0]},
+        }
+    )
+    assert figures["wall"] == {"speedup": [3.0, 2.0, 4.0], "seconds": [2.0, 6.0]}
+    assert figures["cpu"] == {"speedup": [0.5, 0.5, 0.5], "seconds": [2.0, 1.0]}
+    assert script.show_ratios(figures) == "3.00 [2.00-4.00] / 0.50 [0.50-0.50]"

@@ -63,12 +63,13 @@ def test_reference_weights_are_a_distribution_over_admissible_keys(rng: torch.Ge
     assert weights[mask.expand_as(weights)].all()
 
 
+@pytest.mark.parametrize("v_dim", [4, 6], ids=["fused", "multiplied"])
 @pytest.mark.parametrize("reference", [False, True])
 def test_a_query_without_admissible_key_gets_zeros_and_no_gradient(
-    rng: torch.Generator, reference: bool
+    rng: torch.Generator, reference: bool, v_dim: int
 ) -> None:
     q = draw(rng, 1, 2, 3, 4).requires_grad_()
-    k, v = draw(rng, 1, 2, 5, 4).requires_grad_(), draw(rng, 1, 2, 5, 4).requires_grad_()
+    k, v = draw(rng, 1, 2, 5, 4).requires_grad_(), draw(rng, 1, 2, 5, v_dim).requires_grad_()
     mask = torch.ones(1, 1, 3, 5, dtype=torch.bool)
     mask[:, :, 1] = False
     out = attend_reference(q, k, v, mask)[0] if reference else attend(q, k, v, mask)
@@ -83,14 +84,36 @@ def test_a_query_without_admissible_key_gets_zeros_and_no_gradient(
         assert x.grad.isfinite().all()
 
 
-def test_a_wholly_masked_key_gets_no_gradient(rng: torch.Generator) -> None:
+@pytest.mark.parametrize("v_dim", [4, 6], ids=["fused", "multiplied"])
+def test_a_wholly_masked_key_gets_no_gradient(rng: torch.Generator, v_dim: int) -> None:
     q, k = draw(rng, 1, 1, 3, 4), draw(rng, 1, 1, 5, 4).requires_grad_()
+    v = draw(rng, 1, 1, 5, v_dim).requires_grad_()
     mask = torch.ones(1, 1, 1, 5, dtype=torch.bool)
     mask[..., 2] = False
-    attend(q, k, k, mask).square().sum().backward()
-    assert k.grad is not None
-    assert not k.grad[:, :, 2].any()
-    assert k.grad[:, :, 1].any()
+    attend(q, k, v, mask).square().sum().backward()
+    for x in (k, v):
+        assert x.grad is not None
+        assert not x.grad[:, :, 2].any()
+        assert x.grad[:, :, 1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_multiplied_scores_bar_masked_keys_in_every_dtype(
+    rng: torch.Generator, dtype: torch.dtype
+) -> None:
+    """Large scores beside the least number of a dtype neither overflow nor let keys through."""
+    q, k = (30 * draw(rng, 2, 3, n, 4).to(dtype) for n in (5, 7))
+    v = draw(rng, 2, 3, 7, 6).to(dtype)
+    mask = torch.rand(2, 1, 5, 7, generator=rng) < 0.5
+    mask[:, :, 0, 0], mask[:, :, 0, 1], mask[:, :, 1] = True, False, False
+    out = attend(q, k, v, mask)
+    shut = torch.where(mask[0, 0, 0, :, None], v[0], 1000.0)
+    assert out.isfinite().all()
+    assert not out[:, :, 1].any()
+    torch.testing.assert_close(
+        attend(q[:1, :, :1], k[:1], shut[None], mask[:1, :, :1]), out[:1, :, :1]
+    )
+    assert not torch.equal(attend(q, k, v), out)
 
 
 def build_cross(heads: int = 1) -> CrossAttention:

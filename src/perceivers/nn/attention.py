@@ -62,7 +62,9 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tenso
     if not q.is_cuda and not _is_free(total) and total <= PLAIN_SCORES:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+            # Added in place: filling would copy the scores, and their gradient once more.
+            blocked = torch.zeros_like(mask, dtype=scores.dtype)
+            scores += blocked.masked_fill(~mask, torch.finfo(scores.dtype).min)
         return scores.softmax(-1) @ v
     # Zeros change no score and add zero channels; the scale is that of the true width.
     widest = -(-max(q.shape[-1], width) // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE

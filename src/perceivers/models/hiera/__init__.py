@@ -1,6 +1,7 @@
 """Hiera (arXiv 2306.00989): a hierarchy of mask units for signals, pictures and clips."""
 
+from perceivers.models.hiera.backbone import Pyramid
 from perceivers.models.hiera.config import HieraConfig, HieraDecoder, HieraHead
-from perceivers.models.hiera.model import Hiera, Pyramid
+from perceivers.models.hiera.model import Hiera
 
 __all__ = ["Hiera", "HieraConfig", "HieraDecoder", "HieraHead", "Pyramid"]

@@ -5,7 +5,7 @@ Paper: Hiera (arXiv 2306.00989).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -13,10 +13,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from perceivers.adapters import ElementAdapter
-from perceivers.adapters.elements import INTEGER_SCALE
 from perceivers.errors import ConfigError, InputError
 from perceivers.masking import MaskPlan, draw_units
-from perceivers.models.base import SavedModule
+from perceivers.models.hiera.backbone import Backbone, Pyramid
 from perceivers.models.hiera.block import NORM_EPSILON
 from perceivers.models.hiera.config import HieraConfig, check_size
 from perceivers.models.hiera.decoder import HieraPatchDecoder
@@ -28,20 +27,7 @@ from perceivers.nn.mask_units import gather_units
 from perceivers.types import ModalitySpec
 
 
-@dataclass(frozen=True)
-class Pyramid:
-    """Feature maps of all stages: a backbone's answer to detection and segmentation.
-
-    ``maps`` are ``[B, C, *grid]`` from fine to coarse, with ``channels`` C each; ``strides`` are
-    the input elements per cell along each axis.
-    """
-
-    maps: tuple[Tensor, ...]
-    strides: tuple[tuple[int, ...], ...]
-    channels: tuple[int, ...]
-
-
-class Hiera(SavedModule):
+class Hiera(Backbone):
     """A hierarchy of mask units over one modality of 1, 2 or 3 axes.
 
     Calling it returns logits, without a softmax, in training and evaluation alike. The released
@@ -255,37 +241,13 @@ class Hiera(SavedModule):
             )
         return prod([-(-n // u) for n, u in zip(size, unit, strict=True)])
 
-    def adapter(self, name: str) -> ElementAdapter:
-        """Return the adapter of the modality."""
-        if name != self.config.name:
-            raise InputError(f"this model reads {self.config.name!r}, not {name!r}")
-        return self.input
-
-    def layer_depths(self) -> dict[str, int]:
-        """Return a depth per parameter: stem and positions 0, one more per block, the rest last."""
-        blocks = {f"encoder.blocks.{i}.": i + 1 for i in range(len(self.encoder.blocks))}
-        last = len(blocks) + 1
-        depths = {**blocks, "encoder.": 0}
-        return {
-            name: next((at for prefix, at in depths.items() if name.startswith(prefix)), last)
-            for name, _ in self.named_parameters()
-        }
-
-    def set_recompute(self, on: bool = True) -> None:
-        """Recompute the encoder's blocks in the backward pass: less memory, more time."""
-        self.encoder.recompute = on
-
     def resized(self, inputs: Mapping[str, ModalitySpec]) -> "Hiera":
         """Return a copy whose native size is another; its tables are made for that size.
 
         Raises:
             ConfigError: The modality, its kind or its channels differ.
         """
-        old, new = self.config.spec, next(iter(inputs.values()), None)
-        if list(inputs) != [self.config.name] or type(new) is not type(old):
-            raise ConfigError(f"a model of {self.config.inputs} cannot be resized to {inputs}")
-        if new is None or new.channels != old.channels:
-            raise ConfigError(f"a model of {old} cannot be resized to {new}: channels must stay")
+        self.check_resizable(inputs)
         model = type(self)(replace(self.config, inputs=inputs)).to(next(self.parameters()))
         model.load_state_dict(carry_positions(self.config, model.config, self.state_dict()))
         return model.train(self.training)
@@ -319,29 +281,9 @@ class Hiera(SavedModule):
         model.load_state_dict(state)
         return model.train(self.training)
 
-    def _raw(self, inputs: Mapping[str, Tensor] | Tensor) -> Tensor:
-        """Return the input with its channels first, after a look at its axes."""
-        given = self.as_dict(inputs)
-        if list(given) != [self.config.name]:
-            raise InputError(f"this model reads {[self.config.name]}, but was given {list(given)}")
-        raw, spec = given[self.config.name], self.config.spec
-        if not isinstance(raw, Tensor) or raw.ndim != len(spec.raw_shape) + 1:
-            found = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
-            raise InputError(
-                f"input {self.config.name!r} is {found}; expected a batch of {spec.raw_shape}"
-            )
-        raw = raw if spec.channels_first else raw.movedim(-1, 1)
-        if raw.shape[1] != spec.channels:
-            raise InputError(
-                f"input {self.config.name!r} has {raw.shape[1]} channels; this model reads "
-                f"{spec.channels}"
-            )
-        if not (raw.is_floating_point() or raw.dtype in INTEGER_SCALE):
-            raise InputError(
-                f"input {self.config.name!r} has dtype {raw.dtype}; use float32, or uint8 (0..255) "
-                f"or int16"
-            )
-        return raw
+    def _raw(self, inputs: Mapping[str, Tensor] | Tensor) -> Shaped[Tensor, "B C *size"]:
+        """Return the input with its channels first, after a look at it."""
+        return self.channels_last(inputs).movedim(-1, 1)
 
     def _normalise(self, raw: Tensor, pad: bool | None) -> Float[Tensor, "B C *size"]:
         """Return the input in units of its statistics, of whole mask units."""

@@ -13,9 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from perceivers.adapters import ElementAdapter
-from perceivers.errors import ConfigError, InputError
-from perceivers.models.base import SavedModule
-from perceivers.models.hiera import Pyramid
+from perceivers.models.hiera.backbone import Backbone, Pyramid
 from perceivers.models.hiera.block import NORM_EPSILON
 from perceivers.models.hiera.initialise import DEVIATION, HEAD_SCALE
 from perceivers.models.hiera_det.config import HieraDetConfig, check_smallest
@@ -24,7 +22,7 @@ from perceivers.models.hiera_det.positions import WindowPositions
 from perceivers.types import ModalitySpec
 
 
-class HieraDet(SavedModule):
+class HieraDet(Backbone):
     """A hierarchy of windows over one modality, by default pictures of 1024 x 1024 pixels.
 
     Any input size is legal from ``config.smallest_size`` on (29 x 29 for the released models); no
@@ -105,26 +103,6 @@ class HieraDet(SavedModule):
             channels=self.config.dims,
         )
 
-    def adapter(self, name: str) -> ElementAdapter:
-        """Return the adapter of the modality."""
-        if name != self.config.name:
-            raise InputError(f"this model reads {self.config.name!r}, not {name!r}")
-        return self.input
-
-    def layer_depths(self) -> dict[str, int]:
-        """Return a depth per parameter: stem and positions 0, one more per block, the rest last."""
-        blocks = {f"encoder.blocks.{i}.": i + 1 for i in range(len(self.encoder.blocks))}
-        last = len(blocks) + 1
-        depths = {**blocks, "encoder.": 0}
-        return {
-            name: next((at for prefix, at in depths.items() if name.startswith(prefix)), last)
-            for name, _ in self.named_parameters()
-        }
-
-    def set_recompute(self, on: bool = True) -> None:
-        """Recompute the encoder's blocks in the backward pass: less memory, more time."""
-        self.encoder.recompute = on
-
     def resized(self, inputs: Mapping[str, ModalitySpec]) -> "HieraDet":
         """Return a copy whose native size is another; no weight depends on that size.
 
@@ -132,28 +110,13 @@ class HieraDet(SavedModule):
             ConfigError: The modality, its kind or its channels differ.
             InputError: The size is too small.
         """
-        old, new = self.config.spec, next(iter(inputs.values()), None)
-        if list(inputs) != [self.config.name] or new is None or type(new) is not type(old):
-            raise ConfigError(f"a model of {self.config.inputs} cannot be resized to {inputs}")
-        if new.channels != old.channels:
-            raise ConfigError(f"a model of {old} cannot be resized to {new}: channels must stay")
+        self.check_resizable(inputs)
         model = type(self)(replace(self.config, inputs=inputs)).to(next(self.parameters()))
         model.load_state_dict(self.state_dict())
         return model.train(self.training)
 
     def _normalise(self, inputs: Mapping[str, Tensor] | Tensor) -> Float[Tensor, "B C *size"]:
         """Return the input, channels first and in units of its statistics."""
-        given, name, spec = self.as_dict(inputs), self.config.name, self.config.spec
-        if list(given) != [name]:
-            raise InputError(f"this model reads {[name]}, but was given {list(given)}")
-        raw = given[name]
-        if not isinstance(raw, Tensor) or raw.ndim != len(spec.raw_shape) + 1:
-            found = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
-            raise InputError(f"input {name!r} is {found}; expected a batch of {spec.raw_shape}")
-        raw = raw.movedim(1, -1) if spec.channels_first else raw
-        if raw.shape[-1] != spec.channels:
-            raise InputError(
-                f"input {name!r} has {raw.shape[-1]} channels; this model reads {spec.channels}"
-            )
+        raw = self.channels_last(inputs)
         check_smallest(raw.shape[1:-1], self.config.smallest_size)
         return self.input.normalise(raw, self.encoder.stem.weight.dtype).movedim(-1, 1)
