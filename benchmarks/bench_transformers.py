@@ -13,7 +13,6 @@ buffers and inputs; *peak* is the most that a forward pass without gradients has
 """
 
 import argparse
-import ctypes
 import datetime
 import json
 import sys
@@ -21,16 +20,25 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import perceivers as pv
-from measuring import allocated, describe_machine, measure_times, mib, saved_bytes, show, spread
+from measuring import (
+    allocated,
+    count_flops,
+    describe_machine,
+    keep_freed_memory,
+    measure_times,
+    mib,
+    ratios,
+    saved_bytes,
+    show,
+    show_ratios,
+)
 from perceivers.checkpoints.hugging_face import save_hugging_face
 from perceivers.checkpoints.hugging_face_config import (
     class_of,
@@ -46,8 +54,6 @@ from perceivers.types import FIRST_BYTE
 MODELS = ("language", "learned", "fourier", "conv", "flow", "multimodal")
 VARIANTS = {name: f"perceiver_io_imagenet_{name}" for name in ("learned", "fourier", "conv")}
 SUBSAMPLED = {"image": 1024, "audio": 64}
-# mallopt's names in glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True)
@@ -162,25 +168,6 @@ def training_step(run: Callable[[], list[Tensor]], model: torch.nn.Module) -> Ca
     return step
 
 
-def keep_freed_memory() -> None:
-    """Stop glibc from handing freed memory back to the system between steps."""
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, -1)
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
-
-
-def count_flops(run: Callable[[], list[Tensor]]) -> int:
-    """Count the operations of a forward pass; PyTorch leaves out fused attention on the CPU."""
-
-    def attention(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:
-        return sdpa_flop_count(q, k, v)
-
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    with FlopCounterMode(display=False, custom_mapping={fused: attention}) as counter:
-        run()
-    return counter.get_total_flops()
-
-
 def compare(pair: Pair, rounds: int, *, train: bool) -> dict[str, Any]:
     """Measure one model."""
     flops = [count_flops(run) for run in (pair.run_ours, pair.run_theirs)]
@@ -218,24 +205,6 @@ def compare(pair: Pair, rounds: int, *, train: bool) -> dict[str, Any]:
             for run, model in ((pair.run_ours, pair.ours), (pair.run_theirs, pair.theirs))
         ]
     return figures
-
-
-def ratios(times: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
-    """Their time over ours, median and range, and both medians in seconds; by either clock."""
-    figures: dict[str, Any] = {}
-    for clock in ("wall", "cpu"):
-        ours, theirs = times["ours"][clock], times["theirs"][clock]
-        each = [a / b for a, b in zip(theirs, ours, strict=True)]
-        figures[clock] = {
-            "speedup": [round(f(each), 3) for f in (median, min, max)],
-            "seconds": [round(median(ours), 3), round(median(theirs), 3)],
-        }
-    return figures
-
-
-def show_ratios(figures: dict[str, Any]) -> str:
-    """Format the ratios of both clocks."""
-    return " / ".join(spread(figures[clock]["speedup"]) for clock in ("wall", "cpu"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """What the benchmarks measure with: saved bytes, allocations, interleaved times, tables."""
 
+import ctypes
 import os
 import platform
 import re
@@ -14,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 MIB = 2**20
+# mallopt's names in glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def saved_bytes(run: Callable[[], Any], own: Iterable[Tensor]) -> int:
@@ -78,15 +82,39 @@ def measure_times(
     return times
 
 
-def summarise(
-    times: Mapping[str, Mapping[str, Sequence[float]]], slow: str, fast: str
-) -> dict[str, Any]:
-    """Return the time of ``slow`` over that of ``fast``, median and range, and both in seconds."""
-    each = [a / b for a, b in zip(times[slow]["wall"], times[fast]["wall"], strict=True)]
-    return {
-        "speedup": [round(f(each), 3) for f in (median, min, max)],
-        "seconds": {who: round(median(times[who]["wall"]), 3) for who in (slow, fast)},
-    }
+def ratios(times: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Any]:
+    """The time of ``theirs`` over that of ``ours``, with its range, and both in seconds.
+
+    Medians, by either clock.
+    """
+    figures: dict[str, Any] = {}
+    for clock in ("wall", "cpu"):
+        ours, theirs = times["ours"][clock], times["theirs"][clock]
+        each = [a / b for a, b in zip(theirs, ours, strict=True)]
+        figures[clock] = {
+            "speedup": [round(f(each), 3) for f in (median, min, max)],
+            "seconds": [round(median(ours), 3), round(median(theirs), 3)],
+        }
+    return figures
+
+
+def keep_freed_memory() -> None:
+    """Stop glibc from handing freed memory back to the system between steps."""
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, -1)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
+
+
+def count_flops(run: Callable[[], Any]) -> int:
+    """Count the operations of a forward pass; PyTorch leaves out fused attention on the CPU."""
+
+    def attention(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:
+        return sdpa_flop_count(q, k, v)
+
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with FlopCounterMode(display=False, custom_mapping={fused: attention}) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 def describe_machine() -> dict[str, Any]:
@@ -127,3 +155,8 @@ def mib(count: float) -> str:
 def spread(values: Sequence[float]) -> str:
     """Format a median with its range."""
     return f"{values[0]:.2f} [{values[1]:.2f}-{values[2]:.2f}]"
+
+
+def show_ratios(figures: dict[str, Any]) -> str:
+    """Format the ratios of both clocks."""
+    return " / ".join(spread(figures[clock]["speedup"]) for clock in ("wall", "cpu"))
