@@ -6,9 +6,9 @@ Needs ``transformers``; the official package (``pip install --no-deps hiera-tran
 where it is installed. It asks timm for two small classes, DropPath and Mlp; where timm does not
 import, stand-ins of the same function take their place. All dropout is off, and the largest
 difference of the outputs is printed. Times are interleaved, A B A B on one thread after a warm-up;
-a ratio is the median of the ratios of neighbours, with its range, in wall and in processor time. The
-second table compares a step of masked auto-encoding with a dense training step of the same encoder,
-beside the ratio of what is computed.
+a ratio is the median of the ratios of neighbours, with its range, in wall and in processor time.
+The second table compares a step of masked auto-encoding with a dense training step of the same
+encoder, beside the ratio of what is computed.
 """
 
 import argparse
@@ -86,16 +86,15 @@ def make_theirs(ours: Any, plan: pv.MaskPlan | None) -> dict[str, tuple[nn.Modul
         save_hiera_folder(ours, Path(folder) / "hf", ModelInfo())
         name = class_of_hiera(ours.config)
         hugging_face = load_hugging_face(Path(folder) / "hf", name).eval()
-        official = import_official()
-        if official is not None:
-            save_official(ours, Path(folder) / "model.pth")
-            state = torch.load(Path(folder) / "model.pth", weights_only=True)["model_state"]
+        save_official(ours, Path(folder) / "model.pth")
+        state = torch.load(Path(folder) / "model.pth", weights_only=True)["model_state"]
     if plan is None:
         made["hugging face"] = hugging_face, lambda x: hugging_face(x).logits
     else:
         # It keeps the units of least noise.
         noise = torch.ones(len(plan.kept["image"]), 49).scatter(1, plan.kept["image"], 0.0)
         made["hugging face"] = hugging_face, lambda x: hugging_face(x, noise=noise).loss
+    official = import_official()
     if official is not None:
         kind = official.Hiera if plan is None else official.MaskedAutoencoderHiera
         theirs = kind(**constructor_arguments(ours.config, "official"))

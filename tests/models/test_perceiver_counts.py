@@ -96,5 +96,6 @@ def test_sharing_is_what_the_count_shows() -> None:
 
 
 def test_the_catalogue_counts_what_is_built() -> None:
-    counts = {weights.variant: weights.parameters for weights in CATALOGUE}
+    mine = [weights for weights in CATALOGUE if weights.variant.startswith("perceiver")]
+    counts = {weights.variant: weights.parameters for weights in mine}
     assert counts == {name: TOTALS[name] for name in PARTS}

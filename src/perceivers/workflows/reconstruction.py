@@ -29,8 +29,8 @@ TARGET_NOTES: dict[str, str] = {
         "from the original picture."
     ),
     "patch-normalised": (
-        "Trained on patch-standardised values; mean and deviation of every patch were borrowed "
-        "from the original."
+        "Trained on patch-standardised values of hidden patches; mean and deviation of every patch "
+        "were borrowed from the original."
     ),
 }
 MASK_GREY = 0.5

@@ -205,8 +205,8 @@ class Hiera(Backbone):
         return units if masked is None else gather_units(units, masked)
 
     def unpatch(
-        self, values: Float[Tensor, "B U T P"], units: tuple[int, ...]
-    ) -> Float[Tensor, "B C *size"]:
+        self, values: Shaped[Tensor, "B U T P"], units: tuple[int, ...]
+    ) -> Shaped[Tensor, "B C *size"]:
         """Put the patches of all units back where ``patches`` took them from.
 
         Where only a frame in several is reconstructed, those frames alone come back.
