@@ -77,5 +77,5 @@ class MaskedObjective(Protocol):
     def imagine(
         self, inputs: Mapping[str, Tensor], plan: MaskPlan, target: Target
     ) -> dict[str, Imagined]:
-        """Reconstruct everything, also what was shown."""
+        """Reconstruct everything, or what was hidden with the shown parts as they are."""
         ...

@@ -73,7 +73,7 @@ class PatchObjective:
     def imagine(
         self, inputs: Mapping[str, Tensor], plan: MaskPlan, target: Target
     ) -> dict[str, Imagined]:
-        """Reconstruct all patches.
+        """Reconstruct the hidden patches; shown ones, which are never scored, are the original's.
 
         A model of ``patch-normalised`` values only predicts deviations; mean and deviation of every
         patch are then borrowed from the original, which a caller must say.
@@ -89,6 +89,7 @@ class PatchObjective:
         kept = plan.kept[name]
         shown = torch.zeros(truth.shape[:2], dtype=torch.bool, device=truth.device)
         shown = shown.scatter(1, kept, value=True)[:, :, None, None].expand_as(truth)
+        made = torch.where(shown, truth, made)
         visible = model.unpatch(shown, encoded.units)[:, :1]
         original, made = (
             model.input.denormalise(model.unpatch(x, encoded.units).movedim(1, -1)).movedim(-1, 1)

@@ -53,6 +53,11 @@ class Pictures:
         return np.where(self.visible, self.original, self.reconstructed)
 
     @property
+    def is_pasted(self) -> bool:
+        """Whether the reconstruction holds the visible elements as they are."""
+        return bool(np.allclose(self.pasted, self.reconstructed, rtol=0.0, atol=1e-4))
+
+    @property
     def masked(self) -> NDArray[np.float32]:
         """What the model saw, the rest grey."""
         return np.where(self.visible, self.original, np.float32(MASK_GREY))
@@ -194,15 +199,24 @@ def draw_overview(
     def join(part: str) -> NDArray[Any]:
         return np.concatenate([getattr(pictures, part) for pictures in batches])[:SHOWN]
 
+    shown = Pictures(join("original"), join("visible"), join("reconstructed"))
+    return draw_imagined(path, shown, names=names[:SHOWN], title=title, note=note)
+
+
+def draw_imagined(
+    path: Path, pictures: Pictures, *, names: Sequence[str] | None = None, title: str, note: str
+) -> Path:
+    """Draw pictures, what was seen of them, and what was made of that."""
+    pasted = pictures.is_pasted
     return draw_reconstructions(
         path,
-        original=join("original"),
-        visible=join("visible"),
-        reconstructed=join("reconstructed"),
-        masked_only=join("pasted"),
-        names=names[:SHOWN],
+        original=pictures.original,
+        visible=pictures.visible,
+        reconstructed=pictures.reconstructed,
+        masked_only=None if pasted else pictures.pasted,
+        names=names,
         title=title,
-        note=note,
+        note=f"{note} What the model saw is pasted in." if pasted else note,
     )
 
 

@@ -18,7 +18,6 @@ from perceivers.report.figures import (
     draw_curves,
     draw_mistakes,
     draw_positions,
-    draw_reconstructions,
 )
 from perceivers.report.html import Section, write_html
 from perceivers.report.metrics import read_metrics
@@ -31,6 +30,7 @@ from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.reconstruction import (
     TARGET_NOTES,
     as_pictures,
+    draw_imagined,
     imagine,
     picture_modality,
     settings_of,
@@ -162,12 +162,9 @@ def pictures_section(report: Report) -> Section | None:
     settings = settings_of(loaded, config.mask)
     pictures = as_pictures(imagine(loaded.model, batch.inputs, settings, SHOWN_SEED)[name])
     share = f"{100 * (1 - settings.ratio):.0f} %"
-    path = draw_reconstructions(
+    path = draw_imagined(
         report.folder.figures / "reconstructions.png",
-        original=pictures.original,
-        visible=pictures.visible,
-        reconstructed=pictures.reconstructed,
-        masked_only=pictures.pasted,
+        pictures,
         title=f"Reconstructed from {share} of the input",
         note=TARGET_NOTES[settings.target],
     )
