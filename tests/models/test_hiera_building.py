@@ -30,7 +30,7 @@ def test_a_decoder_is_the_variant_s_own_or_changed_or_complete() -> None:
     assert deep == HieraDecoder(dim=64, depth=3, num_heads=2)
     assert create_model("hiera_nano", inputs=IMAGE, decoder=DECODER).config.decoder == DECODER
     plain = create_model("mae_hiera_nano", inputs=IMAGE, decoder=False).config
-    assert (plain.decoder, plain.init, plain.pools) == (None, "paper", 2)
+    assert (plain.decoder, plain.init, plain.pools) == (None, "autoencoder", 2)
     clips = create_model("mae_hiera_nano_video", inputs={"video": Video(4, 16, 16)}).config
     assert (clips.decoder.order, clips.decoder.all_frames) == ("channels_last", True)
     assert create_model("mae_hiera_nano", inputs=IMAGE, num_classes=3).config.decoder is None
