@@ -1,4 +1,4 @@
-"""Packaged recipes: complete settings of training runs that were made and measured."""
+"""Packaged recipes: complete settings of training runs; their pages say which were measured."""
 
 from dataclasses import dataclass
 from importlib.resources import files
