@@ -23,7 +23,7 @@ test: $(VENV)/.dev
 # Kills and whole runs; then what cannot run under the hook that checks shapes: compilation, export.
 test-slow: $(VENV)/.dev
 	$(PYTEST) -m "slow and not unhooked"
-	$(PYTEST) -m unhooked --jaxtyping-packages=
+	$(PYTEST) -m unhooked --jaxtyping-packages= -n auto
 
 $(VENV)/.demo: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
