@@ -45,6 +45,10 @@ class RunError(UserError):
     """A run folder in the wrong state for what was asked."""
 
 
+class LicenseWarning(UserWarning):
+    """The weights at hand may not be used for everything."""
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the closest known word, or an empty string."""
     close = get_close_matches(word, list(known), n=1, cutoff=0.6)

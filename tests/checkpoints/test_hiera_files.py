@@ -24,7 +24,7 @@ from perceivers.checkpoints.hiera_names import Library, hiera_entries
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.checkpoints.torch_files import read_tensor_file
 from perceivers.checkpoints.verify_hiera import import_package
-from perceivers.errors import CheckpointError, ConfigError
+from perceivers.errors import CheckpointError, ConfigError, LicenseWarning
 from perceivers.models.hiera import Hiera, HieraConfig, HieraDecoder
 
 KINDS = [("official", name) for name in making.OFFICIAL] + [("timm", name) for name in making.TIMM]
@@ -243,8 +243,11 @@ def test_a_timm_folder_brings_its_size_and_its_licence(tmp_path: Path) -> None:
 def test_the_licence_of_an_official_file_warns(tmp_path: Path) -> None:
     _, path = write("official", "image", tmp_path)
     path = path.rename(tmp_path / "hiera_base_224.pth")
-    pv.convert(path, tmp_path / "ours", config=state_settings(tmp_path, **making.STATED))
-    with pytest.warns(UserWarning, match=r"forbids commercial use \(CC-BY-NC-4\.0\)"):
+    settings = state_settings(tmp_path, **making.STATED)
+    said = r"forbids commercial use \(CC-BY-NC-4\.0\)"
+    with pytest.warns(LicenseWarning, match=said):
+        pv.convert(path, tmp_path / "ours", config=settings)
+    with pytest.warns(LicenseWarning, match=said):
         pv.load(tmp_path / "ours")
 
 

@@ -24,7 +24,7 @@ from perceivers.checkpoints.hiera_hugging_face import (
 )
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.checkpoints.verify_hiera import verify_hiera_folder
-from perceivers.errors import CheckpointError, ConfigError
+from perceivers.errors import CheckpointError, ConfigError, LicenseWarning
 from perceivers.models.hiera import Hiera, HieraConfig, HieraHead
 
 transformers = pytest.importorskip("transformers")
@@ -177,8 +177,10 @@ def test_class_names_licence_and_statistics_travel_along(tmp_path: Path) -> None
     folder = save(SHORT, tmp_path / "hiera-tiny-224-in1k-hf", id2label=labels)
     statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 2.0, 3.0]}
     (folder / "preprocessor_config.json").write_text(json.dumps(statistics))
-    pv.convert(folder, tmp_path / "ours")
-    with pytest.warns(UserWarning, match=r"licence forbids commercial use \(CC-BY-NC-4\.0\)"):
+    said = r"licence forbids commercial use \(CC-BY-NC-4\.0\)"
+    with pytest.warns(LicenseWarning, match=said):
+        pv.convert(folder, tmp_path / "ours")
+    with pytest.warns(LicenseWarning, match=said):
         loaded = load_with_info(tmp_path / "ours")
     assert loaded.info.task == "classify"
     assert loaded.info.classes == tuple(labels.values())

@@ -18,7 +18,7 @@ from perceivers.checkpoints import verify_hugging_face as verifying
 from perceivers.checkpoints.hugging_face import model_from_hugging_face, read_hugging_face
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.checkpoints.verify_hugging_face import load_hugging_face, verify_hugging_face
-from perceivers.errors import CheckpointError, ConfigError
+from perceivers.errors import CheckpointError, ConfigError, LicenseWarning
 
 transformers = pytest.importorskip("transformers")
 
@@ -160,8 +160,10 @@ def test_class_names_licence_and_settings_travel_along(tmp_path: Path) -> None:
     folder = save("PerceiverForImageClassificationConvProcessing", tmp_path / "hf", id2label=labels)
     change(folder, attention_probs_dropout_prob=0.1)
     (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\ntags: x\n---\n# card\n")
-    pv.convert(folder, tmp_path / "ours")
-    with pytest.warns(UserWarning, match=r"licence forbids commercial use \(cc-by-nc-4.0\)"):
+    said = r"licence forbids commercial use \(cc-by-nc-4.0\)"
+    with pytest.warns(LicenseWarning, match=said):
+        pv.convert(folder, tmp_path / "ours")
+    with pytest.warns(LicenseWarning, match=said):
         loaded = load_with_info(tmp_path / "ours")
     info = loaded.info
     assert info.task == "classify"

@@ -13,6 +13,7 @@ from tests.cli.conftest import SMALL, Outcome
 import perceivers as pv
 from perceivers.data import open_data
 from perceivers.data.clip_writing import write_clip
+from perceivers.models.saving import ModelInfo
 from perceivers.workflows import run as run_module
 
 Call = Callable[..., Outcome]
@@ -159,3 +160,18 @@ def test_explain_says_which_models_it_is_for(
         ["explain", masked / "pictures", picture, "--out", tmp_path / "maps"],
         r"a hiera model has no latents",
     )
+
+
+def test_a_licence_that_forbids_commercial_use_is_a_note(
+    call: Call, data: Path, tmp_path: Path
+) -> None:
+    model = pv.create_model("hiera_nano", inputs={"image": pv.Image(32, 32)}, num_classes=2)
+    picture = data / "pictures" / "test" / "dark" / "0.png"
+    for name, licence in (("free", "Apache-2.0"), ("bound", "CC-BY-NC-4.0")):
+        info = ModelInfo(task="classify", classes=("dark", "light"), license=licence)
+        model.save_pretrained(tmp_path / name, info=info)
+        outcome = call("predict", tmp_path / name, picture)
+        assert outcome.code == 0, outcome.err
+        said = f"perceivers: note: {tmp_path / name}: the weights' licence forbids commercial use"
+        assert (said in outcome.err) == (name == "bound")
+        assert "UserWarning" not in outcome.err

@@ -5,8 +5,11 @@ that has not been done.
 """
 
 import re
+import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from perceivers.errors import LicenseWarning
 
 HAIKU_BUCKET = "https://storage.googleapis.com/perceiver_io"
 HIERA_BUCKET = "https://dl.fbaipublicfiles.com/hiera"
@@ -206,3 +209,13 @@ def is_non_commercial(license: str) -> bool:  # noqa: A002 - the field of that n
     ``CC-BY-NC-4.0`` and "for non-commercial research" do; an empty or unknown one is not judged.
     """
     return NON_COMMERCIAL.search(license) is not None
+
+
+def warn_of_license(where: Any, licence: str) -> None:
+    """Warn where a licence forbids commercial use."""
+    if is_non_commercial(licence):
+        warnings.warn(
+            f"{where}: the weights' licence forbids commercial use ({licence})",
+            LicenseWarning,
+            stacklevel=3,
+        )

@@ -1,6 +1,5 @@
 """Loading model folders and run folders, and carrying an encoder over to another model."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from perceivers.checkpoints.catalogue import is_non_commercial
+from perceivers.checkpoints.catalogue import warn_of_license
 from perceivers.errors import CheckpointError, suggest
 from perceivers.files import read_json_file
 from perceivers.models.registry import FAMILIES, list_models
@@ -103,12 +102,7 @@ def load_with_info(address: str | Path) -> Loaded:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     _check_names(folder / "config.json", info, config)
     model = FAMILIES[family].module(config)
-    if is_non_commercial(info.license):
-        warnings.warn(
-            f"{folder}: the weights' licence forbids commercial use ({info.license})",
-            UserWarning,
-            stacklevel=2,
-        )
+    warn_of_license(folder, info.license)
     load_state(model, read_tensors(folder / "model.safetensors"), source=str(folder))
     return Loaded(model=model.eval(), info=info, folder=folder)
 

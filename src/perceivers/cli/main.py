@@ -2,10 +2,12 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import Any
 
-from perceivers.errors import OUT_OF_REACH, UserError, suggest
+from perceivers.errors import OUT_OF_REACH, LicenseWarning, UserError, suggest
 from perceivers.version import __version__
 
 # verb -> (module, function, one line)
@@ -66,8 +68,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_verb(verb: str, arguments: list[str]) -> int:
-    """Import the verb's module, run it, and turn mistakes into messages."""
+    """Run a verb; what is said of licences is a message, not a warning of Python's."""
     module, function, _ = VERBS[verb]
+    plain = warnings.showwarning
+
+    def show(message: Any, category: Any, *rest: Any) -> None:
+        if issubclass(category, LicenseWarning):
+            sys.stderr.write(f"perceivers: note: {message}\n")
+        else:
+            plain(message, category, *rest)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LicenseWarning)
+        warnings.showwarning = show
+        return _run_verb(verb, module, function, arguments)
+
+
+def _run_verb(verb: str, module: str, function: str, arguments: list[str]) -> int:
+    """Import the verb's module, run it, and turn mistakes into messages."""
     try:
         run: Callable[[list[str]], int] = getattr(
             import_module(f"perceivers.cli.{module}"), function

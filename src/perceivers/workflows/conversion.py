@@ -12,6 +12,7 @@ from perceivers.checkpoints.bundle import (
     read_json,
     require,
 )
+from perceivers.checkpoints.catalogue import warn_of_license
 from perceivers.checkpoints.foreign import FOREIGN_LAYOUTS, WRITERS
 from perceivers.checkpoints.haiku import model_from_haiku
 from perceivers.checkpoints.haiku_kinds import config_from_kind
@@ -250,6 +251,7 @@ def _save(
     model: Any, out: Path, info: ModelInfo, overwrite: bool, differences: Any = ()
 ) -> Conversion:
     model.save_pretrained(out, info=_with_task(model, info), overwrite=overwrite)
+    warn_of_license(out, info.license)
     return Conversion(out, _count(model), list(differences))
 
 
