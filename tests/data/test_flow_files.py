@@ -1,5 +1,6 @@
 """Flow files: bytes by hand in both formats, unknown pixels, damage, and what does not fit."""
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -11,7 +12,8 @@ from perceivers.data import flow_files
 from perceivers.data.flow_files import read_flow, write_flow
 from perceivers.errors import DataError, InputError
 
-RUBBER_WHALE = Path("/work/shared/data/flow/middlebury-rubberwhale/flow.flo")
+# A measured pair, where FLOW_DATA names a folder that holds it.
+RUBBER_WHALE = Path(os.environ.get("FLOW_DATA", "flow")) / "middlebury-rubberwhale" / "flow.flo"
 NAN = np.nan
 # Two columns, one row: (1.5, -2) and an unknown pixel.
 FLO = b"PIEH" + struct.pack("<ii4f", 2, 1, 1.5, -2.0, 1e10, 1e10)

@@ -1,5 +1,6 @@
 """Errors of optical flow by hand, and warping on a real pair."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from perceivers.tasks.flow_metrics import (
     warp_backward,
 )
 
-RUBBER_WHALE = Path("/work/shared/data/flow/middlebury-rubberwhale")
+# A measured pair, where FLOW_DATA names a folder that holds it.
+RUBBER_WHALE = Path(os.environ.get("FLOW_DATA", "flow")) / "middlebury-rubberwhale"
 NAN = float("nan")
 
 
