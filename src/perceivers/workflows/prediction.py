@@ -72,11 +72,7 @@ def predict(
         return
     specs = loaded.model.config.data_inputs
     if texts:
-        name, spec = _text_input(loaded)
-        for text in texts:
-            ids = text_ids(text, spec, f"text {text[:40]!r}")
-            answer = loaded.model({name: ids})
-            yield {"text": text, **_records(loaded, answer, top)[0]}
+        yield from _answer_texts(loaded, texts, top)
     if not paths:
         return
     files = find_files([str(path) for path in paths], tuple(specs))
@@ -88,6 +84,14 @@ def predict(
         for text in batch.bad:
             file, _, reason = text.partition(": ")
             yield {"file": file, "error": reason}
+
+
+def _answer_texts(loaded: Loaded, texts: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
+    """Yield a record per text."""
+    name, spec = _text_input(loaded)
+    for text in texts:
+        ids = text_ids(text, spec, f"text {text[:40]!r}")
+        yield {"text": text, **_records(loaded, loaded.model({name: ids}), top)[0]}
 
 
 def text_ids(text: str | bytes, spec: Bytes, where: str, *, parse_masks: bool = False) -> Tensor:

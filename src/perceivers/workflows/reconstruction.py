@@ -138,6 +138,7 @@ def reconstruct_masked(
     settings = settings_of(loaded, mask)
     specs = loaded.model.config.data_inputs
     files = find_files([str(path) for path in paths], tuple(specs))
+    seen = next((n for n, spec in specs.items() if isinstance(spec, Image | Video)), None)
     written: list[Path] = []
     batches: list[Pictures] = []
     bad: list[str] = []
@@ -152,7 +153,7 @@ def reconstruct_masked(
         stems = names[-len(found) :]
         for name, each in imagined.items():
             written += save_imagined(out, stems, each, specs[name])
-            if isinstance(specs[name], Image | Video):
+            if name == seen:
                 batches.append(as_pictures(each))
     if not written:
         raise DataError(f"no readable file among {len(files)}: {'; '.join(bad[:3])}")

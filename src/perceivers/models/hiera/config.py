@@ -75,8 +75,29 @@ class HieraDecoder:
             )
 
 
+class OneInput:
+    """What follows from the inputs of a config where there is one modality."""
+
+    inputs: Mapping[str, ModalitySpec]
+
+    @property
+    def name(self) -> str:
+        """The modality's name."""
+        return next(iter(self.inputs))
+
+    @property
+    def spec(self) -> ModalitySpec:
+        """The modality."""
+        return self.inputs[self.name]
+
+    @property
+    def data_inputs(self) -> Mapping[str, ModalitySpec]:
+        """The modalities that a data set must bring."""
+        return self.inputs
+
+
 @dataclass(frozen=True, kw_only=True)
-class HieraConfig:
+class HieraConfig(OneInput):
     """A complete Hiera. Its axes are those of the input: 1 for sound, 2 pictures, 3 clips."""
 
     inputs: Mapping[str, ModalitySpec]
@@ -149,21 +170,6 @@ class HieraConfig:
         self._check_positions()
 
     # -- derived -----------------------------------------------------------------------------
-
-    @property
-    def name(self) -> str:
-        """The modality's name."""
-        return next(iter(self.inputs))
-
-    @property
-    def spec(self) -> ModalitySpec:
-        """The modality."""
-        return self.inputs[self.name]
-
-    @property
-    def data_inputs(self) -> Mapping[str, ModalitySpec]:
-        """The modalities that a data set must bring."""
-        return self.inputs
 
     @property
     def num_classes(self) -> int:

@@ -11,11 +11,12 @@ from typing import Any
 from perceivers.adapters.config import build_nested
 from perceivers.errors import ConfigError, InputError
 from perceivers.models.hiera import HieraHead
+from perceivers.models.hiera.config import OneInput
 from perceivers.types import ModalitySpec, Points, spec_from_json, spec_to_json
 
 
 @dataclass(frozen=True, kw_only=True)
-class HieraDetConfig:
+class HieraDetConfig(OneInput):
     """A complete HieraDet. Its axes are those of the input; the released models have two."""
 
     inputs: Mapping[str, ModalitySpec]
@@ -56,21 +57,6 @@ class HieraDetConfig:
         self._check_input()
 
     # -- derived -----------------------------------------------------------------------------
-
-    @property
-    def name(self) -> str:
-        """The modality's name."""
-        return next(iter(self.inputs))
-
-    @property
-    def spec(self) -> ModalitySpec:
-        """The modality."""
-        return self.inputs[self.name]
-
-    @property
-    def data_inputs(self) -> Mapping[str, ModalitySpec]:
-        """The modalities that a data set must bring."""
-        return self.inputs
 
     @property
     def num_classes(self) -> int:
