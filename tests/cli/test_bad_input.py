@@ -27,7 +27,7 @@ from tests.cli.conftest import Outcome, cut, draw_pictures, snapshot
 
 import perceivers as pv
 from perceivers.cli.main import VERBS
-from perceivers.training import loop
+from perceivers.data import Batch
 from perceivers.training.loop import Trainer
 from perceivers.training.state import load_state
 
@@ -894,7 +894,7 @@ def test_ctrl_c_while_nothing_trains_is_a_message(
 def test_a_loss_that_is_not_finite_stops_with_the_batch_saved(
     refuse: Refuse, starting: Starting, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    original = loop.split_batch
+    original = Batch.split
     calls: list[int] = []
 
     def poison(batch: Any, parts: int) -> Any:
@@ -903,7 +903,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_saved(
             batch.inputs["image"] = torch.full(batch.inputs["image"].shape, float("nan"))
         return original(batch, parts)
 
-    monkeypatch.setattr(loop, "split_batch", poison)
+    monkeypatch.setattr(Batch, "split", poison)
     refuse(
         eight_steps(starting),
         r"the loss is nan at step 2; .*saved in .*last\.pt .*sample indices in .*\.json\. Look at",

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from perceivers.data import Batch
 from perceivers.errors import CheckpointError, DataError, RunError
-from perceivers.training import loop
 from perceivers.training.events import Event, Stepped
 from perceivers.training.listeners import JsonlWriter, cut_records
 from perceivers.training.loop import Interrupted, Trainer, step_generator
@@ -123,7 +122,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean = pretrain(**settings(out=str(tmp_path / "clean"), steps=8, limit=3, quiet=True))
-    original = loop.split_batch
+    original = Batch.split
 
     def poison(batch: Batch, parts: int) -> list[Batch]:
         if poison.calls == 3:  # type: ignore[attr-defined]
@@ -132,7 +131,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(
         return original(batch, parts)
 
     poison.calls = 0  # type: ignore[attr-defined]
-    monkeypatch.setattr(loop, "split_batch", poison)
+    monkeypatch.setattr(Batch, "split", poison)
     with pytest.raises(RunError, match=r"the loss is nan at step 3; .*indices.*optimizer\.lr"):
         pretrain(**settings(quiet=True))
     indices = json.loads((tmp_path / "run" / "bad_batch_step_3.json").read_text())["indices"]

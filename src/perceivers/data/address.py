@@ -210,4 +210,4 @@ def _finish(address: str, found: Found, val_share: float) -> Dataset:
             kept, carved, note = carve_validation(train.names, train.labels, val_share, address)
             splits |= {"train": train.subset(kept), "val": train.subset(carved)}
         notes = (*notes, note)
-    return Dataset(address, splits, found.classes, notes, found.columns)
+    return Dataset(address, splits, found.classes, notes, found.columns, found.targets)

@@ -20,6 +20,7 @@ class Dataset:
             several columns.
         notes: Sentences on what was decided while opening.
         columns: Class names by label column, in the columns' order; none with one plain label.
+        targets: Names of the numbers to be predicted, in the order of ``TargetSource.targets``.
     """
 
     address: str
@@ -27,6 +28,7 @@ class Dataset:
     classes: tuple[str, ...]
     notes: tuple[str, ...]
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    targets: tuple[str, ...] = ()
 
     def specs(
         self,

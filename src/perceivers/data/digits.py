@@ -27,9 +27,11 @@ def read_digits() -> tuple[dict[str, Arrays], tuple[str, ...], str]:
             'pip install "perceivers[demo]"'
         ) from error
     pixels, targets = load_digits(return_X_y=True)
-    images = np.rint(pixels.reshape(-1, 1, 8, 8) * (255.0 / FULL_SCALE)).astype(np.uint8)
+    images = np.rint(np.asarray(pixels).reshape(-1, 1, 8, 8) * (255.0 / FULL_SCALE)).astype(
+        np.uint8
+    )
     names = [f"digits/{index}" for index in range(len(images))]
-    labels = targets.astype(np.int64)
+    labels = np.asarray(targets, np.int64)
     everything = Arrays({"image": images}, names, labels)
     parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     for label in np.unique(labels):

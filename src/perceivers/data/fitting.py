@@ -12,7 +12,14 @@ from perceivers.data.drawing import fit_encoded
 from perceivers.data.erasing import erase_box
 from perceivers.data.fits import check_whole, fit_sample, text_room
 from perceivers.data.pictures import check_picture_spec
-from perceivers.data.sources import EncodedClip, PictureSource, Source, WindowedSource
+from perceivers.data.sources import (
+    EncodedClip,
+    PartialSource,
+    PictureSource,
+    RawSample,
+    Source,
+    WindowedSource,
+)
 from perceivers.data.views import Look, Place
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Audio, Bytes, ModalitySpec, Points, Video
@@ -85,15 +92,27 @@ class SampleReader:
             ]
         else:
             sample, path = self.source.read(index), self.source.names[index]
+            specs = self._held(sample, path)
             if self.strict:
-                for name, spec in self.specs.items():
+                for name, spec in specs.items():
                     check_whole(sample[name], path, spec)
-            fitted = [fit_sample(sample, path, self.specs, look) for look in looks]
+            fitted = [fit_sample(sample, path, specs, look) for look in looks]
         for values, look in zip(fitted, looks, strict=True):
-            for name, spec in self.specs.items():
+            for name, spec in specs.items():
                 if isinstance(spec, ImageSpec | Video):
                     values[name] = erase_box(values[name], spec, look)
         return fitted
+
+    def _held(self, sample: RawSample, path: str) -> Mapping[str, ModalitySpec]:
+        """Return the specs of the modalities that a sample holds."""
+        if not isinstance(self.source, PartialSource):
+            return self.specs
+        held = {name: spec for name, spec in self.specs.items() if name in sample}
+        if not held:
+            raise DataError(
+                f"{path}: holds {sorted(sample)}, but none of {sorted(self.specs)} that are read"
+            )
+        return held
 
 
 def _check_augmentation(augment: AugmentConfig, specs: Mapping[str, ModalitySpec]) -> None:
@@ -145,12 +164,15 @@ def check_specs(source: Source, specs: Mapping[str, ModalitySpec]) -> None:
                 )
             check_picture_spec(spec)
         return
+    known = source.present if isinstance(source, PartialSource) else None
     try:
         sample = source.read(0)
     except DataError:
         # An unreadable sample is the loader's business: it is named and replaced there.
         return
     for name, spec in specs.items():
+        if known is not None and name in known and name not in sample:
+            continue
         if name not in sample:
             raise DataError(
                 f"the specs ask for {name!r}, but the data hold {sorted(sample)}; "

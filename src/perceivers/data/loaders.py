@@ -183,7 +183,7 @@ class _TrainStream(torch_data.Dataset[Batch]):
             if index is None:
                 return stack_batch(self.reader, [], [], bad)
             indices.append(index)
-        return stack_batch(self.reader, samples, indices, bad)
+        return stack_batch(self.reader, samples, indices, bad, positions)
 
     def _read_next_readable(
         self,

@@ -1,6 +1,6 @@
 """What every reader of data offers: random access to the raw samples of one split.
 
-Legend: n samples, T label columns.
+Legend: n samples, T label or target columns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,6 +61,29 @@ class Source(Protocol):
         Raises:
             DataError: The sample cannot be read; the message is ``path: reason``.
         """
+        ...
+
+
+@runtime_checkable
+class PartialSource(Source, Protocol):
+    """A source some of whose samples lack modalities; ``read`` leaves those out."""
+
+    @property
+    def present(self) -> Mapping[str, NDArray[np.bool_]]:
+        """Which samples hold each modality ``[n]``, known without reading; every sample holds one.
+
+        Modalities that all samples hold are listed too.
+        """
+        ...
+
+
+@runtime_checkable
+class TargetSource(Source, Protocol):
+    """A source whose samples carry numbers to be predicted."""
+
+    @property
+    def targets(self) -> NDArray[np.float32] | None:
+        """Numbers ``[n, T]``, NaN where unknown; None when there are none."""
         ...
 
 
@@ -131,9 +154,14 @@ class DivisibleSource(Source, Protocol):
 
 
 class Found(NamedTuple):
-    """What lies at an address: sources by split, class names, notes, and class names by column."""
+    """What lies at an address.
+
+    Sources by split, class names, notes, class names by label column, and the names of the columns
+    of ``TargetSource.targets``.
+    """
 
     sources: Mapping[str, Source]
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     columns: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    targets: tuple[str, ...] = ()

@@ -77,22 +77,6 @@ def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(words[1] >> np.uint64(1)))
 
 
-def split_batch(batch: Batch, parts: int) -> list[Batch]:
-    """Cut a batch into equal parts for gradient accumulation."""
-    if parts == 1:
-        return [batch]
-    size = -(-len(batch.index) // parts)
-    return [
-        Batch(
-            inputs={name: raw[i : i + size] for name, raw in batch.inputs.items()},
-            labels=None if batch.labels is None else batch.labels[i : i + size],
-            index=batch.index[i : i + size],
-            bad=batch.bad if i == 0 else [],
-        )
-        for i in range(0, len(batch.index), size)
-    ]
-
-
 class Trainer:
     """One run.
 
@@ -195,7 +179,7 @@ class Trainer:
         set_learning_rate(self.optimizer, lr)
         loss = torch.zeros((), device=self.runtime.device)
         parts: dict[str, Tensor] = {}
-        for part in split_batch(batch, config.accumulate):
+        for part in batch.split(config.accumulate):
             share = len(part.index) / len(batch.index)
             losses = self.module(part.to(self.runtime.device), generator)
             self.runtime.backward(losses.total * share)
