@@ -16,6 +16,7 @@ from math import log2
 import torch
 
 from perceivers.data import make_eval_loader, open_data
+from perceivers.draws import sample_generators
 from perceivers.tasks.mlm import EVALUATION_SEED, MaskedLanguageConfig, hide_words
 from perceivers.types import FIRST_BYTE, MASK, Bytes
 
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     loader = make_eval_loader(dataset.splits[args.split], specs, batch_size=args.batch_size)
     for batch in loader:
         truth = batch.inputs["bytes"].long()
-        hidden = hide_words(truth, MaskedLanguageConfig(), generator)
+        draws = sample_generators(generator, batch.position)
+        hidden = hide_words(truth, MaskedLanguageConfig(), draws)
         for row, column in hidden.masked.nonzero().tolist():
             left = hidden.ids[row, :column].tolist()
             while MASK in left:

@@ -17,6 +17,7 @@ from torch import Tensor
 import perceivers as pv
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import make_eval_loader
+from perceivers.draws import sample_generators
 from perceivers.tasks.mae import EVALUATION_SEED, objective_of, weighted_mean
 from perceivers.tasks.masked_patches import patch_statistics
 from perceivers.workflows.opening import open_dataset
@@ -38,17 +39,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def batches(split: str) -> Iterator[Tensor]:
         for batch in make_eval_loader(dataset.splits[split], model.config.inputs, batch_size=32):
-            yield batch.inputs[name]
+            yield batch.inputs[name], batch.position
 
     total, count = torch.zeros(()), 0
-    for raw in batches("train"):
+    for raw, _ in batches("train"):
         total, count = total + raw.double().sum(0), count + len(raw)
     # Raw bytes are scaled by the adapter, which knows them by their type.
     mean = (total / count).round().to(torch.uint8)[None]
     generator = torch.Generator().manual_seed(EVALUATION_SEED)
     sums, seen = {"model": 0.0, "mean": 0.0}, 0
-    for raw in batches(args.split):
-        plan = objective.draw({name: raw}, settings, generator)
+    for raw, position in batches(args.split):
+        draws = sample_generators(generator, position)
+        plan = objective.draw({name: raw}, settings, draws)
         scored = objective.score({name: raw}, plan, settings.target)[name]
         masked = plan.masked[name]
         truth, guess = (model.patches(x, masked) for x in (raw, mean.expand_as(raw)))

@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -127,3 +129,20 @@ def test_ratios_are_theirs_over_ours_by_either_clock(monkeypatch: pytest.MonkeyP
     assert figures["wall"] == {"speedup": [3.0, 2.0, 4.0], "seconds": [2.0, 6.0]}
     assert figures["cpu"] == {"speedup": [0.5, 0.5, 0.5], "seconds": [2.0, 1.0]}
     assert script.show_ratios(figures) == "3.00 [2.00-4.00] / 0.50 [0.50-0.50]"
+
+
+def test_loaders_are_measured_against_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load_script("bench_loaders", monkeypatch)
+    pictures = np.random.default_rng(0).integers(0, 256, (12, 3, 16, 16)).astype(np.uint8)
+    np.savez(tmp_path / "a.npz", image=pictures, label=np.arange(12) % 3)
+    case = script.Case("masked_photographs", "a.npz")
+    name, config = script.configure(case, tmp_path)
+    small = replace(config, batch_size=2)
+    for each in script.CASES:
+        assert script.configure(each, tmp_path)[1].data.startswith(str(tmp_path))
+    monkeypatch.setattr(script, "configure", lambda case, root: (name, small))
+    row = script.measure(case, tmp_path, batches=1, steps=1, workers=[0])
+    assert (row["types"], row["bytes_per_sample"]) == ({"image": "uint8"}, 3 * 64 * 64)
+    assert row["ratio"]["0"] == pytest.approx(row["loader"]["0"] / row["demand"], rel=0.05)

@@ -37,11 +37,15 @@ if TYPE_CHECKING:
     from perceivers.types import Labels as Labels
     from perceivers.types import Points as Points
     from perceivers.types import Video as Video
+    from perceivers.workflows.anomaly import AnomalySettings as AnomalySettings
+    from perceivers.workflows.anomaly import find_anomalies as find_anomalies
     from perceivers.workflows.conversion import convert as convert
+    from perceivers.workflows.embedding import embed as embed
     from perceivers.workflows.evaluation import evaluate as evaluate
     from perceivers.workflows.explaining import explain as explain
     from perceivers.workflows.exporting import export as export
     from perceivers.workflows.prediction import predict as predict
+    from perceivers.workflows.probing import probe as probe
     from perceivers.workflows.reconstructing import reconstruct as reconstruct
     from perceivers.workflows.run import Run as Run
     from perceivers.workflows.training import finetune as finetune
@@ -58,11 +62,14 @@ _HOMES = {
     "tasks": ("ClassificationConfig", "MaskedAutoencodingConfig", "mae_losses"),
     "training.config": ("ClassifyConfig", "OptimizerConfig", "PretrainConfig", "ScheduleConfig"),
     "types": ("Array", "Audio", "Bytes", "Image", "Labels", "Points", "Video"),
+    "workflows.anomaly": ("AnomalySettings", "find_anomalies"),
     "workflows.conversion": ("convert",),
+    "workflows.embedding": ("embed",),
     "workflows.evaluation": ("evaluate",),
     "workflows.explaining": ("explain",),
     "workflows.exporting": ("export",),
     "workflows.prediction": ("predict",),
+    "workflows.probing": ("probe",),
     "workflows.reconstructing": ("reconstruct",),
     "workflows.run": ("Run",),
     "workflows.training": ("finetune", "pretrain", "resume", "train"),

@@ -37,6 +37,10 @@ class DataError(UserError):
     """A data address that cannot be read, or holds too little."""
 
 
+class RemoteError(UserError):
+    """A server that does not answer, or no longer has what it had."""
+
+
 class CheckpointError(UserError):
     """A file that is not the checkpoint it should be."""
 

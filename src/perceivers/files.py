@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from perceivers.errors import CheckpointError
+
+_UNFINISHED = re.compile(r"\..+\.\d+\.tmp")  # as write_atomic names them
 
 
 def write_atomic(path: Path, content: bytes | str) -> Path:
@@ -23,6 +26,13 @@ def write_atomic(path: Path, content: bytes | str) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what writers that were killed left in a folder; nobody else may be writing there."""
+    for path in folder.rglob(".*.tmp"):
+        if _UNFINISHED.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> Path:

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from perceivers.draws import Draws, rand_rows
 from perceivers.errors import ConfigError
 from perceivers.nn.grouping import GroupLayout
 
@@ -96,7 +97,7 @@ def draw_mask_plan(
     *,
     ratio: float = DEFAULT_MASK_RATIO,
     kind: MaskKind = "groupwise",
-    generator: torch.Generator | None = None,
+    generator: Draws = None,
 ) -> MaskPlan:
     """Draw a plan for every sample of a batch, on the generator's device.
 
@@ -108,7 +109,8 @@ def draw_mask_plan(
         kind: ``groupwise`` hides the same slots in all groups (packed); ``independent`` draws anew
             for every group (packed); ``groups`` hides whole groups (dense); ``uniform`` hides any
             elements of a modality, without regard to groups (dense).
-        generator: Source of randomness; the global one when not given.
+        generator: Source of randomness, one for all samples or one for each; the global one when
+            not given.
 
     Raises:
         ConfigError: The ratio is out of range, or ``groups`` is asked of a single group.
@@ -132,7 +134,7 @@ def draw_unit_plan(
     batch_size: int,
     *,
     ratio: float,
-    generator: torch.Generator | None = None,
+    generator: Draws = None,
 ) -> MaskPlan:
     """Draw which mask units every sample keeps, on the generator's device.
 
@@ -141,7 +143,8 @@ def draw_unit_plan(
         num_units: Mask units U of a sample (``model.num_units()``).
         batch_size: Samples B.
         ratio: Share of units to hide, strictly between 0 and 1; at least one stays on each side.
-        generator: Source of randomness; the global one when not given.
+        generator: Source of randomness, one for all samples or one for each; the global one when
+            not given.
 
     Raises:
         ConfigError: The ratio is out of range, or there is one unit only.
@@ -150,7 +153,7 @@ def draw_unit_plan(
         raise ConfigError(f"mask ratio is {ratio}; it must lie strictly between 0 and 1")
     if num_units < 2:
         raise ConfigError("one mask unit cannot be partly hidden; use larger inputs")
-    kept, masked = draw_units(_rand(batch_size, num_units, generator=generator), ratio)
+    kept, masked = draw_units(rand_rows(batch_size, num_units, generator=generator), ratio)
     return MaskPlan(kept={name: kept}, masked={name: masked}, axis="unit")
 
 
@@ -175,13 +178,8 @@ def count_kept(total: int, ratio: float) -> int:
     return min(max(round((1.0 - ratio) * total), 1), total - 1)
 
 
-def _rand(*shape: int, generator: torch.Generator | None) -> Tensor:
-    device = "cpu" if generator is None else generator.device
-    return torch.rand(*shape, generator=generator, device=device)
-
-
 def _draw_packed(
-    layout: GroupLayout, batch: int, ratio: float, shared: bool, generator: torch.Generator | None
+    layout: GroupLayout, batch: int, ratio: float, shared: bool, generator: Draws
 ) -> MaskPlan:
     """Order each unit's slots at random; the first are kept, and each part is sorted."""
     kept, masked = {}, {}
@@ -191,23 +189,21 @@ def _draw_packed(
     for index, share in enumerate(layout.shares):
         if index == 0 or not common:
             units = 1 if shared else share.num_groups
-            ids = _rand(batch, units, share.slots, generator=generator).argsort(-1)
+            ids = rand_rows(batch, units, share.slots, generator=generator).argsort(-1)
         num_kept = count_kept(share.slots, ratio)
         kept[share.name] = ids[..., :num_kept].sort(-1).values
         masked[share.name] = ids[..., num_kept:].sort(-1).values
     return MaskPlan(kept=kept, masked=masked)
 
 
-def _draw_groups(
-    layout: GroupLayout, batch: int, ratio: float, generator: torch.Generator | None
-) -> MaskPlan:
+def _draw_groups(layout: GroupLayout, batch: int, ratio: float, generator: Draws) -> MaskPlan:
     """Hide whole groups, drawn over the groups of all modalities together."""
     groups = layout.num_groups
     if groups < 2:
         raise ConfigError(
             "mask kind 'groups' needs at least two groups at the first level; use 'groupwise'"
         )
-    order = _rand(batch, groups, generator=generator).argsort(-1).argsort(-1)
+    order = rand_rows(batch, groups, generator=generator).argsort(-1).argsort(-1)
     visible = order < count_kept(groups, ratio)  # [B, G]
     parts = visible.split([share.num_groups for share in layout.shares], dim=1)
     return MaskPlan(
@@ -218,13 +214,11 @@ def _draw_groups(
     )
 
 
-def _draw_uniform(
-    layout: GroupLayout, batch: int, ratio: float, generator: torch.Generator | None
-) -> MaskPlan:
+def _draw_uniform(layout: GroupLayout, batch: int, ratio: float, generator: Draws) -> MaskPlan:
     """Hide the same number of real elements of a modality in every sample, anywhere."""
     keep = {}
     for share in layout.shares:
-        noise = _rand(batch, share.length, generator=generator)
+        noise = rand_rows(batch, share.length, generator=generator)
         visible = noise.argsort(-1).argsort(-1) < count_kept(share.length, ratio)
         keep[share.name] = share.split(visible.unsqueeze(-1).to(torch.uint8)).squeeze(-1).bool()
     return MaskPlan(keep=keep)

@@ -44,7 +44,7 @@ def start(tmp_path: Path) -> Callable[..., list[Any]]:
         (
             "finetune",
             "xyzzy",
-            r"finetune trains classify, multilabel, multitask, flow, not 'xyzzy'",
+            r"finetune trains classify, multilabel, multitask, flow, segment, regress, not 'xyzzy'",
         ),
     ],
 )

@@ -182,3 +182,35 @@ def test_an_unknown_address_lists_what_is_understood(tmp_path: Path) -> None:
         open_data(str(tmp_path / "x.doc"))
     with pytest.raises(ConfigError, match=r"val_share is 1\.5"):
         open_data("digits", val_share=1.5)
+
+
+def test_an_npy_file_is_one_array(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.arange(24, dtype=np.float64).reshape(4, 3, 2))
+    train = open_data(str(path), val_share=0.25).splits["train"]
+    assert len(train) == 3
+    row = int(train.names[0].rpartition("/")[2])
+    np.testing.assert_array_equal(
+        train.read(0)["array"], np.arange(6).reshape(3, 2) + 6 * row, strict=False
+    )
+    np.save(path, np.zeros((4, 3), np.uint8))
+    assert open_data(str(path)).specs()["array"].raw_shape == (3, 1)
+    with pytest.raises(ConfigError, match="'label' is asked for"):
+        open_data(str(path), labels=("label",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.zeros(4), r"x\.npy: has shape \(4,\); an \.npy file is a modality 'array'"),
+        (np.array([[1.0, np.inf]] * 2), r"'array' holds NaN or infinite values in 2 of 2 rows"),
+        (np.array([["a", "b"]] * 2), r"'array' has dtype <U1"),
+        (np.array([{}, {}]), r"no \.npy file of a plain array"),
+    ],
+)
+def test_an_npy_file_of_anything_else_is_refused(
+    tmp_path: Path, content: np.ndarray, message: str
+) -> None:
+    np.save(tmp_path / "x.npy", content, allow_pickle=True)
+    with pytest.raises(DataError, match=message):
+        open_data(str(tmp_path / "x.npy"))

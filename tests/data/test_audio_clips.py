@@ -2,13 +2,22 @@
 
 import contextlib
 import io
+import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from perceivers.data.audio_clips import fit_audio, fit_audio_from, native_audio, read_sound_info
+from perceivers.data.audio_clips import (
+    common_audio,
+    fit_audio,
+    fit_audio_from,
+    native_audio,
+    read_sound_info,
+)
+from perceivers.data.containers import wrap_file
 from perceivers.data.sources import EncodedClip
 from perceivers.data.views import Look
 from perceivers.errors import DataError
@@ -95,16 +104,103 @@ def test_channels_are_repeated_or_averaged_and_nothing_else(encode_sound: Encode
         fit_audio(encoded, Audio(60, 3))
 
 
-def test_another_sample_rate_is_refused_with_the_remedy(encode_sound: EncodeSound) -> None:
-    encoded = clip(encode_sound(ramp(60), 8000))
-    message = (
-        r"a\.flac: the sample rate is 8000 Hz, but the spec declares 16000 Hz; resample the "
-        r"files, or declare sample_rate=8000"
-    )
-    with pytest.raises(DataError, match=message):
-        fit_audio(encoded, Audio(60, 1, 16000))
-    assert np.array_equal(fit_audio(encoded, Audio(60, 1, 0)), ramp(60))
-    assert native_audio(encoded) == Audio(60, 1, 8000)
+def tone(hertz: float, rate: int, seconds: float = 2.0) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)[None]
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+def test_a_tone_keeps_its_pitch_and_its_length_at_another_rate(
+    encode_sound: EncodeSound, rate: int
+) -> None:
+    encoded = clip(encode_sound(tone(440, rate), rate))
+    found = fit_audio(encoded, Audio(40000, 1, 16000))
+    # Away from the ends it is the tone of the wanted rate, sample by sample.
+    assert np.abs(found[:, 400:31600] - tone(440, 16000)[:, 400:31600]).max() < 1e-3
+    assert np.abs(found[:, 400:31600] - tone(441, 16000)[:, 400:31600]).max() > 0.1
+    assert np.abs(found[:, 31900:32000]).max() > 0.1
+    assert not found[:, 32000:].any()
+    assert np.array_equal(found, fit_audio(encoded, Audio(40000, 1, 16000)))
+
+
+def test_a_rate_of_zero_reads_samples_as_they_are(encode_sound: EncodeSound) -> None:
+    for rate in (8000, 44100):
+        encoded = clip(encode_sound(ramp(60), rate))
+        assert np.array_equal(fit_audio(encoded, Audio(60, 1, 0)), ramp(60))
+        assert native_audio(encoded) == Audio(60, 1, rate)
+
+
+def test_parts_of_a_resampled_sound_begin_where_the_wanted_rate_counts(
+    encode_sound: EncodeSound,
+) -> None:
+    wave = noise(44100)
+    encoded = clip(encode_sound(wave, 44100))
+    whole = fit_audio(encoded, Audio(16000, 1, 16000))
+    assert np.abs(fit_audio(encoded, Audio(1001, 1, 16000)) - whole[:, 7499:8500]).max() < 1e-5
+    info = read_sound_info(encoded)
+    found = fit_audio_from(encoded, info, Audio(1600, 1, 16000), 0.25)
+    assert np.abs(found - whole[:, 4000:5600]).max() < 1e-5
+    before = fit_audio_from(encoded, info, Audio(1600, 1, 16000), -0.05)
+    assert not before[:, :800].any()
+    assert np.abs(before[:, 800:] - whole[:, :800]).max() < 1e-5
+    # One draw, and parts that stay inside.
+    rng, other = np.random.default_rng(3), np.random.default_rng(3)
+    for _ in range(20):
+        part = fit_audio(encoded, Audio(15990, 1, 16000), Look(rng))
+        assert np.abs(part[:, -10:]).max() > 0
+        other.random()
+    assert rng.random() == other.random()
+
+
+def test_channels_are_averaged_or_repeated_at_another_rate(encode_sound: EncodeSound) -> None:
+    left, right = tone(440, 44100), tone(1000, 44100)
+    encoded = clip(encode_sound(np.concatenate([left, right]), 44100))
+    stereo = fit_audio(encoded, Audio(32000, 2, 16000))
+    mono = fit_audio(encoded, Audio(32000, 1, 16000))
+    assert np.abs(stereo[1] - tone(1000, 16000)[0])[400:-400].max() < 1e-3
+    assert np.abs(stereo.mean(axis=0) - mono[0]).max() < 1e-5
+    repeated = fit_audio(clip(encode_sound(left, 44100)), Audio(320, 2, 16000))
+    assert np.array_equal(repeated[0], repeated[1])
+
+
+def test_the_most_common_rate_and_the_longest_sound_make_the_spec() -> None:
+    found = [Audio(8000, 1, 8000), Audio(44100, 1, 44100), Audio(88201, 1, 44100)]
+    assert common_audio(found) == Audio(88201, 1, 44100)
+    assert common_audio([Audio(80000, 1, 8000), *found]) == Audio(80000, 1, 8000)
+    assert common_audio([*found, Audio(80000, 1, 16000)]) == Audio(220500, 1, 44100)
+    assert common_audio([Audio(5), Audio(7)]) == Audio(7)
+
+
+def test_an_mp3_is_entered_anywhere(encode_sound: EncodeSound) -> None:
+    wave = noise(160000)
+    encoded = clip(encode_sound(wave, 16000, "MP3"), "a.mp3")
+    info = read_sound_info(encoded)
+    whole = fit_audio(encoded, Audio(info.samples))
+    for seconds in (0.0, 0.11, 3.3, 9.4):
+        part = fit_audio_from(encoded, info, Audio(4000), seconds)
+        first = round((seconds - info.begin) * 16000)
+        begin = max(0, -first)
+        expected = whole[:, max(0, first) : first + 4000]
+        assert np.abs(part[:, begin:] - expected).max() < 1e-6
+        assert np.abs(part[:, begin:-1] - expected[:, 1:]).max() > 1e-2
+
+
+def test_a_long_file_stays_on_the_disk_but_for_the_part_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.tile(ramp(16000)[0], 300), 16000)  # 9.6 MB
+    sample = wrap_file("audio", str(path), None, has_sound=False)["audio"]
+    assert sample == EncodedClip(str(path), None, "audio")
+    assert isinstance(sample, EncodedClip)
+    tracemalloc.start()
+    found = fit_audio(sample, Audio(8000, 1, 8000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.shape == (1, 8000)
+    assert peak < 1e6
+    # A file that was replaced is no longer what was known of it.
+    soundfile.write(path, np.tile(ramp(16000)[0], 310), 16000)
+    assert read_sound_info(sample).samples == 310 * 16000
 
 
 @pytest.mark.parametrize("kind", ["mp4", "matroska"])

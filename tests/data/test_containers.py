@@ -2,15 +2,19 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from perceivers.data import containers
 from perceivers.data.containers import (
+    file_version,
     have_sound,
     is_sound_file,
     load_library,
     name_kind,
+    read_head,
     wrap_file,
 )
 from perceivers.data.sources import EncodedClip
@@ -25,7 +29,7 @@ def _forgetful() -> Iterator[None]:
 
 
 def test_names_tell_the_kind() -> None:
-    names = ["a.MP4", "b.flac", "c.Jpg", "d.txt", ".e.mp4", "mp3", "f.wav.json"]
+    names = ["a.MP4", "b.flac", "c.Jpg", "d.txt", ".e.mp4", "mp3", "f.wav.json", "g.OFF", ".h.ply"]
     assert [name_kind(name) for name in names] == [
         "video",
         "audio",
@@ -33,6 +37,8 @@ def test_names_tell_the_kind() -> None:
         None,
         None,
         None,
+        None,
+        "points",
         None,
     ]
 
@@ -45,7 +51,7 @@ def test_contents_tell_who_reads_a_file(encode_sound: Callable[..., bytes]) -> N
 
 
 @pytest.mark.usefixtures("_forgetful")
-@pytest.mark.parametrize("name", ["av", "soundfile"])
+@pytest.mark.parametrize("name", ["av", "soundfile", "soxr", "trimesh"])
 def test_a_missing_package_is_named_with_the_command(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,3 +87,34 @@ def test_a_video_gives_its_sound_when_it_has_one() -> None:
     text = wrap_file("bytes", "a.txt", "hé".encode(), has_sound=False)["bytes"]
     assert isinstance(text, np.ndarray)
     assert (text.dtype, text.tolist()) == (np.uint8, [104, 195, 169])
+
+
+def test_small_files_are_read_at_once_and_large_ones_stay_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"x" * 20)
+    monkeypatch.setattr(containers, "MAX_READ", 20)
+    small = wrap_file("video", str(path), None, has_sound=True)
+    assert small["audio"] == EncodedClip(str(path), b"x" * 20, "audio")
+    path.write_bytes(b"y" * 21)
+    large = wrap_file("video", str(path), None, has_sound=True)
+    assert large == {kind: EncodedClip(str(path), None, kind) for kind in ("video", "audio")}
+    (clip, _) = large.values()
+    assert isinstance(clip, EncodedClip)
+    assert read_head(clip) == b"y" * 12
+    version = file_version(clip)
+    assert version is not None
+    assert version[:2] == (str(path), 21)
+    assert file_version(EncodedClip("a.mp4", b"x", "video")) is None
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"a\.mp4: the file is empty \(0 bytes\)"):
+        read_head(clip)
+    path.unlink()
+    for read in (
+        read_head,
+        file_version,
+        lambda clip: wrap_file("video", clip.path, None, has_sound=True),
+    ):
+        with pytest.raises(DataError, match=r"a\.mp4: cannot be read \(No such file"):
+            read(clip)

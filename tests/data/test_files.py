@@ -80,7 +80,7 @@ def test_pictures_are_read_as_pictures_whatever_they_are_called(
 
 
 @pytest.mark.parametrize(
-    "specs", [{"points": Points(4)}, {"text": Bytes(4)}, {"image": Image(4, 4), "x": Points(4)}]
+    "specs", [{"cloud": Points(4)}, {"text": Bytes(4)}, {"image": Image(4, 4), "x": Points(4)}]
 )
 def test_what_single_files_do_not_hold_is_refused(
     tmp_path: Path, specs: dict[str, ModalitySpec]

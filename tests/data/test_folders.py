@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perceivers.data import find_files, open_data, read_files
+from perceivers.data import find_files, make_eval_loader, open_data, read_files
 from perceivers.data.folders import ClipFiles, read_folder
-from perceivers.data.sources import EncodedClip
+from perceivers.data.sources import EncodedClip, PartialSource
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Audio, Image
 
@@ -61,7 +61,7 @@ def test_a_class_called_train_is_no_split(write_folder: WriteFolder, encode: Enc
         (("a.png", "x/b.jpg"), "so sub-folders are not classes"),
         (
             ("x/1/a.png", "y/2/b.png"),
-            "no sub-folder holds pictures, sounds or videos directly: unlabelled",
+            "no sub-folder holds pictures, sounds, videos or point clouds directly: unlabelled",
         ),
         (("x/a.png", "x/b.png"), "a single sub-folder ('x') makes no classes: unlabelled"),
     ],
@@ -83,7 +83,9 @@ def test_other_files_are_counted_and_hidden_ones_are_not(
     folder = write_folder(files | {".git/x.png": b"x", "__MACOSX/ant/0.png": b"x"})
     dataset = open_data(str(folder))
     assert sum(len(split) for split in dataset.splits.values()) == 6
-    assert dataset.notes[0] == "2 files that are no pictures, sounds or videos were ignored"
+    assert dataset.notes[0] == (
+        "2 files that are no pictures, sounds, videos or point clouds were ignored"
+    )
 
 
 def test_links_to_folders_are_followed_once(write_folder: WriteFolder, encode: Encode) -> None:
@@ -240,7 +242,66 @@ def test_files_of_several_kinds_are_paired_by_name(
     ):
         read_folder(folder)
     (folder / "b/2.flac").unlink()
-    (folder / "b/2.wav").unlink()
-    message = r"holds 4 pictures, 3 sounds; .* 'b/2' has no file among the sounds; add what is"
-    with pytest.raises(DataError, match=message):
+    for name in ("a/1.wav", "a/2.wav", "b/1.png", "b/2.png"):
+        (folder / name).unlink()
+    with pytest.raises(DataError, match=r"holds 2 pictures, 2 sounds, and no two of different"):
         read_folder(folder)
+
+
+def test_samples_may_lack_a_file_of_some_kind(
+    write_folder: WriteFolder, encode: Encode, encode_sound: Encode
+) -> None:
+    sound = encode_sound(np.full((1, 20), 0.5))
+    files = {
+        f"{c}/{n}.{e}": d
+        for c in "ab"
+        for n in "123456"
+        for e, d in (("png", encode(int(n))), ("wav", sound))
+    }
+    for name in ("a/1.wav", "b/2.png", "b/3.png", "a/5.wav"):
+        del files[name]
+    folder = write_folder(files)
+    dataset = open_data(str(folder), val_share=0.3)
+    assert dataset.notes[0] == (
+        "paired by name, not all samples hold every kind: 8 with pictures and sounds, 2 with "
+        "sounds, 2 with pictures"
+    )
+    seen = {}
+    for source in dataset.splits.values():
+        assert isinstance(source, PartialSource)
+        for index, name in enumerate(source.names):
+            held = {kind for kind, rows in source.present.items() if rows[index]}
+            assert set(source.read(index)) == held
+            seen[name] = held
+    assert seen["a/1"] == seen["a/5"] == {"image"}
+    assert seen["b/2"] == seen["b/3"] == {"audio"}
+    assert sum(held == {"image", "audio"} for held in seen.values()) == 8
+    specs = dataset.specs(size=4)
+    assert specs["audio"] == Audio(20, 1, 8000, mean=(0.5,), std=(1.0,))
+    (batch,) = make_eval_loader(dataset.splits["train"], specs, batch_size=12)
+    names = dataset.splits["train"].names
+    for name, held in batch.present.items():
+        assert held.tolist() == [name in seen[n] for n in names]
+        rows = batch.inputs[name][~held]
+        assert not rows.any()
+    assert batch.inputs["audio"][batch.present["audio"]].eq(0.5).all()
+
+
+def test_videos_that_lack_sound_files_and_pictures(
+    write_folder: WriteFolder, encode: Encode, encode_video: Encode
+) -> None:
+    frames = np.zeros((2, 16, 16, 3), np.uint8)
+    loud = encode_video(frames, 25, np.zeros((1, 2000)))
+    folder = write_folder({"1.mp4": loud, "2.mp4": loud, "2.png": encode(), "3.png": encode()})
+    source = read_folder(folder).sources["train"]
+    assert isinstance(source, PartialSource)
+    assert {kind: rows.tolist() for kind, rows in source.present.items()} == {
+        "image": [False, True, True],
+        "video": [True, True, False],
+        "audio": [True, True, False],
+    }
+    assert [sorted(source.read(index)) for index in range(3)] == [
+        ["audio", "video"],
+        ["audio", "image", "video"],
+        ["image"],
+    ]

@@ -48,6 +48,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     seen: list[Any] = []
 
     def native_video(clip: EncodedClip) -> Video:
+        assert clip.data is not None
         if clip.data == b"\4":
             raise DataError(f"{clip.path}: damaged")
         return Video(clip.data[0], 2, 2, 1, frame_rate=25.0)
@@ -60,10 +61,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         seen.append(("audio", clip.path, look.rng))
         return np.zeros(spec.raw_shape, np.float32)
 
-    monkeypatch.setattr(measuring_module, "native_video", native_video)
-    monkeypatch.setattr(
-        measuring_module, "native_audio", lambda clip: Audio(10 * clip.data[0], 1, 8000)
-    )
+    natives = {"video": native_video, "audio": lambda clip: Audio(10 * clip.data[0], 1, 8000)}
+    monkeypatch.setattr(measuring_module, "NATIVE", natives)
     monkeypatch.setattr(fits_module, "fit_clip", fit_clip)
     monkeypatch.setattr(fits_module, "fit_audio", fit_audio)
     return seen

@@ -108,8 +108,8 @@ def test_every_mode_becomes_the_asked_number_of_channels(mode: str, channels: in
     data = save(picture, "TIFF" if mode == "CMYK" else "PNG")
     found = fit(data, ImageSpec(4, 6, channels))
     assert found.shape == (channels, 4, 6)
-    assert found.dtype == np.uint8
-    assert found.min() >= 254
+    assert found.dtype == (np.float32 if mode == "I;16" else np.uint8)
+    assert found.min() >= (1 if mode == "I;16" else 254)
 
 
 def test_transparent_parts_become_white_and_half_transparent_ones_mix() -> None:
@@ -130,10 +130,45 @@ def test_a_transparent_palette_entry_becomes_white() -> None:
     assert found[:, 0].T.tolist() == [[255, 255, 255], [40, 50, 60]]
 
 
+def test_half_transparent_palettes_and_gray_mix_with_white() -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putdata([0, 1])
+    found = fit(save(palette, transparency=bytes([255, 0])), ImageSpec(1, 2))
+    assert found[:, 0].T.tolist() == [[10, 20, 30], [255, 255, 255]]
+    gray = Image.fromarray(np.array([[[100, 255], [100, 0], [0, 51]]], np.uint8))
+    assert gray.mode == "LA"
+    assert fit(save(gray), ImageSpec(1, 3, 1))[0, 0].tolist() == [100, 255, 204]
+    assert fit(save(gray), ImageSpec(1, 3, 4))[3, 0].tolist() == [255, 0, 51]
+    opaque = Image.fromarray(np.full((1, 1, 3), 7, np.uint8))
+    assert fit(save(opaque), ImageSpec(1, 1, 4))[:, 0, 0].tolist() == [7, 7, 7, 255]
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG"])
+def test_printing_inks_become_the_colours_they_leave(kind: str) -> None:
+    inks = np.zeros((8, 32, 4), np.uint8)
+    inks[:, :8, 0], inks[:, 8:16, 1], inks[:, 16:24, 3] = 255, 255, 255
+    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
+    data = save(Image.fromarray(inks, "CMYK"), kind, **options)
+    found = fit(data, ImageSpec(8, 32))[:, 4, 4::8].T.astype(int)
+    # Cyan takes red away, magenta green, black everything; without ink the paper is white.
+    expected = [[0, 255, 255], [255, 0, 255], [0, 0, 0], [255, 255, 255]]
+    assert np.abs(found - expected).max() <= 3
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
+def test_of_several_frames_the_first_is_read(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = save(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert getattr(Image.open(io.BytesIO(data)), "n_frames", 1) == 2
+    assert fit(data, ImageSpec(8, 8))[:, 0, 0].tolist() == [255, 0, 0]
+
+
 def test_sixteen_bit_gray_is_scaled_and_not_cut_off() -> None:
     values = np.array([[0, 257, 32768, 65535]], np.uint16)
-    data = save(Image.fromarray(values))
-    assert fit(data, ImageSpec(1, 4, 1))[0, 0].tolist() == [0, 1, 128, 255]
+    found = fit(save(Image.fromarray(values)), ImageSpec(1, 4, 1))
+    assert found[0, 0].tolist() == [np.float32(v / 65535) for v in values[0].tolist()]
     wide = Image.fromarray(values.astype(np.int32))
     assert np.asarray(convert_channels(wide, 1, "a")).tolist() == [[0, 1, 128, 255]]
 

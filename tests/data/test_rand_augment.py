@@ -241,3 +241,22 @@ def test_arrays_become_pictures_where_they_can() -> None:
         as_picture(np.zeros((1, 2, 2), np.float32))
     with pytest.raises(ConfigError, match=r"the data hold uint8 with 4 channels"):
         as_picture(np.zeros((4, 2, 2), np.uint8))
+
+
+def test_operations_that_keep_the_shape_leave_every_pixel_in_its_place() -> None:
+    values = np.full((9, 11, 3), 90, np.uint8)
+    values[3, 7] = 220
+    picture = Image.fromarray(values)
+    config = AugmentConfig(rand_augment=2, magnitude=8)
+    moved = 0
+    for seed in range(40):
+        kept = np.asarray(apply(picture, config, np.random.default_rng(seed), keep_shape=True))
+        # Sharpness reaches one pixel far; elsewhere all stays equal.
+        calm = kept.copy()
+        calm[2:5, 6:9] = kept[0, 0]
+        assert (calm == kept[0, 0]).all()
+        free = np.asarray(apply(picture, config, np.random.default_rng(seed)))
+        free = free.copy()
+        free[2:5, 6:9] = free[0, 0]
+        moved += not (free == free[0, 0]).all()
+    assert moved > 5

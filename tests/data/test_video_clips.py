@@ -4,12 +4,14 @@ import io
 import struct
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
 
+from perceivers.data import video_clips
 from perceivers.data.augment import AugmentConfig
 from perceivers.data.frame_times import FrameTimes
 from perceivers.data.sources import EncodedClip
@@ -311,3 +313,58 @@ def test_what_is_no_video_is_refused(encode_sound: EncodeSound) -> None:
         fit_video(clip(b""), Video(2, 8, 8))
     with pytest.raises(DataError, match=r"a\.mp4: cannot be decoded \(Invalid data"):
         fit_video(clip(b"y" * 500), Video(2, 8, 8))
+
+
+def test_only_what_lies_behind_the_key_frame_is_decoded(
+    encode_video: EncodeVideo,
+    numbered: Numbered,
+    numbers_of: NumbersOf,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoded = clip(encode_video(numbered(200), g="10"))
+    decoded: list[int] = []
+    find = FrameTimes.find
+
+    def count(self: FrameTimes, stamp: int | None, place: int) -> int:
+        decoded.append(place)
+        return find(self, stamp, place)
+
+    monkeypatch.setattr(FrameTimes, "find", count)
+    look = Look(place=Place(1.0))
+    assert numbers_of(fit_video(encoded, Video(4, 32, 64), look)) == [196, 197, 198, 199]
+    # From frame 190 on, and nothing of the 190 before.
+    assert len(decoded) <= 12
+
+
+def test_a_long_film_stays_on_the_disk_and_its_times_are_read_once(
+    encode_video: EncodeVideo,
+    numbered: Numbered,
+    numbers_of: NumbersOf,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "long.mp4"
+    wave = noise(38400)
+    data = encode_video(numbered(60), 25, wave, 16000, g="12")
+    path.write_bytes(data)
+    calls: list[str] = []
+    read = video_clips.read_frame_times
+
+    def count(container: Any, path: str) -> FrameTimes:
+        calls.append(path)
+        return read(container, path)
+
+    monkeypatch.setattr(video_clips, "read_frame_times", count)
+    film = EncodedClip(str(path), None, "video")
+    specs = Video(8, 32, 64), Audio(2560, 1, 8000)
+    for seed in range(3):
+        found = fit_clip(film, *specs, Look(np.random.default_rng(seed)))
+        expected = fit_clip(clip(data), *specs, Look(np.random.default_rng(seed)))
+        assert numbers_of(found[0]) == numbers_of(expected[0])
+        assert np.array_equal(found[1], expected[1])
+        # At another rate, sound begins with the frame all the same.
+        first = numbers_of(found[0])[0] * 640
+        assert np.abs(found[1] - wave[:, first : first + 5120 : 2]).mean() < 0.06
+    assert calls.count(str(path)) == 1
+    path.write_bytes(encode_video(numbered(9), 25, wave[:, :5760], 16000))
+    assert numbers_of(fit_video(film, Video(9, 32, 64))) == list(range(9))

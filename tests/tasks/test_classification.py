@@ -1,4 +1,4 @@
-"""Classification by hand: cross-entropy, smoothing, weights, mixing, confusion and accuracies."""
+"""Classification by hand: cross-entropy, smoothing, weights, mixing and evaluation."""
 
 import math
 from collections.abc import Sequence
@@ -11,12 +11,7 @@ import perceivers as pv
 from perceivers.data import Batch
 from perceivers.errors import ConfigError, DataError
 from perceivers.tasks import Classification, ClassificationConfig
-from perceivers.tasks.classification import (
-    accuracies,
-    balanced_weights,
-    confusion,
-    soft_cross_entropy,
-)
+from perceivers.tasks.classification import balanced_weights, soft_cross_entropy
 from perceivers.tasks.mixing import mix_samples
 
 LABELS = [2, 0, 1, 2]
@@ -80,21 +75,6 @@ def test_balanced_weights_are_inverse_frequencies() -> None:
     torch.testing.assert_close(balanced_weights(labels, 4), expected)
     even = balanced_weights(torch.tensor([0, 1, 2]), 3)
     torch.testing.assert_close(even, torch.ones(3))
-
-
-def test_pairs_are_counted() -> None:
-    truth = torch.tensor([0, 0, 1, 2, 2, 2])
-    guess = torch.tensor([0, 1, 1, 2, 0, 2])
-    assert confusion(guess, truth, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
-    assert confusion(truth, guess, 3).tolist() != confusion(guess, truth, 3).tolist()
-
-
-def test_accuracies_by_hand() -> None:
-    matrix = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 2, 0], [0, 0, 0, 0]])
-    found = accuracies(matrix)
-    assert found["top1"] == pytest.approx(4 / 6)
-    assert found["macro"] == pytest.approx((1 / 2 + 1 + 2 / 3) / 3)  # the fourth does not occur
-    assert accuracies(torch.zeros(2, 2, dtype=torch.int64)) == {"top1": 0.0, "macro": 0.0}
 
 
 def test_evaluation_agrees_with_counting(batch: Batch) -> None:

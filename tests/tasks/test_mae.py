@@ -242,19 +242,18 @@ def test_evaluation_draws_the_same_masks_every_time(model: HiP, rng: torch.Gener
     assert task.evaluate(batches[:1]) != first
 
 
-def test_an_evaluation_weighs_batches_by_their_samples(
-    model: HiP, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+def test_an_evaluation_does_not_depend_on_how_samples_are_batched(
+    model: HiP, rng: torch.Generator
 ) -> None:
-    task = MaskedAutoencoding(model, MaskedAutoencodingConfig())
-    values = iter([1.0, 4.0])
-
-    def losses(batch: Any, generator: Any) -> Any:
-        value = torch.tensor(next(values))
-        return Losses(total=value, parts={"a": value})
-
-    monkeypatch.setattr(task, "forward", losses)
-    batches = [Batch(draw_inputs(rng, SPECS, batch=n), None, torch.arange(n), []) for n in (3, 1)]
-    assert task.evaluate(batches) == {"loss": pytest.approx((3 * 1.0 + 1 * 4.0) / 4)}
+    task = MaskedAutoencoding(model, MaskedAutoencodingConfig(weights={"a": 3.0}))
+    inputs, index = draw_inputs(rng, SPECS, batch=4), torch.arange(4)
+    whole = Batch(inputs, None, index, [], position=index)
+    figures = task.evaluate([whole])
+    assert figures["loss"] == pytest.approx(3.0 * figures["loss/a"] + figures["loss/b"])
+    parts = whole.split(4)
+    for batches in (parts, [whole.split(2)[0], *parts[2:]]):
+        assert task.evaluate(batches) == pytest.approx(figures, rel=1e-6)
+    assert task.evaluate(parts[:3]) != pytest.approx(figures, rel=1e-6)
 
 
 def test_masked_autoencoding_needs_a_decoder() -> None:

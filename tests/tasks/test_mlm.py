@@ -149,7 +149,9 @@ class Constant(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(logits)
         output = SimpleNamespace(modality="bytes")
-        self.config = SimpleNamespace(byte_outputs=("bytes",), outputs={"bytes": output})
+        self.config = SimpleNamespace(
+            byte_outputs=("bytes",), outputs={"bytes": output}, data_inputs={"bytes": None}
+        )
         self.shown: list[Tensor] = []
 
     def forward(self, inputs: dict[str, Tensor], outputs: list[str]) -> Tensor:

@@ -28,7 +28,7 @@ class Table(nn.Module):
             {n: nn.Parameter(torch.tensor(x)) for n, x in logits.items()}
         )
         outputs = {n: SimpleNamespace(channels=len(x[0])) for n, x in logits.items()}
-        self.config = SimpleNamespace(outputs=outputs)
+        self.config = SimpleNamespace(outputs=outputs, data_inputs={"bytes": None})
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The logits, whatever is asked."""

@@ -72,6 +72,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "multilabel": {"multilabel": {"input_dropout": {"video": 0.3}}, "labels": ["a", "b"]},
     "multitask": {"label_smoothing": 0.1},
     "flow": {"flow": {"kind": "l1", "scale": 3.0}, "max_flow": 2.0, "repeats": 2},
+    "segment": {"head": "full", "segment": {"ignore": 3, "class_weights": "balanced"}},
+    "regress": {"targets": ["age"], "head": "mean", "regress": {"loss": "huber", "delta": 0.5}},
 }
 
 

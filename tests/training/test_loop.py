@@ -179,6 +179,10 @@ def test_steps_draw_their_randomness_from_seed_step_and_process_alone() -> None:
 
     assert draw(0, 3, 0) == draw(0, 3, 0)
     assert len({draw(0, 3, 0), draw(1, 3, 0), draw(0, 4, 0), draw(0, 3, 1)}) == 4
+    # What an objective draws is keyed on samples, not on the process that holds them.
+    assert draw(0, 3, 0)[1] == draw(0, 3, 1)[1]
+    assert draw(0, 3, 0)[0] != draw(0, 3, 1)[0]
+    assert draw(0, 3, 0)[1] != draw(0, 4, 0)[1]
 
 
 def test_records_beyond_the_checkpoint_and_torn_lines_are_cut(tmp_path: Path) -> None:

@@ -155,8 +155,6 @@ def test_models_that_answer_otherwise_are_refused(
         list(pv.predict(cloud_run.path, texts=["x"]))
     with pytest.raises(ConfigError, match="nothing to predict; give files, folders or texts"):
         list(pv.predict(text_run.path))
-    with pytest.raises(ConfigError, match=r"files of kind 'points'"):
-        list(pv.predict(cloud_run.path, [made / "clouds.npz"]))
     with pytest.raises(
         DataError, match=r"none of 1 samples could be read; .*belongs to the sounds"
     ):

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from perceivers.adapters.config import TokenConfig
+from perceivers.adapters.presence import check_present
 from perceivers.adapters.tokens import TokenReader
 from perceivers.errors import ConfigError, InputError, suggest
 from perceivers.types import ModalitySpec
@@ -100,6 +101,7 @@ class TokenReaders(nn.Module):
         valid: Mapping[str, Tensor] | None = None,
         hidden: Mapping[str, Tensor] | None = None,
         kept: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tokens:
         """Read what is given.
@@ -111,13 +113,16 @@ class TokenReaders(nn.Module):
             hidden: Tokens to replace by the mask token ``[B, N]``; by the config's rates where not
                 given.
             kept: Indices ``[B, K]`` of the only tokens to read, by name (masked auto-encoding).
+            present: Which samples hold a modality, bool ``[B]``, by name; all where not given. The
+                tokens of one that is not there are never attended to.
             dtype: Of the tokens.
 
         Raises:
             InputError: An input is unknown or misshapen, none was given, or a mask does not fit.
         """
-        valid, hidden, kept = valid or {}, hidden or {}, kept or {}
+        valid, hidden, kept, present = valid or {}, hidden or {}, kept or {}, present or {}
         self._check(inputs, valid, hidden, kept)
+        check_present(present, inputs)
         parts: dict[str, Tensor] = {}
         real: dict[str, Tensor] = {}
         arrays, masks = [], []
@@ -132,6 +137,9 @@ class TokenReaders(nn.Module):
                 real[name] = elements
                 tokens = reader.cover(elements)
                 mask = tokens if mask is None else tokens & mask
+            if name in present:
+                there = present[name].unsqueeze(1).expand(-1, reader.num_tokens)
+                mask = there if mask is None else mask & there
             if name in kept:
                 rows = kept[name]
                 array = array.gather(1, rows.unsqueeze(-1).expand(-1, -1, array.shape[-1]))

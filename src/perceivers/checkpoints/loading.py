@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from perceivers.checkpoints.catalogue import warn_of_license
+from perceivers.checkpoints.own_weights import find_own_weights, own_names
 from perceivers.errors import CheckpointError, suggest
 from perceivers.files import read_json_file
 from perceivers.models.registry import FAMILIES, list_models
@@ -37,6 +38,8 @@ def split_address(address: str | Path) -> tuple[str, str]:
 def find_model_folder(address: str | Path) -> Path:
     """Return the model folder behind a model folder, a run folder (its best) or ``RUN@last``.
 
+    A name that is no path is looked for among the weights that come with the package.
+
     Raises:
         CheckpointError: There is none; says what was looked for.
     """
@@ -51,9 +54,13 @@ def find_model_folder(address: str | Path) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
     if not folder.exists():
+        packaged = find_own_weights(path)
+        if packaged is not None:
+            return packaged
         raise CheckpointError(
-            f"{path} is neither a model name nor a folder; 'perceivers models' lists the names"
-            + suggest(path, list_models())
+            f"{path} is neither a model name nor a folder; 'perceivers models' lists the names, "
+            f"'perceivers models --weights' those with weights"
+            + suggest(path, [*list_models(), *own_names()])
         )
     raise CheckpointError(
         f"{path} holds no model: looked for config.json in {', '.join(map(str, candidates))}; "
@@ -65,7 +72,8 @@ def load(address: str | Path, *, inputs: Mapping[str, ModalitySpec] | None = Non
     """Load a model in evaluation mode from a model or run folder.
 
     Args:
-        address: ``out/`` (model folder), ``runs/a`` (the run's best) or ``runs/a@last``.
+        address: ``out/`` (model folder), ``runs/a`` (the run's best), ``runs/a@last``, or the name
+            of weights that come with the package, such as ``hip_digits``.
         inputs: Load it for other input sizes: learned positions are interpolated.
 
     Raises:

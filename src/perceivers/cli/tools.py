@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from perceivers.checkpoints.own_weights import OwnWeights, list_own_weights
 from perceivers.cli.parser import VerbParser, fail
 from perceivers.cli.tables import print_table
 from perceivers.errors import ConfigError
@@ -18,7 +19,9 @@ def models(argv: list[str]) -> int:
     parser = VerbParser("models", "List the named models with their sizes.")
     parser.add_argument("pattern", nargs="?", default="*", help="shell pattern such as 'hip_*'")
     parser.add_argument(
-        "--weights", action="store_true", help="list the released weights that convert reads"
+        "--weights",
+        action="store_true",
+        help="list the weights that come along, and the released ones that convert reads",
     )
     args = parser.parse_args(argv)
     if args.weights:
@@ -45,9 +48,13 @@ def models(argv: list[str]) -> int:
 
 
 def _print_weights(pattern: str) -> int:
-    weights = describe_weights(pattern)
-    if not weights:
+    own, weights = list_own_weights(pattern), describe_weights(pattern)
+    if not own and not weights:
         fail(f"no released weights match {pattern!r}; '*' lists all")
+    if own:
+        _print_own(own)
+    if not weights:
+        return 0
     print_table(
         ("weights", "model", "parameters", "licence", "read as", "sha256", "in"),
         [
@@ -64,6 +71,27 @@ def _print_weights(pattern: str) -> int:
         ],
     )
     return 0
+
+
+def _print_own(own: list[OwnWeights]) -> None:
+    """What can be used by its name at once."""
+    print_table(
+        ("name", "model", "task", "parameters", "size", "licence", "trained on", "held-back data"),
+        [
+            (
+                w.name,
+                w.variant,
+                w.task,
+                f"{w.parameters:,}",
+                f"{w.size / 1e6:.1f} MB",
+                w.license,
+                w.data,
+                ", ".join(f"{name} {value:.4g}" for name, value in w.figures.items()),
+            )
+            for w in own
+        ],
+        title="These come with the package",
+    )
 
 
 def recipes(argv: list[str]) -> int:

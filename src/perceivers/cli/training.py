@@ -7,6 +7,7 @@ from typing import Any
 from perceivers.cli.parser import VerbParser, fail, settings_of
 from perceivers.errors import OUT_OF_REACH
 from perceivers.training.config import read_yaml
+from perceivers.training.launching import is_main_process
 from perceivers.training.loop import Interrupted
 from perceivers.training.run_folder import TASKS, RunFolder
 from perceivers.workflows import training as workflows
@@ -60,16 +61,19 @@ def _finish(start: Any, out: str) -> int:
     try:
         run: Run = start()
     except Interrupted as error:
+        if not is_main_process():
+            return INTERRUPTED
         sys.stderr.write(f"perceivers: {error}; continue with: perceivers resume {out}\n")
         return INTERRUPTED
     except OSError as error:
-        if error.errno not in OUT_OF_REACH or not RunFolder(Path(out)).checkpoint.is_file():
+        if error.errno not in OUT_OF_REACH or not RunFolder(Path(out)).has_checkpoint:
             raise
         fail(
             f"{error}; the last complete checkpoint is kept, 'perceivers resume {out}' continues "
             f"from there"
         )
-    sys.stdout.write(f"run: {run.path}\nreport: {run.folder.report}\n")
+    if is_main_process():
+        sys.stdout.write(f"run: {run.path}\nreport: {run.folder.report}\n")
     return 0
 
 
@@ -92,9 +96,15 @@ def resume(argv: list[str]) -> int:
     """Continue a stopped run."""
     parser = VerbParser("resume", "Continue a stopped run from its last checkpoint, exactly.")
     parser.add_argument("run", help="run folder")
+    parser.add_argument("--devices", type=int, help="go on with this many devices per node")
+    parser.add_argument("--nodes", type=int, help="go on with this many machines")
+    parser.add_argument("--strategy", choices=["auto", "ddp", "fsdp"], help="share the work so")
+    parser.add_argument("--batch_size", type=int, help="samples per step and process from here on")
+    parser.add_argument("--accumulate", type=int, help="parts in which a batch is computed")
     parser.add_argument("--quiet", action="store_true", help="no progress, errors only")
-    args = parser.parse_args(argv)
-    return _finish(lambda: workflows.resume(args.run, quiet=args.quiet), args.run)
+    settings = settings_of(parser.parse_args(argv))
+    run = settings.pop("run")
+    return _finish(lambda: workflows.resume(run, **settings), run)
 
 
 def demo(argv: list[str]) -> int:

@@ -16,6 +16,7 @@ from perceivers.tasks import MaskedAutoencodingConfig
 from perceivers.tasks.mae import OBJECTIVES
 from perceivers.training.run_folder import RunFolder
 from perceivers.workflows.averaging import check_views
+from perceivers.workflows.comparing import compare_runs
 from perceivers.workflows.evaluation import evaluate as run_evaluation
 from perceivers.workflows.exporting import export as run_export
 from perceivers.workflows.flow_prediction import predict_flow, predicts_flow
@@ -24,6 +25,8 @@ from perceivers.workflows.prediction import predict as run_prediction
 from perceivers.workflows.reconstructing import reconstruct as run_reconstruction
 from perceivers.workflows.reconstruction import TARGET_NOTES, settings_of
 from perceivers.workflows.run import Run
+from perceivers.workflows.segment_prediction import predict_masks
+from perceivers.workflows.subsets import evaluate_subsets
 
 RUN_HELP = "run folder, RUN@last, or model folder"
 
@@ -37,9 +40,14 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=64, help="samples at once")
     parser.add_argument("--workers", type=int, default=0, help="processes that read data")
     parser.add_argument("--limit", type=int, default=0, help="dry run: at most this many batches")
+    parser.add_argument(
+        "--subsets", action="store_true", help="figures of every combination of modalities too"
+    )
     _add_views(parser)
     args = parser.parse_args(argv)
     views = Views(temporal=args.temporal_views, spatial=args.spatial_views)
+    if args.subsets and views.count > 1:
+        raise ConfigError(f"views are {views}, but combinations are evaluated in one view each")
     result = run_evaluation(
         args.run,
         data=args.data,
@@ -54,6 +62,8 @@ def evaluate(argv: list[str]) -> int:
         sys.stdout.write(f"{name}: {shown}\n")
     if views.count > 1:
         sys.stdout.write(f"views: {views} of each sample, probabilities averaged\n")
+    if args.subsets:
+        _print_subsets(args)
     if result.matrix is not None:
         table = per_class_table(result.matrix.numpy(), result.classes)
         print_table(table.header, table.rows, title=f"Per class, {args.split}")
@@ -65,12 +75,35 @@ def evaluate(argv: list[str]) -> int:
     return 0
 
 
+def _print_subsets(args: Any) -> None:
+    """Evaluate every combination of modalities and print a row for each."""
+    found = evaluate_subsets(
+        args.run,
+        data=args.data,
+        split=args.split,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        limit=args.limit,
+    )
+    names = list(dict.fromkeys(name for each in found for name in each.figures))
+    rows = [
+        [
+            " + ".join(each.modalities),
+            str(each.samples),
+            *(f"{each.figures[name]:.4f}" if name in each.figures else "" for name in names),
+        ]
+        for each in found
+    ]
+    print_table(["modalities", "samples", *names], rows, title=f"By modality, {args.split}")
+
+
 def predict(argv: list[str]) -> int:
     """A record per file or text; flow as files."""
     parser = VerbParser(
         "predict",
-        "Classify files, fill in [MASK] of texts (a JSON line or CSV row each), compute the flow "
-        "between two pictures (a .flo file and a picture), or pass files through an auto-encoder.",
+        "Classify files, predict numbers, fill in [MASK] of texts (a JSON line or CSV row each), "
+        "find the masks of pictures, compute the flow between two pictures (a .flo file and a "
+        "picture), or pass files through an auto-encoder.",
     )
     parser.add_argument("run", help=RUN_HELP)
     parser.add_argument(
@@ -80,7 +113,7 @@ def predict(argv: list[str]) -> int:
     parser.add_argument(
         "--out",
         default=None,
-        help=".jsonl or .csv file (stdout when not given); flow, auto-encoders: a folder",
+        help=".jsonl or .csv file (stdout when not given); masks, flow, auto-encoders: a folder",
     )
     parser.add_argument("--top", type=int, default=5, help="classes listed per file")
     parser.add_argument(
@@ -94,6 +127,8 @@ def predict(argv: list[str]) -> int:
     check_views(loaded, views)
     if predicts_flow(loaded):
         return _predict_flow(args)
+    if loaded.info.task == "segment":
+        return _predict_masks(args)
     if loaded.info.task == "autoencode" and args.files and args.text is None:
         return _predict_signals(args)
     out = Path(args.out) if args.out else None
@@ -128,6 +163,24 @@ def _predict_signals(args: Any) -> int:
     written = run_reconstruction(args.run, args.files, out, overwrite=args.overwrite)
     sys.stdout.write(f"{len(written)} files in {out}; see {written[-1]}\n")
     return 0
+
+
+def _predict_masks(args: Any) -> int:
+    """A mask and an overlay per picture."""
+    if args.text is not None:
+        raise ConfigError(f"{args.run} finds masks of pictures; give files, not --text")
+    out = args.out or "masks"
+    made = list(predict_masks(args.run, args.files, out, overwrite=args.overwrite))
+    failed = [each for each in made if each.error]
+    for each in made:
+        if each.error:
+            sys.stderr.write(f"skipped {each.file}: {each.error}\n")
+            continue
+        largest = list((each.shares or {}).items())[:4]
+        shown = ", ".join(f"{name} {100 * share:.1f} %" for name, share in largest)
+        sys.stdout.write(f"{each.mask}, {each.overlay}: {shown}\n")
+    sys.stdout.write(f"{len(made) - len(failed)} pictures segmented, see {out}\n")
+    return 2 if len(failed) == len(made) else 0
 
 
 def _predict_flow(args: Any) -> int:
@@ -172,11 +225,25 @@ def reconstruct(argv: list[str]) -> int:
 
 
 def report(argv: list[str]) -> int:
-    """Draw a run's report anew."""
-    parser = VerbParser("report", "Write a run's report.html anew.")
-    parser.add_argument("run", help="run folder")
+    """Draw a run's report anew, or compare runs."""
+    parser = VerbParser(
+        "report", "Write a run's report.html anew, or one page that compares several runs."
+    )
+    parser.add_argument("runs", nargs="+", help="run folder; two or more are compared")
+    parser.add_argument(
+        "--out", default=None, help="several runs: the page (comparison.html when not given)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     args = parser.parse_args(argv)
-    sys.stdout.write(f"report: {Run(args.run).write_report()}\n")
+    if len(args.runs) > 1:
+        page = compare_runs(args.runs, args.out or "comparison.html", overwrite=args.overwrite)
+        sys.stdout.write(f"comparison: {page}\n")
+        return 0
+    if args.out is not None:
+        raise ConfigError(
+            f"--out {args.out} is for comparing runs; the report of one is its own report.html"
+        )
+    sys.stdout.write(f"report: {Run(args.runs[0]).write_report()}\n")
     return 0
 
 

@@ -4,27 +4,34 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
-from perceivers.data.arrays import load_npz, read_arrays
+from perceivers.data.arrays import load_npy, load_npz, read_arrays
 from perceivers.data.clouds import OFFSETS, read_clouds
 from perceivers.data.dataset import Dataset
 from perceivers.data.digits import read_digits
 from perceivers.data.folders import read_folder
+from perceivers.data.http_ranges import is_remote
+from perceivers.data.hugging_face import HUGGING_FACE, read_hugging_face
 from perceivers.data.joined import SEPARATOR, join_datasets
-from perceivers.data.labels import check_columns
+from perceivers.data.manifests import names_media, read_tables
+from perceivers.data.mask_folders import find_mask_folders, read_mask_folders
+from perceivers.data.masks import MASK_NAME, name_mask_classes
+from perceivers.data.remote import fetch_beside
 from perceivers.data.selection import read_selection
-from perceivers.data.shards import expand_braces, read_class_names, read_shards
+from perceivers.data.shards import TarClips, expand_braces, read_class_names, read_shards
 from perceivers.data.sources import UNKNOWN, DivisibleSource, Found, Source, number_classes
 from perceivers.data.splits import carve_validation
+from perceivers.data.tables import TABLE_EXTENSIONS
+from perceivers.data.targets import Chosen, check_known
 from perceivers.data.text_folders import (
     find_split_files,
     holds_media,
     holds_texts,
     read_text_folder,
 )
-from perceivers.data.text_tables import TABLE_EXTENSIONS, read_text_tables
 from perceivers.data.texts import TEXT_EXTENSION, Documents, open_documents
 from perceivers.errors import ConfigError, DataError, suggest
 
@@ -32,59 +39,74 @@ BUILT_IN = {"digits": read_digits, "selection": read_selection}
 ADDRESSES = (
     "'digits' and 'selection' (built in); a folder of class sub-folders of pictures, or with "
     "train/, val/, test/ of those; a folder of unlabelled pictures; a WebDataset tar 'x.tar', a "
-    "range 'x-{000..012}.tar' or a folder with train*.tar; an '.npz' file with keys such as "
-    "'image' and 'label', or ragged point sets with 'offsets' and 'xyz'; a '.csv' or '.jsonl' "
-    "table with a column 'text'; a '.txt' document, or a folder of those; a folder with train, "
-    "val and test of .csv, .jsonl, .txt or ragged .npz; several of them joined: 'A + B'"
+    "range 'x-{000..012}.tar' (both also as 'https://host/x.tar') or a folder with train*.tar; an "
+    "'.npz' file with keys such as 'image' and 'label', or ragged point sets with 'offsets' and "
+    "'xyz'; an '.npy' array; a '.csv', '.jsonl' or '.parquet' table with a column 'text', or with "
+    "columns of files ('image', 'audio', 'video', 'points'); a '.txt' document, or a folder of "
+    "those; a folder with train, val and test of .csv, .jsonl, .parquet, .txt or ragged .npz; a "
+    "Hugging Face data set 'hf:NAME'; several of them joined: 'A + B'"
 )
 
 
-def open_data(address: str, *, val_share: float = 0.1, labels: Sequence[str] = ()) -> Dataset:
+def open_data(
+    address: str,
+    *,
+    val_share: float = 0.1,
+    labels: Sequence[str] = (),
+    targets: Sequence[str] = (),
+) -> Dataset:
     """Open data by their address; samples are read later.
 
     Args:
         address: ``digits`` or ``selection``; a folder of pictures, sounds, films or texts;
-            WebDataset tars; an ``.npz`` file; a table of texts; a document; or several of these,
-            joined by `` + ``, with a label column for each.
+            WebDataset tars; an ``.npz`` file; a table of texts or of files; a document; ``hf:``
+            and a name; or several of these, joined by `` + ``, with a label column for each.
         val_share: Share of the training samples, class by class, that is set aside for validation
             when the data have no validation split; between 0 and 1.
         labels: Label columns to read, of data that have columns: a table's, keys of an ``.npz``
             file, of JSON lines or of the ``.json`` files in tars. One gives plain labels ``[n]``
             and ``classes``, several ``[n, T]`` and ``columns``; none reads the column ``label``.
+        targets: Columns of numbers to be predicted, of the same data; an empty value is unknown.
 
     Returns:
         Splits ``train`` and ``val``, and ``test`` when the data have one.
 
     Raises:
         DataError: The address is not understood, or the data do not keep to their format.
-        ConfigError: The share is out of range, or a label column is not there.
+        ConfigError: The share is out of range, or a column is not there.
     """
+    chosen = Chosen(tuple(labels), tuple(targets))
+    chosen.check()
     if not 0 < val_share < 1:
         raise ConfigError(f"val_share is {val_share}; it must lie between 0 and 1, such as 0.1")
     if SEPARATOR not in address or Path(address).expanduser().exists():
-        return _finish(address, _find(address, tuple(labels)), val_share)
-    check_columns(labels, (), f"the joined data {address!r}")
+        return _finish(address, _find(address, chosen), val_share)
+    chosen.refuse(f"the joined data {address!r}")
     addresses = address.split(SEPARATOR)
     parts = [open_data(part.strip(), val_share=val_share) for part in addresses]
     return join_datasets(address, addresses, parts)
 
 
-def _find(address: str, labels: tuple[str, ...]) -> Found:
+def _find(address: str, chosen: Chosen) -> Found:
     """Find the reader that understands an address."""
     path = Path(address).expanduser()
     if address in BUILT_IN:
-        check_columns(labels, (), address)
+        chosen.refuse(address)
         splits, classes, note = BUILT_IN[address]()
         return Found(splits, classes, (note,))
+    if address.startswith(HUGGING_FACE):
+        return read_hugging_face(address, chosen)
+    if is_remote(address):
+        return _find_remote(address, chosen)
     if "{" in address or address.endswith(".tar"):
         paths = [Path(path).expanduser() for path in expand_braces(address)]
-        return _find_shards(address, {"train": paths}, paths[0].parent, labels)
+        return _find_shards(address, {"train": paths}, paths[0].parent, chosen)
     if not address.strip() or not path.exists():
         raise DataError(
             f"data address {address!r}: no such file or folder{suggest(address, BUILT_IN)}\n"
             f"Addresses: {ADDRESSES}"
         )
-    found = _find_in_folder(address, path, labels) if path.is_dir() else _find_file(path, labels)
+    found = _find_in_folder(address, path, chosen) if path.is_dir() else _find_file(path, chosen)
     if found is None:
         raise DataError(
             f"data address {address!r}: a file of type {path.suffix or 'unknown'!r} is not "
@@ -93,45 +115,62 @@ def _find(address: str, labels: tuple[str, ...]) -> Found:
     return found
 
 
-def _find_in_folder(address: str, folder: Path, labels: tuple[str, ...]) -> Found:
+def _find_remote(address: str, chosen: Chosen) -> Found:
+    """Open tars on a server."""
+    urls = expand_braces(address)
+    if not urlsplit(urls[0]).path.endswith(".tar"):
+        raise DataError(
+            f"data address {address!r}: only tars are read from servers; name them as "
+            f"'http://host/x-{{000..012}}.tar', or copy the data to this machine"
+        )
+    return _find_shards(address, {"train": urls}, fetch_beside(urls[0], "classes.txt"), chosen)
+
+
+def _find_in_folder(address: str, folder: Path, chosen: Chosen) -> Found:
     """Find the reader of a folder by what lies in it."""
     if any(folder.glob("*.tar")):
-        return _find_tar_folder(address, folder, labels)
-    # Beside pictures or clips, train.csv or train.txt is somebody's list of files.
+        return _find_tar_folder(address, folder, chosen)
+    # Beside pictures or clips, train.txt, or a train.csv that does not say what they are, is
+    # somebody's list of files.
     has_media = holds_media(folder)
-    for extension in () if has_media else TABLE_EXTENSIONS:
+    for extension in TABLE_EXTENSIONS:
         files = find_split_files(folder, extension)
-        if files:
-            return read_text_tables(files, labels, address)
+        if files and (not has_media or names_media(files["train"])):
+            return read_tables(files, chosen, address)
     files = {} if has_media else find_split_files(folder, ".npz")
     if files:
-        return read_clouds(
-            {s: (path, load_npz(path)) for s, path in files.items()}, labels, address
-        )
-    check_columns(labels, (), address)
+        contents = {s: (path, load_npz(path)) for s, path in files.items()}
+        return read_clouds(contents, chosen.labels, address, chosen.targets)
+    chosen.refuse(address)
     if not has_media and (find_split_files(folder, TEXT_EXTENSION) or holds_texts(folder)):
         return read_text_folder(folder)
+    if masked := find_mask_folders(folder):
+        return read_mask_folders(folder, masked)
     found = read_folder(folder)
     return Found(found.sources, found.classes, found.notes)
 
 
-def _find_file(path: Path, labels: tuple[str, ...]) -> Found | None:
+def _find_file(path: Path, chosen: Chosen) -> Found | None:
     """Find the reader of a file by its ending; None when there is no such reader."""
     suffix = path.suffix.lower()
     if suffix == ".npz":
         content = load_npz(path)
         if OFFSETS in content:
-            return read_clouds({"train": (path, content)}, labels, str(path))
-        return read_arrays(path, content, labels)
+            files = {"train": (path, content)}
+            return read_clouds(files, chosen.labels, str(path), chosen.targets)
+        return read_arrays(path, content, chosen)
+    if suffix == ".npy":
+        chosen.refuse(str(path))
+        return read_arrays(path, {"array": load_npy(path)})
     if suffix in TABLE_EXTENSIONS:
-        return read_text_tables({"train": path}, labels, str(path))
+        return read_tables({"train": path}, chosen, str(path))
     if suffix == TEXT_EXTENSION:
-        check_columns(labels, (), str(path))
+        chosen.refuse(str(path))
         return Found({"train": open_documents([path], path.parent)})
     return None
 
 
-def _find_tar_folder(address: str, folder: Path, labels: tuple[str, ...]) -> Found:
+def _find_tar_folder(address: str, folder: Path, chosen: Chosen) -> Found:
     """Open a folder of tars named by split."""
     tars = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     shards: dict[str, list[Path]] = {}
@@ -146,7 +185,7 @@ def _find_tar_folder(address: str, folder: Path, labels: tuple[str, ...]) -> Fou
             f"{address}: {len(tars)} tars, such as {tars[0].name!r}, but none called train*.tar; "
             f"rename the training tars, or give them as '{folder}/x-{{000..012}}.tar'"
         )
-    found = _find_shards(address, shards, folder, labels)
+    found = _find_shards(address, shards, folder, chosen)
     unused = len(tars) - sum(len(paths) for paths in shards.values())
     if not unused:
         return found
@@ -155,34 +194,50 @@ def _find_tar_folder(address: str, folder: Path, labels: tuple[str, ...]) -> Fou
 
 
 def _find_shards(
-    address: str, shards: Mapping[str, list[Path]], folder: Path, labels: tuple[str, ...]
+    address: str, shards: Mapping[str, Sequence[Path | str]], folder: Path, chosen: Chosen
 ) -> Found:
-    """Index tars by split and name their classes."""
+    """Index tars by split and name their classes, of samples and of pixels."""
+    found = _index_shards(address, shards, folder, chosen)
+    train = found.sources["train"]
+    if not isinstance(train, TarClips) or MASK_NAME not in train.kinds:
+        return found
+    pixels, noted = name_mask_classes(folder, found.sources, address)
+    return found._replace(notes=(*found.notes, *noted), mask_classes=pixels)
+
+
+def _index_shards(
+    address: str, shards: Mapping[str, Sequence[Path | str]], folder: Path, chosen: Chosen
+) -> Found:
+    """Index tars by split and name the classes of samples."""
+    labels = chosen.labels
     classes = read_class_names(folder)
     sources: dict[str, Any] = {}
     notes: list[str] = []
     for split, paths in shards.items():
         # The training split, which comes first, settles how classes are numbered.
         known = sources["train"].columns if labels and sources else None
-        sources[split], noted = read_shards(paths, classes, labels, known)
+        sources[split], noted = read_shards(paths, classes, labels, known, chosen.targets)
         notes += noted
+    check_known(sources["train"].targets, chosen.targets, address)
     if labels:
         columns = dict(sources["train"].columns)
         if len(columns) > 1:
-            return Found(sources, (), tuple(notes), columns)
+            return Found(sources, (), tuple(notes), columns, chosen.targets)
         _check_known(address, labels[0], sources)
-        return Found(sources, columns[labels[0]], tuple(notes))
+        return Found(sources, columns[labels[0]], tuple(notes), targets=chosen.targets)
     found = {split: source.labels for split, source in sources.items()}
     if any((value is None) != (found["train"] is None) for value in found.values()):
         states = {s: "unlabelled" if v is None else "labelled" for s, v in found.items()}
         raise DataError(f"{address}: splits are {states}; label all of them, or none")
+    if isinstance(sources["train"], TarClips) and MASK_NAME in sources["train"].kinds:
+        classes = ()  # those of classes.txt are the pixels'
     known = [value for value in found.values() if value is not None]
     if not known:
         classes = ()
     elif not classes:
         classes = number_classes(max(int(value.max()) for value in known), address)
         notes.append(f"no classes.txt: {len(classes)} classes, named by their numbers")
-    return Found(sources, classes, tuple(notes))
+    return Found(sources, classes, tuple(notes), targets=chosen.targets)
 
 
 def _check_known(address: str, column: str, sources: Mapping[str, Any]) -> None:
@@ -210,4 +265,6 @@ def _finish(address: str, found: Found, val_share: float) -> Dataset:
             kept, carved, note = carve_validation(train.names, train.labels, val_share, address)
             splits |= {"train": train.subset(kept), "val": train.subset(carved)}
         notes = (*notes, note)
-    return Dataset(address, splits, found.classes, notes, found.columns, found.targets)
+    return Dataset(
+        address, splits, found.classes, notes, found.columns, found.targets, found.mask_classes
+    )

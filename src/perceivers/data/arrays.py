@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from perceivers.data.labels import DEFAULT_COLUMN, Labelling, LabelTable, index_labels
 from perceivers.data.sources import Found, number_classes, pick
+from perceivers.data.targets import NO_COLUMNS, Chosen, check_known, read_targets
 from perceivers.errors import DataError, suggest
 
 # Axes of one sample, and whether the channels come first, as laid down in types.py.
@@ -33,11 +34,13 @@ class Arrays:
         modalities: Arrays ``[n, ...]`` in the raw layouts, by modality.
         names: Stable id per row.
         labels: Class per row ``[n]``, several columns of them ``[n, T]``, or None.
+        targets: Numbers to be predicted ``[n, T]``, NaN where unknown, or None.
     """
 
     modalities: Mapping[str, NDArray]
     names: Sequence[str]
     labels: NDArray[np.int64] | None = None
+    targets: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -54,30 +57,32 @@ class Arrays:
             {name: values[indices] for name, values in self.modalities.items()},
             pick(self.names, indices),
             labels,
+            None if self.targets is None else self.targets[indices],
         )
 
 
-def read_arrays(path: Path, content: Mapping[str, NDArray], chosen: Sequence[str] = ()) -> Found:
+def read_arrays(path: Path, content: Mapping[str, NDArray], chosen: Chosen = NO_COLUMNS) -> Found:
     """Read the splits and class names of an ``.npz`` file's arrays.
 
     Args:
         path: The file, for messages; names of classes may lie beside it.
         content: Its arrays by key.
-        chosen: Keys to read as label columns; none reads ``label``.
+        chosen: Keys to read as label columns, none reads ``label``; and as numbers to be predicted.
 
     Raises:
         DataError: Unknown keys, layouts, types or labels, rows that do not match, or values that
             are not finite.
-        ConfigError: A label column that the file has not.
+        ConfigError: A column that the file has not.
     """
+    asked = (*chosen.labels, *chosen.targets)
     own = {key: values for key, values in content.items() if key in KEYS}
     others = {key: values for key, values in content.items() if key not in KEYS}
-    if others and not chosen:
+    if others and not asked:
         unknown = min(others)
         raise DataError(
             f"{path}: key {unknown!r} is unknown; keys are {', '.join(KEYS)}"
             + suggest(unknown, KEYS)
-            + "; keys that hold labels are to be chosen as label columns"
+            + "; keys that hold labels are to be chosen as label columns, and numbers as targets"
         )
     modalities = {kind: _check_modality(path, kind, own[kind]) for kind in LAYOUTS if kind in own}
     if not modalities:
@@ -85,17 +90,25 @@ def read_arrays(path: Path, content: Mapping[str, NDArray], chosen: Sequence[str
     counts = {
         key: len(np.atleast_1d(content[key]))
         for key in content
-        if key in chosen or (key in own and key != "classes")
+        if key in asked or (key in own and key != "classes")
     }
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise DataError(f"{path}: rows are {counts}; every key needs the same number, at least 1")
     names = [f"{path.name}/{row}" for row in range(next(iter(counts.values())))]
-    labelling = _read_labels(path, content, chosen, names)
-    everything = Arrays(modalities, names, labelling.labels["train"])
+    columns = {
+        key: values
+        for key, values in content.items()
+        if values.shape == (len(names),) and key not in {*LAYOUTS, "classes", "split"}
+    }
+    targets = read_targets(columns, chosen.targets, names, str(path))
+    check_known(targets, chosen.targets, str(path))
+    classed = {key: v for key, v in content.items() if key not in chosen.targets}
+    labelling = _read_labels(path, classed, chosen.labels, names)
+    everything = Arrays(modalities, names, labelling.labels["train"], targets)
     splits = {"train": everything}
     if "split" in own:
         splits = _divide(path, everything, own["split"])
-    return Found(splits, labelling.classes, labelling.notes, labelling.columns)
+    return Found(splits, labelling.classes, labelling.notes, labelling.columns, chosen.targets)
 
 
 def _read_labels(
@@ -116,6 +129,28 @@ def _read_labels(
     elif not classes:
         classes = number_classes(int(labels.max()), str(path))
     return Labelling({"train": labels}, classes)
+
+
+def load_npy(path: Path) -> NDArray:
+    """Return the array of an ``.npy`` file, ``[n, *grid, C]``; ``[n, N]`` gets one channel.
+
+    Raises:
+        DataError: The file cannot be read, or holds anything but a plain array of rows.
+    """
+    try:
+        values = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, EOFError) as error:
+        raise DataError(
+            f"{path}: no .npy file of a plain array ({error}); write it with numpy.save"
+        ) from error
+    if not isinstance(values, np.ndarray) or values.ndim < 2:
+        raise DataError(
+            f"{path}: has shape {np.shape(values)}; an .npy file is a modality 'array' "
+            f"[n, *grid, C] or [n, N], of n samples"
+        )
+    return values[..., None] if values.ndim == 2 else values
 
 
 def load_npz(path: Path) -> dict[str, NDArray]:

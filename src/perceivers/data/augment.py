@@ -1,6 +1,7 @@
-"""Which part of a picture is looked at, and how: drawn at random for training, fixed otherwise.
+"""What is random about a training sample, and which part of a picture is looked at, and how.
 
-A ``View`` is in shares of the picture's sides, so it holds for any resolution the picture is
+Settings for sounds and points are carried out in ``augment_sounds`` and ``augment_points``. A
+``View`` is in shares of the picture's sides, so it holds for any resolution the picture is
 decoded at.
 """
 
@@ -18,10 +19,11 @@ CROP_ATTEMPTS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Random changes of training pictures and clips; the defaults change nothing.
+    """Random changes of training pictures, clips, sounds and points; the defaults change nothing.
 
     A clip is changed as one: all frames have the same crop, turn, operations and erased box.
-    Whether mirroring keeps the label true is for the user to say.
+    Whether mirroring keeps the label true is for the user to say. A sound that belongs to a film is
+    changed on its own: shifted in time, it no longer runs beside its frames.
     """
 
     crop_scale: tuple[float, float] = (1.0, 1.0)
@@ -52,6 +54,34 @@ class AugmentConfig:
     copies: int = 1
     """Copies of each sample in its batch, each changed in another way: repeated augmentation (arXiv
     1901.09335). The batch size counts all of them, and must be a multiple."""
+    gain: tuple[float, float] = (0.0, 0.0)
+    """Loudness of a sound: decibels added, drawn uniformly from this range, such as (-6, 6)."""
+    time_shift: float = 0.0
+    """Shift of a sound in time as a share of the clip, drawn uniformly from plus to minus this, in
+    0..1."""
+    time_fill: Literal["zero", "wrap"] = "zero"
+    """zero: silence where a shifted sound leaves a gap; wrap: what was pushed out comes back."""
+    noise: float = 0.0
+    """Probability, 0..1, with which white noise is added to a sound."""
+    noise_ratio: tuple[float, float] = (10.0, 30.0)
+    """Loudness of a sound above its added noise in decibels (SNR), drawn uniformly from this
+    range."""
+    invert: bool = False
+    """Change the sign of a waveform with probability 1/2; ears do not notice."""
+    turn: float = 0.0
+    """Rotation of points in degrees, drawn uniformly from plus to minus this, in 0..180, about
+    ``turn_axis`` through their mean, before a spec scales them."""
+    turn_axis: Literal["x", "y", "z"] = "z"
+    """The axis of ``turn``; points in the plane turn about z."""
+    point_scale: tuple[float, float] = (1.0, 1.0)
+    """Factor on all coordinates of a cloud, drawn uniformly from this range; after a spec's
+    scaling, so (0.8, 1.25) may reach beyond -1..1."""
+    jitter: float = 0.0
+    """Standard deviation of noise on every coordinate, as a share of 1, which is half the extent of
+    a cloud that its spec scales; noise is cut off at 5 deviations. PointNet has 0.01."""
+    point_drop: float = 0.0
+    """Largest share of a cloud's points that is left out, 0..1; the share is drawn uniformly from 0
+    to this. PointNet++ has 0.875."""
 
     def __post_init__(self) -> None:
         """Reject values out of range."""
@@ -75,6 +105,8 @@ class AugmentConfig:
         if self.crop_from not in {"largest", "picture"}:
             raise ConfigError(f"augment.crop_from is {self.crop_from!r}; use largest or picture")
         self._check_operations()
+        self._check_sounds()
+        self._check_points()
 
     def _check_operations(self) -> None:
         """Reject settings of RandAugment, erasing and copies that are out of range."""
@@ -91,6 +123,44 @@ class AugmentConfig:
         if self.copies < 1:
             raise ConfigError(f"augment.copies is {self.copies}; it must be at least 1")
 
+    def _check_sounds(self) -> None:
+        """Reject settings of sounds that are out of range."""
+        for name in ("gain", "noise_ratio"):
+            value = tuple(getattr(self, name))
+            object.__setattr__(self, name, value)
+            if len(value) != 2 or not all(isfinite(v) for v in value) or value[0] > value[1]:
+                raise ConfigError(
+                    f"augment.{name} is {value}; it must be two finite numbers of decibels, the "
+                    f"lower first, such as (-6, 6)"
+                )
+        for name, noun in (("time_shift", "share of the clip"), ("noise", "probability")):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ConfigError(f"augment.{name} is {value}; it is a {noun} and lies in 0..1")
+        if self.time_fill not in {"zero", "wrap"}:
+            raise ConfigError(f"augment.time_fill is {self.time_fill!r}; use zero or wrap")
+
+    def _check_points(self) -> None:
+        """Reject settings of points that are out of range."""
+        value = tuple(self.point_scale)
+        object.__setattr__(self, "point_scale", value)
+        if len(value) != 2 or not 0 < value[0] <= value[1] < float("inf"):
+            raise ConfigError(
+                f"augment.point_scale is {value}; it must be two finite numbers with 0 < low <= "
+                f"high, such as (0.8, 1.25)"
+            )
+        if not 0 <= self.turn <= 180 or self.turn_axis not in {"x", "y", "z"}:
+            raise ConfigError(
+                f"augment.turn is {self.turn} about {self.turn_axis!r}; it must lie in 0..180 "
+                f"(degrees, drawn in +-), about x, y or z"
+            )
+        if not 0 <= self.jitter < float("inf") or not 0 <= self.point_drop < 1:
+            raise ConfigError(
+                f"augment.jitter is {self.jitter} and augment.point_drop {self.point_drop}; the "
+                f"jitter must be finite and not negative, and the share of points that is dropped "
+                f"at least 0 and below 1"
+            )
+
     @property
     def crops(self) -> bool:
         """Whether crops are random."""
@@ -102,6 +172,17 @@ class AugmentConfig:
         """Whether pictures and clips are changed at all."""
         turns = self.rotate > 0 or self.shift > 0
         return self.crops or self.flip or turns or self.rand_augment > 0 or self.erase > 0
+
+    @property
+    def changes_sounds(self) -> bool:
+        """Whether sounds are changed at all."""
+        return self.gain != (0.0, 0.0) or self.time_shift > 0 or self.noise > 0 or self.invert
+
+    @property
+    def changes_points(self) -> bool:
+        """Whether points are changed at all."""
+        scaled = self.point_scale != (1.0, 1.0)
+        return scaled or max(self.turn, self.jitter, self.point_drop) > 0
 
 
 @dataclass(frozen=True)

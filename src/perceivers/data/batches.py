@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from perceivers.data.fits import scale_values
 from perceivers.data.fitting import SampleReader
 from perceivers.data.sources import PartialSource, TargetSource
 from perceivers.data.views import MIDDLE, Place
@@ -66,12 +67,16 @@ class Batch:
         if parts == 1:
             return [self]
         size = -(-len(self) // parts)
-        cut = [self._rows(slice(i, i + size)) for i in range(0, len(self), size)]
+        cut = [self.take(slice(i, i + size)) for i in range(0, len(self), size)]
         cut[0].bad = self.bad
         return cut
 
-    def _rows(self, rows: slice) -> "Batch":
-        """Return some samples, without the names of bad ones."""
+    def take(self, rows: slice | Tensor) -> "Batch":
+        """Return some samples of one view each, without the names of bad ones.
+
+        Args:
+            rows: A slice, or indices ``[b]``.
+        """
         return replace(
             self._map(lambda tensor: tensor[rows]),
             index=self.index[rows],
@@ -131,6 +136,10 @@ def _stack(
 ) -> NDArray:
     """Stack one modality, with zeros where a sample lacks it."""
     held = [sample[name] for sample in samples if name in sample]
+    if len({values.dtype for values in held}) > 1:
+        # Pictures of 8 and of 16 bits beside each other: both as models see them.
+        samples = [{name: scale_values(s[name])} if name in s else {} for s in samples]
+        held = [sample[name] for sample in samples if name in sample]
     if len(held) == len(samples):
         return np.stack(held)
     spec = specs[name]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from perceivers.data.labels import LabelTable, index_labels
 from perceivers.data.sources import Found, pick
+from perceivers.data.targets import check_known, read_targets
 from perceivers.errors import DataError
 from perceivers.types import ModalitySpec, Points
 
@@ -32,6 +33,7 @@ class Clouds:
         names: Stable id per cloud.
         labels: Class per cloud ``[n]``, several columns of them ``[n, T]``, or None.
         spec: How the clouds are best read; None follows from their sizes.
+        targets: Numbers to be predicted ``[n, T]``, NaN where unknown, or None.
     """
 
     points: NDArray
@@ -39,6 +41,7 @@ class Clouds:
     names: Sequence[str]
     labels: NDArray[np.int64] | None = None
     spec: Points | None = None
+    targets: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         """Count the clouds."""
@@ -61,12 +64,16 @@ class Clouds:
     def subset(self, indices: NDArray[np.int64]) -> "Clouds":
         """Return a source of some of the clouds."""
         labels = None if self.labels is None else self.labels[indices]
-        names = pick(self.names, indices)
-        return replace(self, spans=self.spans[indices], names=names, labels=labels)
+        targets = None if self.targets is None else self.targets[indices]
+        names, spans = pick(self.names, indices), self.spans[indices]
+        return replace(self, spans=spans, names=names, labels=labels, targets=targets)
 
 
 def read_clouds(
-    files: Mapping[str, tuple[Path, Mapping[str, NDArray]]], chosen: Sequence[str], where: str
+    files: Mapping[str, tuple[Path, Mapping[str, NDArray]]],
+    chosen: Sequence[str],
+    where: str,
+    targets: Sequence[str] = (),
 ) -> Found:
     """Read the point sets of some splits.
 
@@ -78,6 +85,7 @@ def read_clouds(
         files: Path and arrays by split; ``train`` is among them.
         chosen: Label columns; none reads ``label`` where there is one.
         where: The data's address, for messages.
+        targets: Keys of n numbers to be predicted.
 
     Raises:
         DataError: Missing keys, offsets that do not divide the points, empty clouds, values that
@@ -90,21 +98,24 @@ def read_clouds(
         points = _check_points(path, content)
         spans = _check_offsets(path, content[OFFSETS], len(points))
         names = [f"{path.name}/{row}" for row in range(len(spans))]
-        clouds[split] = Clouds(points, spans, names)
-        columns = {
-            key: values.astype(str).tolist()
+        others = {
+            key: values
             for key, values in content.items()
             if key != OFFSETS and values.shape == (len(spans),)
         }
+        numbers = read_targets(others, targets, names, where)
+        clouds[split] = Clouds(points, spans, names, targets=numbers)
+        columns = {k: v.astype(str).tolist() for k, v in others.items() if k not in targets}
         tables[split] = LabelTable(names, columns)
     widths = {split: source.points.shape[1] for split, source in clouds.items()}
     if len(set(widths.values())) > 1:
         raise DataError(f"{where}: values per point are {widths}; all splits need the same")
+    check_known(clouds["train"].targets, targets, where)
     labelling = index_labels(tables, chosen, files["train"][0].parent, where)
     sources = {
         split: replace(source, labels=labelling.labels[split]) for split, source in clouds.items()
     }
-    return Found(sources, labelling.classes, labelling.notes, labelling.columns)
+    return Found(sources, labelling.classes, labelling.notes, labelling.columns, tuple(targets))
 
 
 def _check_points(path: Path, content: Mapping[str, NDArray]) -> NDArray:

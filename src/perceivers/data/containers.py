@@ -1,40 +1,65 @@
-"""Audio and video files: known by their names, opened by PyAV or soundfile, never noisily.
+"""Media files: known by their names; sounds and films opened by PyAV or soundfile, never noisily.
 
 WAV, FLAC and Ogg are read by soundfile; everything else, MP3 included, by PyAV, because the MP3
 decoder inside soundfile writes its complaints about damaged files to the terminal.
 """
 
-import io
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from types import ModuleType
+from io import BufferedIOBase, BytesIO
+from pathlib import Path
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
-from perceivers.data.pictures import PICTURE_EXTENSIONS, is_picture_name, read_picture
+from perceivers.data.deep_pictures import is_deep
+from perceivers.data.pictures import (
+    PICTURE_EXTENSIONS,
+    is_picture_name,
+    read_bytes,
+    read_picture,
+)
 from perceivers.data.sources import EncodedClip
 from perceivers.errors import DataError
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
-EXTENSIONS = {"image": PICTURE_EXTENSIONS, "audio": AUDIO_EXTENSIONS, "video": VIDEO_EXTENSIONS}
+POINT_EXTENSIONS = (".off", ".ply", ".npy", ".xyz", ".obj", ".stl")
+EXTENSIONS = {
+    "image": PICTURE_EXTENSIONS,
+    "audio": AUDIO_EXTENSIONS,
+    "video": VIDEO_EXTENSIONS,
+    "points": POINT_EXTENSIONS,
+}
 # Containers that state the time of every packet, and that can be entered anywhere.
 TIMED_FORMATS = ("mov", "matroska")
+# Packages that not everybody needs, and what for.
+PURPOSES: Mapping[str, str] = MappingProxyType(
+    {
+        "av": "audio and video files need",
+        "soundfile": "audio files need",
+        "soxr": "sounds of another sample rate than the one that is read need",
+        "trimesh": "point clouds in .off, .ply, .obj and .stl files need",
+    }
+)
+# Longer sounds and films stay on the disk until a part of them is decoded.
+MAX_READ = 2**23
 # How many containers are asked for a sound track before a whole data set is called damaged.
 MAX_PROBED = 16
 
 
 def name_kind(name: str) -> str | None:
-    """Return ``image``, ``audio`` or ``video`` by a file name's ending; None for other files."""
+    """Return ``image``, ``audio``, ``video`` or ``points`` by a file's ending; None for others."""
     if is_picture_name(name):
         return "image"
     lower = name.lower()
-    for kind in ("audio", "video"):
+    for kind in ("audio", "video", "points"):
         if not name.startswith(".") and lower.endswith(EXTENSIONS[kind]):
             return kind
     return None
@@ -42,7 +67,7 @@ def name_kind(name: str) -> str | None:
 
 @cache
 def load_library(name: str) -> ModuleType:
-    """Import ``av`` or ``soundfile``, which are optional.
+    """Import one of ``PURPOSES``, which are optional.
 
     Raises:
         DataError: It is not installed.
@@ -51,7 +76,7 @@ def load_library(name: str) -> ModuleType:
         module = import_module(name)
     except ImportError as error:
         raise DataError(
-            f"audio and video files need the package {name!r}, which cannot be imported ({error}); "
+            f"{PURPOSES[name]} the package {name!r}, which cannot be imported ({error}); "
             f'run pip install "perceivers[media]"'
         ) from error
     # Damage is told by exceptions; decoders' own messages name no file. None is silence already.
@@ -61,8 +86,50 @@ def load_library(name: str) -> ModuleType:
 
 
 def is_sound_file(data: bytes) -> bool:
-    """Tell by the first bytes whether a file is WAV, FLAC or Ogg, which soundfile reads."""
+    """Tell by the first 12 bytes whether a file is WAV, FLAC or Ogg, which soundfile reads."""
     return data[:4] in {b"fLaC", b"OggS"} or (data[:4] == b"RIFF" and data[8:12] == b"WAVE")
+
+
+def read_head(clip: EncodedClip) -> bytes:
+    """Return the first 12 bytes of a file, by which formats are told apart.
+
+    Raises:
+        DataError: The file is empty, or cannot be read.
+    """
+    with open_bytes(clip) as file:
+        return file.read(12)
+
+
+@contextmanager
+def open_bytes(clip: EncodedClip) -> Iterator[BufferedIOBase]:
+    """Open a file, or what was read of it, for reading.
+
+    Raises:
+        DataError: The file is empty, or cannot be read.
+    """
+    if clip.data is not None:
+        if not clip.data:
+            raise DataError(f"{clip.path}: the file is empty (0 bytes)")
+        yield BytesIO(clip.data)
+        return
+    with _open_file(clip.path) as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise DataError(f"{clip.path}: the file is empty (0 bytes)")
+        yield file
+
+
+def file_version(clip: EncodedClip) -> tuple[str, int, int] | None:
+    """Return path, size and time of change of a file; None where its bytes were read already.
+
+    What was learned of a file holds as long as these do.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    if clip.data is not None:
+        return None
+    status = _file_status(clip.path)
+    return clip.path, status.st_size, status.st_mtime_ns
 
 
 @contextmanager
@@ -73,10 +140,8 @@ def open_container(clip: EncodedClip) -> Iterator[Any]:
         DataError: The content is no known container, damaged or cut short.
     """
     av = load_library("av")
-    if not clip.data:
-        raise DataError(f"{clip.path}: the file is empty (0 bytes)")
     try:
-        with av.open(io.BytesIO(clip.data), metadata_errors="ignore") as container:
+        with open_bytes(clip) as file, av.open(file, metadata_errors="ignore") as container:
             yield container
     except av.error.FFmpegError as error:
         reason = error.strerror or type(error).__name__
@@ -92,7 +157,7 @@ def open_sound(clip: EncodedClip) -> Iterator[Any]:
     """
     soundfile = load_library("soundfile")
     try:
-        with soundfile.SoundFile(io.BytesIO(clip.data)) as file:
+        with open_bytes(clip) as data, soundfile.SoundFile(data) as file:
             yield file
     except soundfile.SoundFileError as error:
         reason = getattr(error, "error_string", "") or "the data are damaged or cut short"
@@ -146,24 +211,50 @@ def have_sound(count: int, encoded: Callable[[int], EncodedClip]) -> bool:
 
 
 def wrap_file(
-    kind: str, path: str, data: bytes, *, has_sound: bool
+    kind: str, path: str, data: bytes | None, *, has_sound: bool
 ) -> dict[str, Picture | NDArray | EncodedClip]:
-    """Return what one file gives to a sample: a picture, a clip, or the bytes of a text.
+    """Return what one file gives to a sample: a picture, a clip, points, or the bytes of a text.
+
+    Pictures of 16 bits per value stay undecoded, as Pillow has no such colours.
 
     Args:
-        kind: ``image``, ``audio``, ``video`` or ``bytes``.
-        path: Where the file lies, for messages.
-        data: Its content.
+        kind: ``image``, ``mask``, ``audio``, ``video``, ``points`` or ``bytes``.
+        path: Where the file lies: for messages, and to read it from.
+        data: Its content; None reads it now, but leaves sounds, films and clouds of more than
+            ``MAX_READ`` bytes to who decodes them.
         has_sound: A video file is also the sample's sound.
 
     Raises:
-        DataError: A picture that cannot be decoded.
+        DataError: A picture that cannot be decoded, or a file that cannot be read.
     """
-    if kind == "image":
-        return {"image": read_picture(data, path)}
-    if kind == "bytes":
-        return {"bytes": np.frombuffer(data, np.uint8).copy()}
+    if kind in {"image", "mask", "bytes"}:
+        content = read_bytes(path) if data is None else data
+        if kind == "bytes":
+            return {"bytes": np.frombuffer(content, np.uint8).copy()}
+        if kind == "image" and is_deep(content):
+            return {"image": EncodedClip(path, content, "image")}
+        return {kind: read_picture(content, path)}
+    if data is None and _file_status(path).st_size <= MAX_READ:
+        data = read_bytes(path)
     if kind == "audio":
         return {"audio": EncodedClip(path, data, "audio")}
+    if kind == "points":
+        return {"points": EncodedClip(path, data, "points")}
     sample: dict[str, Picture | NDArray | EncodedClip] = {"video": EncodedClip(path, data, "video")}
     return sample | ({"audio": EncodedClip(path, data, "audio")} if has_sound else {})
+
+
+def _open_file(path: str) -> BufferedIOBase:
+    """Open a file to be closed by the caller."""
+    try:
+        return Path(path).open("rb")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _file_status(path: str) -> os.stat_result:
+    """Return the size and times of a file."""
+    try:
+        return Path(path).stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error

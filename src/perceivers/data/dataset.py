@@ -1,11 +1,13 @@
 """A data set: its splits, classes, and the specs that say what its samples look like."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from perceivers.data.measuring import measure_specs
+from perceivers.data.partial import keep_holding
 from perceivers.data.sources import Source
+from perceivers.errors import DataError
 from perceivers.types import ModalitySpec
 
 
@@ -21,6 +23,7 @@ class Dataset:
         notes: Sentences on what was decided while opening.
         columns: Class names by label column, in the columns' order; none with one plain label.
         targets: Names of the numbers to be predicted, in the order of ``TargetSource.targets``.
+        mask_classes: Names of the ids in masks, from 0; none without masks.
     """
 
     address: str
@@ -29,6 +32,35 @@ class Dataset:
     notes: tuple[str, ...]
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
+    mask_classes: tuple[str, ...] = ()
+
+    def holding(self, modalities: Sequence[str]) -> "Dataset":
+        """Return the data without the samples that hold none of some modalities.
+
+        Args:
+            modalities: What is read; none is all, and changes nothing.
+
+        Raises:
+            DataError: No sample of ``train`` or ``val`` holds any of them; a ``test`` without any
+                is left out.
+            ConfigError: A modality that data with missing modalities do not have.
+        """
+        if not modalities:
+            return self
+        splits: dict[str, Source] = {}
+        notes: list[str] = []
+        for name, source in self.splits.items():
+            try:
+                splits[name] = keep_holding(source, modalities)
+            except DataError as error:
+                if name in {"train", "val"}:
+                    raise DataError(f"{self.address}, split {name!r}: {error}") from error
+            if count := len(source) - len(splits.get(name, ())):
+                notes.append(
+                    f"{name}: {count} of {len(source)} samples are left out, which hold none of "
+                    f"{', '.join(modalities)}"
+                )
+        return replace(self, splits=splits, notes=(*self.notes, *notes))
 
     def specs(
         self,

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from perceivers.data.augment import View, place_view, random_view
+from perceivers.data.deep_pictures import is_deep, read_deep, to_eight_bits
 from perceivers.data.pictures import convert_channels, load_picture, open_picture, upright_size
-from perceivers.data.rand_augment import augment_crop
+from perceivers.data.rand_augment import as_picture, augment_crop
 from perceivers.data.sources import Encoded
 from perceivers.data.views import PLAIN, Look
 from perceivers.types import Image as ImageSpec
@@ -21,8 +22,13 @@ from perceivers.types import Image as ImageSpec
 DRAFT_MARGIN = 1.5
 
 
-def fit_encoded(encoded: Encoded, spec: ImageSpec, look: Look = PLAIN) -> NDArray[np.uint8]:
+def fit_encoded(
+    encoded: Encoded, spec: ImageSpec, look: Look = PLAIN
+) -> NDArray[np.uint8] | NDArray[np.float32]:
     """Decode a picture file, no larger than needed, to uint8 ``[C, H, W]``.
+
+    A picture of 16 bits per value gives float32 in 0..1, but uint8 where RandAugment changes it,
+    whose operations are those of 8 bits.
 
     Args:
         encoded: The file.
@@ -32,6 +38,8 @@ def fit_encoded(encoded: Encoded, spec: ImageSpec, look: Look = PLAIN) -> NDArra
     Raises:
         DataError: The file is damaged, no picture, or too large.
     """
+    if is_deep(encoded.data):
+        return _fit_deep(encoded, spec, look)
     picture = open_picture(encoded.data, encoded.path)
     size, target = upright_size(picture), (spec.width, spec.height)
     view = choose_view(size, target, look)
@@ -44,6 +52,17 @@ def fit_encoded(encoded: Encoded, spec: ImageSpec, look: Look = PLAIN) -> NDArra
     picture = convert_channels(picture, spec.channels, encoded.path)
     picture, view = augment_crop(picture, view, look.augment, look.rng)
     return _to_array(draw_view(picture, view, target))
+
+
+def _fit_deep(
+    encoded: Encoded, spec: ImageSpec, look: Look
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Fit a picture of 16 bits per value."""
+    values = read_deep(encoded.data, encoded.path, spec.channels)
+    view = choose_view((values.shape[2], values.shape[1]), (spec.width, spec.height), look)
+    if look.rng is not None and look.augment.rand_augment:
+        return fit_picture(as_picture(to_eight_bits(values)), encoded.path, spec, view, look)
+    return fit_array(values, spec, view)
 
 
 def fit_picture(
@@ -80,6 +99,38 @@ def fit_array(array: NDArray, spec: ImageSpec, view: View) -> NDArray:
             for values, channel in zip(fitted, array, strict=True)
         ]
     )
+
+
+def draw_picture(picture: Image.Image, view: View, target: tuple[int, int]) -> NDArray[np.uint8]:
+    """Draw the box of a view at the target's width and height, as uint8 ``[C, H, W]``."""
+    return _to_array(draw_view(picture, view, target))
+
+
+def draw_ids(
+    picture: Image.Image, view: View, target: tuple[int, int], *, fill: int
+) -> NDArray[np.uint8]:
+    """Draw the box of a view by nearest neighbours, where ``draw_view`` draws the picture's pixels.
+
+    Args:
+        picture: Of mode L, whose values must not be blended.
+        view: The box, and how it is mirrored, turned and moved.
+        target: Width and height of the output in pixels.
+        fill: Value outside the picture.
+    """
+    if view.is_turned:
+        drawn = picture.transform(
+            target,
+            Image.Transform.AFFINE,
+            _affine(view, picture.size, target),
+            Image.Resampling.NEAREST,
+            fillcolor=fill,
+        )
+        return np.array(drawn)
+    (width, height), left, top = picture.size, view.left, view.top
+    right, bottom = min(1.0, left + view.width), min(1.0, top + view.height)
+    box = (left * width, top * height, right * width, bottom * height)
+    drawn = picture.resize(target, Image.Resampling.NEAREST, box=box)
+    return np.array(drawn.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else drawn)
 
 
 def draw_view(picture: Image.Image, view: View, target: tuple[int, int]) -> Image.Image:

@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from perceivers.data.augment import AugmentConfig
 from perceivers.data.batches import Batch, merge_empty, read_readable
 from perceivers.data.containers import EXTENSIONS, wrap_file
 from perceivers.data.fitting import SampleReader
 from perceivers.data.folders import PictureFiles
-from perceivers.data.pictures import read_bytes
 from perceivers.data.sources import RawSample
 from perceivers.data.text_folders import walk_files
 from perceivers.data.texts import TEXT_EXTENSION
@@ -18,12 +19,18 @@ from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.types import ModalitySpec
 
 ENDINGS = {**EXTENSIONS, "bytes": (TEXT_EXTENSION,)}
-NOUNS = {"image": "pictures", "audio": "sounds", "video": "videos", "bytes": "texts"}
+NOUNS = {
+    "image": "pictures",
+    "audio": "sounds",
+    "video": "videos",
+    "points": "point clouds",
+    "bytes": "texts",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class LooseFiles:
-    """A source of sounds, videos, texts and pictures, each read as its name says.
+    """A source of sounds, videos, point clouds, texts and pictures, each read as its name says.
 
     Args:
         names: Where each file lies.
@@ -55,10 +62,11 @@ class LooseFiles:
                 f"{path}: belongs to the {NOUNS[kind]}, but the model reads "
                 f"{' and '.join(self.wanted)}; give it {list_endings(self.wanted)}"
             )
-        data = read_bytes(path)
-        if not data:
+        sample = wrap_file(kind, path, None, has_sound="audio" in self.wanted)
+        # Decoders say so themselves, but an empty text would pass for one.
+        if isinstance(text := sample.get("bytes"), np.ndarray) and not len(text):
             raise DataError(f"{path}: the file is empty (0 bytes)")
-        return wrap_file(kind, path, data, has_sound="audio" in self.wanted)
+        return sample
 
 
 def find_kind(name: str) -> str | None:
@@ -77,7 +85,8 @@ def find_files(paths: Sequence[str], kinds: Sequence[str] = ("image",)) -> list[
 
     Args:
         paths: Files and folders; a file may have any ending, as it was asked for.
-        kinds: What to look for in folders: ``image``, ``audio``, ``video`` and ``bytes`` (texts).
+        kinds: What to look for in folders: ``image``, ``audio``, ``video``, ``points`` and
+            ``bytes`` (texts).
 
     Raises:
         DataError: A path does not exist, or a folder holds nothing of the kinds.
@@ -122,8 +131,8 @@ def read_files(
 
     Args:
         paths: Files of the kind that the specs ask for.
-        specs: What the model reads: ``image``, ``audio``, ``video`` or ``bytes``; ``video`` and
-            ``audio`` together are both read from each video file.
+        specs: What the model reads: ``image``, ``audio``, ``video``, ``points`` or ``bytes``;
+            ``video`` and ``audio`` together are both read from each video file.
         batch_size: Files per batch, at least 1; batches with unreadable ones are smaller.
         views: What is seen of each file, one view when not given. Where there are several the batch
             size counts views, but every batch holds at least one file.
@@ -138,7 +147,8 @@ def read_files(
         if name != spec.kind or name not in ENDINGS:
             raise DataError(
                 f"the specs ask for {name!r} ({spec.kind}), but picture files hold only 'image', "
-                f"sound files 'audio', video files 'video' and 'audio', and text files 'bytes'"
+                f"sound files 'audio', video files 'video' and 'audio', files of points 'points', "
+                f"and text files 'bytes'"
             )
     views = views or Views()
     views.check(specs)

@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from perceivers.data.audio_clips import fit_audio
+from perceivers.data.augment_points import drop_points, move_points, turn_points
 from perceivers.data.byte_codec import pad_ids, wrap_ids
-from perceivers.data.drawing import choose_view, fit_array, fit_picture
+from perceivers.data.drawing import choose_view, fit_array, fit_encoded, fit_picture
 from perceivers.data.frames import fit_frames
+from perceivers.data.masks import Mask, fit_mask, fit_masked
+from perceivers.data.point_files import read_points
 from perceivers.data.rand_augment import as_picture
-from perceivers.data.sources import EncodedClip, RawSample
+from perceivers.data.sources import Encoded, EncodedClip, RawSample
 from perceivers.data.video_clips import fit_clip, fit_video
 from perceivers.data.views import PLAIN, Look
 from perceivers.errors import DataError
@@ -35,6 +38,8 @@ def fit_sample(
 ) -> dict[str, NDArray]:
     """Fit every modality of a sample; films and their sound begin at the same moment.
 
+    A picture and its mask are seen in the same view.
+
     Args:
         sample: What a source read.
         path: Names the sample, for messages.
@@ -45,6 +50,7 @@ def fit_sample(
         DataError: The sample cannot be decoded, or not be brought to the shape of a spec.
     """
     fitted = _fit_together(sample, specs, look)
+    fitted |= _fit_segmented(sample, path, specs, look)
     for name, spec in specs.items():
         if name not in fitted:
             fitted[name] = fit_raw(sample[name], path, spec, look)
@@ -70,6 +76,19 @@ def _fit_together(
     return {film_name: frames, sound_name: waves}
 
 
+def _fit_segmented(
+    sample: RawSample, path: str, specs: Mapping[str, ModalitySpec], look: Look
+) -> dict[str, NDArray]:
+    """Fit a picture and its mask, where a sample has both, to the same view."""
+    pictures = [(name, spec) for name, spec in specs.items() if isinstance(spec, Image)]
+    masks = [(name, spec) for name, spec in specs.items() if isinstance(spec, Mask)]
+    if not masks or not pictures:
+        return {}
+    (name, spec), (mask_name, mask_spec) = pictures[0], masks[0]
+    picture, ids = fit_masked(sample[name], sample[mask_name], path, spec, mask_spec, look)
+    return {name: picture, mask_name: ids}
+
+
 def fit_raw(
     raw: Picture | NDArray | EncodedClip, path: str, spec: ModalitySpec, look: Look = PLAIN
 ) -> NDArray:
@@ -88,8 +107,11 @@ def fit_raw(
 
 
 def fit_image(raw: Any, path: str, spec: Image, look: Look = PLAIN) -> NDArray:
-    """Fit a decoded picture, or an array ``[C, H, W]`` of any size."""
+    """Fit a picture, decoded or not, or an array ``[C, H, W]`` of any size."""
     target = (spec.width, spec.height)
+    if isinstance(raw, EncodedClip):
+        assert raw.data is not None, path
+        return fit_encoded(Encoded(raw.path, raw.data), spec, look)
     if isinstance(raw, Picture):
         return fit_picture(raw, path, spec, choose_view(raw.size, target, look), look)
     view = choose_view((raw.shape[2], raw.shape[1]), target, look)
@@ -133,20 +155,35 @@ def fit_film(raw: Any, path: str, spec: Video, look: Look = PLAIN) -> NDArray:
 def fit_points(raw: Any, path: str, spec: Points, look: Look = PLAIN) -> NDArray:
     """Fit points ``[P, C]``: scaled if asked for, a part of them in order, NaN rows to the end.
 
+    A file is decoded; if it is a mesh, the points are drawn from its surface.
+
+    In training they are turned before they are scaled, as if they had been measured so; the rest of
+    the augmentation follows.
+
     Raises:
-        DataError: Fewer points than the spec has, and the spec does not say ``ragged``.
+        DataError: Fewer points than the spec has, and the spec does not say ``ragged``; or a file
+            that cannot be decoded.
     """
-    cloud = scale_values(raw) if spec.ragged or spec.scale == "unit" else raw
+    augment, rng = look.augment, look.rng
+    if isinstance(raw, EncodedClip):
+        raw = read_points(raw, spec, rng)
+    changed = rng is not None and augment.changes_points
+    cloud = scale_values(raw) if spec.ragged or spec.scale == "unit" or changed else raw
+    if rng is not None:
+        cloud = turn_points(cloud, augment, rng)
     if spec.scale == "unit":
         cloud = scale_cloud(cloud)
     if np.issubdtype(cloud.dtype, np.floating):
         cloud = cloud.astype(np.float32, copy=False)
+    if rng is not None:
+        cloud = drop_points(cloud, augment, rng, ragged=spec.ragged)
+        cloud = move_points(cloud, augment, rng)
     spare = len(cloud) - spec.points
     if spare > 0:
-        if look.rng is None:
+        if rng is None:
             chosen = np.linspace(0, len(cloud) - 1, spec.points).round().astype(np.int64)
         else:
-            chosen = np.sort(look.rng.choice(len(cloud), spec.points, replace=False))
+            chosen = np.sort(rng.choice(len(cloud), spec.points, replace=False))
         return cloud[chosen]
     if spare < 0:
         if not spec.ragged:
@@ -239,6 +276,7 @@ FITS: Mapping[str, Fit] = {
     Audio.kind: fit_sound,
     Points.kind: fit_points,
     Bytes.kind: fit_text,
+    Mask.kind: fit_mask,
     "array": keep_array,
     "labels": keep_array,
 }

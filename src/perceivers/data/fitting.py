@@ -8,9 +8,12 @@ from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from perceivers.data.augment import AugmentConfig
+from perceivers.data.augment_points import check_points
+from perceivers.data.augment_sounds import change_sound
 from perceivers.data.drawing import fit_encoded
 from perceivers.data.erasing import erase_box
 from perceivers.data.fits import check_whole, fit_sample, text_room
+from perceivers.data.masks import Mask
 from perceivers.data.pictures import check_picture_spec
 from perceivers.data.sources import (
     EncodedClip,
@@ -101,6 +104,8 @@ class SampleReader:
             for name, spec in specs.items():
                 if isinstance(spec, ImageSpec | Video):
                     values[name] = erase_box(values[name], spec, look)
+                elif isinstance(spec, Audio):
+                    values[name] = change_sound(values[name], look)
         return fitted
 
     def _held(self, sample: RawSample, path: str) -> Mapping[str, ModalitySpec]:
@@ -123,6 +128,18 @@ def _check_augmentation(augment: AugmentConfig, specs: Mapping[str, ModalitySpec
             f"augmentation changes pictures, but the modalities are {sorted(specs)}, neither image "
             f"nor video; leave the augmentation at its defaults"
         )
+    for wanted, kind, noun in (
+        (augment.changes_sounds, Audio, "sounds (gain, time_shift, noise, invert)"),
+        (augment.changes_points, Points, "points (turn, point_scale, jitter, point_drop)"),
+    ):
+        if wanted and not any(isinstance(spec, kind) for spec in specs.values()):
+            raise ConfigError(
+                f"augmentation changes {noun}, but the modalities are {sorted(specs)}, none of "
+                f"kind {kind.kind}; leave those settings at their defaults"
+            )
+    for name, spec in specs.items():
+        if isinstance(spec, Points):
+            check_points(augment, name, spec)
     if FLOW in specs and (augment.active or augment.copies > 1):
         raise ConfigError(
             f"augmentation changes pictures, but the modalities are {sorted(specs)}: the flow "
@@ -222,6 +239,9 @@ def _check_array(raw: NDArray, name: str, spec: ModalitySpec) -> None:
             f"modality {name!r} has shape {raw.shape} [C, T, H, W], but the spec has "
             f"{spec.channels} channels; use the channels of the data"
         )
+    elif isinstance(spec, Mask):
+        if raw.ndim == 2 and np.issubdtype(raw.dtype, np.integer):
+            return
     elif isinstance(spec, Audio | Points):
         channels = raw.shape[0 if spec.channels_first else -1]
         if raw.ndim == 2 and channels == spec.channels:

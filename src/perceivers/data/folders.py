@@ -1,25 +1,26 @@
-"""Folders of pictures, sounds and videos: class sub-folders, split folders of those, or unlabelled.
+"""Folders of pictures, sounds, videos and points: by class, by split and class, or unlabelled.
 
 Files of several kinds are paired by their names without ending: ``cat/1.mp4`` and ``cat/1.wav``.
 """
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from perceivers.data.containers import EXTENSIONS, have_sound, name_kind, wrap_file
+from perceivers.data.pairing import Parts, check_pairs, kind_of, pair_paths
 from perceivers.data.pictures import read_bytes, read_picture
 from perceivers.data.sources import Encoded, EncodedClip, RawSample, pick
 from perceivers.errors import DataError
 
-NOUNS = {"image": "pictures", "audio": "sounds", "video": "videos"}
-ANYTHING = "pictures, sounds or videos"
+ANYTHING = "pictures, sounds, videos or point clouds"
 
 SPLIT_FOLDERS = {
     "train": ("train",),
@@ -64,12 +65,13 @@ class PictureFiles:
 
 @dataclass(frozen=True, eq=False)
 class ClipFiles:
-    """A source of sound and video files, and of files of several kinds that belong together.
+    """A source of sounds, videos and points, and of files of several kinds that belong together.
 
     Args:
         paths: Where the files of each sample lie, in the order of ``kinds``.
         names: Stable ids, relative to the data's folder.
-        kinds: What every sample holds: some of ``image``, ``audio`` and ``video``.
+        kinds: What every sample holds: some of ``image``, ``mask``, ``audio``, ``video`` and
+            ``points``.
         has_sound: The videos are also the samples' sounds.
         labels: Class per sample ``[n]``, or None.
     """
@@ -85,14 +87,15 @@ class ClipFiles:
         return len(self.paths)
 
     def read(self, index: int) -> RawSample:
-        """Return undecoded clips, and decoded pictures.
+        """Return undecoded clips and points, and decoded pictures.
 
         Raises:
             DataError: A file cannot be read, or a picture not be decoded.
         """
         sample: dict[str, Picture | NDArray | EncodedClip] = {}
         for kind, path in zip(self.kinds, self.paths[index], strict=True):
-            sample |= wrap_file(kind, path, read_bytes(path), has_sound=self.has_sound)
+            if path:
+                sample |= wrap_file(kind, path, None, has_sound=self.has_sound)
         return sample
 
     def subset(self, indices: NDArray[np.int64]) -> "ClipFiles":
@@ -103,6 +106,19 @@ class ClipFiles:
             names=pick(self.names, indices),
             labels=None if self.labels is None else self.labels[indices],
         )
+
+
+class PartialFiles(ClipFiles):
+    """Files of several kinds of which a sample may lack some, whose paths are empty."""
+
+    @cached_property
+    def present(self) -> Mapping[str, NDArray[np.bool_]]:
+        """Which samples hold each modality ``[n]``."""
+        held = {
+            kind: np.array([bool(paths[place]) for paths in self.paths], bool)
+            for place, kind in enumerate(self.kinds)
+        }
+        return held | ({"audio": held["video"]} if self.has_sound else {})
 
 
 @dataclass(frozen=True)
@@ -124,7 +140,7 @@ class _Files:
 
 
 def read_folder(root: Path) -> FolderSplits:
-    """Index the pictures, sounds and videos of a folder.
+    """Index the pictures, sounds, videos and point clouds of a folder.
 
     Sub-folders called train, val and test are splits. Within a split, sub-folders that hold
     such files are classes, in alphabetical order; a split with files lying directly in it, with a
@@ -132,7 +148,7 @@ def read_folder(root: Path) -> FolderSplits:
 
     Raises:
         DataError: No files, an empty class folder, a class that training does not have, or files of
-            several kinds that cannot all be paired.
+            several kinds of which no two share a name.
     """
     folders = _find_splits(root) or {"train": root}
     classes, note = find_classes(folders["train"])
@@ -145,7 +161,7 @@ def read_folder(root: Path) -> FolderSplits:
     }
     if num_stray := sum(files.num_stray for files in found.values()):
         notes.append(f"{num_stray} files that are no {ANYTHING} were ignored")
-    present = {_kind(path) for files in found.values() for path in files.paths}
+    present = {kind_of(path) for files in found.values() for path in files.paths}
     kinds = tuple(kind for kind in EXTENSIONS if kind in present)
     if kinds == ("image",):
         pictures = {
@@ -153,12 +169,20 @@ def read_folder(root: Path) -> FolderSplits:
             for split, files in found.items()
         }
         return FolderSplits(pictures, classes, tuple(notes))
+    if len(kinds) == 1:
+        paired = {s: {path: {kinds[0]: path} for path in f.paths} for s, f in found.items()}
+        missing = ""
+    else:
+        paired = {split: pair_paths(files.paths) for split, files in found.items()}
+        every = [parts for samples in paired.values() for parts in samples.values()]
+        missing = check_pairs(every, kinds, root)
+    make = PartialFiles if missing else ClipFiles
     clips = {
-        split: _pair_files(files, kinds, folders[split], root) for split, files in found.items()
+        split: make(**_arrange(files, paired[split], kinds, root)) for split, files in found.items()
     }
     has_sound = "video" in kinds and "audio" not in kinds and _have_sound(clips["train"])
     heard = {split: replace(source, has_sound=has_sound) for split, source in clips.items()}
-    return FolderSplits(heard, classes, tuple(notes))
+    return FolderSplits(heard, classes, (*notes, missing) if missing else tuple(notes))
 
 
 def _find_splits(root: Path) -> dict[str, Path]:
@@ -189,7 +213,7 @@ def find_classes(folder: Path) -> tuple[tuple[str, ...], str]:
 
 
 def walk_media(folder: Path) -> tuple[list[str], int]:
-    """Return the sorted paths of all pictures, sounds and videos below a folder, and count others.
+    """Return the sorted paths of all media files below a folder, and count other files.
 
     Links to folders are followed, each folder once; hidden files and folders are left out.
     """
@@ -254,62 +278,28 @@ def _unlabelled(folder: Path) -> _Files:
     return _Files(paths, None, num_stray)
 
 
-def _pair_files(files: _Files, kinds: tuple[str, ...], folder: Path, root: Path) -> ClipFiles:
-    """Put files of several kinds together by their paths without ending."""
-    if len(kinds) == 1:
-        single = [(path,) for path in files.paths]
-        return ClipFiles(single, _relative(files.paths, root), kinds, labels=files.labels)
-    samples: dict[str, dict[str, str]] = {}
-    classes: dict[str, int] = {}
-    for number, path in enumerate(files.paths):
-        stem, kind = path.rpartition(".")[0], _kind(path)
-        parts = samples.setdefault(stem, {})
-        if kind in parts:
-            raise DataError(
-                f"{path}: lies beside {Path(parts[kind]).name!r}; files of several kinds "
-                f"are paired by name, so a name may have one file of each kind"
-            )
-        parts[kind] = path
-        classes[stem] = 0 if files.labels is None else int(files.labels[number])
-    _check_pairs(samples, kinds, folder)
-    paths = [tuple(parts[kind] for kind in kinds) for parts in samples.values()]
-    labels = None if files.labels is None else np.array(list(classes.values()), np.int64)
-    return ClipFiles(paths, _relative(list(samples), root), kinds, labels=labels)
-
-
-def _check_pairs(
-    samples: Mapping[str, Mapping[str, str]], kinds: tuple[str, ...], folder: Path
-) -> None:
-    """Refuse a name that lacks a file of some kind."""
-    for stem, parts in samples.items():
-        missing = [kind for kind in kinds if kind not in parts]
-        if missing:
-            counts = Counter(kind for held in samples.values() for kind in held)
-            held = ", ".join(f"{counts[kind]} {NOUNS[kind]}" for kind in kinds)
-            raise DataError(
-                f"{folder}: holds {held}; files of several kinds are paired by their names without "
-                f"ending, and {os.path.relpath(stem, folder)!r} has no file among the "
-                f"{NOUNS[missing[0]]}; add what is missing, or keep one kind"
-            )
-
-
-def _kind(path: str) -> str:
-    """Return the kind of a file that was found because it has one."""
-    kind = name_kind(path.rpartition(os.sep)[2])
-    assert kind is not None, path
-    return kind
+def _arrange(
+    files: _Files, samples: Mapping[str, Parts], kinds: tuple[str, ...], root: Path
+) -> dict[str, Any]:
+    """Return the arguments of ``ClipFiles`` for one split."""
+    paths = [tuple(parts.get(kind, "") for kind in kinds) for parts in samples.values()]
+    labels = None
+    if files.labels is not None:
+        # Files of one sample lie in one folder, and so are of one class.
+        known = dict(zip(files.paths, files.labels.tolist(), strict=True))
+        firsts = [next(iter(parts.values())) for parts in samples.values()]
+        labels = np.array([known[path] for path in firsts], np.int64)
+    names = _relative(files.paths if len(kinds) == 1 else list(samples), root)
+    return {"paths": paths, "names": names, "kinds": kinds, "labels": labels}
 
 
 def _have_sound(source: ClipFiles) -> bool:
     """Tell whether the videos of a source have sound."""
     number = source.kinds.index("video")
-
-    def encoded(index: int) -> EncodedClip:
-        """Return the video of one sample."""
-        path = source.paths[index][number]
-        return EncodedClip(path, read_bytes(path), "video")
-
-    return have_sound(len(source), encoded)
+    films = [paths[number] for paths in source.paths if paths[number]]
+    return bool(films) and have_sound(
+        len(films), lambda index: EncodedClip(films[index], None, "video")
+    )
 
 
 def _list_folder(folder: Path) -> tuple[list[str], list[str]]:

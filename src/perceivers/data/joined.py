@@ -17,6 +17,8 @@ from perceivers.data.sources import (
     UNKNOWN,
     DeclaringSource,
     Encoded,
+    KindedSource,
+    PartialSource,
     PictureSource,
     RawSample,
     Source,
@@ -28,6 +30,7 @@ from perceivers.types import ModalitySpec, Points
 SEPARATOR = " + "
 # Files and folders of these names say which split they are, not which data.
 SPLIT_NAMES = {"train", "val", "test"}
+ENDINGS = {".npz", ".npy", ".csv", ".jsonl", ".parquet", ".txt", ".tar"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,12 @@ class JoinedSource:
     prefixes: Sequence[str]
     parts: Sequence[Source]
     labels: NDArray[np.int64] | None = None
+
+    @property
+    def kind_by_modality(self) -> Mapping[str, str]:
+        """What each modality is, as far as the first part says."""
+        first = self.parts[0]
+        return first.kind_by_modality if isinstance(first, KindedSource) else {}
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
@@ -96,6 +105,29 @@ class JoinedSource:
             for part in self.parts
         ]
         return replace(self, parts=parts)
+
+
+class JoinedPartial(JoinedSource):
+    """Samples of several sources, some of which lack modalities."""
+
+    @property
+    def present(self) -> Mapping[str, NDArray[np.bool_]]:
+        """Which samples hold each modality ``[n]``."""
+        return self._present
+
+    @cached_property
+    def _present(self) -> Mapping[str, NDArray[np.bool_]]:
+        return {
+            name: np.concatenate(
+                [
+                    part.present[name]
+                    if isinstance(part, PartialSource)
+                    else np.ones(len(part), np.bool_)
+                    for part in self.parts
+                ]
+            )
+            for name in _list_modalities(self.parts[0])
+        }
 
 
 class JoinedPictures(JoinedSource):
@@ -164,10 +196,13 @@ def _join_split(
             row[:, number] = source.labels
             rows.append(row)
     labels = np.concatenate(rows) if rows else None
-    pictures = all(isinstance(source, PictureSource) for source in sources)
-    return (JoinedPictures if pictures else JoinedSource)(
-        [names[number] for number in members], sources, labels
-    )
+    chosen = JoinedSource
+    if all(isinstance(source, PictureSource) for source in sources):
+        chosen = JoinedPictures
+    elif any(isinstance(part.splits["train"], PartialSource) for part in parts):
+        # Every split then says what its samples hold, whether or not all of them hold everything.
+        chosen = JoinedPartial
+    return chosen([names[number] for number in members], sources, labels)
 
 
 def _name_columns(addresses: Sequence[str]) -> list[str]:
@@ -175,7 +210,7 @@ def _name_columns(addresses: Sequence[str]) -> list[str]:
     names: list[str] = []
     for address in addresses:
         path = Path(address.strip())
-        stem = path.stem if path.suffix in {".npz", ".csv", ".jsonl", ".txt", ".tar"} else path.name
+        stem = path.stem if path.suffix in ENDINGS else path.name
         if stem in SPLIT_NAMES or "{" in stem:
             stem = path.parent.name
         name = re.sub(r"\W", "_", stem) or "data"
@@ -191,7 +226,12 @@ def _describe_modalities(source: Source) -> list[str]:
     """Return the modalities of a source, and how pictures are stored."""
     if isinstance(source, PictureSource):
         return ["image (files)"]
-    return sorted(source.read(0))
+    return sorted(_list_modalities(source))
+
+
+def _list_modalities(source: Source) -> list[str]:
+    """Return the modalities of a source, in their order."""
+    return list(source.present if isinstance(source, PartialSource) else source.read(0))
 
 
 def _widest(specs: Sequence[ModalitySpec]) -> ModalitySpec:

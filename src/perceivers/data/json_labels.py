@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from perceivers.data.labels import check_columns
 from perceivers.data.sources import UNKNOWN
+from perceivers.data.targets import read_targets
 from perceivers.errors import DataError
 
 JsonEntries = Mapping[str, Any]
@@ -72,6 +73,26 @@ def index_entries(
                 f"missing, or no training class"
             )
     return (indexed[0] if len(indexed) == 1 else np.stack(indexed, axis=1)), columns, notes
+
+
+def number_entries(
+    entries: Sequence[JsonEntries], names: Sequence[str], chosen: Sequence[str], where: str
+) -> NDArray[np.float32] | None:
+    """Return chosen entries as numbers ``[n, T]``, NaN where missing or null; None for none.
+
+    Args:
+        entries: The entries of each sample.
+        names: Where each sample lies, for messages.
+        chosen: Entries to read.
+        where: The data's address, for messages.
+
+    Raises:
+        DataError: A value that is no finite number.
+        ConfigError: No sample has the entry.
+    """
+    fields = sorted({name for entry in entries for name in entry}) if chosen else []
+    columns = {field: [entry.get(field) for entry in entries] for field in fields}
+    return read_targets(columns, chosen, names, where)
 
 
 def _check_value(value: Any, column: str, name: str) -> str | int | None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,11 @@ class Labelling:
 
 
 def index_labels(
-    tables: Mapping[str, LabelTable], chosen: Sequence[str], folder: Path, where: str
+    tables: Mapping[str, LabelTable],
+    chosen: Sequence[str],
+    folder: Path,
+    where: str,
+    stated: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> Labelling:
     """Turn label values into class indices.
 
@@ -62,6 +67,7 @@ def index_labels(
         chosen: Columns to read; none reads the column ``label`` where there is one.
         folder: Where the files with names lie.
         where: The data's address, for messages.
+        stated: Class names that the data themselves state, by column.
 
     Raises:
         DataError: A column that is missing in a split, or a value that is no class.
@@ -88,7 +94,8 @@ def index_labels(
     names: dict[str, tuple[str, ...]] = {}
     notes: list[str] = []
     for column in asked:
-        values, names[column], note = _index_column(tables, column, folder, where, len(asked) == 1)
+        only, given = len(asked) == 1, stated.get(column, ())
+        values, names[column], note = _index_column(tables, column, folder, where, only, given)
         notes += [note] if note else []
         for split, numbers in values.items():
             indexed[split][column] = numbers
@@ -148,13 +155,18 @@ def name_file(column: str) -> str:
 
 
 def _index_column(
-    tables: Mapping[str, LabelTable], column: str, folder: Path, where: str, only: bool
+    tables: Mapping[str, LabelTable],
+    column: str,
+    folder: Path,
+    where: str,
+    only: bool,
+    stated: tuple[str, ...],
 ) -> tuple[dict[str, NDArray[np.int64]], tuple[str, ...], str]:
     """Return one column's indices by split, its class names, and a note."""
     file = folder / name_file(column)
     if only and not file.is_file():
         file = folder / "classes.txt"
-    names, note = read_names(file), ""
+    names, note = stated or read_names(file), ""
     values = {split: table.columns[column] for split, table in tables.items()}
     if all(
         not v or INTEGER.fullmatch(v) for column_values in values.values() for v in column_values

@@ -3,7 +3,7 @@
 Legend: C channels, H W rows and columns.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -11,14 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
-from perceivers.data.audio_clips import native_audio
+from perceivers.data.audio_clips import common_audio, native_audio
 from perceivers.data.augment import AugmentConfig
 from perceivers.data.fits import FULL_SCALE
 from perceivers.data.fitting import SampleReader
+from perceivers.data.masks import MASK_NAME
 from perceivers.data.pictures import GRAY_MODES, open_picture
+from perceivers.data.point_files import common_points, native_points
 from perceivers.data.sources import (
     DeclaringSource,
     EncodedClip,
+    KindedSource,
+    PartialSource,
     PictureSource,
     RawSample,
     Source,
@@ -50,7 +54,10 @@ def measure_specs(
         ConfigError: A size below 1, or a modality or field that there is not.
     """
     overrides = overrides or {}
-    natives = _native_specs(source)
+    # A mask says what is to be found in a picture; nothing reads it.
+    natives = {
+        name: spec for name, spec in _native_specs(source, modalities).items() if name != MASK_NAME
+    }
     for name in (*modalities, *overrides):
         if name not in natives:
             raise ConfigError(
@@ -63,7 +70,7 @@ def measure_specs(
         if not modalities or name in modalities
     }
     reader = SampleReader(source, specs, AugmentConfig())
-    indices = _spread(len(reader.source), _num_looked_at(specs))
+    indices = _choose(reader.source, _num_looked_at(specs), list(specs))
     may_be_gray = channels is None and "channels" not in overrides.get("image", {})
     if isinstance(source, PictureSource) and may_be_gray and _are_gray(source, indices):
         specs["image"] = replace(specs["image"], channels=1)
@@ -111,24 +118,28 @@ def override_spec(name: str, spec: ModalitySpec, values: Mapping[str, Any] | Non
         raise ConfigError(f"the settings of modality {name!r} are {values}: {error}") from error
 
 
-def _native_specs(source: Source) -> dict[str, ModalitySpec]:
-    """Return specs by modality as the samples suggest them."""
+def _native_specs(source: Source, modalities: Sequence[str]) -> dict[str, ModalitySpec]:
+    """Return specs by modality as the samples suggest them; of some, if they are missing."""
     if isinstance(source, PictureSource):
         return {"image": Image(PICTURE_SIZE, PICTURE_SIZE, 3)}
     declared = source.declare() if isinstance(source, DeclaringSource) else {}
-    if declared:
+    known = list(source.present) if isinstance(source, PartialSource) else []
+    if declared and all(name in declared for name in known):
         return dict(declared)
-    return _combine(_read_some(source))
+    wanted = [name for name in known if name in modalities or not modalities]
+    found = {**_combine(source, wanted), **declared}
+    return {name: found[name] for name in known or found if name in found}
 
 
-def _read_some(source: Source) -> Iterator[RawSample]:
-    """Yield the readable ones of a few samples.
+def _read_some(source: Source, wanted: Sequence[str], reasons: list[str]) -> Iterator[RawSample]:
+    """Yield the readable ones of a few samples, and note why others are not.
 
     Raises:
         DataError: None can be read.
     """
-    reasons = []
-    indices = _spread(len(source), MAX_CLIPS)
+    differ = isinstance(source, KindedSource)
+    missing = set(wanted)
+    indices = _choose(source, MAX_CLIPS, wanted)
     for index in indices:
         try:
             sample = source.read(index)
@@ -136,56 +147,83 @@ def _read_some(source: Source) -> Iterator[RawSample]:
             reasons.append(str(error))
             continue
         yield sample
-        if not any(isinstance(raw, EncodedClip) for raw in sample.values()):
+        missing -= set(sample)
+        differ |= any(isinstance(raw, EncodedClip) for raw in sample.values())
+        if not differ and not missing:
             # Ready arrays are all alike.
             return
     if len(reasons) == len(indices):
         raise _none_readable(reasons)
 
 
-def _combine(samples: Iterator[RawSample]) -> dict[str, ModalitySpec]:
-    """Return specs that hold the longest of some samples."""
-    specs: dict[str, ModalitySpec] = {}
-    reasons = []
-    for sample in samples:
+def _combine(source: Source, wanted: Sequence[str]) -> dict[str, ModalitySpec]:
+    """Return specs that hold the longest of some samples, for at least the wanted modalities."""
+    kinds = source.kind_by_modality if isinstance(source, KindedSource) else {}
+    specs: dict[str, list[ModalitySpec]] = {}
+    reasons: list[str] = []
+    for sample in _read_some(source, wanted, reasons):
         for name, raw in sample.items():
             try:
-                spec = _native_spec(name, raw)
+                spec = _native_spec(kinds.get(name, name), raw, ragged=name in kinds)
             except DataError as error:
                 reasons.append(str(error))
                 continue
-            specs[name] = _longer(specs[name], spec) if name in specs else spec
+            specs.setdefault(name, []).append(spec)
     if not specs:
         raise _none_readable(reasons)
-    return specs
+    for name in wanted:
+        if name not in specs:
+            raise _never_seen(name, reasons)
+    return {name: _merge(found) for name, found in specs.items()}
 
 
-def _native_spec(name: str, raw: Picture | NDArray | EncodedClip) -> ModalitySpec:
-    """Return the spec of one raw sample."""
+def _native_spec(
+    kind: str, raw: Picture | NDArray | EncodedClip, *, ragged: bool = False
+) -> ModalitySpec:
+    """Return the spec of one raw sample; points of which sets may hold fewer are ragged."""
     if isinstance(raw, Picture):
         return Image(PICTURE_SIZE, PICTURE_SIZE, 3)
     if isinstance(raw, EncodedClip):
-        return native_audio(raw) if raw.kind == "audio" else native_video(raw)
-    if name == "bytes":
+        return NATIVE[raw.kind](raw)
+    if kind == "bytes":
         return Bytes(TEXT_LENGTH)
     shape = raw.shape
-    if name == "image":
+    if kind == "image":
         return Image(shape[1], shape[2], shape[0])
-    if name == "video":
+    if kind == "video":
         return Video(shape[1], shape[2], shape[3], shape[0])
-    if name == "audio":
+    if kind == "audio":
         return Audio(shape[1], shape[0])
-    if name == "points":
+    if kind == "points" and ragged:
+        return Points(shape[0], shape[1], ragged=True, scale="unit")
+    if kind == "points":
         return Points(shape[0], shape[1])
     return Array(shape[:-1], shape[-1])
 
 
-def _longer(first: ModalitySpec, second: ModalitySpec) -> ModalitySpec:
-    """Return the first spec, as long as the longer of two clips."""
-    if isinstance(first, Audio) and isinstance(second, Audio):
-        return replace(first, samples=max(first.samples, second.samples))
-    if isinstance(first, Video) and isinstance(second, Video):
-        return replace(first, frames=max(first.frames, second.frames))
+def _native_image(clip: EncodedClip) -> Image:
+    """Return the spec of an undecoded picture."""
+    return Image(PICTURE_SIZE, PICTURE_SIZE, 3)
+
+
+NATIVE: Mapping[str, Callable[[EncodedClip], ModalitySpec]] = {
+    "image": _native_image,
+    "audio": native_audio,
+    "video": native_video,
+    "points": native_points,
+}
+
+
+def _merge(found: Sequence[ModalitySpec]) -> ModalitySpec:
+    """Return one spec for some samples: as long as the longest, with points for most clouds."""
+    first = found[0]
+    if isinstance(first, Points) and first.ragged:
+        return common_points([spec for spec in found if isinstance(spec, Points)])
+    if isinstance(first, Audio):
+        return common_audio([spec for spec in found if isinstance(spec, Audio)])
+    if isinstance(first, Video):
+        most = max(spec.frames for spec in found if isinstance(spec, Video))
+        return replace(first, frames=most)
     return first
 
 
@@ -215,6 +253,23 @@ def _num_looked_at(specs: Mapping[str, ModalitySpec]) -> int:
         for spec in specs.values()
     )
     return MAX_CLIPS if slow else MAX_LOOKED_AT
+
+
+def _choose(source: Source, count: int, names: Sequence[str]) -> list[int]:
+    """Return places spread over a source: so many of the samples that hold each of some modalities.
+
+    Raises:
+        DataError: A modality that no sample holds.
+    """
+    if not isinstance(source, PartialSource):
+        return _spread(len(source), count)
+    places: set[int] = set()
+    for name in names:
+        rows = np.flatnonzero(source.present[name])
+        if not len(rows):
+            raise _never_seen(name, ())
+        places |= {int(rows[place]) for place in _spread(len(rows), count)}
+    return sorted(places)
 
 
 def _spread(length: int, count: int) -> list[int]:
@@ -251,9 +306,13 @@ def _measure(reader: SampleReader, indices: list[int]) -> dict[str, dict[str, An
             reasons.append(str(error))
             continue
         for name, sums in moments.items():
-            sums.add(sample[name], channels_first=reader.specs[name].channels_first)
+            if name in sample:
+                sums.add(sample[name], channels_first=reader.specs[name].channels_first)
     if moments and len(reasons) == len(indices):
         raise _none_readable(reasons)
+    for name, sums in moments.items():
+        if not np.any(sums.count):
+            raise _never_seen(name, reasons)
     return {name: sums.result() for name, sums in moments.items()}
 
 
@@ -268,6 +327,18 @@ def _none_readable(reasons: Sequence[str]) -> DataError:
     return DataError(
         f"none of the {len(reasons)} training samples looked at could be read; the first: "
         f"{reasons[0]}"
+    )
+
+
+def _never_seen(name: str, reasons: Sequence[str]) -> DataError:
+    """Say that nothing is known of one modality."""
+    if not reasons:
+        return DataError(
+            f"no training sample holds {name!r}; add some, or leave the modality out (modalities)"
+        )
+    return DataError(
+        f"none of the training samples looked at that hold {name!r} could be read; the first "
+        f"unreadable one: {reasons[0]}"
     )
 
 

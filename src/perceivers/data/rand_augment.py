@@ -44,16 +44,21 @@ FILL = 128
 REFERENCE_SIDE = 224
 SOLARIZE_ADD_BELOW = 128
 MODES = ("RGB", "L")
+# Operations that move pixels or cover them; what belongs to a pixel, such as its class, would move.
+SHAPES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY", "Cutout")
 EDGE = 1e-6
 
 
-def apply(picture: Picture, config: AugmentConfig, rng: np.random.Generator) -> Picture:
+def apply(
+    picture: Picture, config: AugmentConfig, rng: np.random.Generator, *, keep_shape: bool = False
+) -> Picture:
     """Apply ``config.rand_augment`` operations of ``config.magnitude`` to a picture.
 
     Args:
         picture: RGB or grey (modes RGB and L), 8 bits per value, of any size.
         config: How many operations, and how strong.
         rng: Which ones, and with which signs and places; the draws do not depend on the picture.
+        keep_shape: Draw only from the operations that leave every pixel in its place.
 
     Returns:
         A picture of the same mode and size; the same object when there is nothing to do.
@@ -67,7 +72,7 @@ def apply(picture: Picture, config: AugmentConfig, rng: np.random.Generator) -> 
             f"{picture.mode!r}; its operations are for RGB and grey pictures of 8 bits, so set "
             f"augment.rand_augment to 0"
         )
-    names = list(OPERATIONS)
+    names = [name for name in OPERATIONS if not (keep_shape and name in SHAPES)]
     for _ in range(config.rand_augment):
         name = names[int(rng.integers(len(names)))]
         picture = OPERATIONS[name](picture, float(config.magnitude), rng)

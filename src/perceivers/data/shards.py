@@ -1,32 +1,36 @@
 """WebDataset tars, with random access: members are indexed once, then read by their offsets.
 
+They lie on this machine, or on a server (``http://``, ``https://``) that has range requests.
+
 The files of one sample share a key, the name up to the first dot: a picture, sound, video or text
 (``KEY.jpg``, ``KEY.flac``, ``KEY.mp4``, ``KEY.txt``), and ``KEY.cls`` (the class index as text) or
-``KEY.json`` (with a ``label``, or with several entries to choose from).
+``KEY.json`` (with a ``label``, or with several entries to choose from). A mask lies beside its
+picture as ``KEY.mask.png`` or ``KEY.seg.png``, or as ``KEY.png`` beside a picture of another kind.
 """
 
 import json
-import os
 import re
-import tarfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
-from perceivers.data.containers import EXTENSIONS, have_sound, wrap_file
-from perceivers.data.json_labels import index_entries, parse_entries
-from perceivers.data.labels import read_names
+from perceivers.data.containers import have_sound, wrap_file
+from perceivers.data.http_ranges import is_remote
+from perceivers.data.json_labels import index_entries, number_entries, parse_entries
+from perceivers.data.labels import DEFAULT_COLUMN, read_names
+from perceivers.data.masks import MASK_NAME, find_mask, holds_ids
+from perceivers.data.member_kinds import choose_kinds, choose_media
+from perceivers.data.packed import PackedTexts
 from perceivers.data.pictures import read_picture
-from perceivers.data.sources import Encoded, EncodedClip, RawSample, pick
+from perceivers.data.remote import Member, Shard, open_shards, read_member
+from perceivers.data.sources import Encoded, EncodedClip, RawSample
 from perceivers.errors import DataError
 
-MEMBERS = {**EXTENSIONS, "bytes": (".txt",)}
-NOUNS = {"image": "picture", "audio": "sound", "video": "video", "bytes": "text"}
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -35,20 +39,22 @@ class TarPictures:
     """A source of pictures inside uncompressed tars.
 
     Args:
-        shards: The tars' paths.
+        shards: The tars' paths, or what is known of those on servers.
         names: Stable ids, ``SHARD/KEY``.
         members: Member name of each picture.
         places: ``[n, 3]``: index of the shard, offset and size in bytes of each picture.
         labels: Class per picture ``[n]``, or ``[n, T]`` in several columns, or None.
         columns: Class names by label column, where columns were chosen.
+        targets: Numbers to be predicted ``[n, T]``, NaN where unknown, or None.
     """
 
-    shards: Sequence[str]
-    names: Sequence[str]
-    members: Sequence[str]
+    shards: Sequence[Shard]
+    names: PackedTexts
+    members: PackedTexts
     places: NDArray[np.int64]
     labels: NDArray[np.int64] | None = None
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    targets: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         """Count the pictures."""
@@ -59,7 +65,7 @@ class TarPictures:
         number, offset, size = (int(value) for value in self.places[index])
         shard = self.shards[number]
         path = f"{shard}/{self.members[index]}"
-        return Encoded(path, _read_range(shard, offset, size, path))
+        return Encoded(path, read_member(shard, offset, size, path))
 
     def read(self, index: int) -> dict[str, Picture]:
         """Return one whole picture, upright, in its own mode."""
@@ -70,10 +76,11 @@ class TarPictures:
         """Return a source of some of the pictures."""
         return replace(
             self,
-            names=pick(self.names, indices),
-            members=pick(self.members, indices),
+            names=self.names.take(indices),
+            members=self.members.take(indices),
             places=self.places[indices],
             labels=None if self.labels is None else self.labels[indices],
+            targets=None if self.targets is None else self.targets[indices],
         )
 
 
@@ -82,24 +89,27 @@ class TarClips:
     """A source of sounds, videos and texts, and pictures beside them, inside uncompressed tars.
 
     Args:
-        shards: The tars' paths.
+        shards: The tars' paths, or what is known of those on servers.
         names: Stable ids, ``SHARD/KEY``.
-        kinds: What every sample holds: some of ``image``, ``audio``, ``video`` and ``bytes``.
-        members: Member names of each sample, in the order of ``kinds``.
+        kinds: What every sample holds: some of ``image``, ``mask``, ``audio``, ``video`` and
+            ``bytes``.
+        members: Member names of all samples, for each of ``kinds``.
         places: ``[n, kinds, 3]``: index of the shard, offset and size in bytes of each member.
         has_sound: The videos are also the samples' sounds.
         labels: Class per sample ``[n]``, or ``[n, T]`` in several columns, or None.
         columns: Class names by label column, where columns were chosen.
+        targets: Numbers to be predicted ``[n, T]``, NaN where unknown, or None.
     """
 
-    shards: Sequence[str]
-    names: Sequence[str]
+    shards: Sequence[Shard]
+    names: PackedTexts
     kinds: tuple[str, ...]
-    members: Sequence[tuple[str, ...]]
+    members: tuple[PackedTexts, ...]
     places: NDArray[np.int64]
     has_sound: bool = False
     labels: NDArray[np.int64] | None = None
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    targets: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         """Count the samples."""
@@ -121,10 +131,11 @@ class TarClips:
         """Return a source of some of the samples."""
         return replace(
             self,
-            names=pick(self.names, indices),
-            members=pick(self.members, indices),
+            names=self.names.take(indices),
+            members=tuple(names.take(indices) for names in self.members),
             places=self.places[indices],
             labels=None if self.labels is None else self.labels[indices],
+            targets=None if self.targets is None else self.targets[indices],
         )
 
     def with_sound(self) -> "TarClips":
@@ -143,8 +154,8 @@ class TarClips:
         """Return the bytes of one member of a sample."""
         shard_number, offset, size = (int(value) for value in self.places[index, number])
         shard = self.shards[shard_number]
-        path = f"{shard}/{self.members[index][number]}"
-        return Encoded(path, _read_range(shard, offset, size, path))
+        path = f"{shard}/{self.members[number][index]}"
+        return Encoded(path, read_member(shard, offset, size, path))
 
 
 @dataclass(frozen=True)
@@ -152,16 +163,24 @@ class _Sample:
     """The files of one key: where their tar is, all of them, and those that are read, by kind."""
 
     shard: int
-    path: Path
+    path: Shard
     key: str
-    parts: Mapping[str, tarfile.TarInfo]
-    media: Mapping[str, tarfile.TarInfo]
+    parts: Mapping[str, Member]
+    media: Mapping[str, Member]
+
+    @property
+    def id(self) -> str:
+        """Name the sample by its tar's name and its key."""
+        path = str(self.path)
+        return f"{Path(urlsplit(path).path if is_remote(path) else path).name}/{self.key}"
 
     def load(self, part: str) -> tuple[bytes, str]:
         """Return the bytes of one file, and its path for messages."""
         member = self.parts[part]
         where = f"{self.path}/{member.name}"
-        return _read_range(str(self.path), member.offset_data, member.size, where), where
+        if member.text is not None:
+            return member.text.encode(), where
+        return read_member(self.path, member.offset, member.size, where), where
 
 
 def expand_braces(address: str) -> list[str]:
@@ -199,134 +218,99 @@ def read_class_names(folder: Path) -> tuple[str, ...]:
 
 
 def read_shards(
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     classes: Sequence[str],
     labels: Sequence[str] = (),
     known: Mapping[str, tuple[str, ...]] | None = None,
+    targets: Sequence[str] = (),
 ) -> tuple[TarPictures | TarClips, list[str]]:
     """Index the samples of some tars.
 
     Args:
-        paths: The tars, in order.
+        paths: The tars, in order; those on servers as strings.
         classes: Names of the classes, against which labels are checked; none leaves only the lower
             bound.
         labels: Entries of the ``.json`` files to read as label columns; none reads one plain label
             per sample.
         known: Class names by column, as the training split has them; None takes the sorted values
             that are found.
+        targets: Entries of the ``.json`` files to read as numbers to be predicted.
 
     Returns:
         The source, of pictures alone or of clips, and notes on what was left out.
 
     Raises:
         DataError: A tar that is missing, damaged or compressed, or a label out of range or missing.
+        RemoteError: A server that does not answer, or has no range requests.
         ConfigError: A label column that no sample has.
     """
+    opened = open_shards([str(path) for path in paths])
     found = [
-        _make_sample(number, path, key, parts)
-        for number, path in enumerate(paths)
-        for key, parts in _list_samples(path).items()
+        _Sample(number, shard, key, parts, choose_media(parts))
+        for number, (shard, members) in enumerate(opened)
+        for key, parts in _group_samples(shard, members).items()
     ]
-    where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {paths[-1].name}"
-    kinds, notes = _choose_kinds(found, where)
+    last = str(paths[-1]).rpartition("/")[2]
+    where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {last}"
+    found = _with_masks(found)
+    kinds, notes = choose_kinds(found, where)
     samples = [sample for sample in found if all(kind in sample.media for kind in kinds)]
     columns: dict[str, tuple[str, ...]] = {}
-    if labels:
+    entries, names = [], [f"{sample.path}/{sample.key}.json" for sample in samples]
+    if labels or targets:
         entries = [parse_entries(*s.load("json")) if "json" in s.parts else {} for s in samples]
-        names = [f"{sample.path}/{sample.key}.json" for sample in samples]
+    numbers = number_entries(entries, names, targets, where)
+    if labels:
         values, columns, noted = index_entries(entries, names, labels, known or {}, where)
         notes += noted
+    elif DEFAULT_COLUMN in targets:
+        values = None
     else:
-        values = _read_labels(samples, kinds[0], len(classes))
-    ids = [f"{sample.path.name}/{sample.key}" for sample in samples]
-    members = [tuple(sample.media[kind].name for kind in kinds) for sample in samples]
+        # Beside masks, classes.txt names the classes of pixels.
+        values = _read_labels(samples, kinds[0], 0 if MASK_NAME in kinds else len(classes))
+    ids = PackedTexts(sample.id for sample in samples)
+    members = tuple(PackedTexts(s.media[kind].name for s in samples) for kind in kinds)
     places = np.array(
-        [
-            [(s.shard, s.media[kind].offset_data, s.media[kind].size) for kind in kinds]
-            for s in samples
-        ],
+        [[(s.shard, s.media[kind].offset, s.media[kind].size) for kind in kinds] for s in samples],
         np.int64,
     )
-    shards = [str(path) for path in paths]
+    shards = [shard for shard, _ in opened]
     if kinds == ("image",):
-        pictures = [member for (member,) in members]
-        return TarPictures(shards, ids, pictures, places[:, 0], values, columns), notes
-    clips = TarClips(shards, ids, kinds, members, places, labels=values, columns=columns)
+        return TarPictures(shards, ids, members[0], places[:, 0], values, columns, numbers), notes
+    clips = TarClips(shards, ids, kinds, members, places, False, values, columns, numbers)
     return clips.with_sound(), notes
 
 
-def _make_sample(shard: int, path: Path, key: str, parts: Mapping[str, tarfile.TarInfo]) -> _Sample:
-    """Choose the files of one key that are read: of each kind the first that there is."""
-    media = {
-        kind: parts[present[0]]
-        for kind, extensions in MEMBERS.items()
-        if (present := [e[1:] for e in extensions if e[1:] in parts])
-    }
-    return _Sample(shard, path, key, parts, media)
-
-
-def _choose_kinds(found: Sequence[_Sample], where: str) -> tuple[tuple[str, ...], list[str]]:
-    """Return the kinds of files that most samples hold together, and notes on the rest."""
-    # A text describes other media more often than not, so it decides only where it is alone.
-    held = Counter(
-        tuple(k for k in EXTENSIONS if k in s.media) or ("bytes",) for s in found if s.media
-    )
-    if not held:
-        extensions = sorted({extension for sample in found for extension in sample.parts})
-        raise DataError(
-            f"{where}: no pictures, sounds, videos or texts; extensions found: {extensions}, "
-            f"understood: {', '.join(e for group in MEMBERS.values() for e in group)}"
+def _with_masks(samples: list[_Sample]) -> list[_Sample]:
+    """Return samples with masks among what is read, if every picture has one beside it."""
+    endings = [find_mask(sample.parts, sample.media.get("image")) for sample in samples]
+    pairs = [(s, e or "") for s, e in zip(samples, endings, strict=True) if "image" in s.media]
+    if not pairs or not all(e for _, e in pairs) or not holds_ids(*pairs[0][0].load(pairs[0][1])):
+        return samples
+    return [
+        replace(
+            sample,
+            parts={name: part for name, part in sample.parts.items() if name != ending},
+            media={**sample.media, **({MASK_NAME: sample.parts[ending]} if ending else {})},
         )
-    kinds = held.most_common(1)[0][0]
-    samples = [sample for sample in found if all(kind in sample.media for kind in kinds)]
-    notes: list[str] = []
-    if len(samples) < len(found):
-        nouns = " and a ".join(NOUNS[kind] for kind in kinds)
-        notes.append(f"{where}: {len(found) - len(samples)} samples without a {nouns} were ignored")
-    for kind in MEMBERS:
-        count = sum(kind in sample.media for sample in samples)
-        if kind not in kinds and count == len(samples):
-            kinds = (*kinds, kind)
-        elif kind not in kinds and count:
-            notes.append(
-                f"{where}: only {count} of {len(samples)} samples have a {NOUNS[kind]}, so it is "
-                f"left out"
-            )
-    for kind in kinds:
-        endings = [extension[1:] for extension in MEMBERS[kind]]
-        count = sum(sum(e in sample.parts for e in endings) > 1 for sample in samples)
-        if count:
-            notes.append(
-                f"{where}: {count} samples hold several {NOUNS[kind]}s; the one whose extension "
-                f"comes first in {', '.join(MEMBERS[kind])} is read"
-            )
-    return kinds, notes
+        for sample, ending in zip(samples, endings, strict=True)
+    ]
 
 
-def _list_samples(path: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
+def _group_samples(shard: Shard, members: Sequence[Member]) -> dict[str, dict[str, Member]]:
     """Return the members of one tar by key and extension."""
-    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-    try:
-        # "r:" refuses compressed tars, in which no offset can be read directly.
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                folder, _, base = member.name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                if not member.isfile() or not stem:
-                    continue
-                parts = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
-                if extension.lower() in parts:
-                    raise DataError(
-                        f"{path}: holds {member.name!r} twice; keys must be unique within a tar"
-                    )
-                parts[extension.lower()] = member
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except tarfile.TarError as error:
-        raise DataError(
-            f"{path}: no complete uncompressed tar ({error}); unpack a compressed one, and copy a "
-            f"cut one again"
-        ) from error
+    samples: dict[str, dict[str, Member]] = {}
+    for member in members:
+        folder, _, base = member.name.rpartition("/")
+        stem, _, extension = base.partition(".")
+        if not stem:
+            continue
+        parts = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
+        if extension.lower() in parts:
+            raise DataError(
+                f"{shard}: holds {member.name!r} twice; keys must be unique within a tar"
+            )
+        parts[extension.lower()] = member
     return samples
 
 
@@ -372,18 +356,3 @@ def _read_label(sample: _Sample, num_classes: int) -> int | None:
             f"{upper if num_classes else 'class indices from 0'}"
         )
     return label
-
-
-def _read_range(shard: str, offset: int, size: int, path: str) -> bytes:
-    """Return bytes of a file without moving a position that forked workers would share."""
-    try:
-        file = os.open(shard, os.O_RDONLY)
-        try:
-            data = os.pread(file, size, offset)
-        finally:
-            os.close(file)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if len(data) != size:
-        raise DataError(f"{path}: the tar ends after {len(data)} of the member's {size} bytes")
-    return data

@@ -1,9 +1,13 @@
-"""Whether a WAV or Ogg file was cut short: what it promises, compared with what is there.
+"""Whether a WAV, Ogg or MP3 file was cut short: what it promises, compared with what is there.
 
 The decoder takes such files for shorter ones. WAV states the bytes of its samples; a whole Ogg
-file ends with a page that says it is the last. FLAC and containers are judged while they are
-decoded; MP3 promises nothing that holds, because editors keep old headers.
+file ends with a page that says it is the last. What an MP3 states may be wrong, because editors
+keep old headers; but they cut between its frames, so that one that is shorter than stated and ends
+within a frame was cut short. FLAC and containers are judged while they are decoded.
 """
+
+import os
+from io import BufferedIOBase
 
 from perceivers.errors import DataError
 
@@ -11,33 +15,66 @@ from perceivers.errors import DataError
 UNSTATED_SIZE = 0x7FFFF000
 # Some writers count headers among the samples.
 MAX_MISSING_BYTES = 64
-# Of a page of Ogg: its flags, the number of its segments, and the table of their lengths.
-FLAGS_AT, COUNT_AT, TABLE_AT, LAST_PAGE = 5, 26, 27, 4
+# Of a page of Ogg: its flags, the number of its segments, the table of their lengths, its size.
+FLAGS_AT, COUNT_AT, TABLE_AT, LAST_PAGE, MAX_PAGE = 5, 26, 27, 4, 65307
+# Kilobits per second of layer III by index: of MPEG-1, and of MPEG-2 and 2.5.
+KILOBITS = (
+    (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+)
+HERTZ = (44100, 48000, 32000)
+# Headers that state a length, and how far into the first frame they may lie.
+STATING, FIRST_FRAME = (b"Xing", b"Info", b"VBRI"), 64
+ID3_HEAD = 10
 
 
-def check_sound_end(data: bytes, path: str) -> None:
+def check_sound_end(file: BufferedIOBase, path: str) -> None:
     """Require all of a WAV or Ogg file; other files pass.
 
     Args:
-        data: The whole file.
+        file: The whole file, at its beginning.
         path: Where it lies, for messages.
 
     Raises:
         DataError: The file was cut short.
     """
-    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
-        _check_wav(data, path)
-    elif data[:4] == b"OggS":
-        _check_ogg(data, path)
+    head = file.read(12)
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+        _check_wav(file, path)
+    elif head[:4] == b"OggS":
+        _check_ogg(file, path)
 
 
-def _check_wav(data: bytes, path: str) -> None:
+def check_mp3_end(
+    file: BufferedIOBase, last: bytes, seconds: tuple[float, float], path: str
+) -> None:
+    """Require the last frame of an MP3 that is shorter than it states.
+
+    Args:
+        file: The whole file, at its beginning.
+        last: Its last frame, as far as it goes.
+        seconds: How long it is, and how long it says it is.
+        path: Where it lies, for messages.
+
+    Raises:
+        DataError: The file was cut short.
+    """
+    if _states_length(file) and len(last) < _frame_size(last):
+        raise DataError(
+            f"{path}: ends within a frame after {seconds[0]:.2f} of {seconds[1]:.2f} s; the file "
+            f"is damaged or cut short"
+        )
+
+
+def _check_wav(file: BufferedIOBase, path: str) -> None:
     """Compare the stated size of the samples with the bytes behind it."""
-    place = 12
-    while place + 8 <= len(data):
-        size = int.from_bytes(data[place + 4 : place + 8], "little")
-        if data[place : place + 4] == b"data":
-            held = len(data) - place - 8
+    length, place = file.seek(0, os.SEEK_END), 12
+    while place + 8 <= length:
+        file.seek(place)
+        chunk = file.read(8)
+        size = int.from_bytes(chunk[4:], "little")
+        if chunk[:4] == b"data":
+            held = length - place - 8
             if size < UNSTATED_SIZE and held < size - MAX_MISSING_BYTES:
                 raise DataError(
                     f"{path}: ends after {held} of {size} bytes of sound; the file is damaged or "
@@ -47,15 +84,45 @@ def _check_wav(data: bytes, path: str) -> None:
         place += 8 + size + size % 2  # chunks begin at even places
 
 
-def _check_ogg(data: bytes, path: str) -> None:
+def _check_ogg(file: BufferedIOBase, path: str) -> None:
     """Require that the last page says it is the last, and is complete."""
-    page = data[data.rfind(b"OggS") :]
+    length = file.seek(0, os.SEEK_END)
+    # Twice, as something else may follow the last page.
+    file.seek(max(0, length - 2 * MAX_PAGE))
+    data = file.read()
+    page = data[max(0, data.rfind(b"OggS")) :]
     whole = False
     if len(page) > COUNT_AT and page[FLAGS_AT] & LAST_PAGE:
         table = page[TABLE_AT : TABLE_AT + page[COUNT_AT]]
         whole = len(table) == page[COUNT_AT] and len(page) >= TABLE_AT + len(table) + sum(table)
     if not whole:
         raise DataError(
-            f"{path}: the last page of sound is missing after {len(data)} bytes; the file is "
+            f"{path}: the last page of sound is missing after {length} bytes; the file is "
             f"damaged or cut short"
         )
+
+
+def _states_length(file: BufferedIOBase) -> bool:
+    """Tell whether the first frame of an MP3, behind its tags, is a header that states a length."""
+    head = file.read(ID3_HEAD)
+    size = 0
+    if head[:3] == b"ID3":
+        # Seven bits of each byte count.
+        size = ID3_HEAD + sum((byte & 127) << 7 * (3 - i) for i, byte in enumerate(head[6:10]))
+    file.seek(size)
+    first = file.read(FIRST_FRAME)
+    return any(word in first for word in STATING)
+
+
+def _frame_size(frame: bytes) -> int:
+    """Return how many bytes an MP3's frame has, by its header; 0 where that is no header."""
+    if len(frame) < 4 or frame[0] != 0xFF or frame[1] >> 5 != 7:
+        return 0
+    version, index = frame[1] >> 3 & 3, frame[2] >> 4
+    rate, padding = frame[2] >> 2 & 3, frame[2] >> 1 & 1
+    if index == 15 or rate == 3:
+        return 0
+    first = version == 3
+    # MPEG-2 halves the rates, MPEG-2.5 halves them again.
+    hertz = HERTZ[rate] // (1 if first else 2 if version == 2 else 4)
+    return (144 if first else 72) * 1000 * KILOBITS[not first][index] // hertz + padding

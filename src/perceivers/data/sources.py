@@ -21,14 +21,15 @@ Item = TypeVar("Item")
 
 
 class EncodedClip(NamedTuple):
-    """One undecoded sound or film: where it lies, its bytes, and what is wanted of it.
+    """One undecoded file: where it lies, its bytes, and what is wanted of it.
 
-    A container with picture and sound is given twice, once as each kind.
+    A container with picture and sound is given twice, once as each kind. Without bytes the file is
+    opened when it is decoded, so that no more of a long one is read than is needed.
     """
 
     path: str
-    data: bytes
-    kind: Literal["audio", "video"]
+    data: bytes | None
+    kind: Literal["image", "audio", "video", "points"]
 
 
 RawSample: TypeAlias = "Mapping[str, Picture | NDArray | EncodedClip]"
@@ -117,6 +118,16 @@ class DeclaringSource(Protocol):
 
 
 @runtime_checkable
+class KindedSource(Protocol):
+    """A source whose modalities may have any name, and whose arrays may differ in length."""
+
+    @property
+    def kind_by_modality(self) -> Mapping[str, str]:
+        """Return what each modality is, such as ``image``; several may be of one kind."""
+        ...
+
+
+@runtime_checkable
 class WindowedSource(Protocol):
     """A source of texts whose samples are windows, of whatever length the model reads."""
 
@@ -156,8 +167,8 @@ class DivisibleSource(Source, Protocol):
 class Found(NamedTuple):
     """What lies at an address.
 
-    Sources by split, class names, notes, class names by label column, and the names of the columns
-    of ``TargetSource.targets``.
+    Sources by split, class names, notes, class names by label column, the names of the columns of
+    ``TargetSource.targets``, and names of the ids in masks, from 0.
     """
 
     sources: Mapping[str, Source]
@@ -165,3 +176,4 @@ class Found(NamedTuple):
     notes: tuple[str, ...] = ()
     columns: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     targets: tuple[str, ...] = ()
+    mask_classes: tuple[str, ...] = ()

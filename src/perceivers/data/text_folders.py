@@ -8,13 +8,14 @@ import numpy as np
 
 from perceivers.data.containers import name_kind
 from perceivers.data.sources import Found
-from perceivers.data.text_tables import TABLE_EXTENSIONS
+from perceivers.data.tables import TABLE_EXTENSIONS
 from perceivers.data.texts import TEXT_EXTENSION, TextFiles, open_documents
 from perceivers.errors import DataError
 
 SPLITS = ("train", "val", "test")
 # Files that make a folder something else than a folder of texts.
-OTHER_EXTENSIONS = (*TABLE_EXTENSIONS, ".npz", ".tar")
+ARRAY_EXTENSION = ".npy"
+OTHER_EXTENSIONS = (*TABLE_EXTENSIONS, ".npz", ".tar", ARRAY_EXTENSION)
 
 
 def find_split_files(folder: Path, extension: str) -> dict[str, Path]:
@@ -25,12 +26,16 @@ def find_split_files(folder: Path, extension: str) -> dict[str, Path]:
 
 
 def holds_media(folder: Path) -> bool:
-    """Tell whether there are pictures, sounds or videos below a folder."""
-    return any(name_kind(path.name) for path in walk_files(folder))
+    """Tell whether there are pictures, sounds, videos or point clouds below a folder.
+
+    Arrays (``.npy``) do not count: beside tables and archives they are as often something else.
+    """
+    names = (path.name for path in walk_files(folder))
+    return any(name_kind(name) and not name.lower().endswith(ARRAY_EXTENSION) for name in names)
 
 
 def holds_texts(folder: Path) -> bool:
-    """Tell whether there are texts below a folder, and no tables."""
+    """Tell whether there are texts below a folder, and neither tables nor arrays."""
     names = [path.name for path in walk_files(folder)]
     others = any(name.lower().endswith(OTHER_EXTENSIONS) for name in names)
     return not others and any(is_text_name(name) for name in names)

@@ -34,12 +34,14 @@ class Texts:
         spans: ``[n, 2]``: where each text begins and ends in ``content``.
         names: Stable id per text.
         labels: Class per text ``[n]``, several columns of them ``[n, T]``, or None.
+        targets: Numbers to be predicted ``[n, T]``, NaN where unknown, or None.
     """
 
     content: bytes
     spans: NDArray[np.int64]
     names: Sequence[str]
     labels: NDArray[np.int64] | None = None
+    targets: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         """Count the texts."""
@@ -61,7 +63,9 @@ class Texts:
     def subset(self, indices: NDArray[np.int64]) -> "Texts":
         """Return a source of some of the texts."""
         labels = None if self.labels is None else self.labels[indices]
-        return Texts(self.content, self.spans[indices], pick(self.names, indices), labels)
+        targets = None if self.targets is None else self.targets[indices]
+        names = pick(self.names, indices)
+        return Texts(self.content, self.spans[indices], names, labels, targets)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,12 +1,13 @@
 """Video files to clips of exactly the shape a spec declares, with the sound of the same moments.
 
-The times of all frames are read from the packets first, which costs little; then only the frames
+The times of all frames are read from the packets first, once for a long file; then only the frames
 from the key frame before the clip to its end are decoded. Pixels are taken to be square.
 
 Legend: C channels, T frames, H W rows and columns, S samples of the spec.
 """
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from math import atan2, degrees
 from typing import Any
 
@@ -14,8 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from perceivers.data.audio_clips import fit_audio_from, read_sound_info
-from perceivers.data.containers import first_stream, load_library, open_container
+from perceivers.data.audio_clips import fit_audio_from, read_rate, read_sound_info
+from perceivers.data.containers import (
+    file_version,
+    first_stream,
+    load_library,
+    open_container,
+)
 from perceivers.data.frame_times import FrameTimes, read_frame_times
 from perceivers.data.frames import FrameFitter
 from perceivers.data.sources import EncodedClip
@@ -37,7 +43,7 @@ def native_video(clip: EncodedClip) -> Video:
         DataError: The file is damaged or holds no video.
     """
     with open_container(clip) as container:
-        times = read_frame_times(container, clip.path)
+        times = _frame_times(container, clip)
         (frame,) = _decode(container, clip, times, [0])
         width, height = _make_converter()(frame).size
     return Video(len(times), height, width, 3, frame_rate=float(f"{times.rate:.6g}"))
@@ -64,7 +70,7 @@ def fit_video(clip: EncodedClip, spec: Video, look: Look = PLAIN) -> NDArray[np.
             has other channels.
     """
     with open_container(clip) as container:
-        times = read_frame_times(container, clip.path)
+        times = _frame_times(container, clip)
         return _draw(container, clip, spec, times, _choose_start(times, spec, 0.0, look), look)
 
 
@@ -97,11 +103,27 @@ def fit_clip(
     sound = clip if sound is None else sound
     info = read_sound_info(sound)
     with open_container(clip) as container:
-        times = read_frame_times(container, clip.path)
-        first = _choose_start(times, video_spec, audio_spec.samples / info.sample_rate, look)
+        times = _frame_times(container, clip)
+        span = audio_spec.samples / read_rate(info, audio_spec)
+        first = _choose_start(times, video_spec, span, look)
         video = _draw(container, clip, video_spec, times, first, look)
     seconds = times.seconds[first] - (0.0 if sound is clip else times.seconds[0])
     return video, fit_audio_from(sound, info, audio_spec, float(seconds))
+
+
+def _frame_times(container: Any, clip: EncodedClip) -> FrameTimes:
+    """Return the times of all frames, those of long files once for all."""
+    version = file_version(clip)
+    return read_frame_times(container, clip.path) if version is None else _remember_times(version)
+
+
+# Two hours of film take 3 MB.
+@lru_cache(maxsize=32)
+def _remember_times(version: tuple[str, int, int]) -> FrameTimes:
+    """Read the times of a file's frames."""
+    clip = EncodedClip(version[0], None, "video")
+    with open_container(clip) as container:
+        return read_frame_times(container, clip.path)
 
 
 def _choose_start(times: FrameTimes, spec: Video, span: float, look: Look) -> int:

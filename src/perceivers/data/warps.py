@@ -23,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 
 from perceivers.data.augment import AugmentConfig
-from perceivers.data.fitting import fit_encoded
+from perceivers.data.deep_pictures import to_eight_bits
+from perceivers.data.drawing import fit_encoded
 from perceivers.data.motions import Motion, draw_blob, draw_motion, frame_places
 from perceivers.data.sources import PictureSource, Source
 from perceivers.data.views import Look
@@ -155,7 +156,7 @@ class WarpedPairs:
         assert isinstance(self.photographs, PictureSource)
         room = 2 * self._margin
         spec = Image(self.height + room, self.width + room)
-        return fit_encoded(self.photographs.encoded(index), spec, Look(rng, CROPS))
+        return to_eight_bits(fit_encoded(self.photographs.encoded(index), spec, Look(rng, CROPS)))
 
     def _seen(self, canvas: NDArray[np.uint8], motion: Motion | None) -> NDArray[np.float64]:
         """Return what a frame shows, ``[3, H, W]`` in 0..255: frame 2 without a motion."""

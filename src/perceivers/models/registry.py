@@ -43,6 +43,9 @@ class Family:
     paper: str
     autoencoder: Mapping[str, Any] | None = None
     """Settings that give a variant the decoder of masked auto-encoding; None where it has none."""
+    as_segmenter: Callable[..., Any] | None = None
+    """``as_segmenter(config, num_classes, modality, head)``: classes for every element of a
+    modality; None where the system has no such read-out."""
 
 
 FAMILIES: dict[str, Family] = {
@@ -54,6 +57,7 @@ FAMILIES: dict[str, Family] = {
         hip_build.as_classifier,
         "arXiv 2202.10890",
         autoencoder={},
+        as_segmenter=hip_build.as_segmenter,
     ),
     "perceiver": Family(
         PerceiverConfig,
@@ -70,6 +74,7 @@ FAMILIES: dict[str, Family] = {
         perceiver_io_build.configure,
         perceiver_io_build.as_classifier,
         "arXiv 2107.14795",
+        as_segmenter=perceiver_io_build.as_segmenter,
     ),
     "hiera": Family(
         HieraConfig,
@@ -79,6 +84,7 @@ FAMILIES: dict[str, Family] = {
         hiera_build.as_classifier,
         "arXiv 2306.00989",
         autoencoder={"decoder": True},
+        as_segmenter=hiera_build.as_segmenter,
     ),
     "hiera_det": Family(
         HieraDetConfig,

@@ -30,6 +30,8 @@ class ModelInfo:
     """Class names in the order of the logits."""
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Class names by label column, for models that answer several."""
+    targets: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Mean and deviation by predicted number: answers are in deviations from the mean."""
     target: str = ""
     """Space of the reconstruction a masked auto-encoder was trained in."""
     license: str = ""
@@ -43,6 +45,7 @@ class ModelInfo:
     def from_json(cls, data: Mapping[str, Any]) -> "ModelInfo":
         """Rebuild from ``config.json``; entries of later versions are ignored."""
         known = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
+        known["targets"] = {n: tuple(pair) for n, pair in known.get("targets", {}).items()}
         known["columns"] = {n: tuple(names) for n, names in known.get("columns", {}).items()}
         return cls(**{**known, "classes": tuple(known.get("classes", ()))})
 

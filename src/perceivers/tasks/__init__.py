@@ -8,6 +8,8 @@ from perceivers.tasks.mae import MaskedAutoencoding, MaskedAutoencodingConfig, m
 from perceivers.tasks.mlm import MaskedLanguage, MaskedLanguageConfig
 from perceivers.tasks.multilabel import Multilabel, MultilabelConfig
 from perceivers.tasks.multitask import Multitask
+from perceivers.tasks.regression import Regression, RegressionConfig
+from perceivers.tasks.segmentation import Segmentation, SegmentationConfig
 
 __all__ = [
     "Autoencoding",
@@ -24,6 +26,10 @@ __all__ = [
     "MultilabelConfig",
     "Multitask",
     "OpticalFlow",
+    "Regression",
+    "RegressionConfig",
+    "Segmentation",
+    "SegmentationConfig",
     "Task",
     "mae_losses",
 ]

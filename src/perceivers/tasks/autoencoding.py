@@ -11,14 +11,15 @@ Paper: Perceiver IO (arXiv 2107.14795) Sec. 4.3 and App. I: loss weights, 512 po
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import log10, prod
-from typing import Any, Literal
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from perceivers.draws import Draws, rand_rows, sample_generators
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.masking import count_kept
 from perceivers.models.flat.encoded import Encoded
@@ -26,7 +27,21 @@ from perceivers.models.perceiver_io import Output, PerceiverIO
 from perceivers.models.perceiver_io.decoder import pick_rows
 from perceivers.nn.space_depth import space_to_depth
 from perceivers.tasks.base import Losses, Task, TaskBatch
+from perceivers.tasks.metrics import (
+    PERFECT_PSNR,
+    add_mean,
+    device_of,
+    new_means,
+    new_metric,
+    result,
+    results,
+    total_weight,
+)
+from perceivers.tasks.presence import held_modalities, shown_modalities
 from perceivers.types import Labels
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 EVALUATION_SEED = 20210731
 # The paper's weights: sound counts most, the label hardly.
@@ -138,13 +153,15 @@ class Autoencoding(Task):
         """Return the weighted loss and each modality's own."""
         inputs = self._inputs(batch)
         size = next(iter(inputs.values())).shape[0]
-        kept = self._draw_kept(size, generator)
-        asked = self._draw_asked(size, kept, generator)
-        drawn = torch.rand(size, 1, generator=generator) < self.config.label_mask
-        encoded = self._encode(inputs, kept, drawn)
+        draws = sample_generators(generator, batch.position)
+        kept = self._draw_kept(size, draws)
+        asked = self._draw_asked(size, kept, draws)
+        drawn = rand_rows(size, 1, generator=draws) < self.config.label_mask
+        held = held_modalities(self.model, batch)
+        encoded = self._encode(inputs, kept, drawn, shown_modalities(self, batch, generator))
         parts = {}
         for name in self.signals:
-            truth = element_targets(self.model, name, inputs[name])
+            truth = _only_held(element_targets(self.model, name, inputs[name]), held.get(name))
             ids = asked.get(name)
             if ids is None:
                 ids = torch.arange(truth.shape[1], device=truth.device)
@@ -170,7 +187,11 @@ class Autoencoding(Task):
         return inputs
 
     def _encode(
-        self, inputs: Mapping[str, Tensor], kept: Mapping[str, Tensor], drawn: Bool[Tensor, "B 1"]
+        self,
+        inputs: Mapping[str, Tensor],
+        kept: Mapping[str, Tensor],
+        drawn: Bool[Tensor, "B 1"],
+        shown: Mapping[str, Tensor],
     ) -> Encoded:
         """Encode with some labels hidden: by the mask token, or as unknown where there is none."""
         given = {n: x for n, x in inputs.items() if n in self.model.config.inputs}
@@ -181,7 +202,7 @@ class Autoencoding(Task):
                 hidden[name] = drawn
             else:
                 given[name] = torch.where(drawn.squeeze(1), -1, given[name])
-        return self.model.encode(given, hidden=hidden, kept=kept)
+        return self.model.encode(given, hidden=hidden, kept=kept, present=shown)
 
     def encode_for_display(
         self, batch: TaskBatch, generator: torch.Generator
@@ -190,10 +211,11 @@ class Autoencoding(Task):
         inputs = self._inputs(batch)
         first = next(iter(inputs.values()))
         size = first.shape[0]
-        kept = self._draw_kept(size, generator)
+        kept = self._draw_kept(size, sample_generators(generator, batch.position))
         blind = torch.ones(size, 1, dtype=torch.bool)
         visible = {name: self._seen(name, kept.get(name), size) for name in self.signals}
-        return self._encode(inputs, kept, blind), visible
+        held = held_modalities(self.model, batch)
+        return self._encode(inputs, kept, blind, held), visible
 
     def _seen(self, name: str, kept: Tensor | None, size: int) -> Bool[Tensor, "B 1 ..."]:
         """Which elements of a modality are read, in its raw layout."""
@@ -213,19 +235,19 @@ class Autoencoding(Task):
         seen = space_to_depth(self._seen(name, kept, size), patch or (1,) * len(spec.grid))
         return seen.repeat_interleave(spec.channels, -1).to(self._place)
 
-    def _draw_kept(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def _draw_kept(self, size: int, generator: Draws) -> dict[str, Tensor]:
         """Draw which tokens are read ``[B, K]``, per sample; none where all are."""
         kept: dict[str, Tensor] = {}
         if self.config.mask_ratio:
             for name in self.signals:
                 tokens = self.model.inputs.reader(name).num_tokens
-                order = torch.rand(size, tokens, generator=generator).argsort(-1)
+                order = rand_rows(size, tokens, generator=generator).argsort(-1)
                 count = count_kept(tokens, self.config.mask_ratio)
                 kept[name] = order[:, :count].sort(-1).values.to(self._place)
         return kept
 
     def _draw_asked(
-        self, size: int, kept: Mapping[str, Tensor], generator: torch.Generator
+        self, size: int, kept: Mapping[str, Tensor], generator: Draws
     ) -> dict[str, Tensor]:
         """Draw which elements are asked for ``[B, O]``, per sample; none where all are."""
         asked: dict[str, Tensor] = {}
@@ -235,11 +257,11 @@ class Autoencoding(Task):
             if name in kept:
                 seen = self._seen_patches(name, kept[name], size).all(-1).cpu()  # [B, O]
                 count = min(wanted, int((~seen).sum(1).min()))
-                draws = torch.rand(size, total, generator=generator).masked_fill(seen, -1.0)
+                draws = rand_rows(size, total, generator=generator).masked_fill(seen, -1.0)
                 asked[name] = draws.topk(count, dim=1).indices.to(self._place)
             elif wanted < total:
-                ids = torch.randint(total, (size, wanted), generator=generator)
-                asked[name] = ids.to(self._place)
+                ids = (rand_rows(size, wanted, generator=generator) * total).long()
+                asked[name] = ids.clamp(max=total - 1).to(self._place)
         return asked
 
     @property
@@ -262,37 +284,46 @@ class Autoencoding(Task):
         """
         self.eval()
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
-        squares = dict.fromkeys(self.signals, 0.0)
-        errors = dict.fromkeys(self.signals, 0.0)
-        counts = dict.fromkeys(self.signals, 0)
-        right, known, entropy = 0, 0, 0.0
+        device = device_of(self.model)
+        means = new_means([*self.signals, *self.labels, "top1"], device)
+        noise = {name: self._new_psnr(name, device) for name in self.signals}
         for batch in batches:
-            inputs = self._inputs(batch)
-            first = next(iter(inputs.values()))
-            kept = self._draw_kept(first.shape[0], generator)
-            blind = torch.ones(first.shape[0], 1, dtype=torch.bool)
-            encoded = self._encode(inputs, kept, blind)
+            inputs, held = self._inputs(batch), held_modalities(self.model, batch)
+            size = next(iter(inputs.values())).shape[0]
+            kept = self._draw_kept(size, sample_generators(generator, batch.position))
+            blind = torch.ones(size, 1, dtype=torch.bool)
+            encoded = self._encode(inputs, kept, blind, held)
             for name in self.signals:
                 adapter = self.model.adapter(name)
                 made = adapter.flatten(self.model.decode(encoded, name).float())
                 truth = adapter.normalise(adapter.flatten(inputs[name]), torch.float32)
-                error = torch.where(torch.isfinite(truth), made - truth, 0.0).double()
-                scored = error.abs() if self.config.loss == "l1" else error.square()
-                errors[name] += float(scored.sum())
-                squares[name] += float((error * adapter.std).square().sum())
-                counts[name] += int(torch.isfinite(truth).sum())
+                truth = _only_held(truth, held.get(name))
+                real = torch.isfinite(truth)
+                add_mean(means[name], self._error(made, truth), real.sum())
+                std = adapter.std.expand_as(truth)
+                noise[name].update((made * std)[real].double(), (truth * std)[real].double())
             for name in self.labels:
                 logits, truth = self.model.decode(encoded, name).float(), inputs[name].long()
-                entropy += float(F.cross_entropy(logits, truth, reduction="sum", ignore_index=-1))
-                right += int(((logits.argmax(-1) == truth) & (truth >= 0)).sum())
-                known += int((truth >= 0).sum())
-        figures: dict[str, float] = {"loss": 0.0}
-        for name in self.signals:
-            figures["loss"] += self.weights[name] * errors[name] / max(counts[name], 1)
-            peak = 2.0 if self.model.config.inputs[name].kind == "audio" else 1.0
-            noise = max(squares[name] / max(counts[name], 1), 1e-12)
-            figures[f"psnr/{name}"] = 10 * log10(peak**2 / noise)
-        if self.labels and known:
-            figures["loss"] += self.weights[self.labels[0]] * entropy / known
-            figures["top1"] = right / known
-        return figures
+                known = truth >= 0
+                entropy = F.cross_entropy(logits, truth, ignore_index=-1)
+                add_mean(means[name], entropy, known.sum())
+                hits = ((logits.argmax(-1) == truth) & known).sum() / known.sum()
+                add_mean(means["top1"], hits, known.sum())
+        known = {name: total_weight(mean) for name, mean in means.items()}
+        figures = results(means)
+        top1 = {"top1": figures.pop("top1")}
+        loss = sum(self.weights[name] * figures[name] for name in figures if known[name])
+        shares = {f"psnr/{name}": min(float(result(m)), PERFECT_PSNR) for name, m in noise.items()}
+        return {"loss": loss, **shares, **(top1 if known["top1"] else {})}
+
+    def _new_psnr(self, name: str, device: torch.device) -> "Metric":
+        """Peak signal to noise of a modality in its raw units, over the whole split."""
+        peak = 2.0 if self.model.config.inputs[name].kind == "audio" else 1.0
+        return new_metric("image.PeakSignalNoiseRatio", device, data_range=peak)
+
+
+def _only_held(truth: Tensor, held: Tensor | None) -> Tensor:
+    """Return what should be made, NaN (nothing to score) in samples that lack the modality."""
+    if held is None:
+        return truth
+    return torch.where(held.reshape(-1, *[1] * (truth.ndim - 1)), truth, torch.nan)

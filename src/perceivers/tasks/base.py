@@ -11,13 +11,21 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class TaskBatch(Protocol):
-    """A batch as the loaders make it: raw inputs ``[B, ...]`` by name, labels or none.
+    """A batch as the loaders make it.
 
-    Labels are ``[B]``, or ``[B, T]`` for several label columns, -1 where unknown.
+    Attributes:
+        inputs: Raw tensors ``[B, ...]`` by name; zero where a sample has none.
+        labels: ``[B]``, or ``[B, T]`` for several label columns, -1 where unknown; or None.
+        targets: Numbers ``[B, T]``, NaN where unknown; or None.
+        present: Which samples hold a modality, bool ``[B]``, by name; empty when all hold all.
+        position: What tells samples apart ``[B]``: their randomness is keyed on it; or None.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor | None
+    targets: Tensor | None
+    present: dict[str, Tensor]
+    position: Tensor | None
 
 
 @dataclass
@@ -38,14 +46,18 @@ class Task(nn.Module, ABC):
         model: What is trained; any family (``models.base.Model``).
         best_metric: The validation figure that chooses the best weights.
         higher_is_better: Its direction.
+        modality_dropout: Probability that training hides a modality from a sample, for every one
+            that the model reads; none hides nothing (``tasks.presence.dropout_rates``).
     """
 
     best_metric: str
     higher_is_better: bool
+    modality_dropout: Mapping[str, float]
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self.modality_dropout = {}
 
     @abstractmethod
     def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:
@@ -53,4 +65,8 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
-        """Return figures over all batches; deterministic, in evaluation mode."""
+        """Return figures over all batches; deterministic, in evaluation mode.
+
+        Where several processes have joined, each brings its share of the batches, which may be
+        none, and all get the figures over all shares.
+        """

@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from perceivers.errors import ConfigError, DataError
 from perceivers.models.base import Model
 from perceivers.tasks.base import Losses, Task, TaskBatch
+from perceivers.tasks.metrics import add_mean, device_of, new_accuracies, new_means, results
 from perceivers.tasks.mixing import check_mixing, mix_samples
+from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,21 +84,6 @@ def soft_cross_entropy(
     return costs.sum(-1).mean()
 
 
-def accuracies(matrix: Int[Tensor, "K K"]) -> dict[str, float]:
-    """Return top-1 and macro accuracy from a confusion matrix (rows are the truth).
-
-    Macro accuracy is the mean over classes that occur of the share recognised.
-    """
-    support = matrix.sum(1)
-    right = matrix.diag()
-    occurs = support > 0
-    recall = right[occurs].double() / support[occurs].double()
-    return {
-        "top1": float(right.sum()) / max(int(support.sum()), 1),
-        "macro": float(recall.mean()) if len(recall) else 0.0,
-    }
-
-
 class Classification(Task):
     """One class per sample.
 
@@ -138,7 +125,7 @@ class Classification(Task):
             inputs, targets = mix_samples(
                 inputs, targets, generator, mixup=config.mixup, cutmix=config.cutmix
             )
-        logits = self.model(inputs).float()
+        logits = answer(self.model, inputs, shown_modalities(self, batch, generator)).float()
         loss = soft_cross_entropy(logits, targets, config.label_smoothing, self.class_weights)
         return Losses(total=loss, parts={})
 
@@ -151,18 +138,13 @@ class Classification(Task):
     def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
         """Return loss, top1 and macro accuracy."""
         self.eval()
-        matrix = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
-        loss = 0.0
+        device = device_of(self.model)
+        metrics = new_means(["loss"], device) | new_accuracies(self.num_classes, device)
         for batch in batches:
-            logits, labels = self.model(batch.inputs).float(), self._labels(batch)
-            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-            matrix += confusion(logits.argmax(-1), labels, self.num_classes)
-        return {"loss": loss / max(int(matrix.sum()), 1), **accuracies(matrix)}
-
-
-def confusion(
-    predicted: Int[Tensor, " B"], labels: Int[Tensor, " B"], num_classes: int
-) -> Int[Tensor, "K K"]:
-    """Count (truth, prediction) pairs, on the CPU."""
-    pairs = (labels * num_classes + predicted).cpu()
-    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+            labels = self._labels(batch)
+            logits = answer(self.model, batch.inputs, held_modalities(self.model, batch)).float()
+            add_mean(metrics["loss"], F.cross_entropy(logits, labels), len(labels))
+            for name in ("top1", "macro"):
+                metrics[name].update(logits.argmax(-1), labels)
+        del metrics["matrix"]
+        return results(metrics)

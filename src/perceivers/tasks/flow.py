@@ -18,6 +18,7 @@ from torch import Tensor
 from perceivers.errors import ConfigError, DataError
 from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.tasks.flow_metrics import end_point_error, outlier_share
+from perceivers.tasks.metrics import add_mean, device_of, new_means, results
 
 TARGET = "flow"
 FLOW_SCALE = 20.0
@@ -100,16 +101,14 @@ class OpticalFlow(Task):
     def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
         """Return end-point error in pixels, that of no motion, and the share above 3 px and 5 %."""
         self.eval()
-        sums = {"epe": 0.0, "epe_of_zero": 0.0, "outliers": 0.0}
-        pixels = 0.0
+        metrics = new_means(["epe", "epe_of_zero", "outliers"], device_of(self.model))
         for batch in batches:
             truth, known = self._truth(batch)
-            count = float(known.sum())
-            if not count:
+            if not bool(known.any()):
                 continue
             predicted = self._answer(batch) * self.config.scale
-            sums["epe"] += float(end_point_error(predicted, truth, known)) * count
-            sums["epe_of_zero"] += float(end_point_error(truth * 0, truth, known)) * count
-            sums["outliers"] += float(outlier_share(predicted, truth, known)) * count
-            pixels += count
-        return {name: value / max(pixels, 1.0) for name, value in sums.items()}
+            count = known.sum()
+            add_mean(metrics["epe"], end_point_error(predicted, truth, known), count)
+            add_mean(metrics["epe_of_zero"], end_point_error(truth * 0, truth, known), count)
+            add_mean(metrics["outliers"], outlier_share(predicted, truth, known), count)
+        return results(metrics)

@@ -13,12 +13,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from perceivers.draws import sample_generators
 from perceivers.errors import ConfigError, suggest
 from perceivers.masking import MaskKind, MaskPlan
 from perceivers.tasks.base import Losses, Task, TaskBatch
-from perceivers.tasks.masked import MaskedObjective, MaskSettings, Target
+from perceivers.tasks.masked import MaskedObjective, MaskSettings, Scored, Target
 from perceivers.tasks.masked_elements import ElementObjective
 from perceivers.tasks.masked_patches import PatchObjective
+from perceivers.tasks.metrics import add_mean, device_of, new_means, results, total_weight
+from perceivers.tasks.presence import held_modalities, shown_modalities
 
 # How each system masks; those that are not here have no masked auto-encoder.
 OBJECTIVES: Mapping[str, Callable[[Any], MaskedObjective]] = {
@@ -104,6 +107,8 @@ def mae_losses(
     *,
     target: Target | None = None,
     weights: Mapping[str, float] | None = None,
+    shown: Mapping[str, Tensor] | None = None,
+    held: Mapping[str, Tensor] | None = None,
 ) -> Losses:
     """Encode what the plan keeps, reconstruct what it hides, and score that alone.
 
@@ -117,6 +122,9 @@ def mae_losses(
             ``draw_unit_plan`` (Hiera).
         target: Space of the error; see ``MaskedAutoencodingConfig``.
         weights: Per modality, 1 where not given.
+        shown: Which samples show a modality to the encoder, bool ``[B]``, by name; all where not
+            given.
+        held: Which samples hold a modality, and are scored on it.
 
     Raises:
         ConfigError: A weight names an unknown modality, or the system has no such target.
@@ -124,7 +132,12 @@ def mae_losses(
     weights = weights or {}
     check_weights(model, weights)
     settings = MaskedAutoencodingConfig(target=target).settings(model)
-    scored = objective_of(model).score(inputs, plan, settings.target)
+    scored = objective_of(model).score(inputs, plan, settings.target, shown=shown)
+    return sum_losses({n: each.only(held or {}, n) for n, each in scored.items()}, weights)
+
+
+def sum_losses(scored: Mapping[str, Scored], weights: Mapping[str, float]) -> Losses:
+    """Return the mean error of every modality, and their weighted sum (1 where not given)."""
     parts = {name: weighted_mean(each.errors, each.weight) for name, each in scored.items()}
     total = torch.stack([loss * weights.get(name, 1.0) for name, loss in parts.items()]).sum()
     return Losses(total=total, parts=parts)
@@ -160,28 +173,34 @@ class MaskedAutoencoding(Task):
 
     def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:
         """Draw a plan and return its losses."""
+        return sum_losses(self._score(batch, generator), self.config.weights)
+
+    def _score(self, batch: TaskBatch, generator: torch.Generator) -> dict[str, Scored]:
+        """Errors of what a fresh plan hides, of the modalities that samples hold."""
         inputs = batch.inputs
-        plan = self.objective.draw(inputs, self.settings, generator)
+        draws = sample_generators(generator, batch.position)
+        plan = self.objective.draw(inputs, self.settings, draws)
         if batch.labels is not None and self.model.family == "hip":
             inputs = {**inputs, **dict.fromkeys(self.model.config.labels[:1], batch.labels)}
-        return mae_losses(
-            self.model, inputs, plan, target=self.settings.target, weights=self.config.weights
-        )
+        held = held_modalities(self.model, batch)
+        shown = shown_modalities(self, batch, generator)
+        scored = self.objective.score(inputs, plan, self.settings.target, shown=shown)
+        return {name: each.only(held, name) for name, each in scored.items()}
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
         """Return mean losses under masks that are the same at every evaluation."""
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
         self.eval()
-        sums: dict[str, float] = {}
-        count = 0
+        # Of all that the model reconstructs: processes merge the same figures, whatever they saw.
+        means = new_means(self.model.config.inputs, device_of(self.model))
         for batch in batches:
-            size = len(next(iter(batch.inputs.values())))
-            losses = self(batch, generator)
-            figures = {"loss": losses.total}
-            if len(losses.parts) > 1:
-                figures |= {f"loss/{name}": value for name, value in losses.parts.items()}
-            for name, value in figures.items():
-                sums[name] = sums.get(name, 0.0) + float(value) * size
-            count += size
-        return {name: value / max(count, 1) for name, value in sums.items()}
+            for name, each in self._score(batch, generator).items():
+                count = each.weight.expand_as(each.errors).sum()
+                add_mean(means[name], weighted_mean(each.errors, each.weight), count)
+        seen = {name: int(total_weight(mean)) for name, mean in means.items()}
+        figures = {name: value for name, value in results(means).items() if seen[name]}
+        weights = self.config.weights
+        loss = sum(weights.get(name, 1.0) * value for name, value in figures.items())
+        parts = {f"loss/{name}": value for name, value in figures.items()}
+        return {"loss": loss, **(parts if len(parts) > 1 else {})}

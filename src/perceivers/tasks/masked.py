@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from perceivers.draws import Draws
 from perceivers.masking import MaskKind, MaskPlan
 
 Target = Literal["raw", "per-channel", "group-normalised", "patch-normalised"]
@@ -31,6 +31,13 @@ class Scored:
 
     errors: Float[Tensor, "..."]
     weight: Tensor
+
+    def only(self, held: Mapping[str, Tensor], name: str) -> "Scored":
+        """Return the same with weight 0 for samples that do not hold the modality."""
+        if name not in held:
+            return self
+        there = held[name].reshape(-1, *[1] * (self.errors.ndim - 1))
+        return Scored(self.errors, self.weight * there)
 
 
 @dataclass(frozen=True)
@@ -63,15 +70,27 @@ class MaskedObjective(Protocol):
         self,
         inputs: Mapping[str, Tensor],
         settings: MaskSettings,
-        generator: torch.Generator | None,
+        generator: Draws,
     ) -> MaskPlan:
         """Draw what every sample of a batch hides, on the inputs' device."""
         ...
 
     def score(
-        self, inputs: Mapping[str, Tensor], plan: MaskPlan, target: Target
+        self,
+        inputs: Mapping[str, Tensor],
+        plan: MaskPlan,
+        target: Target,
+        *,
+        shown: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Scored]:
-        """Encode what the plan keeps, reconstruct what it hides, and compare."""
+        """Encode what the plan keeps, reconstruct what it hides, and compare.
+
+        Args:
+            inputs: Raw tensors by name.
+            plan: What is kept.
+            target: Space of the errors.
+            shown: Which samples show a modality to the encoder, bool ``[B]``, by name.
+        """
         ...
 
     def imagine(

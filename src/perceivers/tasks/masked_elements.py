@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from perceivers.draws import Draws
 from perceivers.masking import DEFAULT_MASK_RATIO, MaskKind, MaskPlan, draw_mask_plan
 from perceivers.models.hip import HiP
 from perceivers.models.hip.encoder import Encoded, gather_slots
@@ -38,7 +39,7 @@ class ElementObjective:
         self,
         inputs: Mapping[str, Tensor],
         settings: MaskSettings,
-        generator: torch.Generator | None,
+        generator: Draws,
     ) -> MaskPlan:
         """Draw slots for every sample; the model's declared sizes decide."""
         first = next(iter(inputs.values()))
@@ -51,11 +52,17 @@ class ElementObjective:
         ).to(first.device)
 
     def score(
-        self, inputs: Mapping[str, Tensor], plan: MaskPlan, target: Target
+        self,
+        inputs: Mapping[str, Tensor],
+        plan: MaskPlan,
+        target: Target,
+        *,
+        shown: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Scored]:
         """Score hidden elements; bottleneck labels are never shown and always predicted."""
         model, hidden = self.model, self.model.config.labels
-        encoded = model.encode({n: x for n, x in inputs.items() if n not in hidden}, plan)
+        given = {n: x for n, x in inputs.items() if n not in hidden}
+        encoded = model.encode(given, plan, present=shown)
         scored = {}
         for name, prediction in model.reconstruct(encoded, plan).items():
             if name not in inputs:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from perceivers.draws import Draws
 from perceivers.masking import MaskKind, MaskPlan, draw_unit_plan
 from perceivers.models.hiera import Hiera
 from perceivers.tasks.masked import Imagined, MaskSettings, Scored, Target
@@ -42,7 +43,7 @@ class PatchObjective:
         self,
         inputs: Mapping[str, Tensor],
         settings: MaskSettings,
-        generator: torch.Generator | None,
+        generator: Draws,
     ) -> MaskPlan:
         """Draw units for every sample; the size of the batch decides."""
         config = self.model.config
@@ -57,9 +58,15 @@ class PatchObjective:
         ).to(raw.device)
 
     def score(
-        self, inputs: Mapping[str, Tensor], plan: MaskPlan, target: Target
+        self,
+        inputs: Mapping[str, Tensor],
+        plan: MaskPlan,
+        target: Target,
+        *,
+        shown: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Scored]:
-        """Score every patch of the hidden units alike."""
+        """Score every patch of the hidden units alike; a single modality is always shown."""
+        assert not shown
         name = self.model.config.name
         prediction = self.model.reconstruct(self.model.encode(inputs, plan), plan)
         truth = self.model.patches(inputs[name], plan.masked[name]).float()

@@ -16,8 +16,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from perceivers.draws import Draws, rand_rows, sample_generators
 from perceivers.errors import ConfigError
 from perceivers.tasks.base import Losses, Task, TaskBatch
+from perceivers.tasks.metrics import add_mean, device_of, new_means, results
+from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 from perceivers.types import BYTE_VOCABULARY, FIRST_BYTE, MASK
 
 WHITESPACE = tuple(FIRST_BYTE + byte for byte in b" \t\n\r\x0b\x0c")
@@ -57,15 +60,13 @@ class Hidden(NamedTuple):
     masked: Bool[Tensor, "B L"]
 
 
-def hide_words(
-    ids: Int[Tensor, "B L"], config: MaskedLanguageConfig, generator: torch.Generator
-) -> Hidden:
+def hide_words(ids: Int[Tensor, "B L"], config: MaskedLanguageConfig, generator: Draws) -> Hidden:
     """Hide words of a batch of texts; whitespace, padding and special ids are never hidden.
 
     Args:
         ids: Byte ids.
         config: How many, and what replaces them.
-        generator: On the CPU; all randomness comes from it.
+        generator: On the CPU, one for all texts or one for each; all randomness comes from it.
     """
     gap = ids < FIRST_BYTE
     for space in WHITESPACE:
@@ -77,9 +78,10 @@ def hide_words(
         else torch.arange(ids.shape[1]).expand(ids.shape).to(ids.device)
     )
     shape = (ids.shape[0], ids.shape[1] + 1)
-    chosen = torch.rand(shape, generator=generator).to(ids.device).gather(1, unit) < config.ratio
-    fate = torch.rand(shape, generator=generator).to(ids.device).gather(1, unit)
-    noise = torch.randint(FIRST_BYTE, BYTE_VOCABULARY, ids.shape, generator=generator)
+    chosen = rand_rows(*shape, generator=generator).to(ids.device).gather(1, unit) < config.ratio
+    fate = rand_rows(*shape, generator=generator).to(ids.device).gather(1, unit)
+    noise = rand_rows(*ids.shape, generator=generator) * (BYTE_VOCABULARY - FIRST_BYTE)
+    noise = noise.long() + FIRST_BYTE
     masked = chosen & ~gap
     shown = torch.where(masked & (fate < config.mask_share), MASK, ids)
     scrambled = masked & (fate >= config.mask_share)
@@ -128,22 +130,27 @@ class MaskedLanguage(Task):
     ) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L V"], Bool[Tensor, "B L"]]:
         """Cross-entropy of every byte (0 where it was shown), logits, and what was hidden."""
         ids = batch.inputs[self.name].long()
-        hidden = hide_words(ids, self.config, generator)
-        logits = self.model({**batch.inputs, self.name: hidden.ids}, outputs=[self.name]).float()
+        hidden = hide_words(ids, self.config, sample_generators(generator, batch.position))
+        inputs = {**batch.inputs, self.name: hidden.ids}
+        shown = shown_modalities(self, batch, generator)
+        logits = answer(self.model, inputs, shown, outputs=[self.name]).float()
         errors = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none")
-        return errors.view_as(ids) * hidden.masked, logits, hidden.masked
+        masked = hidden.masked
+        held = held_modalities(self.model, batch)
+        if self.name in held:
+            masked = masked & held[self.name].unsqueeze(1)
+        return errors.view_as(ids) * masked, logits, masked
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
         """Return loss (nats), bits per hidden byte and the share of hidden bytes found."""
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
         self.eval()
-        loss = right = count = 0.0
+        metrics = new_means(["loss", "top1"], device_of(self.model))
         for batch in batches:
             errors, logits, masked = self._score(batch, generator)
-            found = logits.argmax(-1) == batch.inputs[self.name]
-            loss += float(errors.sum())
-            right += float((found & masked).sum())
-            count += float(masked.sum())
-        mean = loss / max(count, 1.0)
-        return {"loss": mean, "bits_per_byte": mean / log(2), "top1": right / max(count, 1.0)}
+            found = (logits.argmax(-1) == batch.inputs[self.name]) & masked
+            for name, each in (("loss", errors), ("top1", found)):
+                add_mean(metrics[name], each.sum() / masked.sum(), masked.sum())
+        loss, top1 = results(metrics).values()
+        return {"loss": loss, "bits_per_byte": loss / log(2), "top1": top1}

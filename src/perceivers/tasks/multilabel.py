@@ -18,8 +18,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, DataError, suggest
-from perceivers.tasks.average_precision import mean_average_precision
 from perceivers.tasks.base import Losses, Task, TaskBatch
+from perceivers.tasks.metrics import (
+    UNKNOWN,
+    add_mean,
+    column_shares,
+    device_of,
+    mean_precision,
+    new_column_accuracies,
+    new_means,
+    new_precision,
+    results,
+)
+from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 
 Columns = Mapping[str, tuple[str, ...]]
 
@@ -138,7 +149,8 @@ class Multilabel(Task):
         """Return the mean cross-entropy over known outputs, with modalities hidden at random."""
         targets, known = to_multi_hot(self._labels(batch), self.columns)
         inputs = hide_modalities(batch.inputs, self.config.input_dropout, generator)
-        errors = self._errors(self._logits(inputs), targets, known)
+        shown = shown_modalities(self, batch, generator)
+        errors = self._errors(self._logits(inputs, shown), targets, known)
         return Losses(total=errors.sum() / known.sum().clamp(min=1), parts={})
 
     def _labels(self, batch: TaskBatch) -> Int[Tensor, "B T"]:
@@ -146,9 +158,11 @@ class Multilabel(Task):
             raise DataError("multi-label classification needs labels; the batch has none")
         return batch.labels if batch.labels.ndim == 2 else batch.labels.unsqueeze(1)
 
-    def _logits(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "B K"]:
+    def _logits(
+        self, inputs: Mapping[str, Tensor], shown: Mapping[str, Tensor]
+    ) -> Float[Tensor, "B K"]:
         """Logits, which must be as many as the columns come to."""
-        logits = self.model(inputs).float()
+        logits = answer(self.model, inputs, shown).float()
         if logits.shape[-1] != sum(self.widths.values()):
             raise ConfigError(
                 f"the model answers {logits.shape[-1]} classes, but the {len(self.columns)} label "
@@ -172,28 +186,26 @@ class Multilabel(Task):
         0), and ``column_top1`` the mean of those over columns.
         """
         self.eval()
-        loss, parts = 0.0, []
-        right = torch.zeros(len(self.columns), dtype=torch.int64)
-        seen = torch.zeros(len(self.columns), dtype=torch.int64)
+        device = device_of(self.model)
+        loss = new_means(["loss"], device)
+        precision = new_precision(sum(self.widths.values()), device)
+        right = new_column_accuracies(self.columns, device)
         for batch in batches:
-            labels, logits = self._labels(batch), self._logits(batch.inputs)
+            held = held_modalities(self.model, batch)
+            labels, logits = self._labels(batch), self._logits(batch.inputs, held)
             targets, known = to_multi_hot(labels, self.columns)
-            loss += float(self._errors(logits, targets, known).sum())
-            there = labels >= 0
-            right += ((choose_classes(logits, self.widths) == labels) & there).sum(0).cpu()
-            seen += there.sum(0).cpu()
-            parts.append((logits.cpu(), targets.cpu().bool(), known.cpu()))
-        if not parts:
-            return {"loss": 0.0, "map": 0.0, "column_top1": 0.0}
-        scores, truth, known = (torch.cat(part) for part in zip(*parts, strict=True))
-        shares = {
-            name: int(r) / int(s)
-            for name, r, s in zip(self.columns, right, seen, strict=True)
-            if int(s)
-        }
+            errors = self._errors(logits, targets, known).sum()
+            add_mean(loss["loss"], errors / known.sum().clamp(min=1), known.sum())
+            # torchmetrics would take logits that happen to lie in 0..1 for probabilities.
+            scores = logits.double().sigmoid()
+            precision.update(scores, targets.long().masked_fill(~known, UNKNOWN))
+            chosen = choose_classes(logits, self.widths)
+            for index, metric in enumerate(right.values()):
+                metric.update(chosen[:, index], labels[:, index])
+        shares = column_shares(right)
         return {
-            "loss": loss / max(int(known.sum()), 1),
-            "map": mean_average_precision(scores, truth, known),
+            **results(loss),
+            "map": mean_precision(precision),
             "column_top1": sum(shares.values()) / max(len(shares), 1),
             **{f"top1/{name}": share for name, share in shares.items()},
         }

@@ -15,6 +15,16 @@ from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, DataError
 from perceivers.tasks.base import Losses, Task, TaskBatch
+from perceivers.tasks.metrics import (
+    UNKNOWN,
+    add_mean,
+    column_shares,
+    device_of,
+    new_column_accuracies,
+    new_means,
+    results,
+)
+from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 
 
 class Multitask(Task):
@@ -46,7 +56,8 @@ class Multitask(Task):
 
     def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:
         """Return the mean cross-entropy over all known labels, and each task's own."""
-        labels, answers = self._labels(batch), self.model(batch.inputs)
+        shown = shown_modalities(self, batch, generator)
+        labels, answers = self._labels(batch), answer(self.model, batch.inputs, shown)
         sums, counts, parts = [], [], {}
         for index, name in enumerate(self.columns):
             known = labels[:, index] >= 0
@@ -77,18 +88,18 @@ class Multitask(Task):
     def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
         """Return loss, top1 per task and their mean."""
         self.eval()
-        right = dict.fromkeys(self.columns, 0)
-        seen = dict.fromkeys(self.columns, 0)
-        loss = 0.0
+        device = device_of(self.model)
+        loss = new_means(["loss"], device)
+        right = new_column_accuracies(self.columns, device)
         for batch in batches:
-            labels, answers = self._labels(batch), self.model(batch.inputs)
+            held = held_modalities(self.model, batch)
+            labels, answers = self._labels(batch), answer(self.model, batch.inputs, held)
             for index, name in enumerate(self.columns):
-                known = labels[:, index] >= 0
-                logits, truth = answers[name][known].float(), labels[known, index]
-                loss += float(F.cross_entropy(logits, truth, reduction="sum"))
-                right[name] += int((logits.argmax(-1) == truth).sum())
-                seen[name] += int(known.sum())
-        shares = {name: right[name] / seen[name] for name in right if seen[name]}
-        figures = {"loss": loss / max(sum(seen.values()), 1)}
-        figures["top1"] = sum(shares.values()) / max(len(shares), 1)
-        return {**figures, **{f"top1/{name}": share for name, share in shares.items()}}
+                logits, truth = answers[name].float(), labels[:, index]
+                known = (truth != UNKNOWN).sum()
+                error = F.cross_entropy(logits, truth, ignore_index=UNKNOWN)
+                add_mean(loss["loss"], error, known)
+                right[name].update(logits.argmax(-1), truth)
+        shares = column_shares(right)
+        top1 = sum(shares.values()) / max(len(shares), 1)
+        return {**results(loss), "top1": top1, **{f"top1/{n}": s for n, s in shares.items()}}

@@ -19,8 +19,11 @@ from perceivers.tasks import (
     FlowConfig,
     MaskedAutoencodingConfig,
     MaskedLanguageConfig,
+    RegressionConfig,
+    SegmentationConfig,
 )
 from perceivers.tasks.multilabel import MultilabelConfig
+from perceivers.training.loggers import check_loggers
 
 Precision = Literal["auto", "float32", "bf16", "bf16-pure"]
 C = TypeVar("C", bound="TrainConfig")
@@ -85,7 +88,7 @@ class TrainConfig:
     steps: int = 2000
     """Optimizer steps."""
     batch_size: int = 64
-    """Samples per step and device, over all accumulated parts."""
+    """Samples per step and process, over all accumulated parts."""
     accumulate: int = 1
     """Parts in which a batch is computed, to bound memory."""
     size: int | None = None
@@ -105,6 +108,9 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    modality_dropout: float | dict[str, float] = 0.0
+    """Probability that training hides a modality from a sample, 0..1, one for all or by name; one
+    modality always stays. For models that are to answer when some are missing."""
     ema: float = 0.0
     """Decay of an average of the weights that is evaluated and saved instead; 0 switches it off."""
     recompute: bool = False
@@ -116,7 +122,14 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train."""
     devices: int = 1
-    """How many devices or processes on this machine."""
+    """How many devices, each with a process of its own, on this machine (on every node)."""
+    nodes: int = 1
+    """How many machines; every one runs the same command (torchrun, Slurm)."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How processes share the work: ddp (each holds the whole model), fsdp (each holds a part), or
+    auto: ddp where there are several."""
+    timeout_minutes: float = 10.0
+    """Give up when the processes have waited this long for one of them."""
     workers: int = 0
     """Processes that read and augment data."""
     log_every: int = 20
@@ -133,17 +146,24 @@ class TrainConfig:
     """Dry run: at most this many steps and evaluation batches; 0 means all."""
     max_bad_share: float = 0.05
     """Stop when more than this share of the samples read so far could not be read."""
+    loader_timeout: float = 300.0
+    """Stop when no batch comes for this many seconds; 0 waits for ever."""
+    loggers: list[str] = field(default_factory=list)
+    """Beside metrics.jsonl: tensorboard, trackio or wandb (offline unless WANDB_MODE is set)."""
 
     def __post_init__(self) -> None:
         """Reject values out of range, before anything is read or written."""
-        positive = ("steps", "batch_size", "accumulate", "devices")
+        positive = ("steps", "batch_size", "accumulate", "devices", "nodes")
         positive += ("log_every", "eval_every", "checkpoint_every")
         for name in positive:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("workers", "patience", "minutes", "limit", "seed"):
+        check_loggers(self.loggers)
+        for name in ("workers", "patience", "minutes", "limit", "seed", "loader_timeout"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if not self.timeout_minutes > 0:
+            raise ConfigError(f"timeout_minutes is {self.timeout_minutes}; it must be positive")
         if self.batch_size % self.accumulate:
             raise ConfigError(
                 f"batch_size={self.batch_size} does not divide into "
@@ -242,6 +262,27 @@ class FlowTrainConfig(TrainConfig):
     """Largest motion of generated pairs (warps:PHOTOGRAPHS) in pixels."""
     repeats: int = 4
     """Pairs generated from each photograph."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig(TrainConfig):
+    """Semantic segmentation, from pre-trained weights (finetune) or from scratch (train)."""
+
+    head: Literal["family", "bottleneck", "full", "queries", "pyramid"] = "family"
+    """Read-out per element. HiP: bottleneck (from the processor) or full (through the decoder);
+    Perceiver IO: queries; Hiera: pyramid. family takes the system's first."""
+    segment: SegmentationConfig = field(default_factory=SegmentationConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressConfig(TrainConfig):
+    """Numbers per sample, from pre-trained weights (finetune) or from scratch (train)."""
+
+    targets: list[str] = field(default_factory=list)
+    """Columns of the data that hold the numbers to be predicted."""
+    head: Literal["query", "mean"] = "query"
+    """A learned query that reads the processor, or the mean of its latents."""
+    regress: RegressionConfig = field(default_factory=RegressionConfig)
 
 
 def _plain(value: Any) -> Any:

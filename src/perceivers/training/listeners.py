@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -33,39 +34,54 @@ class JsonlWriter:
         """Record training and validation figures."""
         if isinstance(event, Started):
             cut_records(self.path, event.step)
-        elif isinstance(event, Stepped):
-            self._write(
-                {
-                    "step": event.step,
-                    "split": "train",
-                    "loss": event.loss,
-                    **{f"loss/{name}": value for name, value in event.parts.items()},
-                    "lr": event.lr,
-                    "samples_per_second": round(event.samples_per_second, 2),
-                    "seconds": round(event.seconds, 2),
-                }
-            )
-        elif isinstance(event, Evaluated):
-            self._write({"step": event.step, "split": "val", **event.figures})
+        else:
+            record = as_record(event)
+            if record is not None:
+                with self.path.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
 
-    def _write(self, record: dict[str, object]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+
+def as_record(event: Event) -> dict[str, Any] | None:
+    """Return what is recorded of an event; None when nothing is.
+
+    ``step`` and ``split`` come first, then figures by name: training has ``loss``, its parts as
+    ``loss/NAME``, ``lr``, ``samples_per_second`` and the training time so far in ``seconds``.
+    """
+    if isinstance(event, Stepped):
+        return {
+            "step": event.step,
+            "split": "train",
+            "loss": event.loss,
+            **{f"loss/{name}": value for name, value in event.parts.items()},
+            "lr": event.lr,
+            "samples_per_second": round(event.samples_per_second, 2),
+            "seconds": round(event.seconds, 2),
+        }
+    if isinstance(event, Evaluated):
+        return {"step": event.step, "split": "val", **event.figures}
+    return None
 
 
 def cut_records(path: Path, step: int) -> None:
     """Drop records of steps beyond ``step`` and a torn last line, as a killed run leaves them."""
+    if path.exists():
+        kept = (json.dumps(record) + "\n" for record in records_up_to(path, step))
+        write_atomic(path, "".join(kept))
+
+
+def records_up_to(path: Path, step: int) -> list[dict[str, Any]]:
+    """Read the whole records of steps up to ``step``; a file that is not there has none."""
     if not path.exists():
-        return
+        return []
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if record["step"] <= step:
-            kept.append(line + "\n")
-    write_atomic(path, "".join(kept))
+        if isinstance(record, dict) and record["step"] <= step:
+            kept.append(record)
+    return kept
 
 
 class ConsoleProgress:

@@ -1,36 +1,41 @@
 """The training loop: batches in, weights out, exactly resumable.
 
 All randomness of a step is a function of (seed, step, process): the global generator is reseeded
-for every step, and masks and MixUp draw from a generator of their own. So a run that is killed and
-resumed computes the same weights, bit for bit, as one that was not.
+for every step, and what objectives draw comes from a generator of their own, which is seeded alike
+in all processes. So a run that is killed and resumed computes the same weights, bit for bit, as one
+that was not.
 """
 
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from types import FrameType
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from perceivers.checkpoints.loading import load_state as load_weights
 from perceivers.data import Batch
 from perceivers.errors import DataError, RunError
 from perceivers.files import write_json
 from perceivers.models.saving import ModelInfo, save_folder
 from perceivers.tasks import Task
+from perceivers.tasks.presence import dropout_rates
+from perceivers.training.averaging import WeightAverage
+from perceivers.training.checkpoints import Checkpoints
 from perceivers.training.config import TrainConfig
 from perceivers.training.events import Evaluated, Event, Finished, Listener, Noted, Started, Stepped
 from perceivers.training.optimizers import make_optimizer, set_learning_rate
 from perceivers.training.run_folder import RunFolder
 from perceivers.training.runtime import Runtime
 from perceivers.training.schedules import schedule_scale
-from perceivers.training.state import Progress, load_state, save_state
+from perceivers.training.sharding import free_gathered, gather_whole
+from perceivers.training.signals import Interrupted, StopRequest
+from perceivers.training.state import Progress
+from perceivers.training.watchdog import watch
+from perceivers.training.window import Window
+
+__all__ = ["Interrupted", "Loaders", "Trainer", "step_generator"]
 
 
 @dataclass(frozen=True)
@@ -46,35 +51,18 @@ class Loaders:
     val: Callable[[], Iterable[Batch]]
 
 
-@dataclass
-class Window:
-    """Figures of the steps since the last record."""
-
-    losses: list[Tensor] = field(default_factory=list)
-    parts: list[dict[str, Tensor]] = field(default_factory=list)
-    seconds: float = 0.0
-    samples: int = 0
-
-    def to_state(self) -> list[dict[str, Tensor]]:
-        """The losses alone: a resumed run must report the same figures, times differ anyway."""
-        return [{"": loss, **parts} for loss, parts in zip(self.losses, self.parts, strict=True)]
-
-    @classmethod
-    def from_state(cls, steps: list[dict[str, Tensor]], device: torch.device) -> "Window":
-        """Rebuild from ``to_state``."""
-        moved = [{name: value.to(device) for name, value in step.items()} for step in steps]
-        return cls(losses=[step.pop("") for step in moved], parts=moved)
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error: the state is saved
-    """Ctrl-C or SIGTERM: the run stopped after saving its state."""
-
-
 def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
-    """Seed the global generator for one step and return another for the objective."""
-    words = np.random.SeedSequence((seed, step, rank)).generate_state(2, np.uint64)
-    torch.manual_seed(int(words[0] >> np.uint64(1)))
-    return torch.Generator().manual_seed(int(words[1] >> np.uint64(1)))
+    """Seed the global generator for one step and process, and return another for the objective.
+
+    The objective's is the same in all processes: what it draws for a sample is made to depend on
+    the sample's place in the stream, and so not on how a batch is dealt out.
+    """
+    own, shared = (
+        np.random.SeedSequence((seed, step, process)).generate_state(2, np.uint64)
+        for process in (rank, 0)
+    )
+    torch.manual_seed(int(own[0] >> np.uint64(1)))
+    return torch.Generator().manual_seed(int(shared[1] >> np.uint64(1)))
 
 
 class Trainer:
@@ -108,15 +96,21 @@ class Trainer:
         self.listeners = listeners
         self.task = task
         task.model.set_recompute(config.recompute)
-        optimizer = make_optimizer(task.model, config.optimizer)
-        self.module, self.optimizer = runtime.setup(task, optimizer)
-        average = get_ema_multi_avg_fn(config.ema)
-        self.average = AveragedModel(task, multi_avg_fn=average) if config.ema else None
+        task.modality_dropout = dropout_rates(task.model, config.modality_dropout)
+        self.module, self.optimizer = runtime.setup(
+            task, lambda: make_optimizer(task.model, config.optimizer)
+        )
+        self.average = WeightAverage(task.model, config.ema) if config.ema else None
+        self.checkpoints = Checkpoints(folder, runtime, task.model, self.optimizer, self.average)
         self.progress = Progress()
-        self._stop_signal = 0
+        self._stop = StopRequest(
+            lambda: self.emit(Noted("finishing this step and saving; once more to stop at once"))
+        )
         self._saved_step = -1
         self._window = Window()
         self._reported_bad: set[str] = set()
+        # Counted in this process since the processes last added up.
+        self._fresh_read = self._fresh_bad = 0
 
     def emit(self, event: Event) -> None:
         """Tell the listeners (on the main process)."""
@@ -137,18 +131,19 @@ class Trainer:
         total = self.config.total_steps
         self.emit(Started(step=self.progress.step, total=total))
         reason = "all steps done"
-        with torch.random.fork_rng(), self._signals():
-            for batch in self.loaders.train(self.progress.step):
+        with torch.random.fork_rng(), self._stop.listening():
+            for batch in self._training_batches():
                 self._step(batch)
                 step = self.progress.step
                 if step % self.config.eval_every == 0 or step == total:
                     self._evaluate()
-                if self._is_over_budget():
+                over_budget, asked = self._decide()
+                if over_budget:
                     reason = "stopped early"
                     break
                 if step % self.config.checkpoint_every == 0:
                     self._save()
-                if self._stop_signal:
+                if asked:
                     self._save()
                     self.emit(Finished(step=step, reason="interrupted"))
                     raise Interrupted(f"stopped at step {step}")
@@ -179,10 +174,12 @@ class Trainer:
         set_learning_rate(self.optimizer, lr)
         loss = torch.zeros((), device=self.runtime.device)
         parts: dict[str, Tensor] = {}
-        for part in batch.split(config.accumulate):
+        cut = batch.split(config.accumulate)
+        for number, part in enumerate(cut, start=1):
             share = len(part.index) / len(batch.index)
-            losses = self.module(part.to(self.runtime.device), generator)
-            self.runtime.backward(losses.total * share)
+            with self.runtime.without_sync(self.module, on=number < len(cut)):
+                losses = self.module(part.to(self.runtime.device), generator)
+                self.runtime.backward(losses.total * share)
             loss += losses.total.detach() * share
             for name, value in losses.parts.items():
                 parts[name] = parts.get(name, 0.0) + value.detach() * share
@@ -191,8 +188,9 @@ class Trainer:
             self.runtime.clip(self.module, self.optimizer, config.optimizer.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.runtime.average_norms(self.task)
         if self.average is not None:
-            self.average.update_parameters(self.task)
+            self.average.update(first=step == 0)
         self.progress.step += 1
         self.progress.seconds += time.perf_counter() - began
         self._log(loss, parts, lr, len(batch.index), time.perf_counter() - began)
@@ -203,16 +201,20 @@ class Trainer:
         step = self.progress.step
         if self.runtime.device.type == "cuda" and step % self.config.log_every:
             return
-        if bool(torch.isfinite(loss)):
+        is_bad = not bool(torch.isfinite(loss))
+        if not self.runtime.any(is_bad)[0]:
             return
+        found = self.runtime.gather((float(loss), batch.index.tolist() if is_bad else []))
+        indices = [index for _, bad in found for index in bad]
+        value = next(value for value, bad in found if bad)
         path = self.folder.path / f"bad_batch_step_{step}.json"
         if self.runtime.is_main:
-            write_json(path, {"step": step, "indices": batch.index.tolist()})
+            write_json(path, {"step": step, "indices": indices})
         self._save()
         raise RunError(
-            f"the loss is {float(loss)} at step {step}; the weights before this step are saved in "
-            f"{self.folder.checkpoint} and the batch's sample indices in {path}. Look at those "
-            f"samples, or lower optimizer.lr (now {self.config.optimizer.lr}) and start again"
+            f"the loss is {value} at step {step}; the weights before this step are saved in "
+            f"{self.folder.checkpoint.parent} and the batch's sample indices in {path}. Look at "
+            f"those samples, or lower optimizer.lr (now {self.config.optimizer.lr}) and start again"
         )
 
     def _log(
@@ -220,23 +222,16 @@ class Trainer:
     ) -> None:
         """Average figures over ``log_every`` steps and emit them."""
         window = self._window
-        window.losses.append(loss)
-        window.parts.append(parts)
-        window.seconds += seconds
-        window.samples += samples * self.runtime.world_size
+        window.add(loss, parts, samples=samples * self.runtime.world_size, seconds=seconds)
         step = self.progress.step
         if step % self.config.log_every and step != self.config.total_steps:
             return
-        mean = self.runtime.mean(torch.stack(window.losses).mean())
-        means = {
-            name: float(self.runtime.mean(torch.stack([p[name] for p in window.parts]).mean()))
-            for name in parts
-        }
+        mean, means = window.means(self.runtime)
         self.emit(
             Stepped(
                 step=step,
                 total=self.config.total_steps,
-                loss=float(mean),
+                loss=mean,
                 parts=means if len(means) > 1 else {},
                 lr=lr,
                 samples_per_second=window.samples / max(window.seconds, 1e-9),
@@ -247,17 +242,25 @@ class Trainer:
 
     def _count_bad(self, batch: Batch) -> None:
         """Count unreadable samples, name each once, and stop when there are too many."""
-        progress = self.progress
-        progress.samples_read += len(batch.index)
-        progress.samples_bad += len(batch.bad)
+        self._fresh_read += len(batch.index)
+        self._fresh_bad += len(batch.bad)
         self._report_bad(batch)
         allowed = self.config.max_bad_share
-        if progress.samples_bad > max(allowed * progress.samples_read, len(batch.index) * allowed):
+        read = self.progress.samples_read + self._fresh_read
+        bad = self.progress.samples_bad + self._fresh_bad
+        if bad > max(allowed * read, len(batch.index) * allowed):
             raise DataError(
-                f"{progress.samples_bad} of {progress.samples_read} samples could not be read, "
+                f"{bad} of {read} samples could not be read, "
                 f"more than max_bad_share={allowed}; the last was "
                 f"{batch.bad[-1] if batch.bad else 'in an earlier batch'}"
             )
+
+    def _add_up_counts(self) -> None:
+        """Bring together what all processes have read since they last did."""
+        counts = self.runtime.gather((self._fresh_read, self._fresh_bad))
+        self.progress.samples_read += sum(read for read, _ in counts)
+        self.progress.samples_bad += sum(bad for _, bad in counts)
+        self._fresh_read = self._fresh_bad = 0
 
     def _report_bad(self, batch: Batch) -> None:
         """Name every unreadable sample once."""
@@ -268,36 +271,59 @@ class Trainer:
 
     # -- evaluation and state ----------------------------------------------------------------
 
-    def _evaluated_task(self) -> Task:
-        """The task with the weights that are evaluated and saved."""
-        task = self.task if self.average is None else self.average.module
-        assert isinstance(task, Task)
-        return task
+    def _averaged(self) -> AbstractContextManager[None]:
+        """The weights that are evaluated and saved."""
+        return nullcontext() if self.average is None else self.average.swapped()
 
     def _evaluate(self) -> None:
         """Evaluate, and save the model when it is the best so far."""
-        task, progress = self._evaluated_task(), self.progress
-        batches = self._validation_batches()
-        with self.runtime.autocast():
-            figures = task.evaluate(batches)
-        value = figures[task.best_metric]
-        signed = value if task.higher_is_better else -value
-        is_best = progress.best is None or signed > progress.best
-        if is_best:
-            progress.best, progress.best_step = signed, progress.step
-            progress.evaluations_since_best = 0
-            self._save_model(self.folder.best_model.name, figures)
-        else:
-            progress.evaluations_since_best += 1
+        task, progress = self.task, self.progress
+        with self._averaged():
+            with self.runtime.autocast():
+                figures = task.evaluate(self._validation_batches())
+            free_gathered(task)
+            # Decisions must be the same in all processes, to the last bit.
+            figures = self.runtime.from_main(figures)
+            value = figures[task.best_metric]
+            signed = value if task.higher_is_better else -value
+            is_best = progress.best is None or signed > progress.best
+            if is_best:
+                progress.best, progress.best_step = signed, progress.step
+                progress.evaluations_since_best = 0
+                self._save_model(self.folder.best_model.name, figures)
+            else:
+                progress.evaluations_since_best += 1
         self.emit(Evaluated(step=progress.step, figures=figures, is_best=is_best))
+
+    def _training_batches(self) -> Iterator[Batch]:
+        """Training batches under the watchdog's eye; when they stop coming, the state is saved.
+
+        One of several processes cannot save alone: there the last checkpoint stays.
+        """
+        return watch(
+            self.loaders.train(self.progress.step),
+            self.config.loader_timeout,
+            step=self.progress.step,
+            workers=self.config.workers,
+            note=lambda text: self.emit(Noted(text)),
+            on_stall=self._save if self.runtime.world_size == 1 else None,
+        )
 
     def _validation_batches(self) -> Iterator[Batch]:
         """Validation batches on the device; what cannot be read is named."""
-        for batch in self.loaders.val():
+        step, config = self.progress.step, self.config
+        batches = self.loaders.val()
+        for batch in watch(batches, config.loader_timeout, step=step, workers=config.workers):
             self._report_bad(batch)
             yield batch.to(self.runtime.device)
 
     def _save_model(self, name: str, figures: dict[str, float]) -> None:
+        """Write a model folder; all processes must call this, as they may hold parts."""
+        state: dict[str, Tensor] = {}
+        for key, tensor in self.task.model.state_dict().items():
+            whole = gather_whole(tensor)
+            if self.runtime.is_main:
+                state[key] = whole.cpu() if self.runtime.is_sharded else whole
         if not self.runtime.is_main:
             return
         info = replace(
@@ -305,60 +331,37 @@ class Trainer:
             provenance={**self.info.provenance, "step": self.progress.step},
             metrics={f"val {key}": value for key, value in figures.items()},
         )
-        save_folder(self._evaluated_task().model, self.folder.path / name, info, overwrite=True)
+        save_folder(self.task.model, self.folder.path / name, info, state=state, overwrite=True)
 
     def _save(self) -> None:
         """Save the training state, once per step."""
         if self._saved_step == self.progress.step:
             return
-        self._save_model(self.folder.last_model.name, {})
-        if self.runtime.is_main:
-            tensors: dict[str, Any] = {
-                "model": self.task.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "window": self._window.to_state(),
-            }
-            if self.average is not None:
-                tensors["average"] = self.average.state_dict()
-            save_state(self.folder.checkpoint, self.progress, tensors)
+        with self._averaged():
+            self._save_model(self.folder.last_model.name, {})
+        self._add_up_counts()
+        self._window.share(self.runtime)
+        self.checkpoints.save(self.progress, self._window.to_state())
         self._saved_step = self.progress.step
-        self.runtime.barrier()
 
     def _restore(self) -> None:
         """Load the last checkpoint."""
-        self.progress, tensors = load_state(self.folder.checkpoint)
-        load_weights(self.task.model, tensors["model"], source=str(self.folder.checkpoint))
-        self.optimizer.load_state_dict(tensors["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(tensors["average"])
-        self._window = Window.from_state(tensors["window"], self.runtime.device)
+        self.progress, window = self.checkpoints.restore()
+        self._window = Window.from_state(window, self.runtime.device)
         self._saved_step = self.progress.step
 
-    def _is_over_budget(self) -> bool:
-        """Whether time or patience has run out."""
+    def _decide(self) -> tuple[bool, bool]:
+        """Whether time or patience has run out, and whether somebody asked to stop.
+
+        All processes decide alike. On CUDA they ask each other once per record, as asking waits.
+        """
         config, progress = self.config, self.progress
-        if config.patience and progress.evaluations_since_best >= config.patience:
-            return True
-        return bool(config.minutes) and progress.seconds > 60 * config.minutes
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Let the first Ctrl-C or SIGTERM finish the step and save; the second ends at once."""
-
-        def remember(number: int, frame: FrameType | None) -> None:
-            if self._stop_signal:
-                raise KeyboardInterrupt
-            self._stop_signal = number
-            self.emit(Noted("finishing this step and saving; once more to stop at once"))
-
-        before = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                before[number] = signal.signal(number, remember)
-            except ValueError:  # not the main thread: the caller owns signals
-                break
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        out_of_patience = bool(config.patience) and (
+            progress.evaluations_since_best >= config.patience
+        )
+        late = bool(config.minutes) and progress.seconds > 60 * config.minutes
+        asks = self.runtime.device.type != "cuda" or progress.step % config.log_every == 0
+        if self.runtime.world_size > 1 and not asks:
+            return out_of_patience, False
+        late, asked = self.runtime.any(late, self._stop.is_made)
+        return out_of_patience or late, asked

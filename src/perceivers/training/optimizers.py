@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from pytorch_optimizer import Lamb
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from perceivers.models.base import Model
 from perceivers.nn.positions import LearnedPositions
@@ -33,6 +34,35 @@ class UnclampedLamb(Lamb):
             count = group.get("step", 0) + 1
             group["betas"] = tuple(unbiased_rate(rate, count) for rate in rates)
         return super().step(closure)
+
+    def _step_foreach(
+        self, group: Any, params: list[Tensor], grads: list[Tensor], *rest: Any, **options: Any
+    ) -> None:
+        """Update one group; where parameters are spread, norms are those of the whole tensors."""
+        if not isinstance(params[0], DTensor):
+            super()._step_foreach(group, params, grads, *rest, **options)
+            return
+        named = dict(zip(("grad_norm", "exp_avgs", "exp_avg_sqs", "step_size"), rest, strict=False))
+        named |= options
+        moments = zip(named["exp_avgs"], named["exp_avg_sqs"], strict=True)
+        directions, squares = [], []
+        for parameter, gradient, (mean, square) in zip(params, grads, moments, strict=True):
+            mine, slope, first, second = (
+                tensor.to_local() if isinstance(tensor, DTensor) else tensor
+                for tensor in (parameter, gradient, mean, square)
+            )
+            first.mul_(group["betas"][0]).add_(slope, alpha=1.0 - group["betas"][0])
+            second.mul_(group["betas"][1]).addcmul_(slope, slope, value=1.0 - group["betas"][1])
+            direction = first / (second.sqrt() + group["eps"])
+            direction.add_(mine, alpha=group["weight_decay"])
+            directions.append((mine, direction))
+            squares.append(torch.stack([mine.square().sum(), direction.square().sum()]))
+        norms = torch.stack(squares)
+        torch.distributed.all_reduce(norms, group=params[0].device_mesh.get_group())
+        weight, update = norms.sqrt().unbind(1)
+        ratios = torch.where((weight > 0) & (update > 0), weight / (update + group["eps"]), 1.0)
+        for (mine, direction), ratio in zip(directions, ratios.unbind(), strict=True):
+            mine.add_(direction * ratio, alpha=-float(named["step_size"]))
 
 
 def unbiased_rate(rate: float, step: int) -> float:

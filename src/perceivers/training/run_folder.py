@@ -21,6 +21,8 @@ from perceivers.training.config import (
     MultilabelTrainConfig,
     MultitaskConfig,
     PretrainConfig,
+    RegressConfig,
+    SegmentConfig,
     TrainConfig,
     build_config,
     read_yaml,
@@ -35,6 +37,8 @@ TASKS: dict[str, type[TrainConfig]] = {
     "multilabel": MultilabelTrainConfig,
     "multitask": MultitaskConfig,
     "flow": FlowTrainConfig,
+    "segment": SegmentConfig,
+    "regress": RegressConfig,
 }
 
 
@@ -58,6 +62,16 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """Training state to resume from."""
         return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def pointer(self) -> Path:
+        """Names the folder of a training state in parts, which several processes wrote."""
+        return self.path / "checkpoints" / "last.json"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to resume from."""
+        return self.checkpoint.is_file() or self.pointer.is_file()
 
     @property
     def best_model(self) -> Path:
@@ -103,10 +117,22 @@ class RunFolder:
                     f"{self.path} is not a run folder, so --overwrite does not delete it; choose "
                     f"another --out"
                 )
-            shutil.rmtree(self.path)
+            self._clear()
         self.path.mkdir(parents=True, exist_ok=True)
+        self.write_config(task, config)
         write_json(self.path / "environment.json", environment())
         write_atomic(self.path / "command.txt", " ".join(sys.argv) + "\n")
+
+    def _clear(self) -> None:
+        """Delete everything but the configuration, by which a folder is known to be a run's."""
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry != self.config:
+                entry.unlink()
+
+    def write_config(self, task: str, config: TrainConfig) -> None:
+        """Write the complete configuration."""
         text = yaml.safe_dump({"task": task, **config.to_json()}, sort_keys=False)
         write_atomic(self.config, text)
 

@@ -1,13 +1,29 @@
 """Devices, precision and processes: the one place that knows Lightning Fabric."""
 
-from contextlib import AbstractContextManager
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+from lightning_fabric.strategies.strategy import Strategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.parallel import DistributedDataParallel
 
+from perceivers.errors import ConfigError
+from perceivers.tasks import Task
+from perceivers.training.alarm import Alarm
 from perceivers.training.config import TrainConfig
+from perceivers.training.launching import free_port, next_port, start_processes
+from perceivers.training.sharded_state import check_parts_known
+from perceivers.training.sharding import shard_task
 
 FabricPrecision = Literal["32-true", "bf16-mixed", "bf16-true"]
 PRECISIONS: dict[str, FabricPrecision] = {
@@ -15,13 +31,37 @@ PRECISIONS: dict[str, FabricPrecision] = {
     "bf16": "bf16-mixed",
     "bf16-pure": "bf16-true",
 }
+# What libraries say of choices that are made here on purpose.
+EXPECTED_WARNINGS = (".*returned a view tensor", ".*`broadcast_buffers` is deprecated")
+NORMS = nn.modules.batchnorm._BatchNorm
+MakeOptimizer = Callable[[], torch.optim.Optimizer]
+
+
+class TaskCopies(DDPStrategy):
+    """Every process holds the whole task, and gradients are averaged."""
+
+    def setup_module(self, module: nn.Module) -> DistributedDataParallel:
+        """Wrap a task."""
+        assert isinstance(module, Task)
+        device = self.root_device
+        return DistributedDataParallel(
+            module,
+            device_ids=None if device.type == "cpu" else [device.index],
+            # Looking for them takes time, and only batches that may lack a modality need it.
+            find_unused_parameters=len(module.model.config.inputs) > 1,
+            # Batch norms are averaged after every step; all other buffers are constants.
+            broadcast_buffers=False,
+        )
 
 
 class Runtime:
-    """Where a run computes.
+    """Where a run computes. Several processes find each other here.
 
     Args:
-        config: Gives device, number of devices and precision.
+        config: Gives device, number of devices and nodes, strategy and precision.
+
+    Raises:
+        ConfigError: There are not as many devices, or they cannot work together.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -33,10 +73,46 @@ class Runtime:
             # Most CPUs emulate bf16, several times slower than float32.
             precision = "bf16" if device == "cuda" else "float32"
         self.precision = precision
+        alone = config.devices * config.nodes == 1 and config.strategy == "auto"
+        self.strategy = "single" if alone else config.strategy.replace("auto", "ddp")
+        check_devices(config, device)
+        children = start_processes(config)
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+        for text in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=text)
         self.fabric = Fabric(
-            accelerator=device, devices=config.devices, precision=PRECISIONS[precision]
+            accelerator=device,
+            devices=config.devices,
+            num_nodes=config.nodes,
+            precision=PRECISIONS[precision],
+            strategy=self._make_strategy(config, device),
         )
+        processes = config.devices * config.nodes
+        self._alarm = Alarm(processes, children) if processes > 1 else None
         self.fabric.launch()
+        if self._alarm is not None:
+            self._alarm.connect(self.rank)
+
+    def _make_strategy(self, config: TrainConfig, device: str) -> Strategy | str:
+        # Through gloo, processes agree on small things without waiting for their devices.
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        timeout = timedelta(minutes=config.timeout_minutes)
+        if self.strategy == "ddp":
+            return TaskCopies(timeout=timeout, process_group_backend=backend)
+        if self.strategy == "fsdp":
+
+            def parallelise(task: nn.Module, mesh: DeviceMesh) -> nn.Module:
+                assert isinstance(task, Task)
+                return shard_task(task.to(self.device), mesh["data_parallel"])
+
+            return ModelParallelStrategy(
+                parallelise,
+                data_parallel_size=config.devices * config.nodes,
+                tensor_parallel_size=1,
+                timeout=timeout,
+                process_group_backend=backend,
+            )
+        return "auto"
 
     @property
     def device(self) -> torch.device:
@@ -58,13 +134,24 @@ class Runtime:
         """Whether this process writes files."""
         return self.fabric.is_global_zero
 
-    def setup(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-        """Wrap a module and its optimizer for this device and precision."""
-        return self.fabric.setup(module, optimizer)
+    @property
+    def is_sharded(self) -> bool:
+        """Whether parameters are spread over the processes."""
+        return self.strategy == "fsdp"
+
+    def setup(self, task: Task, make_optimizer: MakeOptimizer) -> tuple[Any, torch.optim.Optimizer]:
+        """Wrap a task for this device, and make the optimizer of what its parameters are then."""
+        module = self.fabric.setup_module(task)
+        optimizer: Any = self.fabric.setup_optimizers(make_optimizer())
+        return module, optimizer
 
     def backward(self, loss: Tensor) -> None:
         """Compute gradients."""
         self.fabric.backward(loss)
+
+    def without_sync(self, module: Any, *, on: bool) -> AbstractContextManager[Any]:
+        """Keep gradients to this process, while parts of a batch accumulate."""
+        return self.fabric.no_backward_sync(module, enabled=on and self.strategy != "single")
 
     def clip(self, module: Any, optimizer: Any, norm: float) -> Tensor:
         """Clip the global gradient norm and return it; non-finite norms do not raise here."""
@@ -78,14 +165,88 @@ class Runtime:
         """Precision for code that does not go through a wrapped module."""
         return self.fabric.autocast()
 
+    # -- agreement ---------------------------------------------------------------------------
+
     def mean(self, value: Tensor) -> Tensor:
-        """Average a scalar over all processes."""
+        """Average a tensor over all processes."""
         if self.world_size == 1:
             return value
-        reduced = self.fabric.all_reduce(value, reduce_op="mean")
+        reduced = self.fabric.all_reduce(value.clone(), reduce_op="mean")
         assert isinstance(reduced, Tensor)
         return reduced
+
+    def average_norms(self, module: nn.Module) -> None:
+        """Average the statistics of batch norms over all processes."""
+        if self.world_size == 1:
+            return
+        for norm in module.modules():
+            if isinstance(norm, NORMS) and norm.running_mean is not None:
+                for statistic in (norm.running_mean, norm.running_var):
+                    assert statistic is not None
+                    statistic.copy_(self.mean(statistic))
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Return for each flag whether it is set on any process."""
+        if self.world_size == 1:
+            return flags
+        counts = torch.tensor([int(flag) for flag in flags])
+        dist.all_reduce(counts, op=dist.ReduceOp.MAX)
+        return tuple(bool(count) for count in counts.tolist())
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return a small picklable value of every process, in the order of ranks."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_main(self, value: Any) -> Any:
+        """Return the main process's value of something small and picklable."""
+        return self.gather(value if self.is_main else None)[0]
 
     def barrier(self) -> None:
         """Wait for all processes."""
         self.fabric.barrier()
+
+    # -- the end -----------------------------------------------------------------------------
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Let an error of one process end all of them, with one message; then part."""
+        try:
+            yield
+        except BaseException as error:
+            if self._alarm is None:
+                self._part()
+            else:
+                self._alarm.sound(error)
+            raise
+        if self._alarm is not None:
+            self._alarm.stop()
+            # A next run of this program must not meet the store of this one.
+            next_port(self.from_main(free_port()))
+            self.barrier()
+        self._part()
+
+    def _part(self) -> None:
+        """Leave the other processes: what follows is for one alone."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def check_devices(config: TrainConfig, device: str) -> None:
+    """Find out before any process is started whether there are enough devices.
+
+    Raises:
+        ConfigError: There are not.
+    """
+    if device == "cuda" and torch.cuda.device_count() < config.devices:
+        raise ConfigError(
+            f"devices is {config.devices}, but this machine has {torch.cuda.device_count()} CUDA "
+            f"devices; give fewer, or --device cpu"
+        )
+    if config.strategy == "fsdp":
+        check_parts_known()
+    if device == "mps" and (config.devices * config.nodes > 1 or config.strategy != "auto"):
+        raise ConfigError("device mps works alone; leave out devices, nodes and strategy")

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from perceivers.checkpoints.loading import Loaded
 from perceivers.data.views import Views
 from perceivers.errors import ConfigError
+from perceivers.tasks.presence import answer
 
 # Tasks whose answers are probabilities of the whole sample.
 AVERAGED_TASKS = ("classify", "multilabel", "multitask")
@@ -74,12 +75,19 @@ class ViewAverage(nn.Module):
         self.independent = independent
         self.at_once = max(1, at_once)
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
-        """Return logits ``[B, K]`` of inputs ``[B * V, ...]``, or several of them by name."""
+    def forward(
+        self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """Return logits ``[B, K]`` of inputs ``[B * V, ...]``, or several of them by name.
+
+        Args:
+            inputs: Raw tensors by name.
+            present: Which views hold a modality, bool ``[B * V]``, by name; all where not given.
+        """
         num_inputs = len(next(iter(inputs.values())))
+        rows = [slice(i, i + self.at_once) for i in range(0, num_inputs, self.at_once)]
         answers = [
-            self.model({name: raw[i : i + self.at_once] for name, raw in inputs.items()})
-            for i in range(0, num_inputs, self.at_once)
+            answer(self.model, _take(inputs, part), _take(present or {}, part)) for part in rows
         ]
         if isinstance(answers[0], Mapping):
             return {name: self._average([a[name] for a in answers]) for name in answers[0]}
@@ -89,6 +97,11 @@ class ViewAverage(nn.Module):
         """Join the answers to all views and average them."""
         logits = torch.cat(parts).unflatten(0, (-1, self.num_views))  # [B, V, K]
         return average_sigmoids(logits) if self.independent else average_softmaxes(logits)
+
+
+def _take(tensors: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
+    """Return some rows of every tensor."""
+    return {name: tensor[rows] for name, tensor in tensors.items()}
 
 
 def average_softmaxes(logits: Float[Tensor, "B V K"]) -> Float[Tensor, "B K"]:

@@ -13,7 +13,7 @@ from perceivers.data import Dataset
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.models.registry import FAMILIES, create_model, find_family, list_models
 from perceivers.training.config import TrainConfig
-from perceivers.types import ModalitySpec
+from perceivers.types import Image, ModalitySpec
 from perceivers.workflows.opening import data_specs
 
 # Fields of a model's config that are described elsewhere than in model_options.
@@ -76,6 +76,71 @@ def classifier(
         torch.manual_seed(config.seed)
         model = family.module(wanted)
     return model, [f"from {loaded.folder}: {transfer_encoder(loaded.model, model)}"]
+
+
+def segmenter(
+    config: TrainConfig, dataset: Dataset, num_classes: int, head: str
+) -> tuple[Any, list[str]]:
+    """Build a model that answers element by element, fresh or around trained latents.
+
+    Args:
+        config: The run's settings.
+        dataset: Opened data.
+        num_classes: Logits per element.
+        head: ``family``, or the name of a read-out that the model's system has.
+
+    Returns:
+        The model, and sentences for the console.
+
+    Raises:
+        ConfigError: The system, or this data's modalities, have no such read-out.
+    """
+    loaded = None if config.model in list_models() else load_for(config, dataset)
+    family = find_family(config.model) if loaded is None else loaded.model.family
+    entry = FAMILIES[family]
+    if entry.as_segmenter is None:
+        able = [name for name, each in FAMILIES.items() if each.as_segmenter is not None]
+        raise ConfigError(
+            f"{config.model} is a {family} model, which has no answer per element; segmentation is "
+            f"for {', '.join(able)}"
+        )
+    base = _plain_config(config, dataset) if loaded is None else loaded.model.config
+    name = picture_of(base.data_inputs)
+    wanted = entry.as_segmenter(base, num_classes, name, head)
+    wanted = change_config(wanted, model_options(config, family))
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model = entry.module(wanted)
+    if loaded is None:
+        return model, []
+    return model, [f"from {loaded.folder}: {transfer_encoder(loaded.model, model)}"]
+
+
+def _plain_config(config: TrainConfig, dataset: Dataset) -> Any:
+    """Return the config of a variant for this data, before its read-out is chosen."""
+    entry = FAMILIES[find_family(config.model)]
+    return entry.configure(
+        entry.variants[config.model],
+        inputs=data_specs(config, dataset),
+        num_classes=None,
+        head="query",
+        overrides={},
+    )
+
+
+def picture_of(specs: Mapping[str, ModalitySpec]) -> str:
+    """Return the one modality that masks belong to: the pictures.
+
+    Raises:
+        ConfigError: There are none, or several.
+    """
+    names = [name for name, spec in specs.items() if isinstance(spec, Image)]
+    if len(names) != 1:
+        raise ConfigError(
+            f"masks say what is in a picture, but the modalities are {sorted(specs)}, of which "
+            f"{names} are pictures; choose one with --modalities"
+        )
+    return names[0]
 
 
 def load_for(config: TrainConfig, dataset: Dataset) -> Loaded:

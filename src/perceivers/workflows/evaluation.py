@@ -1,7 +1,7 @@
 """Evaluate a trained model on a split of its own or of other data."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,30 @@ from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
 from perceivers.data import Batch, Dataset, make_eval_loader
 from perceivers.data.flow_pairs import FlowPairs
 from perceivers.data.joined import SEPARATOR
+from perceivers.data.masks import Mask
 from perceivers.data.views import Views
 from perceivers.errors import DataError, RunError
 from perceivers.tasks import Classification, ClassificationConfig
-from perceivers.tasks.classification import accuracies, confusion
 from perceivers.tasks.flow import FLOW_SCALE, TARGET, flow_modality
+from perceivers.tasks.metrics import device_of, new_accuracies, result, results
+from perceivers.tasks.presence import answer, held_modalities
+from perceivers.tasks.segmentation import TARGET as MASKS
+from perceivers.tasks.segmentation import SegmentationConfig
 from perceivers.tasks.tiled_flow import evaluate_pairs
-from perceivers.training.config import FlowTrainConfig, TrainConfig
+from perceivers.training.config import (
+    FlowTrainConfig,
+    RegressConfig,
+    SegmentConfig,
+    TrainConfig,
+)
 from perceivers.training.run_folder import RunFolder
 from perceivers.types import Array, ModalitySpec
 from perceivers.workflows.averaging import average_views
 from perceivers.workflows.opening import open_dataset
-from perceivers.workflows.preparing import rebuild_task
+from perceivers.workflows.preparing import mask_spec, rebuild_task, sized_mask
+
+# Stands for the settings of a model that no run says more about.
+PLAIN = TrainConfig(model="", data="", out="")
 
 
 @dataclass(frozen=True)
@@ -80,8 +92,8 @@ def evaluate(
     if address is None:
         raise RunError(f"{model} is a model folder without a run; say which data with --data")
     dataset, specs = open_for_model(loaded, config, address)
-    source = _split(dataset, split)
-    check_classes(loaded, dataset)
+    source = choose_split(dataset, split)
+    check_classes(loaded, dataset, config)
     skipped: list[str] = []
     if isinstance(source, FlowPairs):
         # Measured pairs have sizes of their own, which no batch could hold.
@@ -121,6 +133,12 @@ def open_for_model(
     if config is None:
         columns = [] if SEPARATOR in address else list(loaded.info.columns)
         config = TrainConfig(model="", data=address, out="", labels=columns)
+        if loaded.info.task == "regress":
+            wanted = list(loaded.info.targets)
+            config = RegressConfig(model="", data=address, out="", targets=wanted)
+    if loaded.info.task == "segment":
+        dataset = open_dataset(config, address=address)
+        return dataset, {**specs, MASKS: sized_mask(loaded.model, _masks(config, dataset)[1])}
     if loaded.info.task != "flow":
         return open_dataset(config, address=address), specs
     _, height, width = specs[flow_modality(loaded.model)].grid
@@ -128,12 +146,25 @@ def open_for_model(
     return dataset, {**specs, TARGET: Array((2, height), width)}
 
 
-def check_classes(loaded: Loaded, dataset: Dataset) -> None:
+def _masks(config: TrainConfig, dataset: Dataset) -> tuple[tuple[str, ...], Mask]:
+    """Return the classes of masks that count, and how masks are read."""
+    settings = config.segment if isinstance(config, SegmentConfig) else SegmentationConfig()
+    return mask_spec(dataset, settings)
+
+
+def check_classes(loaded: Loaded, dataset: Dataset, config: TrainConfig | None = None) -> None:
     """Refuse data whose classes are not the model's.
+
+    Args:
+        loaded: The model.
+        dataset: Opened data.
+        config: The settings of the model's run, which say what masks ignore.
 
     Raises:
         DataError: Names differ, or there are no labels.
     """
+    if loaded.info.task == "segment":
+        dataset = replace(dataset, classes=_masks(config or PLAIN, dataset)[0], columns={})
     columns = {name: tuple(names) for name, names in loaded.info.columns.items()}
     found = dict(dataset.columns)
     # Labels are told apart by their place, so the order of the columns counts.
@@ -161,7 +192,12 @@ def _shorten(columns: Mapping[str, Sequence[str]], shown: int = 4) -> dict[str, 
     }
 
 
-def _split(dataset: Dataset, split: str) -> Any:
+def choose_split(dataset: Dataset, split: str) -> Any:
+    """Return the source of a split.
+
+    Raises:
+        DataError: The data have no such split.
+    """
     if split not in dataset.splits:
         raise DataError(
             f"{dataset.address} has no {split!r} split; it has {sorted(dataset.splits)}. Choose "
@@ -184,10 +220,13 @@ def evaluate_classifier(loaded: Loaded, batches: Iterable[Batch], skipped: list[
     """Count every (truth, prediction) pair."""
     classes = loaded.info.classes
     task = Classification(loaded.model, len(classes), ClassificationConfig()).eval()
-    matrix = torch.zeros(len(classes), len(classes), dtype=torch.int64)
+    metrics = new_accuracies(len(classes), device_of(loaded.model))
     for batch in batches:
         if batch.labels is None:
             raise DataError("the data has no labels; evaluation of a classifier needs them")
-        matrix += confusion(task.model(batch.inputs).argmax(-1), batch.labels, len(classes))
-    figures = {**accuracies(matrix), "samples": int(matrix.sum())}
+        logits = answer(task.model, batch.inputs, held_modalities(task.model, batch))
+        for metric in metrics.values():
+            metric.update(logits.argmax(-1), batch.labels)
+    matrix = result(metrics.pop("matrix")).long().cpu()
+    figures = {**results(metrics), "samples": int(matrix.sum())}
     return Evaluation(figures, classes, matrix, skipped)

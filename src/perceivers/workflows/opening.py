@@ -9,7 +9,7 @@ from perceivers.data.flow_pairs import open_flow_pairs
 from perceivers.data.sources import Source
 from perceivers.data.warps import make_warps
 from perceivers.errors import ConfigError, DataError
-from perceivers.training.config import FlowTrainConfig, TrainConfig
+from perceivers.training.config import FlowTrainConfig, RegressConfig, TrainConfig
 from perceivers.types import Image, ModalitySpec
 
 WARPS = "warps:"
@@ -38,7 +38,9 @@ def open_dataset(
         raise DataError(
             f"{address} holds generated frame pairs, which only flow learns from (--task flow)"
         )
-    return open_data(address, val_share=config.val_share, labels=config.labels)
+    targets = config.targets if isinstance(config, RegressConfig) else ()
+    dataset = open_data(address, val_share=config.val_share, labels=config.labels, targets=targets)
+    return dataset.holding(config.modalities)
 
 
 def data_specs(config: TrainConfig, dataset: Dataset) -> dict[str, ModalitySpec]:

@@ -11,17 +11,20 @@ import torch
 from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded, load_with_info
-from perceivers.data import find_files, read_files
+from perceivers.data import find_files, make_eval_loader, open_data, read_files
 from perceivers.data.byte_codec import decode_ids, encode_text, pad_ids, wrap_ids
 from perceivers.data.views import Views
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import write_atomic
 from perceivers.tasks.mlm import text_modality
+from perceivers.tasks.presence import answer, held_modalities
 from perceivers.types import FIRST_BYTE, MASK, Bytes
 from perceivers.workflows.averaging import average_views
 
+# Files whose samples are rows or members, which are opened by their address.
+DATA_ENDINGS = (".csv", ".jsonl", ".parquet", ".npz", ".tar")
 # Tasks whose answer is a record; the others answer with files.
-RECORD_TASKS = ("classify", "multilabel", "multitask", "mlm")
+RECORD_TASKS = ("classify", "multilabel", "multitask", "mlm", "regress")
 
 
 @torch.no_grad()
@@ -37,12 +40,14 @@ def predict(
     """Yield a record per file, and per text.
 
     A classifier gives ``class``, ``probability`` and ``top``; several labels give ``labels`` and
-    ``top``; several tasks a class and probability each; a model of masked bytes gives the text with
-    every ``[MASK]`` filled in. A file that cannot be read becomes a record with ``error`` instead.
+    ``top``; several tasks a class and probability each; regression a number per target, in its own
+    unit; a model of masked bytes gives the text with every ``[MASK]`` filled in. A file that cannot
+    be read becomes a record with ``error`` instead.
 
     Args:
         model: Run folder, ``RUN@last`` or model folder.
-        paths: Files of the model's kind, or folders searched for them.
+        paths: Files of the model's kind, or folders searched for them; or one table, ``.npz`` file
+            or tar, of which every sample is answered.
         texts: Texts given as they are, for models that read bytes.
         top: Classes listed per file.
         batch_size: Files at once; where there are several views of each, views at once.
@@ -51,7 +56,8 @@ def predict(
 
     Raises:
         UserError: The model answers with files (flow: ``predict_flow``; auto-encoders:
-            ``reconstruct``), a path does not exist, a text is too long, or the views do not fit.
+            ``reconstruct``; segmentation: ``predict_masks``), a path does not exist, a text is too
+            long, or the views do not fit.
     """
     if top < 1:
         raise ConfigError(f"top is {top}; it must be at least 1")
@@ -75,6 +81,9 @@ def predict(
         yield from _answer_texts(loaded, texts, top)
     if not paths:
         return
+    if is_data_file(paths):
+        yield from _answer_samples(loaded, str(paths[0]), top, batch_size, views)
+        return
     files = find_files([str(path) for path in paths], tuple(specs))
     for names, batch in read_files(files, specs, batch_size, views):
         if names:
@@ -84,6 +93,30 @@ def predict(
         for text in batch.bad:
             file, _, reason = text.partition(": ")
             yield {"file": file, "error": reason}
+
+
+def is_data_file(paths: Sequence[str | Path]) -> bool:
+    """Tell whether one path is given, of a file whose parts are samples."""
+    return len(paths) == 1 and str(paths[0]).lower().endswith(DATA_ENDINGS)
+
+
+def _answer_samples(
+    loaded: Loaded, address: str, top: int, batch_size: int, views: Views
+) -> Iterator[dict[str, Any]]:
+    """Yield a record per sample of a data address; samples may lack modalities."""
+    dataset = open_data(address)
+    for source in dataset.splits.values():
+        loader = make_eval_loader(
+            source, loaded.model.config.data_inputs, batch_size=batch_size, views=views
+        )
+        for batch in loader:
+            held = held_modalities(loaded.model, batch)
+            records = _records(loaded, answer(loaded.model, batch.inputs, held), top)
+            for index, record in zip(batch.index.tolist(), records, strict=True):
+                yield {"file": str(source.names[index]), **record}
+            for text in batch.bad:
+                file, _, reason = text.partition(": ")
+                yield {"file": file, "error": reason}
 
 
 def _answer_texts(loaded: Loaded, texts: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
@@ -142,6 +175,14 @@ def _records(loaded: Loaded, answer: Any, top: int) -> list[dict[str, Any]]:
         return [
             {"labels": [r["class"] for r in rows if r["probability"] > 0.5], "top": best}
             for rows, best in zip(every, ranked, strict=True)
+        ]
+    if info.task == "regress":
+        return [
+            {
+                name: float(f"{value * deviation + mean:.7g}")
+                for value, (name, (mean, deviation)) in zip(row, info.targets.items(), strict=True)
+            }
+            for row in answer.double().tolist()
         ]
     rows = _ranked(answer.float().softmax(-1), info.classes, top)
     return [{**best[0], "top": best} for best in rows]

@@ -8,7 +8,9 @@ import torch
 
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import Dataset
+from perceivers.data.masks import Mask, count_pixels, kept_classes
 from perceivers.data.measuring import override_spec
+from perceivers.data.sources import TargetSource
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.models.registry import FAMILIES, find_family, list_models
 from perceivers.models.saving import ModelInfo
@@ -23,12 +25,18 @@ from perceivers.tasks import (
     MaskedLanguageConfig,
     Multitask,
     OpticalFlow,
+    Regression,
+    RegressionConfig,
+    Segmentation,
+    SegmentationConfig,
     Task,
 )
 from perceivers.tasks.classification import balanced_weights
 from perceivers.tasks.flow import TARGET, flow_modality
 from perceivers.tasks.mae import OBJECTIVES
 from perceivers.tasks.multilabel import Multilabel, MultilabelConfig, label_names
+from perceivers.tasks.regression import measure_targets
+from perceivers.tasks.segmentation import TARGET as MASKS
 from perceivers.training.config import (
     AutoencodeConfig,
     ClassifyConfig,
@@ -37,6 +45,8 @@ from perceivers.training.config import (
     MultilabelTrainConfig,
     MultitaskConfig,
     PretrainConfig,
+    RegressConfig,
+    SegmentConfig,
     TrainConfig,
 )
 from perceivers.types import Array, Labels, ModalitySpec
@@ -45,7 +55,9 @@ from perceivers.workflows.building import (
     fresh_model,
     fresh_or_continued,
     load_for,
+    picture_of,
     resize,
+    segmenter,
     with_options,
 )
 from perceivers.workflows.opening import data_specs, open_dataset
@@ -184,6 +196,61 @@ def prepare_multitask(config: MultitaskConfig) -> Prepared:
     return Prepared(task, dataset, model.config.data_inputs, info, [*dataset.notes, *notes])
 
 
+def prepare_segmentation(config: SegmentConfig) -> Prepared:
+    """A class per pixel, from trained weights or fresh."""
+    dataset = open_dataset(config)
+    classes, spec = mask_spec(dataset, config.segment)
+    model, notes = segmenter(config, dataset, len(classes), config.head)
+    specs = {**model.config.data_inputs, MASKS: sized_mask(model, spec)}
+    weights = None
+    if config.segment.class_weights == "balanced":
+        counts = torch.from_numpy(count_pixels(dataset.splits["train"], spec)).float()
+        mean = counts.sum() / len(classes)
+        weights = torch.where(counts > 0, mean / counts.clamp(min=1), 0.0)
+    task = Segmentation(model, classes, config.segment, weights)
+    info = _info(config, "segment", classes)
+    return Prepared(task, dataset, specs, info, [*dataset.notes, *notes])
+
+
+def mask_spec(dataset: Dataset, config: SegmentationConfig) -> tuple[tuple[str, ...], Mask]:
+    """Return the classes of the masks that count, and how masks of one pixel are read.
+
+    Raises:
+        DataError: The data have no masks, or the class to ignore is none of theirs.
+    """
+    if not dataset.mask_classes:
+        raise DataError(
+            f"{dataset.address} holds no masks; segmentation needs a folder with images/ and "
+            f"masks/ paired by name, or KEY.png beside KEY.jpg in tars"
+        )
+    classes, ignored = kept_classes(dataset.mask_classes, config.ignore)
+    return classes, Mask(1, 1, len(classes), ignored)
+
+
+def sized_mask(model: Any, spec: Mask) -> Mask:
+    """Return how masks are read for a model's pictures."""
+    inputs = model.config.data_inputs
+    height, width = inputs[picture_of(inputs)].grid
+    return replace(spec, height=height, width=width)
+
+
+def prepare_regression(config: RegressConfig) -> Prepared:
+    """Numbers per sample, from trained weights or fresh."""
+    dataset = open_dataset(config)
+    source = dataset.splits["train"]
+    targets = source.targets if isinstance(source, TargetSource) else None
+    if targets is None or not dataset.targets:
+        raise DataError(
+            f"{config.data} gives no targets; name the columns of a table that hold the numbers "
+            f"to be predicted, such as --targets '[\"age\"]'"
+        )
+    measured = measure_targets(torch.from_numpy(targets), dataset.targets)
+    model, notes = classifier(config, dataset, len(measured), config.head)
+    task = Regression(model, measured, config.regress)
+    info = replace(_info(config, "regress"), targets=measured)
+    return Prepared(task, dataset, model.config.data_inputs, info, [*dataset.notes, *notes])
+
+
 def prepare_flow(config: FlowTrainConfig) -> Prepared:
     """Optical flow on generated or measured pairs."""
     unused = {"size": None, "channels": None, "labels": [], "modalities": []}
@@ -253,6 +320,12 @@ def rebuild_task(name: str, model: Any, config: TrainConfig | None, info: ModelI
         return Multilabel(model, info.columns, MultilabelConfig())
     if name == "multitask":
         return Multitask(model, info.columns)
+    if name == "segment":
+        segment = config.segment if isinstance(config, SegmentConfig) else SegmentationConfig()
+        return Segmentation(model, info.classes, segment)
+    if name == "regress":
+        regress = config.regress if isinstance(config, RegressConfig) else RegressionConfig()
+        return Regression(model, info.targets, regress)
     if name == "flow":
         return OpticalFlow(
             model, config.flow if isinstance(config, FlowTrainConfig) else FlowConfig()
@@ -271,4 +344,6 @@ PREPARE: dict[str, Callable[[Any], Prepared]] = {
     "multilabel": prepare_multilabel,
     "multitask": prepare_multitask,
     "flow": prepare_flow,
+    "segment": prepare_segmentation,
+    "regress": prepare_regression,
 }

@@ -82,7 +82,9 @@ def picture_modality(model: Any) -> str:
 def settings_of(loaded: Loaded, mask: MaskedAutoencodingConfig) -> MaskSettings:
     """Return how a model is masked; its target is the one that it was trained on."""
     target: Any = loaded.info.target or mask.target
-    return replace(mask, target=target).settings(loaded.model)
+    # Weights without their run may still say how much was hidden.
+    ratio = mask.ratio or loaded.info.provenance.get("mask_ratio")
+    return replace(mask, target=target, ratio=ratio).settings(loaded.model)
 
 
 def imagine(

@@ -45,8 +45,10 @@ TITLES = {
     "multilabel": "Multi-label",
     "multitask": "Several tasks",
     "flow": "Optical flow",
+    "segment": "Segmentation",
+    "regress": "Regression",
 }
-SHARES = {"val top1", "val macro", "val map"}
+SHARES = {"val top1", "val macro", "val map", "val miou", "val pixel_accuracy"}
 VERBS = dict.fromkeys(TITLES, "train") | dict.fromkeys(
     ("pretrain", "mlm", "autoencode"), "pretrain"
 )
@@ -59,9 +61,14 @@ NEXT = {
     "multilabel": ("perceivers evaluate {run}", "perceivers predict {run} FILE..."),
     "multitask": ("perceivers evaluate {run}", "perceivers predict {run} FILE..."),
     "flow": ("perceivers evaluate {run}", "perceivers predict {run} FRAME1 FRAME2 --out flow/"),
+    "segment": ("perceivers evaluate {run}", "perceivers predict {run} PICTURE... --out masks/"),
+    "regress": ("perceivers evaluate {run}", "perceivers predict {run} FILE..."),
 }
 # Figures worth a panel, where a task has them.
-CURVES = ("top1", "macro", "map", "epe", "bits_per_byte", "psnr/image", "psnr/video", "psnr/audio")
+CURVES = (
+    *("top1", "macro", "map", "epe", "miou", "r2", "bits_per_byte"),
+    *("psnr/image", "psnr/video", "psnr/audio"),
+)
 SHOWN = 10
 SHOWN_SEED = 7
 
@@ -133,7 +140,7 @@ def overview_section(report: Report) -> Section:
     facts += [
         (f"{100 * value:.2f} %" if name in SHARES else f"{value:.4f}", name)
         for name, value in report.loaded.info.metrics.items()
-        if name in SHARES | {"val loss", "val epe"}
+        if name in SHARES | {"val loss", "val epe", "val r2"}
     ]
     for split, entry in report.results.items():
         figures = entry["figures"]

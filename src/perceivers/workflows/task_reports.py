@@ -6,18 +6,28 @@ from typing import Any
 import torch
 
 from perceivers.checkpoints.loading import Loaded
-from perceivers.data import Batch, make_eval_loader
+from perceivers.data import AugmentConfig, Batch, make_eval_loader
+from perceivers.data.batches import read_readable
 from perceivers.data.byte_codec import decode_ids
+from perceivers.data.fitting import SampleReader
 from perceivers.report.figures import draw_reconstructions
 from perceivers.report.figures.flow import draw_flow
+from perceivers.report.figures.regression import draw_regression
+from perceivers.report.figures.segmentation import draw_masks
 from perceivers.report.html import Section, Table
 from perceivers.tasks.autoencoding import Autoencoding, as_floats, decode_raw
 from perceivers.tasks.flow import TARGET, flow_modality
 from perceivers.tasks.mlm import EVALUATION_SEED, hide_words, text_modality
+from perceivers.tasks.presence import answer, held_modalities
+from perceivers.tasks.regression import Regression
+from perceivers.tasks.segmentation import TARGET as MASKS
+from perceivers.tasks.segmentation import Segmentation, element_logits, segmented_modality
 from perceivers.training.config import (
     AutoencodeConfig,
     FlowTrainConfig,
     MlmConfig,
+    RegressConfig,
+    SegmentConfig,
     TrainConfig,
 )
 from perceivers.types import FIRST_BYTE, Image, Video
@@ -26,6 +36,8 @@ from perceivers.workflows.preparing import rebuild_task
 
 SHOWN = 8
 PAIRS_SHOWN = 4
+MASKS_SHOWN = 6
+NUMBERS_SHOWN = 512
 
 
 def figures_table(loaded: Loaded, results: dict[str, Any]) -> Section:
@@ -57,6 +69,10 @@ def example_section(task: str, loaded: Loaded, config: TrainConfig, folder: Path
         return _reconstructions(loaded, config, folder)
     if task == "flow" and isinstance(config, FlowTrainConfig):
         return _flows(loaded, config, folder)
+    if task == "segment" and isinstance(config, SegmentConfig):
+        return _masks(loaded, config, folder)
+    if task == "regress" and isinstance(config, RegressConfig):
+        return _numbers(loaded, config, folder)
     return None
 
 
@@ -149,3 +165,62 @@ def _flows(loaded: Loaded, config: FlowTrainConfig, folder: Path) -> Section:
         text="Validation pairs, not trained on.",
         figures=[(path, "Frames, true flow, predicted flow, error.")],
     )
+
+
+@torch.no_grad()
+def _masks(loaded: Loaded, config: SegmentConfig, folder: Path) -> Section:
+    """Pictures with true and found masks, spread over the validation split."""
+    dataset, specs = open_for_model(loaded, config, config.data)
+    source = dataset.splits["val"]
+    places = torch.linspace(0, len(source) - 1, min(MASKS_SHOWN, len(source))).round().long()
+    reader = SampleReader(source, specs, AugmentConfig())
+    batch = read_readable(reader, places.tolist())
+    name = segmented_modality(loaded.model)
+    inputs = {key: raw for key, raw in batch.inputs.items() if key != MASKS}
+    task = rebuild_task("segment", loaded.model, config, loaded.info)
+    assert isinstance(task, Segmentation)
+    logits = answer(loaded.model, inputs, held_modalities(loaded.model, batch))
+    found = element_logits(loaded.model, logits).argmax(1)
+    adapter = loaded.model.adapter(name)
+    pictures = adapter.restore(adapter.normalise(adapter.flatten(inputs[name]), torch.float32))
+    path = draw_masks(
+        folder / "masks.png",
+        pictures=pictures.numpy(),
+        true=task.true_classes(batch).to(torch.uint8).numpy(),
+        found=found.to(torch.uint8).numpy(),
+        classes=loaded.info.classes,
+        title="Segmentation",
+        note="As the model sees them; black is void, which is neither learned nor counted.",
+    )
+    return Section(
+        title="Masks",
+        text="Validation pictures, not trained on, spread over the split.",
+        figures=[
+            (path, "Picture, true mask, found mask, and the latter where the truth is known.")
+        ],
+    )
+
+
+@torch.no_grad()
+def _numbers(loaded: Loaded, config: RegressConfig, folder: Path) -> Section:
+    """Predicted against true numbers."""
+    task = rebuild_task("regress", loaded.model, config, loaded.info)
+    assert isinstance(task, Regression)
+    dataset, specs = open_for_model(loaded, config, config.data)
+    true, made, count = [], [], 0
+    for batch in make_eval_loader(dataset.splits["val"], specs, batch_size=SHOWN * 8):
+        if batch.targets is None or count >= NUMBERS_SHOWN:
+            break
+        answers = answer(loaded.model, batch.inputs, held_modalities(loaded.model, batch))
+        true.append(batch.targets)
+        made.append(task.restore(answers))
+        count += len(batch)
+    path = draw_regression(
+        folder / "numbers.png",
+        true=torch.cat(true).numpy(),
+        predicted=torch.cat(made).numpy(),
+        names=task.names,
+        title="Predicted and true numbers",
+    )
+    text = f"{count} validation samples, not trained on; on the line a prediction is exact."
+    return Section(title="Predictions", text=text, figures=[(path, "A point per sample.")])

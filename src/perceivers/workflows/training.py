@@ -1,6 +1,7 @@
 """Pre-train, fine-tune, train from scratch, resume: model, data, task and engine together."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ from perceivers.checkpoints.loading import split_address
 from perceivers.data import Batch, make_eval_loader, make_train_loader
 from perceivers.data.fitting import SampleReader
 from perceivers.errors import ConfigError, RunError, suggest
+from perceivers.files import remove_leftovers
 from perceivers.models.registry import FAMILIES, find_family, list_models
 from perceivers.models.tables import position_tables
 from perceivers.tasks import MaskedAutoencoding
+from perceivers.tasks.presence import dropout_rates
 from perceivers.training.config import TrainConfig, build_config
 from perceivers.training.events import Listener, Noted
+from perceivers.training.launching import fit_to_launcher, given_processes
 from perceivers.training.listeners import ConsoleProgress, JsonlWriter
+from perceivers.training.loggers import check_installed, make_loggers
 from perceivers.training.loop import Loaders, Trainer
 from perceivers.training.run_folder import TASKS, RunFolder
 from perceivers.training.runtime import Runtime
@@ -25,11 +30,13 @@ from perceivers.workflows.preparing import PREPARE, Prepared
 from perceivers.workflows.run import Run
 
 START_POSITIONS = "positions_before.npz"
+# What may differ when a run is resumed: how its work is shared out.
+CHANGEABLE = ("devices", "nodes", "strategy", "batch_size", "accumulate")
 # Which tasks a verb trains; the first is what it means when nothing else is said.
 VERB_TASKS: dict[str, tuple[str, ...]] = {
     "pretrain": ("pretrain", "autoencode", "mlm"),
-    "train": ("classify", "multilabel", "multitask", "flow"),
-    "finetune": ("classify", "multilabel", "multitask", "flow"),
+    "train": ("classify", "multilabel", "multitask", "flow", "segment", "regress"),
+    "finetune": ("classify", "multilabel", "multitask", "flow", "segment", "regress"),
 }
 
 
@@ -53,8 +60,8 @@ def finetune(config: TrainConfig | None = None, **settings: Any) -> Run:
 
     Args:
         config: Complete settings; or give them as keywords.
-        settings: ``task`` (classify, multilabel, multitask or flow), fields of that task's config,
-            and ``overwrite`` and ``quiet``.
+        settings: ``task`` (classify, multilabel, multitask, flow, segment or regress), fields of
+            that task's config, and ``overwrite`` and ``quiet``.
 
     Raises:
         UserError: As for ``pretrain``.
@@ -124,19 +131,65 @@ def _check_model(verb: str, model: str) -> None:
         )
 
 
-def resume(run: str | Path, *, quiet: bool = False) -> Run:
+def resume(run: str | Path, *, quiet: bool = False, **changes: Any) -> Run:
     """Continue a run from its last checkpoint, exactly.
 
+    Args:
+        run: The run's folder.
+        quiet: Show nothing.
+        changes: ``devices``, ``nodes``, ``strategy``, ``batch_size`` or ``accumulate``, where the
+            run goes on with other processes; they are kept in the run's config.
+
     Raises:
-        UserError: Not a run folder, or nothing to resume from.
+        UserError: Not a run folder, nothing to resume from, or another setting changed.
     """
     folder = RunFolder(Path(run))
-    task, config = folder.read_config()
-    if not folder.checkpoint.is_file():
+    task, before = folder.read_config()
+    if not folder.has_checkpoint:
         raise RunError(
             f"{run} stopped before its first checkpoint; start it again with --overwrite"
         )
-    return _run(config, task, PREPARE[task](config), folder, quiet=quiet, resuming=True)
+    asked = {name: value for name, value in changes.items() if value is not None}
+    config = change_processes(before, asked)
+    runtime = Runtime(config)
+    with runtime.guarded():
+        prepared = PREPARE[task](config)
+        prepared.notes.extend(note_on_batches(before, config))
+        if runtime.is_main:
+            remove_leftovers(folder.path)
+            if config != before:
+                folder.write_config(task, config)
+        _run(config, task, prepared, folder, runtime, quiet=quiet, resuming=True)
+    return _report(folder, runtime)
+
+
+def change_processes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """Return a run's settings for the processes that continue it.
+
+    Raises:
+        ConfigError: Something else would change, or does not fit what torchrun or Slurm started.
+    """
+    unknown = sorted(changes.keys() - CHANGEABLE)
+    if unknown:
+        raise ConfigError(
+            f"resume cannot change {', '.join(unknown)}; it may change {', '.join(CHANGEABLE)}"
+        )
+    if given_processes() is not None:
+        # The launcher knows how many there are now; the run's config says how many there were.
+        config = replace(config, devices=1, nodes=1)
+    return fit_to_launcher(replace(config, **changes))
+
+
+def note_on_batches(before: TrainConfig, now: TrainConfig) -> list[str]:
+    """Say so when a resumed run reads other batches than it would have."""
+    old, new = (each.batch_size * each.devices * each.nodes for each in (before, now))
+    if old == new:
+        return []
+    return [
+        f"the batch of a step was {old} samples and is {new} from here on "
+        f"(batch_size={now.batch_size} per process); for equal batches give --batch_size "
+        f"{max(old // (now.devices * now.nodes), 1)}"
+    ]
 
 
 def _start(verb: str, config: TrainConfig | None, settings: dict[str, Any]) -> Run:
@@ -148,12 +201,18 @@ def _start(verb: str, config: TrainConfig | None, settings: dict[str, Any]) -> R
     task = choose_task(verb, asked, settings.get("model"))
     config = config or build_config(TASKS[task], settings)
     _check_model(verb, config.model)
-    prepared = PREPARE[task](config)
+    config = fit_to_launcher(config)
     folder = RunFolder(Path(config.out))
-    check_start(config, prepared)
-    folder.create(task, config, overwrite=overwrite)
-    save_positions(prepared.task.model, folder)
-    return _run(config, task, prepared, folder, quiet=quiet, resuming=False)
+    runtime = Runtime(config)
+    with runtime.guarded():
+        prepared = PREPARE[task](config)
+        if runtime.is_main:
+            check_start(config, prepared)
+            folder.create(task, config, overwrite=overwrite)
+            save_positions(prepared.task.model, folder)
+        runtime.barrier()
+        _run(config, task, prepared, folder, runtime, quiet=quiet, resuming=False)
+    return _report(folder, runtime)
 
 
 def check_start(config: TrainConfig, prepared: Prepared) -> None:
@@ -163,6 +222,7 @@ def check_start(config: TrainConfig, prepared: Prepared) -> None:
         UserError: The data do not fit the model, an input cannot be masked, or the run would
             replace the model that it starts from.
     """
+    check_installed(config.loggers)
     source = Path(split_address(config.model)[0]).resolve()
     out = Path(config.out).resolve()
     if config.model not in list_models() and source.is_relative_to(out):
@@ -173,6 +233,7 @@ def check_start(config: TrainConfig, prepared: Prepared) -> None:
     for split in ("train", "val"):
         SampleReader(prepared.dataset.splits[split], prepared.specs, config.augment)
     task = prepared.task
+    dropout_rates(task.model, config.modality_dropout)
     if isinstance(task, MaskedAutoencoding):
         blank = {n: torch.zeros(1, *spec.raw_shape) for n, spec in prepared.specs.items()}
         task.objective.draw(blank, task.settings, torch.Generator())
@@ -192,15 +253,18 @@ def _run(
     task: str,
     prepared: Prepared,
     folder: RunFolder,
+    runtime: Runtime,
     *,
     quiet: bool,
     resuming: bool,
-) -> Run:
-    """Train, then write the run's report."""
+) -> None:
+    """Train."""
     label = "pre-training" if task in VERB_TASKS["pretrain"] else "training"
-    runtime = Runtime(config)
     console = ConsoleProgress(label, quiet=quiet)
     listeners: list[Listener] = [console, JsonlWriter(folder.metrics)]
+    listeners += make_loggers(
+        config.loggers, folder.path, config.to_json(), lambda text: console(Noted(text))
+    )
     trainer = Trainer(
         prepared.task,
         config,
@@ -210,9 +274,13 @@ def _run(
         prepared.info,
         listeners,
     )
-    for note in prepared.notes:
+    for note in prepared.notes if runtime.is_main else ():
         console(Noted(note))
     trainer.run(resume=resuming)
+
+
+def _report(folder: RunFolder, runtime: Runtime) -> Run:
+    """Write the run's report: one process is enough, and the others have parted."""
     run = Run(folder.path)
     if runtime.is_main:
         run.write_report()
@@ -238,9 +306,16 @@ def make_loaders(config: TrainConfig, prepared: Prepared, runtime: Runtime) -> L
         )
 
     def val_batches() -> Iterable[Batch]:
+        # Where parameters are spread, all processes must call the model equally often.
+        sharers = 1 if runtime.is_sharded else runtime.world_size
         batches = make_eval_loader(
-            splits["val"], prepared.specs, batch_size=config.batch_size, workers=config.workers
+            splits["val"],
+            prepared.specs,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            rank=runtime.rank % sharers,
+            world_size=sharers,
         )
-        return islice(batches, config.limit or None)
+        return islice(batches, -(-config.limit // sharers) if config.limit else None)
 
     return Loaders(train=train_batches, val=val_batches)

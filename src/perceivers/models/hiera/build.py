@@ -101,3 +101,23 @@ def as_classifier(
         made = replace(made, dim=config.head.dim) if made.kind == config.head.kind else made
     init = config.init if config.decoder is None else "paper"
     return replace(config, decoder=None, num_pools=None, head=made, init=init)
+
+
+def as_segmenter(config: HieraConfig, num_classes: int, modality: str, head: str) -> HieraConfig:
+    """Return the config of a Hiera that answers with classes for every element of its input.
+
+    Args:
+        config: Whose input and stages stay; every stage pools, as in a classifier.
+        num_classes: Logits per element.
+        modality: The input's name.
+        head: ``family`` or ``pyramid``: all stages are read.
+
+    Raises:
+        ConfigError: Another head, or another modality.
+    """
+    if head not in {"family", "pyramid"} or modality != config.name:
+        raise ConfigError(
+            f"head={head!r} for {modality!r}: a Hiera answers for every element of "
+            f"{config.name!r} from the 'pyramid' of its stages"
+        )
+    return as_classifier(config, num_classes, "segmentation")

@@ -61,3 +61,26 @@ def as_classifier(config: HiPConfig, num_classes: int | Mapping[str, int], head:
         raise ConfigError(f"num_classes={dict(num_classes)}: a HiP has one head")
     made = HiPHead(kind=head, num_outputs=num_classes)  # pyright: ignore[reportArgumentType]
     return replace(config, decoder=False, head=made)
+
+
+def as_segmenter(config: HiPConfig, num_classes: int, modality: str, head: str) -> HiPConfig:
+    """Return the config of a HiP that answers with classes for every element of a modality.
+
+    Args:
+        config: Whose inputs and levels stay.
+        num_classes: Logits per element.
+        modality: Whose elements.
+        head: ``family`` or ``bottleneck`` reads the processor; ``full`` the whole decoder.
+
+    Raises:
+        ConfigError: Another head, or a modality that is not read.
+    """
+    if head not in {"family", "bottleneck", "full"}:
+        raise ConfigError(
+            f"head={head!r}: a HiP answers element by element from its 'bottleneck' or its 'full' "
+            f"decoder"
+        )
+    full = head == "full"
+    kind = "dense_full" if full else "dense_bottleneck"
+    made = HiPHead(kind=kind, num_outputs=num_classes, modality=modality)
+    return replace(config, decoder=full, head=made)

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from perceivers.adapters import ElementAdapter
+from perceivers.adapters.presence import check_present
 from perceivers.errors import InputError, suggest
 from perceivers.masking import MaskPlan
 from perceivers.models.hip.config import HiPConfig
@@ -134,13 +135,18 @@ class InputEmbedding(nn.Module):
         return share.split(rows.unsqueeze(0))
 
     def forward(
-        self, inputs: Mapping[str, Tensor], layout: GroupLayout, plan: MaskPlan | None
+        self,
+        inputs: Mapping[str, Tensor],
+        layout: GroupLayout,
+        plan: MaskPlan | None,
+        present: Mapping[str, Tensor],
     ) -> tuple[Float[Tensor, "B G K E"], Bool[Tensor, "#B G 1 K"] | None]:
         """Return the visible tokens and, where some slot must be hidden, who may be attended to."""
         batch = next(iter(inputs.values())).shape[0]
         hidden = plan is not None and not plan.is_packed
         hidden |= any(share.name not in inputs for share in layout.shares)
         hidden |= layout.is_padded and self.config.mask_padding
+        hidden |= bool(present)
         tokens, valid = [], []
         for share in layout.shares:
             kept = None if plan is None else plan.kept.get(share.name)
@@ -156,6 +162,8 @@ class InputEmbedding(nn.Module):
                 seen = torch.zeros_like(seen)
             elif plan is not None and share.name in plan.keep:
                 seen = seen & plan.keep[share.name]
+            if share.name in present:
+                seen = seen & present[share.name][:, None, None]
             tokens.append(x)
             valid.append(seen)
         mask = None
@@ -235,15 +243,22 @@ class HiPEncoder(nn.Module):
         self.labels = LabelEmbedding(config) if config.labels else None
         self.blocks = nn.ModuleList(make_block(config, i) for i in range(config.processor + 1))
 
-    def forward(self, inputs: Mapping[str, Tensor], plan: MaskPlan | None = None) -> Encoded:
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        plan: MaskPlan | None = None,
+        present: Mapping[str, Tensor] | None = None,
+    ) -> Encoded:
         """Encode a batch; with a ``plan`` only what it keeps is looked at.
 
         Raises:
-            InputError: An input is unknown, misshapen, or none was given.
+            InputError: An input is unknown, misshapen, or none was given; or a presence does not
+                fit.
         """
         grouped = self._check(inputs)
+        check_present(present or {}, inputs)
         layout = self.config.layout(tuple(grouped))
-        x, mask = self.inputs(grouped, layout, plan)
+        x, mask = self.inputs(grouped, layout, plan, present or {})
         labels = self._labels(inputs)
         levels: list[Tensor] = []
         for index, block in enumerate(self.blocks):

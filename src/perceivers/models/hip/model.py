@@ -108,14 +108,25 @@ class HiP(SavedModule):
     # -- whole passes ------------------------------------------------------------------------
 
     def forward(
-        self, inputs: Mapping[str, Tensor] | Tensor
+        self,
+        inputs: Mapping[str, Tensor] | Tensor,
+        *,
+        present: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, "B ..."] | dict[str, Tensor]:
-        """Return logits, dense values or reconstructions, as the head declares."""
+        """Return logits, dense values or reconstructions, as the head declares.
+
+        Args:
+            inputs: Raw tensors ``[B, ...]`` by name, or one bare tensor.
+            present: Which samples hold a modality, bool ``[B]``, by name; all where not given.
+                What stands in ``inputs`` where a sample has none is not looked at. A sample that
+                lacks a modality is answered as if it had been given alone and without it, when
+                groups are dealt over the declared modalities.
+        """
         inputs = self.as_dict(inputs)
         head = self.config.head
         if head.kind == "label":
             inputs = {name: raw for name, raw in inputs.items() if name != head.modality}
-        encoded = self.encode(inputs)
+        encoded = self.encode(inputs, present=present)
         if head.kind in {"query", "mean"}:
             assert self.head is not None
             return self.head(encoded.processor)
@@ -126,13 +137,24 @@ class HiP(SavedModule):
         predictions = self.reconstruct(encoded)
         return {name: self.adapter(name).restore(x) for name, x in predictions.items()}
 
-    def forward_features(self, inputs: Mapping[str, Tensor] | Tensor) -> Encoded:
+    def forward_features(
+        self,
+        inputs: Mapping[str, Tensor] | Tensor,
+        *,
+        present: Mapping[str, Tensor] | None = None,
+    ) -> Encoded:
         """Return the latents of every encoder level, each ``[B, G, N, C]``."""
-        return self.encode(self.as_dict(inputs))
+        return self.encode(self.as_dict(inputs), present=present)
 
-    def encode(self, inputs: Mapping[str, Tensor], plan: MaskPlan | None = None) -> Encoded:
-        """Encode what ``plan`` keeps (everything without one)."""
-        return self.encoder(inputs, plan)
+    def encode(
+        self,
+        inputs: Mapping[str, Tensor],
+        plan: MaskPlan | None = None,
+        *,
+        present: Mapping[str, Tensor] | None = None,
+    ) -> Encoded:
+        """Encode what ``plan`` keeps (everything without one) of what samples hold."""
+        return self.encoder(inputs, plan, present)
 
     def decode(self, encoded: Encoded) -> Float[Tensor, "B G N C"]:
         """Return the latents of the last level.

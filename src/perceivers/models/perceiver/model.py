@@ -70,17 +70,20 @@ class Perceiver(SavedModule):
         inputs: Mapping[str, Tensor] | Tensor,
         *,
         valid: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, "B K"]:
         """Return logits.
 
         Args:
             inputs: Raw tensors by name, or one bare tensor.
             valid: Which tokens may be attended to ``[B, M]``, by modality.
+            present: Which samples hold a modality, bool ``[B]``, by name; all where not given. What
+                stands in ``inputs`` where a sample has none is not looked at.
 
         Raises:
             InputError: An input or a mask is unknown or misshapen, or nothing was given.
         """
-        pooled = self.forward_features(inputs, valid=valid).latents.mean(1)
+        pooled = self.forward_features(inputs, valid=valid, present=present).latents.mean(1)
         return pooled if self.head is None else self.head(pooled)
 
     def forward_features(
@@ -88,10 +91,12 @@ class Perceiver(SavedModule):
         inputs: Mapping[str, Tensor] | Tensor,
         *,
         valid: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
     ) -> Encoded:
         """Return the latents and the tokens they read."""
         dtype = self.trunk.latents.dtype
-        tokens = self.inputs(self.as_dict(inputs), valid=valid, dtype=dtype)
+        given = self.as_dict(inputs)
+        tokens = self.inputs(given, valid=valid, present=present, dtype=dtype)
         return Encoded(latents=self.trunk(tokens.array, tokens.valid), tokens=tokens)
 
     def adapter(self, name: str) -> ElementAdapter:

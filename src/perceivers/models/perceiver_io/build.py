@@ -19,6 +19,10 @@ from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.models.perceiver_io.config import DecoderConfig, Output, PerceiverIOConfig
 from perceivers.types import Labels, ModalitySpec, Points
 
+# Name of the output that says what every element belongs to, and sides of its patches.
+SEGMENTS = "segments"
+SEGMENT_PATCHES = (4, 2, 1)
+
 
 def configure(
     settings: Mapping[str, Any],
@@ -84,6 +88,44 @@ def as_classifier(
     return configure(
         settings, inputs=config.inputs, num_classes=num_classes, head=head, overrides={}
     )
+
+
+def as_segmenter(
+    config: PerceiverIOConfig, num_classes: int, modality: str, head: str
+) -> PerceiverIOConfig:
+    """Return the config of a Perceiver IO that answers with classes for every element.
+
+    A query stands for a patch of the modality's grid, of the largest side that divides the grid
+    among ``SEGMENT_PATCHES``, and for one point of a set of points.
+
+    Args:
+        config: Whose inputs and latents stay.
+        num_classes: Logits per element.
+        modality: Whose elements.
+        head: ``family`` or ``queries``.
+
+    Raises:
+        ConfigError: Another head, or a modality that is not read.
+    """
+    if head not in {"family", "queries"} or modality not in config.inputs:
+        raise ConfigError(
+            f"head={head!r} for {modality!r}: Perceiver IO answers with 'queries' for every "
+            f"element of one of {list(config.inputs)}"
+        )
+    spec, tokens = config.inputs[modality], config.tokens[modality]
+    if isinstance(spec, Points):
+        # The place of a point is what it holds, so a point asks with its own token.
+        output = Output(queries="tokens", modality=modality, channels=num_classes)
+        return replace(config, outputs={SEGMENTS: output})
+    side = next(n for n in SEGMENT_PATCHES if all(size % n == 0 for size in spec.grid))
+    output = Output(
+        queries="positions",
+        modality=modality,
+        positions=PositionConfig(kind="fourier", num_bands=tokens.positions.num_bands),
+        patch=(side,) * len(spec.grid),
+        channels=num_classes,
+    )
+    return replace(config, outputs={SEGMENTS: output})
 
 
 def _outputs(

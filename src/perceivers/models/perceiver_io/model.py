@@ -90,6 +90,7 @@ class PerceiverIO(SavedModule):
         inputs: Mapping[str, Tensor] | Tensor,
         *,
         valid: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
         outputs: list[str] | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """Return the answers to all outputs, or to those named.
@@ -97,9 +98,11 @@ class PerceiverIO(SavedModule):
         Args:
             inputs: Raw tensors by name, or one bare tensor.
             valid: Which tokens may be attended to ``[B, N]``, by modality.
+            present: Which samples hold a modality, bool ``[B]``, by name; all where not given. What
+                stands in ``inputs`` where a sample has none is not looked at.
             outputs: Names; one name still gives a bare answer.
         """
-        encoded = self.encode(self.as_dict(inputs), valid=valid)
+        encoded = self.encode(self.as_dict(inputs), valid=valid, present=present)
         names = list(self.config.outputs) if outputs is None else outputs
         answers = {name: self.decode(encoded, name) for name in names}
         return next(iter(answers.values())) if len(answers) == 1 else answers
@@ -109,9 +112,10 @@ class PerceiverIO(SavedModule):
         inputs: Mapping[str, Tensor] | Tensor,
         *,
         valid: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
     ) -> Encoded:
         """Return the latents and the tokens they read."""
-        return self.encode(self.as_dict(inputs), valid=valid)
+        return self.encode(self.as_dict(inputs), valid=valid, present=present)
 
     def encode(
         self,
@@ -120,6 +124,7 @@ class PerceiverIO(SavedModule):
         valid: Mapping[str, Tensor] | None = None,
         hidden: Mapping[str, Tensor] | None = None,
         kept: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
     ) -> Encoded:
         """Encode a batch; the arguments are those of ``TokenReaders``.
 
@@ -127,7 +132,9 @@ class PerceiverIO(SavedModule):
             InputError: An input or a mask is unknown or misshapen, or nothing was given.
         """
         dtype = self.trunk.latents.dtype
-        tokens = self.inputs(inputs, valid=valid, hidden=hidden, kept=kept, dtype=dtype)
+        tokens = self.inputs(
+            inputs, valid=valid, hidden=hidden, kept=kept, present=present, dtype=dtype
+        )
         return Encoded(latents=self.trunk(tokens.array, tokens.valid), tokens=tokens)
 
     def decode(

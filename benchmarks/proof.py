@@ -1,0 +1,183 @@
+"""Every set of real data: train, test, compare with classical answers, and write the table.
+
+    python benchmarks/proof.py --data-root DATA                       # everything that is missing
+    python benchmarks/proof.py --data-root DATA --rows fsdd dbpedia   # some rows
+    python benchmarks/proof.py --table                                # the table alone
+
+Every run and every baseline leaves a JSON file in benchmarks/results/proof; what is there is not
+done again, so the script can be stopped at any time. A run that was stopped is resumed. docs/
+results.md is written between its two marks.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from measuring import describe_machine
+from proof_rows import ROWS, Row
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "proof"
+PAGE = HERE.parent / "docs" / "results.md"
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+HEADER = ("set", "model", "recipe", "figure", "ours", "classical", "minutes", "seeds")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is missing and write the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data-root", type=Path, help="folder that holds the sets")
+    parser.add_argument("--runs", type=Path, default=Path("runs/proof"), help="where runs lie")
+    parser.add_argument("--rows", nargs="+", default=[row.name for row in ROWS])
+    parser.add_argument("--table", action="store_true", help="only write the table")
+    parser.add_argument("--no-baselines", action="store_true")
+    parser.add_argument("--no-runs", action="store_true")
+    args = parser.parse_args(argv)
+    known = {row.name: row for row in ROWS}
+    unknown = [name for name in args.rows if name not in known]
+    if unknown:
+        parser.error(f"there is no row {unknown[0]!r}; the rows are {', '.join(known)}")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    if not args.table:
+        if args.data_root is None:
+            parser.error("--data-root names the folder that holds the sets (docs/datasets.md)")
+        for name in args.rows:
+            if not args.no_baselines:
+                run_baselines(known[name], args.data_root)
+            for seed in known[name].seeds if not args.no_runs else ():
+                run_seed(known[name], args.data_root, args.runs, seed)
+    write_table()
+
+
+def run_seed(row: Row, root: Path, runs: Path, seed: int) -> None:
+    """Train and test one seed of a row, unless its result is there."""
+    target = RESULTS / f"{row.name}.seed{seed}.json"
+    if target.exists():
+        return
+    out = runs / f"{row.name}.seed{seed}"
+    began = time.perf_counter()
+    for number, stage in enumerate(row.stages):
+        folder = out / str(number)
+        arguments = [stage.verb, "--config", stage.recipe, *stage.options, "--seed", str(seed)]
+        arguments += ["--data", _address(row, root), "--out", str(folder), "--quiet"]
+        if number:
+            arguments += ["--model", str(out / str(number - 1))]
+        if (folder / "checkpoints" / "last.pt").exists():
+            arguments = ["resume", str(folder), "--quiet"]
+        elif folder.exists():
+            arguments += ["--overwrite"]
+        _perceivers(arguments)
+    minutes = (time.perf_counter() - began) / 60
+    _perceivers(["evaluate", str(folder), "--split", row.split])
+    figures = json.loads((folder / "results.json").read_text())[row.split]["figures"]
+    model = json.loads((folder / "model" / "config.json").read_text())
+    record = {
+        "row": asdict(row),
+        "seed": seed,
+        "value": figures[row.metric],
+        "figures": figures,
+        "minutes": minutes,
+        "family": model.get("family"),
+        "commands": [_shown(row, stage) for stage in row.stages],
+        "machine": describe_machine(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    target.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{row.name}, seed {seed}: {row.metric} {figures[row.metric]:.4f} in {minutes:.1f} min")
+
+
+def run_baselines(row: Row, root: Path) -> None:
+    """Measure a row's classical answers, unless they are there."""
+    target = RESULTS / f"{row.name}.baselines.json"
+    known: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
+    missing = [name for name in row.baselines if name not in known]
+    if not missing:
+        return
+    from perceivers.data import open_data
+    from proof_baselines import BASELINES
+
+    data = open_data(_address(row, root), labels=row.labels)
+    for name in missing:
+        began = time.perf_counter()
+        known[name] = {"value": BASELINES[name](data), "seconds": time.perf_counter() - began}
+        target.write_text(json.dumps(known, indent=1) + "\n")
+        print(f"{row.name}, {name}: {known[name]['value']:.4f}")
+
+
+def write_table() -> None:
+    """Write the table of all results into the page."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    for row in ROWS:
+        found = [
+            json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{row.name}.seed*.json"))
+        ]
+        path = RESULTS / f"{row.name}.baselines.json"
+        baselines = json.loads(path.read_text()) if path.exists() else {}
+        if found:
+            lines.append("| " + " | ".join(_cells(row, found, baselines)) + " |")
+    text = PAGE.read_text()
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after)
+
+
+def _cells(row: Row, found: list[dict[str, Any]], baselines: dict[str, Any]) -> list[str]:
+    """One line of the table; the better side is bold."""
+    values = [record["value"] for record in found]
+    others = {name: baselines[name]["value"] for name in row.baselines if name in baselines}
+    sign = 1 if row.higher_is_better else -1
+    best = max(others.values(), key=lambda value: sign * value, default=None)
+    wins = best is None or sign * mean(values) > sign * best
+    ours = _show(row, mean(values)) + (f" ± {_show(row, stdev(values))}" if values[1:] else "")
+    texts = [
+        f"{name} **{_show(row, value)}**" if value == best and not wins else
+        f"{name} {_show(row, value)}"
+        for name, value in others.items()
+    ]  # fmt: skip
+    return [
+        row.title,
+        row.model,
+        ", ".join(f"`{stage.recipe}`" for stage in row.stages),
+        row.metric,
+        f"**{ours}**" if wins else ours,
+        "; ".join(texts),
+        f"{mean(record['minutes'] for record in found):.0f}",
+        str(len(found)),
+    ]
+
+
+def _show(row: Row, value: float) -> str:
+    return f"{100 * value:.1f} %" if row.unit == "%" else f"{value:.3f} {row.unit}".strip()
+
+
+def _shown(row: Row, stage: Any) -> str:
+    """The command as a reader would type it."""
+    words = [stage.verb, "--config", stage.recipe, *stage.options, "--data", row.folder]
+    return "perceivers " + shlex.join(words)
+
+
+def _address(row: Row, root: Path) -> str:
+    """The data's address below the root."""
+    return row.prefix + str(root / row.folder)
+
+
+def _perceivers(arguments: list[str]) -> None:
+    """Run a verb in a process of its own; the script ends with its message when it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "perceivers", *arguments], env=os.environ, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"perceivers {shlex.join(arguments)} ended with {done.returncode}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""The verb that looks at data before anything is trained: data check."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from perceivers.cli.parser import VerbParser, fail
+from perceivers.cli.tables import print_table
+from perceivers.data.inspecting import LIMIT, DataFacts, ModalityFacts
+from perceivers.data.inspecting_labels import LabelFacts
+from perceivers.errors import ConfigError, suggest
+from perceivers.files import write_json
+from perceivers.workflows.checking import DataReport, check_data
+
+ACTIONS = ("check",)
+# Classes beyond this many are counted together.
+SHOWN_CLASSES = 30
+SHOWN_VALUES = 4
+UNITS = {"width": "pixels", "height": "pixels"}
+UNUSABLE = 2
+
+
+def data(argv: list[str]) -> int:
+    """What an address holds, and what to run on it."""
+    if argv and not argv[0].startswith("-") and argv[0] not in ACTIONS:
+        fail(f"data: {argv[0]!r} is unknown; there is 'check'{suggest(argv[0], ACTIONS)}")
+    parser = VerbParser(
+        "data check", "Look at the data at an address: what they are, what is wrong, what to run."
+    )
+    parser.add_argument("address", help="data address, as the training verbs take it")
+    parser.add_argument(
+        "--labels", type=list[str], default=[], help="label columns, such as '[\"topic\"]'"
+    )
+    parser.add_argument(
+        "--targets", type=list[str], default=[], help="columns of numbers to be predicted"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=LIMIT, help="samples decoded, spread evenly over the splits"
+    )
+    parser.add_argument("--json", default=None, help="also write everything to this .json file")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --json file")
+    args = parser.parse_args(
+        [word for number, word in enumerate(argv) if number or word != "check"]
+    )
+    out = None if args.json is None else Path(args.json)
+    if out is not None and out.exists() and not args.overwrite:
+        raise ConfigError(f"{out} exists; pass --overwrite or another --json")
+    report = _check(args.address, labels=args.labels, targets=args.targets, limit=args.limit)
+    _print_report(report)
+    if out is not None:
+        write_json(out, report.to_json())
+    return 0 if report.is_usable else UNUSABLE
+
+
+def _check(address: str, **options: Any) -> DataReport:
+    """Check, with a bar on a terminal."""
+    if not sys.stderr.isatty():
+        return check_data(address, **options)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("looking at samples", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return check_data(address, progress=show, **options)
+
+
+def _print_report(report: DataReport) -> None:
+    """Print the facts as tables, then what is wrong, then what to run."""
+    facts = report.facts
+    total = sum(split.samples for split in facts.splits.values())
+    sys.stdout.write(f"{report.address}: {total:,} samples; how many hold what:\n")
+    _print_splits(facts)
+    if facts.modalities:
+        _print_modalities(facts)
+    for column in facts.labels:
+        _print_classes(column)
+    if facts.targets:
+        _print_rows(
+            ("number to predict", "least", "median", "most", "unknown"),
+            [
+                (t.name, f"{t.least:.4g}", f"{t.median:.4g}", f"{t.most:.4g}", str(t.unknown))
+                for t in facts.targets
+            ],
+        )
+    write = sys.stdout.write
+    for text in facts.broken:
+        write(f"broken: {text}\n")
+    if facts.num_broken > len(facts.broken):
+        write(f"broken: {facts.num_broken - len(facts.broken)} more\n")
+    for group in facts.repeats.groups:
+        write(f"equal: {' = '.join(group[:3])}{' = ...' if len(group) > 3 else ''}\n")
+    for text in facts.notes:
+        write(f"note: {text}\n")
+    for text in facts.problems:
+        write(f"problem: {text}\n")
+    if report.proposal is None:
+        write("no training sample can be read, so there is nothing to propose\n")
+        return
+    proposal = report.proposal
+    recipe = f", after the recipe {proposal.recipe}" if proposal.recipe else ""
+    write(f"\nproposed: task {proposal.task}{recipe}. {proposal.reason}\n\n")
+    write("".join(f"{line}\n" for line in proposal.commands))
+    for text in proposal.hints:
+        write(f"\nhint: {text}\n")
+
+
+def _print_splits(facts: DataFacts) -> None:
+    """Samples by split, and by the modalities that they hold."""
+    combinations = list(
+        dict.fromkeys(name for split in facts.splits.values() for name in split.combinations)
+    )
+    _print_rows(
+        ("split", "samples", "looked at", "broken", *combinations),
+        [
+            (
+                name,
+                f"{split.samples:,}",
+                f"{split.looked_at:,}",
+                f"{split.broken:,}",
+                *(f"{split.combinations.get(c, 0):,}" for c in combinations),
+            )
+            for name, split in facts.splits.items()
+        ],
+    )
+
+
+def _print_modalities(facts: DataFacts) -> None:
+    """Sizes and values of every modality."""
+    rows = [row for name, found in facts.modalities.items() for row in _modality_rows(name, found)]
+    _print_rows(("modality", "what", "least", "median", "most", "values"), rows)
+
+
+def _modality_rows(name: str, facts: ModalityFacts) -> list[tuple[str, ...]]:
+    """Return a row per size, and one per value that samples share or differ in."""
+    rows = [
+        (
+            name,
+            f"{what} in {UNITS[what]}" if what in UNITS else what,
+            _number(size.least),
+            _number(size.median),
+            _number(size.most),
+            "",
+        )
+        for what, size in facts.sizes.items()
+    ]
+    for what, counts in facts.values.items():
+        shown = list(counts.items())[:SHOWN_VALUES]
+        listed = ", ".join(f"{value} ({count:,})" for value, count in shown)
+        more = f", {len(counts) - len(shown)} more" if len(counts) > len(shown) else ""
+        rows.append((name, what, "", "", "", listed + more))
+    return rows
+
+
+def _print_classes(column: LabelFacts) -> None:
+    """Samples of every class by split."""
+    splits = list(column.counts)
+    order = sorted(range(len(column.classes)), key=lambda k: -column.counts["train"][k])
+    rows = [
+        (column.classes[k], *(f"{column.counts[split][k]:,}" for split in splits))
+        for k in order[:SHOWN_CLASSES]
+    ]
+    rest = order[SHOWN_CLASSES:]
+    if rest:
+        sums = (f"{sum(column.counts[split][k] for k in rest):,}" for split in splits)
+        rows.append((f"{len(rest)} more classes", *sums))
+    sys.stdout.write(
+        f"{column.name}: {len(column.classes)} classes; the largest has {column.imbalance:.1f} "
+        f"times the training samples of the smallest\n"
+    )
+    _print_rows(("class", *splits), rows)
+
+
+def _number(value: float) -> str:
+    """Show a size with no more digits than say something."""
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.2f}"
+
+
+def _print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: with lines on a terminal, plain columns into a file or a pipe."""
+    print_table(header, rows, plain=not sys.stdout.isatty())
+    sys.stdout.write("\n")

@@ -1,0 +1,363 @@
+"""Facts about opened data: what the samples are, how they pair up, and what is wrong with them.
+
+Every sample is decoded, up to a limit that is spread evenly over the splits; classes and
+combinations of modalities are counted over all samples. Nothing here knows models or tasks.
+"""
+
+import os
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from perceivers.data.dataset import Dataset
+from perceivers.data.inspecting_labels import (
+    LabelFacts,
+    TargetFacts,
+    count_labels,
+    describe_targets,
+    find_label_problems,
+)
+from perceivers.data.inspecting_samples import SampleFacts, measure_sample
+from perceivers.data.sources import PartialSource, Source
+from perceivers.data.texts import Documents
+from perceivers.errors import ConfigError
+
+LIMIT = 10_000
+MAX_BROKEN = 20
+MAX_GROUPS = 10
+# Decoders release Python's lock; more threads than this wait for the disk.
+MAX_THREADS = 8
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How a size is spread over the samples looked at.
+
+    Args:
+        least: The smallest.
+        median: The middle.
+        high: What 95 of 100 samples do not exceed.
+        most: The largest.
+    """
+
+    least: float
+    median: float
+    high: float
+    most: float
+
+
+@dataclass(frozen=True)
+class ModalityFacts:
+    """One modality, over the readable samples looked at.
+
+    Args:
+        kind: How it is read: a kind of ``types.SPECS``.
+        count: Samples that hold it.
+        sizes: Spread by what it is, such as ``width`` (pixels), ``seconds`` or ``bytes``.
+        values: Samples by value, by what the value is, such as ``sample rate in Hz``.
+        flags: Samples by oddity, such as ``silent``.
+    """
+
+    kind: str
+    count: int
+    sizes: dict[str, Spread]
+    values: Mapping[str, Mapping[str, int]]
+    flags: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """One split.
+
+    Args:
+        samples: How many there are.
+        looked_at: How many were decoded.
+        broken: How many of those cannot be read.
+        combinations: Samples by the modalities that they hold, such as ``audio + video``.
+    """
+
+    samples: int
+    looked_at: int
+    broken: int
+    combinations: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Samples of equal content among those looked at.
+
+    Args:
+        within: Copies beyond the first, by split.
+        between: Contents that lie in both of two splits, by ``a and b``.
+        contradictions: Contents that are labelled differently.
+        groups: Names of equal samples, ``split: name`` each; a few groups.
+    """
+
+    within: Mapping[str, int]
+    between: Mapping[str, int]
+    contradictions: int
+    groups: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What was found of a data set.
+
+    Args:
+        splits: By name.
+        modalities: By name.
+        labels: Label columns.
+        targets: Columns of numbers to be predicted.
+        broken: ``path: reason`` of samples that cannot be read; the first ones.
+        repeats: Samples of equal content.
+        problems: Sentences on what is wrong.
+        notes: What was decided while opening the data.
+        examples: By split, the file or member of a tar that is a readable sample; may be empty.
+    """
+
+    splits: Mapping[str, SplitFacts]
+    modalities: Mapping[str, ModalityFacts]
+    labels: tuple[LabelFacts, ...]
+    targets: tuple[TargetFacts, ...]
+    broken: tuple[str, ...]
+    repeats: Repeats
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    examples: Mapping[str, str]
+
+    @property
+    def num_broken(self) -> int:
+        """Samples looked at that cannot be read."""
+        return sum(split.broken for split in self.splits.values())
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a training sample can be read."""
+        train = self.splits["train"]
+        return train.looked_at > train.broken
+
+
+def inspect_data(
+    dataset: Dataset,
+    *,
+    limit: int = LIMIT,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> DataFacts:
+    """Look at the samples of a data set.
+
+    Args:
+        dataset: Opened data.
+        limit: Samples to decode, at least 1: all when there are no more, otherwise spread evenly
+            over every split.
+        threads: Samples decoded at once; the processors, up to 8, when not given.
+        progress: Called with the samples done and their number.
+
+    Raises:
+        ConfigError: A limit below 1.
+    """
+    if limit < 1:
+        raise ConfigError(f"limit is {limit}; it must be at least 1 sample")
+    places = _choose(dataset.splits, limit)
+    looked: dict[str, list[tuple[int, SampleFacts]]] = {split: [] for split in places}
+    total, done = sum(map(len, places.values())), 0
+    threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+        # What libraries say of odd files is no more than what is reported here.
+        warnings.simplefilter("ignore")
+        for split, indices in places.items():
+            source = dataset.splits[split]
+            found = pool.map(measure_sample, [source] * len(indices), indices)
+            for index, facts in zip(indices, found, strict=True):
+                looked[split].append((index, facts))
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+    return _collect(dataset, looked)
+
+
+def _choose(splits: Mapping[str, Source], limit: int) -> dict[str, list[int]]:
+    """Return the samples to look at by split."""
+    total = sum(len(source) for source in splits.values())
+    share = min(1.0, limit / total)
+    return {
+        split: np.unique(
+            np.linspace(0, len(source) - 1, max(1, int(len(source) * share))).round().astype(int)
+        ).tolist()
+        for split, source in splits.items()
+    }
+
+
+def _collect(
+    dataset: Dataset, looked: Mapping[str, Sequence[tuple[int, SampleFacts]]]
+) -> DataFacts:
+    """Bring the facts of all samples together."""
+    everything = [facts for found in looked.values() for _, facts in found]
+    problems = [facts.problem for facts in everything if facts.problem]
+    modalities = _join_modalities(facts for facts in everything if not facts.problem)
+    if documents := [s for s in dataset.splits.values() if isinstance(s, Documents)]:
+        # Samples are windows, whose length is the model's choice.
+        sizes = [float(piece.end - piece.first) for source in documents for piece in source.pieces]
+        per_document = {"bytes per document": _spread(sizes)}
+        modalities = {n: replace(m, sizes=per_document) for n, m in modalities.items()}
+    splits = {
+        split: SplitFacts(
+            samples=len(dataset.splits[split]),
+            looked_at=len(found),
+            broken=sum(bool(facts.problem) for _, facts in found),
+            combinations=_combine_names(dataset.splits[split], tuple(modalities)),
+        )
+        for split, found in looked.items()
+    }
+    labels = count_labels(dataset)
+    repeats = find_repeats(dataset, looked)
+    return DataFacts(
+        splits=splits,
+        modalities=modalities,
+        labels=labels,
+        targets=describe_targets(dataset),
+        broken=tuple(problems[:MAX_BROKEN]),
+        repeats=repeats,
+        problems=(
+            *_find_problems(splits, modalities, len(problems)),
+            *find_label_problems(labels),
+            *_repeat_problems(repeats),
+        ),
+        notes=tuple(dataset.notes),
+        examples=_pick_examples(looked),
+    )
+
+
+def _join_modalities(samples: Iterable[SampleFacts]) -> dict[str, ModalityFacts]:
+    """Spread sizes and count values by modality."""
+    kinds: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    numbers: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    values: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    flags: dict[str, Counter[str]] = defaultdict(Counter)
+    for sample in samples:
+        for name, facts in sample.modalities.items():
+            kinds[name] = sample.kinds[name]
+            counts[name] += 1
+            flags[name].update(facts.flags)
+            for what, number in facts.numbers.items():
+                numbers[name][what].append(float(number))
+            for what, value in facts.values.items():
+                values[name][what][value] += 1
+    return {
+        name: ModalityFacts(
+            kind=kinds[name],
+            count=counts[name],
+            sizes={what: _spread(found) for what, found in numbers[name].items()},
+            values={what: dict(c.most_common()) for what, c in values[name].items()},
+            flags=dict(flags[name]),
+        )
+        for name in sorted(kinds)
+    }
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    """Summarise some sizes."""
+    least, median, high, most = np.percentile(values, (0, 50, 95, 100), method="higher")
+    return Spread(float(least), float(median), float(high), float(most))
+
+
+def _combine_names(source: Source, names: Sequence[str]) -> dict[str, int]:
+    """Count all samples of a split by the modalities that they hold."""
+    if not isinstance(source, PartialSource):
+        return {" + ".join(names): len(source)} if names else {}
+    present = source.present
+    held = sorted(present)
+    rows = np.stack([present[name] for name in held], axis=1)
+    counts = Counter(map(tuple, rows.tolist()))
+    return {
+        " + ".join(n for n, has in zip(held, row, strict=True) if has): count
+        for row, count in counts.most_common()
+    }
+
+
+def find_repeats(
+    dataset: Dataset, looked: Mapping[str, Sequence[tuple[int, SampleFacts]]]
+) -> Repeats:
+    """Find samples of equal content, by their hashes.
+
+    Args:
+        dataset: Whose labels are compared.
+        looked: Places and facts of samples by split.
+    """
+    places: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
+    for split, found in looked.items():
+        for index, facts in found:
+            if facts.digest is not None:
+                places[facts.digest].append((split, index))
+    groups = [group for group in places.values() if len(group) > 1]
+    within: Counter[str] = Counter()
+    between: Counter[str] = Counter()
+    contradictions = 0
+    for group in groups:
+        counts = Counter(split for split, _ in group)
+        within.update({split: count - 1 for split, count in counts.items() if count > 1})
+        held = [split for split in dataset.splits if split in counts]
+        between.update(f"{a} and {b}" for i, a in enumerate(held) for b in held[i + 1 :])
+        contradictions += len({_label_of(dataset.splits[s], i) for s, i in group}) > 1
+    # Copies across splits matter more than those within one.
+    groups.sort(key=lambda group: len({split for split, _ in group}), reverse=True)
+    named = tuple(
+        tuple(f"{split}: {dataset.splits[split].names[index]}" for split, index in group)
+        for group in groups[:MAX_GROUPS]
+    )
+    return Repeats(dict(within), dict(between), contradictions, named)
+
+
+def _label_of(source: Source, index: int) -> tuple[int, ...]:
+    """Return the labels of a sample."""
+    return () if source.labels is None else tuple(np.atleast_1d(source.labels[index]).tolist())
+
+
+def _find_problems(
+    splits: Mapping[str, SplitFacts], modalities: Mapping[str, ModalityFacts], num_broken: int
+) -> list[str]:
+    """Say what is wrong with the files."""
+    problems = []
+    looked_at = sum(split.looked_at for split in splits.values())
+    if num_broken:
+        problems.append(
+            f"{num_broken} of {looked_at} samples looked at cannot be read; training leaves them "
+            f"out, and stops when they are too many"
+        )
+    for name, facts in modalities.items():
+        for what in ("sample rate in Hz", "channels", "colours", "values per point"):
+            found = facts.values.get(what, {})
+            if len(found) > 1:
+                listed = ", ".join(f"{value} ({count})" for value, count in found.items())
+                problems.append(f"{name}: {what.removesuffix(' in Hz')} differs: {listed}")
+        problems += [f"{name}: {count} {flag}" for flag, count in facts.flags.items()]
+    return problems
+
+
+def _repeat_problems(repeats: Repeats) -> list[str]:
+    """Say what equal samples spoil."""
+    problems = [
+        f"{count} samples lie in both {pair}: figures there will look too good"
+        for pair, count in repeats.between.items()
+    ]
+    problems += [
+        f"{count} samples of {split!r} are copies of others there"
+        for split, count in repeats.within.items()
+    ]
+    if repeats.contradictions:
+        problems.append(f"{repeats.contradictions} equal samples are labelled differently")
+    return problems
+
+
+def _pick_examples(looked: Mapping[str, Sequence[tuple[int, SampleFacts]]]) -> dict[str, str]:
+    """Return where the first readable sample of each split lies."""
+    return {
+        split: next((facts.path for _, facts in found if facts.path and not facts.problem), "")
+        for split, found in looked.items()
+    }

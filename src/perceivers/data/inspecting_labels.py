@@ -1,0 +1,166 @@
+"""Labels of a data set: how many samples every class has in every split, and what is wrong.
+
+Legend: n samples, T label or target columns.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perceivers.data.dataset import Dataset
+from perceivers.data.sources import UNKNOWN, TargetSource
+
+# Fewer training samples than this teach little about a class.
+FEW = 5
+# From here on the most common class hides the others in figures and in the loss.
+UNBALANCED = 3.0
+MAX_NAMED = 6
+LABEL = "label"
+
+
+@dataclass(frozen=True)
+class LabelFacts:
+    """One label column.
+
+    Args:
+        name: The column; ``label`` where there is only one.
+        classes: Class names.
+        counts: Samples of each class by split.
+        unknown: Samples without a label by split.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    counts: Mapping[str, tuple[int, ...]]
+    unknown: Mapping[str, int]
+
+    @property
+    def imbalance(self) -> float:
+        """How many times as many training samples the largest class has as the smallest has.
+
+        Classes without training samples do not count.
+        """
+        present = [count for count in self.counts["train"] if count]
+        return max(present) / min(present) if present else 1.0
+
+    @property
+    def majority(self) -> float:
+        """Share of the most common class among the labelled training samples, 0..1."""
+        counts = self.counts["train"]
+        return max(counts) / sum(counts) if sum(counts) else 0.0
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """One column of numbers to be predicted, over all splits.
+
+    Args:
+        name: The column.
+        least: Smallest known value.
+        median: Middle of the known values.
+        most: Largest known value.
+        unknown: Samples without a value.
+    """
+
+    name: str
+    least: float
+    median: float
+    most: float
+    unknown: int
+
+
+def count_labels(dataset: Dataset) -> tuple[LabelFacts, ...]:
+    """Count the classes of every label column, from the labels alone.
+
+    Returns:
+        A column each; nothing when the data are unlabelled.
+    """
+    columns = dataset.columns or ({LABEL: dataset.classes} if dataset.classes else {})
+    found = []
+    for number, (name, classes) in enumerate(columns.items()):
+        counts, unknown = {}, {}
+        for split, source in dataset.splits.items():
+            labels = source.labels
+            if labels is None:
+                labels = np.full(len(source), UNKNOWN, np.int64)
+            values = labels if labels.ndim == 1 else labels[:, number]
+            known = values[values != UNKNOWN]
+            counts[split] = tuple(np.bincount(known, minlength=len(classes)).tolist())
+            unknown[split] = len(values) - len(known)
+        found.append(LabelFacts(name, tuple(classes), counts, unknown))
+    return tuple(found)
+
+
+def describe_targets(dataset: Dataset) -> tuple[TargetFacts, ...]:
+    """Describe the numbers to be predicted; nothing when there are none."""
+    held = [
+        source.targets
+        for source in dataset.splits.values()
+        if isinstance(source, TargetSource) and source.targets is not None
+    ]
+    if not held:
+        return ()
+    values = np.concatenate(held)  # [n, T]
+    return tuple(
+        _describe_column(name, values[:, number]) for number, name in enumerate(dataset.targets)
+    )
+
+
+def _describe_column(name: str, values: NDArray[np.float32]) -> TargetFacts:
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return TargetFacts(name, np.nan, np.nan, np.nan, len(values))
+    least, median, most = (float(f(known)) for f in (np.min, np.median, np.max))
+    return TargetFacts(name, least, median, most, len(values) - len(known))
+
+
+def find_label_problems(labels: Sequence[LabelFacts]) -> list[str]:
+    """Say in sentences what makes the labels hard to learn from, or to measure with."""
+    problems: list[str] = []
+    for column in labels:
+        place = f"column {column.name!r}: " if len(labels) > 1 else ""
+        problems += [place + text for text in _problems_of(column)]
+    return problems
+
+
+def _problems_of(column: LabelFacts) -> list[str]:
+    """Say what is wrong with one column."""
+    train = column.counts["train"]
+    problems = []
+    empty = [name for name, count in zip(column.classes, train, strict=True) if count == 0]
+    if empty:
+        problems.append(f"{_name(empty, 'class')} without training samples, so never learned")
+    tiny = [
+        f"{name} ({count})"
+        for name, count in zip(column.classes, train, strict=True)
+        if 0 < count < FEW
+    ]
+    if tiny:
+        problems.append(f"{_name(tiny, 'class')} with fewer than {FEW} training samples")
+    for split, counts in column.counts.items():
+        absent = [
+            name
+            for name, count, trained in zip(column.classes, counts, train, strict=True)
+            if split != "train" and trained and not count
+        ]
+        if absent:
+            problems.append(f"{_name(absent, 'class')} absent from {split!r}: not measured there")
+    if column.imbalance > UNBALANCED:
+        problems.append(
+            f"unbalanced: the largest class has {column.imbalance:.1f} times the training samples "
+            f"of the smallest; the most common class alone is {100 * column.majority:.1f} %"
+        )
+    for split, count in column.unknown.items():
+        if count:
+            problems.append(f"{count} samples of {split!r} have no label")
+    if len(column.classes) == 1:
+        problems.append("one class only, so there is nothing to tell apart")
+    return problems
+
+
+def _name(names: Sequence[str], noun: str) -> str:
+    """Count and list a few names."""
+    shown = ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
+    return f"{len(names)} {noun if len(names) == 1 else noun + 'es'} ({shown})"

@@ -1,0 +1,315 @@
+"""What one raw sample is: sizes, rates and oddities, found by decoding it.
+
+Legend: C channels, H W rows and columns, T frames, S samples, P points, L bytes.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image as Picture
+
+from perceivers.data.audio_clips import fit_audio, read_sound_info
+from perceivers.data.containers import open_bytes
+from perceivers.data.deep_pictures import is_deep, read_deep
+from perceivers.data.masks import MASK_NAME, read_ids
+from perceivers.data.pictures import (
+    GRAY_MODES,
+    ORIENTATION_TAG,
+    load_picture,
+    open_picture,
+)
+from perceivers.data.point_files import native_points
+from perceivers.data.sources import (
+    Encoded,
+    EncodedClip,
+    KindedSource,
+    PictureSource,
+    Source,
+)
+from perceivers.data.video_clips import fit_video, native_video
+from perceivers.data.views import Look, Place
+from perceivers.errors import DataError
+from perceivers.types import Audio, Video
+
+# Longer sounds, in s, are decoded at their beginning, middle and end, this long each.
+WHOLE_SOUND = 90
+PART_OF_SOUND = 30
+PLACES = (0.0, 0.5, 1.0)
+DIGEST_SIZE = 16
+CHUNK = 2**20
+
+
+class RawFacts(NamedTuple):
+    """What was found of one modality of one sample.
+
+    Args:
+        numbers: Sizes by what they are, such as ``width``.
+        values: What samples share or differ in, such as ``sample rate in Hz``.
+        flags: Oddities that it has, such as ``silent``.
+    """
+
+    numbers: dict[str, float]
+    values: dict[str, str]
+    flags: tuple[str, ...] = ()
+
+
+class SampleFacts(NamedTuple):
+    """What was found of one sample.
+
+    Args:
+        modalities: By name.
+        kinds: Kind of spec that each modality is read with.
+        digest: Hash of its content; None when there is nothing to compare.
+        path: The file, or member of a tar, that holds all of it; empty when there is no such one.
+        problem: ``path: reason`` when it cannot be read; nothing else is known then.
+    """
+
+    modalities: Mapping[str, RawFacts]
+    kinds: Mapping[str, str]
+    digest: bytes | None = None
+    path: str = ""
+    problem: str = ""
+
+
+def measure_sample(source: Source, index: int) -> SampleFacts:
+    """Read and decode one sample, and describe every modality that it holds.
+
+    Films are decoded in their first, middle and last frame; sounds of more than 90 s in three parts
+    of 30 s.
+
+    Args:
+        source: Where it comes from.
+        index: Which one.
+
+    Returns:
+        The facts, or ``problem`` alone for a sample that cannot be read.
+    """
+    try:
+        if isinstance(source, PictureSource):
+            return _measure_encoded(source.encoded(index))
+        raw = source.read(index)
+        stated = source.kind_by_modality if isinstance(source, KindedSource) else {}
+        kinds = {n: stated.get(n) or find_raw_kind(n, value) for n, value in raw.items()}
+        paths = {value.path if isinstance(value, EncodedClip) else "" for value in raw.values()}
+        name = source.names[index]
+        return SampleFacts(
+            {n: measure_raw(value, kinds[n], name) for n, value in raw.items()},
+            kinds,
+            _digest(raw),
+            paths.pop() if len(paths) == 1 else "",
+        )
+    except DataError as error:
+        return SampleFacts({}, {}, problem=str(error))
+
+
+def measure_raw(raw: Any, kind: str, path: str) -> RawFacts:
+    """Describe one modality of a sample.
+
+    Args:
+        raw: As a source reads it.
+        kind: What it is, which says how arrays are laid out.
+        path: Names the sample, for messages.
+
+    Raises:
+        DataError: It cannot be decoded.
+    """
+    if isinstance(raw, EncodedClip):
+        return CLIPS[raw.kind](raw)
+    if kind == MASK_NAME:
+        return _measure_mask(read_ids(raw, path))
+    if isinstance(raw, Picture):
+        return measure_picture(raw)
+    return ARRAYS.get(kind, _measure_array)(raw)
+
+
+def find_raw_kind(name: str, raw: Any) -> str:
+    """Return the kind of spec that a raw modality is read with, as ``types.SPECS`` has it."""
+    if isinstance(raw, EncodedClip):
+        return raw.kind
+    if name == MASK_NAME:
+        return MASK_NAME
+    if isinstance(raw, Picture):
+        return "image"
+    return name if name in ARRAYS else "array"
+
+
+def measure_picture(picture: Picture) -> RawFacts:
+    """Describe a decoded, upright picture."""
+    width, height = picture.size
+    low_high = picture.getextrema()
+    pairs = low_high if isinstance(low_high[0], tuple) else (low_high,)
+    flat = all(low == high for low, high in pairs)  # pyright: ignore[reportGeneralTypeIssues]
+    flags = ("of one colour only",) if flat else ()
+    return RawFacts({"width": width, "height": height}, {"colours": _colours(picture)}, flags)
+
+
+def _colours(picture: Picture) -> str:
+    """Say what a pixel holds."""
+    if picture.mode in GRAY_MODES:
+        return "gray" if picture.mode in {"1", "L"} else "16-bit gray"
+    has_alpha = picture.mode in {"LA", "La", "PA", "RGBA", "RGBa"}
+    if has_alpha or "transparency" in picture.info:
+        return "with transparency"
+    return "RGB" if picture.mode in {"RGB", "P"} else picture.mode
+
+
+def _measure_encoded(encoded: Encoded) -> SampleFacts:
+    """Decode a picture file whole."""
+    if is_deep(encoded.data):
+        facts = _measure_deep(EncodedClip(encoded.path, encoded.data, "image"))
+        return SampleFacts(
+            {"image": facts}, {"image": "image"}, _digest_bytes(encoded.data), encoded.path
+        )
+    picture = open_picture(encoded.data, encoded.path)
+    turned = picture.getexif().get(ORIENTATION_TAG, 1) not in {0, 1}
+    facts = measure_picture(load_picture(picture, encoded.path))
+    if turned:
+        facts = facts._replace(flags=(*facts.flags, "turned upright by EXIF"))
+    return SampleFacts(
+        {"image": facts}, {"image": "image"}, _digest_bytes(encoded.data), encoded.path
+    )
+
+
+def _measure_deep(clip: EncodedClip) -> RawFacts:
+    """Decode a picture of 16 bits per value."""
+    with open_bytes(clip) as file:
+        values = read_deep(file.read(), clip.path, 3)  # [C, H, W]
+    facts = _measure_array_picture(values)
+    return facts._replace(values={"colours": "16 bits per value"})
+
+
+def _measure_point_file(clip: EncodedClip) -> RawFacts:
+    """Decode a cloud, or a mesh, of which a number of points will be drawn."""
+    spec = native_points(clip)
+    return RawFacts({"points": spec.points}, {"values per point": str(spec.channels)})
+
+
+def _measure_sound(clip: EncodedClip) -> RawFacts:
+    """Decode a sound."""
+    info = read_sound_info(clip)
+    whole = info.samples <= WHOLE_SOUND * info.sample_rate
+    count = info.samples if whole else PART_OF_SOUND * info.sample_rate
+    spec = Audio(count, info.channels)
+    peak = max(
+        float(np.abs(fit_audio(clip, spec, Look(place=Place(time)))).max())
+        for time in (PLACES[:1] if whole else PLACES)
+    )
+    return RawFacts(
+        {"seconds": info.samples / info.sample_rate},
+        {"sample rate in Hz": str(info.sample_rate), "channels": str(info.channels)},
+        ("silent",) if peak == 0.0 else (),
+    )
+
+
+def _measure_film(clip: EncodedClip) -> RawFacts:
+    """Decode a film at three places."""
+    spec = native_video(clip)
+    for time in PLACES:
+        fit_video(clip, Video(1, 8, 8), Look(place=Place(time)))
+    return RawFacts(
+        {
+            "seconds": spec.frames / spec.frame_rate,
+            "frames": spec.frames,
+            "width": spec.width,
+            "height": spec.height,
+        },
+        {"frames per second": f"{spec.frame_rate:.4g}"},
+    )
+
+
+def _measure_text(raw: NDArray) -> RawFacts:
+    """Describe a text ``[L]``: bytes, or ids."""
+    if raw.dtype != np.uint8:
+        return RawFacts({"ids": len(raw)}, {})
+    try:
+        raw.tobytes().decode()
+    except UnicodeDecodeError as error:
+        # A window may begin or end within a letter of several bytes.
+        inside = 3 < error.start < len(raw) - 4
+        return RawFacts({"bytes": len(raw)}, {}, ("not in UTF-8",) if inside else ())
+    return RawFacts({"bytes": len(raw)}, {})
+
+
+def _measure_points(raw: NDArray) -> RawFacts:
+    """Describe a cloud ``[P, C]``."""
+    return RawFacts({"points": raw.shape[0]}, {"values per point": str(raw.shape[1])})
+
+
+def _measure_array_picture(raw: NDArray) -> RawFacts:
+    """Describe an array ``[C, H, W]``."""
+    channels, height, width = raw.shape
+    flags = ("of one colour only",) if raw.min() == raw.max() else ()
+    return RawFacts({"width": width, "height": height}, {"channels": str(channels)}, flags)
+
+
+def _measure_array_film(raw: NDArray) -> RawFacts:
+    """Describe frames ``[C, T, H, W]``."""
+    channels, frames, height, width = raw.shape
+    return RawFacts(
+        {"frames": frames, "width": width, "height": height}, {"channels": str(channels)}
+    )
+
+
+def _measure_wave(raw: NDArray) -> RawFacts:
+    """Describe a waveform ``[C, S]``."""
+    flags = () if np.any(raw) else ("silent",)
+    return RawFacts({"samples": raw.shape[1]}, {"channels": str(raw.shape[0])}, flags)
+
+
+def _measure_mask(raw: NDArray) -> RawFacts:
+    """Describe class ids per pixel ``[H, W]``."""
+    height, width = raw.shape
+    found = np.unique(raw)
+    flags = ("of one class only",) if len(found) == 1 else ()
+    return RawFacts({"width": width, "height": height, "classes in it": len(found)}, {}, flags)
+
+
+def _measure_array(raw: NDArray) -> RawFacts:
+    """Describe any other array."""
+    return RawFacts({}, {"shape": "x".join(map(str, raw.shape))})
+
+
+ARRAYS: Mapping[str, Callable[[NDArray], RawFacts]] = {
+    "image": _measure_array_picture,
+    "video": _measure_array_film,
+    "audio": _measure_wave,
+    "points": _measure_points,
+    "bytes": _measure_text,
+}
+
+
+CLIPS: Mapping[str, Callable[[EncodedClip], RawFacts]] = {
+    "image": _measure_deep,
+    "audio": _measure_sound,
+    "video": _measure_film,
+    "points": _measure_point_file,
+}
+
+
+def _digest_bytes(data: bytes) -> bytes:
+    """Hash the bytes of a file."""
+    return hashlib.blake2b(data, digest_size=DIGEST_SIZE).digest()
+
+
+def _digest(raw: Mapping[str, Any]) -> bytes:
+    """Hash the content of all modalities: files as they are, pictures beside others by pixels."""
+    total = hashlib.blake2b(digest_size=DIGEST_SIZE)
+    seen: set[str] = set()
+    for name in sorted(raw):
+        value = raw[name]
+        if isinstance(value, EncodedClip):
+            # A film is also its sound.
+            if value.path not in seen:
+                with open_bytes(value) as file:
+                    while chunk := file.read(CHUNK):
+                        total.update(chunk)
+            seen.add(value.path)
+        elif isinstance(value, Picture):
+            total.update(f"{value.mode}{value.size}".encode() + value.tobytes())
+        else:
+            array = np.ascontiguousarray(value)
+            total.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    return total.digest()

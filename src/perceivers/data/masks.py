@@ -1,0 +1,321 @@
+"""Masks: a class for every pixel of a picture, drawn with the picture and never blended.
+
+A mask file is a picture whose values are class ids: grey of 8 bits, or a palette, whose indices
+count and not its colours. Once read, ids are numbered through without the ignored ones, which
+become 255, as does what lies outside the picture.
+
+Legend: C channels, H W rows and columns.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from PIL.Image import Image as Picture
+from PIL.Image import fromarray
+
+from perceivers.data.augment import View
+from perceivers.data.deep_pictures import read_deep, to_eight_bits
+from perceivers.data.drawing import choose_view, draw_ids, draw_picture, fit_array
+from perceivers.data.labels import read_names
+from perceivers.data.pictures import convert_channels, read_picture
+from perceivers.data.rand_augment import apply, as_picture
+from perceivers.data.sources import EncodedClip, Source, number_classes
+from perceivers.data.views import PLAIN, Look
+from perceivers.errors import DataError
+from perceivers.types import Image, ModalitySpec
+
+# Name of the modality that holds masks.
+MASK_NAME = "mask"
+# What a pixel is that has no class; class ids are below.
+IGNORED = 255
+UNUSED = -1
+# In tars, from the surest on.
+MASK_ENDINGS = ("mask.png", "seg.png", "png")
+ID_MODES = frozenset({"1", "L", "P"})
+# Masks that are searched for the highest class where no file names the classes.
+MAX_SEARCHED = 512
+
+
+@dataclass(frozen=True)
+class Mask(ModalitySpec):
+    """Masks ``[B, H, W]``, uint8: classes 0..K-1, 255 where ignored. A target, never an input.
+
+    Args:
+        height: Rows H in pixels.
+        width: Columns W in pixels.
+        num_classes: Classes K, up to 255.
+        ignore: Ids in the files that are no class; the ids above them move down.
+    """
+
+    kind: ClassVar[str] = "mask"
+
+    height: int
+    width: int
+    num_classes: int = IGNORED
+    ignore: tuple[int, ...] = (IGNORED,)
+    channels: int = field(default=1, init=False)
+    mean: tuple[float, ...] = field(default=(), init=False)
+    std: tuple[float, ...] = field(default=(), init=False)
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Rows and columns."""
+        return (self.height, self.width)
+
+    @property
+    def raw_shape(self) -> tuple[int, ...]:
+        """Classes have no channel axis."""
+        return self.grid
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The sizes that must be positive."""
+        return {"height": self.height, "width": self.width, "num_classes": self.num_classes}
+
+    @property
+    def table(self) -> NDArray[np.int64]:
+        """What each id ``[256]`` in a file stands for: a class, 255 (ignored) or -1 (no class)."""
+        ids = [number for number in range(IGNORED) if number not in self.ignore]
+        table = np.full(IGNORED + 1, UNUSED)
+        table[ids[: self.num_classes]] = np.arange(min(self.num_classes, len(ids)))
+        table[[IGNORED, *self.ignore]] = IGNORED
+        return table
+
+
+def read_ids(raw: Picture | NDArray, path: str) -> NDArray[np.integer]:
+    """Return the ids ``[H, W]`` of a mask as they are stored.
+
+    Args:
+        raw: A decoded picture, or an array of integers.
+        path: Names the sample, for messages.
+
+    Raises:
+        DataError: It holds colours or fractions instead of ids.
+    """
+    if isinstance(raw, Picture):
+        if raw.mode not in ID_MODES and not raw.mode.startswith("I"):
+            raise DataError(
+                f"{path}: the mask has mode {raw.mode!r}, so it holds colours; a mask is a "
+                f"grey or palette picture whose values are class ids"
+            )
+        return np.asarray(raw).astype(np.int64 if raw.mode.startswith("I") else np.uint8)
+    if raw.ndim != 2 or not np.issubdtype(raw.dtype, np.integer):
+        raise DataError(
+            f"{path}: the mask has shape {raw.shape} and dtype {raw.dtype}; it must be [H, W] "
+            f"integers, the class ids"
+        )
+    return raw
+
+
+def number_ids(ids: NDArray[np.integer], spec: Mask, path: str) -> UInt8[np.ndarray, "H W"]:
+    """Return the class of every pixel, 255 where it is ignored.
+
+    Args:
+        ids: As stored.
+        spec: Which ids are classes, and which ignored.
+        path: Names the sample, for messages.
+
+    Raises:
+        DataError: An id that is neither; names all of them.
+    """
+    table = spec.table
+    inside = (ids >= 0) & (ids <= IGNORED)
+    classes = table[np.where(inside, ids, 0)]
+    wrong = ~inside | (classes == UNUSED)
+    if wrong.any():
+        known = np.flatnonzero((table != UNUSED) & (table != IGNORED))
+        raise DataError(
+            f"{path}: the mask holds the ids {np.unique(ids[wrong])[:8].tolist()}, but the "
+            f"{spec.num_classes} classes are {known.min()}..{known.max()} and "
+            f"{sorted({*spec.ignore, IGNORED})} are ignored; name every class in classes.txt, "
+            f"or repair the mask"
+        )
+    return classes.astype(np.uint8)
+
+
+def fit_mask(
+    raw: Any, path: str, spec: Mask, look: Look = PLAIN, view: View | None = None
+) -> UInt8[np.ndarray, "H W"]:
+    """Fit a mask to its spec by nearest neighbours; 255 outside the picture.
+
+    Args:
+        raw: A decoded picture, or ids ``[H, W]``.
+        path: Names the sample, for messages.
+        spec: The shape and the classes.
+        look: What is seen of it, where no view is given.
+        view: The view of the picture that the mask belongs to.
+
+    Raises:
+        DataError: It is no mask, or holds ids that are no class.
+    """
+    picture = fromarray(number_ids(read_ids(raw, path), spec, path))
+    target = (spec.width, spec.height)
+    view = view or choose_view(picture.size, target, look)
+    return draw_ids(picture, view, target, fill=IGNORED)
+
+
+def fit_masked(
+    raw: Any, mask: Any, path: str, spec: Image, mask_spec: Mask, look: Look = PLAIN
+) -> tuple[NDArray, UInt8[np.ndarray, "H W"]]:
+    """Fit a picture and its mask to the same view, drawn once; only colours change apart.
+
+    RandAugment is left with its operations that move nothing.
+
+    Args:
+        raw: A decoded picture, an undecoded one of 16 bits, or an array ``[C, H, W]``.
+        mask: A decoded picture, or ids ``[H, W]``.
+        path: Names the sample, for messages.
+        spec: The picture's shape.
+        mask_spec: The mask's shape and classes.
+        look: What is seen of both.
+
+    Raises:
+        DataError: The sizes differ, or it is no mask.
+    """
+    colours = look.rng is not None and look.augment.rand_augment > 0
+    if isinstance(raw, EncodedClip):
+        assert raw.data is not None, path
+        deep = read_deep(raw.data, raw.path, spec.channels)
+        raw = to_eight_bits(deep) if colours else deep
+    size = raw.size if isinstance(raw, Picture) else raw.shape[:0:-1]
+    own = mask.size if isinstance(mask, Picture) else mask.shape[::-1]
+    if tuple(size) != tuple(own):
+        raise DataError(
+            f"{path}: the picture has {size[0]}x{size[1]} pixels (width x height) and its mask "
+            f"{own[0]}x{own[1]}; both must be of one size"
+        )
+    view = choose_view(size, (spec.width, spec.height), look)
+    ids = fit_mask(mask, path, mask_spec, view=view)
+    if not isinstance(raw, Picture) and not colours:
+        return fit_array(raw, spec, view), ids
+    picture = raw if isinstance(raw, Picture) else as_picture(raw)
+    picture = convert_channels(picture, spec.channels, path)
+    if look.rng is not None:
+        picture = apply(picture, look.augment, look.rng, keep_shape=True)
+    return draw_picture(picture, view, (spec.width, spec.height)), ids
+
+
+def name_mask_classes(
+    folder: Path, sources: Mapping[str, Source], where: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of the ids of masks, from 0, and notes on how they were found.
+
+    Args:
+        folder: Where ``classes.txt`` may lie, one name per line, in the order of the ids.
+        sources: By split; without such a file up to 512 training masks are searched for the
+            highest id, 255 (ignored) left out, and classes are named by their numbers.
+        where: The data's address, for messages.
+
+    Raises:
+        DataError: The file is damaged; or there is none, and no mask holds two classes.
+    """
+    names = read_names(folder / "classes.txt")
+    if len(names) > IGNORED:
+        raise DataError(
+            f"{folder / 'classes.txt'}: names {len(names)} classes; masks hold ids 0..254, so at "
+            f"most {IGNORED}"
+        )
+    if names:
+        return names, ()
+    source = sources["train"]
+    places = np.unique(np.linspace(0, len(source) - 1, MAX_SEARCHED).round().astype(int))
+    highest = max((_highest_id(source, int(place)) for place in places), default=-1)
+    if highest < 1:
+        raise DataError(
+            f"{where}: the highest class id in {len(places)} masks is {highest}, so there are no "
+            f"two classes; a mask's values are class ids from 0, and 255 is ignored"
+        )
+    note = f"no classes.txt: {highest + 1} classes of pixels, named by their numbers"
+    return number_classes(highest, where), (note,)
+
+
+def _highest_id(source: Source, index: int) -> int:
+    """Return the highest id of a mask but 255; -1 where it cannot be read, or holds none."""
+    try:
+        ids = read_ids(_raw_mask(source.read(index)), source.names[index])
+    except DataError:
+        # An unreadable sample is the loader's business: it is named and replaced there.
+        return -1
+    known = ids[ids != IGNORED]
+    return int(known.max()) if known.size else -1
+
+
+def _raw_mask(sample: Mapping[str, Any]) -> Any:
+    """Return the mask of a sample, or an empty one."""
+    return sample.get(MASK_NAME, np.zeros((0, 0), np.uint8))
+
+
+def kept_classes(
+    names: Sequence[str], ignore: int | str
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return the classes that are learned, and the ids that are ignored.
+
+    Args:
+        names: Of the ids, from 0.
+        ignore: A name or an id; ``void`` where there may be no such class.
+
+    Raises:
+        DataError: No class has this name, the id is none, or nothing is left to tell apart.
+    """
+    if isinstance(ignore, str):
+        if ignore not in names and ignore != "void":
+            raise DataError(
+                f"the class {ignore!r} is to be ignored, but the classes are {list(names)}; "
+                f"give one of them, or an id"
+            )
+        found = names.index(ignore) if ignore in names else IGNORED
+    else:
+        found = ignore
+    if not 0 <= found <= IGNORED:
+        raise DataError(f"the id {found} is to be ignored, but ids in masks are 0..{IGNORED}")
+    kept = tuple(name for number, name in enumerate(names) if number != found)
+    if len(kept) < 2:
+        raise DataError(
+            f"the classes of pixels are {list(kept)} without the ignored {ignore!r}; at least 2 "
+            f"are needed"
+        )
+    return kept, tuple(sorted({found, IGNORED}))
+
+
+def find_mask(parts: Mapping[str, Any], picture: Any) -> str | None:
+    """Return the ending of the file that may be a picture's mask: by its name, or as a second PNG.
+
+    Args:
+        parts: The files of one sample, by ending.
+        picture: Which of them is the picture; None where there is none.
+    """
+    endings = [e for e in MASK_ENDINGS if e in parts and parts[e] is not picture]
+    return endings[0] if picture is not None and endings else None
+
+
+def holds_ids(data: bytes, path: str) -> bool:
+    """Tell whether a picture file holds ids and not colours; one that is damaged holds none."""
+    try:
+        read_ids(read_picture(data, path), path)
+    except DataError:
+        return False
+    return True
+
+
+def count_pixels(source: Source, spec: Mask, limit: int = MAX_SEARCHED) -> NDArray[np.int64]:
+    """Count the pixels of each class ``[K]`` in up to ``limit`` samples, spread evenly.
+
+    Args:
+        source: With masks; those that cannot be read are left out.
+        spec: Their classes.
+        limit: Samples that are read.
+    """
+    counts = np.zeros(spec.num_classes, np.int64)
+    for place in np.unique(np.linspace(0, len(source) - 1, limit).round().astype(int)):
+        try:
+            raw = _raw_mask(source.read(int(place)))
+            ids = number_ids(read_ids(raw, ""), spec, source.names[int(place)])
+        except DataError:
+            continue
+        counts += np.bincount(ids[ids != IGNORED], minlength=spec.num_classes)
+    return counts

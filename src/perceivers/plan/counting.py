@@ -1,0 +1,230 @@
+"""Operations and memory of one training step, counted on tensors that have shapes but no values.
+
+A model is built on the meta device and run, forward and backward, under ``FakeTensorMode``: torch
+dispatches every operation as it would on a CPU, so operations can be counted and storages weighed,
+whatever the size of the model. Where a step looks at values, which fake tensors do not have, the
+same is counted on real ones.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import astuple, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from perceivers.data import Batch
+from perceivers.plan.recording import StepRecorder
+from perceivers.tasks import Task
+
+Precision = Literal["float32", "bf16", "bf16-pure"]
+# What is computed where a step needs values.
+SMALL_BATCHES = (2, 4)
+STATES_PER_WEIGHT = 2
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters of a model.
+
+    Args:
+        count: All of them.
+        trained: Those that training changes.
+        bytes: Of all of them.
+        gradient_bytes: Of their gradients.
+        optimizer_bytes: Of the optimizer's two moments.
+    """
+
+    count: int
+    trained: int
+    bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """One forward and backward pass.
+
+    Args:
+        batch_size: Samples.
+        forward: Floating-point operations of the forward pass; a multiplication and an addition
+            are two.
+        step: Those of both passes, recomputed ones included.
+        kept: Bytes that the forward pass leaves for the backward pass.
+        peak: The most bytes at one time beside weights and inputs; gradients are among them.
+    """
+
+    batch_size: int
+    forward: int
+    step: int
+    kept: int
+    peak: int
+
+
+def count_weights(model: nn.Module, precision: Precision) -> Weights:
+    """Count a model's parameters, on whatever device.
+
+    Args:
+        model: Whose.
+        precision: ``bf16-pure`` keeps weights, gradients and moments in 2 bytes.
+    """
+    width = 2 if precision == "bf16-pure" else 4
+    count = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Weights(
+        count, trained, count * width, trained * width, STATES_PER_WEIGHT * trained * width
+    )
+
+
+class StepCounter:
+    """Counts a task's steps at any batch size.
+
+    Args:
+        build: Makes the task, on the device that is the default when it is called.
+        make_batch: Makes a batch of so many samples.
+        precision: Of a step; with ``bf16``, autocast's copies of weights are among its memory.
+        recompute: Whether layers are computed again in the backward pass.
+
+    Attributes:
+        exact: Whether steps are counted as they are; else, where a step needs values, larger ones
+            follow from two small ones that are computed.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], Task],
+        make_batch: Callable[[int], Batch],
+        *,
+        precision: Precision = "float32",
+        recompute: bool = False,
+    ) -> None:
+        self._build, self._make_batch = build, make_batch
+        self._precision: Precision = precision
+        self._recompute = recompute
+        self._counted: dict[int, StepCounts] = {}
+        self.exact = True
+
+    def count(self, batch_size: int) -> StepCounts:
+        """Count the step of a batch.
+
+        Args:
+            batch_size: Samples, at least 1.
+        """
+        if self.exact and batch_size not in self._counted:
+            try:
+                self._counted[batch_size] = self._count_fake(batch_size)
+            except RuntimeError:
+                # Fake tensors have no values to decide on; what is really wrong is raised below.
+                self.exact = False
+                self._counted = {size: self._count_real(size) for size in SMALL_BATCHES}
+        if batch_size in self._counted:
+            return self._counted[batch_size]
+        low, high = (self._counted[size] for size in SMALL_BATCHES)
+        return extrapolate(low, high, batch_size)
+
+    def largest_batch(self, room: float, near: int) -> int:
+        """Return the largest batch whose peak fits into some bytes; 0 if not even one sample does.
+
+        The peak is the larger of several moments', each of which grows in proportion to the batch,
+        so it bends upwards: what lies between two counts is at most their mean.
+
+        Args:
+            room: Bytes beside weights and the optimizer's state.
+            near: A batch size to start from.
+        """
+        low, high = self.count(near), self.count(2 * near)
+        found = _solve(low, high, room)
+        if found < 1 or not self.exact:
+            return found
+        there = self.count(found)
+        return found if there.peak <= room else _solve(low, there, room)
+
+    def _count_fake(self, batch_size: int) -> StepCounts:
+        """Count a step without values."""
+        with torch.device("meta"):
+            task = self._build().train()
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with mode:
+            _make_fake(task)
+        # Positions choose each sample's own generator, by their values.
+        batch = replace(_change(self._make_batch(batch_size), mode.from_tensor), position=None)
+        return self._run(task, batch, mode)
+
+    def _count_real(self, batch_size: int) -> StepCounts:
+        """Compute a step and count."""
+        return self._run(self._build().train(), self._make_batch(batch_size), nullcontext())
+
+    def _run(self, task: Task, batch: Batch, mode: AbstractContextManager[Any]) -> StepCounts:
+        """Run a step and count."""
+        task.model.set_recompute(self._recompute)
+        with mode:
+            if self._precision == "bf16-pure":
+                task.to(torch.bfloat16)
+                batch = _change(batch, _halve)
+            with StepRecorder(
+                [*task.parameters(), *task.buffers(), *batch.inputs.values()]
+            ) as seen:
+                with torch.autocast("cpu", torch.bfloat16, enabled=self._precision == "bf16"):
+                    losses = task(batch, torch.Generator().manual_seed(0))
+                forward, kept = seen.flops, seen.now
+                losses.total.backward()
+        return StepCounts(len(batch), forward, seen.flops, kept, seen.peak)
+
+
+def extrapolate(low: StepCounts, high: StepCounts, batch_size: int) -> StepCounts:
+    """Return the counts on the line through two others.
+
+    Args:
+        low: At one batch size.
+        high: At another.
+        batch_size: Where.
+    """
+    share = (batch_size - low.batch_size) / (high.batch_size - low.batch_size)
+    pairs = zip(astuple(low)[1:], astuple(high)[1:], strict=True)
+    return StepCounts(batch_size, *(round(a + (b - a) * share) for a, b in pairs))
+
+
+def _solve(low: StepCounts, high: StepCounts, room: float) -> int:
+    """Return the batch size at which the line through two peaks reaches some bytes."""
+    slope = (high.peak - low.peak) / (high.batch_size - low.batch_size)
+    return max(0, int(low.batch_size + (room - low.peak) / max(slope, 1.0)))
+
+
+def _make_fake(task: nn.Module) -> None:
+    """Replace a module's tensors on the meta device by fake ones on the CPU; shared ones once."""
+    made: dict[int, Any] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+
+    for module in task.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                if id(parameter) not in made:
+                    made[id(parameter)] = (
+                        parameter,
+                        nn.Parameter(fake(parameter), requires_grad=parameter.requires_grad),
+                    )
+                module._parameters[name] = made[id(parameter)][1]
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = fake(buffer)
+
+
+def _change(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """Return a batch with what a task reads of it changed."""
+    return replace(
+        batch,
+        inputs={name: change(tensor) for name, tensor in batch.inputs.items()},
+        labels=None if batch.labels is None else change(batch.labels),
+        targets=None if batch.targets is None else change(batch.targets),
+        present={name: change(tensor) for name, tensor in batch.present.items()},
+    )
+
+
+def _halve(tensor: Tensor) -> Tensor:
+    """Return floats with 2 bytes each."""
+    return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor

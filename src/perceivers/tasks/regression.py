@@ -1,0 +1,180 @@
+"""Regression: numbers read from one answer, learned in units of their own spread.
+
+Legend: B batch, T targets.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from perceivers.errors import ConfigError, DataError
+from perceivers.tasks.base import Losses, Task, TaskBatch
+from perceivers.tasks.metrics import add_mean, device_of, new_means, new_metric, result
+from perceivers.tasks.presence import answer, held_modalities, shown_modalities
+
+# What R2 needs at least.
+MIN_SAMPLES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionConfig:
+    """The loss, in units of each target's standard deviation."""
+
+    loss: Literal["mse", "huber", "mae"] = "mse"
+    """mse: mean squared error; mae: mean absolute error; huber: squared up to ``delta``, then
+    straight, so that outliers pull less."""
+    delta: float = 1.0
+    """huber: where the loss becomes straight, in standard deviations."""
+
+    def __post_init__(self) -> None:
+        """Reject values out of range."""
+        if self.loss not in {"mse", "huber", "mae"}:
+            raise ConfigError(f"regress.loss is {self.loss!r}; use mse, huber or mae")
+        if not 0.0 < self.delta < float("inf"):
+            raise ConfigError(f"regress.delta is {self.delta}; it must be positive")
+
+
+def measure_targets(
+    targets: Float[Tensor, "n T"], names: Iterable[str]
+) -> dict[str, tuple[float, float]]:
+    """Return mean and population deviation by target; unknown values (NaN) do not count.
+
+    A target that never changes gets a deviation of 1.
+
+    Args:
+        targets: Of the training split.
+        names: Of the columns.
+
+    Raises:
+        DataError: A target is not known of any sample, or infinite.
+    """
+    found = {}
+    for name, column in zip(names, targets.double().unbind(1), strict=True):
+        known = column[~column.isnan()]
+        if not len(known) or not bool(known.isfinite().all()):
+            raise DataError(
+                f"target {name!r} has {len(known)} known values in the training split, of which "
+                f"{int(known.isfinite().sum())} are finite; it needs at least one, and all finite"
+            )
+        deviation = float(known.std(correction=0))
+        flat = deviation <= 1e-12 * max(float(known.abs().max()), 1e-12)
+        found[name] = (float(known.mean()), 1.0 if flat else deviation)
+    return found
+
+
+class Regression(Task):
+    """Numbers per sample.
+
+    Args:
+        model: Whose call returns ``[B, T]``, in units of deviations from the mean.
+        targets: Mean and deviation by target, from ``measure_targets``.
+        config: The loss.
+
+    Raises:
+        ConfigError: The model answers with another number of values.
+    """
+
+    best_metric = "loss"
+    higher_is_better = False
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self, model: Any, targets: Mapping[str, tuple[float, float]], config: RegressionConfig
+    ) -> None:
+        super().__init__(model)
+        if model.config.num_classes != len(targets) or not targets:
+            raise ConfigError(
+                f"the model answers with {model.config.num_classes} values, but the targets are "
+                f"{list(targets)}; build it with as many"
+            )
+        self.names = tuple(targets)
+        self.config = config
+        mean, deviation = zip(*targets.values(), strict=True)
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("deviation", torch.tensor(deviation), persistent=False)
+
+    def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:
+        """Return the mean loss over the values that are known."""
+        answers = answer(self.model, batch.inputs, shown_modalities(self, batch, generator))
+        targets, known = self._truth(batch)
+        errors = self._errors(answers.float(), targets, known)
+        return Losses(total=errors.sum() / known.sum().clamp(min=1), parts={})
+
+    def restore(self, answers: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        """Return answers of the model in the targets' own units."""
+        return answers.float() * self.deviation + self.mean
+
+    def _truth(self, batch: TaskBatch) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
+        """Targets with zeros where they are unknown (NaN), and where they are known."""
+        found = None if batch.targets is None else tuple(batch.targets.shape)
+        if batch.targets is None or batch.targets.shape[1] != len(self.names):
+            raise DataError(
+                f"regression needs the targets {list(self.names)}, but the batch's have shape "
+                f"{found}; name the columns with --targets"
+            )
+        known = ~batch.targets.isnan()
+        return torch.where(known, batch.targets, 0.0), known
+
+    def _errors(
+        self, answers: Float[Tensor, "B T"], targets: Float[Tensor, "B T"], known: Tensor
+    ) -> Float[Tensor, "B T"]:
+        """Loss per value, 0 where it is unknown."""
+        wanted = torch.where(known, (targets - self.mean) / self.deviation, answers.detach())
+        if self.config.loss == "mse":
+            return F.mse_loss(answers, wanted, reduction="none")
+        if self.config.loss == "mae":
+            return F.l1_loss(answers, wanted, reduction="none")
+        return F.huber_loss(answers, wanted, reduction="none", delta=self.config.delta)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
+        """Return the loss, and MAE, RMSE and R2 per target in its own units.
+
+        They are called ``mae/<target>`` and so on; ``r2`` is the mean over targets. R2 is left out
+        where fewer than two values are known.
+        """
+        self.eval()
+        device = device_of(self.model)
+        loss = new_means(["loss"], device)["loss"]
+        metrics = {
+            name: {
+                "mae": new_metric("MeanAbsoluteError", device),
+                "rmse": new_metric("MeanSquaredError", device, squared=False),
+                "r2": new_metric("R2Score", device),
+                "count": new_metric("SumMetric", device),
+            }
+            for name in self.names
+        }
+        for batch in batches:
+            answers = answer(self.model, batch.inputs, held_modalities(self.model, batch)).float()
+            targets, known = self._truth(batch)
+            number = known.sum()
+            add_mean(loss, self._errors(answers, targets, known).sum() / number, number)
+            restored = self.restore(answers)
+            for place, each in enumerate(metrics.values()):
+                rows = known[:, place]
+                each["count"].update(rows.sum())
+                for name in ("mae", "rmse", "r2") if bool(rows.any()) else ():
+                    each[name].update(restored[rows, place].double(), targets[rows, place].double())
+        return {"loss": float(result(loss)), **_figures(metrics)}
+
+
+def _figures(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return the figures by name; every process computes every metric, so that they can merge."""
+    figures: dict[str, float] = {}
+    scores = []
+    for target, each in metrics.items():
+        count = float(result(each["count"]))
+        figures |= {f"{name}/{target}": float(result(each[name])) for name in ("mae", "rmse")}
+        if count >= MIN_SAMPLES:
+            score = float(result(each["r2"]))
+            figures[f"r2/{target}"] = score
+            scores += [score] if isfinite(score) else []
+    return {**({"r2": sum(scores) / len(scores)} if scores else {}), **figures}

@@ -1,0 +1,203 @@
+"""Semantic segmentation: a class for every element; intersection over union, class by class.
+
+Legend: B batch, K classes; the grid is rows and columns of a picture, or the points of a cloud.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from perceivers.errors import ConfigError, DataError
+from perceivers.tasks.base import Losses, Task, TaskBatch
+from perceivers.tasks.metrics import add_mean, device_of, new_means, new_metric, result
+from perceivers.tasks.presence import answer, held_modalities, shown_modalities
+
+# Name of the masks in a batch, and what an element is that is neither learned nor counted.
+TARGET = "mask"
+IGNORED = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationConfig:
+    """The loss, and what is left out of it."""
+
+    ignore: int | str = "void"
+    """Class that is neither learned nor counted: its name in classes.txt, or its id in the masks.
+    The id 255 never is. The default ignores nothing else where no class is called void."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: weigh each class by the inverse of its pixels in the training split."""
+
+    def __post_init__(self) -> None:
+        """Reject values out of range."""
+        if isinstance(self.ignore, int) and not 0 <= self.ignore <= IGNORED:
+            raise ConfigError(
+                f"segment.ignore is {self.ignore}; an id in a mask lies in 0..{IGNORED}"
+            )
+        if self.class_weights not in {"none", "balanced"}:
+            raise ConfigError(f"segment.class_weights={self.class_weights!r}; use none or balanced")
+
+
+def segmented_modality(model: Any) -> str:
+    """Return the modality whose elements a model finds classes for.
+
+    Raises:
+        ConfigError: The model has no such read-out.
+    """
+    config = model.config
+    if model.family == "hiera" and config.head.kind == "segmentation":
+        return config.name
+    if model.family == "hip" and config.head.kind.startswith("dense"):
+        return config.head.modality
+    if model.family == "perceiver_io" and len(config.outputs) == 1:
+        (output,) = config.outputs.values()
+        if output.queries != "learned" and output.modality:
+            return output.modality
+    raise ConfigError(
+        f"this {model.family} answers with no class per element; segmentation is for hip, hiera "
+        f"and perceiver_io models, trained with --task segment"
+    )
+
+
+def element_logits(model: Any, logits: Tensor) -> Float[Tensor, "B K *grid"]:
+    """Return a model's answer in float32 with the classes before the grid."""
+    spec = model.config.inputs[segmented_modality(model)]
+    return (logits if spec.channels_first else logits.movedim(-1, 1)).float()
+
+
+def element_loss(
+    logits: Float[Tensor, "B K *grid"],
+    classes: Int[Tensor, "B *grid"],
+    weights: Float[Tensor, " K"] | None = None,
+) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy in nats over the elements that have a class; 0 without any.
+
+    Args:
+        logits: Per class.
+        classes: 0..K-1, 255 where ignored.
+        weights: Factor per class, by whose sum the sum of the losses is divided.
+    """
+    total = F.cross_entropy(logits, classes, weight=weights, ignore_index=IGNORED, reduction="sum")
+    known = classes[classes != IGNORED]
+    share = known.new_tensor(len(known), dtype=torch.float32) if weights is None else weights[known]
+    share = share.sum()
+    return total / torch.where(share > 0, share, 1.0)
+
+
+def class_iou(matrix: Int[Tensor, "K K"]) -> Float[Tensor, " K"]:
+    """Return intersection over union per class from a confusion matrix (rows are the truth).
+
+    Classes that neither occur nor are predicted have none: NaN.
+    """
+    counts = matrix.double()
+    right = counts.diag()
+    return right / (counts.sum(0) + counts.sum(1) - right)
+
+
+def segmentation_figures(matrix: Int[Tensor, "K K"], classes: Sequence[str]) -> dict[str, float]:
+    """Return mean IoU, pixel accuracy, mean class accuracy and each class's IoU.
+
+    Means are over the classes for which the figure is defined: for IoU those that occur or are
+    predicted, for accuracy those that occur.
+
+    Args:
+        matrix: Counts of elements, rows are the truth.
+        classes: Names, in the order of the rows.
+    """
+    iou, counts = class_iou(matrix), matrix.double()
+    recall = counts.diag() / counts.sum(1)
+    means = {
+        "miou": iou.nanmean(),
+        "pixel_accuracy": counts.diag().sum() / counts.sum(),
+        "class_accuracy": recall.nanmean(),
+    }
+    each = {f"iou/{name}": value for name, value in zip(classes, iou, strict=True)}
+    found = {name: float(value) for name, value in (means | each).items()}
+    return {name: value for name, value in found.items() if value == value}
+
+
+class Segmentation(Task):
+    """One class per element.
+
+    Args:
+        model: Whose call returns logits ``[B, K, *grid]``, or ``[B, P, K]`` of points.
+        classes: Names of the K classes.
+        config: The loss.
+        class_weights: Weight per class ``[K]``.
+
+    Raises:
+        ConfigError: The model has no such read-out.
+    """
+
+    best_metric = "miou"
+    higher_is_better = True
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        model: Any,
+        classes: Sequence[str],
+        config: SegmentationConfig,
+        class_weights: Float[Tensor, " K"] | None = None,
+    ) -> None:
+        super().__init__(model)
+        self.name = segmented_modality(model)
+        self.classes = tuple(classes)
+        self.config = config
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:
+        """Return the mean cross-entropy over the elements that have a class."""
+        logits = self._logits(batch, shown_modalities(self, batch, generator))
+        loss = element_loss(logits, self.true_classes(batch), self.class_weights)
+        return Losses(total=loss, parts={})
+
+    def _logits(self, batch: TaskBatch, shown: dict[str, Tensor]) -> Float[Tensor, "B K *grid"]:
+        inputs = {name: raw for name, raw in batch.inputs.items() if name != TARGET}
+        return element_logits(self.model, answer(self.model, inputs, shown))
+
+    def true_classes(self, batch: TaskBatch) -> Int[Tensor, "B *grid"]:
+        """Return classes, 255 where ignored or where a sample lacks its mask, or what it is of.
+
+        Raises:
+            DataError: The batch has no masks.
+        """
+        if TARGET not in batch.inputs:
+            raise DataError(
+                "segmentation needs data with masks: a folder with images/ and masks/, or "
+                "KEY.png beside KEY.jpg in tars"
+            )
+        classes = batch.inputs[TARGET].long()
+        for name in (TARGET, self.name):
+            if name in batch.present:
+                held = batch.present[name].view(-1, *[1] * (classes.ndim - 1))
+                classes = torch.where(held, classes, IGNORED)
+        return classes
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
+        """Return loss, mean IoU ``miou``, accuracies and ``iou/<class>``, at the model's size.
+
+        Elements are counted over the whole split before any ratio is taken.
+        """
+        self.eval()
+        device = device_of(self.model)
+        loss = new_means(["loss"], device)["loss"]
+        counted = new_metric(
+            "classification.MulticlassConfusionMatrix",
+            device,
+            num_classes=len(self.classes),
+            ignore_index=IGNORED,
+            validate_args=False,
+        )
+        for batch in batches:
+            logits = self._logits(batch, held_modalities(self.model, batch))
+            truth = self.true_classes(batch)
+            add_mean(loss, element_loss(logits, truth), (truth != IGNORED).sum())
+            counted.update(logits.argmax(1), truth)
+        matrix = result(counted).long().cpu()
+        return {"loss": float(result(loss)), **segmentation_figures(matrix, self.classes)}

@@ -1,0 +1,211 @@
+"""One process that fails ends all of them, and its message is the one that is read.
+
+A process that raises writes its message where all processes look twice a second: the key-value
+store over which they found each other. The main process prints it and ends; the others end without
+a word. So nobody waits in a collective operation for a process that is gone, whatever the launcher
+and the backend. A process that ends without a message (killed, out of memory) is noticed by the one
+that started it, or by its connections.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+from perceivers.errors import UserError
+from perceivers.training.launching import PARENT
+from perceivers.training.signals import Interrupted
+
+INTERVAL = 0.5
+# How long a process waits for another to say why a connection broke, in seconds.
+PATIENCE = 4.0
+USER_MISTAKE, FAILED, INTERRUPTED = 2, 1, 130
+FAILURE, TOLD = "perceivers/failure", "perceivers/told"
+BROKEN = ("gloo", "nccl", "connection", "timed out", "socket", "store")
+
+
+class Alarm:
+    """Watches over processes that work together.
+
+    Until ``connect`` only the processes that this one has started are watched.
+
+    Args:
+        world_size: How many there are.
+        children: Those that this process has started: the second and following of its node.
+    """
+
+    def __init__(self, world_size: int, children: Sequence[subprocess.Popen[bytes]] = ()) -> None:
+        self.rank = 0
+        self.world_size = world_size
+        self.children = list(children)
+        self.parent = int(os.environ.get(PARENT, "0"))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._failure, self._told = f"{FAILURE}/{attempt}", f"{TOLD}/{attempt}"
+        self._store: TCPStore | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="alarm", daemon=True)
+        self._thread.start()
+
+    def connect(self, rank: int) -> None:
+        """Watch all processes, now that they have found each other."""
+        self.rank = rank
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        # A connection of its own: the one of the process group may be busy waiting.
+        self._store = TCPStore(
+            address, port, is_master=False, timeout=timedelta(seconds=30), wait_for_workers=False
+        )
+
+    def stop(self) -> None:
+        """End the watch: all processes have done their work."""
+        self._over.set()
+        self._thread.join()
+        self._store = None
+
+    # -- a process that raises ---------------------------------------------------------------
+
+    def sound(self, error: BaseException) -> None:
+        """Tell all processes why this one ends; return only if this one may raise the error.
+
+        The main process raises its own errors; all others end here.
+        """
+        if isinstance(error, (Interrupted, KeyboardInterrupt)):
+            if self.rank == 0:
+                self._speak_first()
+                return
+            self._wait_until_told()
+            self._leave(INTERRUPTED)
+        if is_lost_connection(error):
+            # What broke it comes first; the watch ends this process when it has found that.
+            time.sleep(PATIENCE)
+        if self._claim(error):
+            if self.rank == 0:
+                self._speak_first()
+                self._kill_children()
+                return
+            self._wait_until_told()
+            self._leave(USER_MISTAKE if isinstance(error, UserError) else FAILED)
+        time.sleep(3 * PATIENCE)  # the watch says what the other process said, and ends this one
+        self._leave(FAILED)
+
+    def _speak_first(self) -> None:
+        """End the watch of the main process, whose caller says what happened."""
+        self._over.set()
+        if self._store is not None:
+            self._store.set(self._told, "yes")
+
+    def _claim(self, error: BaseException) -> bool:
+        """Leave a message unless there is one; whether this process is the first to fail."""
+        if isinstance(error, UserError | OSError):
+            text = str(error)
+        else:
+            text = "".join(traceback.format_exception(error)).strip()
+        message = json.dumps({"rank": self.rank, "text": text})
+        if self._store is None:
+            return True
+        try:
+            found = self._store.compare_set(self._failure, "", message)
+        except (dist.DistError, RuntimeError):
+            return self.rank == 0  # the main process keeps the store: it is gone
+        return json.loads(found)["rank"] == self.rank
+
+    def _wait_until_told(self) -> None:
+        """Let the main process speak before launchers notice that this one has ended."""
+        deadline = time.monotonic() + 3 * PATIENCE
+        while time.monotonic() < deadline:
+            try:
+                if self._store is None or self._store.check([self._told]):
+                    return
+            except (dist.DistError, RuntimeError):
+                return
+            time.sleep(INTERVAL / 5)
+
+    # -- the watch ---------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while not self._over.wait(INTERVAL):
+            try:
+                failure = self._read_failure() or self._find_dead()
+            except (dist.DistError, RuntimeError):
+                self._main_is_gone()
+                return
+            if failure is not None and failure["rank"] != self.rank:
+                self._end(failure)
+            if self.parent and os.getppid() != self.parent:
+                self._main_is_gone()
+
+    def _read_failure(self) -> dict[str, Any] | None:
+        if self._store is None or not self._store.check([self._failure]):
+            return None
+        return json.loads(self._store.get(self._failure))
+
+    def _find_dead(self) -> dict[str, Any] | None:
+        """Return what there is to say of a child that ended too early, to all processes."""
+        for local_rank, child in enumerate(self.children, start=1):
+            status = child.poll()
+            if status in {None, 0, INTERRUPTED} or self._over.is_set():
+                continue
+            assert status is not None
+            why = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+            hint = " (killed, perhaps for want of memory)" if status == -9 else ""
+            found = {"rank": self.rank + local_rank, "text": f"it {why}{hint}"}
+            if self._store is None:
+                return found
+            return json.loads(self._store.compare_set(self._failure, "", json.dumps(found)))
+        return None
+
+    def _end(self, failure: dict[str, Any]) -> NoReturn:
+        """End this process because of another; the main one says why."""
+        if self.rank:
+            self._wait_until_told()
+            self._leave(FAILED)
+        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+        sys.stderr.write(
+            f"{show_cursor}perceivers: process {failure['rank']} of {self.world_size} failed: "
+            f"{failure['text']}\n"
+        )
+        sys.stderr.flush()
+        if self._store is not None:
+            self._store.set(self._told, "yes")
+        time.sleep(INTERVAL)  # children that wait for this word leave by themselves
+        self._kill_children()
+        self._leave(USER_MISTAKE)
+
+    def _main_is_gone(self) -> None:
+        """End without the main process, which keeps the store and would speak."""
+        if self._over.wait(2 * INTERVAL):
+            return
+        if self.rank == 1:
+            sys.stderr.write(
+                f"perceivers: process 0 of {self.world_size} ended without a message; all others "
+                f"end too\n"
+            )
+        self._leave(FAILED)
+
+    def _kill_children(self) -> None:
+        for child in self.children:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+
+    def _leave(self, status: int) -> NoReturn:
+        """End at once: leaving in order would wait for processes that are gone."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error is one of those that follow when another process ends."""
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in BROKEN)

@@ -1,0 +1,164 @@
+"""Who starts the processes of a run: torchrun, Slurm, a person on every node, or this program.
+
+Every process runs the same command. Where nobody started several, this program starts its own
+command once more per device, with the environment variables by which processes find each other:
+``LOCAL_RANK``, ``WORLD_SIZE``, ``NODE_RANK``, ``MASTER_ADDR``, ``MASTER_PORT``.
+"""
+
+import atexit
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from perceivers.errors import ConfigError
+from perceivers.training.config import TrainConfig
+
+C = TypeVar("C", bound=TrainConfig)
+# The process that started this one, so that it can notice when that is gone.
+PARENT = "PERCEIVERS_PARENT"
+# Those that this program has started; they take part in all its runs.
+_STARTED: list[subprocess.Popen[bytes]] = []
+INTERACTIVE = {"bash", "interactive"}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What an outside launcher has started: processes per node, nodes, and its name."""
+
+    devices: int
+    nodes: int
+    launcher: str
+
+
+def given_processes() -> Given | None:
+    """Return what torchrun or Slurm has started; None where neither did.
+
+    Raises:
+        ConfigError: Slurm does not say how many tasks a node has.
+    """
+    environment = os.environ
+    if torch.distributed.is_torchelastic_launched():
+        local, world = int(environment["LOCAL_WORLD_SIZE"]), int(environment["WORLD_SIZE"])
+        return Given(local, world // local, "torchrun")
+    tasks = environment.get("SLURM_NTASKS")
+    if tasks is None or environment.get("SLURM_JOB_NAME") in INTERACTIVE:
+        return None
+    local_tasks = environment.get("SLURM_NTASKS_PER_NODE")
+    if local_tasks is None and int(tasks) > 1:
+        raise ConfigError(
+            f"Slurm started {tasks} tasks and does not say how many a node has; give sbatch or "
+            f"srun --ntasks-per-node instead of --ntasks"
+        )
+    devices = int(local_tasks or 1)
+    return Given(devices, max(int(tasks) // devices, 1), "Slurm")
+
+
+def fit_to_launcher(config: C) -> C:
+    """Return the settings with the processes that an outside launcher has started.
+
+    Raises:
+        ConfigError: ``devices`` or ``nodes`` were set to something else.
+    """
+    given = given_processes()
+    if given is None:
+        return config
+    for name in ("devices", "nodes"):
+        asked, found = getattr(config, name), getattr(given, name)
+        if asked not in {1, found}:
+            raise ConfigError(
+                f"{name} is {asked}, but {given.launcher} started {found}; leave --{name} out, or "
+                f"start as many"
+            )
+    return replace(config, devices=given.devices, nodes=given.nodes)
+
+
+def is_main_process() -> bool:
+    """Whether this process, of those that were started together, is the one that speaks."""
+    environment = os.environ
+    if torch.distributed.is_torchelastic_launched():
+        return environment["RANK"] == "0"
+    if given_processes() is not None:
+        return environment.get("SLURM_PROCID", "0") == "0"
+    return {environment.get(name, "0") for name in ("LOCAL_RANK", "NODE_RANK")} == {"0"}
+
+
+def start_processes(config: TrainConfig) -> list[subprocess.Popen[bytes]]:
+    """Start this node's other processes where nobody has; return those started.
+
+    A single process that shards its model is given its environment too.
+
+    Raises:
+        ConfigError: This program has no command that could be run once more.
+    """
+    alone = config.devices * config.nodes == 1
+    if given_processes() is not None or "LOCAL_RANK" in os.environ:
+        return _STARTED
+    if alone and config.strategy == "auto":
+        return []
+    if config.nodes > 1 and not os.environ.keys() >= {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"}:
+        raise ConfigError(
+            f"nodes is {config.nodes}, but nothing says where the others are; start with torchrun "
+            f"or Slurm, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on every node"
+        )
+    command = own_command() if config.devices > 1 else []
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
+    os.environ.setdefault("NODE_RANK", "0")
+    os.environ["WORLD_SIZE"] = str(config.devices * config.nodes)
+    os.environ["LOCAL_RANK"] = "0"
+    if config.devices > 1 and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, (os.cpu_count() or 1) // config.devices)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
+    for rank in range(1, config.devices):
+        environment = {**os.environ, "LOCAL_RANK": str(rank), PARENT: str(os.getpid())}
+        _STARTED.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
+    atexit.register(_wait_for, _STARTED)
+    return _STARTED
+
+
+def _wait_for(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Leave no process behind; by now all have done their work."""
+    for process in processes:
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def own_command() -> list[str]:
+    """Return the command line that started this process.
+
+    Raises:
+        ConfigError: It was not started from a file or a module.
+    """
+    spec = sys.modules["__main__"].__spec__
+    if spec is not None:
+        name = spec.name.removesuffix(".__main__")
+        return [sys.executable, "-m", name, *sys.argv[1:]]
+    script = Path(sys.argv[0])
+    if not script.is_file():
+        raise ConfigError(
+            "several devices need a command that can be run once per device, but this program was "
+            "not started from a file; use the command line, a script, or torchrun"
+        )
+    return [sys.executable, str(script.resolve()), *sys.argv[1:]]
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def next_port(port: int) -> None:
+    """Let the processes find each other at another port; torchrun keeps its own."""
+    if not torch.distributed.is_torchelastic_launched():
+        os.environ["MASTER_PORT"] = str(port)

@@ -1,0 +1,115 @@
+"""Training state in parts: every process writes its own, any number of processes reads them.
+
+The files are safetensors: nothing in them is executed.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from perceivers.errors import CheckpointError, ConfigError
+from perceivers.training.sharding import gather_whole
+
+try:
+    from torch.distributed.checkpoint.hf_storage import (
+        HuggingFaceStorageReader,
+        HuggingFaceStorageWriter,
+    )
+except ImportError:  # an older torch
+    HuggingFaceStorageReader = HuggingFaceStorageWriter = None
+
+READ_ERRORS = (OSError, RuntimeError, KeyError, AssertionError, SafetensorError)
+
+
+def check_parts_known() -> None:
+    """Find out before training whether this torch can write state in parts.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if HuggingFaceStorageWriter is None:
+        raise ConfigError(
+            f"strategy fsdp needs a torch that writes safetensors in parts, 2.9 or later; this is "
+            f"{torch.__version__}; upgrade it, or use --strategy ddp"
+        )
+
+
+def write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write every process's part of tensors; all processes must call this.
+
+    Raises:
+        OSError: A process could not write.
+    """
+    assert HuggingFaceStorageWriter is not None
+    state: dict[str, Any] = {
+        # A number that is the same everywhere is written once.
+        name: tensor if _is_split(tensor) else gather_whole(tensor)
+        for name, tensor in tensors.items()
+    }
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    try:
+        save(state, storage_writer=writer)
+    except CheckpointException as error:
+        for failure, _ in error.failures.values():
+            if isinstance(failure, OSError):
+                raise failure from error
+        raise
+
+
+def _is_split(tensor: Tensor) -> bool:
+    placements = getattr(tensor, "placements", ())
+    return any(placement.is_shard() for placement in placements)
+
+
+def read_parts(
+    folder: Path, shapes: Mapping[str, Sequence[int]], likes: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Read tensors, each with the placement of what it is like: whole where that is whole.
+
+    No process waits for another.
+
+    Args:
+        folder: What ``write_parts`` wrote.
+        shapes: Of the whole tensors.
+        likes: The tensor that each is to be loaded into, by name; those that are not named here, or
+            have another shape, are read whole.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+    """
+    assert HuggingFaceStorageReader is not None
+    reader = HuggingFaceStorageReader(str(folder))
+    try:
+        entries = reader.read_metadata().state_dict_metadata
+        found = {name: list(getattr(entry, "size", ())) for name, entry in entries.items()}
+        lost = sorted(n for n, shape in shapes.items() if found.get(n) != list(shape))
+        if lost:
+            raise CheckpointError(
+                f"{folder} is not a complete training checkpoint: {len(lost)} of {len(shapes)} "
+                f"tensors are missing or too short, such as {lost[0]}"
+            )
+        state: dict[str, Any] = {
+            name: _room_for(tuple(shape), _kind(entries[name]), likes.get(name))
+            for name, shape in shapes.items()
+        }
+        load(state, storage_reader=reader, no_dist=True)
+    except READ_ERRORS as error:
+        raise CheckpointError(f"{folder} is not a complete training checkpoint: {error}") from error
+    return state
+
+
+def _room_for(shape: tuple[int, ...], kind: torch.dtype, like: Tensor | None) -> Tensor:
+    if like is not None and tuple(like.shape) == shape:
+        return torch.empty_like(like, dtype=kind, requires_grad=False)
+    return torch.empty(shape, dtype=kind)
+
+
+def _kind(entry: Any) -> torch.dtype:
+    return entry.properties.dtype

@@ -1,0 +1,280 @@
+"""The watchdog of a loader: ends a run whose data no longer come, and says when they come slowly.
+
+A loader that hangs (a dead network mount, a reader that never returns) would hold a machine for
+days without a word. A thread counts how long the loader has been asked for a batch; past the limit
+it notes where the program stands and interrupts it there. A program that hangs outside Python
+cannot be interrupted; that process is ended, and its last complete checkpoint stays.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+
+from perceivers.errors import DataError
+
+T = TypeVar("T")
+
+SLOW_SHARE = 0.2
+SLOW_BATCHES = 50
+# How long an interrupted program may take to come back before its process is ended.
+GRACE_SECONDS = 30.0
+USER_MISTAKE = 2
+_FRAMES_SHOWN = 6
+_LONGEST_TICK = 1.0
+_INTERRUPT = getattr(signal, "SIGALRM", None)
+
+
+class LoaderStalledError(DataError):
+    """No batch came within the time limit; the state of the run is as after its last step."""
+
+
+class _Interruption(BaseException):
+    """Raised where the program hangs; no ``except Exception`` of a reader may swallow it."""
+
+
+def watch(
+    batches: Iterable[T],
+    seconds: float,
+    *,
+    step: int = 0,
+    workers: int = 0,
+    note: Callable[[str], None] | None = None,
+    on_stall: Callable[[], None] | None = None,
+) -> Iterator[T]:
+    """Pass batches on; stop when none comes in time, and note once when they hold up the steps.
+
+    Args:
+        batches: A loader; the time between two of its batches counts as the step's.
+        seconds: Longest wait for one batch, in seconds; 0 waits for ever.
+        step: Step of the first batch, for the message.
+        workers: Processes that read, for the advice.
+        note: Told, at most once, that over ``SLOW_BATCHES`` batches more than ``SLOW_SHARE`` of the
+            time went into waiting for data.
+        on_stall: Called before the error is raised, to save what there is.
+
+    Raises:
+        LoaderStalledError: No batch came within ``seconds``; says where the program hung.
+    """
+    pace = _Pace(workers=workers, note=note)
+    guard = _Guard(seconds)
+    source = iter(batches)
+    try:
+        while True:
+            pace.ask()
+            try:
+                with guard.limit():
+                    batch = next(source)
+            except StopIteration:
+                return
+            except _Interruption as error:
+                if on_stall is not None:
+                    on_stall()
+                raise LoaderStalledError(_message(seconds, step, workers, guard.place)) from error
+            pace.receive()
+            yield batch
+            step += 1
+    finally:
+        guard.close()
+
+
+def _message(seconds: float, step: int, workers: int, place: str) -> str:
+    """Say how long, at which step, where, and what to try."""
+    how = f"{workers} workers" if workers else "no workers (workers=0)"
+    return (
+        f"the loader gave no batch for {seconds:g} seconds (loader_timeout) at step {step}, with "
+        f"{how}. Look for a slow or lost disk or network mount, a file that never ends, or a "
+        f"worker out of memory; try another number of workers, copy the data to a local disk, or "
+        f"raise loader_timeout (0 waits for ever). The run can be resumed. It hung in:\n{place}"
+    )
+
+
+# -- interrupting --------------------------------------------------------------------------------
+
+
+class _Guard:
+    """A thread that interrupts another one where it waits for too long; 0 seconds starts none."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.place = ""
+        self._waiter = 0
+        self._signals = False
+        self._waiting = False
+        self._wait = 0  # which one, as one may end and the next begin within a tick
+        self._closed = threading.Event()
+        # Held while a wait is interrupted or declared over, so that only one of the two happens.
+        self._lock = threading.Lock()
+        if seconds:
+            threading.Thread(target=self._run, daemon=True, name="watchdog").start()
+
+    @contextmanager
+    def limit(self) -> Iterator[None]:
+        """Interrupt the calling thread when it stays in this block for too long."""
+        if not self.seconds:
+            yield
+            return
+        before = self._begin()
+        try:
+            yield
+        finally:
+            try:  # an interruption may still come here
+                with self._lock:
+                    self._waiting = False
+            finally:
+                if self._signals and _INTERRUPT is not None:
+                    signal.signal(_INTERRUPT, before)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+
+    def _begin(self) -> Any:
+        """Note who waits, and return the signal handler to put back afterwards."""
+        main = threading.current_thread() is threading.main_thread()
+        self._signals = main and _INTERRUPT is not None
+        before = None
+        if self._signals and _INTERRUPT is not None:
+            before = signal.signal(_INTERRUPT, _interrupt)
+        with self._lock:
+            self._waiter, self._waiting = threading.get_ident(), True
+            self._wait += 1
+        return before
+
+    def _run(self) -> None:
+        """Count ticks, not the clock: a program stopped for an hour (Ctrl-Z) has lost one tick."""
+        tick = min(_LONGEST_TICK, self.seconds / 4)
+        seen, waited = 0, 0.0
+        while not self._closed.wait(tick):
+            if not self._waiting or seen != self._wait:
+                seen, waited = self._wait, 0.0
+                continue
+            waited += tick
+            if waited >= self.seconds and self._interrupt_waiter(seen):
+                self._end_unless_back(seen, tick)
+
+    def _interrupt_waiter(self, wait: int) -> bool:
+        """Note where the thread is and interrupt it; tell whether it still waited."""
+        with self._lock:
+            if not self._waiting or wait != self._wait:
+                return False
+            self.place = _where(self._waiter)
+            if self._signals and _INTERRUPT is not None:
+                # To this one thread, as its blocking system call must end.
+                signal.pthread_kill(self._waiter, _INTERRUPT)
+            else:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(self._waiter), ctypes.py_object(_Interruption)
+                )
+        return True
+
+    def _end_unless_back(self, wait: int, tick: float) -> None:
+        """End the process when the thread does not come back from its interruption."""
+        waited = 0.0
+        while self._waiting and wait == self._wait:
+            if self._closed.wait(tick):
+                return
+            waited += tick
+            if waited < GRACE_SECONDS:
+                continue
+            sys.stderr.write(
+                f"perceivers: the loader gave no batch for {self.seconds:g} seconds "
+                f"(loader_timeout) and could not be interrupted within {GRACE_SECONDS:g} more; "
+                f"ending the process. The last complete checkpoint is kept. It hung in:\n"
+                f"{self.place}\n"
+            )
+            sys.stderr.flush()
+            os._exit(USER_MISTAKE)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Leave whatever waits."""
+    raise _Interruption
+
+
+def _where(thread: int) -> str:
+    """Return the innermost calls of a thread, a line each."""
+    frame = sys._current_frames().get(thread)
+    if frame is None:
+        return "  (unknown)"
+    calls = traceback.extract_stack(frame)[-_FRAMES_SHOWN:]
+    return "\n".join(f"  {call.filename}:{call.lineno} in {call.name}" for call in calls)
+
+
+# -- pace ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Pace:
+    """Shares of time between waiting for data and computing, until it has said something."""
+
+    workers: int
+    note: Callable[[str], None] | None
+    waited: float = 0.0
+    worked: float = 0.0
+    batches: int = -1  # the first batch starts the workers, and does not count
+    asked: float = 0.0
+    received: float = 0.0
+    marks: list[tuple[Any, Any]] = field(default_factory=list)
+
+    def ask(self) -> None:
+        """The last step is over; the next batch is wanted."""
+        self.asked = time.perf_counter()
+        if self.note is None:
+            return
+        if self.batches >= 0:
+            self.worked += self.asked - self.received
+        if torch.cuda.is_initialized():
+            self.marks.append((_mark(), None))
+
+    def receive(self) -> None:
+        """A batch is here."""
+        self.received = time.perf_counter()
+        if self.note is None:
+            return
+        self.batches += 1
+        if self.marks:
+            self.marks[-1] = (self.marks[-1][0], _mark())
+        if not self.batches:
+            self.marks.clear()
+            return
+        self.waited += self.received - self.asked
+        if self.batches == SLOW_BATCHES:
+            self._judge()
+
+    def _judge(self) -> None:
+        """Look back over a window and start another."""
+        whole = self.waited + self.worked
+        waited = self._idle() if self.marks else self.waited
+        if self.note is not None and waited > SLOW_SHARE * whole:
+            more = f"more workers (now {self.workers})" if self.workers else "workers (now 0)"
+            self.note(
+                f"the model waited for data {100 * waited / whole:.0f} % of the time over the last "
+                f"{self.batches} steps; try {more}, smaller files or a faster disk"
+            )
+            self.note = None
+        self.waited = self.worked = 0.0
+        self.batches = 0
+        self.marks.clear()
+
+    def _idle(self) -> float:
+        """Seconds a CUDA device had nothing to do: it computes on while the host waits."""
+        self.marks[-1][1].synchronize()
+        return sum(start.elapsed_time(end) for start, end in self.marks if end is not None) / 1e3
+
+
+def _mark() -> Any:
+    """Record a time on the device, reached when the work queued so far is done."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event

@@ -1,0 +1,49 @@
+"""Training figures between two records."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from perceivers.training.runtime import Runtime
+
+
+@dataclass
+class Window:
+    """Figures of the steps since the last record."""
+
+    losses: list[Tensor] = field(default_factory=list)
+    parts: list[dict[str, Tensor]] = field(default_factory=list)
+    seconds: float = 0.0
+    samples: int = 0
+
+    def add(self, loss: Tensor, parts: dict[str, Tensor], *, samples: int, seconds: float) -> None:
+        """Add a step's figures."""
+        self.losses.append(loss)
+        self.parts.append(parts)
+        self.seconds += seconds
+        self.samples += samples
+
+    def means(self, runtime: Runtime) -> tuple[float, dict[str, float]]:
+        """Return the mean loss and its parts, over steps and processes."""
+        loss = float(runtime.mean(torch.stack(self.losses).mean()))
+        parts = {
+            name: float(runtime.mean(torch.stack([p[name] for p in self.parts]).mean()))
+            for name in self.parts[-1]
+        }
+        return loss, parts
+
+    def share(self, runtime: Runtime) -> None:
+        """Put the means over all processes in the place of this process's figures."""
+        self.losses = [runtime.mean(loss) for loss in self.losses]
+        self.parts = [{n: runtime.mean(p) for n, p in parts.items()} for parts in self.parts]
+
+    def to_state(self) -> list[dict[str, Tensor]]:
+        """The losses alone: a resumed run must report the same figures, times differ anyway."""
+        return [{"": loss, **parts} for loss, parts in zip(self.losses, self.parts, strict=True)]
+
+    @classmethod
+    def from_state(cls, steps: list[dict[str, Tensor]], device: torch.device) -> "Window":
+        """Rebuild from ``to_state``."""
+        moved = [{name: value.to(device) for name, value in step.items()} for step in steps]
+        return cls(losses=[step.pop("") for step in moved], parts=moved)

@@ -1,0 +1,278 @@
+"""Features of any model, of files or a data set, written in bounded memory: the verb ``embed``.
+
+Legend: B batch, n samples, N latents (or cells of the last map), D width of a feature.
+"""
+
+import csv
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from perceivers.checkpoints.loading import load_with_info
+from perceivers.data import Batch
+from perceivers.errors import ConfigError, DataError, suggest
+from perceivers.tasks.presence import held_modalities
+from perceivers.workflows.feeding import Feed, Portion, open_feed, own_data, read_config
+
+Pool = Literal["mean", "max", "flat"]
+POOLS: tuple[str, ...] = get_args(Pool)
+SUFFIXES = (".npz", ".csv")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of n samples, in the order they were read.
+
+    Attributes:
+        features: ``[n, D]``, float32.
+        names: ``[n]``; paths of files.
+        labels: Class indices ``[n]`` or ``[n, T]`` in several label columns, -1 where unknown; None
+            without any.
+        classes: Class names in the order of the labels.
+        splits: The split of each sample ``[n]``; empty for files.
+        targets: Numbers to be predicted ``[n, T]``, NaN where unknown; None without any.
+        skipped: Samples that could not be read, as ``path: reason``.
+    """
+
+    features: NDArray[np.float32]
+    names: list[str]
+    labels: NDArray[np.int64] | None
+    classes: tuple[str, ...]
+    splits: list[str]
+    targets: NDArray[np.float32] | None
+    skipped: list[str]
+
+
+@dataclass
+class Written:
+    """What a file of features came to: samples n, width D, and what could not be read."""
+
+    path: Path
+    count: int
+    width: int
+    skipped: list[str]
+
+
+def embed(
+    model: str | Path,
+    data: str | Path | Sequence[str | Path] | None = None,
+    *,
+    split: str | None = None,
+    pool: Pool = "mean",
+    batch_size: int = 64,
+    workers: int = 0,
+) -> Features:
+    """Return the features of files, or of a data set, in memory.
+
+    Args:
+        model: Run folder, ``RUN@last``, model folder, or the name of weights of ours.
+        data: One data address, or a list of files and folders; the run's own data when not given.
+        split: The split of a data set; all when not given.
+        pool: ``mean`` or ``max`` over the latents of Perceivers and of a HiP's processor, or over
+            the cells of a Hiera's last map; ``flat`` puts them side by side, cells row by row.
+        batch_size: Samples at once.
+        workers: Processes that read a data set.
+
+    Raises:
+        UserError: Nothing is there, nothing can be read, or a setting is unknown.
+    """
+    parts, feed, skipped = _start(model, data, split, pool, batch_size, workers)
+    rows, names, splits, labels, targets = [], [], [], [], []
+    for features, portion in parts:
+        rows.append(features)
+        names += portion.names
+        splits += [portion.split] * len(portion.names)
+        labels.append(portion.batch.labels)
+        targets.append(portion.batch.targets)
+    return Features(
+        features=np.concatenate(rows),
+        names=names,
+        labels=_join(labels),
+        classes=feed.classes,
+        splits=splits,
+        targets=_join(targets),
+        skipped=skipped,
+    )
+
+
+def write_features(
+    model: str | Path,
+    data: str | Path | Sequence[str | Path] | None,
+    out: str | Path,
+    *,
+    split: str | None = None,
+    pool: Pool = "mean",
+    batch_size: int = 64,
+    workers: int = 0,
+    overwrite: bool = False,
+) -> Written:
+    """Write the features of files, or of a data set, holding no more of them than a batch.
+
+    An ``.npz`` holds ``features`` float32 ``[n, D]``, ``names``, ``splits``, ``labels`` and
+    ``classes`` (``targets`` and ``target_names``) where there are any, ``model`` and ``pool``; a
+    ``.csv`` a row per sample.
+
+    Args:
+        model: As for ``embed``; so are the settings that are not described here.
+        data: As for ``embed``.
+        out: ``.npz`` or ``.csv``.
+        split: As for ``embed``.
+        pool: As for ``embed``.
+        batch_size: As for ``embed``.
+        workers: As for ``embed``.
+        overwrite: Replace an existing file.
+
+    Raises:
+        UserError: As for ``embed``; or ``out`` exists, or has another ending.
+    """
+    path = Path(out)
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"--out {out}: features are written as {' or '.join(SUFFIXES)}")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{out} exists; pass --overwrite or another --out")
+    parts, feed, skipped = _start(model, data, split, pool, batch_size, workers)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"model": np.array(str(model)), "pool": np.array(pool)}
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        if path.suffix == ".csv":
+            count, width = _write_csv(made, parts)
+        else:
+            count, width = _write_npz(made, Path(folder) / "rows", parts, feed, facts)
+        os.replace(made, path)  # noqa: PTH105 - replaces what is there, atomically
+    return Written(path, count, width, skipped)
+
+
+def _start(
+    model: str | Path,
+    data: str | Path | Sequence[str | Path] | None,
+    split: str | None,
+    pool: str,
+    batch_size: int,
+    workers: int,
+) -> tuple[Iterator[tuple[NDArray[np.float32], Portion]], Feed, list[str]]:
+    """Open the model and what it reads."""
+    if pool not in POOLS:
+        raise ConfigError(f"pool {pool!r} is unknown; use {', '.join(POOLS)}{suggest(pool, POOLS)}")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+    loaded, config = load_with_info(model), read_config(model)
+    given = [own_data(model, config)] if data is None else data
+    given = [given] if isinstance(given, str | Path) else list(given)
+    words = [str(each) for each in given] or [own_data(model, config)]
+    feed = open_feed(loaded, config, words, split=split, batch_size=batch_size, workers=workers)
+    skipped: list[str] = []
+    return feature_batches(loaded.model, feed, pool, skipped), feed, skipped
+
+
+def feature_batches(
+    model: Any, feed: Feed, pool: str, skipped: list[str]
+) -> Iterator[tuple[NDArray[np.float32], Portion]]:
+    """Yield the features ``[B, D]`` of batch after batch; names what could not be read.
+
+    Args:
+        model: Any family.
+        feed: What it reads.
+        pool: One of ``POOLS``.
+        skipped: Takes ``path: reason`` of samples that could not be read.
+    """
+    model.eval()
+    for portion in feed.read():
+        skipped += portion.batch.bad
+        yield pooled_features(model, portion.batch, pool).numpy(), portion
+
+
+@torch.no_grad()
+def pooled_features(model: Any, batch: Batch, pool: str) -> Float[Tensor, "B D"]:
+    """Return one feature per sample, float32 on the CPU.
+
+    Args:
+        model: Any family; what samples lack is hidden from it.
+        batch: Inputs of the model.
+        pool: One of ``POOLS``.
+    """
+    held = held_modalities(model, batch)
+    options: Mapping[str, Any] = {"present": held} if held else {}
+    if model.family == "hip":
+        rows = model.forward_features(batch.inputs, **options).processor.flatten(1, 2)
+    elif model.family in {"hiera", "hiera_det"}:
+        rows = model.forward_features(batch.inputs).maps[-1].flatten(2).transpose(1, 2)
+    elif model.family == "entity_set":
+        rows = model.body.forward_features(batch.inputs, **options).latents
+    else:
+        rows = model.forward_features(batch.inputs, **options).latents
+    rows = rows.float().cpu()  # [B, N, C]
+    if pool == "flat":
+        return rows.flatten(1)
+    return rows.amax(1) if pool == "max" else rows.mean(1)
+
+
+def _write_npz(
+    path: Path,
+    spool: Path,
+    parts: Iterator[tuple[NDArray[np.float32], Portion]],
+    feed: Feed,
+    facts: Mapping[str, NDArray[Any]],
+) -> tuple[int, int]:
+    """Collect the rows in a file, then copy them into the archive without loading them."""
+    names: list[str] = []
+    splits: list[str] = []
+    labels, targets, width = [], [], 0
+    with spool.open("wb") as file:
+        for features, portion in parts:
+            width = features.shape[1]
+            file.write(np.ascontiguousarray(features, np.float32).tobytes())
+            names += portion.names
+            splits += [portion.split] * len(portion.names)
+            labels.append(portion.batch.labels)
+            targets.append(portion.batch.targets)
+    rows = np.memmap(spool, np.float32, mode="r", shape=(len(names), width))
+    arrays: dict[str, Any] = {"features": rows, "names": np.array(names)}
+    arrays |= {"splits": np.array(splits), **facts}
+    for name, joined in (("labels", _join(labels)), ("targets", _join(targets))):
+        if joined is not None:
+            arrays[name] = joined
+    if feed.classes:
+        arrays["classes"] = np.array(feed.classes)
+    for column, classes in feed.columns.items():
+        arrays[f"classes/{column}"] = np.array(classes)
+    if feed.targets:
+        arrays["target_names"] = np.array(feed.targets)
+    np.savez(path, **arrays)
+    count = len(rows)
+    del arrays, rows
+    return count, width
+
+
+def _write_csv(path: Path, parts: Iterator[tuple[NDArray[np.float32], Portion]]) -> tuple[int, int]:
+    """Write a row per sample: name, split, class, and a column per value."""
+    count = width = 0
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        for features, portion in parts:
+            if not width:
+                width = features.shape[1]
+                table.writerow(["name", "split", "class", *(f"f{i}" for i in range(width))])
+            for row, name, word in zip(features, portion.names, portion.classes, strict=True):
+                table.writerow([name, portion.split, word, *(f"{value:.7g}" for value in row)])
+            count += len(features)
+    return count, width
+
+
+def _join(parts: Sequence[Tensor | None]) -> NDArray[Any] | None:
+    """Join what batches brought; None where they brought nothing."""
+    known = [part.numpy() for part in parts if part is not None]
+    if not known:
+        return None
+    if len(known) != len(parts):
+        raise DataError("some splits are labelled and others not; choose one with --split")
+    return np.concatenate(known)

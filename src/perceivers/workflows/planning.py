@@ -1,0 +1,344 @@
+"""Plan a training run: tokens, parameters, operations, memory, largest batch, hours and cost."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from perceivers.data import Batch, make_train_loader
+from perceivers.data.batches import BLANK_DTYPES
+from perceivers.errors import ConfigError, suggest
+from perceivers.models.registry import FAMILIES, find_family, list_models
+from perceivers.plan.counting import StepCounter, StepCounts, Weights, count_weights
+from perceivers.plan.estimates import (
+    Duration,
+    Memory,
+    estimate_duration,
+    estimate_memory,
+    spare_memory,
+)
+from perceivers.plan.machines import GIGA, TERA, find_machine
+from perceivers.plan.settings import PlanSettings
+from perceivers.plan.tokens import ModalityTokens, count_tokens
+from perceivers.tasks import (
+    Autoencoding,
+    Classification,
+    MaskedAutoencoding,
+    MaskedLanguage,
+    Task,
+)
+from perceivers.training.config import TrainConfig, build_config
+from perceivers.training.optimizers import make_optimizer
+from perceivers.training.run_folder import TASKS
+from perceivers.types import SPECS, Labels, ModalitySpec, spec_from_json
+from perceivers.workflows.building import fresh_model
+from perceivers.workflows.preparing import PREPARE
+
+# What can be planned from the sizes of inputs alone.
+DATALESS = ("pretrain", "classify", "autoencode", "mlm")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take.
+
+    Args:
+        settings: What was asked.
+        task: The task.
+        tokens: Of each modality.
+        weights: Parameters, gradients and moments.
+        step: Counts of a step, or of the part of one that is computed at one time.
+        exact: Whether they were counted at that size, rather than inferred from small ones.
+        memory: Of one device at the batch size asked for.
+        largest_batch: That fits the device at one time; 0 if not even one sample does.
+        device_memory: Bytes of a device.
+        rate: Operations per second that a device reaches.
+        seconds: Of a measured step; 0 when nothing was measured.
+        samples: That are seen in the whole run, over all epochs; 0 when nothing says how many.
+        stored: Samples of the data set; 0 likewise.
+        duration: Time and cost; None without samples or steps.
+    """
+
+    settings: PlanSettings
+    task: str
+    tokens: list[ModalityTokens]
+    weights: Weights
+    step: StepCounts
+    exact: bool
+    memory: Memory
+    largest_batch: int
+    device_memory: float
+    rate: float
+    seconds: float
+    samples: float
+    stored: float
+    duration: Duration | None
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is counted: a task that can be built anew, batches for it, and the size of the data."""
+
+    build: Callable[[], Task]
+    make_batch: Callable[[int], Batch]
+    samples: int = 0
+    sample_bytes: float = 0.0
+
+
+def plan_training(settings: PlanSettings) -> Plan:
+    """Count a step without computing it, and estimate the run.
+
+    Args:
+        settings: What is planned.
+
+    Raises:
+        UserError: The model, the data or a setting is not usable.
+    """
+    task = choose_planned_task(settings)
+    config = _training_config(settings, task)
+    subject = _from_data(task, config) if settings.data else _from_inputs(task, config, settings)
+    with torch.device("meta"):
+        model = subject.build().model
+    weights = count_weights(model, settings.precision)
+    counter = StepCounter(
+        subject.build,
+        subject.make_batch,
+        precision=settings.precision,
+        recompute=settings.recompute,
+    )
+    part = settings.batch_size // settings.accumulate
+    step = counter.count(part)
+    device_memory, rate = _choose_machine(settings)
+    shares: dict[str, Any] = {
+        "averaged": config.ema > 0,
+        "shards": settings.devices if settings.sharded else 1,
+    }
+    room = spare_memory(weights, device_memory, **shares)
+    seconds = _measure(subject, config, settings) if settings.measure else 0.0
+    if seconds:
+        rate = step.step * settings.accumulate / seconds
+    stored = settings.samples or subject.samples
+    seen = stored * settings.epochs
+    if settings.steps:
+        seen = float(settings.steps * settings.batch_size * settings.devices)
+    return Plan(
+        settings=settings,
+        task=task,
+        tokens=count_tokens(model),
+        weights=weights,
+        step=step,
+        exact=counter.exact,
+        memory=estimate_memory(weights, step, **shares),
+        largest_batch=counter.largest_batch(room, part),
+        device_memory=device_memory,
+        rate=rate,
+        seconds=seconds,
+        samples=seen,
+        stored=stored,
+        duration=_duration(settings, step, rate, seen, stored, subject.sample_bytes),
+    )
+
+
+def _duration(
+    settings: PlanSettings,
+    step: StepCounts,
+    rate: float,
+    seen: float,
+    stored: float,
+    sample_bytes: float,
+) -> Duration | None:
+    """Estimate the run, if it is known how long it is."""
+    if not seen:
+        return None
+    return estimate_duration(
+        step=step,
+        samples=seen,
+        batch_size=settings.batch_size * settings.devices,
+        rate=rate,
+        devices=settings.devices,
+        sample_bytes=settings.sample_bytes or sample_bytes,
+        stored=stored,
+        hourly_cost=settings.hourly_cost,
+    )
+
+
+def choose_planned_task(settings: PlanSettings) -> str:
+    """Return the task asked for, or the one that suits the model.
+
+    Raises:
+        ConfigError: There is no such task.
+    """
+    if settings.task:
+        if settings.task not in TASKS:
+            raise ConfigError(
+                f"task {settings.task!r} is unknown; there are {', '.join(TASKS)}"
+                f"{suggest(settings.task, TASKS)}"
+            )
+        return settings.task
+    if settings.model in list_models():
+        masks = FAMILIES[find_family(settings.model)].autoencoder is not None
+        return "pretrain" if masks else "classify"
+    return "classify"
+
+
+def _training_config(settings: PlanSettings, task: str) -> TrainConfig:
+    """Return the settings of the run that is planned."""
+    own = {
+        "model": settings.model,
+        "data": settings.data,
+        "out": "",
+        "batch_size": settings.batch_size,
+        "accumulate": settings.accumulate,
+        "recompute": settings.recompute,
+    }
+    given = {key: value for key, value in settings.settings.items() if key not in {"out", "task"}}
+    double = sorted(own.keys() & given.keys())
+    if double:
+        raise ConfigError(f"settings hold {double}; give them as flags of their own")
+    if settings.data:
+        own["inputs"] = {**settings.inputs}
+    return build_config(TASKS[task], {**given, **own})
+
+
+def _from_data(task: str, config: TrainConfig) -> _Subject:
+    """Describe a run on data that are there."""
+    prepared = PREPARE[task](config)
+    source = prepared.dataset.splits["train"]
+    copies = config.augment.copies
+    loader = make_train_loader(
+        source,
+        prepared.specs,
+        batch_size=copies,
+        seed=config.seed,
+        augment=config.augment,
+        start_step=0,
+        num_steps=1,
+    )
+    one = next(iter(loader)).take(slice(0, 1))
+    return _Subject(
+        lambda: PREPARE[task](config).task,
+        lambda size: one.take(torch.zeros(size, dtype=torch.int64)),
+        len(source),
+        _stored_bytes(source),
+    )
+
+
+def _stored_bytes(source: Any) -> float:
+    """Return the mean size of a sample in shards; 0 for other data."""
+    places = getattr(source, "places", None)
+    if places is None:
+        return 0.0
+    sizes = np.asarray(places)[..., 2].reshape(len(places), -1)
+    return float(sizes.sum(axis=1).mean())
+
+
+def _from_inputs(task: str, config: TrainConfig, settings: PlanSettings) -> _Subject:
+    """Describe a run of which only the sizes of inputs are known."""
+    if task not in DATALESS or settings.model not in list_models():
+        raise ConfigError(
+            f"without --data only variants are planned, for {', '.join(DATALESS)}, but the model "
+            f"is {settings.model!r} and the task {task!r}; give --data"
+        )
+    family = FAMILIES[find_family(settings.model)]
+    specs = _parse_inputs(settings.inputs) or family.variants[settings.model].get("inputs")
+    if not specs:
+        raise ConfigError(
+            f"{settings.model} has no inputs of its own; give --data, or --inputs such as "
+            f'\'{{"image": {{"height": 224, "width": 224}}}}\''
+        )
+
+    def build() -> Task:
+        """Build the task on the default device."""
+        settings_of_task: Any = config
+        if task == "classify":
+            count = settings.classes
+            head = settings_of_task.head
+            model = fresh_model(config, specs, num_classes=count, head=head)
+            return Classification(model, count, settings_of_task.loss, None)
+        if task == "pretrain":
+            own = family.autoencoder or {}
+            own = {key: value for key, value in own.items() if key not in config.model_options}
+            return MaskedAutoencoding(fresh_model(config, specs, **own), settings_of_task.mask)
+        model = fresh_model(config, specs)
+        if task == "mlm":
+            return MaskedLanguage(model, settings_of_task.mlm)
+        return Autoencoding(model, settings_of_task.autoencode)
+
+    return _Subject(build, lambda size: _blank_batch(specs, size))
+
+
+def _parse_inputs(inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, ModalitySpec]:
+    """Return specs; the kind is the name's, or stands under ``type``."""
+    for name, fields in inputs.items():
+        if name not in SPECS and "type" not in fields:
+            raise ConfigError(
+                f"modality {name!r} has no 'type'; it is one of {', '.join(sorted(SPECS))}, which "
+                f"may also be the name"
+            )
+    return {name: spec_from_json({"type": name, **fields}) for name, fields in inputs.items()}
+
+
+def _blank_batch(specs: Mapping[str, ModalitySpec], size: int) -> Batch:
+    """Return a batch of zeros."""
+    rows = torch.arange(size)
+    inputs = {}
+    for name, spec in specs.items():
+        dtype = np.int64 if isinstance(spec, Labels) else BLANK_DTYPES.get(spec.kind, np.float32)
+        inputs[name] = torch.from_numpy(np.zeros((size, *spec.raw_shape), dtype))
+    labels = torch.zeros(size, dtype=torch.int64)
+    return Batch(inputs, labels, rows, [], position=rows)
+
+
+def _choose_machine(settings: PlanSettings) -> tuple[float, float]:
+    """Return a device's memory, and the operations per second that it is taken to reach."""
+    machine = find_machine(settings.device)
+    memory = settings.memory * GIGA or machine.memory
+    return memory, (settings.peak * TERA or machine.peak) * settings.utilisation
+
+
+def _measure(subject: _Subject, config: TrainConfig, settings: PlanSettings) -> float:
+    """Return the seconds of a real step on this machine, the first one left out."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    task = subject.build().train().to(device)
+    task.model.set_recompute(config.recompute)
+    optimizer = make_optimizer(task.model, config.optimizer)
+    parts = subject.make_batch(settings.batch_size).split(settings.accumulate)
+    moved = [part.to(device) for part in parts]
+    began = 0.0
+    for step in range(settings.measure + 1):
+        if step == 1:
+            began = _now(device)
+        for part in moved:
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                losses = task(part, torch.Generator().manual_seed(step))
+            (losses.total / len(moved)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return (_now(device) - began) / settings.measure
+
+
+def _now(device: torch.device) -> float:
+    """Return the time when the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def settings_from_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Sort the settings of a training run into those of a plan.
+
+    Args:
+        recipe: Of a YAML file for a training verb.
+
+    Returns:
+        Settings of ``PlanSettings``; what it does not have lies under ``settings``.
+    """
+    known = {"model", "task", "data", "inputs", "batch_size", "accumulate", "recompute", "steps"}
+    found: dict[str, Any] = {key: value for key, value in recipe.items() if key in known}
+    # Where and how a run computes does not change what is counted.
+    left_out = {"out", "device", "devices", "nodes", "strategy", "precision", "overwrite", "quiet"}
+    rest = {key: value for key, value in recipe.items() if key not in known | left_out}
+    return {**found, "settings": rest}

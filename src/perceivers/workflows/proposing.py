@@ -1,0 +1,303 @@
+"""Commands for data that were looked at: what to run, in order, from the same folder, unedited."""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perceivers.data.dataset import Dataset
+from perceivers.data.files import find_kind
+from perceivers.data.inspecting import DataFacts
+from perceivers.data.inspecting_labels import UNBALANCED
+from perceivers.data.shards import expand_braces
+from perceivers.errors import DataError
+from perceivers.workflows.prediction import is_data_file
+from perceivers.workflows.proposing_setups import Purpose, Setup, choose_setup
+
+RUNS = "runs"
+# Share of unreadable samples above which training needs a word; its own limit is a little higher.
+BAD_SHARE = 0.04
+# Share of samples without labels from which on they are worth learning from first.
+UNLABELLED_SHARE = 0.5
+# How the notes on unlabelled tables begin to list what could be learned.
+CHOICES_NOTE = "label columns to choose from: "
+SHOWN_TEXT = 60
+# Where files to predict are looked for, the best place first.
+SPLITS = ("test", "val", "train")
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What to run.
+
+    Args:
+        task: What is learned, as ``--task`` has it.
+        recipe: The packaged recipe that the settings follow; none where there is no such recipe.
+        reason: Why, in one or two sentences.
+        commands: Lines for a shell, in order.
+        hints: Sentences on what else could be done.
+    """
+
+    task: str
+    recipe: str
+    reason: str
+    commands: tuple[str, ...]
+    hints: tuple[str, ...] = ()
+
+
+def propose(
+    facts: DataFacts,
+    dataset: Dataset,
+    asked: Mapping[str, Sequence[str]] | None = None,
+    *,
+    cuda: bool = False,
+) -> Proposal:
+    """Propose commands for data of which a training sample can be read.
+
+    Args:
+        facts: What was found.
+        dataset: The data.
+        asked: Columns that were asked for: under ``labels`` and ``targets``.
+        cuda: Whether a GPU of NVIDIA's is at hand.
+    """
+    task = choose_data_task(facts)
+    run = free_run(dataset.address)
+    if task not in PURPOSES:
+        setup = choose_setup(facts, "unlabelled", cuda=cuda)
+        return _without_labels(facts, dataset, setup, run, cuda)
+    setup = choose_setup(facts, PURPOSES[task], cuda=cuda)
+    common = _common_settings(facts, asked or {})
+    settings = {"task": task, **setup.options} if task != "classify" else dict(setup.options)
+    if task == "classify" and facts.labels[0].imbalance > UNBALANCED:
+        settings["loss"] = {"class_weights": "balanced"}
+    reason = f"{setup.reason} {_afford(settings, cuda)}"
+    first: list[str] = []
+    verb, model = "train", setup.model
+    if _mostly_unlabelled(facts):
+        before = choose_setup(facts, "unlabelled", cuda=cuda)
+        pretrained = f"{run}_pretrained"
+        line = _train_line(
+            "pretrain", before.model, {**before.options, **common}, dataset, pretrained
+        )
+        first = [line]
+        verb, model = "finetune", pretrained
+        settings.pop("model_options", None)
+        reason += " Most samples have no label, so it learns from all of them first."
+    commands = [
+        *first,
+        _train_line(verb, model, {**settings, **common}, dataset, run),
+        _evaluate_line(dataset, run),
+    ]
+    predict = _predict_line(facts, dataset, run)
+    commands += [predict] if predict else []
+    hints = _hints(facts)
+    if "modalities" in setup.options:
+        both = choose_setup(facts, PURPOSES[task], cuda=cuda, together=True)
+        options = {**({"task": task} if task != "classify" else {}), **both.options, **common}
+        reason += " One modality alone is learned sooner than both."
+        line = _train_line("train", both.model, options, dataset, f"{run}_both")
+        hints.append(f"to read both together, which takes many more steps: {line}")
+    return Proposal(task, setup.recipe, reason, tuple(commands), tuple(hints))
+
+
+# What a model must be fit for, by task; data of no such task are learned from without labels.
+PURPOSES: Mapping[str, Purpose] = {
+    "classify": "label",
+    "multilabel": "label",
+    "multitask": "label",
+    "regress": "label",
+    "segment": "segment",
+}
+
+
+def choose_data_task(facts: DataFacts) -> str:
+    """Return the task that data are for: a supervised one by name, or ``pretrain``.
+
+    Masks come before numbers, numbers before labels. Several label columns are several
+    classifications, or, where each says only yes or no, one task of many labels.
+    """
+    if any(found.kind == "mask" for found in facts.modalities.values()):
+        return "segment"
+    if facts.targets:
+        return "regress"
+    if len(facts.labels) > 1:
+        binary = all(len(column.classes) == 2 for column in facts.labels)
+        return "multilabel" if binary else "multitask"
+    if facts.labels and sum(count > 0 for count in facts.labels[0].counts["train"]) > 1:
+        return "classify"
+    return "pretrain"
+
+
+def free_run(address: str) -> str:
+    """Return a run folder named after an address that does not exist yet."""
+    words = [re.sub(r"[^A-Za-z0-9]+", "_", part).strip("_") for part in Path(address).parts[-1:]]
+    stem = re.sub(r"_(csv|jsonl|parquet|npz|txt|tar)$", "", "".join(words)) or "data"
+    name, number = f"{RUNS}/{stem}", 2
+    while Path(name).exists() or Path(f"{name}_pretrained").exists():
+        name, number = f"{RUNS}/{stem}_{number}", number + 1
+    return name
+
+
+def _without_labels(
+    facts: DataFacts, dataset: Dataset, setup: Setup, run: str, cuda: bool
+) -> Proposal:
+    """Propose learning without labels, and a look at what was learned."""
+    common = _common_settings(facts, {})
+    options = {**setup.options, **common}
+    commands = [
+        _train_line("pretrain", setup.model, options, dataset, run),
+        _evaluate_line(dataset, run),
+    ]
+    task = str(setup.options.get("task", "pretrain"))
+    example = _example_file(facts, dataset)
+    if task == "mlm":
+        text = _mask_letter(_some_text(dataset, setup.options["inputs"]["bytes"]["length"]))
+        commands += [shlex.join(["perceivers", "predict", run, "--text", text])] if text else []
+    elif example:
+        words = ["perceivers", "reconstruct", run, example, "--out", f"{run}/reconstructed"]
+        commands.append(shlex.join(words))
+    words = ["perceivers", "embed", run, dataset.address, "--out", f"{run}/features.npz"]
+    commands.append(shlex.join(words))
+    reason = f"{setup.reason} {_afford(setup.options, cuda)}"
+    return Proposal(task, setup.recipe, reason, tuple(commands), tuple(_hints(facts)))
+
+
+def _common_settings(facts: DataFacts, asked: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return settings that follow from the data alone."""
+    settings: dict[str, Any] = {key: list(columns) for key, columns in asked.items() if columns}
+    looked_at = sum(split.looked_at for split in facts.splits.values())
+    share = facts.num_broken / looked_at
+    if share > BAD_SHARE:
+        settings["max_bad_share"] = round(min(1.0, 1.5 * share + 0.05), 2)
+    return settings
+
+
+def _afford(options: Mapping[str, Any], cuda: bool) -> str:
+    """Say what the steps are meant for."""
+    where = "a GPU" if cuda else "two CPU cores; raise --steps for more"
+    return f"{options['steps']:,} steps of {options['batch_size']} samples take minutes on {where}."
+
+
+def _mostly_unlabelled(facts: DataFacts) -> bool:
+    """Tell whether most training samples have no label at all in some column."""
+    total = facts.splits["train"].samples
+    return bool(facts.labels) and all(
+        column.unknown["train"] >= UNLABELLED_SHARE * total for column in facts.labels
+    )
+
+
+def _train_line(
+    verb: str, model: str, settings: Mapping[str, Any], dataset: Dataset, run: str
+) -> str:
+    """Return the line of a training verb."""
+    words = ["perceivers", verb, "--model", model, "--data", dataset.address]
+    for key, value in settings.items():
+        words += _flags(key, value)
+    return shlex.join([*words, "--out", run])
+
+
+def _flags(key: str, value: Any) -> list[str]:
+    """Return a setting as flags; fields of nested settings have flags of their own."""
+    if isinstance(value, Mapping) and key not in {"inputs", "model_options"}:
+        return [word for name, field in value.items() for word in _flags(f"{key}.{name}", field)]
+    return [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+
+
+def _evaluate_line(dataset: Dataset, run: str) -> str:
+    """Return the line that measures on the test split, or else on the validation split."""
+    split = [] if "test" in dataset.splits else ["--split", "val"]
+    return shlex.join(["perceivers", "evaluate", run, *split])
+
+
+def _predict_line(facts: DataFacts, dataset: Dataset, run: str) -> str:
+    """Return the line that predicts for a file or a text of theirs; empty when there is none."""
+    words = ["perceivers", "predict", run]
+    if example := _example_file(facts, dataset):
+        out = ["--out", f"{run}/masks"] if "mask" in facts.modalities else []
+        return shlex.join([*words, example, *out])
+    if "mask" in facts.modalities:
+        return ""
+    if list(facts.modalities) == ["bytes"]:
+        return shlex.join([*words, "--text", _some_text(dataset, SHOWN_TEXT)])
+    if data_file := _data_file(dataset.address):
+        return shlex.join([*words, data_file, "--out", f"{run}/predictions.jsonl"])
+    return ""
+
+
+def _example_file(facts: DataFacts, dataset: Dataset) -> str:
+    """Return a file that holds a whole sample; empty when there is none."""
+    wanted = {name for name, found in facts.modalities.items() if found.kind != "mask"}
+    for split in SPLITS:
+        path = facts.examples.get(split, "") or _named_file(dataset, split)
+        kind = find_kind(path)
+        gives = {"video", "audio"} if kind == "video" else {kind}
+        if kind and wanted <= gives and Path(path).is_file():
+            return path
+    return ""
+
+
+def _named_file(dataset: Dataset, split: str) -> str:
+    """Return the first sample of a split whose name is that of a file."""
+    source = dataset.splits.get(split)
+    return str(Path(dataset.address) / source.names[0]) if source else ""
+
+
+def _data_file(address: str) -> str:
+    """Return a table, an ``.npz`` file or a tar of theirs, the one of the test split at best."""
+    if "{" in address:
+        address = expand_braces(address)[0]
+    if is_data_file([address]):
+        return address
+    if Path(address).is_dir():
+        for split in SPLITS:
+            found = sorted(path for path in Path(address).glob(f"{split}*") if is_data_file([path]))
+            if found:
+                return str(found[0])
+    return ""
+
+
+def _some_text(dataset: Dataset, length: int) -> str:
+    """Return a short text of the data; empty when none can be read.
+
+    Args:
+        dataset: Texts.
+        length: Bytes that it may have; longer ones are cut between letters.
+    """
+    source = dataset.splits.get("test", dataset.splits["val"])
+    for index in range(min(len(source), 8)):
+        try:
+            raw = source.read(index)["bytes"]
+        except DataError:
+            continue
+        text = np.asarray(raw).astype(np.uint8).tobytes()[:length].decode("utf-8", "ignore")
+        if text := " ".join(re.sub(r"[^\w\s.,;:'?!-]", "", text).split()):
+            return text
+    return ""
+
+
+def _mask_letter(text: str) -> str:
+    """Hide the last letter of a word in the middle of a text."""
+    letters = [match.end() for match in re.finditer(r"[a-z]{3,}", text)]
+    if not letters:
+        return ""
+    place = letters[len(letters) // 2]
+    return f"{text[: place - 1]}[MASK]{text[place:]}"
+
+
+def _hints(facts: DataFacts) -> list[str]:
+    """Say what else could be done with the data."""
+    hints = []
+    for note in facts.notes:
+        _, found, columns = note.partition(CHOICES_NOTE)
+        if found:
+            column = columns.split(", ")[0]
+            hints.append(
+                f"to learn a label instead, choose its column: --labels '[\"{column}\"]' (there "
+                f"are {columns})"
+            )
+    return hints

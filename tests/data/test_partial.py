@@ -1,0 +1,143 @@
+"""Samples that hold at least one of some modalities, of sources with and without gaps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from perceivers.data import Dataset, make_eval_loader
+from perceivers.data.arrays import Arrays
+from perceivers.data.partial import SomeSamples, keep_holding
+from perceivers.data.sources import DivisibleSource, PartialSource, TargetSource
+from perceivers.errors import ConfigError, DataError
+from perceivers.types import Array, Audio, Image
+
+HELD = {
+    "image": np.array([True, False, True, False]),
+    "audio": np.array([False, True, True, False]),
+    "array": np.array([False, False, False, True]),
+}
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Four samples; what they hold is their number."""
+
+    present: Mapping[str, NDArray[np.bool_]]
+    labels: NDArray[np.int64]
+    targets: NDArray[np.float32] | None = None
+    names: tuple[str, ...] = ("a", "b", "c", "d")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> Any:
+        """Return arrays that are the number of the sample."""
+        shapes = {"image": (1, 2, 2), "audio": (1, 3), "array": (2, 1)}
+        return {
+            name: np.full(shapes[name], index, np.uint8 if name == "image" else np.float32)
+            for name, held in self.present.items()
+            if held[index]
+        }
+
+
+GAPS = Gaps(HELD, np.arange(4), np.array([[0.5], [1.5], [2.5], [3.5]], np.float32))
+
+
+def test_samples_without_any_of_the_modalities_are_left_out() -> None:
+    kept = keep_holding(GAPS, ["image", "array"])
+    assert isinstance(kept, SomeSamples)
+    assert isinstance(kept, PartialSource)
+    assert isinstance(kept, DivisibleSource)
+    assert isinstance(kept, TargetSource)
+    assert list(kept.names) == ["a", "c", "d"]
+    assert kept.labels is not None
+    assert kept.labels.tolist() == [0, 2, 3]
+    assert kept.targets is not None
+    assert kept.targets.tolist() == [[0.5], [2.5], [3.5]]
+    assert {name: held.tolist() for name, held in kept.present.items()} == {
+        "image": [True, True, False],
+        "audio": [False, True, False],
+        "array": [False, False, True],
+    }
+    assert sorted(kept.read(1)) == ["audio", "image"]
+    assert kept.read(2)["array"].tolist() == [[3.0], [3.0]]  # pyright: ignore[reportAttributeAccessIssue]
+    part = kept.subset(np.array([2, 0]))
+    assert (list(part.names), len(part)) == (["d", "a"], 2)
+    assert part.present["image"].tolist() == [False, True]
+
+
+def test_what_everything_holds_is_the_source_itself() -> None:
+    assert keep_holding(GAPS, ["image", "audio", "array"]) is GAPS
+    full = Arrays({"image": np.zeros((2, 1, 2, 2), np.uint8)}, ["a", "b"])
+    assert keep_holding(full, ["image"]) is full
+
+
+def test_a_source_that_divides_itself_does_so() -> None:
+    class Divisible(Gaps):
+        def subset(self, indices: NDArray[np.int64]) -> Any:
+            """Return some rows."""
+            held = {name: values[indices] for name, values in self.present.items()}
+            names = tuple(self.names[int(i)] for i in indices)
+            return replace(self, present=held, labels=self.labels[indices], names=names)
+
+    kept = keep_holding(Divisible(HELD, np.arange(4)), ["audio"])
+    assert isinstance(kept, Divisible)
+    assert kept.names == ("b", "c")
+
+
+def test_errors_name_the_modality() -> None:
+    with pytest.raises(ConfigError, match=r"'imag' is asked for.*did you mean 'image'\?"):
+        keep_holding(GAPS, ["imag"])
+    with pytest.raises(ConfigError, match=r"no modality is asked for; name some of \['array'"):
+        keep_holding(GAPS, [])
+    none = Gaps({**HELD, "array": np.zeros(4, np.bool_)}, np.arange(4))
+    with pytest.raises(DataError, match="none of the 4 samples holds any of array"):
+        keep_holding(none, ["array"])
+
+
+def test_a_data_set_holds_less() -> None:
+    lost = Gaps({**HELD, "array": np.zeros(4, np.bool_)}, np.arange(4))
+    splits = {"train": GAPS, "val": GAPS, "test": lost}
+    dataset = Dataset("x", splits, ("0", "1", "2", "3"), ("first",))
+    assert dataset.holding([]) is dataset
+    less = dataset.holding(["array"])
+    assert {name: len(source) for name, source in less.splits.items()} == {"train": 1, "val": 1}
+    assert less.notes == (
+        "first",
+        "train: 3 of 4 samples are left out, which hold none of array",
+        "val: 3 of 4 samples are left out, which hold none of array",
+        "test: 4 of 4 samples are left out, which hold none of array",
+    )
+    with pytest.raises(DataError, match="x, split 'val': none of the 4 samples holds any of array"):
+        Dataset("x", {"train": GAPS, "val": lost}, (), ()).holding(["array"])
+
+
+def test_specs_and_batches_of_gaps() -> None:
+    dataset = Dataset("x", {"train": GAPS, "val": GAPS}, (), ())
+    specs = dataset.specs()
+    assert specs == {
+        "image": Image(2, 2, 1, mean=(0.00392157,), std=(0.00392157,)),
+        "audio": Audio(3, 1, mean=(1.5,), std=(0.5,)),
+        "array": Array((2,), 1, mean=(3.0,), std=(1.0,)),
+    }
+    assert list(dataset.specs(modalities=["array"])) == ["array"]
+    kept = keep_holding(GAPS, ["array", "image"])
+    (batch,) = make_eval_loader(kept, specs, batch_size=8)
+    assert batch.inputs["array"][:, 0, 0].tolist() == [0.0, 0.0, 3.0]
+    assert batch.present["array"].tolist() == [False, False, True]
+    assert batch.present["audio"].tolist() == [False, True, False]
+    assert batch.index.tolist() == [0, 1, 2]
+    assert batch.targets is not None
+    assert batch.targets.tolist() == [[0.5], [2.5], [3.5]]
+
+
+def test_a_modality_that_training_lacks_is_named() -> None:
+    none = Gaps({**HELD, "array": np.zeros(4, np.bool_)}, np.arange(4))
+    dataset = Dataset("x", {"train": none, "val": GAPS}, (), ())
+    with pytest.raises(DataError, match="no training sample holds 'array'; add some, or leave"):
+        dataset.specs()
+    assert list(dataset.specs(modalities=["image", "audio"])) == ["image", "audio"]
