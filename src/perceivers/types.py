@@ -193,7 +193,8 @@ class Points(ModalitySpec):
         mean: Subtracted per channel.
         std: Divided by per channel.
         ragged: Clouds may hold fewer points; a row of NaN is no point, and is never attended to.
-        scale: ``unit``: readers centre every cloud and scale it into -1..1, axis by axis.
+        scale: ``unit``: readers centre every cloud and scale it into -1..1, axis by axis;
+            ``centre``: they centre it and keep its unit, such as metres.
     """
 
     kind: ClassVar[str] = "points"
@@ -203,7 +204,7 @@ class Points(ModalitySpec):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     ragged: bool = False
-    scale: Literal["none", "unit"] = "none"
+    scale: Literal["none", "centre", "unit"] = "none"
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -212,8 +213,8 @@ class Points(ModalitySpec):
 
     def __post_init__(self) -> None:
         """Reject a scale that is not known."""
-        if self.scale not in {"none", "unit"}:
-            raise ConfigError(f"Points.scale is {self.scale!r}; use 'none' or 'unit'")
+        if self.scale not in {"none", "centre", "unit"}:
+            raise ConfigError(f"Points.scale is {self.scale!r}; use 'none', 'centre' or 'unit'")
         super().__post_init__()
 
     @property

@@ -14,7 +14,7 @@ from perceivers.data import Batch
 from perceivers.errors import ConfigError
 from perceivers.masking import MaskPlan, draw_mask_plan
 from perceivers.models import HiP
-from perceivers.tasks import Losses, MaskedAutoencoding, MaskedAutoencodingConfig, mae_losses
+from perceivers.tasks import MaskedAutoencoding, MaskedAutoencodingConfig, mae_losses
 from perceivers.tasks.masked import Target
 from perceivers.tasks.masked_elements import (
     GROUP_EPSILON,

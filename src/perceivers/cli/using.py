@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from perceivers.checkpoints.loading import load_with_info, split_address
+from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
 from perceivers.cli.parser import VerbParser
 from perceivers.cli.tables import print_table
 from perceivers.data.views import Views
@@ -14,8 +14,11 @@ from perceivers.exporting.graphs import PARTS
 from perceivers.report.tables import per_class_table
 from perceivers.tasks import MaskedAutoencodingConfig
 from perceivers.tasks.mae import OBJECTIVES
+from perceivers.tasks.segmentation import segmented_modality
 from perceivers.training.run_folder import RunFolder
+from perceivers.types import Points
 from perceivers.workflows.averaging import check_views
+from perceivers.workflows.cloud_prediction import predict_clouds
 from perceivers.workflows.comparing import compare_runs
 from perceivers.workflows.evaluation import evaluate as run_evaluation
 from perceivers.workflows.exporting import export as run_export
@@ -102,7 +105,7 @@ def predict(argv: list[str]) -> int:
     parser = VerbParser(
         "predict",
         "Classify files, predict numbers, fill in [MASK] of texts (a JSON line or CSV row each), "
-        "find the masks of pictures, compute the flow between two pictures (a .flo file and a "
+        "find the masks of pictures or the classes of points, compute the flow between two pictures (a .flo file and a "
         "picture), or pass files through an auto-encoder.",
     )
     parser.add_argument("run", help=RUN_HELP)
@@ -170,6 +173,9 @@ def _predict_masks(args: Any) -> int:
     if args.text is not None:
         raise ConfigError(f"{args.run} finds masks of pictures; give files, not --text")
     out = args.out or "masks"
+    loaded = load_with_info(args.run)
+    if isinstance(loaded.model.config.inputs[segmented_modality(loaded.model)], Points):
+        return _predict_clouds(loaded, args.files, out, overwrite=args.overwrite)
     made = list(predict_masks(args.run, args.files, out, overwrite=args.overwrite))
     failed = [each for each in made if each.error]
     for each in made:
@@ -180,6 +186,22 @@ def _predict_masks(args: Any) -> int:
         shown = ", ".join(f"{name} {100 * share:.1f} %" for name, share in largest)
         sys.stdout.write(f"{each.mask}, {each.overlay}: {shown}\n")
     sys.stdout.write(f"{len(made) - len(failed)} pictures segmented, see {out}\n")
+    return 2 if len(failed) == len(made) else 0
+
+
+def _predict_clouds(loaded: Loaded, files: list[str], out: str, *, overwrite: bool) -> int:
+    """Labelled points and views from above."""
+    made = list(predict_clouds(loaded, files, out, overwrite=overwrite))
+    failed = [each for each in made if each.error]
+    for each in made:
+        if each.error:
+            sys.stderr.write(f"skipped {each.file}: {each.error}\n")
+            continue
+        largest = list((each.shares or {}).items())[:4]
+        shown = ", ".join(f"{name} {100 * share:.1f} %" for name, share in largest)
+        views = "1 view" if len(each.views) == 1 else f"{len(each.views)} views"
+        sys.stdout.write(f"{each.labelled} and {views} from above: {shown}\n")
+    sys.stdout.write(f"{len(made) - len(failed)} files of points segmented, see {out}\n")
     return 2 if len(failed) == len(made) else 0
 
 

@@ -20,6 +20,7 @@ from perceivers.data.manifests import names_media, read_tables
 from perceivers.data.mask_folders import find_mask_folders, read_mask_folders
 from perceivers.data.masks import MASK_NAME, name_mask_classes
 from perceivers.data.remote import fetch_beside
+from perceivers.data.scenes import Scenes
 from perceivers.data.selection import read_selection
 from perceivers.data.shards import TarClips, expand_braces, read_class_names, read_shards
 from perceivers.data.sources import UNKNOWN, DivisibleSource, Found, Source, number_classes
@@ -258,7 +259,7 @@ def _finish(address: str, found: Found, val_share: float) -> Dataset:
     notes = found.notes
     if "val" not in splits:
         train = found.sources["train"]
-        if isinstance(train, Documents):
+        if isinstance(train, Documents | Scenes):
             splits["train"], splits["val"], note = train.divide(val_share, address)
         else:
             assert isinstance(train, DivisibleSource)

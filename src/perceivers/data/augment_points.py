@@ -79,16 +79,29 @@ def drop_points(
         ragged: Return fewer points; otherwise copies of the first one that is kept take the places
             of the others, as in PointNet++.
     """
+    return cloud[keep_rows(cloud, augment, rng, ragged=ragged)]
+
+
+def keep_rows(
+    cloud: NDArray, augment: AugmentConfig, rng: np.random.Generator, *, ragged: bool
+) -> NDArray[np.int64]:
+    """Return the rows that ``drop_points`` returns, for what else is known of each point.
+
+    Args:
+        cloud: Points ``[P, C]``.
+        augment: The largest probability.
+        rng: As there.
+        ragged: As there.
+    """
+    rows = np.arange(len(cloud))
     if not augment.point_drop:
-        return cloud
+        return rows
     if ragged:
-        cloud = cloud[~np.isnan(cloud).any(axis=1)]
-    kept = rng.random(len(cloud)) >= rng.uniform(0, augment.point_drop)
-    if len(cloud) and not kept.any():
+        rows = rows[~np.isnan(cloud).any(axis=1)]
+    kept = rng.random(len(rows)) >= rng.uniform(0, augment.point_drop)
+    if len(rows) and not kept.any():
         kept[0] = True
-    if ragged:
-        return cloud[kept]
-    return np.where(kept[:, None], cloud, cloud[kept.argmax()])
+    return rows[kept] if ragged else np.where(kept, rows, kept.argmax() if len(rows) else 0)
 
 
 def move_points(cloud: NDArray, augment: AugmentConfig, rng: np.random.Generator) -> NDArray:

@@ -1,5 +1,7 @@
 """Ragged point sets: ``.npz`` files of all points one after the other, and where each set begins.
 
+With a class for every point they are scenes, which are read in tiles.
+
 Legend: n clouds, P points of one cloud, C values per point.
 """
 
@@ -11,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perceivers.data.labels import LabelTable, index_labels
+from perceivers.data.masks import MASK_NAME, name_mask_classes
+from perceivers.data.scenes import Scenes
 from perceivers.data.sources import Found, pick
 from perceivers.data.targets import check_known, read_targets
 from perceivers.errors import DataError
@@ -18,6 +22,8 @@ from perceivers.types import ModalitySpec, Points
 
 OFFSETS = "offsets"
 POINT_KEYS = ("points", "xyz", "xyt")
+# Keys whose values are classes of points where there is one for each.
+CLASS_KEYS = ("label", MASK_NAME)
 # The default spec holds this share of the clouds whole.
 WHOLE_PERCENT = 95
 POINTS_STEP = 8
@@ -79,7 +85,8 @@ def read_clouds(
 
     A file holds ``offsets`` ``[n + 1]`` and the points under ``points``, ``xyz`` or ``xyt``
     ``[total, C]``: cloud i is ``points[offsets[i]:offsets[i + 1]]``. Keys of n values may be chosen
-    as label columns; others, such as a value per point, are left out.
+    as label columns. One integer per point under ``label`` or ``mask`` makes the clouds scenes,
+    with the ids of ``classes.txt``; other keys, such as another value per point, are left out.
 
     Args:
         files: Path and arrays by split; ``train`` is among them.
@@ -89,14 +96,15 @@ def read_clouds(
 
     Raises:
         DataError: Missing keys, offsets that do not divide the points, empty clouds, values that
-            are not finite, or a label that is no class.
+            are not finite, a label that is no class, or classes of points in some splits only.
         ConfigError: A label column that there is not.
     """
+    if any(_class_keys(content) for _, content in files.values()) and not (chosen or targets):
+        return _read_scenes(files, where)
     clouds: dict[str, Clouds] = {}
     tables: dict[str, LabelTable] = {}
     for split, (path, content) in files.items():
-        points = _check_points(path, content)
-        spans = _check_offsets(path, content[OFFSETS], len(points))
+        points, spans = read_ragged(path, content)
         names = [f"{path.name}/{row}" for row in range(len(spans))]
         others = {
             key: values
@@ -107,15 +115,64 @@ def read_clouds(
         clouds[split] = Clouds(points, spans, names, targets=numbers)
         columns = {k: v.astype(str).tolist() for k, v in others.items() if k not in targets}
         tables[split] = LabelTable(names, columns)
-    widths = {split: source.points.shape[1] for split, source in clouds.items()}
-    if len(set(widths.values())) > 1:
-        raise DataError(f"{where}: values per point are {widths}; all splits need the same")
+    _check_widths({split: source.points for split, source in clouds.items()}, where)
     check_known(clouds["train"].targets, targets, where)
     labelling = index_labels(tables, chosen, files["train"][0].parent, where)
     sources = {
         split: replace(source, labels=labelling.labels[split]) for split, source in clouds.items()
     }
     return Found(sources, labelling.classes, labelling.notes, labelling.columns, tuple(targets))
+
+
+def _read_scenes(files: Mapping[str, tuple[Path, Mapping[str, NDArray]]], where: str) -> Found:
+    """Read clouds with a class for every point."""
+    scenes: dict[str, Scenes] = {}
+    for split, (path, content) in files.items():
+        points, spans = read_ragged(path, content)
+        keys = _class_keys(content)
+        if len(keys) != 1 or not np.issubdtype(content[keys[0]].dtype, np.integer):
+            found = {key: content[key].dtype.name for key in keys}
+            raise DataError(
+                f"{path}: classes of points are {found or 'missing'}; every split needs one key "
+                f"of integers, label or mask, with {len(points)} values: one per point"
+            )
+        names = [f"{path.name}/{row}" for row in range(len(spans))]
+        scenes[split] = Scenes(points, content[keys[0]], spans, names)
+    _check_widths({split: source.points for split, source in scenes.items()}, where)
+    classes, notes = name_mask_classes(files["train"][0].parent, scenes, where)
+    return Found(scenes, notes=notes, mask_classes=classes)
+
+
+def read_ragged(
+    path: Path, content: Mapping[str, NDArray]
+) -> tuple[NDArray, NDArray[np.int64]]:
+    """Return the points of all clouds ``[total, C]``, and where each begins and ends ``[n, 2]``.
+
+    Args:
+        path: Of the file, for messages.
+        content: Its arrays.
+
+    Raises:
+        DataError: Missing keys, offsets that do not divide the points, empty clouds, or values
+            that are not finite.
+    """
+    points = _check_points(path, content)
+    return points, _check_offsets(path, content[OFFSETS], len(points))
+
+
+def _class_keys(content: Mapping[str, NDArray]) -> list[str]:
+    """Return the keys that hold a class per point, where that is not one per cloud."""
+    total = next((len(content[key]) for key in POINT_KEYS if key in content), -1)
+    offsets = content[OFFSETS] if OFFSETS in content else np.zeros(0)
+    alike = total == len(offsets) - 1
+    return [k for k in CLASS_KEYS if k in content and content[k].shape == (total,) and not alike]
+
+
+def _check_widths(points: Mapping[str, NDArray], where: str) -> None:
+    """Refuse splits whose points hold different numbers of values."""
+    widths = {split: values.shape[1] for split, values in points.items()}
+    if len(set(widths.values())) > 1:
+        raise DataError(f"{where}: values per point are {widths}; all splits need the same")
 
 
 def _check_points(path: Path, content: Mapping[str, NDArray]) -> NDArray:

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from perceivers.data.audio_clips import fit_audio
-from perceivers.data.augment_points import drop_points, move_points, turn_points
+from perceivers.data.augment_points import keep_rows, move_points, turn_points
 from perceivers.data.byte_codec import pad_ids, wrap_ids
 from perceivers.data.drawing import choose_view, fit_array, fit_encoded, fit_picture
 from perceivers.data.frames import fit_frames
-from perceivers.data.masks import Mask, fit_mask, fit_masked
+from perceivers.data.masks import IGNORED, Mask, fit_mask, fit_masked, number_ids, read_ids
 from perceivers.data.point_files import read_points
 from perceivers.data.rand_augment import as_picture
+from perceivers.data.scenes import INSIDE, PointMask, choose_block
 from perceivers.data.sources import Encoded, EncodedClip, RawSample
 from perceivers.data.video_clips import fit_clip, fit_video
 from perceivers.data.views import PLAIN, Look
@@ -38,7 +39,7 @@ def fit_sample(
 ) -> dict[str, NDArray]:
     """Fit every modality of a sample; films and their sound begin at the same moment.
 
-    A picture and its mask are seen in the same view.
+    A picture and its mask are seen in the same view; points and their classes are the same ones.
 
     Args:
         sample: What a source read.
@@ -51,6 +52,7 @@ def fit_sample(
     """
     fitted = _fit_together(sample, specs, look)
     fitted |= _fit_segmented(sample, path, specs, look)
+    fitted |= _fit_classed(sample, path, specs, look)
     for name, spec in specs.items():
         if name not in fitted:
             fitted[name] = fit_raw(sample[name], path, spec, look)
@@ -87,6 +89,36 @@ def _fit_segmented(
     (name, spec), (mask_name, mask_spec) = pictures[0], masks[0]
     picture, ids = fit_masked(sample[name], sample[mask_name], path, spec, mask_spec, look)
     return {name: picture, mask_name: ids}
+
+
+def _fit_classed(
+    sample: RawSample, path: str, specs: Mapping[str, ModalitySpec], look: Look
+) -> dict[str, NDArray]:
+    """Fit points and their classes, or a tile's points, with one choice of rows for both."""
+    clouds = [(name, spec) for name, spec in specs.items() if isinstance(spec, Points)]
+    masks = [(name, spec) for name, spec in specs.items() if isinstance(spec, PointMask)]
+    if not clouds or not (masks or INSIDE in sample):
+        return {}
+    (name, spec), cloud = clouds[0], sample[clouds[0][0]]
+    if isinstance(cloud, EncodedClip):
+        cloud = read_points(cloud, spec, look.rng)
+    tiled = INSIDE in sample
+    block = choose_block(sample, spec.points, look) if tiled else np.arange(len(cloud))
+    values, rows = pick_points(np.asarray(cloud)[block], path, spec, look)
+    if not masks:
+        return {name: values}
+    mask_name, mask_spec = masks[0]
+    stored = read_ids(sample[mask_name], path, axes=1)
+    if len(stored) != len(cloud) or mask_spec.points != spec.points:
+        raise DataError(
+            f"{path}: {len(cloud)} points, and classes of {len(stored)}, read as {spec.points} and "
+            f"{mask_spec.points}; every point needs one class"
+        )
+    classes = number_ids(stored[block], mask_spec, path)
+    if tiled and look.rng is None:
+        # What lies around a tile is another one's to count.
+        classes = np.where(np.asarray(sample[INSIDE])[block], classes, IGNORED).astype(np.uint8)
+    return {name: values, mask_name: np.append(classes, np.uint8(IGNORED))[rows]}
 
 
 def fit_raw(
@@ -164,35 +196,59 @@ def fit_points(raw: Any, path: str, spec: Points, look: Look = PLAIN) -> NDArray
         DataError: Fewer points than the spec has, and the spec does not say ``ragged``; or a file
             that cannot be decoded.
     """
-    augment, rng = look.augment, look.rng
     if isinstance(raw, EncodedClip):
-        raw = read_points(raw, spec, rng)
+        raw = read_points(raw, spec, look.rng)
+    return pick_points(raw, path, spec, look)[0]
+
+
+def pick_points(
+    raw: NDArray, path: str, spec: Points, look: Look = PLAIN
+) -> tuple[NDArray, NDArray[np.int64]]:
+    """Fit points as ``fit_points`` does, and say which ones they are.
+
+    Args:
+        raw: Points ``[n, C]``.
+        path: Names the sample, for messages.
+        spec: How many, and how they are scaled.
+        look: What is seen of them.
+
+    Returns:
+        The points ``[P, C]``, and the row of each in ``raw``, -1 for rows of NaN.
+
+    Raises:
+        DataError: Fewer points than the spec has, and the spec does not say ``ragged``.
+    """
+    augment, rng = look.augment, look.rng
     changed = rng is not None and augment.changes_points
-    cloud = scale_values(raw) if spec.ragged or spec.scale == "unit" or changed else raw
+    cloud = scale_values(raw) if spec.ragged or spec.scale != "none" or changed else raw
     if rng is not None:
         cloud = turn_points(cloud, augment, rng)
     if spec.scale == "unit":
         cloud = scale_cloud(cloud)
+    elif spec.scale == "centre":
+        cloud = cloud - np.nanmean(cloud, axis=0, dtype=np.float64)
     if np.issubdtype(cloud.dtype, np.floating):
         cloud = cloud.astype(np.float32, copy=False)
+    rows = np.arange(len(cloud))
     if rng is not None:
-        cloud = drop_points(cloud, augment, rng, ragged=spec.ragged)
-        cloud = move_points(cloud, augment, rng)
+        rows = keep_rows(cloud, augment, rng, ragged=spec.ragged)
+        cloud = move_points(cloud[rows], augment, rng)
     spare = len(cloud) - spec.points
     if spare > 0:
         if rng is None:
             chosen = np.linspace(0, len(cloud) - 1, spec.points).round().astype(np.int64)
         else:
             chosen = np.sort(rng.choice(len(cloud), spec.points, replace=False))
-        return cloud[chosen]
+        return cloud[chosen], rows[chosen]
     if spare < 0:
         if not spec.ragged:
             raise DataError(
                 f"{path}: {len(cloud)} points, but the spec has {spec.points} and ragged=False; "
                 f"set ragged=True, or ask for fewer points"
             )
-        return np.pad(cloud, ((0, -spare), (0, 0)), constant_values=np.nan)
-    return cloud
+        rows = np.pad(rows, (0, -spare), constant_values=-1)
+        return np.pad(cloud, ((0, -spare), (0, 0)), constant_values=np.nan), rows
+    return cloud, rows
 
 
 def scale_cloud(cloud: NDArray) -> NDArray[np.float32]:
@@ -206,6 +262,21 @@ def scale_cloud(cloud: NDArray) -> NDArray[np.float32]:
     # Below this, differences are rounding of the mean.
     flat = reach <= 1e-6 * np.abs(cloud).max(axis=0)
     return (np.where(flat, 0.0, centred) / np.where(flat, 1.0, reach)).astype(np.float32)
+
+
+def fit_point_mask(raw: Any, path: str, spec: PointMask, look: Look = PLAIN) -> NDArray[np.uint8]:
+    """Number the classes of points that are read without their points.
+
+    Raises:
+        DataError: They are not as many as the spec has, or ids that are no class.
+    """
+    stored = read_ids(raw, path, axes=1)
+    if len(stored) != spec.points:
+        raise DataError(
+            f"{path}: classes of {len(stored)} points, but the spec has {spec.points}; they are "
+            f"chosen with their points, so read both"
+        )
+    return number_ids(stored, spec, path)
 
 
 def fit_text(raw: Any, path: str, spec: Bytes, look: Look = PLAIN) -> NDArray[np.int64]:
@@ -277,6 +348,7 @@ FITS: Mapping[str, Fit] = {
     Points.kind: fit_points,
     Bytes.kind: fit_text,
     Mask.kind: fit_mask,
+    PointMask.kind: fit_point_mask,
     "array": keep_array,
     "labels": keep_array,
 }

@@ -15,12 +15,14 @@ from perceivers.data.erasing import erase_box
 from perceivers.data.fits import check_whole, fit_sample, text_room
 from perceivers.data.masks import Mask
 from perceivers.data.pictures import check_picture_spec
+from perceivers.data.scenes import PointMask
 from perceivers.data.sources import (
     EncodedClip,
     PartialSource,
     PictureSource,
     RawSample,
     Source,
+    TiledSource,
     WindowedSource,
 )
 from perceivers.data.views import Look, Place
@@ -155,10 +157,13 @@ def _check_augmentation(augment: AugmentConfig, specs: Mapping[str, ModalitySpec
 
 
 def cut_windows(source: Source, specs: Mapping[str, ModalitySpec]) -> Source:
-    """Return a source of documents in windows of the length that is read; others as they are."""
+    """Return documents in windows, and scenes in tiles, of the length that is read; others as is."""
     texts = [spec for spec in specs.values() if isinstance(spec, Bytes)]
     if texts and isinstance(source, WindowedSource):
         return source.with_window(text_room(texts[0]))
+    clouds = [spec for spec in specs.values() if isinstance(spec, Points)]
+    if clouds and isinstance(source, TiledSource):
+        return source.with_points(clouds[0].points)
     return source
 
 
@@ -241,6 +246,9 @@ def _check_array(raw: NDArray, name: str, spec: ModalitySpec) -> None:
         )
     elif isinstance(spec, Mask):
         if raw.ndim == 2 and np.issubdtype(raw.dtype, np.integer):
+            return
+    elif isinstance(spec, PointMask):
+        if raw.ndim == 1 and np.issubdtype(raw.dtype, np.integer):
             return
     elif isinstance(spec, Audio | Points):
         channels = raw.shape[0 if spec.channels_first else -1]

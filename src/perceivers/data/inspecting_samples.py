@@ -119,7 +119,8 @@ def measure_raw(raw: Any, kind: str, path: str) -> RawFacts:
     if isinstance(raw, EncodedClip):
         return CLIPS[raw.kind](raw)
     if kind == MASK_NAME:
-        return _measure_mask(read_ids(raw, path))
+        points = isinstance(raw, np.ndarray) and raw.ndim == 1
+        return _measure_mask(read_ids(raw, path, axes=1 if points else 2))
     if isinstance(raw, Picture):
         return measure_picture(raw)
     return ARRAYS.get(kind, _measure_array)(raw)
@@ -260,11 +261,11 @@ def _measure_wave(raw: NDArray) -> RawFacts:
 
 
 def _measure_mask(raw: NDArray) -> RawFacts:
-    """Describe class ids per pixel ``[H, W]``."""
-    height, width = raw.shape
+    """Describe class ids per pixel ``[H, W]``, or per point ``[P]``."""
     found = np.unique(raw)
     flags = ("of one class only",) if len(found) == 1 else ()
-    return RawFacts({"width": width, "height": height, "classes in it": len(found)}, {}, flags)
+    sizes = dict(zip(("width", "height") if raw.ndim == 2 else ("points",), raw.shape[::-1], strict=True))
+    return RawFacts({**sizes, "classes in it": len(found)}, {}, flags)
 
 
 def _measure_array(raw: NDArray) -> RawFacts:

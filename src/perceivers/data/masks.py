@@ -1,5 +1,7 @@
 """Masks: a class for every pixel of a picture, drawn with the picture and never blended.
 
+Of a cloud's points (``scenes``) a mask is one id per point.
+
 A mask file is a picture whose values are class ids: grey of 8 bits, or a palette, whose indices
 count and not its colours. Once read, ids are numbered through without the ignored ones, which
 become 255, as does what lies outside the picture.
@@ -10,7 +12,7 @@ Legend: C channels, H W rows and columns.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from jaxtyping import UInt8
@@ -80,19 +82,54 @@ class Mask(ModalitySpec):
     @property
     def table(self) -> NDArray[np.int64]:
         """What each id ``[256]`` in a file stands for: a class, 255 (ignored) or -1 (no class)."""
-        ids = [number for number in range(IGNORED) if number not in self.ignore]
-        table = np.full(IGNORED + 1, UNUSED)
-        table[ids[: self.num_classes]] = np.arange(min(self.num_classes, len(ids)))
-        table[[IGNORED, *self.ignore]] = IGNORED
-        return table
+        return class_table(self.num_classes, self.ignore)
 
 
-def read_ids(raw: Picture | NDArray, path: str) -> NDArray[np.integer]:
-    """Return the ids ``[H, W]`` of a mask as they are stored.
+def class_table(num_classes: int, ignore: Sequence[int]) -> NDArray[np.int64]:
+    """Return what each id ``[256]`` stands for: a class, 255 (ignored) or -1 (no class).
+
+    Args:
+        num_classes: Classes K, up to 255.
+        ignore: Ids that are no class; the ids above them move down.
+    """
+    ids = [number for number in range(IGNORED) if number not in ignore]
+    table = np.full(IGNORED + 1, UNUSED)
+    table[ids[:num_classes]] = np.arange(min(num_classes, len(ids)))
+    table[[IGNORED, *ignore]] = IGNORED
+    return table
+
+
+class NumberedIds(Protocol):
+    """What a spec says of the ids that it reads."""
+
+    @property
+    def num_classes(self) -> int:
+        """Classes K."""
+        ...
+
+    @property
+    def ignore(self) -> tuple[int, ...]:
+        """Ids that are no class."""
+        ...
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Rows and columns, or points."""
+        ...
+
+    @property
+    def table(self) -> NDArray[np.int64]:
+        """What each id stands for."""
+        ...
+
+
+def read_ids(raw: Picture | NDArray, path: str, axes: int = 2) -> NDArray[np.integer]:
+    """Return the ids of a mask as they are stored: ``[H, W]``, or ``[P]`` of points.
 
     Args:
         raw: A decoded picture, or an array of integers.
         path: Names the sample, for messages.
+        axes: 2 of a picture, 1 of points.
 
     Raises:
         DataError: It holds colours or fractions instead of ids.
@@ -104,16 +141,18 @@ def read_ids(raw: Picture | NDArray, path: str) -> NDArray[np.integer]:
                 f"grey or palette picture whose values are class ids"
             )
         return np.asarray(raw).astype(np.int64 if raw.mode.startswith("I") else np.uint8)
-    if raw.ndim != 2 or not np.issubdtype(raw.dtype, np.integer):
+    if raw.ndim != axes or not np.issubdtype(raw.dtype, np.integer):
         raise DataError(
-            f"{path}: the mask has shape {raw.shape} and dtype {raw.dtype}; it must be [H, W] "
-            f"integers, the class ids"
+            f"{path}: the mask has shape {raw.shape} and dtype {raw.dtype}; it must be "
+            f"{'[H, W]' if axes == 2 else '[P]'} integers, the class ids"
         )
     return raw
 
 
-def number_ids(ids: NDArray[np.integer], spec: Mask, path: str) -> UInt8[np.ndarray, "H W"]:
-    """Return the class of every pixel, 255 where it is ignored.
+def number_ids(
+    ids: NDArray[np.integer], spec: NumberedIds, path: str
+) -> UInt8[np.ndarray, "*grid"]:
+    """Return the class of every pixel or point, 255 where it is ignored.
 
     Args:
         ids: As stored.
@@ -237,7 +276,8 @@ def name_mask_classes(
 def _highest_id(source: Source, index: int) -> int:
     """Return the highest id of a mask but 255; -1 where it cannot be read, or holds none."""
     try:
-        ids = read_ids(_raw_mask(source.read(index)), source.names[index])
+        raw = _raw_mask(source.read(index))
+        ids = read_ids(raw, source.names[index], _axes(raw))
     except DataError:
         # An unreadable sample is the loader's business: it is named and replaced there.
         return -1
@@ -248,6 +288,11 @@ def _highest_id(source: Source, index: int) -> int:
 def _raw_mask(sample: Mapping[str, Any]) -> Any:
     """Return the mask of a sample, or an empty one."""
     return sample.get(MASK_NAME, np.zeros((0, 0), np.uint8))
+
+
+def _axes(raw: Any) -> int:
+    """Return 1 for ids of points, 2 for what must be a picture's."""
+    return 1 if isinstance(raw, np.ndarray) and raw.ndim == 1 else 2
 
 
 def kept_classes(
@@ -302,8 +347,10 @@ def holds_ids(data: bytes, path: str) -> bool:
     return True
 
 
-def count_pixels(source: Source, spec: Mask, limit: int = MAX_SEARCHED) -> NDArray[np.int64]:
-    """Count the pixels of each class ``[K]`` in up to ``limit`` samples, spread evenly.
+def count_pixels(
+    source: Source, spec: NumberedIds, limit: int = MAX_SEARCHED
+) -> NDArray[np.int64]:
+    """Count the pixels or points of each class ``[K]`` in up to ``limit`` samples, spread evenly.
 
     Args:
         source: With masks; those that cannot be read are left out.
@@ -314,7 +361,8 @@ def count_pixels(source: Source, spec: Mask, limit: int = MAX_SEARCHED) -> NDArr
     for place in np.unique(np.linspace(0, len(source) - 1, limit).round().astype(int)):
         try:
             raw = _raw_mask(source.read(int(place)))
-            ids = number_ids(read_ids(raw, ""), spec, source.names[int(place)])
+            stored = read_ids(raw, "", _axes(raw))
+            ids = number_ids(stored, spec, source.names[int(place)])
         except DataError:
             continue
         counts += np.bincount(ids[ids != IGNORED], minlength=spec.num_classes)

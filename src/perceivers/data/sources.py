@@ -136,6 +136,15 @@ class WindowedSource(Protocol):
         ...
 
 
+@runtime_checkable
+class TiledSource(Protocol):
+    """A source of point clouds whose samples are tiles, of as many points as the model reads."""
+
+    def with_points(self, points: int) -> Source:
+        """Return the same clouds in tiles of so many points, at least 1."""
+        ...
+
+
 def pick(values: Sequence[Item], indices: NDArray[np.int64]) -> list[Item]:
     """Return the values at some places."""
     return [values[int(index)] for index in indices]

@@ -168,8 +168,8 @@ class Segmentation(Task):
         """
         if TARGET not in batch.inputs:
             raise DataError(
-                "segmentation needs data with masks: a folder with images/ and masks/, or "
-                "KEY.png beside KEY.jpg in tars"
+                "segmentation needs data with masks: a folder with images/ and masks/, KEY.png "
+                "beside KEY.jpg in tars, or point clouds with a label per point"
             )
         classes = batch.inputs[TARGET].long()
         for name in (TARGET, self.name):

@@ -3,6 +3,7 @@
 The files are safetensors: nothing in them is executed.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,10 @@ def read_parts(
             name: _room_for(tuple(shape), _kind(entries[name]), likes.get(name))
             for name, shape in shapes.items()
         }
-        load(state, storage_reader=reader, no_dist=True)
+        with warnings.catch_warnings():
+            # A single process may read what several wrote.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            load(state, storage_reader=reader, no_dist=True)
     except READ_ERRORS as error:
         raise CheckpointError(f"{folder} is not a complete training checkpoint: {error}") from error
     return state

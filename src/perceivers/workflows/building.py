@@ -13,7 +13,7 @@ from perceivers.data import Dataset
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.models.registry import FAMILIES, create_model, find_family, list_models
 from perceivers.training.config import TrainConfig
-from perceivers.types import Image, ModalitySpec
+from perceivers.types import Image, ModalitySpec, Points
 from perceivers.workflows.opening import data_specs
 
 # Fields of a model's config that are described elsewhere than in model_options.
@@ -105,7 +105,7 @@ def segmenter(
             f"for {', '.join(able)}"
         )
     base = _plain_config(config, dataset) if loaded is None else loaded.model.config
-    name = picture_of(base.data_inputs)
+    name = masked_modality(base.data_inputs)
     wanted = entry.as_segmenter(base, num_classes, name, head)
     wanted = change_config(wanted, model_options(config, family))
     with torch.random.fork_rng():
@@ -128,17 +128,17 @@ def _plain_config(config: TrainConfig, dataset: Dataset) -> Any:
     )
 
 
-def picture_of(specs: Mapping[str, ModalitySpec]) -> str:
-    """Return the one modality that masks belong to: the pictures.
+def masked_modality(specs: Mapping[str, ModalitySpec]) -> str:
+    """Return the one modality that masks belong to: the pictures, or the points.
 
     Raises:
         ConfigError: There are none, or several.
     """
-    names = [name for name, spec in specs.items() if isinstance(spec, Image)]
+    names = [name for name, spec in specs.items() if isinstance(spec, Image | Points)]
     if len(names) != 1:
         raise ConfigError(
-            f"masks say what is in a picture, but the modalities are {sorted(specs)}, of which "
-            f"{names} are pictures; choose one with --modalities"
+            f"masks say what is in a picture, or of what kind points are, but the modalities are "
+            f"{sorted(specs)}, of which {names} are such; choose one with --modalities"
         )
     return names[0]
 

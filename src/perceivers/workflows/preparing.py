@@ -10,6 +10,7 @@ from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import Dataset
 from perceivers.data.masks import Mask, count_pixels, kept_classes
 from perceivers.data.measuring import override_spec
+from perceivers.data.scenes import PointMask
 from perceivers.data.sources import TargetSource
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.models.registry import FAMILIES, find_family, list_models
@@ -49,13 +50,13 @@ from perceivers.training.config import (
     SegmentConfig,
     TrainConfig,
 )
-from perceivers.types import Array, Labels, ModalitySpec
+from perceivers.types import Array, Labels, ModalitySpec, Points
 from perceivers.workflows.building import (
     classifier,
     fresh_model,
     fresh_or_continued,
     load_for,
-    picture_of,
+    masked_modality,
     resize,
     segmenter,
     with_options,
@@ -197,14 +198,15 @@ def prepare_multitask(config: MultitaskConfig) -> Prepared:
 
 
 def prepare_segmentation(config: SegmentConfig) -> Prepared:
-    """A class per pixel, from trained weights or fresh."""
+    """A class per pixel or point, from trained weights or fresh."""
     dataset = open_dataset(config)
     classes, spec = mask_spec(dataset, config.segment)
     model, notes = segmenter(config, dataset, len(classes), config.head)
-    specs = {**model.config.data_inputs, MASKS: sized_mask(model, spec)}
+    sized = sized_mask(model, spec)
+    specs = {**model.config.data_inputs, MASKS: sized}
     weights = None
     if config.segment.class_weights == "balanced":
-        counts = torch.from_numpy(count_pixels(dataset.splits["train"], spec)).float()
+        counts = torch.from_numpy(count_pixels(dataset.splits["train"], sized)).float()
         mean = counts.sum() / len(classes)
         weights = torch.where(counts > 0, mean / counts.clamp(min=1), 0.0)
     task = Segmentation(model, classes, config.segment, weights)
@@ -221,16 +223,20 @@ def mask_spec(dataset: Dataset, config: SegmentationConfig) -> tuple[tuple[str, 
     if not dataset.mask_classes:
         raise DataError(
             f"{dataset.address} holds no masks; segmentation needs a folder with images/ and "
-            f"masks/ paired by name, or KEY.png beside KEY.jpg in tars"
+            f"masks/ paired by name, KEY.png beside KEY.jpg in tars, or ragged .npz point clouds "
+            f"with a label per point"
         )
     classes, ignored = kept_classes(dataset.mask_classes, config.ignore)
     return classes, Mask(1, 1, len(classes), ignored)
 
 
-def sized_mask(model: Any, spec: Mask) -> Mask:
-    """Return how masks are read for a model's pictures."""
+def sized_mask(model: Any, spec: Mask) -> Mask | PointMask:
+    """Return how masks are read for a model's pictures, or classes for its points."""
     inputs = model.config.data_inputs
-    height, width = inputs[picture_of(inputs)].grid
+    own = inputs[masked_modality(inputs)]
+    if isinstance(own, Points):
+        return PointMask(own.points, spec.num_classes, spec.ignore)
+    height, width = own.grid
     return replace(spec, height=height, width=width)
 
 

@@ -311,7 +311,11 @@ def _several(inputs: Mapping[str, ModalityFacts], purpose: Purpose, cuda: bool) 
 
 
 def _segmenting(facts: DataFacts, cuda: bool) -> Setup:
-    """Pictures with a class per pixel."""
+    """Pictures with a class per pixel, or points with a class each."""
+    if "image" not in facts.modalities:
+        options = {"task": "segment", "steps": 5000 if cuda else 300, "eval_every": 50}
+        reason = "A small Perceiver IO gives every point of a tile a class."
+        return Setup("perceiver_io_tiny", options, "point_segmentation", reason)
     size = size_input(facts.modalities["image"], ALONE_CUDA if cuda else ALONE)["height"]
     return Setup(
         "hiera_pico",

@@ -61,7 +61,7 @@ NEXT = {
     "multilabel": ("perceivers evaluate {run}", "perceivers predict {run} FILE..."),
     "multitask": ("perceivers evaluate {run}", "perceivers predict {run} FILE..."),
     "flow": ("perceivers evaluate {run}", "perceivers predict {run} FRAME1 FRAME2 --out flow/"),
-    "segment": ("perceivers evaluate {run}", "perceivers predict {run} PICTURE... --out masks/"),
+    "segment": ("perceivers evaluate {run}", "perceivers predict {run} FILE... --out masks/"),
     "regress": ("perceivers evaluate {run}", "perceivers predict {run} FILE..."),
 }
 # Figures worth a panel, where a task has them.

@@ -1,9 +1,12 @@
 """Sections of a report beside those of masked auto-encoding and classification."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from perceivers.checkpoints.loading import Loaded
 from perceivers.data import AugmentConfig, Batch, make_eval_loader
@@ -14,6 +17,7 @@ from perceivers.report.figures import draw_reconstructions
 from perceivers.report.figures.flow import draw_flow
 from perceivers.report.figures.regression import draw_regression
 from perceivers.report.figures.segmentation import draw_masks
+from perceivers.report.figures.top_views import choose_side, look_down, shade_heights
 from perceivers.report.html import Section, Table
 from perceivers.tasks.autoencoding import Autoencoding, as_floats, decode_raw
 from perceivers.tasks.flow import TARGET, flow_modality
@@ -21,7 +25,7 @@ from perceivers.tasks.mlm import EVALUATION_SEED, hide_words, text_modality
 from perceivers.tasks.presence import answer, held_modalities
 from perceivers.tasks.regression import Regression
 from perceivers.tasks.segmentation import TARGET as MASKS
-from perceivers.tasks.segmentation import Segmentation, element_logits, segmented_modality
+from perceivers.tasks.segmentation import IGNORED, Segmentation, element_logits, segmented_modality
 from perceivers.training.config import (
     AutoencodeConfig,
     FlowTrainConfig,
@@ -30,7 +34,7 @@ from perceivers.training.config import (
     SegmentConfig,
     TrainConfig,
 )
-from perceivers.types import FIRST_BYTE, Image, Video
+from perceivers.types import FIRST_BYTE, Image, Points, Video
 from perceivers.workflows.evaluation import open_for_model
 from perceivers.workflows.preparing import rebuild_task
 
@@ -181,12 +185,16 @@ def _masks(loaded: Loaded, config: SegmentConfig, folder: Path) -> Section:
     assert isinstance(task, Segmentation)
     logits = answer(loaded.model, inputs, held_modalities(loaded.model, batch))
     found = element_logits(loaded.model, logits).argmax(1)
+    true = task.true_classes(batch).to(torch.uint8).numpy()
+    if isinstance(specs[name], Points):
+        clouds = inputs[name].numpy()
+        return _clouds(clouds, true, found.to(torch.uint8).numpy(), loaded.info.classes, folder)
     adapter = loaded.model.adapter(name)
     pictures = adapter.restore(adapter.normalise(adapter.flatten(inputs[name]), torch.float32))
     path = draw_masks(
         folder / "masks.png",
         pictures=pictures.numpy(),
-        true=task.true_classes(batch).to(torch.uint8).numpy(),
+        true=true,
         found=found.to(torch.uint8).numpy(),
         classes=loaded.info.classes,
         title="Segmentation",
@@ -198,6 +206,37 @@ def _masks(loaded: Loaded, config: SegmentConfig, folder: Path) -> Section:
         figures=[
             (path, "Picture, true mask, found mask, and the latter where the truth is known.")
         ],
+    )
+
+
+def _clouds(
+    clouds: NDArray[np.float32],
+    true: NDArray[np.uint8],
+    found: NDArray[np.uint8],
+    classes: Sequence[str],
+    folder: Path,
+) -> Section:
+    """Tiles of points ``[B, P, C]`` from above, with true and found classes ``[B, P]``."""
+    side = choose_side(clouds.shape[1])
+    seen = [look_down(cloud, side) for cloud in clouds]
+    shaded = [shade_heights(cloud, view) for cloud, view in zip(clouds, seen, strict=True)]
+    drawn = [
+        [np.where(view < 0, IGNORED, ids[view]) for ids, view in zip(table, seen, strict=True)]
+        for table in (true, found)
+    ]
+    path = draw_masks(
+        folder / "masks.png",
+        pictures=np.stack(shaded),
+        true=np.stack(drawn[0]).astype(np.uint8),
+        found=np.stack(drawn[1]).astype(np.uint8),
+        classes=classes,
+        title="Segmentation",
+        note="From above, high points light; black: no point, or one that belongs to another tile.",
+    )
+    return Section(
+        title="Points",
+        text="Tiles of validation scenes, not trained on, spread over the split.",
+        figures=[(path, "Height, true classes, found classes, and those that are counted.")],
     )
 
 
