@@ -12,11 +12,13 @@ from perceivers.cli.parser import VerbParser, fail
 from perceivers.cli.tables import print_table
 from perceivers.data.inspecting import LIMIT, DataFacts, ModalityFacts
 from perceivers.data.inspecting_labels import LabelFacts
+from perceivers.data.remote import write_shard_index
+from perceivers.data.shards import expand_braces
 from perceivers.errors import ConfigError, suggest
 from perceivers.files import write_json
 from perceivers.workflows.checking import DataReport, check_data
 
-ACTIONS = ("check",)
+ACTIONS = ("check", "index")
 # Classes beyond this many are counted together.
 SHOWN_CLASSES = 30
 SHOWN_VALUES = 4
@@ -27,7 +29,12 @@ UNUSABLE = 2
 def data(argv: list[str]) -> int:
     """What an address holds, and what to run on it."""
     if argv and not argv[0].startswith("-") and argv[0] not in ACTIONS:
-        fail(f"data: {argv[0]!r} is unknown; there is 'check'{suggest(argv[0], ACTIONS)}")
+        fail(
+            f"data: {argv[0]!r} is unknown; there are {' and '.join(ACTIONS)}"
+            f"{suggest(argv[0], ACTIONS)}"
+        )
+    if argv and argv[0] == "index":
+        return _index(argv[1:])
     parser = VerbParser(
         "data check", "Look at the data at an address: what they are, what is wrong, what to run."
     )
@@ -54,6 +61,18 @@ def data(argv: list[str]) -> int:
     if out is not None:
         write_json(out, report.to_json())
     return 0 if report.is_usable else UNUSABLE
+
+
+def _index(argv: list[str]) -> int:
+    """Write the index of tars, beside them, that makes opening them over HTTP quick."""
+    parser = VerbParser(
+        "data index", "Write x.tar.index.json beside tars, to be put where they are served from."
+    )
+    parser.add_argument("tars", nargs="+", help="tars, or ranges such as 'x-{000..012}.tar'")
+    args = parser.parse_args(argv)
+    for tar in (path for address in args.tars for path in expand_braces(address)):
+        sys.stdout.write(f"{write_shard_index(Path(tar))}\n")
+    return 0
 
 
 def _check(address: str, **options: Any) -> DataReport:

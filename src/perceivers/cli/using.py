@@ -105,8 +105,8 @@ def predict(argv: list[str]) -> int:
     parser = VerbParser(
         "predict",
         "Classify files, predict numbers, fill in [MASK] of texts (a JSON line or CSV row each), "
-        "find the masks of pictures or the classes of points, compute the flow between two pictures (a .flo file and a "
-        "picture), or pass files through an auto-encoder.",
+        "find the masks of pictures or the classes of points, compute the flow between two "
+        "pictures (a .flo file and a picture), or pass files through an auto-encoder.",
     )
     parser.add_argument("run", help=RUN_HELP)
     parser.add_argument(
