@@ -12,7 +12,7 @@ Legend: C channels, H W rows and columns.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -99,6 +99,7 @@ def class_table(num_classes: int, ignore: Sequence[int]) -> NDArray[np.int64]:
     return table
 
 
+@runtime_checkable
 class NumberedIds(Protocol):
     """What a spec says of the ids that it reads."""
 
@@ -347,9 +348,7 @@ def holds_ids(data: bytes, path: str) -> bool:
     return True
 
 
-def count_pixels(
-    source: Source, spec: NumberedIds, limit: int = MAX_SEARCHED
-) -> NDArray[np.int64]:
+def count_pixels(source: Source, spec: NumberedIds, limit: int = MAX_SEARCHED) -> NDArray[np.int64]:
     """Count the pixels or points of each class ``[K]`` in up to ``limit`` samples, spread evenly.
 
     Args:
