@@ -7,6 +7,7 @@ Legend: n samples, F features.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from sklearn.svm import SVC, LinearSVC
 
 from perceivers.data import make_eval_loader
 from perceivers.data.dataset import Dataset
+from perceivers.data.scenes import Scenes
 
 Features = NDArray[np.float32]
 SEED = 0
@@ -164,6 +166,61 @@ def _masked(data: Dataset, split: str) -> Iterator[tuple[NDArray[Any], NDArray[A
         )
 
 
+def most_common_point(data: Dataset) -> float:
+    """Mean IoU of answering the most common class of the training points everywhere."""
+    known = len(data.mask_classes)
+    counts = sum(np.bincount(ids, minlength=known)[:known] for _, ids in _scenes(data, "train"))
+    common = int(np.argmax(counts))
+    return _mean_point_iou(data, "test", lambda scene: np.full(len(scene), common))
+
+
+def height_above_lowest(data: Dataset) -> float:
+    """Mean IoU of calling objects what lies higher than so much above the lowest point around.
+
+    Of two classes, the second is objects. How far around, and how high, both in metres, is chosen
+    on the validation split.
+    """
+    choices = [(r, h) for r in (5, 10, 15, 20, 30) for h in (0.5, 1, 1.5, 2, 3, 4, 6, 8, 10)]
+    scores = [
+        _mean_point_iou(data, "val", partial(_is_high, around=around, height=height))
+        for around, height in choices
+    ]
+    around, height = choices[int(np.argmax(scores))]
+    return _mean_point_iou(data, "test", partial(_is_high, around=around, height=height))
+
+
+def _is_high(scene: NDArray[Any], around: int, height: float) -> NDArray[np.int64]:
+    """Return 1 for points ``[P, 3]`` so much above the lowest one within cells of 1 m around."""
+    from scipy.ndimage import minimum_filter
+
+    cells = np.floor(scene[:, :2] - scene[:, :2].min(axis=0)).astype(int)
+    grid = np.full(cells.max(axis=0) + 1, np.inf)
+    np.minimum.at(grid, (cells[:, 0], cells[:, 1]), scene[:, 2])
+    lowest = minimum_filter(grid, 2 * around + 1, mode="constant", cval=np.inf)
+    return (scene[:, 2] - lowest[cells[:, 0], cells[:, 1]] > height).astype(np.int64)
+
+
+def _mean_point_iou(
+    data: Dataset, split: str, predict: Callable[[NDArray[Any]], NDArray[Any]]
+) -> float:
+    """Mean over the classes that occur of intersection over union of the points of a split."""
+    known = len(data.mask_classes)
+    matrix = np.zeros((known, known), np.int64)
+    for scene, ids in _scenes(data, split):
+        matrix += confusion_matrix(ids, predict(scene), labels=range(known))
+    union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
+    return float((matrix.diagonal()[union > 0] / union[union > 0]).mean())
+
+
+def _scenes(data: Dataset, split: str) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Yield whole clouds ``[P, 3]`` and the class of every point ``[P]``."""
+    source = data.splits[split]
+    assert isinstance(source, Scenes)
+    assert source.ids is not None
+    for first, end in source.spans:
+        yield source.points[first:end].astype(np.float64), source.ids[first:end].astype(np.int64)
+
+
 def _spectra(data: Dataset, split: str) -> Features:
     """Log-mel bands over time, both cut to a fixed size ``[n, F]``."""
     from scipy.signal import stft
@@ -245,4 +302,6 @@ BASELINES: dict[str, Callable[[Dataset], float]] = {
     "logistic regression on words": word_regression,
     "most common class": most_common_pixel,
     "random forest on place and colour": place_and_colour,
+    "most common class of points": most_common_point,
+    "height above the lowest point around": height_above_lowest,
 }

@@ -98,4 +98,13 @@ ROWS = (
         (Stage("text_classification.yaml"),),
         baselines=WORDS,
     ),
+    Row(
+        "terrain",
+        "ISPRS terrain, ground or object of every point",
+        "Perceiver IO on points",
+        "points/isprs-terrain",
+        (Stage("point_segmentation.yaml"),),
+        metric="miou",
+        baselines=("most common class of points", "height above the lowest point around"),
+    ),
 )

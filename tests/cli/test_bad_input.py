@@ -906,7 +906,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_saved(
     monkeypatch.setattr(Batch, "split", poison)
     refuse(
         eight_steps(starting),
-        r"the loss is nan at step 2; .*saved in .*last\.pt .*sample indices in .*\.json\. Look at",
+        r"the loss is nan at step 2; .*saved in .*checkpoints .*indices in .*\.json\. Look at",
         r"lower optimizer\.lr \(now 0\.001\)",
     )
     saved = json.loads((tmp_path / "run" / "bad_batch_step_2.json").read_text())

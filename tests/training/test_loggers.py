@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import sqlite3
 import struct
@@ -180,6 +181,8 @@ def test_wandb_holds_every_figure_once_offline_after_a_kill(tmp_path: Path) -> N
 
 
 APART = """
+import os
+import signal
 import sys
 from pathlib import Path
 from tests.training.test_loggers import killed_and_resumed, replay
@@ -189,24 +192,27 @@ def forbid(event, details):
         raise AssertionError(f"a connection to {details[1]}")
 
 sys.addaudithook(forbid)
-for events in killed_and_resumed():
-    assert replay(Path(sys.argv[2]) / "run", [sys.argv[1]], events) == []
+phase = int(sys.argv[3])
+assert replay(Path(sys.argv[2]) / "run", [sys.argv[1]], killed_and_resumed()[phase]) == []
+if phase == 0:
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 def run_apart(name: str, folder: Path) -> None:
-    """Replay a killed and resumed run in a process of its own, which may not use the network."""
+    """Replay a run that is really killed, and then resumed, without the network."""
     root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", APART, name, str(folder)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""  # a command's output is for its results
+    for phase, status in enumerate((-signal.SIGKILL, 0)):
+        done = subprocess.run(
+            [sys.executable, "-c", APART, name, str(folder), str(phase)],
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == status, done.stderr
+        assert done.stdout == ""  # a command's output is for its results
 
 
 def test_a_real_run_reaches_its_logger(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

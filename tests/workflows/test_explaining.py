@@ -197,7 +197,7 @@ def test_settings_out_of_range_are_refused(save: Save, tmp_path: Path) -> None:
 
 def test_inputs_without_files_of_their_own_are_data_addresses(save: Save, tmp_path: Path) -> None:
     model = save("perceiver_nano", {"points": Points(8, 3)})
-    with pytest.raises(DataError, match="data address 'nowhere': no such file"):
+    with pytest.raises(DataError, match="nowhere: no such file or folder"):
         pv.explain(model, ["nowhere"], tmp_path / "out")
 
 

@@ -112,5 +112,11 @@ def test_signals_that_files_do_not_hold_are_refused(tmp_path: Path) -> None:
     run = making.quietly(
         pv.pretrain, model=making.NANO, data=tmp_path / "x.npz", out=tmp_path / "run"
     )
-    with pytest.raises(ConfigError, match=r"files of kind 'points'"):
+    with pytest.raises(DataError, match=r"x\.npz: cannot be decoded"):
         reconstruct(run.path, [tmp_path / "x.npz"], tmp_path / "out")
+    cloud = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+    np.save(tmp_path / "cloud.npy", cloud)
+    reconstruct(run.path, [tmp_path / "cloud.npy"], tmp_path / "again")
+    original = np.load(tmp_path / "again" / "cloud_original.npy")
+    assert original.shape[1] == 3
+    assert np.load(tmp_path / "again" / "cloud_reconstructed.npy").shape == original.shape

@@ -143,9 +143,7 @@ def _read_scenes(files: Mapping[str, tuple[Path, Mapping[str, NDArray]]], where:
     return Found(scenes, notes=notes, mask_classes=classes)
 
 
-def read_ragged(
-    path: Path, content: Mapping[str, NDArray]
-) -> tuple[NDArray, NDArray[np.int64]]:
+def read_ragged(path: Path, content: Mapping[str, NDArray]) -> tuple[NDArray, NDArray[np.int64]]:
     """Return the points of all clouds ``[total, C]``, and where each begins and ends ``[n, 2]``.
 
     Args:

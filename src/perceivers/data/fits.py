@@ -99,16 +99,18 @@ def _fit_classed(
     masks = [(name, spec) for name, spec in specs.items() if isinstance(spec, PointMask)]
     if not clouds or not (masks or INSIDE in sample):
         return {}
-    (name, spec), cloud = clouds[0], sample[clouds[0][0]]
-    if isinstance(cloud, EncodedClip):
-        cloud = read_points(cloud, spec, look.rng)
+    name, spec = clouds[0]
+    raw = sample[name]
+    if isinstance(raw, EncodedClip):
+        raw = read_points(raw, spec, look.rng)
+    cloud = np.asarray(raw)
     tiled = INSIDE in sample
     block = choose_block(sample, spec.points, look) if tiled else np.arange(len(cloud))
-    values, rows = pick_points(np.asarray(cloud)[block], path, spec, look)
+    values, rows = pick_points(cloud[block], path, spec, look)
     if not masks:
         return {name: values}
     mask_name, mask_spec = masks[0]
-    stored = read_ids(sample[mask_name], path, axes=1)
+    stored = read_ids(np.asarray(sample[mask_name]), path, axes=1)
     if len(stored) != len(cloud) or mask_spec.points != spec.points:
         raise DataError(
             f"{path}: {len(cloud)} points, and classes of {len(stored)}, read as {spec.points} and "

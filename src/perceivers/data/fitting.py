@@ -157,7 +157,7 @@ def _check_augmentation(augment: AugmentConfig, specs: Mapping[str, ModalitySpec
 
 
 def cut_windows(source: Source, specs: Mapping[str, ModalitySpec]) -> Source:
-    """Return documents in windows, and scenes in tiles, of the length that is read; others as is."""
+    """Return documents in windows, and scenes in tiles, as long as the spec; others unchanged."""
     texts = [spec for spec in specs.values() if isinstance(spec, Bytes)]
     if texts and isinstance(source, WindowedSource):
         return source.with_window(text_room(texts[0]))

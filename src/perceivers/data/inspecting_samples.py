@@ -22,6 +22,7 @@ from perceivers.data.pictures import (
     open_picture,
 )
 from perceivers.data.point_files import native_points
+from perceivers.data.scenes import INSIDE
 from perceivers.data.sources import (
     Encoded,
     EncodedClip,
@@ -90,7 +91,7 @@ def measure_sample(source: Source, index: int) -> SampleFacts:
     try:
         if isinstance(source, PictureSource):
             return _measure_encoded(source.encoded(index))
-        raw = source.read(index)
+        raw = {n: value for n, value in source.read(index).items() if n != INSIDE}
         stated = source.kind_by_modality if isinstance(source, KindedSource) else {}
         kinds = {n: stated.get(n) or find_raw_kind(n, value) for n, value in raw.items()}
         paths = {value.path if isinstance(value, EncodedClip) else "" for value in raw.values()}
@@ -264,7 +265,9 @@ def _measure_mask(raw: NDArray) -> RawFacts:
     """Describe class ids per pixel ``[H, W]``, or per point ``[P]``."""
     found = np.unique(raw)
     flags = ("of one class only",) if len(found) == 1 else ()
-    sizes = dict(zip(("width", "height") if raw.ndim == 2 else ("points",), raw.shape[::-1], strict=True))
+    sizes = dict(
+        zip(("width", "height") if raw.ndim == 2 else ("points",), raw.shape[::-1], strict=True)
+    )
     return RawFacts({**sizes, "classes in it": len(found)}, {}, flags)
 
 

@@ -106,9 +106,13 @@ class Scenes:
             for rows in divide_scene(self.points[first:end], self.tile_points)
         ]
 
-    @cached_property
+    @property
     def names(self) -> Sequence[str]:
         """One id per tile: the scene's and the tile's number, ``train.npz/3@17``."""
+        return self._names
+
+    @cached_property
+    def _names(self) -> Sequence[str]:
         firsts: dict[int, int] = {}
         return [
             f"{self.scenes[tile.scene]}@{place - firsts.setdefault(tile.scene, place)}"

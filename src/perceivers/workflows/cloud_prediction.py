@@ -65,9 +65,9 @@ def predict_clouds(
 ) -> Iterator[CloudFiles]:
     """Write ``NAME.npz`` and a view from above per cloud, and ``classes.txt`` beside them.
 
-    The ``.npz`` holds ``points`` ``[n, C]``, ``offsets`` and ``label`` ``[n]``, uint8, the places in
-    ``classes.txt``; it is itself an address of data. A file that cannot be read ends nothing: it is
-    reported.
+    The ``.npz`` holds ``points`` ``[n, C]``, ``offsets`` and ``label`` ``[n]``, uint8, which are
+    places in ``classes.txt``; it is itself an address of data. A file that cannot be read ends
+    nothing: it is reported.
 
     Args:
         loaded: A segmentation model of points.

@@ -314,6 +314,9 @@ def _segmenting(facts: DataFacts, cuda: bool) -> Setup:
     """Pictures with a class per pixel, or points with a class each."""
     if "image" not in facts.modalities:
         options = {"task": "segment", "steps": 5000 if cuda else 300, "eval_every": 50}
+        options |= {"checkpoint_every": 50, "batch_size": 8}
+        width = {"num_heads": 8, "qk_dim": 192, "v_dim": 192, "residual": True, "mlp_ratio": 4}
+        options["model_options"] = {"decoder": width}
         reason = "A small Perceiver IO gives every point of a tile a class."
         return Setup("perceiver_io_tiny", options, "point_segmentation", reason)
     size = size_input(facts.modalities["image"], ALONE_CUDA if cuda else ALONE)["height"]

@@ -21,7 +21,7 @@ from perceivers.tasks.autoencoding import (
     as_floats,
     decode_raw,
 )
-from perceivers.types import Audio, Image, Video
+from perceivers.types import Audio, Image, Points, Video
 from perceivers.workflows.reconstruction import (
     DEFAULT_FRAME_RATE,
     DEFAULT_SAMPLE_RATE,
@@ -90,7 +90,7 @@ def reconstruct_signals(
 
 
 def write_signals(out: Path, stem: str, signals: dict[str, Tensor], loaded: Loaded) -> list[Path]:
-    """Write one sample: a clip with its sound, or a file per modality."""
+    """Write one sample: a clip with its sound, or a file per modality (points as ``.npy``)."""
     specs = loaded.model.config.inputs
     sound = next((n for n in signals if isinstance(specs[n], Audio)), None)
     rate = specs[sound].sample_rate or DEFAULT_SAMPLE_RATE if sound is not None else 0
@@ -107,6 +107,9 @@ def write_signals(out: Path, stem: str, signals: dict[str, Tensor], loaded: Load
             written.append(save_picture(out / f"{stem}.png", signal.numpy()))
         elif name == sound and wave is not None and not has_film:
             written.append(write_wav(out / f"{stem}.wav", wave, rate))
+        elif isinstance(spec, Points):
+            written.append(out / f"{stem}.npy")
+            np.save(written[-1], signal[torch.isfinite(signal).all(-1)].numpy())
     return written
 
 
@@ -128,6 +131,8 @@ def _give_back(
     encoded, visible = task.encode_for_display(batch, torch.Generator().manual_seed(seed))
     original = {n: as_floats(task.model, n, batch.inputs[n]) for n in task.signals}
     made = {n: decode_raw(task.model, encoded, n) for n in task.signals}
+    # What is absent, a row of NaN among points, has nothing to be given back.
+    made = {n: x.where(original[n].isfinite(), torch.nan) for n, x in made.items()}
     return original, made, visible
 
 

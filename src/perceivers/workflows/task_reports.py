@@ -24,8 +24,8 @@ from perceivers.tasks.flow import TARGET, flow_modality
 from perceivers.tasks.mlm import EVALUATION_SEED, hide_words, text_modality
 from perceivers.tasks.presence import answer, held_modalities
 from perceivers.tasks.regression import Regression
-from perceivers.tasks.segmentation import TARGET as MASKS
 from perceivers.tasks.segmentation import IGNORED, Segmentation, element_logits, segmented_modality
+from perceivers.tasks.segmentation import TARGET as MASKS
 from perceivers.training.config import (
     AutoencodeConfig,
     FlowTrainConfig,

@@ -43,7 +43,9 @@ def look_down(cloud: NDArray, side: int) -> Int[np.ndarray, "S S"]:
     places = cloud[real, :2].astype(np.float64)
     low, reach = places.min(axis=0), float(np.ptp(places, axis=0).max()) or 1.0
     cells = np.minimum(((places - low) / reach * side).astype(int), side - 1)
-    order = np.argsort(cloud[real, 2], kind="stable") if cloud.shape[1] > 2 else np.arange(len(real))
+    order = (
+        np.argsort(cloud[real, 2], kind="stable") if cloud.shape[1] > 2 else np.arange(len(real))
+    )
     # The last one written is the highest.
     seen[side - 1 - cells[order, 1], cells[order, 0]] = real[order]
     for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
