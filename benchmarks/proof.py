@@ -64,7 +64,6 @@ def run_seed(row: Row, root: Path, runs: Path, seed: int) -> None:
     if target.exists():
         return
     out = runs / f"{row.name}.seed{seed}"
-    began = time.perf_counter()
     for number, stage in enumerate(row.stages):
         folder = out / str(number)
         arguments = [stage.verb, "--config", stage.recipe, *stage.options, "--seed", str(seed)]
@@ -76,8 +75,8 @@ def run_seed(row: Row, root: Path, runs: Path, seed: int) -> None:
         elif folder.exists():
             arguments += ["--overwrite"]
         _perceivers(arguments)
-    minutes = (time.perf_counter() - began) / 60
-    _perceivers(["evaluate", str(folder), "--split", row.split])
+    minutes = sum(_training_minutes(out / str(number)) for number in range(len(row.stages)))
+    _perceivers(["evaluate", str(folder), "--split", row.split, *row.views])
     figures = json.loads((folder / "results.json").read_text())[row.split]["figures"]
     model = json.loads((folder / "model" / "config.json").read_text())
     record = {
@@ -93,6 +92,12 @@ def run_seed(row: Row, root: Path, runs: Path, seed: int) -> None:
     }
     target.write_text(json.dumps(record, indent=1) + "\n")
     print(f"{row.name}, seed {seed}: {row.metric} {figures[row.metric]:.4f} in {minutes:.1f} min")
+
+
+def _training_minutes(folder: Path) -> float:
+    """Return the training clock of a run, which goes on where it was resumed."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return max(record.get("seconds", 0.0) for record in records) / 60
 
 
 def run_baselines(row: Row, root: Path) -> None:

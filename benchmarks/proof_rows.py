@@ -33,6 +33,7 @@ class Row:
         split: Which split the figure is of.
         prefix: Put before the address.
         labels: Label columns of the baselines.
+        views: Arguments of ``perceivers evaluate`` that say how a sample is seen.
     """
 
     name: str
@@ -48,10 +49,15 @@ class Row:
     split: str = "test"
     prefix: str = ""
     labels: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
 
 
 MEL = ("majority", "k-NN on log-mel", "SVM on log-mel")
 WORDS = ("majority", "logistic regression on words", "SVM on character n-grams")
+GRID_OPTIONS = (
+    *("--modalities", '["audio"]', "--steps", "900"),
+    *("--inputs", '{"audio": {"samples": 24320, "sample_rate": 8000}}'),
+)
 
 ROWS = (
     Row(
@@ -80,6 +86,7 @@ ROWS = (
         "audio/esc10",
         (Stage("sounds.yaml"),),
         baselines=MEL,
+        views=("--temporal_views", "5"),
     ),
     Row(
         "omniglot",
@@ -93,10 +100,43 @@ ROWS = (
     Row(
         "dbpedia",
         "DBpedia sentences, 14 topics",
-        "Perceiver IO on bytes",
+        "Hiera on bytes",
         "text/dbpedia14-small",
-        (Stage("text_classification.yaml"),),
+        (Stage("texts.yaml"),),
         baselines=WORDS,
+    ),
+    Row(
+        "banking77",
+        "Banking77 questions, 77 intents",
+        "Hiera on bytes",
+        "text/banking77",
+        (Stage("texts.yaml", options=("--inputs", '{"bytes": {"length": 128}}')),),
+        baselines=WORDS,
+    ),
+    Row(
+        "clinc150",
+        "CLINC150 requests, 150 intents and none",
+        "Hiera on bytes",
+        "text/clinc150",
+        (Stage("texts.yaml", options=("--inputs", '{"bytes": {"length": 128}}')),),
+        baselines=WORDS,
+    ),
+    Row(
+        "camvid",
+        "CamVid streets, 11 classes of pixels",
+        "Hiera",
+        "segmentation/camvid",
+        (Stage("segmentation.yaml"),),
+        metric="miou",
+        baselines=("most common class", "random forest on place and colour"),
+    ),
+    Row(
+        "grid",
+        "GRID sentences, first of four words",
+        "Hiera on raw sound",
+        "av/grid-s1",
+        (Stage("spoken_words.yaml", options=GRID_OPTIONS),),
+        baselines=(*MEL, "SVM on frame changes"),
     ),
     Row(
         "terrain",

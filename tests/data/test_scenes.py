@@ -8,6 +8,8 @@ import pytest
 
 from perceivers.data import AugmentConfig, make_eval_loader, make_train_loader, open_data
 from perceivers.data.fits import fit_sample
+from perceivers.data.inspecting_samples import measure_sample
+from perceivers.data.masks import count_pixels
 from perceivers.data.scenes import PointMask, Scenes, choose_block, divide_scene
 from perceivers.data.views import Look
 from perceivers.errors import DataError
@@ -179,3 +181,13 @@ def test_wrong_classes_are_named(tmp_path: Path) -> None:
     sample["mask"] = np.array([0, 1, 2])
     with pytest.raises(DataError, match=r"ids \[2\]"):
         fit_sample(sample, "a", {"points": SPEC, "mask": MASK})
+
+
+def test_tiles_are_described_and_counted() -> None:
+    facts = measure_sample(make_scenes(), 0)
+    assert not facts.problem
+    assert set(facts.modalities) == {"points", "mask"}
+    assert facts.modalities["mask"].sizes == {"points": 50, "classes in it": 2}
+    one_tile = Scenes(make_scenes().points, make_scenes().ids, np.array([[0, 50]]), ["a"], 50)
+    truth = np.bincount(make_content()["label"][:50])
+    assert count_pixels(one_tile, MASK).tolist() == truth.tolist()

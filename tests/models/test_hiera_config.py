@@ -234,8 +234,8 @@ def test_inputs_that_are_no_grid_of_these_axes_are_refused(inputs: dict[str, Any
         replace(BASE, inputs=inputs)
 
 
-def test_points_and_texts_are_no_sound() -> None:
-    for inputs in ({"cloud": Points(320)}, {"text": Bytes(320)}, {"labels": Labels(3, 320)}):
+def test_points_and_labels_are_no_sound() -> None:
+    for inputs in ({"cloud": Points(320)}, {"labels": Labels(3, 320)}):
         with pytest.raises(ConfigError, match=r"this Hiera has 1 axes"):
             HieraConfig(**{**SOUND, "inputs": inputs})
 

@@ -34,10 +34,14 @@ SPECS: dict[str, dict[str, ModalitySpec]] = {
     "photographs": {"image": pv.Image(48, 48)},
     "regression": {"image": pv.Image(64, 64)},
     "segmentation": {"image": pv.Image(64, 64)},
+    "point_segmentation": {"points": pv.Points(64, 3, ragged=True, scale="centre")},
     "point_clouds": {"points": pv.Points(64, 3, ragged=True, scale="unit")},
     "sound_labels": {"audio": pv.Audio(8000, sample_rate=8000)},
+    "sounds": {"audio": pv.Audio(80000, sample_rate=44100)},
+    "spoken_words": {"audio": pv.Audio(9000, sample_rate=8000)},
     "text_classification": {"bytes": pv.Bytes(256)},
     "text_multitask": {"bytes": pv.Bytes(256)},
+    "texts": {"bytes": pv.Bytes(512)},
     "unit_selection": {"points": pv.Points(32, 6, ragged=True)},
 }
 CLASSES: dict[str, Any] = {
@@ -45,10 +49,14 @@ CLASSES: dict[str, Any] = {
     "photograph_finetuning": 6,
     "photographs": 10,
     "point_clouds": 26,
+    "point_segmentation": 2,
     "regression": 1,
     "segmentation": 11,
     "sound_labels": 20,
+    "sounds": 10,
+    "spoken_words": 10,
     "text_classification": 4,
+    "texts": 14,
     "text_multitask": {"topics": 4, "intents": 77},
 }
 REQUIRED = {"data": "DATA", "out": "OUT"}

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
 from perceivers.adapters import ElementAdapter
 from perceivers.adapters.elements import INTEGER_SCALE
 from perceivers.errors import ConfigError, InputError
 from perceivers.models.base import SavedModule
-from perceivers.types import ModalitySpec
+from perceivers.types import PAD, ModalitySpec
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Backbone(SavedModule):
     def channels_last(self, inputs: Mapping[str, Tensor] | Tensor) -> Shaped[Tensor, "B *size C"]:
         """Return the raw input with its channels last, after a look at all but its size.
 
+        Bytes become one-hot rows.
+
         Raises:
             InputError: Another modality, number of axes or of channels, or integers of a scale that
                 is not known.
@@ -75,6 +79,11 @@ class Backbone(SavedModule):
         if not isinstance(raw, Tensor) or raw.ndim != len(spec.raw_shape) + 1:
             found = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
             raise InputError(f"input {name!r} is {found}; expected a batch of {spec.raw_shape}")
+        if spec.kind == "bytes":
+            if raw.is_floating_point() or raw.dtype == torch.bool:
+                raise InputError(f"input {name!r} has dtype {raw.dtype}; byte ids are integers")
+            # What pads a text is no byte: a row of zeros.
+            return F.one_hot(raw.long(), spec.channels).float() * (raw != PAD).unsqueeze(-1)
         raw = raw.movedim(1, -1) if spec.channels_first else raw
         if raw.shape[-1] != spec.channels:
             raise InputError(

@@ -35,13 +35,18 @@ def configure(
         ConfigError: Something is missing, or contradicts the rest.
     """
     values: dict[str, Any] = dict(settings)
-    own_decoder, own_classes = values.pop("decoder"), values.pop("num_outputs", None)
+    own_decoder, own_classes = values.pop("decoder", None), values.pop("num_outputs", None)
     autoencoder = values.pop("autoencoder", False)
     values |= overrides
     values["inputs"] = inputs or settings.get("inputs")
     if values["inputs"] is None:
         raise ConfigError("this variant reads any size; say what with inputs={name: spec}")
     decoder = values.pop("decoder", True if autoencoder and num_classes is None else None)
+    if own_decoder is None and (decoder is True or isinstance(decoder, Mapping)):
+        raise ConfigError(
+            "this variant reads texts, whose bytes have no values to reconstruct, so it has no "
+            "decoder; pre-train texts with a perceiver_io model (--task mlm)"
+        )
     if decoder is True:
         decoder = own_decoder
     elif isinstance(decoder, Mapping):

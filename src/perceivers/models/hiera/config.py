@@ -12,7 +12,7 @@ from typing import Any, Literal
 from perceivers.adapters.config import build_nested, check_choices, check_unused
 from perceivers.errors import ConfigError, InputError
 from perceivers.nn.mask_units import UnitLayout
-from perceivers.types import ModalitySpec, Points, spec_from_json, spec_to_json
+from perceivers.types import Bytes, ModalitySpec, Points, spec_from_json, spec_to_json
 
 PositionKind = Literal["absolute", "separable", "window"]
 ResizeKind = Literal["window", "plain"]
@@ -275,12 +275,17 @@ class HieraConfig(OneInput):
         """Require one modality on a grid of the model's rank."""
         rank = len(self.mask_unit)
         specs = list(self.inputs.values())
-        good = len(specs) == 1 and specs[0].kind not in {"labels", "bytes"}
+        good = len(specs) == 1 and specs[0].kind != "labels"
         if not good or isinstance(specs[0], Points) or len(specs[0].grid) != rank:
             raise ConfigError(
                 f"inputs={dict(self.inputs)}: this Hiera has {rank} axes and reads one modality "
-                f"on such a grid (1: sound, 2: pictures, 3: clips); 'perceivers models hiera*' "
-                f"lists the others"
+                f"on such a grid (1: sound and texts, 2: pictures, 3: clips); 'perceivers models "
+                f"hiera*' lists the others"
+            )
+        if isinstance(specs[0], Bytes) and self.decoder is not None:
+            raise ConfigError(
+                f"inputs={dict(self.inputs)}: a Hiera reconstructs values, and bytes have none; "
+                f"build a classifier, or pre-train texts with a perceiver_io model (--task mlm)"
             )
         object.__setattr__(self, "inputs", dict(self.inputs))
         if not self.pad:

@@ -79,6 +79,14 @@ def _ours() -> dict[str, dict[str, Any]]:
         "pool": (4,),
         "decoder": SMALL_DECODERS["nano"],
     }
+    # Bytes have no values to reconstruct, so there is no decoder.
+    made["hiera_nano_text"] = {
+        **NANO,
+        "patch_kernel": (9,),
+        "patch_stride": (4,),
+        "mask_unit": (16,),
+        "pool": (4,),
+    }
     return made
 
 
@@ -100,6 +108,6 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     **{
         f"mae_{name}": {**settings, "autoencoder": True}
         for name, settings in CLASSIFIERS.items()
-        if settings.get("shortcut") != "pool"
+        if settings.get("shortcut") != "pool" and name != "hiera_nano_text"
     },
 }
