@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, settings = loaded.model.eval(), settings_of(load_with_info(args.run), config.mask)
     name, objective = model.config.name, objective_of(model)
 
-    def batches(split: str) -> Iterator[Tensor]:
+    def batches(split: str) -> Iterator[tuple[Tensor, Tensor | None]]:
         for batch in make_eval_loader(dataset.splits[split], model.config.inputs, batch_size=32):
             yield batch.inputs[name], batch.position
 

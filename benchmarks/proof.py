@@ -63,7 +63,7 @@ def run_seed(row: Row, root: Path, runs: Path, seed: int) -> None:
     target = RESULTS / f"{row.name}.seed{seed}.json"
     if target.exists():
         return
-    out = runs / f"{row.name}.seed{seed}"
+    out = folder = runs / f"{row.name}.seed{seed}"
     for number, stage in enumerate(row.stages):
         folder = out / str(number)
         arguments = [stage.verb, "--config", stage.recipe, *stage.options, "--seed", str(seed)]

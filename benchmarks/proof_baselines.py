@@ -154,7 +154,8 @@ def _pixel_features(picture: NDArray[Any]) -> Features:
     height, width = values.shape[1:]
     place = np.mgrid[0:height, 0:width].astype(np.float32).reshape(2, -1)
     around = np.stack([uniform_filter(channel, 9) for channel in values])
-    return np.concatenate([place, values.reshape(3, -1), around.reshape(3, -1)]).T
+    rows = np.concatenate([place, values.reshape(3, -1), around.reshape(3, -1)])
+    return rows.T.astype(np.float32)
 
 
 def _masked(data: Dataset, split: str) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
@@ -269,7 +270,8 @@ def _fit_and_test(data: Dataset, features: dict[str, Any], machines: list[Any]) 
     labels = {split: _labels(data, split) for split in features}
     best, best_score = machines[0], -1.0
     for machine in machines if len(machines) > 1 else ():
-        fitted = clone(machine).fit(features["train"], labels["train"])
+        copied: Any = clone(machine)
+        fitted = copied.fit(features["train"], labels["train"])
         score = accuracy_score(labels["val"], fitted.predict(features["val"]))
         if score > best_score:
             best, best_score = machine, score

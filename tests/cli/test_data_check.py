@@ -100,7 +100,7 @@ def test_data_of_which_nothing_can_be_read_are_not_usable(call: Call, here: Path
     ("arguments", "message"),
     [
         (["check", "nowhere"], "no such file or folder"),
-        (["chek", "x"], "data: 'chek' is unknown; there is 'check'; did you mean 'check'"),
+        (["chek", "x"], "data: 'chek' is unknown; there are check and index; did you mean 'check'"),
         (["check"], "arguments are required: address"),
         ([], "arguments are required: address"),
         (["check", "digits", "--limit", "0"], "limit is 0; it must be at least 1"),

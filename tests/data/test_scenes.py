@@ -124,7 +124,7 @@ def test_a_block_is_a_square_around_a_point() -> None:
 def test_context_is_near_and_not_counted() -> None:
     scenes = make_scenes()
     sample = scenes.read(0)
-    assert len(sample["points"]) == 50
+    assert len(np.asarray(sample["points"])) == 50
     inside = np.asarray(sample["inside"])
     fitted = fit_sample(sample, "a", {"points": SPEC, "mask": MASK})
     own = int(inside.sum())
@@ -187,7 +187,7 @@ def test_tiles_are_described_and_counted() -> None:
     facts = measure_sample(make_scenes(), 0)
     assert not facts.problem
     assert set(facts.modalities) == {"points", "mask"}
-    assert facts.modalities["mask"].sizes == {"points": 50, "classes in it": 2}
+    assert facts.modalities["mask"].numbers == {"points": 50, "classes in it": 2}
     one_tile = Scenes(make_scenes().points, make_scenes().ids, np.array([[0, 50]]), ["a"], 50)
     truth = np.bincount(make_content()["label"][:50])
     assert count_pixels(one_tile, MASK).tolist() == truth.tolist()

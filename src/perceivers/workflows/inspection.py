@@ -18,10 +18,16 @@ from perceivers.types import Audio, Bytes, Image, Points, Video
 from perceivers.version import __version__
 
 EXTRAS = {
-    "train": ("lightning-fabric", "pytorch-optimizer", "matplotlib", "jinja2"),
+    "train": ("lightning-fabric", "pytorch-optimizer", "torchmetrics", "matplotlib", "jinja2"),
     "demo": ("scikit-learn",),
     "export": ("onnx", "onnxscript", "onnxruntime"),
-    "media": ("av", "soundfile"),
+    "media": ("av", "soundfile", "soxr", "trimesh"),
+    "tables": ("pyarrow",),
+    "remote": ("urllib3",),
+    "hub": ("datasets",),
+    "tensorboard": ("tensorboard",),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
 }
 
 
