@@ -39,15 +39,19 @@ if TYPE_CHECKING:
     from perceivers.types import Video as Video
     from perceivers.workflows.anomaly import AnomalySettings as AnomalySettings
     from perceivers.workflows.anomaly import find_anomalies as find_anomalies
+    from perceivers.workflows.checking import check_data as check_data
+    from perceivers.workflows.comparing import compare_runs as compare_runs
     from perceivers.workflows.conversion import convert as convert
     from perceivers.workflows.embedding import embed as embed
     from perceivers.workflows.evaluation import evaluate as evaluate
     from perceivers.workflows.explaining import explain as explain
     from perceivers.workflows.exporting import export as export
+    from perceivers.workflows.planning import plan_training as plan_training
     from perceivers.workflows.prediction import predict as predict
     from perceivers.workflows.probing import probe as probe
     from perceivers.workflows.reconstructing import reconstruct as reconstruct
     from perceivers.workflows.run import Run as Run
+    from perceivers.workflows.subsets import evaluate_subsets as evaluate_subsets
     from perceivers.workflows.training import finetune as finetune
     from perceivers.workflows.training import pretrain as pretrain
     from perceivers.workflows.training import resume as resume
@@ -63,15 +67,19 @@ _HOMES = {
     "training.config": ("ClassifyConfig", "OptimizerConfig", "PretrainConfig", "ScheduleConfig"),
     "types": ("Array", "Audio", "Bytes", "Image", "Labels", "Points", "Video"),
     "workflows.anomaly": ("AnomalySettings", "find_anomalies"),
+    "workflows.checking": ("check_data",),
+    "workflows.comparing": ("compare_runs",),
     "workflows.conversion": ("convert",),
     "workflows.embedding": ("embed",),
     "workflows.evaluation": ("evaluate",),
     "workflows.explaining": ("explain",),
     "workflows.exporting": ("export",),
+    "workflows.planning": ("plan_training",),
     "workflows.prediction": ("predict",),
     "workflows.probing": ("probe",),
     "workflows.reconstructing": ("reconstruct",),
     "workflows.run": ("Run",),
+    "workflows.subsets": ("evaluate_subsets",),
     "workflows.training": ("finetune", "pretrain", "resume", "train"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
