@@ -82,6 +82,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("perceivers.workflows.run.write_run_report", lambda folder: folder.report)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_two_processes_compute_what_one_computes(tmp_path: Path) -> None:
     train(**settings(tmp_path / "one", devices=1), quiet=True)
