@@ -5,6 +5,7 @@ The files are safetensors: nothing in them is executed.
 
 import warnings
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,11 @@ def read_parts(
     reader = HuggingFaceStorageReader(str(folder))
     try:
         entries = reader.read_metadata().state_dict_metadata
-        found = {name: list(getattr(entry, "size", ())) for name, entry in entries.items()}
-        lost = sorted(n for n, shape in shapes.items() if found.get(n) != list(shape))
+        lost = sorted(
+            name
+            for name, shape in shapes.items()
+            if name not in entries or not _is_whole(entries[name], shape)
+        )
         if lost:
             raise CheckpointError(
                 f"{folder} is not a complete training checkpoint: {len(lost)} of {len(shapes)} "
@@ -107,6 +111,15 @@ def read_parts(
     except READ_ERRORS as error:
         raise CheckpointError(f"{folder} is not a complete training checkpoint: {error}") from error
     return state
+
+
+def _is_whole(entry: Any, shape: Sequence[int]) -> bool:
+    """Tell whether a tensor has its shape and every element lies in some part.
+
+    The last part alone tells the shape; without the others, elements would stay undefined.
+    """
+    held = sum(prod(chunk.sizes) for chunk in entry.chunks)
+    return list(entry.size) == list(shape) and held >= prod(shape)
 
 
 def _room_for(shape: tuple[int, ...], kind: torch.dtype, like: Tensor | None) -> Tensor:
