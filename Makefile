@@ -22,7 +22,7 @@ test: $(VENV)/.dev
 
 # Kills and whole runs; then what cannot run under the hook that checks shapes: compilation, export.
 test-slow: $(VENV)/.dev
-	$(PYTEST) -m "slow and not unhooked"
+	$(PYTEST) -m "slow and not unhooked" -n auto
 	$(PYTEST) -m unhooked --jaxtyping-packages= -n auto
 
 $(VENV)/.demo: pyproject.toml
