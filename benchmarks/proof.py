@@ -22,6 +22,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import yaml
+
 from measuring import describe_machine
 from proof_rows import ROWS, Row
 
@@ -70,6 +72,8 @@ def run_seed(row: Row, root: Path, runs: Path, seed: int) -> None:
         arguments += ["--data", _address(row, root), "--out", str(folder), "--quiet"]
         if number:
             arguments += ["--model", str(out / str(number - 1))]
+        if _is_finished(folder):
+            continue
         if (folder / "checkpoints" / "last.pt").exists():
             arguments = ["resume", str(folder), "--quiet"]
         elif folder.exists():
@@ -92,6 +96,15 @@ def run_seed(row: Row, root: Path, runs: Path, seed: int) -> None:
     }
     target.write_text(json.dumps(record, indent=1) + "\n")
     print(f"{row.name}, seed {seed}: {row.metric} {figures[row.metric]:.4f} in {minutes:.1f} min")
+
+
+def _is_finished(folder: Path) -> bool:
+    """Tell whether a run took all its steps."""
+    if not (folder / "metrics.jsonl").exists():
+        return False
+    steps = yaml.safe_load((folder / "config.yaml").read_text())["steps"]
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    return last["step"] == steps
 
 
 def _training_minutes(folder: Path) -> float:

@@ -24,6 +24,7 @@ from sklearn.svm import SVC, LinearSVC
 
 from perceivers.data import make_eval_loader
 from perceivers.data.dataset import Dataset
+from perceivers.data.masks import Mask, kept_classes
 from perceivers.data.scenes import Scenes
 
 Features = NDArray[np.float32]
@@ -117,7 +118,7 @@ def place_and_colour(data: Dataset) -> float:
     rows, labels = [], []
     for picture, mask in _masked(data, "train"):
         features, truth = _pixel_features(picture), mask.ravel()
-        chosen = rng.choice(np.flatnonzero(truth < len(data.mask_classes)), 200)
+        chosen = rng.choice(np.flatnonzero(truth < 255), 200)
         rows.append(features[chosen])
         labels.append(truth[chosen])
     forest = RandomForestClassifier(100, min_samples_leaf=5, random_state=SEED, n_jobs=1)
@@ -130,13 +131,13 @@ def most_common_pixel(data: Dataset) -> float:
     counts = np.zeros(256, np.int64)
     for _, mask in _masked(data, "train"):
         counts += np.bincount(mask.ravel(), minlength=256)
-    common = int(counts[: len(data.mask_classes)].argmax())
+    common = int(counts[:255].argmax())
     return _mean_iou(data, lambda picture: np.full(picture[0].size, common))
 
 
 def _mean_iou(data: Dataset, predict: Callable[[NDArray[Any]], NDArray[Any]]) -> float:
     """Mean over the classes that occur of intersection over union on the test split."""
-    known = len(data.mask_classes)
+    known = len(kept_classes(data.mask_classes, "void")[0])
     matrix = np.zeros((known, known), np.int64)
     for picture, mask in _masked(data, "test"):
         truth, guess = mask.ravel(), predict(picture)
@@ -160,7 +161,9 @@ def _pixel_features(picture: NDArray[Any]) -> Features:
 
 def _masked(data: Dataset, split: str) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
     """Yield pictures ``[3, 60, 80]`` and masks ``[60, 80]``."""
+    classes, ignored = kept_classes(data.mask_classes, "void")
     specs = data.specs(size=(60, 80), channels=3)
+    specs["mask"] = Mask(60, 80, len(classes), ignored)
     for batch in make_eval_loader(data.splits[split], specs, batch_size=16):
         yield from zip(
             batch.inputs["image"].numpy(), batch.inputs["mask"].numpy().squeeze(), strict=True

@@ -54,6 +54,7 @@ class Row:
 
 MEL = ("majority", "k-NN on log-mel", "SVM on log-mel")
 WORDS = ("majority", "logistic regression on words", "SVM on character n-grams")
+SHORT = ("--steps", "2000", "--inputs", '{"bytes": {"length": 128}}')
 GRID_OPTIONS = (
     *("--modalities", '["audio"]', "--steps", "900"),
     *("--inputs", '{"audio": {"samples": 24320, "sample_rate": 8000}}'),
@@ -66,8 +67,8 @@ ROWS = (
         "Hiera",
         "images/trashnet-256",
         (
-            Stage("masked_photographs.yaml", "pretrain"),
-            Stage("photograph_finetuning.yaml", "finetune"),
+            Stage("nano_photographs.yaml", "pretrain"),
+            Stage("nano_photograph_finetuning.yaml", "finetune"),
         ),
         baselines=("majority", "random forest on pixels"),
     ),
@@ -110,7 +111,7 @@ ROWS = (
         "Banking77 questions, 77 intents",
         "Hiera on bytes",
         "text/banking77",
-        (Stage("texts.yaml", options=("--inputs", '{"bytes": {"length": 128}}')),),
+        (Stage("texts.yaml", options=SHORT),),
         baselines=WORDS,
     ),
     Row(
@@ -118,7 +119,7 @@ ROWS = (
         "CLINC150 requests, 150 intents and none",
         "Hiera on bytes",
         "text/clinc150",
-        (Stage("texts.yaml", options=("--inputs", '{"bytes": {"length": 128}}')),),
+        (Stage("texts.yaml", options=SHORT),),
         baselines=WORDS,
     ),
     Row(

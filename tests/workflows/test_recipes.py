@@ -30,6 +30,8 @@ SPECS: dict[str, dict[str, ModalitySpec]] = {
     "masked_bytes": {"bytes": pv.Bytes(128)},
     "masked_clips": {"video": pv.Video(16, 64, 64)},
     "masked_photographs": {"image": pv.Image(64, 64)},
+    "nano_photographs": {"image": pv.Image(64, 64)},
+    "nano_photograph_finetuning": {"image": pv.Image(64, 64)},
     "photograph_finetuning": {"image": pv.Image(64, 64)},
     "photographs": {"image": pv.Image(48, 48)},
     "regression": {"image": pv.Image(64, 64)},
@@ -46,6 +48,7 @@ SPECS: dict[str, dict[str, ModalitySpec]] = {
 }
 CLASSES: dict[str, Any] = {
     "clip_finetuning": 4,
+    "nano_photograph_finetuning": 6,
     "photograph_finetuning": 6,
     "photographs": 10,
     "point_clouds": 26,
@@ -65,6 +68,7 @@ LARGE = {name for name in NAMES if name == "imagenet" or name.startswith("hiera_
 # What fine-tuning starts from.
 PRETRAINED = {
     "clip_finetuning": "hiera_nano_video",
+    "nano_photograph_finetuning": "hiera_nano",
     "photograph_finetuning": "hiera_pico",
     "hiera_imagenet_finetuning": "hiera_base_224",
     "hiera_kinetics_finetuning": "hiera_base_16x224",
