@@ -165,6 +165,7 @@ def test_tensorboard_holds_every_figure_once_after_a_kill(tmp_path: Path) -> Non
     assert read_tensorboard(folder) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_trackio_holds_every_figure_once_after_a_kill(tmp_path: Path) -> None:
     # trackio settles on its home when it is imported, so each test needs its own process.
     run_apart("trackio", tmp_path)
@@ -173,6 +174,7 @@ def test_trackio_holds_every_figure_once_after_a_kill(tmp_path: Path) -> None:
     assert len(found) == 26
 
 
+@pytest.mark.slow
 def test_wandb_holds_every_figure_once_offline_after_a_kill(tmp_path: Path) -> None:
     run_apart("wandb", tmp_path)
     found = read_wandb(tmp_path / "run")
