@@ -24,10 +24,12 @@ from typing import Any
 
 import yaml
 
+import perceivers
 from measuring import describe_machine
 from proof_rows import ROWS, Row
 
 HERE = Path(__file__).parent
+RECIPES = Path(perceivers.__file__).parent / "recipes"
 RESULTS = HERE / "results" / "proof"
 PAGE = HERE.parent / "docs" / "results.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
@@ -68,7 +70,8 @@ def run_seed(row: Row, root: Path, runs: Path, seed: int) -> None:
     out = folder = runs / f"{row.name}.seed{seed}"
     for number, stage in enumerate(row.stages):
         folder = out / str(number)
-        arguments = [stage.verb, "--config", stage.recipe, *stage.options, "--seed", str(seed)]
+        recipe = str(RECIPES / stage.recipe)
+        arguments = [stage.verb, "--config", recipe, *stage.options, "--seed", str(seed)]
         arguments += ["--data", _address(row, root), "--out", str(folder), "--quiet"]
         if number:
             arguments += ["--model", str(out / str(number - 1))]

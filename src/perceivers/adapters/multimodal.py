@@ -4,7 +4,7 @@ Legend: B batch, N tokens of a modality, M tokens of all, D channels.
 Paper: Perceiver IO (arXiv 2107.14795) App. I; Perceiver (arXiv 2103.03206) Sec. 4.2.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -146,17 +146,8 @@ class TokenReaders(nn.Module):
                 mask = None if mask is None else mask.gather(1, rows)
             arrays.append(array)
             masks.append(mask)
-        joined = None
-        if any(mask is not None for mask in masks):
-            joined = torch.cat(
-                [
-                    array.new_ones(array.shape[:2], dtype=torch.bool) if mask is None else mask
-                    for array, mask in zip(arrays, masks, strict=True)
-                ],
-                1,
-            )
         array = arrays[0] if len(arrays) == 1 else torch.cat(arrays, 1)
-        return Tokens(array=array, valid=joined, parts=parts, real=real)
+        return Tokens(array=array, valid=_join_masks(arrays, masks), parts=parts, real=real)
 
     def _padded(self, name: str, tokens: Tensor, hidden: Mapping[str, Tensor]) -> Tensor:
         """Tokens at the common width, some replaced by the mask token."""
@@ -209,3 +200,14 @@ class TokenReaders(nn.Module):
                         f"hidden[{name!r}] needs a mask token; build the model with several "
                         f"modalities and mask_tokens=True"
                     )
+
+
+def _join_masks(arrays: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor | None:
+    """Return which tokens of all modalities may be attended to; None when all may."""
+    if all(mask is None for mask in masks):
+        return None
+    whole = [
+        array.new_ones(array.shape[:2], dtype=torch.bool) if mask is None else mask
+        for array, mask in zip(arrays, masks, strict=True)
+    ]
+    return torch.cat(whole, 1)

@@ -9,7 +9,7 @@ from perceivers.cli.tables import print_table
 from perceivers.cli.using import RUN_HELP
 from perceivers.errors import ConfigError
 from perceivers.files import write_json
-from perceivers.workflows.anomaly import AnomalySettings, find_anomalies
+from perceivers.workflows.anomaly import Anomalies, AnomalySettings, find_anomalies
 from perceivers.workflows.anomaly_files import check_folder, write_anomalies
 from perceivers.workflows.embedding import POOLS, write_features
 from perceivers.workflows.probing import Probed
@@ -113,6 +113,33 @@ def _print_probes(found: Probed) -> None:
 
 def anomaly(argv: list[str]) -> int:
     """Scores of samples by what a masked auto-encoder cannot fill in, with heat maps."""
+    args = _anomaly_parser().parse_args(argv)
+    out = Path(args.out)
+    check_folder(out, overwrite=args.overwrite)
+    found = find_anomalies(
+        args.run,
+        args.data,
+        split=args.split,
+        reference=args.reference,
+        normal=tuple(args.normal.split(",")) if args.normal else (),
+        settings=AnomalySettings(
+            repeats=args.repeats,
+            ratio=args.ratio,
+            top=args.top,
+            draw=args.draw,
+            batch_size=args.batch_size,
+            seed=args.seed,
+        ),
+    )
+    written = write_anomalies(found, out)
+    _tell_skipped(found.skipped)
+    _print_anomalies(found)
+    sys.stdout.write(f"{len(found.rows)} samples scored, see {written[1]}\n")
+    return 0
+
+
+def _anomaly_parser() -> VerbParser:
+    """Return the verb's parser."""
     defaults = AnomalySettings()
     parser = VerbParser(
         "anomaly",
@@ -149,26 +176,11 @@ def anomaly(argv: list[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of the masks")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier files")
-    args = parser.parse_args(argv)
-    out = Path(args.out)
-    check_folder(out, overwrite=args.overwrite)
-    found = find_anomalies(
-        args.run,
-        args.data,
-        split=args.split,
-        reference=args.reference,
-        normal=tuple(args.normal.split(",")) if args.normal else (),
-        settings=AnomalySettings(
-            repeats=args.repeats,
-            ratio=args.ratio,
-            top=args.top,
-            draw=args.draw,
-            batch_size=args.batch_size,
-            seed=args.seed,
-        ),
-    )
-    written = write_anomalies(found, out)
-    _tell_skipped(found.skipped)
+    return parser
+
+
+def _print_anomalies(found: Anomalies) -> None:
+    """Print the strangest samples, and what their scores mean."""
     rows = [
         (
             row.name,
@@ -187,8 +199,6 @@ def anomaly(argv: list[str]) -> int:
     sys.stdout.write(f"{relative}; {found.passes} passes over each sample\n")
     if found.auroc is not None:
         sys.stdout.write(f"auroc: {found.auroc:.4f}\n")
-    sys.stdout.write(f"{len(found.rows)} samples scored, see {written[1]}\n")
-    return 0
 
 
 def _tell_skipped(skipped: Sequence[str]) -> None:
