@@ -179,10 +179,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         with path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         print(f"{name}, seed {seed}: {100 * figures['top1']:.1f} %", flush=True)
-    print("| condition | test top-1, mean ± deviation | seeds |\n|---|---|---|")
+    print("| condition | test top-1, mean +- deviation | seeds |\n|---|---|---|")
     for name in dict.fromkeys(condition for condition, _ in done):
         values = [100 * r["top1"] for (condition, _), r in done.items() if condition == name]
-        spread = f" ± {stdev(values):.1f}" if values[1:] else ""
+        spread = f" +- {stdev(values):.1f}" if values[1:] else ""
         print(f"| {name} | {mean(values):.1f}{spread} | {len(values)} |")
 
 

@@ -158,7 +158,7 @@ def _cells(row: Row, found: list[dict[str, Any]], baselines: dict[str, Any]) -> 
     sign = 1 if row.higher_is_better else -1
     best = max(others.values(), key=lambda value: sign * value, default=None)
     wins = best is None or sign * mean(values) > sign * best
-    ours = _show(row, mean(values)) + (f" ± {_show(row, stdev(values))}" if values[1:] else "")
+    ours = _show(row, mean(values)) + (f" +- {_show(row, stdev(values))}" if values[1:] else "")
     texts = [
         f"{name} **{_show(row, value)}**" if value == best and not wins else
         f"{name} {_show(row, value)}"

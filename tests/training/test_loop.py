@@ -87,6 +87,7 @@ def test_lamb_resumes_exactly_too(
     assert equal(weights(whole.path / "last"), weights(run.path / "last"))
 
 
+@pytest.mark.slow
 def test_accumulation_computes_the_same_classifier(settings: Settings, tmp_path: Path) -> None:
     one = train(**settings(out=str(tmp_path / "one"), steps=3, quiet=True))
     four = train(**settings(out=str(tmp_path / "four"), steps=3, accumulate=4, quiet=True))
@@ -97,6 +98,7 @@ def test_accumulation_computes_the_same_classifier(settings: Settings, tmp_path:
     assert max(float((a[name] - c[name]).abs().max()) for name in a) > 0.1
 
 
+@pytest.mark.slow
 def test_a_limit_ends_the_run_and_a_finished_run_resumes_to_itself(settings: Settings) -> None:
     run = pretrain(**settings(limit=3, quiet=True))
     before = weights(run.path / "last")

@@ -164,6 +164,7 @@ def test_the_first_batch_may_take_its_time() -> None:
     assert not notes
 
 
+@pytest.mark.slow
 def test_a_run_whose_loader_hangs_is_saved_and_resumes_exactly(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

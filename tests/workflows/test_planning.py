@@ -29,6 +29,7 @@ def pictures(tmp_path: Path) -> str:
     return str(tmp_path / "a.npz")
 
 
+@pytest.mark.slow
 def test_data_and_inputs_of_the_same_size_give_the_same_counts(pictures: str) -> None:
     shared: dict[str, Any] = {"model": "hip_nano", "batch_size": 4, "task": "classify"}
     data = plan_training(PlanSettings(data=pictures, epochs=2, **shared))
@@ -43,6 +44,7 @@ def test_data_and_inputs_of_the_same_size_give_the_same_counts(pictures: str) ->
     assert data.tokens == [("image", 256, 256, 4)]
 
 
+@pytest.mark.slow
 def test_more_devices_take_less_time_and_sharding_less_memory() -> None:
     shared: dict[str, Any] = {"model": "hip_nano", "inputs": INPUTS, "batch_size": 4}
     one = plan_training(PlanSettings(samples=1000, hourly_cost=2, **shared))
@@ -56,6 +58,7 @@ def test_more_devices_take_less_time_and_sharding_less_memory() -> None:
     assert sharded.duration is None
 
 
+@pytest.mark.slow
 def test_less_of_the_input_kept_is_less_work() -> None:
     pictures = {"image": {"height": 64, "width": 64}}
     shared: dict[str, Any] = {"model": "mae_hiera_nano", "inputs": pictures, "batch_size": 4}
@@ -65,6 +68,7 @@ def test_less_of_the_input_kept_is_less_work() -> None:
     assert few.step.forward < 0.8 * most.step.forward
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_take_less_memory() -> None:
     shared: dict[str, Any] = {"model": "hip_nano", "inputs": INPUTS, "batch_size": 16}
     whole = plan_training(PlanSettings(**shared))
