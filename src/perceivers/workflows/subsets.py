@@ -1,7 +1,6 @@
 """How much a model knows from each combination of its modalities.
 
-Paper: architectures that read raw elements of several signals are asked what each signal brings;
-Perceiver (arXiv 2103.03206) Sec. 4.2 reports sound alone, pictures alone, and both.
+Paper: Perceiver (arXiv 2103.03206) Sec. 4.2 reports sound alone, pictures alone, and both.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -91,8 +90,8 @@ def evaluate_subsets(
             loader = make_eval_loader(source, specs, batch_size=batch_size, workers=workers)
             seen = _Counter()
             batches = seen.count(restrict(islice(loader, limit or None), shown, names))
-            found.append(SubsetFigures(shown, 0, task.evaluate(batches)))
-            found[-1] = SubsetFigures(shown, seen.samples, found[-1].figures)
+            figures = task.evaluate(batches)
+            found.append(SubsetFigures(shown, seen.samples, figures))
     return found
 
 
