@@ -142,7 +142,10 @@ def test_a_file_of_settings_of_the_wrong_kind_is_refused(
     path.write_text(text)
     argv = ["pretrain", f"--config={path}", "--model", making.NANO, "--data", made / "texts.csv"]
     refuse([*argv, "--out", tmp_path / "run"], pattern)
-    refuse(["pretrain", "--config", tmp_path / "no.yaml"], r"no\.yaml is not readable YAML")
+    refuse(
+        ["pretrain", "--config", tmp_path / "no.yaml"],
+        r"there is no file .*no\.yaml, and no packaged",
+    )
     refuse(["pretrain", "--config"], r"config|argument")
 
 

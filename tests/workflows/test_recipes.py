@@ -15,7 +15,7 @@ from perceivers.training.config import build_config, read_yaml
 from perceivers.training.run_folder import TASKS
 from perceivers.types import ModalitySpec
 from perceivers.workflows.building import model_options
-from perceivers.workflows.recipes import copy_recipe, find_recipe, list_recipes
+from perceivers.workflows.recipes import copy_recipe, find_recipe, list_recipes, settings_file
 from perceivers.workflows.training import VERB_TASKS
 
 NAMES = [recipe.name for recipe in list_recipes()]
@@ -166,3 +166,16 @@ def test_the_recipes_of_the_papers_build_on_the_meta_device(name: str) -> None:
         key: value for key, value in stated.items() if key != "frame_rate"
     }
     assert (model.config.num_classes == 1000) != bool(masked)
+
+
+def test_a_name_means_a_recipe_unless_there_is_such_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("texts", "texts.yaml"):
+        assert settings_file(name).read_text() == find_recipe("texts").text
+    for name in ("absent", "other/texts.yaml", ""):
+        assert settings_file(name) == Path(name)
+    Path("texts.yaml").write_text("seed: 1\n")
+    assert settings_file("texts.yaml") == Path("texts.yaml")
+    assert settings_file("texts").read_text() == find_recipe("texts").text

@@ -13,6 +13,7 @@ from perceivers.plan.estimates import USABLE
 from perceivers.plan.settings import PlanSettings
 from perceivers.training.config import read_yaml
 from perceivers.workflows.planning import Plan, plan_training, settings_from_recipe
+from perceivers.workflows.recipes import settings_file
 
 UNITS = ("", "k", "M", "G", "T", "P", "E")
 LEAST = 1000.0
@@ -25,7 +26,9 @@ def plan(argv: list[str]) -> int:
         "Count what a training run takes, without training: tokens, parameters, operations, "
         "memory, the largest batch that fits, hours and cost.",
     )
-    parser.add_argument("--recipe", default=None, help="YAML file of a training verb to plan")
+    parser.add_argument(
+        "--recipe", default=None, help="YAML file of a training verb, or a packaged recipe"
+    )
     parser.add_class_arguments(PlanSettings, None, skip={"model"})
     parser.add_argument("--model", default=None, help="a variant name ('perceivers models')")
     parser.add_argument("--json", default=None, help="file to write the plan to")
@@ -35,7 +38,7 @@ def plan(argv: list[str]) -> int:
         # Flags win over the file; what they leave at its default does not.
         defaults = settings_of(parser.get_defaults())
         chosen = {k: v for k, v in given.items() if v != defaults.get(k)}
-        given = {**given, **settings_from_recipe(read_yaml(Path(recipe))), **chosen}
+        given = {**given, **settings_from_recipe(read_yaml(settings_file(recipe))), **chosen}
     if not given.get("model"):
         parser.error("the following arguments are required: model")
     found = plan_training(PlanSettings(**given))

@@ -12,6 +12,7 @@ from perceivers.training.loop import Interrupted
 from perceivers.training.run_folder import TASKS, RunFolder
 from perceivers.workflows import training as workflows
 from perceivers.workflows.demo import run_demo
+from perceivers.workflows.recipes import settings_file
 from perceivers.workflows.run import Run
 
 INTERRUPTED = 130
@@ -20,10 +21,13 @@ INTERRUPTED = 130
 def _train(verb: str, description: str, argv: list[str]) -> int:
     """Parse a training verb's settings and run its workflow."""
     tasks = workflows.VERB_TASKS[verb]
+    argv = name_recipes(argv)
     task = workflows.choose_task(verb, peek(argv, "task"), peek(argv, "model"))
     parser = VerbParser(verb, description)
     parser.add_argument(
-        "--config", action="config", help="YAML file with any of the settings below"
+        "--config",
+        action="config",
+        help="YAML file with any of the settings below, or the name of a packaged recipe",
     )
     parser.add_argument(
         "--task",
@@ -36,6 +40,17 @@ def _train(verb: str, description: str, argv: list[str]) -> int:
     parser.add_argument("--quiet", action="store_true", help="no progress, errors only")
     settings = settings_of(parser.parse_args(argv))
     return _finish(lambda: getattr(workflows, verb)(**settings), settings.get("out", ""))
+
+
+def name_recipes(argv: list[str]) -> list[str]:
+    """Put the files of packaged recipes in the place of their names."""
+    found = list(argv)
+    for index, word in enumerate(found):
+        if word.startswith("--config="):
+            found[index] = f"--config={settings_file(word.partition('=')[2])}"
+        elif word == "--config" and index + 1 < len(found):
+            found[index + 1] = str(settings_file(found[index + 1]))
+    return found
 
 
 def peek(argv: list[str], name: str) -> str | None:

@@ -1,8 +1,8 @@
 """What is random about a training sample, and which part of a picture is looked at, and how.
 
-Settings for sounds and points are carried out in ``augment_sounds`` and ``augment_points``. A
-``View`` is in shares of the picture's sides, so it holds for any resolution the picture is
-decoded at.
+Settings for sounds, points and texts are carried out in ``augment_sounds``, ``augment_points`` and
+``augment_texts``. A ``View`` is in shares of the picture's sides, so it holds for any resolution
+the picture is decoded at.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ CROP_ATTEMPTS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Random changes of training pictures, clips, sounds and points; the defaults change nothing.
+    """Random changes of training samples, for each modality its own; the defaults change nothing.
 
     A clip is changed as one: all frames have the same crop, turn, operations and erased box.
     Whether mirroring keeps the label true is for the user to say. A sound that belongs to a film is
@@ -83,6 +83,13 @@ class AugmentConfig:
     """Largest share of a cloud's points that is left out, 0..1; the share is drawn uniformly from 0
     to this. PointNet++ has 0.875."""
 
+    word_drop: float = 0.0
+    """Largest share of a text's words that is left out, 0..1; the share is drawn uniformly from 0
+    to this, and one word always stays."""
+    text_shift: int = 0
+    """Most blanks put before a text; their number is drawn uniformly from 0 to this, or to the room
+    that the text leaves in the model's length."""
+
     def __post_init__(self) -> None:
         """Reject values out of range."""
         for name, upper in (("crop_scale", 1.0), ("crop_ratio", float("inf"))):
@@ -107,6 +114,7 @@ class AugmentConfig:
         self._check_operations()
         self._check_sounds()
         self._check_points()
+        self._check_texts()
 
     def _check_operations(self) -> None:
         """Reject settings of RandAugment, erasing and copies that are out of range."""
@@ -161,6 +169,15 @@ class AugmentConfig:
                 f"at least 0 and below 1"
             )
 
+    def _check_texts(self) -> None:
+        """Reject settings of texts that are out of range."""
+        if not 0 <= self.word_drop <= 1 or self.text_shift < 0:
+            raise ConfigError(
+                f"augment.word_drop is {self.word_drop} and augment.text_shift {self.text_shift}; "
+                f"the share of words that is dropped must lie in 0..1, and the number of blanks "
+                f"must not be negative"
+            )
+
     @property
     def crops(self) -> bool:
         """Whether crops are random."""
@@ -183,6 +200,11 @@ class AugmentConfig:
         """Whether points are changed at all."""
         scaled = self.point_scale != (1.0, 1.0)
         return scaled or max(self.turn, self.jitter, self.point_drop) > 0
+
+    @property
+    def changes_texts(self) -> bool:
+        """Whether texts are changed at all."""
+        return max(self.word_drop, self.text_shift) > 0
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from PIL.Image import Image as Picture
 
 from perceivers.data.audio_clips import fit_audio
 from perceivers.data.augment_points import keep_rows, move_points, turn_points
+from perceivers.data.augment_texts import change_text
 from perceivers.data.byte_codec import pad_ids, wrap_ids
 from perceivers.data.drawing import choose_view, fit_array, fit_encoded, fit_picture
 from perceivers.data.frames import fit_frames
@@ -284,9 +285,11 @@ def fit_point_mask(raw: Any, path: str, spec: PointMask, look: Look = PLAIN) -> 
 def fit_text(raw: Any, path: str, spec: Bytes, look: Look = PLAIN) -> NDArray[np.int64]:
     """Fit a text ``[L]``: a random or the first part, wrapped as asked for, PAD after it.
 
-    Values of type uint8 are bytes; wider integers are ids already.
+    Values of type uint8 are bytes; wider integers are ids already, which no augmentation changes.
     """
     room, rng = text_room(spec), look.rng
+    if raw.dtype == np.uint8:
+        raw = change_text(raw, room, look)
     first = 0 if rng is None else int(rng.integers(max(0, len(raw) - room) + 1))
     ids = raw[first : first + room].astype(np.int64)
     if raw.dtype == np.uint8:

@@ -133,6 +133,7 @@ def _check_augmentation(augment: AugmentConfig, specs: Mapping[str, ModalitySpec
     for wanted, kind, noun in (
         (augment.changes_sounds, Audio, "sounds (gain, time_shift, noise, invert)"),
         (augment.changes_points, Points, "points (turn, point_scale, jitter, point_drop)"),
+        (augment.changes_texts, Bytes, "texts (word_drop, text_shift)"),
     ):
         if wanted and not any(isinstance(spec, kind) for spec in specs.values()):
             raise ConfigError(

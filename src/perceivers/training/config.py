@@ -343,6 +343,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         data = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"there is no file {path}, and no packaged recipe of that name; 'perceivers recipes' "
+            f"lists those"
+        ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not readable YAML: {error}") from error
     if not isinstance(data, dict):

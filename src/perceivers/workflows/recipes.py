@@ -58,6 +58,18 @@ def copy_recipe(name: str, folder: Path, *, overwrite: bool = False) -> Path:
     return path
 
 
+def settings_file(name: str) -> Path:
+    """Return the file that a ``--config`` means: one that is there, or else a packaged recipe.
+
+    Args:
+        name: A path, or the name of a recipe, with or without ``.yaml``.
+    """
+    path = Path(name)
+    packaged = Path(str(files("perceivers.recipes"))) / f"{name.removesuffix('.yaml')}.yaml"
+    bare = path.name == name
+    return packaged if bare and not path.exists() and packaged.is_file() else path
+
+
 def _read(file: str, text: str) -> Recipe:
     """The first two comment lines say what and how."""
     title, command = (line.removeprefix("#").strip() for line in text.splitlines()[:2])
