@@ -194,7 +194,8 @@ class Points(ModalitySpec):
         std: Divided by per channel.
         ragged: Clouds may hold fewer points; a row of NaN is no point, and is never attended to.
         scale: ``unit``: readers centre every cloud and scale it into -1..1, axis by axis;
-            ``centre``: they centre it and keep its unit, such as metres.
+            ``centre``: they centre it and keep its unit, such as metres; ``floor``: so, too, but
+            the last coordinate counts from its 2 % quantile, about the height above the ground.
     """
 
     kind: ClassVar[str] = "points"
@@ -204,7 +205,7 @@ class Points(ModalitySpec):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     ragged: bool = False
-    scale: Literal["none", "centre", "unit"] = "none"
+    scale: Literal["none", "centre", "floor", "unit"] = "none"
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -213,8 +214,15 @@ class Points(ModalitySpec):
 
     def __post_init__(self) -> None:
         """Reject a scale that is not known."""
-        if self.scale not in {"none", "centre", "unit"}:
-            raise ConfigError(f"Points.scale is {self.scale!r}; use 'none', 'centre' or 'unit'")
+        if self.scale not in {"none", "centre", "floor", "unit"}:
+            raise ConfigError(
+                f"Points.scale is {self.scale!r}; use 'none', 'centre', 'floor' or 'unit'"
+            )
+        if self.scale == "floor" and self.channels > 3:
+            raise ConfigError(
+                f"Points.scale is 'floor' and channels {self.channels}; the last channel must be a "
+                f"coordinate, so there are at most 3"
+            )
         super().__post_init__()
 
     @property

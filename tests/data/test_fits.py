@@ -7,7 +7,7 @@ import pytest
 
 from perceivers.data.fits import check_whole, fit_raw, scale_cloud
 from perceivers.data.views import Look
-from perceivers.errors import DataError
+from perceivers.errors import ConfigError, DataError
 from perceivers.types import Array, Audio, Bytes, Image, ModalitySpec, Points, Video
 
 TEXT = np.frombuffer(b"abcdefgh", np.uint8)
@@ -87,6 +87,25 @@ def test_clouds_are_scaled_axis_by_axis() -> None:
     assert np.array_equal(fitted[:3], scaled)
     # All points count for the scale, also those that are left out.
     assert fit(cloud, Points(1, 3, scale="unit")).tolist() == [scaled[0].tolist()]
+
+
+def test_heights_count_from_the_floor_and_keep_their_unit() -> None:
+    rng = np.random.default_rng(0)
+    cloud = np.column_stack([rng.uniform(500, 600, (1000, 2)), 40 + rng.uniform(0, 10, 1000)])
+    cloud[0, 2] = -100.0  # a point that is wrong
+    fitted = fit(cloud.astype(np.float32), Points(1000, 3, scale="floor"))
+    assert fitted[:, :2].mean(0) == pytest.approx(0, abs=1e-3)
+    assert np.diff(fitted[1:], axis=0) == pytest.approx(np.diff(cloud[1:], axis=0), abs=1e-3)
+    assert np.quantile(fitted[:, 2], 0.02) == pytest.approx(0, abs=1e-3)
+    centred = fit(cloud.astype(np.float32), Points(1000, 3, scale="centre"))
+    assert centred.mean(0) == pytest.approx(0, abs=1e-3)
+    with_gaps = np.concatenate([cloud, np.full((5, 3), np.nan)]).astype(np.float32)
+    assert fit(with_gaps, Points(1005, 3, scale="floor"))[:1000] == pytest.approx(fitted, abs=1e-4)
+
+
+def test_a_floor_needs_coordinates_only() -> None:
+    with pytest.raises(ConfigError, match="'floor' and channels 6; .* at most 3"):
+        Points(4, 6, scale="floor")
 
 
 def test_integer_points_are_scaled_as_models_would() -> None:

@@ -32,6 +32,8 @@ from perceivers.types import FIRST_BYTE, Audio, Bytes, Image, ModalitySpec, Poin
 
 # What integer types are divided by before they reach a model, as in adapters.
 FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.int16): 32768.0}
+# Where the lowest points lie, but for a few that are wrong.
+FLOOR_QUANTILE = 0.02
 Fit = Callable[[Any, str, Any, Look], NDArray]
 
 
@@ -228,8 +230,8 @@ def pick_points(
         cloud = turn_points(cloud, augment, rng)
     if spec.scale == "unit":
         cloud = scale_cloud(cloud)
-    elif spec.scale == "centre":
-        cloud = cloud - np.nanmean(cloud, axis=0, dtype=np.float64)
+    elif spec.scale in {"centre", "floor"}:
+        cloud = cloud - find_origin(cloud, floor=spec.scale == "floor")
     if np.issubdtype(cloud.dtype, np.floating):
         cloud = cloud.astype(np.float32, copy=False)
     rows = np.arange(len(cloud))
@@ -252,6 +254,19 @@ def pick_points(
         rows = np.pad(rows, (0, -spare), constant_values=-1)
         return np.pad(cloud, ((0, -spare), (0, 0)), constant_values=np.nan), rows
     return cloud, rows
+
+
+def find_origin(cloud: NDArray, *, floor: bool) -> NDArray[np.float64]:
+    """Return where points ``[P, C]`` are centred, ``[C]``: their mean, or its place on the floor.
+
+    Args:
+        cloud: The points; rows of NaN are none.
+        floor: Take a low quantile of the last axis, which few wrong points hardly move.
+    """
+    origin = np.asarray(np.nanmean(cloud, axis=0, dtype=np.float64))
+    if floor:
+        origin[-1] = np.nanquantile(cloud[:, -1].astype(np.float64), FLOOR_QUANTILE)
+    return origin
 
 
 def scale_cloud(cloud: NDArray) -> NDArray[np.float32]:

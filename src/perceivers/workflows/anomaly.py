@@ -24,8 +24,9 @@ from perceivers.errors import ConfigError, DataError
 from perceivers.tasks.metrics import new_metric
 from perceivers.tasks.presence import held_modalities
 from perceivers.training.config import TrainConfig
-from perceivers.workflows.feeding import Feed, Portion, open_feed, read_config
+from perceivers.workflows.feeding import Feed, Portion, open_feed
 from perceivers.workflows.hidden_errors import ErrorMaps, error_maps
+from perceivers.workflows.origin import run_config
 
 REFERENCE_SIZE = 512
 # Deviations that the median absolute deviation of normal errors stands for.
@@ -168,7 +169,7 @@ def find_anomalies(
             a class that is called normal.
     """
     settings = settings or AnomalySettings()
-    loaded, config = load_with_info(model), read_config(model)
+    loaded, config = load_with_info(model), run_config(model)
     maker = error_maps(
         loaded, config, repeats=settings.repeats, ratio=settings.ratio, seed=settings.seed
     )

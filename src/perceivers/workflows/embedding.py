@@ -21,7 +21,8 @@ from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import Batch
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.tasks.presence import held_modalities
-from perceivers.workflows.feeding import Feed, Portion, open_feed, own_data, read_config
+from perceivers.workflows.feeding import Feed, Portion, open_feed
+from perceivers.workflows.origin import own_data, run_config
 
 Pool = Literal["mean", "max", "flat"]
 POOLS: tuple[str, ...] = get_args(Pool)
@@ -165,7 +166,7 @@ def _start(
         raise ConfigError(f"pool {pool!r} is unknown; use {', '.join(POOLS)}{suggest(pool, POOLS)}")
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
-    loaded, config = load_with_info(model), read_config(model)
+    loaded, config = load_with_info(model), run_config(model)
     given = [own_data(model, config)] if data is None else data
     given = [given] if isinstance(given, str | Path) else list(given)
     words = [str(each) for each in given] or [own_data(model, config)]

@@ -14,7 +14,7 @@ from perceivers.data.flow_pairs import FlowPairs
 from perceivers.data.joined import SEPARATOR
 from perceivers.data.masks import Mask
 from perceivers.data.views import Views
-from perceivers.errors import DataError, RunError
+from perceivers.errors import DataError
 from perceivers.tasks import Classification, ClassificationConfig
 from perceivers.tasks.flow import FLOW_SCALE, TARGET, flow_modality
 from perceivers.tasks.metrics import device_of, new_accuracies, result, results
@@ -32,6 +32,7 @@ from perceivers.training.run_folder import RunFolder
 from perceivers.types import Array, ModalitySpec
 from perceivers.workflows.averaging import average_views
 from perceivers.workflows.opening import open_dataset
+from perceivers.workflows.origin import own_data, run_config
 from perceivers.workflows.preparing import mask_spec, rebuild_task, sized_mask
 
 # Stands for the settings of a model that no run says more about.
@@ -84,14 +85,8 @@ def evaluate(
     """
     views = views or Views()
     loaded = average_views(load_with_info(model), views, batch_size)
-    path, which = split_address(model)
-    folder = RunFolder(Path(path))
-    has_run = folder.config.is_file()
-    config = folder.read_config()[1] if has_run else None
-    address = data or (config.data if config else None)
-    if address is None:
-        raise RunError(f"{model} is a model folder without a run; say which data with --data")
-    dataset, specs = open_for_model(loaded, config, address)
+    config = run_config(model)
+    dataset, specs = open_for_model(loaded, config, data or own_data(model, config))
     source = choose_split(dataset, split)
     check_classes(loaded, dataset, config)
     skipped: list[str] = []
@@ -109,10 +104,13 @@ def evaluate(
         task = rebuild_task(loaded.info.task, loaded.model, config, loaded.info)
         result = Evaluation(task.evaluate(batches), (), None, skipped)
     # The run's results and report speak of its best model.
-    if has_run and which != "last" and data is None and not limit:
+    path, which = split_address(model)
+    if config is not None and which != "last" and data is None and not limit:
         matrix = None if result.matrix is None else result.matrix.tolist()
         seen = {"views": str(views)} if views.count > 1 else {}
-        folder.add_results(split, {"figures": result.figures, "confusion": matrix, **seen})
+        RunFolder(Path(path)).add_results(
+            split, {"figures": result.figures, "confusion": matrix, **seen}
+        )
     return result
 
 

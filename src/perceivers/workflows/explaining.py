@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from perceivers.adapters.config import covered_grid
-from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
+from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.data import find_files, make_eval_loader, read_files
 from perceivers.data.address import BUILT_IN
 from perceivers.data.byte_codec import encode_text, pad_ids
@@ -32,7 +32,6 @@ from perceivers.report.figures.attention_texts import TextCanvas
 from perceivers.tasks.flow import FLOW_SCALE
 from perceivers.tasks.mlm import WHITESPACE
 from perceivers.training.config import FlowTrainConfig, TrainConfig
-from perceivers.training.run_folder import RunFolder
 from perceivers.types import FIRST_BYTE, MASK, Audio, Bytes, Image, ModalitySpec, Points, Video
 from perceivers.workflows.attention_flat import read_flat
 from perceivers.workflows.attention_hip import read_hip
@@ -40,6 +39,7 @@ from perceivers.workflows.attention_maps import WORTH_SAYING, Answer, Explanatio
 from perceivers.workflows.attention_words import Speaker
 from perceivers.workflows.evaluation import open_for_model
 from perceivers.workflows.opening import WARPS
+from perceivers.workflows.origin import run_config
 
 # Samples drawn of a data address, and in the overview.
 SAMPLES = 8
@@ -152,7 +152,7 @@ def draw_all(
     if overview.exists() and not overwrite:
         raise ConfigError(f"{overview} exists; pass --overwrite or another --out")
     loaded = load_with_info(model)
-    config = _run_config(model)
+    config = run_config(model)
     scale = config.flow.scale if isinstance(config, FlowTrainConfig) else FLOW_SCALE
     drawn = Drawn(Path(out), Speaker(loaded.model, loaded.info, scale))
     for sample in read_samples(loaded, config, [str(path) for path in paths], drawn.bad):
@@ -182,12 +182,6 @@ def read_maps(
 
 
 # -- samples ---------------------------------------------------------------------------------------
-
-
-def _run_config(model: str | Path) -> TrainConfig | None:
-    """The settings of the run that a model comes from; None for a bare model folder."""
-    folder = RunFolder(Path(split_address(model)[0]))
-    return folder.read_config()[1] if folder.config.is_file() else None
 
 
 def read_samples(

@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from perceivers.checkpoints.loading import Loaded, split_address
+from perceivers.checkpoints.loading import Loaded
 from perceivers.data import Batch, Dataset, find_files, make_eval_loader, read_files
 from perceivers.data.files import find_kind
 from perceivers.data.fitting import cut_windows
-from perceivers.errors import DataError, RunError
+from perceivers.errors import DataError
 from perceivers.training.config import TrainConfig
-from perceivers.training.run_folder import RunFolder
 from perceivers.types import ModalitySpec
 from perceivers.workflows.evaluation import open_for_model
 
@@ -54,23 +53,6 @@ class Feed:
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-
-def read_config(model: str | Path) -> TrainConfig | None:
-    """Return the settings of a run; None for a model folder."""
-    folder = RunFolder(Path(split_address(model)[0]))
-    return folder.read_config()[1] if folder.config.is_file() else None
-
-
-def own_data(model: str | Path, config: TrainConfig | None) -> str:
-    """Return the address that a run was trained on.
-
-    Raises:
-        RunError: There is no run.
-    """
-    if config is None:
-        raise RunError(f"{model} is a model folder without a run; say which data, by their address")
-    return config.data
 
 
 def are_files(given: Sequence[str], split: str | None, kinds: Sequence[str] = ()) -> bool:

@@ -22,7 +22,7 @@ from perceivers.report.figures.flow import flow_to_colour
 from perceivers.tasks.flow import TARGET, FlowConfig
 from perceivers.tasks.tiled_flow import tiled_flow
 from perceivers.training.config import FlowTrainConfig
-from perceivers.training.run_folder import RunFolder
+from perceivers.workflows.origin import run_config
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,8 @@ def predicts_flow(loaded: Loaded) -> bool:
 
 def flow_scale(model: str | Path) -> float:
     """Return the pixels per unit that a run was trained with; the released 20 without a run."""
-    folder = RunFolder(Path(str(model).partition("@")[0]))
-    if folder.config.is_file():
-        config = folder.read_config()[1]
-        if isinstance(config, FlowTrainConfig):
-            return config.flow.scale
-    return FlowConfig().scale
+    config = run_config(model)
+    return (config.flow if isinstance(config, FlowTrainConfig) else FlowConfig()).scale
 
 
 def _read_frame(path: Path) -> np.ndarray:

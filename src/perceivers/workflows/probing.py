@@ -18,7 +18,8 @@ from perceivers.errors import ConfigError, DataError
 from perceivers.types import ModalitySpec
 from perceivers.workflows.embedding import POOLS, Pool, pooled_features
 from perceivers.workflows.evaluation import open_for_model
-from perceivers.workflows.feeding import Feed, feed_dataset, own_data, read_config
+from perceivers.workflows.feeding import Feed, feed_dataset
+from perceivers.workflows.origin import own_data, run_config
 from perceivers.workflows.probes import Kind, Table, fit_floor, fit_probes, need_sklearn
 from perceivers.workflows.simple_features import simple_features
 
@@ -109,7 +110,7 @@ def probe(
     if pool not in POOLS:
         raise ConfigError(f"pool {pool!r} is unknown; use {', '.join(POOLS)}")
     need_sklearn()
-    loaded, config = load_with_info(model), read_config(model)
+    loaded, config = load_with_info(model), run_config(model)
     address = data or own_data(model, config)
     dataset, specs = open_for_model(loaded, config, address)
     skipped: list[str] = []

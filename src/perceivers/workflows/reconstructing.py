@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from perceivers.checkpoints.loading import load_with_info, split_address
+from perceivers.checkpoints.loading import load_with_info
 from perceivers.errors import CheckpointError
 from perceivers.tasks import AutoencodingConfig, MaskedAutoencodingConfig
 from perceivers.tasks.mae import OBJECTIVES
 from perceivers.training.config import AutoencodeConfig, PretrainConfig
-from perceivers.training.run_folder import RunFolder
+from perceivers.workflows.origin import run_config
 from perceivers.workflows.reconstruction import reconstruct_masked
 from perceivers.workflows.signal_reconstruction import reconstruct_signals
 
@@ -41,8 +41,7 @@ def reconstruct(
             ``out`` holds earlier files and ``overwrite`` is off.
     """
     loaded = load_with_info(model)
-    folder = RunFolder(Path(split_address(model)[0]))
-    config = folder.read_config()[1] if folder.config.is_file() else None
+    config = run_config(model)
     options = {"seed": seed, "overwrite": overwrite}
     if loaded.model.family in OBJECTIVES:
         mask = config.mask if isinstance(config, PretrainConfig) else MaskedAutoencodingConfig()

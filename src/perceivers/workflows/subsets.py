@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from perceivers.checkpoints.loading import load_with_info, split_address
+from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import Batch, make_eval_loader
-from perceivers.errors import ConfigError, RunError
+from perceivers.errors import ConfigError
 from perceivers.tasks import Classification, ClassificationConfig
 from perceivers.tasks.presence import can_lack
-from perceivers.training.run_folder import RunFolder
 from perceivers.workflows.evaluation import check_classes, choose_split, open_for_model
+from perceivers.workflows.origin import own_data, run_config
 from perceivers.workflows.preparing import rebuild_task
 
 # Every combination is an evaluation of its own; of 6 modalities there are 63.
@@ -71,12 +71,8 @@ def evaluate_subsets(
             f"{model} reads {len(names)} modalities ({', '.join(names)}); combinations are "
             f"evaluated of 2 to {MAX_MODALITIES}"
         )
-    folder = RunFolder(Path(split_address(model)[0]))
-    config = folder.read_config()[1] if folder.config.is_file() else None
-    address = data or (config.data if config else None)
-    if address is None:
-        raise RunError(f"{model} is a model folder without a run; say which data with --data")
-    dataset, specs = open_for_model(loaded, config, address)
+    config = run_config(model)
+    dataset, specs = open_for_model(loaded, config, data or own_data(model, config))
     source = choose_split(dataset, split)
     check_classes(loaded, dataset, config)
     task: Any
