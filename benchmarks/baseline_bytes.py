@@ -16,6 +16,7 @@ from math import log2
 import torch
 
 from perceivers.data import make_eval_loader, open_data
+from perceivers.data.dataset import Dataset
 from perceivers.draws import sample_generators
 from perceivers.tasks.mlm import EVALUATION_SEED, MaskedLanguageConfig, hide_words
 from perceivers.types import FIRST_BYTE, MASK, Bytes
@@ -46,24 +47,26 @@ class Ngrams:
         return probabilities
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("data")
-    parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--orders", type=int, nargs="+", default=[1, 3, 5])
-    parser.add_argument("--batch_size", type=int, default=64, help="as in evaluation")
-    args = parser.parse_args(argv)
-    dataset, specs = open_data(args.data), {"bytes": Bytes(args.length)}
+def score_ngrams(
+    dataset: Dataset, split: str, length: int, orders: Sequence[int], batch_size: int = 64
+) -> tuple[int, dict[int, tuple[float, float]]]:
+    """Return how many bytes are hidden, and of every order the bits per byte and the share right.
+
+    Args:
+        dataset: Texts; the counts are of its train split.
+        split: Where bytes are hidden.
+        length: Bytes of a text.
+        orders: Of the models, 1 for frequencies.
+        batch_size: As in the evaluation of models.
+    """
+    specs = {"bytes": Bytes(length)}
     train = make_eval_loader(dataset.splits["train"], specs, batch_size=256)
     ids = torch.cat([batch.inputs["bytes"].flatten() for batch in train])
     text = bytes((ids[ids >= FIRST_BYTE] - FIRST_BYTE).tolist())
-    models = {order: Ngrams(text, order) for order in args.orders}
+    models = {order: Ngrams(text, order) for order in orders}
     generator = torch.Generator().manual_seed(EVALUATION_SEED)
     bits, right, count = dict.fromkeys(models, 0.0), dict.fromkeys(models, 0), 0
-    loader = make_eval_loader(dataset.splits[args.split], specs, batch_size=args.batch_size)
-    for batch in loader:
+    for batch in make_eval_loader(dataset.splits[split], specs, batch_size=batch_size):
         truth = batch.inputs["bytes"].long()
         draws = sample_generators(generator, batch.position)
         hidden = hide_words(truth, MaskedLanguageConfig(), draws)
@@ -78,12 +81,21 @@ def main(argv: Sequence[str] | None = None) -> None:
                 probabilities = model.distribution(context)
                 bits[order] -= log2(probabilities[byte])
                 right[order] += max(range(256), key=probabilities.__getitem__) == byte
+    return count, {order: (bits[order] / count, right[order] / count) for order in models}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("data")
+    parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--orders", type=int, nargs="+", default=[1, 3, 5])
+    args = parser.parse_args(argv)
+    count, found = score_ngrams(open_data(args.data), args.split, args.length, args.orders)
     print(f"{count} hidden bytes of {args.data} ({args.split}), texts of {args.length} bytes")
-    for order in models:
-        print(
-            f"order {order}: {bits[order] / count:.4f} bits per byte, "
-            f"top1 {right[order] / count:.4f}"
-        )
+    for order, (bits, right) in found.items():
+        print(f"order {order}: {bits:.4f} bits per byte, top1 {right:.4f}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ of nothing but its own mean has error 1 in patch-normalised space.
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,20 +26,16 @@ from perceivers.workflows.reconstruction import settings_of
 
 
 @torch.no_grad()
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("run")
-    parser.add_argument("--split", default="test")
-    args = parser.parse_args(argv)
-    config = pv.Run(args.run).config
+def compare_with_mean(run: str | Path, split: str) -> dict[str, float]:
+    """Return the error of hidden patches of the model of a run, and of the mean of its training."""
+    config = pv.Run(run).config
     assert isinstance(config, pv.PretrainConfig)
-    loaded, dataset = load_with_info(args.run), open_dataset(config)
-    model, settings = loaded.model.eval(), settings_of(load_with_info(args.run), config.mask)
+    loaded, dataset = load_with_info(run), open_dataset(config)
+    model, settings = loaded.model.eval(), settings_of(loaded, config.mask)
     name, objective = model.config.name, objective_of(model)
 
-    def batches(split: str) -> Iterator[tuple[Tensor, Tensor | None]]:
-        for batch in make_eval_loader(dataset.splits[split], model.config.inputs, batch_size=32):
+    def batches(wanted: str) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for batch in make_eval_loader(dataset.splits[wanted], model.config.inputs, batch_size=32):
             yield batch.inputs[name], batch.position
 
     total, count = torch.zeros(()), 0
@@ -48,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     mean = (total / count).round().to(torch.uint8)[None]
     generator = torch.Generator().manual_seed(EVALUATION_SEED)
     sums, seen = {"model": 0.0, "mean": 0.0}, 0
-    for raw, position in batches(args.split):
+    for raw, position in batches(split):
         draws = sample_generators(generator, position)
         plan = objective.draw({name: raw}, settings, draws)
         scored = objective.score({name: raw}, plan, settings.target)[name]
@@ -62,7 +59,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         sums["model"] += float(weighted_mean(scored.errors, scored.weight)) * len(raw)
         sums["mean"] += float((truth - guess).square().mean()) * len(raw)
         seen += len(raw)
-    print(json.dumps({key: round(value / seen, 4) for key, value in sums.items()}))
+    return {key: value / seen for key, value in sums.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("run")
+    parser.add_argument("--split", default="test")
+    args = parser.parse_args(argv)
+    found = compare_with_mean(args.run, args.split)
+    print(json.dumps({key: round(value, 4) for key, value in found.items()}))
 
 
 if __name__ == "__main__":

@@ -26,12 +26,18 @@ import yaml
 
 import perceivers
 from measuring import describe_machine
-from proof_rows import ROWS, Row
+from perceivers.data.dataset import Dataset
+from perceivers.data.views import Views
+from perceivers.training.config import FlowTrainConfig
+from perceivers.workflows.opening import open_dataset
+from proof_rows import ROWS, Row, Stage
 
 HERE = Path(__file__).parent
 RECIPES = Path(perceivers.__file__).parent / "recipes"
 RESULTS = HERE / "results" / "proof"
 PAGE = HERE.parent / "docs" / "results.md"
+# What the tiny model of flow reads, height and width.
+FRAMES = (48, 64)
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 HEADER = ("set", "model", "recipe", "figure", "ours", "classical", "minutes", "seeds")
 
@@ -54,11 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.table:
         if args.data_root is None:
             parser.error("--data-root names the folder that holds the sets (docs/datasets.md)")
-        for name in args.rows:
+        for row in (known[name] for name in args.rows):
+            for seed in row.seeds if not args.no_runs else ():
+                run_seed(row, args.data_root, args.runs, seed)
             if not args.no_baselines:
-                run_baselines(known[name], args.data_root)
-            for seed in known[name].seeds if not args.no_runs else ():
-                run_seed(known[name], args.data_root, args.runs, seed)
+                run_baselines(row, args.data_root, args.runs)
     write_table()
 
 
@@ -67,12 +73,12 @@ def run_seed(row: Row, root: Path, runs: Path, seed: int) -> None:
     target = RESULTS / f"{row.name}.seed{seed}.json"
     if target.exists():
         return
-    out = folder = runs / f"{row.name}.seed{seed}"
+    out = folder = run_folder(row, runs, seed)
     for number, stage in enumerate(row.stages):
         folder = out / str(number)
         recipe = str(RECIPES / stage.recipe)
         arguments = [stage.verb, "--config", recipe, *stage.options, "--seed", str(seed)]
-        arguments += ["--data", _address(row, root), "--out", str(folder), "--quiet"]
+        arguments += ["--data", _trained_on(row, root), "--out", str(folder), "--quiet"]
         if number:
             arguments += ["--model", str(out / str(number - 1))]
         if _is_finished(folder):
@@ -83,8 +89,9 @@ def run_seed(row: Row, root: Path, runs: Path, seed: int) -> None:
             arguments += ["--overwrite"]
         _perceivers(arguments)
     minutes = sum(_training_minutes(out / str(number)) for number in range(len(row.stages)))
-    _perceivers(["evaluate", str(folder), "--split", row.split, *row.views])
-    figures = json.loads((folder / "results.json").read_text())[row.split]["figures"]
+    data = str(root / row.folder) if row.trained_on else None
+    views = Views(temporal=row.views)
+    figures = perceivers.evaluate(folder, data=data, split=row.split, views=views).figures
     model = json.loads((folder / "model" / "config.json").read_text())
     record = {
         "row": asdict(row),
@@ -93,7 +100,7 @@ def run_seed(row: Row, root: Path, runs: Path, seed: int) -> None:
         "figures": figures,
         "minutes": minutes,
         "family": model.get("family"),
-        "commands": [_shown(row, stage) for stage in row.stages],
+        "commands": [shown(row, stage) for stage in row.stages],
         "machine": describe_machine(),
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -116,22 +123,46 @@ def _training_minutes(folder: Path) -> float:
     return max(record.get("seconds", 0.0) for record in records) / 60
 
 
-def run_baselines(row: Row, root: Path) -> None:
-    """Measure a row's classical answers, unless they are there."""
+def run_folder(row: Row, runs: Path, seed: int) -> Path:
+    """Where the runs of a row's stages lie."""
+    return runs / f"{row.run_of or row.name}.seed{seed}"
+
+
+def run_baselines(row: Row, root: Path, runs: Path) -> None:
+    """Measure a row's classical answers, unless they are there or must wait for a run."""
     target = RESULTS / f"{row.name}.baselines.json"
     known: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
     missing = [name for name in row.baselines if name not in known]
     if not missing:
         return
-    from perceivers.data import open_data
-    from proof_baselines import BASELINES
+    from proof_baselines import BASELINES, OF_RUNS
 
-    data = open_data(_address(row, root), labels=row.labels)
+    data = open_row(row, root)
     for name in missing:
         began = time.perf_counter()
-        known[name] = {"value": BASELINES[name](data), "seconds": time.perf_counter() - began}
+        if name in OF_RUNS:
+            # These answer what a run's own masks ask.
+            run = run_folder(row, runs, 0) / str(len(row.stages) - 1)
+            if not _is_finished(run):
+                continue
+            value = OF_RUNS[name](run, row.split)
+        else:
+            value = BASELINES[name](data)
+        known[name] = {"value": value, "seconds": time.perf_counter() - began}
         target.write_text(json.dumps(known, indent=1) + "\n")
-        print(f"{row.name}, {name}: {known[name]['value']:.4f}")
+        print(f"{row.name}, {name}: {value:.4f}")
+
+
+def open_row(row: Row, root: Path) -> Dataset:
+    """Open what a row is tested on, as its model's run does."""
+    address = str(root / row.folder)
+    if not row.warped:
+        return perceivers.open_data(address, labels=row.labels)
+    settings = yaml.safe_load((RECIPES / row.stages[-1].recipe).read_text())
+    if not row.trained_on:
+        address = f"warps:{address}"
+    config = FlowTrainConfig(model="", data=address, out="", max_flow=settings["max_flow"])
+    return open_dataset(config, frame_size=FRAMES)
 
 
 def write_table() -> None:
@@ -180,15 +211,17 @@ def _show(row: Row, value: float) -> str:
     return f"{100 * value:.1f} %" if row.unit == "%" else f"{value:.3f} {row.unit}".strip()
 
 
-def _shown(row: Row, stage: Any) -> str:
+def shown(row: Row, stage: Stage) -> str:
     """The command as a reader would type it."""
-    words = [stage.verb, "--config", stage.recipe, *stage.options, "--data", row.folder]
+    recipe = stage.recipe.removesuffix(".yaml")
+    words = [stage.verb, "--config", recipe, *stage.options, "--data", _trained_on(row, None)]
     return "perceivers " + shlex.join(words)
 
 
-def _address(row: Row, root: Path) -> str:
-    """The data's address below the root."""
-    return row.prefix + str(root / row.folder)
+def _trained_on(row: Row, root: Path | None) -> str:
+    """The address of the data of training."""
+    folder = row.trained_on or row.folder
+    return ("warps:" if row.warped else "") + (str(root / folder) if root else folder)
 
 
 def _perceivers(arguments: list[str]) -> None:

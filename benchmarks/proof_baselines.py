@@ -8,6 +8,7 @@ Legend: n samples, F features.
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
+from baseline_bytes import score_ngrams
+from baseline_flow import mean_error
+from baseline_masked import compare_with_mean
 from perceivers.data import make_eval_loader
 from perceivers.data.dataset import Dataset
 from perceivers.data.masks import Mask, kept_classes
@@ -29,6 +33,8 @@ from perceivers.data.scenes import Scenes
 
 Features = NDArray[np.float32]
 SEED = 0
+# Bytes of a text in the recipe masked_bytes.
+TEXT_LENGTH = 64
 MEL_BANDS = 40
 MEL_FRAMES = 32
 
@@ -204,6 +210,28 @@ def _is_high(scene: NDArray[Any], around: int, height: float) -> NDArray[np.int6
     return (scene[:, 2] - lowest[cells[:, 0], cells[:, 1]] > height).astype(np.int64)
 
 
+def byte_ngrams(data: Dataset, order: int) -> float:
+    """Bits per hidden byte of counts of up to so many bytes, in texts as long as the recipe's."""
+    split = "test" if "test" in data.splits else "val"
+    _, found = score_ngrams(data, split, TEXT_LENGTH, [order])
+    return found[order][0]
+
+
+def no_motion(data: Dataset) -> float:
+    """End-point error in pixels of answering that nothing moves."""
+    return mean_error(data.splits["test"], 0)
+
+
+def least_squares_motion(data: Dataset) -> float:
+    """End-point error of Lucas and Kanade's least squares, with the best of three windows."""
+    return min(mean_error(data.splits["test"], window) for window in (5, 15, 31))
+
+
+def mean_film(run: Path, split: str) -> float:
+    """Error of hidden patches when the mean of all training films is put there."""
+    return compare_with_mean(run, split)["mean"]
+
+
 def _mean_point_iou(
     data: Dataset, split: str, predict: Callable[[NDArray[Any]], NDArray[Any]]
 ) -> float:
@@ -309,4 +337,12 @@ BASELINES: dict[str, Callable[[Dataset], float]] = {
     "random forest on place and colour": place_and_colour,
     "most common class of points": most_common_point,
     "height above the lowest point around": height_above_lowest,
+    "byte frequencies": partial(byte_ngrams, order=1),
+    "byte trigrams": partial(byte_ngrams, order=3),
+    "byte 5-grams": partial(byte_ngrams, order=5),
+    "no motion": no_motion,
+    "least squares (Lucas and Kanade)": least_squares_motion,
 }
+
+# These answer what the masks of a finished run ask.
+OF_RUNS: dict[str, Callable[[Path, str], float]] = {"mean film": mean_film}

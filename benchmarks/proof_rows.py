@@ -31,9 +31,11 @@ class Row:
         higher_is_better: The figure's direction.
         seeds: One run for each.
         split: Which split the figure is of.
-        prefix: Put before the address.
+        trained_on: The data of training, below the root, where they are others than the tested.
+        run_of: The row whose runs are tested; its own when empty.
+        warped: Photographs, of which frame pairs are generated, are trained on.
         labels: Label columns of the baselines.
-        views: Arguments of ``perceivers evaluate`` that say how a sample is seen.
+        views: Clips per sample whose answers are averaged.
     """
 
     name: str
@@ -47,18 +49,63 @@ class Row:
     higher_is_better: bool = True
     seeds: tuple[int, ...] = (0,)
     split: str = "test"
-    prefix: str = ""
+    trained_on: str = ""
+    run_of: str = ""
+    warped: bool = False
     labels: tuple[str, ...] = ()
-    views: tuple[str, ...] = ()
+    views: int = 1
 
 
 MEL = ("majority", "k-NN on log-mel", "SVM on log-mel")
 WORDS = ("majority", "logistic regression on words", "SVM on character n-grams")
-SHORT = ("--steps", "2000", "--inputs", '{"bytes": {"length": 128}}')
+NGRAMS = ("byte frequencies", "byte trigrams", "byte 5-grams")
+MOTION = ("no motion", "least squares (Lucas and Kanade)")
+SHORT = ("--steps", "10000", "--inputs", '{"bytes": {"length": 128}}')
 GRID_OPTIONS = (
-    *("--modalities", '["audio"]', "--steps", "900"),
+    *("--modalities", '["audio"]', "--steps", "2000"),
     *("--inputs", '{"audio": {"samples": 24320, "sample_rate": 8000}}'),
 )
+
+
+def classified_texts(name: str, title: str, *options: str) -> Row:
+    """A row of short texts and their classes."""
+    stage = Stage("texts.yaml", options=options)
+    return Row(name, title, "Hiera on bytes", f"text/{name}", (stage,), baselines=WORDS)
+
+
+def hidden_bytes(name: str, title: str, split: str) -> Row:
+    """A row of a book's bytes, of which whole words are hidden."""
+    return Row(
+        name,
+        title,
+        "Perceiver IO on bytes",
+        f"text/{name}",
+        (Stage("masked_bytes.yaml", "pretrain"),),
+        metric="bits_per_byte",
+        baselines=NGRAMS,
+        unit="bits",
+        higher_is_better=False,
+        split=split,
+    )
+
+
+def motion(name: str, title: str, folder: str, trained_on: str = "", run_of: str = "") -> Row:
+    """A row of frame pairs whose flow is known; the model has seen generated ones alone."""
+    return Row(
+        name,
+        title,
+        "Perceiver IO",
+        folder,
+        (Stage("optical_flow.yaml"),),
+        metric="epe",
+        baselines=MOTION,
+        unit="pixels",
+        higher_is_better=False,
+        trained_on=trained_on,
+        run_of=run_of,
+        warped=True,
+    )
+
 
 ROWS = (
     Row(
@@ -87,7 +134,7 @@ ROWS = (
         "audio/esc10",
         (Stage("sounds.yaml"),),
         baselines=MEL,
-        views=("--temporal_views", "5"),
+        views=5,
     ),
     Row(
         "omniglot",
@@ -98,30 +145,11 @@ ROWS = (
         baselines=("majority", "random forest on occupancy"),
         labels=("alphabet",),
     ),
-    Row(
-        "dbpedia",
-        "DBpedia sentences, 14 topics",
-        "Hiera on bytes",
-        "text/dbpedia14-small",
-        (Stage("texts.yaml"),),
-        baselines=WORDS,
-    ),
-    Row(
-        "banking77",
-        "Banking77 questions, 77 intents",
-        "Hiera on bytes",
-        "text/banking77",
-        (Stage("texts.yaml", options=SHORT),),
-        baselines=WORDS,
-    ),
-    Row(
-        "clinc150",
-        "CLINC150 requests, 150 intents and none",
-        "Hiera on bytes",
-        "text/clinc150",
-        (Stage("texts.yaml", options=SHORT),),
-        baselines=WORDS,
-    ),
+    classified_texts("dbpedia14-small", "DBpedia sentences, 14 topics"),
+    classified_texts("banking77", "Banking77 questions, 77 intents", *SHORT),
+    classified_texts("clinc150", "CLINC150 requests, 150 intents and none", *SHORT),
+    hidden_bytes("tinyshakespeare", "Shakespeare, hidden words byte by byte", "test"),
+    hidden_bytes("books", "Three books, their last tenths, as above", "val"),
     Row(
         "camvid",
         "CamVid streets, 11 classes of pixels",
@@ -147,5 +175,24 @@ ROWS = (
         (Stage("point_segmentation.yaml"),),
         metric="miou",
         baselines=("most common class of points", "height above the lowest point around"),
+    ),
+    Row(
+        "grid_clips",
+        "GRID films, hidden parts of 2 frames",
+        "Hiera",
+        "av/grid-s1",
+        (Stage("masked_clips.yaml", "pretrain"),),
+        metric="loss",
+        baselines=("mean film",),
+        unit="of a part's variance",
+        higher_is_better=False,
+    ),
+    motion("warps", "TrashNet photographs that move", "images/trashnet-256"),
+    motion(
+        "flow",
+        "RubberWhale and FlyingChairs, measured motion",
+        "flow",
+        trained_on="images/trashnet-256",
+        run_of="warps",
     ),
 )
