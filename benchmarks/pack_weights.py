@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         provenance={
             "variant": args.variant,
             "parameters": sum(p.numel() for p in loaded.model.parameters()),
-            "data": run.config.data,
+            "data": Path(run.config.data).name,
             "data_license": args.data_license,
             "source": args.source,
             "seed": run.config.seed,

@@ -18,7 +18,15 @@ from perceivers.checkpoints.own_weights import (
 from perceivers.errors import CheckpointError
 from perceivers.models import list_models
 
-NAMES = ("hiera_trashnet", "hiera_trashnet_mae", "hip_digits", "hip_digits_mae")
+NAMES = (
+    "hiera_banking77",
+    "hiera_esc10",
+    "hiera_trashnet",
+    "hiera_trashnet_mae",
+    "hip_digits",
+    "hip_digits_mae",
+)
+FREE = ("(MIT)", "(CC-BY-4.0)", "(CC0 and CC-BY, clip by clip)")
 
 
 def test_all_are_listed_with_what_a_stranger_asks() -> None:
@@ -27,15 +35,15 @@ def test_all_are_listed_with_what_a_stranger_asks() -> None:
     for each in weights:
         assert each.variant in list_models()
         assert each.license == "Apache-2.0"
-        assert each.data.endswith(("(MIT)", "(CC-BY-4.0)"))
+        assert each.data.endswith(FREE)
         assert each.figures
         assert each.task in {"pretrain", "classify"}
     assert [w.name for w in list_own_weights("hip_*")] == ["hip_digits", "hip_digits_mae"]
     assert [w.name for w in list_own_weights("mae_hiera_nano")] == ["hiera_trashnet_mae"]
 
 
-def test_together_they_are_no_more_than_five_megabytes() -> None:
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 5e6
+def test_together_they_are_no_more_than_seven_megabytes() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 7e6
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,7 +55,7 @@ def test_each_has_a_card_settings_a_curve_and_half_precision(name: str) -> None:
     assert "Weights: Apache-2.0" in card
     assert "perceivers " in card.partition("```bash")[2]
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert (folder / "pretraining.yaml").is_file()
+    assert list(folder.glob("*.yaml"))
     assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {torch.float16}
     provenance = json.loads((folder / "config.json").read_text())["provenance"]
     assert provenance["parameters"] == sum(p.numel() for p in pv.load(name).parameters())
