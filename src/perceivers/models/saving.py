@@ -123,5 +123,12 @@ def model_card(model: Saveable, info: ModelInfo, tensors: Mapping[str, Tensor]) 
         lines += ["", "| metric | value |", "|---|---|"]
         lines += [f"| {name} | {value:.4g} |" for name, value in info.metrics.items()]
     lines += ["", "Inputs and their preprocessing:", "", "```json", inputs, "```", ""]
-    lines += ["```python", "import perceivers as pv", 'model = pv.load("this/folder")', "```", ""]
+    lines += [
+        "```python",
+        "import perceivers as pv",
+        "",
+        'model = pv.load("this/folder")',
+        "```",
+        "",
+    ]
     return "\n".join(lines)
