@@ -30,7 +30,7 @@ from perceivers.data.dataset import Dataset
 from perceivers.data.views import Views
 from perceivers.training.config import FlowTrainConfig
 from perceivers.workflows.opening import open_dataset
-from proof_rows import ROWS, Row, Stage
+from proof_rows import ROWS, Row
 
 HERE = Path(__file__).parent
 RECIPES = Path(perceivers.__file__).parent / "recipes"
@@ -100,7 +100,7 @@ def run_seed(row: Row, root: Path, runs: Path, seed: int) -> None:
         "figures": figures,
         "minutes": minutes,
         "family": model.get("family"),
-        "commands": [shown(row, stage) for stage in row.stages],
+        "commands": shown(row),
         "machine": describe_machine(),
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -179,6 +179,8 @@ def write_table() -> None:
     text = PAGE.read_text()
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
+    commands = [line for row in ROWS for line in ("", f"# {row.title}", *shown(row))][1:]
+    lines += ["", "The commands, in the folder of the sets:", "", "```bash", *commands, "```"]
     PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after)
 
 
@@ -211,11 +213,19 @@ def _show(row: Row, value: float) -> str:
     return f"{100 * value:.1f} %" if row.unit == "%" else f"{value:.3f} {row.unit}".strip()
 
 
-def shown(row: Row, stage: Stage) -> str:
-    """The command as a reader would type it."""
-    recipe = stage.recipe.removesuffix(".yaml")
-    words = [stage.verb, "--config", recipe, *stage.options, "--data", _trained_on(row, None)]
-    return "perceivers " + shlex.join(words)
+def shown(row: Row) -> list[str]:
+    """The commands of a row as a reader would type them, in the folder of the sets."""
+    run, lines = f"runs/{row.run_of or row.name}", []
+    for number, stage in enumerate(row.stages if not row.run_of else ()):
+        words = [stage.verb, "--config", stage.recipe.removesuffix(".yaml"), *stage.options]
+        words += ["--data", _trained_on(row, None)]
+        words += ["--model", f"{run}/{number - 1}"] if number else []
+        lines.append(shlex.join(["perceivers", *words, "--out", f"{run}/{number}"]))
+    words = ["perceivers", "evaluate", f"{run}/{len(row.stages) - 1}"]
+    words += ["--data", row.folder] if row.trained_on else []
+    words += ["--split", row.split] if row.split != "test" else []
+    words += ["--temporal_views", str(row.views)] if row.views > 1 else []
+    return [*lines, shlex.join(words)]
 
 
 def _trained_on(row: Row, root: Path | None) -> str:

@@ -120,6 +120,17 @@ ROWS = (
         baselines=("majority", "random forest on pixels"),
     ),
     Row(
+        "trashnet_hip",
+        "the same photographs",
+        "HiP on raw pixels",
+        "images/trashnet-256",
+        (
+            Stage("hip_photographs.yaml", "pretrain"),
+            Stage("hip_photograph_finetuning.yaml", "finetune"),
+        ),
+        baselines=("majority", "random forest on pixels"),
+    ),
+    Row(
         "fsdd",
         "FSDD spoken digits, 10 classes",
         "Hiera on raw sound",

@@ -27,6 +27,8 @@ SPECS: dict[str, dict[str, ModalitySpec]] = {
         "label": pv.Labels(4),
     },
     "clip_finetuning": {"video": pv.Video(16, 64, 64)},
+    "hip_photographs": {"image": pv.Image(64, 64)},
+    "hip_photograph_finetuning": {"image": pv.Image(64, 64)},
     "masked_bytes": {"bytes": pv.Bytes(128)},
     "masked_clips": {"video": pv.Video(16, 64, 64)},
     "masked_photographs": {"image": pv.Image(64, 64)},
@@ -48,6 +50,7 @@ SPECS: dict[str, dict[str, ModalitySpec]] = {
 }
 CLASSES: dict[str, Any] = {
     "clip_finetuning": 4,
+    "hip_photograph_finetuning": 6,
     "nano_photograph_finetuning": 6,
     "photograph_finetuning": 6,
     "photographs": 10,
@@ -68,6 +71,7 @@ LARGE = {name for name in NAMES if name == "imagenet" or name.startswith("hiera_
 # What fine-tuning starts from.
 PRETRAINED = {
     "clip_finetuning": "hiera_nano_video",
+    "hip_photograph_finetuning": "hip_tiny",
     "nano_photograph_finetuning": "hiera_nano",
     "photograph_finetuning": "hiera_pico",
     "hiera_imagenet_finetuning": "hiera_base_224",
