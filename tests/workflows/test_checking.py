@@ -153,7 +153,7 @@ def test_inputs_are_no_larger_than_the_data_or_the_room() -> None:
         ({"image": modality("image", {"width": 28, "height": 28})}, "perceiver_io_tiny"),
         ({"audio": SOUND}, "hiera_nano_audio"),
         ({"video": FILM}, "hiera_nano_video"),
-        ({"bytes": modality("bytes", {"bytes": 100})}, "perceiver_io_tiny"),
+        ({"bytes": modality("bytes", {"bytes": 100})}, "hiera_nano_text"),
         ({"points": modality("points", {"points": 100})}, "perceiver_tiny"),
         ({"video": FILM, "audio": SOUND}, "hiera_nano_audio"),
         ({"video": FILM, "bytes": modality("bytes", {"bytes": 9})}, "perceiver_io_tiny"),
@@ -165,6 +165,21 @@ def test_the_model_suits_the_modalities(modalities: Any, model: str) -> None:
     setup = choose_setup(facts_of(modalities), "label", cuda=False)
     assert setup.model == model
     assert setup.reason.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("modalities", "recipe"),
+    [
+        (PICTURES, ""),
+        ({"audio": SOUND}, ""),
+        ({"bytes": modality("bytes", {"bytes": 100})}, "text_multitask"),
+        ({"video": FILM, "audio": SOUND}, ""),
+    ],
+)
+def test_several_columns_are_answered_by_a_model_that_can(modalities: Any, recipe: str) -> None:
+    setup = choose_setup(facts_of(modalities), "columns", cuda=False)
+    assert (setup.model, setup.recipe) == ("perceiver_io_tiny", recipe)
+    assert set(setup.options["inputs"]) == set(modalities)
 
 
 def test_films_with_sound_are_heard_unless_silent_or_incomplete() -> None:

@@ -204,9 +204,14 @@ def _check_range(
     wrong = np.flatnonzero((numbers < lowest) | (numbers >= len(names)))
     if len(wrong):
         row = int(wrong[0])
+        value = table.columns[column][row]
         listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        remedy = "" if only else ", and an unknown one is left empty"
+        if only and not value:
+            remedy = (
+                "; put rows without one into a file of their own, to pre-train on, or drop them"
+            )
         raise DataError(
-            f"{table.names[row]}: {column} {table.columns[column][row]!r} is no class; the "
-            f"{len(names)} classes, numbered from 0, are {listed}"
-            + ("" if only else ", and an unknown one is left empty")
+            f"{table.names[row]}: {column} {value!r} is no class; the {len(names)} classes, "
+            f"numbered from 0, are {listed}{remedy}"
         )

@@ -109,7 +109,7 @@ def propose(
 PURPOSES: Mapping[str, Purpose] = {
     "classify": "label",
     "multilabel": "label",
-    "multitask": "label",
+    "multitask": "columns",
     "regress": "label",
     "segment": "segment",
 }
