@@ -292,6 +292,9 @@ def _clouds(facts: ModalityFacts, purpose: Purpose, cuda: bool) -> Setup:
         reason = f"A small Perceiver IO gives back {points} points per cloud through its latents."
         return Setup("perceiver_io_tiny", {"task": "autoencode", **options}, "", reason)
     reason = f"The original Perceiver, small, reads up to {points} points per cloud."
+    short = {"num_latents": 32, "depth": 2, "num_blocks": 2, "num_reads": 2}
+    options |= {"model_options": {"trunk": short}, "steps": 10_000 if cuda else 500}
+    options |= {"schedule": {"warmup": 0.1}, "augment": {"point_drop": 0.3}}
     return Setup("perceiver_tiny", options, "point_clouds", reason)
 
 
