@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from perceivers.errors import CheckpointError
 from perceivers.training.run_folder import RunFolder
 from perceivers.training.state import load_state
+from perceivers.workflows import training
 from perceivers.workflows.training import resume, train
 
 DRIVER = Path(__file__).with_name("shared_runs.py")
@@ -107,15 +108,19 @@ def test_two_processes_compute_what_one_computes(tmp_path: Path) -> None:
         {"strategy": "fsdp", "optimizer": {"name": "lamb"}},
         {"strategy": "fsdp", "model": "perceiver_nano", "recompute": True},
         {"strategy": "fsdp", "model": "perceiver_io_nano"},
+        {"strategy": "fsdp", "model": "hiera_nano", "size": 16, "recompute": True},
+        {"verb": "pretrain", "strategy": "fsdp", "model": "hiera_nano", "size": 32, "ema": 0.9},
     ],
     ids=lambda changes: "-".join(str(value) for value in changes.values()),
 )
 def test_any_strategy_computes_what_one_process_computes(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    share({"verb": "train", **settings(tmp_path / "two", **changes)})
+    changes = dict(changes)
+    verb = changes.pop("verb", "train")
+    share({"verb": verb, **settings(tmp_path / "two", **changes)})
     alone = {name: value for name, value in changes.items() if name != "strategy"}
-    train(**settings(tmp_path / "one", devices=1, **alone), quiet=True)
+    getattr(training, verb)(**settings(tmp_path / "one", devices=1, **alone), quiet=True)
     assert_alike(tmp_path / "two", tmp_path / "one", 1e-4 if "optimizer" in changes else TOLERANCE)
 
 
