@@ -21,7 +21,7 @@ from PIL.Image import Image as Picture
 
 from perceivers.data.containers import have_sound, wrap_file
 from perceivers.data.http_ranges import is_remote
-from perceivers.data.json_labels import index_entries, number_entries, parse_entries
+from perceivers.data.json_labels import JsonEntries, index_entries, number_entries, parse_entries
 from perceivers.data.labels import DEFAULT_COLUMN, read_names
 from perceivers.data.masks import MASK_NAME, find_mask, holds_ids
 from perceivers.data.member_kinds import choose_kinds, choose_media
@@ -255,19 +255,15 @@ def read_shards(
     found = _with_masks(found)
     kinds, notes = choose_kinds(found, where)
     samples = [sample for sample in found if all(kind in sample.media for kind in kinds)]
-    columns: dict[str, tuple[str, ...]] = {}
-    entries, names = [], [f"{sample.path}/{sample.key}.json" for sample in samples]
-    if labels or targets:
-        entries = [parse_entries(*s.load("json")) if "json" in s.parts else {} for s in samples]
-    numbers = number_entries(entries, names, targets, where)
+    # Beside masks, classes.txt names the classes of pixels.
+    count = 0 if MASK_NAME in kinds else len(classes)
+    values, columns, noted = None, {}, []
     if labels:
-        values, columns, noted = index_entries(entries, names, labels, known or {}, where)
-        notes += noted
-    elif DEFAULT_COLUMN in targets:
-        values = None
-    else:
-        # Beside masks, classes.txt names the classes of pixels.
-        values = _read_labels(samples, kinds[0], 0 if MASK_NAME in kinds else len(classes))
+        entries, named = _parse_all(samples)
+        values, columns, noted = index_entries(entries, named, labels, known or {}, where)
+    elif DEFAULT_COLUMN not in targets:
+        values = _read_labels(samples, kinds[0], count)
+    numbers = number_entries(*_parse_all(samples), targets, where) if targets else None
     ids = PackedTexts(sample.id for sample in samples)
     members = tuple(PackedTexts(s.media[kind].name for s in samples) for kind in kinds)
     places = np.array(
@@ -275,10 +271,17 @@ def read_shards(
         np.int64,
     )
     shards = [shard for shard, _ in opened]
+    notes = [*notes, *noted]
     if kinds == ("image",):
         return TarPictures(shards, ids, members[0], places[:, 0], values, columns, numbers), notes
     clips = TarClips(shards, ids, kinds, members, places, False, values, columns, numbers)
     return clips.with_sound(), notes
+
+
+def _parse_all(samples: Sequence[_Sample]) -> tuple[list[JsonEntries], list[str]]:
+    """Return the entries of every sample's ``.json``, none where there is none, and its path."""
+    entries = [parse_entries(*s.load("json")) if "json" in s.parts else {} for s in samples]
+    return entries, [f"{sample.path}/{sample.key}.json" for sample in samples]
 
 
 def _with_masks(samples: list[_Sample]) -> list[_Sample]:

@@ -59,9 +59,31 @@ def predict(
             ``reconstruct``; segmentation: ``predict_masks``), a path does not exist, a text is too
             long, or the views do not fit.
     """
+    loaded, views = load_with_info(model), views or Views()
+    _check_request(loaded, model, paths, texts, top, views)
+    loaded = average_views(loaded, views, batch_size)
+    if loaded.info.task == "mlm":
+        yield from _fill(loaded, paths, texts)
+        return
+    if texts:
+        yield from _answer_texts(loaded, texts, top)
+    if is_data_file(paths):
+        yield from _answer_samples(loaded, str(paths[0]), top, batch_size, views)
+    elif paths:
+        yield from _answer_files(loaded, paths, top, batch_size, views)
+
+
+def _check_request(
+    loaded: Loaded,
+    model: str | Path,
+    paths: Sequence[str | Path],
+    texts: Sequence[str],
+    top: int,
+    views: Views,
+) -> None:
+    """Refuse what ``predict`` cannot answer."""
     if top < 1:
         raise ConfigError(f"top is {top}; it must be at least 1")
-    loaded = load_with_info(model)
     if loaded.info.task not in RECORD_TASKS:
         raise CheckpointError(
             f"{model} is not a classifier (its task is {loaded.info.task or 'not recorded'}); "
@@ -69,21 +91,15 @@ def predict(
         )
     if not paths and not texts:
         raise ConfigError("nothing to predict; give files, folders or texts")
-    views = views or Views()
-    loaded = average_views(loaded, views, batch_size)
     if texts and views.count > 1:
         raise ConfigError(f"views are {views}, but a text has one view; give files without texts")
-    if loaded.info.task == "mlm":
-        yield from _fill(loaded, paths, texts)
-        return
+
+
+def _answer_files(
+    loaded: Loaded, paths: Sequence[str | Path], top: int, batch_size: int, views: Views
+) -> Iterator[dict[str, Any]]:
+    """Yield a record per file, readable or not."""
     specs = loaded.model.config.data_inputs
-    if texts:
-        yield from _answer_texts(loaded, texts, top)
-    if not paths:
-        return
-    if is_data_file(paths):
-        yield from _answer_samples(loaded, str(paths[0]), top, batch_size, views)
-        return
     files = find_files([str(path) for path in paths], tuple(specs))
     for names, batch in read_files(files, specs, batch_size, views):
         if names:

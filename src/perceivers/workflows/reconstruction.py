@@ -149,12 +149,10 @@ def reconstruct_masked(
         bad += batch.bad
         if not found:
             continue
-        imagined = imagine(loaded.model, batch.inputs, settings, seed)
         for file in found:
             names.append(unique_stem(file.stem, names))
-        stems = names[-len(found) :]
-        for name, each in imagined.items():
-            written += save_imagined(out, stems, each, specs[name])
+        for name, each in imagine(loaded.model, batch.inputs, settings, seed).items():
+            written += save_imagined(out, names[-len(found) :], each, specs[name])
             if name == seen:
                 batches.append(as_pictures(each))
     if not written:
