@@ -80,7 +80,7 @@ def hidden_bytes(name: str, title: str, split: str) -> Row:
         title,
         "Perceiver IO on bytes",
         f"text/{name}",
-        (Stage("masked_bytes.yaml", "pretrain"),),
+        (Stage("masked_bytes.yaml", "pretrain", ("--steps", "1200")),),
         metric="bits_per_byte",
         baselines=NGRAMS,
         unit="bits",
