@@ -84,6 +84,8 @@ def test_a_folder_of_the_same_name_comes_first(
     monkeypatch.chdir(tmp_path)
     assert find_model_folder("hip_digits") == FOLDER / "hip_digits"
     (tmp_path / "hip_digits").mkdir()
+    assert find_model_folder("hip_digits") == FOLDER / "hip_digits"
+    (tmp_path / "hip_digits" / "config.yaml").touch()
     with pytest.raises(CheckpointError, match="hip_digits holds no model"):
         find_model_folder("hip_digits")
 

@@ -594,7 +594,7 @@ def test_a_split_that_the_data_lack_is_named(
     refuse(
         ["evaluate", classifier, "--split", "tset"], r"no 'tset' split; it has \['test', 'train'"
     )
-    refuse(["evaluate", classifier / "model"], r"model folder without a run; say which data with -")
+    refuse(["evaluate", classifier / "model"], r"model folder without a run; say which data, by")
 
 
 # -- verbs and runs that do not go together --------------------------------------------------------

@@ -47,6 +47,18 @@ def write_pairs(folder: Path, count: int = 12) -> Path:
     return folder / "pairs.csv"
 
 
+def write_paired(folder: Path, count: int = 5) -> Path:
+    """Photographs and sounds in two class folders, paired by name; one has no sound."""
+    making.write_sounds(folder, count)
+    for name in ("high", "low"):
+        pictures = making.write_photographs(folder.parent / f"{folder.name}_{name}", count)
+        for picture in pictures.iterdir():
+            picture.rename(folder / name / picture.name)
+        pictures.rmdir()
+    (folder / "high" / "1.wav").unlink()
+    return folder
+
+
 def commands_of(out: str) -> list[str]:
     return [line for line in out.splitlines() if line.startswith("perceivers ")]
 
@@ -67,6 +79,13 @@ def test_a_folder_of_photographs_is_described_and_a_run_proposed(call: Call, her
     assert "--max_bad_share 0.17" in train
     assert evaluate == "perceivers evaluate runs/my_photos --split val"
     assert Path(shlex.split(predict)[-1]).is_file()
+
+
+def test_a_folder_of_pairs_is_proposed_to_be_predicted(call: Call, here: Path) -> None:
+    write_paired(here / "my pairs")
+    *_, predict = commands_of(call("data", "check", "my pairs").out)
+    out = "runs/my_pairs/predictions.jsonl"
+    assert predict == f"perceivers predict runs/my_pairs 'my pairs' --out {out}"
 
 
 def test_everything_is_written_as_json(call: Call, here: Path) -> None:
@@ -138,6 +157,10 @@ def make_pairs(folder: Path) -> str:
     return str(write_pairs(folder / "pairs").relative_to(folder))
 
 
+def make_paired(folder: Path) -> str:
+    return write_paired(folder / "paired").name
+
+
 def make_texts(folder: Path) -> str:
     return making.write_one_label(folder / "texts.csv", ("sky", "wood"), 40).name
 
@@ -159,6 +182,7 @@ def make_clouds(folder: Path) -> str:
         (make_recordings, "predict"),
         (make_clips, "predict"),
         (make_pairs, "predict"),
+        (make_paired, "predict"),
         (make_texts, "predict"),
         (make_clouds, "predict"),
         (make_unlabelled, "embed"),

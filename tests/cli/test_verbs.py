@@ -146,6 +146,7 @@ def test_resuming_a_finished_run_changes_nothing(
     outcome = call("resume", run)
     assert outcome.code == 0
     assert f"run: {run}" in outcome.out
+    assert "all 2 steps are done; there is nothing left to train" in outcome.err
     assert same(run / "last", pretrained / "last")
     assert load_state(run / "checkpoints" / "last.pt")[0].step == 2
 

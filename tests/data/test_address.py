@@ -44,3 +44,18 @@ def test_plain_arrays_are_not_taken_for_clouds(tmp_path: Path) -> None:
     assert set(open_data(str(tmp_path / "train.npz")).splits["train"].read(0)) == {"points"}
     with pytest.raises(DataError, match=r"keys are \['points'\]; ragged point sets need 'offsets'"):
         open_data(str(tmp_path))
+
+
+def test_an_unknown_address_is_told_every_kind_of_data() -> None:
+    with pytest.raises(DataError, match="'nowhere': no such file or folder") as caught:
+        open_data("nowhere")
+    message = str(caught.value)
+    for kind in (
+        "folder of pictures, sounds, videos, point clouds or .txt texts",
+        "images/ and masks/",
+        "manifest with columns of files",
+        "'x.tar'",
+        "'.npz'",
+        "'hf:NAME'",
+    ):
+        assert kind in message

@@ -10,8 +10,10 @@ import pytest
 
 from perceivers.data import find_files, read_files
 from perceivers.data.byte_codec import decode_ids
+from perceivers.data.files import LooseFiles, pair_files
+from perceivers.data.sources import RawSample
 from perceivers.errors import ConfigError, DataError
-from perceivers.types import Audio, Bytes, Image, ModalitySpec, Points
+from perceivers.types import Audio, Bytes, Image, ModalitySpec, Points, Video
 
 WriteFolder = Callable[[Mapping[str, bytes]], Path]
 
@@ -90,13 +92,92 @@ def test_what_single_files_do_not_hold_is_refused(
 
 
 def test_a_video_gives_both_of_its_modalities(write_folder: WriteFolder) -> None:
-    from perceivers.data.files import LooseFiles
+    path = write_folder({"a.mp4": b"x"}) / "a.mp4"
 
-    folder = write_folder({"a.mp4": b"x"})
-    name = str(folder / "a.mp4")
-    assert set(LooseFiles([name], ["video", "audio"]).read(0)) == {"video", "audio"}
-    assert set(LooseFiles([name], ["video"]).read(0)) == {"video"}
-    sound = LooseFiles([name], ["audio"]).read(0)
+    def read(*wanted: str) -> RawSample:
+        return LooseFiles(pair_files([path], wanted), wanted).read(0)
+
+    assert set(read("video", "audio")) == {"video", "audio"}
+    assert set(read("video")) == {"video"}
+    sound = read("audio")
     assert [clip.kind for clip in sound.values()] == ["audio"]  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(DataError, match="belongs to the videos, but the model reads bytes"):
-        LooseFiles([name], ["bytes"]).read(0)
+        read("bytes")
+
+
+# -- several modalities ----------------------------------------------------------------------------
+
+PAIR: dict[str, ModalitySpec] = {"image": Image(4, 4), "audio": Audio(4, 1, 8000)}
+
+
+def test_files_of_one_folder_and_name_are_one_sample() -> None:
+    paths = [
+        Path(name) for name in ("a/1.wav", "b/1.jpg", "a/1.jpg", "a/1.txt", "a/1.x", "a/2.png")
+    ]
+    assert pair_files([*paths, paths[0]], ["image", "audio"]) == [
+        {"image": "a/1.jpg", "audio": "a/1.wav"},
+        {"image": "b/1.jpg"},
+        {"bytes": "a/1.txt"},
+        {"image": "a/1.x"},
+        {"image": "a/2.png"},
+    ]
+    assert list(pair_files(paths, ["image", "audio"])[0]) == ["image", "audio"]
+    assert list(pair_files(paths, ["audio", "image"])[0]) == ["audio", "image"]
+    twins = [Path("a/1.jpg"), Path("a/1.png")]
+    assert pair_files(twins, ["image"]) == [{"image": "a/1.jpg"}, {"image": "a/1.png"}]
+    with pytest.raises(
+        DataError, match=r"a/1\.png: lies beside '1\.jpg'; .* one file of each kind"
+    ):
+        pair_files(twins, ["image", "audio"])
+
+
+def test_a_sample_may_lack_modalities_where_that_is_allowed(
+    write_folder: WriteFolder, encode: Callable[..., bytes]
+) -> None:
+    pytest.importorskip("soundfile")
+    sound = wav([0, 16384, -16384, 0])
+    folder = write_folder({"1.png": encode(), "1.wav": sound, "2.wav": sound, "3.png": encode()})
+    paths = [*find_files([str(folder)], ("image", "audio")), folder / "4.txt"]
+    ((names, batch),) = read_files(paths, PAIR, 8, may_lack=True)
+    assert names == [folder / "1.png", folder / "2.wav", folder / "3.png"]
+    assert batch.index.tolist() == [0, 1, 2]
+    assert batch.present["image"].tolist() == [True, False, True]
+    assert batch.present["audio"].tolist() == [True, True, False]
+    assert batch.inputs["audio"][:, 0, 1].tolist() == [0.5, 0.5, 0.0]
+    assert not batch.inputs["image"][1].any()
+    (reason,) = batch.bad
+    assert reason.startswith(f"{folder / '4.txt'}: belongs to the texts, but the model reads image")
+    ((names, batch),) = read_files(paths, PAIR, 8)
+    assert names == [folder / "1.png"]
+    assert batch.present == {}
+    assert batch.bad[0] == (
+        f"{folder / '2.wav'}: comes without image, and all of image, audio are read together here; "
+        f"give files of the same folder and name too, such as 2.jpg"
+    )
+    assert batch.bad[1].endswith("such as 3.wav")
+
+
+def test_the_sound_of_a_video_counts_unless_a_file_of_sound_lies_beside_it(
+    write_folder: WriteFolder, encode_video: Callable[..., bytes]
+) -> None:
+    frames = np.zeros((4, 16, 16, 3), np.uint8)
+    wave = np.full((1, 8000), 0.25, np.float32)
+    heard = encode_video(frames, wave=wave)
+    files = {
+        "1.mp4": heard,
+        "2.mp4": heard,
+        "2.wav": wav([16384] * 8000),
+        "3.mp4": encode_video(frames),
+    }
+    folder = write_folder({**files, "4.wav": wav([16384] * 8000), "5.mp4": b"no film"})
+    specs: dict[str, ModalitySpec] = {"video": Video(2, 8, 8), "audio": Audio(8, 1, 8000)}
+    ((names, batch),) = read_files(
+        find_files([str(folder)], ("video", "audio")), specs, 8, may_lack=True
+    )
+    assert [path.name for path in names] == ["1.mp4", "2.mp4", "3.mp4", "4.wav"]
+    assert batch.present["video"].tolist() == [True, True, True, False]
+    assert batch.present["audio"].tolist() == [True, True, False, True]
+    assert batch.inputs["audio"][1].tolist() == [[0.5] * 8]
+    assert batch.inputs["audio"][0].tolist() != [[0.5] * 8]
+    (reason,) = batch.bad
+    assert reason.startswith(f"{folder / '5.mp4'}: cannot be decoded")

@@ -11,6 +11,7 @@ from perceivers.data.address import open_data
 from perceivers.data.dataset import Dataset
 from perceivers.data.inspecting import DataFacts, inspect_data
 from perceivers.data.inspecting_labels import count_labels, find_label_problems
+from perceivers.data.inspecting_modalities import title_modality
 from perceivers.data.inspecting_samples import measure_raw
 from perceivers.errors import ConfigError
 
@@ -175,6 +176,80 @@ def test_documents_are_measured_whole(tmp_path: Path) -> None:
     facts = look_at(tmp_path / "a.txt")
     assert facts.modalities["bytes"].sizes["bytes per document"].most == 900
     assert "bytes" not in facts.modalities["bytes"].sizes
+
+
+FINE = "caf\xe9 \u20ac \U0001f600 "
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        b"caf\xe9",
+        b"\xe9t\xe9",
+        b"caf\xe9 number 7",
+        b"\xe9" + b"a" * 300 + b"\xe9" + b"b" * 300,
+        f"{FINE}\xe9".encode()[:-1],
+        f"{FINE}\xe9".encode()[-1:],
+    ],
+)
+def test_any_byte_of_a_row_that_is_not_utf8_is_reported(tmp_path: Path, row: bytes) -> None:
+    table = tmp_path / "x.csv"
+    table.write_bytes(b"text\n" + (row + b"\n") * 8)
+    assert "bytes: 8 not in UTF-8" in look_at(table).problems
+    table.write_bytes(b"text\n" + (FINE.encode() + b"\n") * 8)
+    assert look_at(table).modalities["bytes"].flags == {}
+
+
+def test_files_that_are_not_utf8_are_reported(write_folder: Write) -> None:
+    latin = {f"{name}/{k}.txt": b"caf\xe9 %d" % k for name in "ab" for k in range(4)}
+    assert look_at(write_folder(latin)).modalities["bytes"].flags == {"not in UTF-8": 8}
+
+
+@pytest.mark.parametrize("ahead", range(4))
+def test_only_letters_that_a_window_cuts_are_excused(tmp_path: Path, ahead: int) -> None:
+    document, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    good = b"x" * ahead + "\U0001f600".encode() * 1000
+    document.write_bytes(good)
+    other.write_bytes(b"abc " * 300)
+    for address in (document, f"{document} + {other}"):
+        assert look_at(address).modalities["bytes"].flags == {}, address
+    # Each window is read with what follows it, so that a byte lies in one sample or in two.
+    for bad in (b"\xa9" + good, good + b"\xf0\x9f", good[:2000] + b"\xff" + good[2000:]):
+        document.write_bytes(bad)
+        for address in (document, f"{document} + {other}"):
+            assert look_at(address).modalities["bytes"].flags["not in UTF-8"] in {1, 2}, bad[:4]
+
+
+def test_scenes_are_measured_whole_and_counted_beside_their_tiles(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split, sizes in (("train", (9000, 200, 300)), ("test", (5000,))):
+        offsets = np.cumsum([0, *sizes])
+        label = np.arange(offsets[-1]) % 2
+        label[offsets[-2] :] = 1
+        xyz = rng.normal(size=(offsets[-1], 3)).astype(np.float32)
+        np.savez(tmp_path / f"{split}.npz", offsets=offsets, xyz=xyz, label=label)
+    facts = look_at(tmp_path)
+    assert facts.scenes == 4
+    assert sum(split.samples for split in facts.splits.values()) == 7
+    assert [facts.splits[split].scenes for split in ("train", "val", "test")] == [2, 1, 1]
+    points, classes = facts.modalities["points"], facts.modalities["mask"]
+    assert list(points.sizes) == ["points per scene", "points per tile"]
+    whole = points.sizes["points per scene"]
+    assert (whole.least, whole.most) == (200, 9000)
+    assert points.sizes["points per tile"].most == 3000
+    assert list(classes.sizes) == ["classes per scene"]
+    assert title_modality("mask", classes) == "classes of points"
+    assert title_modality("points", points) == "points"
+    assert "classes of points: 2 scenes of one class only" in facts.problems
+
+
+def test_an_only_scene_that_is_divided_counts_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    xyz, label = rng.normal(size=(6000, 3)).astype(np.float32), np.arange(6000) % 2
+    np.savez(tmp_path / "x.npz", offsets=np.array([0, 6000]), xyz=xyz, label=label)
+    facts = look_at(tmp_path / "x.npz")
+    assert facts.scenes == 1
+    assert facts.modalities["points"].sizes["points per scene"].least == 6000
 
 
 def test_only_as_many_samples_are_looked_at_as_asked_for(photographs: Path) -> None:

@@ -160,6 +160,20 @@ def test_too_many_unreadable_samples_stop_a_run(settings: Settings, tmp_path: Pa
         pretrain(**settings(data=str(tmp_path / "data"), size=8, channels=1, quiet=True))
 
 
+def test_a_few_unreadable_samples_do_not_stop_a_run_that_has_read_little(
+    settings: Settings, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(6):
+            path = tmp_path / "data" / name / f"{i}.png"
+            Image.new("L", (8, 8), 40 * i).save(path)
+    path.write_bytes(path.read_bytes()[:30])
+    pretrain(**settings(data=str(tmp_path / "data"), size=8, channels=1, quiet=True))
+
+
 def test_fine_tuning_takes_the_encoder_and_leaves_the_decoder(
     settings: Settings, tmp_path: Path
 ) -> None:

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from tests.workflows import making
 
+from perceivers.cli.data import data
 from perceivers.data import open_data
 from perceivers.data.inspecting import (
     DataFacts,
-    ModalityFacts,
     Repeats,
     SplitFacts,
-    Spread,
     inspect_data,
 )
 from perceivers.data.inspecting_labels import LabelFacts, TargetFacts
+from perceivers.data.inspecting_modalities import ModalityFacts, Spread
 from perceivers.errors import ConfigError, DataError
 from perceivers.workflows.checking import check_data
 from perceivers.workflows.proposing import choose_data_task, free_run, propose
@@ -90,6 +90,59 @@ def test_columns_that_were_asked_for_are_read_and_proposed(tmp_path: Path) -> No
     assert "--labels '[\"topic\"]' (there are topic, mood)" in unlabelled.hints[0]
     with pytest.raises(ConfigError, match="weather"):
         check_data(str(table), labels=["weather"])
+
+
+def test_columns_of_numbers_are_hinted_at_as_targets(tmp_path: Path) -> None:
+    making.write_photographs(tmp_path / "files", 12)
+    rows = [
+        f"files/{k}.png,{20 + k if k % 5 else ''},{1.5 + k / 50},{k % 3},{'ab'[k % 2]},name {k}"
+        for k in range(12)
+    ]
+    table = tmp_path / "people.csv"
+    table.write_text("\n".join(["image,age,height,kind,side,who", *rows]) + "\n")
+    proposal = check_data(str(table)).proposal
+    assert proposal is not None
+    label, number = proposal.hints
+    assert "choose its column: --labels '[\"kind\"]' (there are kind, side)" in label
+    assert "choose its column: --targets '[\"age\"]' (there are age, height)" in number
+    assert len(check_data(str(table), labels=["kind"]).facts.labels[0].classes) == 3
+    assert check_data(str(table), targets=["age"]).facts.targets[0].unknown == 3
+
+
+def test_columns_that_cannot_be_learned_are_not_hinted_at(tmp_path: Path) -> None:
+    table = tmp_path / "x.csv"
+    rows = [f"text {k},name {k},{'' if k == 1 else 'ab'[k % 2]},a" for k in range(12)]
+    table.write_text("\n".join(["text,name,some,same", *rows]) + "\n")
+    proposal = check_data(str(table)).proposal
+    assert proposal is not None
+    assert proposal.hints == ()
+    joined = check_data(f"{making.write_texts(tmp_path / 'a.csv')} + {tmp_path / 'a.csv'}").proposal
+    assert joined is not None
+    assert joined.hints == ()
+
+
+def test_scenes_are_printed_as_tiles_with_classes_of_points(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for split, sizes in (("train", (6000, 300)), ("val", (500,))):
+        offsets = np.cumsum([0, *sizes])
+        xyz = rng.normal(size=(offsets[-1], 3)).astype(np.float32)
+        np.savez(
+            tmp_path / f"{split}.npz",
+            offsets=offsets,
+            xyz=xyz,
+            label=rng.integers(2, size=len(xyz)),
+        )
+    assert data(["check", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in printed.splitlines()]
+    assert f"{tmp_path}: 4 tiles of 3 scenes; how many hold what:" in printed
+    assert "split tiles scenes looked at broken points + classes of points" in lines
+    assert "train 3 2 3 0 3" in lines
+    assert "points points per scene 300 500 6,000" in lines
+    assert "classes of points classes per scene 2 2 2" in lines
+    assert "mask" not in printed.partition("proposed:")[0]
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -233,6 +286,11 @@ def test_unbalanced_broken_and_mostly_unlabelled_data_change_the_commands(tmp_pa
     broken = {"train": SplitFacts(100, 100, 20, {"audio": 100})}
     changed = propose(facts_of(facts.modalities, splits=broken), dataset).commands
     assert "--max_bad_share 0.35" in changed[0]
+    for bad, flag in ((2, None), (3, "0.1"), (4, "0.11"), (5, "0.13"), (99, "1.0")):
+        splits = {"train": SplitFacts(100, 100, bad, {"audio": 100})}
+        words = shlex.split(propose(facts_of(facts.modalities, splits=splits), dataset).commands[0])
+        found = words[words.index("--max_bad_share") + 1] if "--max_bad_share" in words else None
+        assert found == flag, bad
     columns = tuple(
         LabelFacts(name, ("no", "yes"), {"train": (5, 5)}, {"train": 90}) for name in "ab"
     )

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.workflows import making
@@ -72,6 +73,127 @@ def test_films_are_classified_with_their_sound(
     records = list(pv.predict(run.path, [made / "clips"]))
     assert len(records) == 10
     assert all(record["class"] in {"high", "low"} for record in records)
+
+
+# -- files of several kinds ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures and sounds in one folder, and manifests: of all, and of single pictures and sounds.
+
+    Of six samples ``pairs/N``, 4 has no sound and 5 no picture.
+    """
+    root = tmp_path_factory.mktemp("pairs")
+    folder = making.write_photographs(root / "pairs", 5)
+    for number, sound in enumerate(sorted(making.write_sounds(root / "sounds").rglob("*.wav"))[:6]):
+        sound.rename(folder / f"{number}.wav")
+    (folder / "4.wav").unlink()
+    images = [f"pairs/{n}.png" for n in range(5)] + [""]
+    sounds = ["" if n == 4 else f"pairs/{n}.wav" for n in range(6)]
+    rows = {
+        "all": zip(images, sounds, strict=True),
+        "images": ((image, "") for image in images[:5]),
+        "sounds": (("", sound) for sound in sounds if sound),
+    }
+    for name, cells in rows.items():
+        # The first row holds both, as a column must not be empty.
+        lines = ["image,audio,label", f"{images[0]},{sounds[0]},x"]
+        lines += [f"{image},{sound},{'xy'[i % 2]}" for i, (image, sound) in enumerate(cells)]
+        (root / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def pair_run(pairs: Path, runs: Path) -> pv.Run:
+    """A classifier of pictures and sounds, either of which a sample may lack."""
+    inputs = {"image": {"height": 8, "width": 8}, "audio": {"samples": 64}}
+    return making.quietly(
+        pv.train, model=making.NANO, data=pairs / "all.csv", out=runs / "pairs", inputs=inputs
+    )
+
+
+def by_manifest(run: pv.Run, table: Path) -> list[dict[str, Any]]:
+    """Predictions of the rows of a manifest after the first, in the order of the rows."""
+    records = {record.pop("file"): record for record in pv.predict(run.path, [table])}
+    return [records[name] for name in sorted(records, key=_row_number)[1:]]
+
+
+def _row_number(name: str) -> int:
+    return int(Path(name).name)
+
+
+def assert_same_answers(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert [record["class"] for record in found] == [record["class"] for record in expected]
+    shares = [[record["probability"] for record in records] for records in (found, expected)]
+    assert shares[0] == pytest.approx(shares[1], abs=2e-6)
+
+
+def test_one_file_of_a_pair_is_answered_without_the_other(pair_run: pv.Run, pairs: Path) -> None:
+    for ending, name, places in (("png", "images", range(5)), ("wav", "sounds", (0, 1, 2, 3, 5))):
+        files = [pairs / "pairs" / f"{place}.{ending}" for place in places]
+        found = [record for file in files for record in pv.predict(pair_run.path, [file])]
+        assert [record["file"] for record in found] == [str(file) for file in files]
+        assert not any("files" in record for record in found)
+        assert_same_answers(found, by_manifest(pair_run, pairs / f"{name}.csv"))
+    both = by_manifest(pair_run, pairs / "all.csv")[0]
+    alone = by_manifest(pair_run, pairs / "sounds.csv")[0]
+    assert both["probability"] != pytest.approx(alone["probability"], abs=1e-4)
+
+
+def test_two_files_of_one_name_are_one_sample(pair_run: pv.Run, pairs: Path) -> None:
+    picture, sound = pairs / "pairs" / "1.png", pairs / "pairs" / "1.wav"
+    (record,) = pv.predict(pair_run.path, [sound, picture])
+    first, *_ = inputs = list(pair_run.model().config.data_inputs)
+    expected = {"image": str(picture), "audio": str(sound)}
+    assert record["file"] == expected[first]
+    assert record["files"] == [expected[name] for name in inputs]
+    assert_same_answers([record], by_manifest(pair_run, pairs / "all.csv")[1:2])
+    assert len(list(pv.predict(pair_run.path, [sound, pairs / "pairs" / "2.png"]))) == 2
+
+
+def test_a_folder_of_pairs_is_answered_like_a_manifest_of_them(
+    pair_run: pv.Run, pairs: Path
+) -> None:
+    found = list(pv.predict(pair_run.path, [pairs / "pairs"]))
+    assert [Path(record["file"]).stem for record in found] == list("012345")
+    assert [len(record.get("files", [1])) for record in found] == [2, 2, 2, 2, 1, 1]
+    assert_same_answers(found, by_manifest(pair_run, pairs / "all.csv"))
+
+
+def test_a_file_that_no_modality_is_read_from_is_named(pair_run: pv.Run, pairs: Path) -> None:
+    (pairs / "note.txt").write_text("x")
+    good, bad = pv.predict(pair_run.path, [pairs / "pairs" / "0.png", pairs / "note.txt"])
+    assert "class" in good
+    assert bad["file"] == str(pairs / "note.txt")
+    assert bad["error"].startswith("belongs to the texts, but the model reads")
+
+
+def test_features_are_of_pairs_too(pair_run: pv.Run, pairs: Path) -> None:
+    found = pv.embed(pair_run.path, [str(pairs / "pairs" / "0.png"), str(pairs / "pairs")])
+    assert [Path(name).stem for name in found.names] == list("012345")
+    expected = pv.embed(pair_run.path, str(pairs / "all.csv"))
+    rows = dict(zip(expected.names, expected.features, strict=True))
+    features = [rows[name] for name in sorted(rows, key=_row_number)[1:]]
+    torch.testing.assert_close(torch.tensor(found.features), torch.tensor(np.stack(features)))
+
+
+def test_a_data_set_without_a_modality_is_embedded_without_it(
+    pair_run: pv.Run, pairs: Path, tmp_path: Path
+) -> None:
+    for number in range(5):
+        picture = tmp_path / "photos" / "xy"[number % 2] / f"{number}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes((pairs / "pairs" / f"{number}.png").read_bytes())
+    found = pv.embed(pair_run.path, str(tmp_path / "photos"))
+    assert found.classes == ("x", "y")
+    expected = pv.embed(pair_run.path, str(pairs / "images.csv"))
+    rows = dict(zip(expected.names, expected.features, strict=True))
+    features = [rows[name] for name in sorted(rows, key=_row_number)[1:]]
+    order = np.argsort([Path(name).stem for name in found.names])
+    torch.testing.assert_close(
+        torch.tensor(found.features[order]), torch.tensor(np.stack(features))
+    )
 
 
 # -- filling in ------------------------------------------------------------------------------------

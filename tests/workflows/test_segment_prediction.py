@@ -271,3 +271,8 @@ def write_rows() -> Callable[[Path, list[str]], Path]:
         return path
 
     return write
+
+
+def test_masks_are_not_found_in_tars(segment_run: pv.Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"x\.tar holds samples, .*; unpack it"):
+        list(predict_masks(segment_run.path, [tmp_path / "x.tar"], tmp_path / "out"))

@@ -53,10 +53,11 @@ def find_model_folder(address: str | Path) -> Path:
     for candidate in candidates:
         if (candidate / "config.json").is_file():
             return candidate
+    packaged = find_own_weights(path)
+    # A folder of the same name comes first if it is a run, even one without a model yet.
+    if packaged is not None and not (folder / "config.yaml").exists():
+        return packaged
     if not folder.exists():
-        packaged = find_own_weights(path)
-        if packaged is not None:
-            return packaged
         raise CheckpointError(
             f"{path} is neither a model name nor a folder; 'perceivers models' lists the names, "
             f"'perceivers models --weights' those with weights"

@@ -10,8 +10,9 @@ from rich.progress import Progress
 
 from perceivers.cli.parser import VerbParser, fail
 from perceivers.cli.tables import print_table
-from perceivers.data.inspecting import LIMIT, DataFacts, ModalityFacts
+from perceivers.data.inspecting import LIMIT, DataFacts
 from perceivers.data.inspecting_labels import LabelFacts
+from perceivers.data.inspecting_modalities import ModalityFacts, title_modality
 from perceivers.data.remote import write_shard_index
 from perceivers.data.shards import expand_braces
 from perceivers.errors import ConfigError, suggest
@@ -92,7 +93,8 @@ def _print_report(report: DataReport) -> None:
     """Print the facts as tables, then what is wrong, then what to run."""
     facts = report.facts
     total = sum(split.samples for split in facts.splits.values())
-    sys.stdout.write(f"{report.address}: {total:,} samples; how many hold what:\n")
+    what = f"tiles of {facts.scenes:,} scenes" if facts.scenes else "samples"
+    sys.stdout.write(f"{report.address}: {total:,} {what}; how many hold what:\n")
     _print_splits(facts)
     if facts.modalities:
         _print_modalities(facts)
@@ -133,12 +135,16 @@ def _print_splits(facts: DataFacts) -> None:
     combinations = list(
         dict.fromkeys(name for split in facts.splits.values() for name in split.combinations)
     )
+    counted = ("tiles", "scenes") if facts.scenes else ("samples",)
+    titles = {name: title_modality(name, found) for name, found in facts.modalities.items()}
+    held = [" + ".join(titles.get(n, n) for n in c.split(" + ")) for c in combinations]
     _print_rows(
-        ("split", "samples", "looked at", "broken", *combinations),
+        ("split", *counted, "looked at", "broken", *held),
         [
             (
                 name,
                 f"{split.samples:,}",
+                *([f"{split.scenes:,}"] if facts.scenes else []),
                 f"{split.looked_at:,}",
                 f"{split.broken:,}",
                 *(f"{split.combinations.get(c, 0):,}" for c in combinations),
@@ -156,9 +162,10 @@ def _print_modalities(facts: DataFacts) -> None:
 
 def _modality_rows(name: str, facts: ModalityFacts) -> list[tuple[str, ...]]:
     """Return a row per size, and one per value that samples share or differ in."""
+    title = title_modality(name, facts)
     rows = [
         (
-            name,
+            title,
             f"{what} in {UNITS[what]}" if what in UNITS else what,
             _number(size.least),
             _number(size.median),
@@ -171,7 +178,7 @@ def _modality_rows(name: str, facts: ModalityFacts) -> list[tuple[str, ...]]:
         shown = list(counts.items())[:SHOWN_VALUES]
         listed = ", ".join(f"{value} ({count:,})" for value, count in shown)
         more = f", {len(counts) - len(shown)} more" if len(counts) > len(shown) else ""
-        rows.append((name, what, "", "", "", listed + more))
+        rows.append((title, what, "", "", "", listed + more))
     return rows
 
 

@@ -1,6 +1,7 @@
 """Verbs that use a trained model: evaluate, predict, reconstruct, report, export."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from perceivers.workflows.reconstructing import reconstruct as run_reconstructio
 from perceivers.workflows.reconstruction import TARGET_NOTES, settings_of
 from perceivers.workflows.run import Run
 from perceivers.workflows.segment_prediction import predict_masks
-from perceivers.workflows.subsets import evaluate_subsets
+from perceivers.workflows.subsets import SubsetFigures, evaluate_subsets
 
 RUN_HELP = "run folder, RUN@last, or model folder"
 
@@ -51,6 +52,8 @@ def evaluate(argv: list[str]) -> int:
     views = Views(temporal=args.temporal_views, spatial=args.spatial_views)
     if args.subsets and views.count > 1:
         raise ConfigError(f"views are {views}, but combinations are evaluated in one view each")
+    # First, since it refuses models of one modality.
+    combinations = _evaluate_subsets(args) if args.subsets else []
     result = run_evaluation(
         args.run,
         data=args.data,
@@ -65,8 +68,8 @@ def evaluate(argv: list[str]) -> int:
         sys.stdout.write(f"{name}: {shown}\n")
     if views.count > 1:
         sys.stdout.write(f"views: {views} of each sample, probabilities averaged\n")
-    if args.subsets:
-        _print_subsets(args)
+    if combinations:
+        _print_subsets(combinations, args.split)
     if result.matrix is not None:
         table = per_class_table(result.matrix.numpy(), result.classes)
         print_table(table.header, table.rows, title=f"Per class, {args.split}")
@@ -78,9 +81,9 @@ def evaluate(argv: list[str]) -> int:
     return 0
 
 
-def _print_subsets(args: Any) -> None:
-    """Evaluate every combination of modalities and print a row for each."""
-    found = evaluate_subsets(
+def _evaluate_subsets(args: Any) -> list[SubsetFigures]:
+    """Evaluate every combination of modalities."""
+    return evaluate_subsets(
         args.run,
         data=args.data,
         split=args.split,
@@ -88,6 +91,10 @@ def _print_subsets(args: Any) -> None:
         workers=args.workers,
         limit=args.limit,
     )
+
+
+def _print_subsets(found: Sequence[SubsetFigures], split: str) -> None:
+    """Print a row for each combination of modalities that was shown, where samples hold them."""
     names = list(dict.fromkeys(name for each in found for name in each.figures))
     rows = [
         [
@@ -97,7 +104,8 @@ def _print_subsets(args: Any) -> None:
         ]
         for each in found
     ]
-    print_table(["modalities", "samples", *names], rows, title=f"By modality, {args.split}")
+    header = ["shown, where held", "samples with any", *names]
+    print_table(header, rows, title=f"By modality, {split}")
 
 
 def predict(argv: list[str]) -> int:

@@ -1,6 +1,6 @@
 """Data by address, as batches that are the same whoever reads them and whenever."""
 
-from perceivers.data.address import open_data
+from perceivers.data.address import open_data, open_samples
 from perceivers.data.augment import AugmentConfig
 from perceivers.data.batches import Batch
 from perceivers.data.byte_codec import decode_ids, encode_text
@@ -22,5 +22,6 @@ __all__ = [
     "make_eval_loader",
     "make_train_loader",
     "open_data",
+    "open_samples",
     "read_files",
 ]

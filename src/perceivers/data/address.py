@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from perceivers.data.arrays import load_npy, load_npz, read_arrays
-from perceivers.data.clouds import OFFSETS, read_clouds
+from perceivers.data.clouds import OFFSETS, POINT_KEYS, read_clouds
 from perceivers.data.dataset import Dataset
 from perceivers.data.digits import read_digits
 from perceivers.data.folders import read_folder
@@ -38,14 +38,15 @@ from perceivers.errors import ConfigError, DataError, suggest
 
 BUILT_IN = {"digits": read_digits, "selection": read_selection}
 ADDRESSES = (
-    "'digits' and 'selection' (built in); a folder of class sub-folders of pictures, or with "
-    "train/, val/, test/ of those; a folder of unlabelled pictures; a WebDataset tar 'x.tar', a "
-    "range 'x-{000..012}.tar' (both also as 'https://host/x.tar') or a folder with train*.tar; an "
-    "'.npz' file with keys such as 'image' and 'label', or ragged point sets with 'offsets' and "
-    "'xyz'; an '.npy' array; a '.csv', '.jsonl' or '.parquet' table with a column 'text', or with "
-    "columns of files ('image', 'audio', 'video', 'points'); a '.txt' document, or a folder of "
-    "those; a folder with train, val and test of .csv, .jsonl, .parquet, .txt or ragged .npz; a "
-    "Hugging Face data set 'hf:NAME'; several of them joined: 'A + B'"
+    "'digits' and 'selection' (built in); a folder of pictures, sounds, videos, point clouds or "
+    ".txt texts, in class sub-folders or unlabelled, also with train/, val/, test/ of those; a "
+    "folder with images/ and masks/; a '.csv', '.jsonl' or '.parquet' table with a column 'text', "
+    "or a manifest with columns of files ('image', 'audio', 'video', 'points'); a WebDataset tar "
+    "'x.tar', a range 'x-{000..012}.tar' (both also as 'https://host/x.tar') or a folder with "
+    "train*.tar; an '.npz' file with keys such as 'image' and 'label', or ragged point sets with "
+    "'offsets' and 'xyz'; an '.npy' array; a '.txt' document; a folder with train, val and test "
+    "of .csv, .jsonl, .parquet, .txt or ragged .npz; a Hugging Face data set 'hf:NAME'; several of "
+    "them joined: 'A + B'"
 )
 
 
@@ -86,6 +87,21 @@ def open_data(
     addresses = address.split(SEPARATOR)
     parts = [open_data(part.strip(), val_share=val_share) for part in addresses]
     return join_datasets(address, addresses, parts)
+
+
+def open_samples(address: str) -> Mapping[str, Source]:
+    """Open data that are to be answered: no label is read, and nothing is set aside or reordered.
+
+    Args:
+        address: As for ``open_data``, but one alone.
+
+    Returns:
+        The splits that the data have; ``train`` where they have none.
+
+    Raises:
+        DataError: The address is not understood, or the data do not keep to their format.
+    """
+    return _find(address, Chosen(bare=True)).sources
 
 
 def _find(address: str, chosen: Chosen) -> Found:
@@ -157,6 +173,8 @@ def _find_file(path: Path, chosen: Chosen) -> Found | None:
     if suffix == ".npz":
         content = load_npz(path)
         if OFFSETS in content:
+            if chosen.bare:
+                content = {key: content[key] for key in (OFFSETS, *POINT_KEYS) if key in content}
             files = {"train": (path, content)}
             return read_clouds(files, chosen.labels, str(path), chosen.targets)
         return read_arrays(path, content, chosen)
@@ -217,7 +235,9 @@ def _index_shards(
     for split, paths in shards.items():
         # The training split, which comes first, settles how classes are numbered.
         known = sources["train"].columns if labels and sources else None
-        sources[split], noted = read_shards(paths, classes, labels, known, chosen.targets)
+        sources[split], noted = read_shards(
+            paths, classes, labels, known, chosen.targets, bare=chosen.bare
+        )
         notes += noted
     check_known(sources["train"].targets, chosen.targets, address)
     if labels:

@@ -74,6 +74,8 @@ def read_arrays(path: Path, content: Mapping[str, NDArray], chosen: Chosen = NO_
             are not finite.
         ConfigError: A column that the file has not.
     """
+    if chosen.bare:
+        content = {key: values for key, values in content.items() if key in LAYOUTS}
     asked = (*chosen.labels, *chosen.targets)
     own = {key: values for key, values in content.items() if key in KEYS}
     others = {key: values for key, values in content.items() if key not in KEYS}

@@ -193,13 +193,14 @@ def check_specs(source: Source, specs: Mapping[str, ModalitySpec]) -> None:
     except DataError:
         # An unreadable sample is the loader's business: it is named and replaced there.
         return
+    held = sample if known is None else known
     for name, spec in specs.items():
-        if known is not None and name in known and name not in sample:
+        if name in held and name not in sample:
             continue
         if name not in sample:
             raise DataError(
-                f"the specs ask for {name!r}, but the data hold {sorted(sample)}; "
-                f"leave it out, or add it to the data"
+                f"{name!r} is to be read, but the data hold {', '.join(sorted(held))}; give data "
+                f"that hold it, or leave it out"
             )
         raw = sample[name]
         if FLOW in specs and isinstance(raw, np.ndarray) and raw.shape != spec.raw_shape:

@@ -9,19 +9,29 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from perceivers.data.dataset import Dataset
 from perceivers.data.inspecting_labels import (
+    Choices,
     LabelFacts,
     TargetFacts,
     count_labels,
     describe_targets,
+    find_choices,
     find_label_problems,
 )
+from perceivers.data.inspecting_modalities import (
+    ModalityFacts,
+    describe_scenes,
+    join_modalities,
+    spread_sizes,
+    title_modality,
+)
 from perceivers.data.inspecting_samples import SampleFacts, measure_sample
+from perceivers.data.scenes import Scenes
 from perceivers.data.sources import PartialSource, Source
 from perceivers.data.texts import Documents
 from perceivers.errors import ConfigError
@@ -35,42 +45,6 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Spread:
-    """How a size is spread over the samples looked at.
-
-    Args:
-        least: The smallest.
-        median: The middle.
-        high: What 95 of 100 samples do not exceed.
-        most: The largest.
-    """
-
-    least: float
-    median: float
-    high: float
-    most: float
-
-
-@dataclass(frozen=True)
-class ModalityFacts:
-    """One modality, over the readable samples looked at.
-
-    Args:
-        kind: How it is read: a kind of ``types.SPECS``.
-        count: Samples that hold it.
-        sizes: Spread by what it is, such as ``width`` (pixels), ``seconds`` or ``bytes``.
-        values: Samples by value, by what the value is, such as ``sample rate in Hz``.
-        flags: Samples by oddity, such as ``silent``.
-    """
-
-    kind: str
-    count: int
-    sizes: dict[str, Spread]
-    values: Mapping[str, Mapping[str, int]]
-    flags: Mapping[str, int]
-
-
-@dataclass(frozen=True)
 class SplitFacts:
     """One split.
 
@@ -79,12 +53,14 @@ class SplitFacts:
         looked_at: How many were decoded.
         broken: How many of those cannot be read.
         combinations: Samples by the modalities that they hold, such as ``audio + video``.
+        scenes: How many scenes the samples are tiles of; 0 where they are no tiles.
     """
 
     samples: int
     looked_at: int
     broken: int
     combinations: Mapping[str, int]
+    scenes: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,6 +94,8 @@ class DataFacts:
         problems: Sentences on what is wrong.
         notes: What was decided while opening the data.
         examples: By split, the file or member of a tar that is a readable sample; may be empty.
+        scenes: How many scenes all samples are tiles of; one that is divided counts once.
+        choices: What else unlabelled data could be read with.
     """
 
     splits: Mapping[str, SplitFacts]
@@ -129,6 +107,8 @@ class DataFacts:
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     examples: Mapping[str, str]
+    scenes: int = 0
+    choices: Choices = field(default_factory=Choices)
 
     @property
     def num_broken(self) -> int:
@@ -199,11 +179,14 @@ def _collect(
     """Bring the facts of all samples together."""
     everything = [facts for found in looked.values() for _, facts in found]
     problems = [facts.problem for facts in everything if facts.problem]
-    modalities = _join_modalities(facts for facts in everything if not facts.problem)
+    modalities = join_modalities(facts for facts in everything if not facts.problem)
+    scenes = [s for s in dataset.splits.values() if isinstance(s, Scenes)]
+    if scenes and modalities:
+        modalities = describe_scenes(scenes, modalities)
     if documents := [s for s in dataset.splits.values() if isinstance(s, Documents)]:
         # Samples are windows, whose length is the model's choice.
         sizes = [float(piece.end - piece.first) for source in documents for piece in source.pieces]
-        per_document = {"bytes per document": _spread(sizes)}
+        per_document = {"bytes per document": spread_sizes(sizes)}
         modalities = {n: replace(m, sizes=per_document) for n, m in modalities.items()}
     splits = {
         split: SplitFacts(
@@ -211,6 +194,7 @@ def _collect(
             looked_at=len(found),
             broken=sum(bool(facts.problem) for _, facts in found),
             combinations=_combine_names(dataset.splits[split], tuple(modalities)),
+            scenes=_count_scenes([dataset.splits[split]]),
         )
         for split, found in looked.items()
     }
@@ -230,41 +214,14 @@ def _collect(
         ),
         notes=tuple(dataset.notes),
         examples=_pick_examples(looked),
+        scenes=_count_scenes(dataset.splits.values()),
+        choices=find_choices(dataset),
     )
 
 
-def _join_modalities(samples: Iterable[SampleFacts]) -> dict[str, ModalityFacts]:
-    """Spread sizes and count values by modality."""
-    kinds: dict[str, str] = {}
-    counts: Counter[str] = Counter()
-    numbers: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    values: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
-    flags: dict[str, Counter[str]] = defaultdict(Counter)
-    for sample in samples:
-        for name, facts in sample.modalities.items():
-            kinds[name] = sample.kinds[name]
-            counts[name] += 1
-            flags[name].update(facts.flags)
-            for what, number in facts.numbers.items():
-                numbers[name][what].append(float(number))
-            for what, value in facts.values.items():
-                values[name][what][value] += 1
-    return {
-        name: ModalityFacts(
-            kind=kinds[name],
-            count=counts[name],
-            sizes={what: _spread(found) for what, found in numbers[name].items()},
-            values={what: dict(c.most_common()) for what, c in values[name].items()},
-            flags=dict(flags[name]),
-        )
-        for name in sorted(kinds)
-    }
-
-
-def _spread(values: Sequence[float]) -> Spread:
-    """Summarise some sizes."""
-    least, median, high, most = np.percentile(values, (0, 50, 95, 100), method="higher")
-    return Spread(float(least), float(median), float(high), float(most))
+def _count_scenes(sources: Iterable[Source]) -> int:
+    """Count the scenes that samples are tiles of; parts of one scene count once."""
+    return len({name for s in sources if isinstance(s, Scenes) for name in s.scenes})
 
 
 def _combine_names(source: Source, names: Sequence[str]) -> dict[str, int]:
@@ -336,7 +293,8 @@ def _find_problems(
             if len(found) > 1:
                 listed = ", ".join(f"{value} ({count})" for value, count in found.items())
                 problems.append(f"{name}: {what.removesuffix(' in Hz')} differs: {listed}")
-        problems += [f"{name}: {count} {flag}" for flag, count in facts.flags.items()]
+        title = title_modality(name, facts)
+        problems += [f"{title}: {count} {flag}" for flag, count in facts.flags.items()]
     return problems
 
 

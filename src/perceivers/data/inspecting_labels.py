@@ -4,13 +4,16 @@ Legend: n samples, T label or target columns.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from perceivers.data.address import open_data
 from perceivers.data.dataset import Dataset
 from perceivers.data.sources import UNKNOWN, TargetSource
+from perceivers.errors import ConfigError, DataError
 
 # Fewer training samples than this teach little about a class.
 FEW = 5
@@ -18,6 +21,12 @@ FEW = 5
 UNBALANCED = 3.0
 MAX_NAMED = 6
 LABEL = "label"
+# How the notes on unlabelled data begin to list what could be learned.
+CHOICES_NOTE = "label columns to choose from: "
+# Each column that could be learned is one more reading of the table, or two.
+MAX_TRIED = 8
+# Classes have so many samples on average; a column of more values names or numbers its rows.
+SHARED = 2
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,19 @@ class TargetFacts:
     unknown: int
 
 
+@dataclass(frozen=True)
+class Choices:
+    """Columns that unlabelled data could be read with, as far as they were tried.
+
+    Args:
+        labels: Columns of classes, fit for ``labels``.
+        numbers: Columns of numbers, fit for ``targets``.
+    """
+
+    labels: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
+
+
 def count_labels(dataset: Dataset) -> tuple[LabelFacts, ...]:
     """Count the classes of every label column, from the labels alone.
 
@@ -95,17 +117,20 @@ def count_labels(dataset: Dataset) -> tuple[LabelFacts, ...]:
 
 def describe_targets(dataset: Dataset) -> tuple[TargetFacts, ...]:
     """Describe the numbers to be predicted; nothing when there are none."""
+    values = _join_targets(dataset)
+    return tuple(
+        _describe_column(name, values[:, number]) for number, name in enumerate(dataset.targets)
+    )
+
+
+def _join_targets(dataset: Dataset) -> NDArray[np.float32]:
+    """Return the numbers to be predicted, of all splits ``[n, T]``."""
     held = [
         source.targets
         for source in dataset.splits.values()
         if isinstance(source, TargetSource) and source.targets is not None
     ]
-    if not held:
-        return ()
-    values = np.concatenate(held)  # [n, T]
-    return tuple(
-        _describe_column(name, values[:, number]) for number, name in enumerate(dataset.targets)
-    )
+    return np.concatenate(held) if held else np.zeros((0, len(dataset.targets)), np.float32)
 
 
 def _describe_column(name: str, values: NDArray[np.float32]) -> TargetFacts:
@@ -114,6 +139,43 @@ def _describe_column(name: str, values: NDArray[np.float32]) -> TargetFacts:
         return TargetFacts(name, np.nan, np.nan, np.nan, len(values))
     least, median, most = (float(f(known)) for f in (np.min, np.median, np.max))
     return TargetFacts(name, least, median, most, len(values) - len(known))
+
+
+def find_choices(dataset: Dataset) -> Choices:
+    """Find what unlabelled data could be read with, by opening them so, a column at a time.
+
+    Args:
+        dataset: Whose notes list the columns; the first 8 are tried.
+    """
+    listed = [note.partition(CHOICES_NOTE)[2] for note in dataset.notes if CHOICES_NOTE in note]
+    columns = [column for text in listed for column in text.split(", ")][:MAX_TRIED]
+    numbers = [column for column in columns if _holds_numbers(dataset.address, column)]
+    labels = [
+        column
+        for column in columns
+        if column not in numbers and _holds_classes(dataset.address, column)
+    ]
+    return Choices(tuple(labels), tuple(numbers))
+
+
+def _holds_numbers(address: str, column: str) -> bool:
+    """Tell whether a column can be predicted as numbers that are no class ids."""
+    with suppress(DataError, ConfigError):
+        values = _join_targets(open_data(address, targets=[column]))
+        found = np.unique(values)
+        # An unknown value (NaN) is allowed of a number, but not of the only label.
+        counted = np.array_equal(found, np.arange(len(found)) + (found[0] == 1))
+        return not counted or SHARED * len(found) > len(values)
+    return False
+
+
+def _holds_classes(address: str, column: str) -> bool:
+    """Tell whether a column can be learned as the only label."""
+    with suppress(DataError, ConfigError):
+        opened = open_data(address, labels=[column])
+        total = sum(len(source) for source in opened.splits.values())
+        return 1 < len(opened.classes) <= total / SHARED
+    return False
 
 
 def find_label_problems(labels: Sequence[LabelFacts]) -> list[str]:

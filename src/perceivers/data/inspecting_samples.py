@@ -3,8 +3,11 @@
 Legend: C channels, H W rows and columns, T frames, S samples, P points, L bytes.
 """
 
+import codecs
 import hashlib
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +17,7 @@ from PIL.Image import Image as Picture
 from perceivers.data.audio_clips import fit_audio, read_sound_info
 from perceivers.data.containers import open_bytes
 from perceivers.data.deep_pictures import is_deep, read_deep
+from perceivers.data.joined import JoinedSource
 from perceivers.data.masks import MASK_NAME, read_ids
 from perceivers.data.pictures import (
     GRAY_MODES,
@@ -30,6 +34,7 @@ from perceivers.data.sources import (
     PictureSource,
     Source,
 )
+from perceivers.data.texts import Documents
 from perceivers.data.video_clips import fit_video, native_video
 from perceivers.data.views import Look, Place
 from perceivers.errors import DataError
@@ -41,6 +46,8 @@ PART_OF_SOUND = 30
 PLACES = (0.0, 0.5, 1.0)
 DIGEST_SIZE = 16
 CHUNK = 2**20
+# What may be left of a letter of several bytes of which a window begins to read too late.
+REST_OF_LETTER = re.compile(rb"\A[\x80-\xbf]{1,3}")
 
 
 class RawFacts(NamedTuple):
@@ -55,6 +62,16 @@ class RawFacts(NamedTuple):
     numbers: dict[str, float]
     values: dict[str, str]
     flags: tuple[str, ...] = ()
+
+
+class Cut(NamedTuple):
+    """Whether a text begins, or ends, in the middle of a longer one, perhaps within a letter."""
+
+    begins: bool = False
+    ends: bool = False
+
+
+WHOLE = Cut()
 
 
 class SampleFacts(NamedTuple):
@@ -95,9 +112,9 @@ def measure_sample(source: Source, index: int) -> SampleFacts:
         stated = source.kind_by_modality if isinstance(source, KindedSource) else {}
         kinds = {n: stated.get(n) or find_raw_kind(n, value) for n, value in raw.items()}
         paths = {value.path if isinstance(value, EncodedClip) else "" for value in raw.values()}
-        name = source.names[index]
+        name, cut = source.names[index], _find_cut(source, index, raw)
         return SampleFacts(
-            {n: measure_raw(value, kinds[n], name) for n, value in raw.items()},
+            {n: measure_raw(value, kinds[n], name, cut) for n, value in raw.items()},
             kinds,
             _digest(raw),
             paths.pop() if len(paths) == 1 else "",
@@ -106,13 +123,25 @@ def measure_sample(source: Source, index: int) -> SampleFacts:
         return SampleFacts({}, {}, problem=str(error))
 
 
-def measure_raw(raw: Any, kind: str, path: str) -> RawFacts:
+def _find_cut(source: Source, index: int, raw: Mapping[str, Any]) -> Cut:
+    """Tell which ends of a sample's text are no ends of its document."""
+    while isinstance(source, JoinedSource):
+        source, index = source.locate(index)
+    if not isinstance(source, Documents):
+        return WHOLE
+    piece = source.pieces[int(np.searchsorted(source.ends, index, side="right"))]
+    first = int(source.names[index].rpartition("@")[2])
+    return Cut(first > 0, first + len(raw["bytes"]) < Path(piece.path).stat().st_size)
+
+
+def measure_raw(raw: Any, kind: str, path: str, cut: Cut = WHOLE) -> RawFacts:
     """Describe one modality of a sample.
 
     Args:
         raw: As a source reads it.
         kind: What it is, which says how arrays are laid out.
         path: Names the sample, for messages.
+        cut: Which ends of a text are those of a window.
 
     Raises:
         DataError: It cannot be decoded.
@@ -124,6 +153,8 @@ def measure_raw(raw: Any, kind: str, path: str) -> RawFacts:
         return _measure_mask(read_ids(raw, path, axes=1 if points else 2))
     if isinstance(raw, Picture):
         return measure_picture(raw)
+    if kind == "bytes":
+        return _measure_text(raw, cut)
     return ARRAYS.get(kind, _measure_array)(raw)
 
 
@@ -222,17 +253,23 @@ def _measure_film(clip: EncodedClip) -> RawFacts:
     )
 
 
-def _measure_text(raw: NDArray) -> RawFacts:
+def _measure_text(raw: NDArray, cut: Cut = WHOLE) -> RawFacts:
     """Describe a text ``[L]``: bytes, or ids."""
     if raw.dtype != np.uint8:
         return RawFacts({"ids": len(raw)}, {})
+    flags = () if _is_utf8(raw.tobytes(), cut) else ("not in UTF-8",)
+    return RawFacts({"bytes": len(raw)}, {}, flags)
+
+
+def _is_utf8(text: bytes, cut: Cut) -> bool:
+    """Tell whether a text is in UTF-8, letters apart that a window cuts."""
+    if cut.begins:
+        text = REST_OF_LETTER.sub(b"", text)
     try:
-        raw.tobytes().decode()
-    except UnicodeDecodeError as error:
-        # A window may begin or end within a letter of several bytes.
-        inside = 3 < error.start < len(raw) - 4
-        return RawFacts({"bytes": len(raw)}, {}, ("not in UTF-8",) if inside else ())
-    return RawFacts({"bytes": len(raw)}, {})
+        codecs.getincrementaldecoder("utf-8")().decode(text, final=not cut.ends)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _measure_points(raw: NDArray) -> RawFacts:

@@ -97,6 +97,7 @@ def make_eval_loader(
     rank: int = 0,
     world_size: int = 1,
     views: Views | None = None,
+    strict: bool = False,
 ) -> torch_data.DataLoader[Batch]:
     """Return a loader of every readable sample once, in order; the last batch may be smaller.
 
@@ -116,6 +117,7 @@ def make_eval_loader(
         views: What is seen of each sample, one view when not given. Where there are several,
             ``Batch.inputs`` holds all views of a sample one after the other, and the batch size
             counts views, but every batch holds at least one sample.
+        strict: A text that is longer than its spec cannot be read, instead of being cut.
 
     Raises:
         DataError: The specs do not fit the source; while reading: no sample can be read.
@@ -125,7 +127,7 @@ def make_eval_loader(
     views = views or Views()
     views.check(specs)
     batch_size = max(1, batch_size // views.count)
-    reader = SampleReader(source, specs, AugmentConfig())
+    reader = SampleReader(source, specs, AugmentConfig(), strict)
     num_samples = len(reader.source)
     num_batches = -(-num_samples // batch_size)
     ranges = [

@@ -49,7 +49,7 @@ def read_tables(files: Mapping[str, Path], chosen: Chosen, where: str) -> Found:
     kinds, notes = _find_modalities(whole)
     media = bool(kinds) and list(kinds) != [TEXT]
     tables = whole
-    if list(whole) == ["train"]:
+    if list(whole) == ["train"] and not chosen.bare:
         tables = divide_table(whole["train"], strict=media)
     if not media:
         found = read_text_tables(tables, chosen, where)
@@ -242,7 +242,8 @@ def label_rows(
     for split, table in tables.items():
         others = {name: v for name, v in table.columns.items() if name not in media}
         targets[split] = read_targets(others, chosen.targets, table.places, where)
-        labelled[split] = table.label_table(table.places, (*media, *chosen.targets))
+        hidden = others if chosen.bare else chosen.targets
+        labelled[split] = table.label_table(table.places, (*media, *hidden))
     check_known(targets["train"], chosen.targets, where)
     train = tables["train"]
     labelling = index_labels(labelled, chosen.labels, train.path.parent, where, train.classes)

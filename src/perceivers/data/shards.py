@@ -223,6 +223,8 @@ def read_shards(
     labels: Sequence[str] = (),
     known: Mapping[str, tuple[str, ...]] | None = None,
     targets: Sequence[str] = (),
+    *,
+    bare: bool = False,
 ) -> tuple[TarPictures | TarClips, list[str]]:
     """Index the samples of some tars.
 
@@ -235,6 +237,7 @@ def read_shards(
         known: Class names by column, as the training split has them; None takes the sorted values
             that are found.
         targets: Entries of the ``.json`` files to read as numbers to be predicted.
+        bare: Read no labels.
 
     Returns:
         The source, of pictures alone or of clips, and notes on what was left out.
@@ -261,7 +264,7 @@ def read_shards(
     if labels:
         entries, named = _parse_all(samples)
         values, columns, noted = index_entries(entries, named, labels, known or {}, where)
-    elif DEFAULT_COLUMN not in targets:
+    elif DEFAULT_COLUMN not in targets and not bare:
         values = _read_labels(samples, kinds[0], count)
     numbers = number_entries(*_parse_all(samples), targets, where) if targets else None
     ids = PackedTexts(sample.id for sample in samples)

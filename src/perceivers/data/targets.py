@@ -17,11 +17,13 @@ from perceivers.errors import ConfigError, DataError, suggest
 class Chosen(NamedTuple):
     """The columns that are asked for: labels (none reads ``label``), and numbers to be predicted.
 
-    A column is one or the other.
+    A column is one or the other. ``bare`` asks for the samples alone, in the order they lie in: no
+    label is read, and a column ``split`` divides nothing.
     """
 
     labels: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
+    bare: bool = False
 
     def check(self) -> None:
         """Refuse a column that is named twice.

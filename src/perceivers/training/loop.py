@@ -37,6 +37,9 @@ from perceivers.training.window import Window
 
 __all__ = ["Interrupted", "Loaders", "Trainer", "step_generator"]
 
+# The share of unreadable samples is taken of no fewer than so many.
+JUDGED_SAMPLES = 200
+
 
 @dataclass(frozen=True)
 class Loaders:
@@ -130,6 +133,8 @@ class Trainer:
             self._restore()
         total = self.config.total_steps
         self.emit(Started(step=self.progress.step, total=total))
+        if self.progress.step == total:
+            self.emit(Noted(f"all {total} steps are done; there is nothing left to train"))
         reason = "all steps done"
         with torch.random.fork_rng(), self._stop.listening():
             for batch in self._training_batches():
@@ -248,7 +253,7 @@ class Trainer:
         allowed = self.config.max_bad_share
         read = self.progress.samples_read + self._fresh_read
         bad = self.progress.samples_bad + self._fresh_bad
-        if bad > max(allowed * read, len(batch.index) * allowed):
+        if bad > allowed * max(read, JUDGED_SAMPLES):
             raise DataError(
                 f"{bad} of {read} samples could not be read, "
                 f"more than max_bad_share={allowed}; the last was "

@@ -36,7 +36,8 @@ def export(
 
     Args:
         model: Run folder, ``RUN@last`` or model folder.
-        out: File to write; ``exported/PART.onnx`` or ``.pt2`` in the folder when not given.
+        out: File to write; when not given ``exported/PART.onnx`` or ``.pt2`` in the model's folder,
+            or for weights that come with the package in a folder ``NAME_exported``.
         format: ``onnx`` or ``torch-export``.
         part: ``model``, ``encoder``, ``decoder`` or ``autoencoder``; without it the
             autoencoder of a masked pre-training run, the model of anything else.
@@ -53,7 +54,8 @@ def export(
     masked = loaded.info.task == "pretrain" and loaded.model.family in OBJECTIVES
     chosen: Part = part or ("autoencoder" if masked else "model")
     base = Path(split_address(model)[0])
-    path = Path(out) if out else base / "exported" / f"{chosen}{SUFFIXES[format]}"
+    home = base / "exported" if base.exists() else base.with_name(f"{base.name}_exported")
+    path = Path(out) if out else home / f"{chosen}{SUFFIXES[format]}"
     for written in (path, path.with_suffix(".json")):
         if written.exists() and not overwrite:
             raise ConfigError(f"{written} exists; pass --overwrite or another --out")

@@ -4,11 +4,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from perceivers.checkpoints.loading import Loaded
-from perceivers.data import Batch, Dataset, find_files, make_eval_loader, read_files
-from perceivers.data.files import find_kind
+from perceivers.data import Batch, Dataset, Source, find_files, make_eval_loader, read_files
+from perceivers.data.files import find_kind, pair_files
 from perceivers.data.fitting import cut_windows
+from perceivers.data.sources import PartialSource, PictureSource
 from perceivers.errors import DataError
+from perceivers.tasks.presence import can_lack
 from perceivers.training.config import TrainConfig
 from perceivers.types import ModalitySpec
 from perceivers.workflows.evaluation import open_for_model
@@ -96,27 +100,37 @@ def open_feed(
     """
     specs = loaded.model.config.data_inputs
     if are_files(given, split, tuple(specs) if folders_are_files else ()):
-        return open_files(given, specs, batch_size)
+        return open_files(given, specs, batch_size, may_lack=can_lack(loaded.model))
     if len(given) != 1:
         raise DataError(f"a split is asked for ({split}) of {len(given)} addresses; give one")
     dataset, wanted = open_for_model(loaded, config, given[0])
     return feed_dataset(dataset, wanted, list(specs), split, batch_size, workers)
 
 
-def open_files(given: Sequence[str], specs: Mapping[str, ModalitySpec], batch_size: int) -> Feed:
-    """Open loose files; the class of one is the folder it lies in.
+def open_files(
+    given: Sequence[str], specs: Mapping[str, ModalitySpec], batch_size: int, *, may_lack: bool
+) -> Feed:
+    """Open loose files, paired by name; the class of one is the folder it lies in.
+
+    Args:
+        given: Files and folders.
+        specs: What the model reads.
+        batch_size: Samples at once.
+        may_lack: A sample may lack some of several modalities.
 
     Raises:
         DataError: A path does not exist, or nothing of the model's kinds is there.
     """
     files = find_files(list(given), tuple(specs))
+    size = len(pair_files(files, tuple(specs)))
 
     def read() -> Iterator[Portion]:
-        for found, batch in read_files(files, specs, batch_size):
+        for found, batch in read_files(files, specs, batch_size, may_lack=may_lack):
             folders = [path.parent.name for path in found]
             yield Portion(batch, [str(path) for path in found], folders, "")
 
-    return Feed(read, len(files), notes=(f"{len(files)} files",))
+    note = f"{len(files)} files" + (f", paired to {size} samples" if size < len(files) else "")
+    return Feed(read, size, notes=(note,))
 
 
 def feed_dataset(
@@ -130,7 +144,7 @@ def feed_dataset(
     """Read one split of a data set, or all, one after the other.
 
     Args:
-        dataset: Opened data.
+        dataset: Opened data; some modalities of the model may be missing altogether.
         specs: What the loader brings.
         read_by_model: The modalities among them that are inputs.
         split: The split; all when not given.
@@ -146,12 +160,15 @@ def feed_dataset(
         )
     chosen = [split] if split else [name for name in SPLITS if name in dataset.splits]
     sources = {name: cut_windows(dataset.splits[name], specs) for name in chosen}
+    missing = {name: find_missing(source, read_by_model) for name, source in sources.items()}
 
     def read() -> Iterator[Portion]:
         for name, source in sources.items():
-            loader = make_eval_loader(source, specs, batch_size=batch_size, workers=workers)
+            found = {n: spec for n, spec in specs.items() if n not in missing[name]}
+            loader = make_eval_loader(source, found, batch_size=batch_size, workers=workers)
             for batch in loader:
-                batch.inputs = {n: x for n, x in batch.inputs.items() if n in read_by_model}
+                blank_missing(batch, {n: specs[n] for n in missing[name]})
+                batch.inputs = {n: batch.inputs[n] for n in read_by_model}
                 named = [str(source.names[index]) for index in batch.index.tolist()]
                 yield Portion(batch, named, name_classes(batch, dataset.classes), name)
 
@@ -161,8 +178,45 @@ def feed_dataset(
         classes=dataset.classes,
         columns=dataset.columns,
         targets=dataset.targets,
-        notes=dataset.notes,
+        notes=(
+            *dataset.notes,
+            *(f"{name}: no sample holds {' or '.join(m)}" for name, m in missing.items() if m),
+        ),
     )
+
+
+def find_missing(source: Source, read_by_model: Sequence[str]) -> list[str]:
+    """Return which of several modalities no sample of a split holds.
+
+    Data that hold nothing the model reads, or whose first sample cannot be read, are the loader's
+    business: then none is named.
+    """
+    if isinstance(source, PictureSource):
+        held = {"image"}
+    elif isinstance(source, PartialSource):
+        held = set(source.present)
+    elif len(read_by_model) > 1:
+        try:
+            held = set(source.read(0))
+        except DataError:
+            return []
+    else:
+        return []
+    missing = [name for name in read_by_model if name not in held]
+    return missing if len(missing) < len(read_by_model) else []
+
+
+def blank_missing(batch: Batch, missing: Mapping[str, ModalitySpec]) -> None:
+    """Put zeros, marked as absent, where all samples lack a modality.
+
+    Args:
+        batch: Changed in place.
+        missing: What is to be added, by name.
+    """
+    for name, spec in missing.items():
+        dtype = torch.int64 if spec.kind == "bytes" else torch.float32
+        batch.inputs[name] = torch.zeros(len(batch), *spec.raw_shape, dtype=dtype)
+        batch.present[name] = torch.zeros(len(batch), dtype=torch.bool)
 
 
 def name_classes(batch: Batch, classes: Sequence[str]) -> list[str]:

@@ -30,6 +30,6 @@ def own_data(model: str | Path, config: TrainConfig | None) -> str:
     """
     if config is None:
         raise RunError(
-            f"{model} is a model folder without a run; say which data, by their address (--data)"
+            f"{model} is a model folder without a run; say which data, by their address (evaluate: --data)"
         )
     return config.data

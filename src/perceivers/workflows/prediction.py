@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded, load_with_info
-from perceivers.data import find_files, make_eval_loader, open_data, read_files
+from perceivers.data import find_files, make_eval_loader, open_samples, read_files
 from perceivers.data.byte_codec import decode_ids, encode_text, pad_ids, wrap_ids
+from perceivers.data.files import pair_files
 from perceivers.data.views import Views
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import write_atomic
 from perceivers.tasks.mlm import text_modality
-from perceivers.tasks.presence import answer, held_modalities
+from perceivers.tasks.presence import answer, can_lack, held_modalities
 from perceivers.types import FIRST_BYTE, MASK, Bytes
 from perceivers.workflows.averaging import average_views
 
@@ -98,14 +99,17 @@ def _check_request(
 def _answer_files(
     loaded: Loaded, paths: Sequence[str | Path], top: int, batch_size: int, views: Views
 ) -> Iterator[dict[str, Any]]:
-    """Yield a record per file, readable or not."""
-    specs = loaded.model.config.data_inputs
+    """Yield a record per file, or per sample of several files paired by name, readable or not."""
+    specs, may_lack = loaded.model.config.data_inputs, can_lack(loaded.model)
     files = find_files([str(path) for path in paths], tuple(specs))
-    for names, batch in read_files(files, specs, batch_size, views):
+    samples = [list(parts.values()) for parts in pair_files(files, tuple(specs))]
+    for names, batch in read_files(files, specs, batch_size, views, may_lack=may_lack):
         if names:
-            records = _records(loaded, loaded.model(batch.inputs), top)
-            for file, record in zip(names, records, strict=True):
-                yield {"file": str(file), **record}
+            held = held_modalities(loaded.model, batch)
+            records = _records(loaded, answer(loaded.model, batch.inputs, held), top)
+            for index, record in zip(batch.index.tolist(), records, strict=True):
+                several = {"files": samples[index]} if len(samples[index]) > 1 else {}
+                yield {"file": samples[index][0], **several, **record}
         for text in batch.bad:
             file, _, reason = text.partition(": ")
             yield {"file": file, "error": reason}
@@ -120,11 +124,9 @@ def _answer_samples(
     loaded: Loaded, address: str, top: int, batch_size: int, views: Views
 ) -> Iterator[dict[str, Any]]:
     """Yield a record per sample of a data address; samples may lack modalities."""
-    dataset = open_data(address)
-    for source in dataset.splits.values():
-        loader = make_eval_loader(
-            source, loaded.model.config.data_inputs, batch_size=batch_size, views=views
-        )
+    specs = loaded.model.config.data_inputs
+    for source in open_samples(address).values():
+        loader = make_eval_loader(source, specs, batch_size=batch_size, views=views, strict=True)
         for batch in loader:
             held = held_modalities(loaded.model, batch)
             records = _records(loaded, answer(loaded.model, batch.inputs, held), top)

@@ -12,6 +12,7 @@ import numpy as np
 
 from perceivers.data.dataset import Dataset
 from perceivers.data.files import find_kind
+from perceivers.data.folders import ClipFiles
 from perceivers.data.inspecting import DataFacts
 from perceivers.data.inspecting_labels import UNBALANCED
 from perceivers.data.shards import expand_braces
@@ -20,12 +21,11 @@ from perceivers.workflows.prediction import is_data_file
 from perceivers.workflows.proposing_setups import Purpose, Setup, choose_setup
 
 RUNS = "runs"
-# Share of unreadable samples above which training needs a word; its own limit is a little higher.
-BAD_SHARE = 0.04
+# Percent of unreadable samples from which on training needs a word; its own limit is higher, but
+# the training split may hold more of them than all splits together.
+BAD_PERCENT = 3
 # Share of samples without labels from which on they are worth learning from first.
 UNLABELLED_SHARE = 0.5
-# How the notes on unlabelled tables begin to list what could be learned.
-CHOICES_NOTE = "label columns to choose from: "
 SHOWN_TEXT = 60
 # Where files to predict are looked for, the best place first.
 SPLITS = ("test", "val", "train")
@@ -171,9 +171,10 @@ def _common_settings(facts: DataFacts, asked: Mapping[str, Sequence[str]]) -> di
     """Return settings that follow from the data alone."""
     settings: dict[str, Any] = {key: list(columns) for key, columns in asked.items() if columns}
     looked_at = sum(split.looked_at for split in facts.splits.values())
-    share = facts.num_broken / looked_at
-    if share > BAD_SHARE:
-        settings["max_bad_share"] = round(min(1.0, 1.5 * share + 0.05), 2)
+    if 100 * facts.num_broken >= BAD_PERCENT * looked_at:
+        # Half as many again and 5 %, in whole percent, rounded up.
+        percent = 5 + -(-150 * facts.num_broken // looked_at)
+        settings["max_bad_share"] = min(100, percent) / 100
     return settings
 
 
@@ -224,8 +225,10 @@ def _predict_line(facts: DataFacts, dataset: Dataset, run: str) -> str:
         return ""
     if list(facts.modalities) == ["bytes"]:
         return shlex.join([*words, "--text", _some_text(dataset, SHOWN_TEXT)])
-    if data_file := _data_file(dataset.address):
-        return shlex.join([*words, data_file, "--out", f"{run}/predictions.jsonl"])
+    # Samples of several files are paired by name in their folder.
+    paired = any(isinstance(source, ClipFiles) for source in dataset.splits.values())
+    if data := dataset.address if paired else _data_file(dataset.address):
+        return shlex.join([*words, data, "--out", f"{run}/predictions.jsonl"])
     return ""
 
 
@@ -292,12 +295,15 @@ def _mask_letter(text: str) -> str:
 def _hints(facts: DataFacts) -> list[str]:
     """Say what else could be done with the data."""
     hints = []
-    for note in facts.notes:
-        _, found, columns = note.partition(CHOICES_NOTE)
-        if found:
-            column = columns.split(", ")[0]
-            hints.append(
-                f"to learn a label instead, choose its column: --labels '[\"{column}\"]' (there "
-                f"are {columns})"
-            )
+    if columns := facts.choices.labels:
+        flag = shlex.join(_flags("labels", [columns[0]]))
+        hints.append(
+            f"to learn a label instead, choose its column: {flag} (there are {', '.join(columns)})"
+        )
+    if columns := facts.choices.numbers:
+        flag = shlex.join(_flags("targets", [columns[0]]))
+        hints.append(
+            f"to predict a number instead, choose its column: {flag} (there are "
+            f"{', '.join(columns)})"
+        )
     return hints

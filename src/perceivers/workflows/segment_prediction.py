@@ -31,6 +31,7 @@ from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import write_atomic
 from perceivers.report.figures.segmentation import class_colours, overlay_mask
 from perceivers.tasks.segmentation import element_logits, segmented_modality
+from perceivers.workflows.prediction import is_data_file
 
 # Share of a part that it has in common with its neighbour, at least.
 OVERLAP = 0.25
@@ -76,7 +77,8 @@ def predict_masks(
         overwrite: Replace files of an earlier call.
 
     Raises:
-        UserError: The model finds no classes per pixel, a path does not exist, or a file does.
+        UserError: The model finds no classes per pixel, a path does not exist or is a table or
+            tar, or a file to be written exists.
     """
     loaded = load_with_info(model)
     if loaded.info.task != "segment":
@@ -86,6 +88,11 @@ def predict_masks(
         )
     if not paths:
         raise ConfigError("nothing to predict; give pictures or folders")
+    if is_data_file(paths):
+        raise ConfigError(
+            f"{paths[0]} holds samples, and masks are found in picture files alone; unpack it, and "
+            f"give the pictures or their folder"
+        )
     folder, files = Path(out), find_files([str(path) for path in paths], ("image",))
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {out} is a file; give a folder for the masks")
