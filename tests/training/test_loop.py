@@ -170,7 +170,8 @@ def test_a_few_unreadable_samples_do_not_stop_a_run_that_has_read_little(
         for i in range(6):
             path = tmp_path / "data" / name / f"{i}.png"
             Image.new("L", (8, 8), 40 * i).save(path)
-    path.write_bytes(path.read_bytes()[:30])
+    broken = tmp_path / "data" / "b" / "5.png"
+    broken.write_bytes(broken.read_bytes()[:30])
     pretrain(**settings(data=str(tmp_path / "data"), size=8, channels=1, quiet=True))
 
 

@@ -30,6 +30,7 @@ def own_data(model: str | Path, config: TrainConfig | None) -> str:
     """
     if config is None:
         raise RunError(
-            f"{model} is a model folder without a run; say which data, by their address (evaluate: --data)"
+            f"{model} is a model folder without a run; say which data, by their address (evaluate: "
+            f"--data)"
         )
     return config.data
