@@ -89,6 +89,7 @@ def test_the_ways_are_the_same_function(bench: ModuleType) -> None:
     assert isinstance(workloads[0].model, HiP)
 
 
+@pytest.mark.slow
 def test_the_benchmark_writes_what_it_measured(
     bench: ModuleType,
     tmp_path: Path,

@@ -149,6 +149,7 @@ def test_a_released_file_needs_no_description(
         assert all(torch.equal(x, theirs[name]) for name, x in state.items())
 
 
+@pytest.mark.slow
 def test_a_release_of_other_sizes_is_refused_with_the_remedy(tmp_path: Path) -> None:
     config, params, state = stored(GOLDEN / "dmr_cls_learned_conv1x1.npz")
     source, stated = write(tmp_path, config, {"params": tree(params), "state": tree(state)})

@@ -234,6 +234,7 @@ def test_films_are_given_back(call: Call, clip_run: pv.Run, made: Path, tmp_path
 # -- models and recipes ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_models_of_every_family_are_listed(call: Call) -> None:
     outcome = call("models")
     assert outcome.code == 0

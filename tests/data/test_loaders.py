@@ -235,7 +235,7 @@ def test_numbers_that_make_no_loader_are_refused(
 def test_specs_that_do_not_fit_are_refused_before_reading(source: Arrays) -> None:
     for specs, message in (
         ({}, "no modality is asked for"),
-        ({"audio": Audio(4)}, r"ask for 'audio', but the data hold \['image'\]"),
+        ({"audio": Audio(4)}, r"'audio' is to be read, but the data hold image;"),
     ):
         with pytest.raises(DataError, match=message):
             train(source, specs=specs, augment=AugmentConfig())

@@ -61,8 +61,10 @@ def predict(
             long, or the views do not fit.
     """
     loaded, views = load_with_info(model), views or Views()
-    _check_request(loaded, model, paths, texts, top, views)
+    _check_request(loaded, model, paths, texts, top)
     loaded = average_views(loaded, views, batch_size)
+    if texts and views.count > 1:
+        raise ConfigError(f"views are {views}, but a text has one view; give files without texts")
     if loaded.info.task == "mlm":
         yield from _fill(loaded, paths, texts)
         return
@@ -80,7 +82,6 @@ def _check_request(
     paths: Sequence[str | Path],
     texts: Sequence[str],
     top: int,
-    views: Views,
 ) -> None:
     """Refuse what ``predict`` cannot answer."""
     if top < 1:
@@ -92,8 +93,6 @@ def _check_request(
         )
     if not paths and not texts:
         raise ConfigError("nothing to predict; give files, folders or texts")
-    if texts and views.count > 1:
-        raise ConfigError(f"views are {views}, but a text has one view; give files without texts")
 
 
 def _answer_files(
