@@ -266,13 +266,12 @@ def _texts(facts: ModalityFacts, purpose: Purpose, cuda: bool) -> Setup:
     return Setup(
         "hiera_nano_text",
         {
-            "model_options": {"drop_path_rate": 0.1},
             "inputs": {"bytes": sizes},
             "batch_size": 64,
-            "steps": 10_000 if cuda else 2500 if length <= 128 else 1500,
+            "steps": 10_000 if cuda else 4000 if length <= 192 else 2500,
             "optimizer": {"lr": 0.002},
             "schedule": {"warmup": 0.1},
-            "augment": {"word_drop": 0.4, "text_shift": length // 4},
+            "augment": {"word_drop": 0.3, "text_shift": 32},
             "ema": 0.99,
             "eval_every": 250,
             "checkpoint_every": 250,
