@@ -258,14 +258,14 @@ def read_shards(
     found = _with_masks(found)
     kinds, notes = choose_kinds(found, where)
     samples = [sample for sample in found if all(kind in sample.media for kind in kinds)]
-    # Beside masks, classes.txt names the classes of pixels.
-    count = 0 if MASK_NAME in kinds else len(classes)
-    values, columns, noted = None, {}, []
+    values, columns = None, {}
     if labels:
         entries, named = _parse_all(samples)
         values, columns, noted = index_entries(entries, named, labels, known or {}, where)
+        notes = [*notes, *noted]
     elif DEFAULT_COLUMN not in targets and not bare:
-        values = _read_labels(samples, kinds[0], count)
+        # Beside masks, classes.txt names the classes of pixels.
+        values = _read_labels(samples, kinds[0], 0 if MASK_NAME in kinds else len(classes))
     numbers = number_entries(*_parse_all(samples), targets, where) if targets else None
     ids = PackedTexts(sample.id for sample in samples)
     members = tuple(PackedTexts(s.media[kind].name for s in samples) for kind in kinds)
@@ -274,7 +274,6 @@ def read_shards(
         np.int64,
     )
     shards = [shard for shard, _ in opened]
-    notes = [*notes, *noted]
     if kinds == ("image",):
         return TarPictures(shards, ids, members[0], places[:, 0], values, columns, numbers), notes
     clips = TarClips(shards, ids, kinds, members, places, False, values, columns, numbers)
