@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from perceivers.errors import CheckpointError
+from perceivers.foreign import parse_json
+from perceivers.reading import read_file
 
 _UNFINISHED = re.compile(r"\..+\.\d+\.tmp")  # as write_atomic names them
 
@@ -16,7 +18,8 @@ def write_atomic(path: Path, content: bytes | str) -> Path:
     """Write beside ``path``, flush to disk, then rename; the old file survives any failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    data = content.encode() if isinstance(content, str) else content
+    # An answer is never lost for a name: what UTF-8 cannot write is escaped, as JSON reads it.
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -41,17 +44,16 @@ def write_json(path: Path, data: Mapping[str, Any]) -> Path:
 
 
 def read_json_file(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object, as ``write_json`` writes it.
 
     Raises:
-        CheckpointError: The file is missing, unreadable or not an object.
+        CheckpointError: The file is missing, unreadable, too large or not an object.
     """
-    try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{path} does not exist")
+    text = read_file(path, limit="json", error=CheckpointError)
+    # Addresses of data may hold names that are no UTF-8, and figures may be NaN.
+    data = parse_json(text, str(path), error=CheckpointError, ours=True, halves=True)
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}, not an object")
     return data

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "perceivers"
 
 # Lowest first; a layer may import itself (its own package) and everything below it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("version", "errors", "types", "files", "draws"),
+    ("version", "errors", "types", "files", "draws", "foreign", "limits", "reading", "text_names"),
     ("nn",),
     ("adapters", "masking"),
     ("models",),

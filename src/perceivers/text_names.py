@@ -1,0 +1,132 @@
+r"""Names from outside: what cannot be written is escaped, and spellings of one name are one name.
+
+Names of files are bytes. Python reads those that are no UTF-8 as halves of surrogate pairs, with
+which the file is found, but which no text file takes. So a name is escaped where it becomes the id
+of a sample (``caf\xe9.png``), and refused where it names a class. Accented letters have two
+spellings, composed (NFC, as most systems write) and decomposed (NFD, as a Mac writes); names are
+compared, and classes kept, in the first.
+"""
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+from perceivers.errors import DataError, UserError
+
+ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f])")
+
+
+def compose(name: str) -> str:
+    """Return the composed spelling (NFC) of a name."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def is_writable(name: str) -> bool:
+    """Tell whether a name is text that UTF-8 can write."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def show_name(name: str) -> str:
+    r"""Return a name that can be written anywhere: bytes that are no UTF-8 become ``\xff``."""
+    if is_writable(name):
+        return name
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        # Half of a pair that never was a byte, as only JSON and YAML can write it.
+        return name.encode("utf-8", "backslashreplace").decode()
+
+
+def name_bytes(name: str) -> bytes:
+    """Return bytes that are the same for all spellings of a name, escaped or not.
+
+    They are those of the file's name where it is composed, or no UTF-8.
+    """
+    data = show_name(compose(name)).encode()
+    return ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), data)
+
+
+def check_class_name(name: str, where: str, *, error: type[UserError] = DataError) -> str:
+    """Return the composed spelling of what names a class.
+
+    Args:
+        name: The name.
+        where: What it is, for messages, such as ``x.csv: line 3: label``.
+        error: What is raised.
+
+    Raises:
+        UserError: It is no text in UTF-8, or holds a line break or another control character.
+    """
+    if not is_writable(name):
+        raise error(
+            f"{where} is {show_name(name)!r}, which is no text in UTF-8{guess_encoding(name)}; a "
+            f"class name is written into every model and record, so write it in UTF-8"
+        )
+    # Line separators are no control characters, but break lines for whoever splits them.
+    bad = [character for character in name if unicodedata.category(character) in {"Cc", "Zl", "Zp"}]
+    if bad:
+        raise error(
+            f"{where} is {name[:60]!r}, which holds {bad[0]!r}; a class name is one line of text, "
+            f"without control characters"
+        )
+    return compose(name)
+
+
+def guess_encoding(name: str) -> str:
+    """Return ``: in Windows-1252 it is 'x'`` for bytes that are no UTF-8; nothing for others."""
+    try:
+        guess = name.encode("utf-8", "surrogateescape").decode("cp1252")
+    except (UnicodeEncodeError, UnicodeDecodeError):
+        return ""
+    return f" (in Windows-1252 it is {guess!r})" if guess.isprintable() else ""
+
+
+def find_spelling(path: Path) -> Path:
+    """Return the path under which a file is found, where a part of it is spelled otherwise.
+
+    Args:
+        path: A path as a table or a label names it.
+
+    Returns:
+        The path itself where it exists, or where nothing else is found.
+    """
+    text = str(path)
+    if text.isascii() or os.path.lexists(text):
+        return path
+    for form in ("NFC", "NFD"):
+        if os.path.lexists(other := unicodedata.normalize(form, text)):
+            return Path(other)
+    # Parts may differ, as in a decomposed folder with composed names.
+    found = Path(path.anchor)
+    for part in path.parts[len(found.parts) :]:
+        step = found / part
+        if not os.path.lexists(step):
+            step = found / (_find_part(found, compose(part)) or part)
+        found = step
+    return found if os.path.lexists(found) else path
+
+
+def describe_names(names: Iterable[str]) -> str:
+    """Return a sentence on file names that are no UTF-8, with the first; nothing without any."""
+    odd = [show_name(name) for name in names if not is_writable(name)]
+    if not odd:
+        return ""
+    return (
+        f"{len(odd)} file names are no UTF-8, such as {odd[0]}; they are written with such bytes "
+        f"escaped"
+    )
+
+
+def _find_part(folder: Path, name: str) -> str | None:
+    """Return an entry of a folder by its composed name."""
+    try:
+        entries = [entry.name for entry in folder.iterdir()]
+    except OSError:
+        return None
+    return next((entry for entry in entries if compose(entry) == name), None)
