@@ -11,14 +11,20 @@ from perceivers.data import containers
 from perceivers.data.containers import (
     file_version,
     have_sound,
-    is_sound_file,
+    is_packed,
     load_library,
     name_kind,
-    read_head,
+    open_bytes,
+    open_sound,
     wrap_file,
 )
 from perceivers.data.sources import EncodedClip
 from perceivers.errors import DataError
+
+
+def read_all(clip: EncodedClip) -> bytes:
+    with open_bytes(clip) as file:
+        return file.read()
 
 
 @pytest.fixture
@@ -43,11 +49,31 @@ def test_names_tell_the_kind() -> None:
     ]
 
 
-def test_contents_tell_who_reads_a_file(encode_sound: Callable[..., bytes]) -> None:
-    wave = np.zeros((1, 3000))
-    kinds = {k: is_sound_file(encode_sound(wave, kind=k)) for k in ("WAV", "FLAC", "OGG", "MP3")}
-    assert kinds == {"WAV": True, "FLAC": True, "OGG": True, "MP3": False}
-    assert not is_sound_file(b"RIFF1234AVI ")
+@pytest.mark.parametrize(
+    ("kind", "by_soundfile"), [("WAV", True), ("FLAC", True), ("AIFF", True), ("MP3", False)]
+)
+def test_contents_tell_who_reads_a_file(
+    encode_sound: Callable[..., bytes], kind: str, by_soundfile: bool
+) -> None:
+    data = encode_sound(np.zeros((1, 3000)), kind=kind)
+    with open_sound(EncodedClip("x", data, "audio")) as file:
+        assert (file is not None) == by_soundfile
+    assert is_packed(data[:8]) != by_soundfile
+
+
+def test_what_soundfile_does_not_know_is_left_to_av(
+    encode_video: Callable[..., bytes], numbered: Callable[..., np.ndarray]
+) -> None:
+    avi = encode_video(numbered(3), kind="avi", codec="mpeg4")
+    for data in (encode_video(numbered(2)), avi, b"OggS" + bytes(100), b"x" * 100, b"\xff"):
+        with open_sound(EncodedClip("x", data, "audio")) as file:
+            assert file is None
+    # A sound that is merely damaged is not.
+    with (
+        pytest.raises(DataError, match=r"^x: cannot be decoded"),
+        open_sound(EncodedClip("x", b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0", "audio")),
+    ):
+        pass
 
 
 @pytest.mark.usefixtures("_forgetful")
@@ -102,17 +128,17 @@ def test_small_files_are_read_at_once_and_large_ones_stay_on_the_disk(
     assert large == {kind: EncodedClip(str(path), None, kind) for kind in ("video", "audio")}
     (clip, _) = large.values()
     assert isinstance(clip, EncodedClip)
-    assert read_head(clip) == b"y" * 12
+    assert read_all(clip) == b"y" * 21
     version = file_version(clip)
     assert version is not None
     assert version[:2] == (str(path), 21)
     assert file_version(EncodedClip("a.mp4", b"x", "video")) is None
     path.write_bytes(b"")
     with pytest.raises(DataError, match=r"a\.mp4: the file is empty \(0 bytes\)"):
-        read_head(clip)
+        read_all(clip)
     path.unlink()
     for read in (
-        read_head,
+        read_all,
         file_version,
         lambda clip: wrap_file("video", clip.path, None, has_sound=True),
     ):

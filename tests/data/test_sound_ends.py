@@ -1,4 +1,4 @@
-"""WAV and Ogg files that were cut short, and whole ones of odd writers."""
+"""Sound files that were cut short, and whole ones of odd writers."""
 
 import io
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from perceivers.data.audio_clips import fit_audio, native_audio
-from perceivers.data.sound_ends import check_sound_end
+from perceivers.data.sound_ends import check_ogg_end
 from perceivers.data.sources import EncodedClip
 from perceivers.errors import DataError
 from perceivers.types import Audio
@@ -21,8 +21,8 @@ def noise(samples: int) -> np.ndarray:
     return 0.3 * np.random.default_rng(0).standard_normal((1, samples)).astype(np.float32)
 
 
-def check(data: bytes, path: str) -> None:
-    check_sound_end(io.BytesIO(data), path)
+def check(data: bytes, path: str) -> int:
+    return native_audio(EncodedClip(path, data, "audio")).samples
 
 
 def with_size(wav: bytes, size: int) -> bytes:
@@ -74,8 +74,10 @@ def test_an_ogg_that_was_cut_short_is_named(subtype: str) -> None:
     for length in (len(ogg) - 1, ogg.rfind(b"OggS"), ogg.rfind(b"OggS") + 10, len(ogg) // 2):
         message = rf"^a\.ogg: the last page of sound is missing after {length} bytes; the file is"
         with pytest.raises(DataError, match=message):
+            check_ogg_end(io.BytesIO(ogg[:length]), "a.ogg")
+        with pytest.raises(DataError, match=r"^a\.ogg: "):
             check(ogg[:length], "a.ogg")
-    check(ogg + b"TAG", "a.ogg")
+    assert check(ogg + b"TAG", "a.ogg") == 96000
 
 
 def with_tag(mp3: bytes) -> bytes:
@@ -113,8 +115,36 @@ def test_an_mp3_that_an_editor_cut_between_frames_is_merely_shorter(
         native_audio(EncodedClip("a.mp3", mp3[: middle - 3], "audio"))
 
 
-@pytest.mark.parametrize("kind", ["FLAC", "MP3"])
-def test_other_files_are_judged_elsewhere(encode_sound: EncodeSound, kind: str) -> None:
-    data = encode_sound(noise(20000), kind=kind)
-    check(data[: len(data) // 2], "a")
-    check(b"", "a")
+@pytest.mark.parametrize(
+    ("kind", "subtype", "endian"),
+    [
+        ("WAV", "PCM_16", "BIG"),
+        ("WAVEX", "FLOAT", "FILE"),
+        ("RF64", "PCM_16", "FILE"),
+        ("W64", "PCM_16", "FILE"),
+        ("AIFF", "PCM_16", "FILE"),
+        ("AIFF", "DOUBLE", "FILE"),
+        ("AU", "PCM_16", "FILE"),
+        ("CAF", "PCM_16", "FILE"),
+        ("SVX", "PCM_16", "FILE"),
+        ("FLAC", "PCM_16", "FILE"),
+    ],
+)
+def test_sounds_of_every_container_that_were_cut_short_are_named(
+    kind: str, subtype: str, endian: str
+) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, noise(2000)[0], 16000, subtype, endian, kind)
+    data = file.getvalue()
+    assert check(data, "x") == 2000
+    with pytest.raises(DataError, match=r"^x: (ends after \d+ of \d+ bytes|cannot be decoded)"):
+        fit_audio(EncodedClip("x", data[: len(data) * 3 // 5], "audio"), Audio(2000))
+
+
+@pytest.mark.parametrize("samples", [2000, 400_000])
+def test_the_last_page_of_an_ogg_is_measured(encode_sound: EncodeSound, samples: int) -> None:
+    ogg = encode_sound(0.5 * np.sin(0.05 * np.arange(samples))[None], 16000, "OGG")
+    last = check_ogg_end(io.BytesIO(ogg), "x")
+    # A short file has one page of sound.
+    assert (last == samples) == (samples == 2000)
+    assert 0 < last <= samples

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -18,15 +20,13 @@ from numpy.typing import NDArray
 from perceivers.data.containers import (
     file_version,
     first_stream,
-    is_sound_file,
     is_timed,
     open_bytes,
     open_container,
     open_sound,
-    read_head,
 )
 from perceivers.data.resampling import read_resampled, resampled_length
-from perceivers.data.sound_ends import check_mp3_end, check_sound_end
+from perceivers.data.sound_ends import check_mp3_end, check_ogg_end, check_stated_size
 from perceivers.data.sources import EncodedClip
 from perceivers.data.views import PLAIN, Look
 from perceivers.errors import DataError
@@ -34,12 +34,17 @@ from perceivers.types import Audio
 
 # Decoding starts this much early, in seconds: a codec's first packets lack what came before them.
 PREROLL = 0.2
+# Frames of an MP3 of few bits begin up to 511 bytes before their header: half a second at 8 kHz.
+COUNTED_PREROLL = 1.0
 # Times of packets are rounded, in some containers to 1 ms; only a longer gap, in s, is silence.
 MIN_GAP = 0.01
 # A track may miss this much of its stated length, in s: codecs fill their last packet.
 MAX_MISSING = 0.2
 # Finds its places by counting packets, which is exact.
 COUNTED_FORMAT = "mp3"
+# Of these encodings libsndfile finds every sample; others, as ALAC, it sometimes misses.
+FOUND_ENCODINGS = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW", "OPUS")
+CHUNK = 2**16
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,17 @@ class SoundInfo:
         channels: Channels in the file.
         sample_rate: Samples per second in Hz.
         begin: Time of the first sample in seconds, in the container's time.
+        by_soundfile: The file is read by soundfile, not by PyAV.
+        findable: Up to this sample soundfile finds its place; what comes later is decoded from
+            here on.
     """
 
     samples: int
     channels: int
     sample_rate: int
     begin: float = 0.0
+    by_soundfile: bool = False
+    findable: int = 0
 
 
 def native_audio(clip: EncodedClip) -> Audio:
@@ -148,12 +158,9 @@ def _remember_info(version: tuple[str, int, int]) -> SoundInfo:
 
 def _read_info(clip: EncodedClip) -> SoundInfo:
     """Read the headers of a file, and how it ends."""
-    if is_sound_file(read_head(clip)):
-        with open_sound(clip) as file:
-            info = SoundInfo(file.frames, file.channels, file.samplerate)
-        with open_bytes(clip) as data:
-            check_sound_end(data, clip.path)
-    else:
+    with open_sound(clip) as file:
+        info = None if file is None else _read_file_info(file, clip)
+    if info is None:
         with open_container(clip) as container:
             stream = first_stream(container, "audio", clip.path)
             rate = stream.codec_context.sample_rate
@@ -167,6 +174,20 @@ def _read_info(clip: EncodedClip) -> SoundInfo:
     return info
 
 
+def _read_file_info(file: Any, clip: EncodedClip) -> SoundInfo:
+    """Return what soundfile says of a file, and require that it is whole."""
+    check_stated_size(file.extra_info, clip.path)
+    findable = file.frames if file.subtype.startswith(FOUND_ENCODINGS) else 0
+    if file.format == "OGG":
+        with open_bytes(clip) as data:
+            last = check_ogg_end(data, clip.path)
+        if file.subtype == "VORBIS":
+            # In the last page, which may be long, libsndfile takes another sample for the one
+            # that is asked for.
+            findable = max(0, file.frames - last - 1)
+    return SoundInfo(file.frames, file.channels, file.samplerate, 0.0, True, findable)
+
+
 def _fit_part(clip: EncodedClip, info: SoundInfo, spec: Audio, first: int) -> NDArray[np.float32]:
     """Decode ``[first, first + S)`` of a file, as far as it goes, into the spec's shape."""
     _check_fit(clip, info, spec)
@@ -174,11 +195,11 @@ def _fit_part(clip: EncodedClip, info: SoundInfo, spec: Audio, first: int) -> ND
     begin, end = max(0, first), min(resampled_length(info.samples, *rates), first + spec.samples)
     fitted = np.zeros(spec.raw_shape, np.float32)
     if begin < end:
-        decode = _read_file if is_sound_file(read_head(clip)) else _read_track
+        decode = _read_file if info.by_soundfile else _read_track
 
         def read(begin: int, end: int) -> NDArray[np.float32]:
             """Decode samples at the file's rate, in the file's channels or mono."""
-            values = decode(clip, begin, end)
+            values = decode(clip, info, begin, end)
             if not np.isfinite(values).all():
                 raise DataError(f"{clip.path}: holds NaN or infinite samples; write the file again")
             return values.mean(axis=0, keepdims=True) if spec.channels == 1 else values
@@ -198,34 +219,46 @@ def _check_fit(clip: EncodedClip, info: SoundInfo, spec: Audio) -> None:
         )
 
 
-def _read_file(clip: EncodedClip, begin: int, end: int) -> NDArray[np.float32]:
-    """Decode samples of a WAV, FLAC or Ogg file."""
+def _read_file(clip: EncodedClip, info: SoundInfo, begin: int, end: int) -> NDArray[np.float32]:
+    """Decode samples of a file that soundfile reads."""
     with open_sound(clip) as file:
-        file.seek(begin)
+        place = min(begin, info.findable)
+        # Not all encodings can be sought in, not even to their beginning.
+        if place:
+            file.seek(place)
+        while place < begin:
+            skipped = len(file.read(min(CHUNK, begin - place), dtype="float32"))
+            if not skipped:
+                break
+            place += skipped
         values = file.read(end - begin, dtype="float32", always_2d=True)
         if len(values) != end - begin:
             raise DataError(
-                f"{clip.path}: ends after {begin + len(values)} of {file.frames} samples; the "
+                f"{clip.path}: ends after {place + len(values)} of {info.samples} samples; the "
                 f"file is damaged or cut short"
             )
     return values.T
 
 
-def _read_track(clip: EncodedClip, begin: int, end: int) -> NDArray[np.float32]:
+def _read_track(clip: EncodedClip, info: SoundInfo, begin: int, end: int) -> NDArray[np.float32]:
     """Decode samples of a sound track, placed by the times of their packets."""
     with open_container(clip) as container:
         stream = first_stream(container, "audio", clip.path)
-        rate, origin = stream.codec_context.sample_rate, _begin(stream)
-        if is_timed(container) or container.format.name == COUNTED_FORMAT:
-            start = max(origin, origin + begin / rate - PREROLL)
-            container.seek(int(start / stream.time_base), stream=stream)
+        rate, origin = info.sample_rate, info.begin
+        counted = container.format.name == COUNTED_FORMAT
+        start = begin / rate - (COUNTED_PREROLL if counted else PREROLL)
+        grid = None
+        # After a seek, to the beginning too, MP3 decoders give no sound for some frames.
+        if start > 0 and (counted or is_timed(container)):
+            grid = _find_grid(container, stream, rate)
+            container.seek(int((origin + start) / stream.time_base), stream=stream)
         values = np.zeros((stream.codec_context.channels, end - begin), np.float32)
         place, last = 0, begin
         for number, frame in enumerate(_planar_frames(container, stream)):
             if frame.pts is not None:
                 stated = round((float(frame.pts * frame.time_base) - origin) * rate)
                 if number == 0 or abs(stated - place) > MIN_GAP * rate:
-                    place = stated
+                    place = stated if grid is None else _snap(stated, *grid)
             samples = frame.to_ndarray()
             if len(samples) != len(values):
                 raise DataError(
@@ -242,6 +275,26 @@ def _read_track(clip: EncodedClip, begin: int, end: int) -> NDArray[np.float32]:
             f"file is damaged or cut short"
         )
     return values
+
+
+def _find_grid(container: Any, stream: Any, rate: int) -> tuple[int, int, int] | None:
+    """Return where frames begin in a container of coarse times: offset, step and largest error.
+
+    None where times are exact to the sample, or frames differ in length.
+    """
+    error = ceil(stream.time_base * rate)
+    if error <= 1:
+        return None
+    lengths = [frame.samples for frame in islice(container.decode(stream), 3)]
+    if len(lengths) < 3 or lengths[1] != lengths[2]:
+        return None
+    return lengths[0] % lengths[1], lengths[1], error
+
+
+def _snap(stated: int, offset: int, step: int, error: int) -> int:
+    """Return the place of a frame whose stated place is rounded; as stated where it fits none."""
+    place = offset + round((stated - offset) / step) * step
+    return place if abs(place - stated) <= error else stated
 
 
 def _planar_frames(container: Any, stream: Any) -> Any:

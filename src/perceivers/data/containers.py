@@ -1,7 +1,7 @@
 """Media files: known by their names; sounds and films opened by PyAV or soundfile, never noisily.
 
-WAV, FLAC and Ogg are read by soundfile; everything else, MP3 included, by PyAV, because the MP3
-decoder inside soundfile writes its complaints about damaged files to the terminal.
+Sounds are read by soundfile where it can; all else, MP3 included, by PyAV, because the MP3 decoder
+inside soundfile writes its complaints about damaged files to the terminal.
 """
 
 import os
@@ -28,7 +28,10 @@ from perceivers.data.pictures import (
 from perceivers.data.sources import EncodedClip
 from perceivers.errors import DataError
 
-AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
+AUDIO_EXTENSIONS = (
+    *(".wav", ".flac", ".ogg", ".mp3"),
+    *(".aif", ".aiff", ".aifc", ".au", ".caf", ".m4a", ".oga", ".opus"),
+)
 VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 POINT_EXTENSIONS = (".off", ".ply", ".npy", ".xyz", ".obj", ".stl")
 EXTENSIONS = {
@@ -37,6 +40,8 @@ EXTENSIONS = {
     "video": VIDEO_EXTENSIONS,
     "points": POINT_EXTENSIONS,
 }
+# How libsndfile calls formats, encodings and parts of them that it does not read.
+UNREAD_CODES = {1, 4, 18}
 # Containers that state the time of every packet, and that can be entered anywhere.
 TIMED_FORMATS = ("mov", "matroska")
 # Packages that not everybody needs, and what for.
@@ -85,19 +90,14 @@ def load_library(name: str) -> ModuleType:
     return module
 
 
-def is_sound_file(data: bytes) -> bool:
-    """Tell by the first 12 bytes whether a file is WAV, FLAC or Ogg, which soundfile reads."""
-    return data[:4] in {b"fLaC", b"OggS"} or (data[:4] == b"RIFF" and data[8:12] == b"WAVE")
+def is_packed(head: bytes) -> bool:
+    """Tell by its first bytes whether a file is MP3 or AAC, MP4, Matroska or WebM.
 
-
-def read_head(clip: EncodedClip) -> bytes:
-    """Return the first 12 bytes of a file, by which formats are told apart.
-
-    Raises:
-        DataError: The file is empty, or cannot be read.
+    Args:
+        head: At least the first 8 bytes.
     """
-    with open_bytes(clip) as file:
-        return file.read(12)
+    mpeg = head[:3] == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] >= 0xE0)
+    return mpeg or head[4:8] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3"
 
 
 @contextmanager
@@ -150,18 +150,44 @@ def open_container(clip: EncodedClip) -> Iterator[Any]:
 
 @contextmanager
 def open_sound(clip: EncodedClip) -> Iterator[Any]:
-    """Open WAV, FLAC or Ogg with soundfile; whatever it raises until the end names the file.
+    """Open a sound with soundfile, None where PyAV is to read it; any later error names the file.
 
     Raises:
         DataError: The content is damaged or cut short.
     """
-    soundfile = load_library("soundfile")
+    with open_bytes(clip) as data:
+        head = data.read(8)
+        data.seek(0)
+        if is_packed(head):
+            yield None
+            return
+        soundfile = load_library("soundfile")
+        try:
+            file = _try_soundfile(soundfile, data)
+            if file is None:
+                yield None
+                return
+            with file:
+                yield file
+        except soundfile.SoundFileError as error:
+            reason = getattr(error, "error_string", "") or "the data are damaged or cut short"
+            raise DataError(f"{clip.path}: cannot be decoded ({reason})") from error
+
+
+def _try_soundfile(soundfile: ModuleType, data: BufferedIOBase) -> Any:
+    """Open a file with soundfile; None where it does not know the format."""
     try:
-        with open_bytes(clip) as data, soundfile.SoundFile(data) as file:
-            yield file
-    except soundfile.SoundFileError as error:
-        reason = getattr(error, "error_string", "") or "the data are damaged or cut short"
-        raise DataError(f"{clip.path}: cannot be decoded ({reason})") from error
+        file = soundfile.SoundFile(data)
+    except soundfile.LibsndfileError as error:
+        if error.code in UNREAD_CODES:
+            return None
+        raise
+    # MP3 inside of WAV is decoded by the noisy decoder too. A WAV that was written to a pipe may
+    # state no samples, and PyAV reads all there are.
+    if file.subtype.startswith("MPEG") or not file.frames:
+        file.close()
+        return None
+    return file
 
 
 def first_stream(container: Any, kind: str, path: str) -> Any:

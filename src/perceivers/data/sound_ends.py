@@ -1,12 +1,14 @@
-"""Whether a WAV, Ogg or MP3 file was cut short: what it promises, compared with what is there.
+"""Whether a sound file was cut short: what it promises, compared with what is there.
 
-The decoder takes such files for shorter ones. WAV states the bytes of its samples; a whole Ogg
-file ends with a page that says it is the last. What an MP3 states may be wrong, because editors
-keep old headers; but they cut between its frames, so that one that is shorter than stated and ends
-within a frame was cut short. FLAC and containers are judged while they are decoded.
+The decoders take such files for shorter ones. WAV, AIFF and their like state the bytes of their
+samples, which libsndfile compares with the file; a whole Ogg file ends with a page that says it is
+the last. What an MP3 states may be wrong, because editors keep old headers; but they cut between
+its frames, so that one that is shorter than stated and ends within a frame was cut short. FLAC and
+containers are judged while they are decoded.
 """
 
 import os
+import re
 from io import BufferedIOBase
 
 from perceivers.errors import DataError
@@ -15,8 +17,15 @@ from perceivers.errors import DataError
 UNSTATED_SIZE = 0x7FFFF000
 # Some writers count headers among the samples.
 MAX_MISSING_BYTES = 64
-# Of a page of Ogg: its flags, the number of its segments, the table of their lengths, its size.
-FLAGS_AT, COUNT_AT, TABLE_AT, LAST_PAGE, MAX_PAGE = 5, 26, 27, 4, 65307
+# How libsndfile logs the size of the samples, or of the whole file, where it is not what is there.
+WRONG_SIZE = re.compile(
+    r"^\s*(?:data|SSND|BODY|Data Size|riff|Riff size)\s*:\s*(\d+)\s*\(should be (\d+)\)",
+    re.MULTILINE,
+)
+# Of a page of Ogg: its flags, the sample at which it ends, the number of its stream, that of its
+# segments, the table of their lengths, its size.
+FLAGS_AT, ENDS_AT, STREAM_AT, COUNT_AT, TABLE_AT, LAST_PAGE, MAX_PAGE = 5, 6, 14, 26, 27, 4, 65307
+NO_END = 2**64 - 1
 # Kilobits per second of layer III by index: of MPEG-1, and of MPEG-2 and 2.5.
 KILOBITS = (
     (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -28,21 +37,57 @@ STATING, FIRST_FRAME = (b"Xing", b"Info", b"VBRI"), 64
 ID3_HEAD = 10
 
 
-def check_sound_end(file: BufferedIOBase, path: str) -> None:
-    """Require all of a WAV or Ogg file; other files pass.
+def check_stated_size(log: str, path: str) -> None:
+    """Require all of the samples that a file states.
 
     Args:
-        file: The whole file, at its beginning.
+        log: What libsndfile says of its headers.
         path: Where it lies, for messages.
 
     Raises:
         DataError: The file was cut short.
     """
-    head = file.read(12)
-    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-        _check_wav(file, path)
-    elif head[:4] == b"OggS":
-        _check_ogg(file, path)
+    for size, held in (map(int, found) for found in WRONG_SIZE.findall(log)):
+        if size < UNSTATED_SIZE and held < size - MAX_MISSING_BYTES:
+            raise DataError(
+                f"{path}: ends after {held} of {size} bytes of sound; the file is damaged or cut "
+                f"short"
+            )
+
+
+def check_ogg_end(file: BufferedIOBase, path: str) -> int:
+    """Return how many samples the last page holds.
+
+    Args:
+        file: The whole file.
+        path: Where it lies, for messages.
+
+    Raises:
+        DataError: The last page is missing or incomplete: the file was cut short.
+    """
+    length = file.seek(0, os.SEEK_END)
+    # Twice, as something else may follow the last page.
+    file.seek(max(0, length - 2 * MAX_PAGE))
+    pages = [b"OggS" + page for page in file.read().split(b"OggS")[1:]]
+    page = pages[-1] if pages else b""
+    whole = False
+    if len(page) > COUNT_AT and page[FLAGS_AT] & LAST_PAGE:
+        table = page[TABLE_AT : TABLE_AT + page[COUNT_AT]]
+        whole = len(table) == page[COUNT_AT] and len(page) >= TABLE_AT + len(table) + sum(table)
+    if not whole:
+        raise DataError(
+            f"{path}: the last page of sound is missing after {length} bytes; the file is "
+            f"damaged or cut short"
+        )
+    stream = page[STREAM_AT : STREAM_AT + 4]
+    ends = [_page_end(p) for p in pages if p[STREAM_AT : STREAM_AT + 4] == stream]
+    known = [end for end in ends if end != NO_END]
+    return known[-1] - known[-2] if len(known) > 1 else max(known, default=0)
+
+
+def _page_end(page: bytes) -> int:
+    """Return the number of the sample at which a page of Ogg ends."""
+    return int.from_bytes(page[ENDS_AT : ENDS_AT + 8], "little")
 
 
 def check_mp3_end(
@@ -63,42 +108,6 @@ def check_mp3_end(
         raise DataError(
             f"{path}: ends within a frame after {seconds[0]:.2f} of {seconds[1]:.2f} s; the file "
             f"is damaged or cut short"
-        )
-
-
-def _check_wav(file: BufferedIOBase, path: str) -> None:
-    """Compare the stated size of the samples with the bytes behind it."""
-    length, place = file.seek(0, os.SEEK_END), 12
-    while place + 8 <= length:
-        file.seek(place)
-        chunk = file.read(8)
-        size = int.from_bytes(chunk[4:], "little")
-        if chunk[:4] == b"data":
-            held = length - place - 8
-            if size < UNSTATED_SIZE and held < size - MAX_MISSING_BYTES:
-                raise DataError(
-                    f"{path}: ends after {held} of {size} bytes of sound; the file is damaged or "
-                    f"cut short"
-                )
-            return
-        place += 8 + size + size % 2  # chunks begin at even places
-
-
-def _check_ogg(file: BufferedIOBase, path: str) -> None:
-    """Require that the last page says it is the last, and is complete."""
-    length = file.seek(0, os.SEEK_END)
-    # Twice, as something else may follow the last page.
-    file.seek(max(0, length - 2 * MAX_PAGE))
-    data = file.read()
-    page = data[max(0, data.rfind(b"OggS")) :]
-    whole = False
-    if len(page) > COUNT_AT and page[FLAGS_AT] & LAST_PAGE:
-        table = page[TABLE_AT : TABLE_AT + page[COUNT_AT]]
-        whole = len(table) == page[COUNT_AT] and len(page) >= TABLE_AT + len(table) + sum(table)
-    if not whole:
-        raise DataError(
-            f"{path}: the last page of sound is missing after {length} bytes; the file is "
-            f"damaged or cut short"
         )
 
 
