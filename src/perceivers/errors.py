@@ -8,17 +8,8 @@ import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-# What the system answers when a place cannot be written: the user's to mend, not our bug.
-OUT_OF_REACH = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-}
+# Failures of a disk. They arise while an open file is written, so they may not name it.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 class UserError(ValueError):
@@ -51,6 +42,11 @@ class RunError(UserError):
 
 class LicenseWarning(UserWarning):
     """The weights at hand may not be used for everything."""
+
+
+def is_users(error: OSError) -> bool:
+    """Tell whether the user can mend a system error: it names a file, or the disk failed."""
+    return error.filename is not None or error.errno in DISK_ERRORS
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

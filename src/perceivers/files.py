@@ -26,9 +26,18 @@ def write_atomic(path: Path, content: bytes | str) -> Path:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.filename is None:  # a full disk, which whoever reads the message must find
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def real_path(path: Path | str) -> Path:
+    """Follow all links of a path; unlike ``Path.resolve`` this does not raise on circular ones."""
+    return Path(os.path.realpath(path))
 
 
 def remove_leftovers(folder: Path) -> None:

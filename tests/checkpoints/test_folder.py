@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +255,11 @@ def test_a_converted_model_states_where_it_comes_from(tmp_path: Path) -> None:
     assert info.provenance["source"] == "io_two.npz"
     assert info.license
     assert "io_two.npz" in (tmp_path / "x" / "README.md").read_text()
+
+
+def test_a_model_card_shows_class_names_as_text(model: HiP, tmp_path: Path) -> None:
+    names = ("<script>x</script>", "[a](http://b)", "c\n# d")
+    model.save_pretrained(tmp_path / "x", info=replace(INFO, classes=names))
+    card = (tmp_path / "x" / "README.md").read_text()
+    assert r"- Classes (3): \<script\>x\</script\>, \[a\](http://b), c # d" in card.splitlines()
+    assert load_with_info(tmp_path / "x").info.classes == names

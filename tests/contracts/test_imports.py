@@ -12,7 +12,18 @@ SOURCE = Path(__file__).parents[2] / "src" / "perceivers"
 
 # Lowest first; a layer may import itself (its own package) and everything below it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("version", "errors", "types", "files", "draws", "foreign", "limits", "reading", "text_names"),
+    (
+        "version",
+        "errors",
+        "types",
+        "files",
+        "escaping",
+        "draws",
+        "foreign",
+        "limits",
+        "reading",
+        "text_names",
+    ),
     ("nn",),
     ("adapters", "masking"),
     ("models",),

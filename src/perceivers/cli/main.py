@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from perceivers.errors import OUT_OF_REACH, LicenseWarning, UserError, suggest
+from perceivers.errors import LicenseWarning, UserError, is_users, suggest
 from perceivers.version import __version__
 
 # verb -> (module, function, one line)
@@ -112,7 +112,7 @@ def _run_verb(verb: str, module: str, function: str, arguments: list[str]) -> in
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in OUT_OF_REACH:
+        if not is_users(error):
             raise
         sys.stderr.write(f"perceivers: {error}\n")
         return 2

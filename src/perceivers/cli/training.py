@@ -4,12 +4,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from perceivers.cli.parser import VerbParser, fail, settings_of
-from perceivers.errors import OUT_OF_REACH
+from perceivers.cli.parser import VerbParser, settings_of
 from perceivers.training.config import read_yaml
 from perceivers.training.launching import is_main_process
 from perceivers.training.loop import Interrupted
-from perceivers.training.run_folder import TASKS, RunFolder
+from perceivers.training.run_folder import TASKS
 from perceivers.workflows import training as workflows
 from perceivers.workflows.demo import run_demo
 from perceivers.workflows.recipes import settings_file
@@ -80,13 +79,6 @@ def _finish(start: Any, out: str) -> int:
             return INTERRUPTED
         sys.stderr.write(f"perceivers: {error}; continue with: perceivers resume {out}\n")
         return INTERRUPTED
-    except OSError as error:
-        if error.errno not in OUT_OF_REACH or not RunFolder(Path(out)).has_checkpoint:
-            raise
-        fail(
-            f"{error}; the last complete checkpoint is kept, 'perceivers resume {out}' continues "
-            f"from there"
-        )
     if is_main_process():
         sys.stdout.write(f"run: {run.path}\nreport: {run.folder.report}\n")
     return 0

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from perceivers.errors import CheckpointError
+from perceivers.escaping import markdown_text
 from perceivers.files import write_atomic, write_json
 from perceivers.version import __version__
 
@@ -111,17 +112,22 @@ def model_card(model: Saveable, info: ModelInfo, tensors: Mapping[str, Tensor]) 
         "",
         f"{count:,} parameters; made with perceivers {__version__}.",
         "",
-        f"- Task: {info.task or 'none (weights only)'}",
-        f"- Licence of the weights: {info.license or 'not stated'}",
+        f"- Task: {markdown_text(info.task) or 'none (weights only)'}",
+        f"- Licence of the weights: {markdown_text(info.license) or 'not stated'}",
     ]
     if info.classes:
-        lines.append(f"- Classes ({len(info.classes)}): {', '.join(info.classes[:50])}")
+        shown = map(markdown_text, info.classes[:50])
+        lines.append(f"- Classes ({len(info.classes)}): {', '.join(shown)}")
     if info.target:
-        lines.append(f"- Reconstruction target: {info.target}")
-    lines += [f"- {key}: {value}" for key, value in info.provenance.items()]
+        lines.append(f"- Reconstruction target: {markdown_text(info.target)}")
+    lines += [
+        f"- {markdown_text(key)}: {markdown_text(value)}" for key, value in info.provenance.items()
+    ]
     if info.metrics:
         lines += ["", "| metric | value |", "|---|---|"]
-        lines += [f"| {name} | {value:.4g} |" for name, value in info.metrics.items()]
+        lines += [
+            f"| {markdown_text(name)} | {value:.4g} |" for name, value in info.metrics.items()
+        ]
     lines += ["", "Inputs and their preprocessing:", "", "```json", inputs, "```", ""]
     lines += [
         "```python",

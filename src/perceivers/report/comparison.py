@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from perceivers.files import real_path
 from perceivers.report.html import Table
 from perceivers.report.style import number
 
@@ -61,7 +62,7 @@ class Summary:
 
 def short_names(paths: Sequence[Path]) -> list[str]:
     """Return as many last parts of each path as tell them all apart."""
-    resolved = [path.resolve() for path in paths]
+    resolved = [real_path(path) for path in paths]
     longest = max((len(path.parts) for path in resolved), default=1)
     for count in range(1, longest + 1):
         names = ["/".join(path.parts[-count:]) for path in resolved]

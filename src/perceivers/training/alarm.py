@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from perceivers.errors import UserError
+from perceivers.errors import UserError, is_users
 from perceivers.training.launching import PARENT
 from perceivers.training.signals import Interrupted
 
@@ -92,7 +92,10 @@ class Alarm:
                 self._kill_children()
                 return
             self._wait_until_told()
-            self._leave(USER_MISTAKE if isinstance(error, UserError) else FAILED)
+            mendable = isinstance(error, UserError) or (
+                isinstance(error, OSError) and is_users(error)
+            )
+            self._leave(USER_MISTAKE if mendable else FAILED)
         time.sleep(3 * PATIENCE)  # the watch says what the other process said, and ends this one
         self._leave(FAILED)
 

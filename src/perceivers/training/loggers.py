@@ -17,6 +17,7 @@ from shutil import rmtree
 from typing import Any
 
 from perceivers.errors import ConfigError, UserError, suggest
+from perceivers.escaping import markdown_text
 from perceivers.files import write_atomic
 from perceivers.training.events import Event, Finished, Listener, Started
 from perceivers.training.listeners import as_record, records_up_to
@@ -169,7 +170,10 @@ class TensorBoard(Sink):
         path = self.folder / "tensorboard"
         rmtree(path, ignore_errors=True)
         self._writer = SummaryWriter(str(path))
-        lines = [f"| {key} | {value} |" for key, value in _flatten(self.config).items()]
+        lines = [
+            f"| {markdown_text(key)} | {markdown_text(value)} |"
+            for key, value in _flatten(self.config).items()
+        ]
         self._writer.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *lines]))
 
     def write(self, step: int, figures: Mapping[str, float], moment: float) -> None:

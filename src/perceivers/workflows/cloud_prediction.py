@@ -28,7 +28,7 @@ from perceivers.data.point_files import read_points
 from perceivers.data.scenes import Scenes
 from perceivers.data.sources import EncodedClip
 from perceivers.errors import ConfigError, DataError
-from perceivers.files import write_atomic
+from perceivers.files import real_path, write_atomic
 from perceivers.report.figures.segmentation import class_colours
 from perceivers.report.figures.top_views import choose_side, look_down
 from perceivers.tasks.segmentation import IGNORED, element_logits, segmented_modality
@@ -91,7 +91,7 @@ def predict_clouds(
             f"one name; predict them in separate folders"
         )
     targets = [folder / f"{stem}.npz" for stem in stems]
-    clash = [path for path in targets if path.resolve() in {file.resolve() for file in files}]
+    clash = [path for path in targets if real_path(path) in set(map(real_path, files))]
     if clash:
         raise ConfigError(f"{clash[0]} is a file to be read; choose another --out")
     existing = [path for path in targets if path.exists()]

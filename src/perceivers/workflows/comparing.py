@@ -7,7 +7,7 @@ from typing import Any
 
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.errors import RunError
-from perceivers.files import read_json_file
+from perceivers.files import read_json_file, real_path
 from perceivers.report.comparison import (
     Summary,
     costs_table,
@@ -112,9 +112,9 @@ def _check(folders: Sequence[RunFolder], out: Path, *, overwrite: bool) -> None:
         raise RunError(f"a comparison needs two runs or more, got {len(folders)}")
     seen: set[Path] = set()
     for folder in folders:
-        if folder.path.resolve() in seen:
+        if real_path(folder.path) in seen:
             raise RunError(f"{folder.path} is named twice; name each run once")
-        seen.add(folder.path.resolve())
+        seen.add(real_path(folder.path))
     if out.is_dir():
         raise RunError(f"--out {out} is a folder; give a file, such as {out}/comparison.html")
     if out.exists() and not overwrite:

@@ -3,7 +3,6 @@
 Legend: B batch, n samples, N latents (or cells of the last map), D width of a feature.
 """
 
-import csv
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from torch import Tensor
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import Batch
 from perceivers.errors import ConfigError, DataError, suggest
+from perceivers.escaping import write_csv
 from perceivers.tasks.presence import held_modalities
 from perceivers.workflows.feeding import Feed, Portion, open_feed
 from perceivers.workflows.origin import own_data, run_config
@@ -258,13 +258,15 @@ def _write_csv(path: Path, parts: Iterator[tuple[NDArray[np.float32], Portion]])
     """Write a row per sample: name, split, class, and a column per value."""
     count = width = 0
     with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
         for features, portion in parts:
             if not width:
                 width = features.shape[1]
-                table.writerow(["name", "split", "class", *(f"f{i}" for i in range(width))])
-            for row, name, word in zip(features, portion.names, portion.classes, strict=True):
-                table.writerow([name, portion.split, word, *(f"{value:.7g}" for value in row)])
+                write_csv(file, [["name", "split", "class", *(f"f{i}" for i in range(width))]])
+            named = zip(features, portion.names, portion.classes, strict=True)
+            write_csv(
+                file,
+                ([n, portion.split, word, *(f"{v:.7g}" for v in row)] for row, n, word in named),
+            )
             count += len(features)
     return count, width
 

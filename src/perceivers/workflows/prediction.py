@@ -1,6 +1,5 @@
 """Predict for files on disk: classes, labels, filled-in texts; a record per file."""
 
-import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from perceivers.data.byte_codec import decode_ids, encode_text, pad_ids, wrap_id
 from perceivers.data.files import pair_files
 from perceivers.data.views import Views
 from perceivers.errors import CheckpointError, ConfigError, DataError
+from perceivers.escaping import write_csv
 from perceivers.files import write_atomic
 from perceivers.tasks.mlm import text_modality
 from perceivers.tasks.presence import answer, can_lack, held_modalities
@@ -272,9 +272,8 @@ def write_predictions(records: Iterable[dict[str, Any]], out: Path | None) -> st
         if "error" not in columns:
             columns.append("error")
         buffer = io.StringIO()
-        writer = csv.writer(buffer)
-        writer.writerow(columns)
-        writer.writerows([[_cell(record.get(key, "")) for key in columns] for record in rows])
+        cells = [[_cell(record.get(key, "")) for key in columns] for record in rows]
+        write_csv(buffer, [columns, *cells])
         text = buffer.getvalue()
     else:
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

@@ -28,7 +28,7 @@ from perceivers.data.augment import place_view
 from perceivers.data.drawing import draw_picture
 from perceivers.data.pictures import convert_channels, read_bytes, read_picture
 from perceivers.errors import CheckpointError, ConfigError, DataError
-from perceivers.files import write_atomic
+from perceivers.files import real_path, write_atomic
 from perceivers.report.figures.segmentation import class_colours, overlay_mask
 from perceivers.tasks.segmentation import element_logits, segmented_modality
 from perceivers.workflows.prediction import is_data_file
@@ -101,8 +101,8 @@ def predict_masks(
     existing = [path for pair in targets for path in pair if path.exists()]
     if existing and not overwrite:
         raise ConfigError(f"{existing[0]} exists; pass --overwrite or another --out")
-    resolved = {path.resolve() for path in files}
-    clash = [path for pair in targets for path in pair if path.resolve() in resolved]
+    resolved = set(map(real_path, files))
+    clash = [path for pair in targets for path in pair if real_path(path) in resolved]
     if clash:
         raise ConfigError(f"{clash[0]} is a picture to be read; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)

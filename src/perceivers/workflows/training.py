@@ -1,6 +1,7 @@
 """Pre-train, fine-tune, train from scratch, resume: model, data, task and engine together."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -12,8 +13,8 @@ import torch
 from perceivers.checkpoints.loading import split_address
 from perceivers.data import Batch, make_eval_loader, make_train_loader
 from perceivers.data.fitting import SampleReader
-from perceivers.errors import ConfigError, RunError, suggest
-from perceivers.files import remove_leftovers
+from perceivers.errors import ConfigError, RunError, is_users, suggest
+from perceivers.files import real_path, remove_leftovers
 from perceivers.models.registry import FAMILIES, find_family, list_models
 from perceivers.models.tables import position_tables
 from perceivers.tasks import MaskedAutoencoding
@@ -152,15 +153,16 @@ def resume(run: str | Path, *, quiet: bool = False, **changes: Any) -> Run:
     asked = {name: value for name, value in changes.items() if value is not None}
     config = change_processes(before, asked)
     runtime = Runtime(config)
-    with runtime.guarded():
-        prepared = PREPARE[task](config)
-        prepared.notes.extend(note_on_batches(before, config))
-        if runtime.is_main:
-            remove_leftovers(folder.path)
-            if config != before:
-                folder.write_config(task, config)
-        _run(config, task, prepared, folder, runtime, quiet=quiet, resuming=True)
-    return _report(folder, runtime)
+    with readable_disk_errors(folder):
+        with runtime.guarded():
+            prepared = PREPARE[task](config)
+            prepared.notes.extend(note_on_batches(before, config))
+            if runtime.is_main:
+                remove_leftovers(folder.path)
+                if config != before:
+                    folder.write_config(task, config)
+            _run(config, task, prepared, folder, runtime, quiet=quiet, resuming=True)
+        return _report(folder, runtime)
 
 
 def change_processes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
@@ -204,15 +206,37 @@ def _start(verb: str, config: TrainConfig | None, settings: dict[str, Any]) -> R
     config = fit_to_launcher(config)
     folder = RunFolder(Path(config.out))
     runtime = Runtime(config)
-    with runtime.guarded():
-        prepared = PREPARE[task](config)
-        if runtime.is_main:
-            check_start(config, prepared)
-            folder.create(task, config, overwrite=overwrite)
-            save_positions(prepared.task.model, folder)
-        runtime.barrier()
-        _run(config, task, prepared, folder, runtime, quiet=quiet, resuming=False)
-    return _report(folder, runtime)
+    with readable_disk_errors(folder):
+        with runtime.guarded():
+            prepared = PREPARE[task](config)
+            if runtime.is_main:
+                check_start(config, prepared)
+                folder.create(task, config, overwrite=overwrite)
+                save_positions(prepared.task.model, folder)
+            runtime.barrier()
+            _run(config, task, prepared, folder, runtime, quiet=quiet, resuming=False)
+        return _report(folder, runtime)
+
+
+@contextmanager
+def readable_disk_errors(folder: RunFolder) -> Iterator[None]:
+    """Turn an error of the disk into one that says what is left of the run.
+
+    Raises:
+        RunError: A file could not be read or written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_users(error):
+            raise
+        kept = ""
+        if folder.has_checkpoint:
+            kept = (
+                f"; the last complete checkpoint is kept, 'perceivers resume {folder.path}' "
+                f"continues from there"
+            )
+        raise RunError(f"{error}{kept}") from error
 
 
 def check_start(config: TrainConfig, prepared: Prepared) -> None:
@@ -223,8 +247,8 @@ def check_start(config: TrainConfig, prepared: Prepared) -> None:
             replace the model that it starts from.
     """
     check_installed(config.loggers)
-    source = Path(split_address(config.model)[0]).resolve()
-    out = Path(config.out).resolve()
+    source = real_path(split_address(config.model)[0])
+    out = real_path(config.out)
     if config.model not in list_models() and source.is_relative_to(out):
         raise RunError(
             f"--out {config.out} holds the model that training starts from ({config.model}); "
