@@ -272,13 +272,13 @@ def test_every_tensor_must_be_used_and_none_may_be_missing(tmp_path: Path) -> No
 def test_a_file_that_asks_for_more_than_tensors_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     torch.save({"model_state": {"patch_embed.proj.weight": Path("evil")}}, path)
-    with pytest.raises(CheckpointError, match=r"x\.pth is not a complete file of weights"):
+    with pytest.raises(CheckpointError, match=r"x\.pth holds a dict of model_state, not tensors"):
         pv.convert(path, tmp_path / "ours")
     path.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"x\.pth is not a complete file of weights"):
         pv.convert(path, tmp_path / "ours")
     torch.save({"model_state": {"a": 1}}, path)
-    with pytest.raises(CheckpointError, match=r"holds a dict, not tensors by name"):
+    with pytest.raises(CheckpointError, match=r"holds a dict of model_state, not tensors by name"):
         pv.convert(path, tmp_path / "ours")
 
 

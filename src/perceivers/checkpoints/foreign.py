@@ -42,14 +42,14 @@ class ForeignLayout:
 
     Attributes:
         title: What is converted, for the model card.
-        tells: Whether a file's tensors are of this layout.
+        tells: Whether the names of tensors are of this layout.
         build: From tensors, stated fields of our config and their source to our model, and what is
             said of tensors that it does not use.
         verify: Run both sides and compare.
     """
 
     title: str
-    tells: Callable[[Tensors], bool]
+    tells: Callable[[Mapping[str, Any]], bool]
     build: Callable[[Tensors, Mapping[str, Any], Path], tuple[Any, list[str]]]
     verify: Verify
 
@@ -83,6 +83,11 @@ WRITERS: Mapping[str, Callable[[Any, Path], list[str]]] = {
 }
 
 
+def is_known(tensors: Mapping[str, Any]) -> bool:
+    """Return whether names of tensors are of a known layout."""
+    return any(layout.tells(tensors) for layout in FOREIGN_LAYOUTS.values())
+
+
 def find_layout(tensors: Tensors, source: str) -> ForeignLayout:
     """Return the layout of a file's tensors.
 
@@ -96,5 +101,6 @@ def find_layout(tensors: Tensors, source: str) -> ForeignLayout:
     titles = ", ".join(layout.title for layout in FOREIGN_LAYOUTS.values())
     raise CheckpointError(
         f"{source} holds {len(tensors)} tensors ({first}, ...) of no known layout; known are "
-        f"{titles}; a file of Hugging Face is converted with its folder"
+        f"{titles}; a file of Hugging Face is converted with its folder, and a model of this "
+        f"library is a folder with config.json"
     )

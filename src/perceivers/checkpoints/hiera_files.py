@@ -22,7 +22,7 @@ from perceivers.models.hiera import Hiera, HieraConfig, HieraHead
 TIMM_ALONE = ("head.fc.weight", "head.norm.weight", "pos_embed_win", "blocks.0.ls1.gamma")
 
 
-def tell_library(tensors: Mapping[str, Tensor]) -> Library | None:
+def tell_library(tensors: Mapping[str, Any]) -> Library | None:
     """Return whose names these are: ``official``, ``timm``, or None where they are no Hiera's."""
     if not {STEM, "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight"} <= tensors.keys():
         return None

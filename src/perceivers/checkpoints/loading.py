@@ -63,6 +63,11 @@ def find_model_folder(address: str | Path) -> Path:
             f"'perceivers models --weights' those with weights"
             + suggest(path, [*list_models(), *own_names()])
         )
+    if folder.is_file():
+        raise CheckpointError(
+            f"{path} is a file, and a model is a folder here; make one of a file of weights with "
+            f"'perceivers convert {path} FOLDER', and give that"
+        )
     raise CheckpointError(
         f"{path} holds no model: looked for config.json in {', '.join(map(str, candidates))}; "
         f"give a model folder, or a run folder whose training has saved a model"

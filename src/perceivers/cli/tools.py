@@ -119,8 +119,8 @@ def convert(argv: list[str]) -> int:
     parser = VerbParser(
         "convert",
         "Convert a parity bundle (.npz), a Haiku parameter pickle, a file of tensors (.pth, "
-        ".safetensors) or a Hugging Face folder to a model folder; with --to, a model folder to "
-        "one of those.",
+        ".ckpt, .safetensors) or a Hugging Face folder to a model folder; with --to, a model "
+        "folder to one of those.",
     )
     parser.add_argument("source", help="file or folder; nothing in it is executed")
     parser.add_argument("out", help="model folder to write; a file with --to haiku, official, timm")
@@ -153,6 +153,12 @@ def convert(argv: list[str]) -> int:
         default="float64",
         help="precision in which another library is compared",
     )
+    parser.add_argument(
+        "--weights",
+        default=None,
+        metavar="SET",
+        help="of a checkpoint with several sets of weights: raw, ema, or the name of a set",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is in OUT")
     args = parser.parse_args(argv)
     done = run_conversion(
@@ -164,6 +170,7 @@ def convert(argv: list[str]) -> int:
         to=args.to,
         positions=args.positions,
         dtype=args.dtype,
+        weights=args.weights,
         overwrite=args.overwrite,
     )
     _print_conversion(done)

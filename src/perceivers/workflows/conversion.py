@@ -29,7 +29,7 @@ from perceivers.checkpoints.hugging_face import (
 )
 from perceivers.checkpoints.kinds import FLAVOURS, Flavour, kind_of
 from perceivers.checkpoints.loading import Loaded, load, load_with_info
-from perceivers.checkpoints.torch_files import TENSOR_FILES, read_tensor_file
+from perceivers.checkpoints.torch_files import TENSOR_FILES, is_tensor_file, read_tensor_file
 from perceivers.checkpoints.unpickle import read_parameter_pickle
 from perceivers.checkpoints.verify import Difference, Precision, verify_bundle
 from perceivers.checkpoints.verify_hiera import verify_hiera_folder
@@ -97,14 +97,16 @@ def convert(
     to: Target = "perceivers",
     positions: Literal["keep", "window"] = "keep",
     dtype: Precision = "float64",
+    weights: str | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     """Convert foreign weights to a model folder, or a model folder to foreign weights.
 
     Args:
         source: A parity bundle (``.npz``), a Haiku parameter pickle, a file of tensors (``.pth``,
-            ``.safetensors``: the official Hiera or timm's; nothing in either is executed), or a
-            Hugging Face folder; with ``to`` or ``positions`` a model folder of ours.
+            ``.ckpt``, ``.safetensors``: the official Hiera or timm's, alone or in a training
+            script's checkpoint; nothing in either is executed), or a Hugging Face folder; with
+            ``to`` or ``positions`` a model folder of ours.
         out: Model folder to write; a file for ``to`` ``haiku`` (``.npz``), ``official`` (``.pth``)
             and ``timm`` (``.safetensors``).
         verify: Run what was written and compare: with the bundle's outputs, or with the other
@@ -117,6 +119,9 @@ def convert(
         positions: ``window`` takes a Hiera's absolute position table apart into a part that may be
             stretched and one that is tiled; the same function at the native size.
         dtype: Precision in which another library is compared, ``float64`` or ``float32``.
+        weights: Of a training script's checkpoint with several sets of weights: ``raw``, ``ema``
+            (an average over training) or the name of a set; when not given the raw ones are read,
+            and the others named.
         overwrite: Replace what is already in ``out``.
 
     Raises:
@@ -125,12 +130,14 @@ def convert(
     source, out = Path(source), Path(out)
     _check_choices(to=to, flavour=flavour or FLAVOURS[0], positions=positions)
     windows = positions == "window"
+    if weights is not None and (to != "perceivers" or (source.is_dir() and _is_ours(source))):
+        raise ConfigError(f"{source} holds one set of weights; leave out weights={weights}")
     if to != "perceivers":
         return _export(source, out, to, windows, verify=verify, dtype=dtype, overwrite=overwrite)
     if source.is_dir() and _is_ours(source):
         return _rewrite(source, out, windows, verify=verify, overwrite=overwrite)
     config = None if config is None else Path(config)
-    opened = _open(source, config, flavour)
+    opened = _open(source, config, flavour, weights)
     if opened is not None:
         return _convert_opened(
             opened, out, windows, verify=verify, dtype=dtype, overwrite=overwrite
@@ -184,25 +191,32 @@ def _is_ours(folder: Path) -> bool:
     return "format_version" in read_json_file(folder / "config.json")
 
 
-def _open(source: Path, config: Path | None, flavour: Flavour | None) -> Opened | None:
+def _open(
+    source: Path, config: Path | None, flavour: Flavour | None, weights: str | None
+) -> Opened | None:
     """Open what is told by its tensors, or by a folder's model type; None for everything else."""
-    unused = config
+    unused, chosen = config, weights
     if source.is_dir():
         stated = read_json_file(source / "config.json")
         kind = str(stated.get("model_type", ""))
         if kind in FOLDERS:
             opened = FOLDERS[kind](source)
         elif not kind and ("embed_dim" in stated or "pretrained_cfg" in stated):
-            opened, unused = open_hub_folder(source, stated, config), None
+            opened, unused = open_hub_folder(source, stated, config, weights), None
+            chosen = None
         else:
-            return None
+            opened = None
     elif not source.is_file():
         raise CheckpointError(f"{source} does not exist or is not a file")
-    elif source.suffix in TENSOR_FILES:
-        opened, unused = open_tensor_file(source, config), None
+    elif is_tensor_file(source):
+        opened, unused, chosen = open_tensor_file(source, config, weights), None, None
     elif source.suffix == ".npz" and (found := open_archive(source)) is not None:
         opened = found
     else:
+        opened = None
+    if chosen is not None:
+        raise ConfigError(f"{source} holds one set of weights; leave out weights={weights}")
+    if opened is None:
         return None
     if flavour is not None:
         raise ConfigError(

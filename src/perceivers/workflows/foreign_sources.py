@@ -13,12 +13,17 @@ from torch import Tensor
 
 from perceivers.checkpoints.bundle import read_archive, require
 from perceivers.checkpoints.catalogue import find_weights
-from perceivers.checkpoints.foreign import FOREIGN_LAYOUTS, ForeignLayout, find_layout
+from perceivers.checkpoints.foreign import (
+    FOREIGN_LAYOUTS,
+    ForeignLayout,
+    find_layout,
+    is_known,
+)
 from perceivers.checkpoints.hiera_arguments import stated_by_hub
 from perceivers.checkpoints.hiera_hugging_face import hiera_from_hugging_face, read_hiera_folder
 from perceivers.checkpoints.hiera_shapes import name_variant
 from perceivers.checkpoints.sam2 import SAM2_FOLDERS, model_from_sam2, read_sam2_folder
-from perceivers.checkpoints.torch_files import read_folder_tensors, read_tensor_file
+from perceivers.checkpoints.torch_files import find_folder_file, read_known_weights
 from perceivers.checkpoints.verify import Difference, Precision
 from perceivers.checkpoints.verify_hiera import verify_hiera_archive, verify_hiera_folder
 from perceivers.checkpoints.verify_sam2 import verify_sam2
@@ -54,36 +59,39 @@ class Opened:
     notes: tuple[str, ...] = ()
 
 
-def open_tensor_file(source: Path, config: Path | None) -> Opened:
-    """Open a ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file.
+def open_tensor_file(source: Path, config: Path | None, weights: str | None = None) -> Opened:
+    """Open a ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.safetensors`` file.
 
     Args:
-        source: The file.
+        source: The file, of weights alone or of a training script.
         config: JSON with settings that shapes do not tell.
+        weights: ``raw``, ``ema``, or the name of one of several sets of weights; None takes the raw
+            ones.
 
     Raises:
         UserError: The file is damaged, of no known layout, or does not fit what it should be.
     """
     stated = {} if config is None else read_json_file(config)
-    tensors = read_tensor_file(source)
-    return _opened(source, tensors, find_layout(tensors, str(source)), stated)
+    return _open_known(source, source, weights, stated)
 
 
-def open_hub_folder(source: Path, stated: Mapping[str, Any], config: Path | None) -> Opened:
+def open_hub_folder(
+    source: Path, stated: Mapping[str, Any], config: Path | None, weights: str | None = None
+) -> Opened:
     """Open a folder of the official package, or of timm, as they write it for the hub.
 
     Args:
         source: The folder.
         stated: The content of its ``config.json``.
         config: JSON with settings that neither that file nor shapes tell.
+        weights: As for ``open_tensor_file``.
 
     Raises:
         UserError: A file is damaged, of no known layout, or does not fit what it should be.
     """
-    tensors = read_folder_tensors(source)
-    layout = find_layout(tensors, str(source))
     more = {} if config is None else read_json_file(config)
-    return _opened(source, tensors, layout, stated_by_hub(stated, str(source)) | more)
+    known = stated_by_hub(stated, str(source)) | more
+    return _open_known(source, find_folder_file(source), weights, known)
 
 
 def open_archive(source: Path) -> Opened | None:
@@ -106,6 +114,13 @@ def open_archive(source: Path) -> Opened | None:
     return replace(
         opened, verify=lambda other, _dtype: verify_hiera_archive(other, archive, str(source))
     )
+
+
+def _open_known(source: Path, file: Path, weights: str | None, stated: Mapping[str, Any]) -> Opened:
+    """Open the tensors of a file by their names."""
+    tensors, notes = read_known_weights(file, weights, is_known)
+    opened = _opened(source, tensors, find_layout(tensors, str(source)), stated)
+    return replace(opened, notes=(*notes, *opened.notes))
 
 
 def _opened(

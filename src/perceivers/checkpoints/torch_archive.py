@@ -1,0 +1,301 @@
+"""Reading a ``torch.save`` archive without running anything in it.
+
+The pickle inside names classes and functions. Those that rebuild tensors and dictionaries have
+counterparts here; every other name becomes an inert class that keeps what it is given and does
+nothing, so that settings of a training script (``argparse.Namespace``) are no obstacle.
+"""
+
+import io
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from perceivers.errors import CheckpointError
+
+STORAGES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+    "UntypedStorage": torch.uint8,
+}
+STORAGE_MODULES = {"torch", "torch.cuda", "torch.storage"}
+# No file of weights has a use for these. A stand-in would be as harmless as any, but whoever wrote
+# such a file meant to run something.
+HOSTILE = re.compile(
+    r"(os|nt|posix|sys|io|_io|subprocess|shutil|socket|pty|runpy|importlib|ctypes|webbrowser)(\..*)?"
+)
+HOSTILE_BUILTINS = {"eval", "exec", "compile", "execfile", "__import__", "open", "input"}
+BUILTINS = {"builtins", "__builtin__"}
+
+
+class Inert:
+    """Stands for an object of a class that is not looked up: it keeps what it is given."""
+
+    origin: ClassVar[str] = ""
+
+    state: Any
+    entries: dict[Any, Any]
+
+    # Not __init__, which pickles may leave out.
+    def __new__(cls, *_args: Any, **_keywords: Any) -> "Inert":
+        """Make a stand-in, whatever the class would have been called with."""
+        made = super().__new__(cls)
+        made.state, made.entries = {}, {}
+        return made
+
+    def __init__(self, *_args: Any, **_keywords: Any) -> None:
+        """Accept what ``__new__`` accepts."""
+
+    def __call__(self, *_args: Any, **_keywords: Any) -> "Inert":
+        """Stand for the result of a call, which does not happen."""
+        return Inert()
+
+    def __setstate__(self, state: Any) -> None:
+        """Keep the attributes."""
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Keep an entry of what may have been a dictionary."""
+        self.entries[key] = value
+
+    def append(self, value: Any) -> None:
+        """Drop an entry of what may have been a list."""
+
+    def extend(self, values: Any) -> None:
+        """Drop entries of what may have been a list."""
+
+    def add(self, value: Any) -> None:
+        """Drop an entry of what may have been a set."""
+
+
+class Stored(NamedTuple):
+    """The values of some tensors: a record of the archive, and their type."""
+
+    key: str
+    dtype: torch.dtype
+
+
+class StoredTensor(NamedTuple):
+    """A tensor that is not read yet: a view of stored values."""
+
+    stored: Stored
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class _Function:
+    """A counterpart of a named function; pickles cannot change its attributes."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_call", call)
+
+    def __call__(self, *args: Any) -> Any:
+        return object.__getattribute__(self, "_call")(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it sets attributes of a function")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise pickle.UnpicklingError("it sets attributes of a function")
+
+
+class _StorageType(NamedTuple):
+    """What a pickle names to say of which type stored values are."""
+
+    dtype: torch.dtype
+
+
+def _rebuild_tensor(stored: Any, offset: Any, shape: Any, stride: Any, *_rest: Any) -> StoredTensor:
+    numbers = (offset, *shape, *stride)
+    if not isinstance(stored, Stored) or not all(type(n) is int and n >= 0 for n in numbers):
+        raise pickle.UnpicklingError("a tensor is described by other things than whole numbers")
+    return StoredTensor(stored, offset, tuple(shape), tuple(stride))
+
+
+def _rebuild_tensor_v3(
+    stored: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
+) -> StoredTensor:
+    if not isinstance(stored, Stored) or not isinstance(dtype, torch.dtype):
+        raise pickle.UnpicklingError("a tensor of no known type")
+    return _rebuild_tensor(Stored(stored.key, dtype), offset, shape, stride)
+
+
+def _rebuild_subclass(function: Any, _kind: Any, args: Any, _state: Any) -> Any:
+    return function(*args) if isinstance(function, _Function) else Inert()
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    if not isinstance(text, str) or encoding not in {"latin1", "latin-1"}:
+        raise pickle.UnpicklingError("bytes are encoded in an unknown way")
+    return text.encode("latin1")
+
+
+KNOWN: Mapping[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "defaultdict"): _Function(lambda *_: OrderedDict()),
+    ("_codecs", "encode"): _Function(_encode),
+    ("torch", "Size"): _Function(tuple),
+    ("torch._utils", "_rebuild_tensor"): _Function(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v3"): _Function(_rebuild_tensor_v3),
+    ("torch._utils", "_rebuild_parameter"): _Function(lambda data, *_: data),
+    ("torch._utils", "_rebuild_parameter_with_state"): _Function(lambda data, *_: data),
+    ("torch._tensor", "_rebuild_from_type_v2"): _Function(_rebuild_subclass),
+    **{(module, "set"): set for module in BUILTINS},
+}
+
+
+# The pure Python reader: the one in C allocates whatever a forged place in its memo asks for.
+class _Reader(pickle._Unpickler):
+    """Knows ``KNOWN`` and stored tensors; every other name is a stand-in."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.stand_ins: dict[str, type[Inert]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in KNOWN:
+            return KNOWN[module, name]
+        if module in STORAGE_MODULES and name in STORAGES:
+            return _StorageType(STORAGES[name])
+        if module == "torch" and isinstance(found := vars(torch).get(name), torch.dtype):
+            return found
+        full = f"{module}.{name}"
+        if HOSTILE.fullmatch(module) or (module in BUILTINS and name in HOSTILE_BUILTINS):
+            raise CheckpointError(
+                f"asks to call {full[:80]}, for which no file of weights has a use; nothing was "
+                f"run. Take the file from a source that you trust"
+            )
+        if full not in self.stand_ins:
+            self.stand_ins[full] = type("Inert", (Inert,), {"origin": full})
+        return self.stand_ins[full]
+
+    def persistent_load(self, pid: Any) -> Stored:
+        if isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage":
+            _, kind, key, *_ = pid
+            if isinstance(kind, _StorageType) and isinstance(key, str):
+                return Stored(key, kind.dtype)
+        raise pickle.UnpicklingError("values are stored in an unknown way")
+
+
+class TorchArchive:
+    """An archive of ``torch.save``, opened for as long as a ``with`` lasts.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        content: What was saved; tensors are ``StoredTensor``, unknown objects ``Inert``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._values: dict[Stored, Tensor] = {}
+
+    def __enter__(self) -> "TorchArchive":
+        """Read the structure; no tensor is loaded.
+
+        Raises:
+            CheckpointError: The file is damaged, TorchScript, or asks for what no weights need.
+        """
+        # Whatever a damaged or forged pickle trips over (zipfile and pickle raise a dozen classes)
+        # must name the file.
+        try:
+            self._zip = zipfile.ZipFile(self.path)
+            self._root = self._find_root()
+            self.content = _Reader(io.BytesIO(self._read("data.pkl"))).load()
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path} {error}") from error
+        except Exception as error:
+            raise self._damaged(error) from error
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close the file."""
+        self._zip.close()
+
+    def load(self, tensor: StoredTensor) -> Tensor:
+        """Return one tensor; tensors that share values share memory.
+
+        Raises:
+            CheckpointError: Its values are missing or fewer than it needs.
+        """
+        stored = tensor.stored
+        try:
+            if stored not in self._values:
+                values = bytearray(self._read(f"data/{stored.key}"))
+                self._values[stored] = (
+                    torch.frombuffer(values, dtype=stored.dtype)
+                    if values
+                    else torch.empty(0, dtype=stored.dtype)
+                )
+            values = self._values[stored]
+            if prod(tensor.shape) > len(values):
+                raise ValueError(f"a tensor of shape {tensor.shape} has {len(values)} values")
+            return values.as_strided(tensor.shape, tensor.stride, tensor.offset)
+        # As above; torch adds its own classes.
+        except Exception as error:
+            raise self._damaged(error) from error
+
+    def _find_root(self) -> str:
+        """Return the folder inside the archive."""
+        names = self._zip.namelist()
+        roots = [n.removesuffix("data.pkl") for n in names if n.rpartition("/")[2] == "data.pkl"]
+        if len(roots) != 1:
+            raise ValueError("it is a zip archive, but not one of torch.save")
+        if f"{roots[0]}constants.pkl" in names:
+            raise CheckpointError(
+                "is a TorchScript program, which is code and is not run; save the weights with "
+                "torch.save(model.state_dict(), PATH)"
+            )
+        order = f"{roots[0]}byteorder"
+        if order in names and self._zip.read(order) != b"little":
+            raise CheckpointError("was written in big-endian order; write it on another machine")
+        return roots[0]
+
+    def _read(self, name: str) -> bytes:
+        """Return one record, which is as long in the file as it says."""
+        entry = self._zip.getinfo(f"{self._root}{name}")
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{name} is compressed, which torch.save never does")
+        return self._zip.read(entry)
+
+    def _damaged(self, error: Exception) -> CheckpointError:
+        reason = (str(error) or type(error).__name__).partition("\n")[0][:200]
+        return CheckpointError(
+            f"{self.path} is not a complete file of weights ({reason}); copy it again from its "
+            f"source"
+        )
+
+
+def is_archive(path: Path) -> bool:
+    """Return whether a file is a zip archive, as ``torch.save`` writes since PyTorch 1.6.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PK\3\4"
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from error
