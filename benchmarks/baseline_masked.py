@@ -21,8 +21,8 @@ from perceivers.data import make_eval_loader
 from perceivers.draws import sample_generators
 from perceivers.tasks.mae import EVALUATION_SEED, objective_of, weighted_mean
 from perceivers.tasks.masked_patches import patch_statistics
+from perceivers.workflows.objectives import find_masking
 from perceivers.workflows.opening import open_dataset
-from perceivers.workflows.reconstruction import settings_of
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def compare_with_mean(run: str | Path, split: str) -> dict[str, float]:
     config = pv.Run(run).config
     assert isinstance(config, pv.PretrainConfig)
     loaded, dataset = load_with_info(run), open_dataset(config)
-    model, settings = loaded.model.eval(), settings_of(loaded, config.mask)
+    model, settings = loaded.model.eval(), find_masking(loaded, config)
     name, objective = model.config.name, objective_of(model)
 
     def batches(wanted: str) -> Iterator[tuple[Tensor, Tensor | None]]:

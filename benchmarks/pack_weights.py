@@ -25,7 +25,6 @@ from perceivers.checkpoints.own_weights import FOLDER
 from perceivers.files import write_atomic
 from perceivers.models.saving import ModelInfo, model_card, save_folder
 from perceivers.report.figures import draw_curves
-from perceivers.training.config import PretrainConfig
 
 CURVE_WIDTH = 800
 
@@ -45,9 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     loaded, folder = load_with_info(args.run), FOLDER / args.name
     state = {name: tensor.half() for name, tensor in loaded.model.state_dict().items()}
-    figures = measure(args.run, loaded, state, args.data)
     run = pv.Run(args.run)
-    masked = {"mask_ratio": run.config.mask.ratio} if isinstance(run.config, PretrainConfig) else {}
+    figures = measure(loaded, state, args.data or run.config.data)
     info = replace(
         loaded.info,
         license="Apache-2.0",
@@ -61,7 +59,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             "seed": run.config.seed,
             "step": loaded.info.provenance.get("step"),
             "command": " && ".join(args.command),
-            **masked,
         },
     )
     save_folder(loaded.model, folder, info, state=state, overwrite=True)
@@ -71,16 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_atomic(folder / "README.md", card(loaded.model, info, state, args, run))
 
 
-def measure(
-    run: str, loaded: Loaded, state: dict[str, torch.Tensor], data: str | None
-) -> dict[str, float]:
-    """Evaluate the rounded weights on the test split."""
+def measure(loaded: Loaded, state: dict[str, torch.Tensor], data: str) -> dict[str, float]:
+    """Evaluate the rounded weights on the test split, as whoever has the folder alone would."""
     with TemporaryDirectory() as place:
-        # With the run's settings beside it, so that masks are those of the run.
-        copy = Path(place)
-        (copy / "config.yaml").write_text((Path(run) / "config.yaml").read_text())
-        save_folder(loaded.model, copy / "model", loaded.info, state=state)
-        found = pv.evaluate(copy, data=data or pv.Run(run).config.data, split="test").figures
+        save_folder(loaded.model, Path(place) / "model", loaded.info, state=state)
+        found = pv.evaluate(Path(place) / "model", data=data, split="test").figures
     return {f"test {name}": value for name, value in found.items() if isinstance(value, float)}
 
 

@@ -1,12 +1,16 @@
 """Fixtures of every test: seeded generators, and a global random state that never leaks."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
 HOOK_OPTION = "--jaxtyping-packages"
+# Where the real data sets of docs/datasets.md are; beside the checkout where it is not set.
+DATA_VARIABLE = "PERCEIVERS_DATA"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,3 +43,13 @@ def _isolated_global_rng() -> Iterator[None]:
     """Give every test the same global random state, and leave none behind."""
     with torch.random.fork_rng(devices=[]):
         yield
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Return the folder of the real data sets; skips the test where there is none."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = Path(os.environ.get(DATA_VARIABLE) or beside)
+    if not (root / "images" / "trashnet-256").is_dir():
+        pytest.skip(f"needs real data: neither {DATA_VARIABLE} nor {beside} holds docs/datasets.md")
+    return root

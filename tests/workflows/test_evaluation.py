@@ -80,7 +80,7 @@ def test_data_of_other_labels_are_refused(
 def test_a_model_without_a_task_has_nothing_to_evaluate(made: Path, tmp_path: Path) -> None:
     model = pv.create_model(making.NANO, inputs={"bytes": pv.Bytes(32)})
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(CheckpointError, match=r"saved for task 'none' has nothing to evaluate"):
+    with pytest.raises(CheckpointError, match=r"saved for task 'none' and has nothing to evaluate"):
         pv.evaluate(tmp_path / "model", data=str(made / "texts.csv"), split="val")
 
 

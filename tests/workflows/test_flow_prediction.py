@@ -10,10 +10,14 @@ from PIL import Image
 from tests.workflows import making
 
 import perceivers as pv
+from perceivers.checkpoints.loading import load_with_info
 from perceivers.data.flow_files import read_flow
 from perceivers.errors import CheckpointError, ConfigError, DataError, InputError
+from perceivers.tasks.flow import FlowConfig
 from perceivers.tasks.tiled_flow import tiled_flow
-from perceivers.workflows.flow_prediction import flow_scale, predict_flow
+from perceivers.workflows.flow_prediction import predict_flow
+from perceivers.workflows.objectives import find_settings
+from perceivers.workflows.origin import run_config
 
 
 @pytest.fixture
@@ -79,6 +83,10 @@ def test_small_pictures_are_refused_or_padded(flow_run: pv.Run) -> None:
     assert tiles > 1
 
 
+def flow_scale(model: str | Path) -> float:
+    return find_settings(FlowConfig, load_with_info(model), run_config(model)).scale
+
+
 def test_the_scale_of_a_run_is_used(flow_run: pv.Run, made: Path, tmp_path: Path) -> None:
     assert flow_scale(flow_run.path) == 20.0
     assert flow_scale(f"{flow_run.path}@last") == 20.0
@@ -93,6 +101,8 @@ def test_the_scale_of_a_run_is_used(flow_run: pv.Run, made: Path, tmp_path: Path
         max_flow=2.0,
     )
     assert flow_scale(run.path) == 3.0
+    # The folder of the model says so by itself.
+    assert flow_scale(run.path / "model") == 3.0
     photographs = (made / "photographs" / "0.png", made / "photographs" / "1.png")
     found = predict_flow(run.path, *photographs, tmp_path / "a").flow
     frames = torch.stack(

@@ -13,8 +13,6 @@ from perceivers.errors import ConfigError
 from perceivers.exporting.files import SUFFIXES
 from perceivers.exporting.graphs import PARTS
 from perceivers.report.tables import per_class_table
-from perceivers.tasks import MaskedAutoencodingConfig
-from perceivers.tasks.mae import OBJECTIVES
 from perceivers.tasks.segmentation import segmented_modality
 from perceivers.training.run_folder import RunFolder
 from perceivers.types import Points
@@ -26,8 +24,8 @@ from perceivers.workflows.exporting import export as run_export
 from perceivers.workflows.flow_prediction import predict_flow, predicts_flow
 from perceivers.workflows.prediction import check_out, write_predictions
 from perceivers.workflows.prediction import predict as run_prediction
+from perceivers.workflows.reconstructing import describe_target
 from perceivers.workflows.reconstructing import reconstruct as run_reconstruction
-from perceivers.workflows.reconstruction import TARGET_NOTES, settings_of
 from perceivers.workflows.run import Run
 from perceivers.workflows.segment_prediction import predict_masks
 from perceivers.workflows.subsets import SubsetFigures, evaluate_subsets
@@ -247,10 +245,9 @@ def reconstruct(argv: list[str]) -> int:
         args.run, args.files, args.out, seed=args.seed, overwrite=args.overwrite
     )
     sys.stdout.write(f"{len(written)} files in {args.out}; see {written[-1]}\n")
-    loaded = load_with_info(args.run)
-    if loaded.model.family in OBJECTIVES:
-        target = settings_of(loaded, MaskedAutoencodingConfig()).target
-        sys.stdout.write(f"target space: {target}. {TARGET_NOTES[target]}\n")
+    note = describe_target(args.run)
+    if note:
+        sys.stdout.write(f"{note}\n")
     return 0
 
 

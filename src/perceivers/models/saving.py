@@ -35,6 +35,8 @@ class ModelInfo:
     """Mean and deviation by predicted number: answers are in deviations from the mean."""
     target: str = ""
     """Space of the reconstruction a masked auto-encoder was trained in."""
+    objective: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the training objective, such as the mask ratio; empty where not recorded."""
     license: str = ""
     """SPDX name or sentence; empty when nothing was stated."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -120,6 +122,9 @@ def model_card(model: Saveable, info: ModelInfo, tensors: Mapping[str, Tensor]) 
         lines.append(f"- Classes ({len(info.classes)}): {', '.join(shown)}")
     if info.target:
         lines.append(f"- Reconstruction target: {markdown_text(info.target)}")
+    if info.objective:
+        stated = {name: value for name, value in info.objective.items() if value not in (None, {})}
+        lines.append(f"- Objective: {markdown_text(json.dumps(stated))}")
     lines += [
         f"- {markdown_text(key)}: {markdown_text(value)}" for key, value in info.provenance.items()
     ]

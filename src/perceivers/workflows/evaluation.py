@@ -16,27 +16,20 @@ from perceivers.data.masks import Mask
 from perceivers.data.views import Views
 from perceivers.errors import DataError
 from perceivers.tasks import Classification, ClassificationConfig
-from perceivers.tasks.flow import FLOW_SCALE, TARGET, flow_modality
+from perceivers.tasks.flow import TARGET, FlowConfig, flow_modality
 from perceivers.tasks.metrics import device_of, new_accuracies, result, results
 from perceivers.tasks.presence import answer, held_modalities
 from perceivers.tasks.segmentation import TARGET as MASKS
 from perceivers.tasks.segmentation import SegmentationConfig
 from perceivers.tasks.tiled_flow import evaluate_pairs
-from perceivers.training.config import (
-    FlowTrainConfig,
-    RegressConfig,
-    SegmentConfig,
-    TrainConfig,
-)
+from perceivers.training.config import RegressConfig, TrainConfig
 from perceivers.training.run_folder import RunFolder
 from perceivers.types import Array, ModalitySpec
 from perceivers.workflows.averaging import average_views
+from perceivers.workflows.objectives import find_settings, rebuild_task
 from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.origin import own_data, run_config
-from perceivers.workflows.preparing import mask_spec, rebuild_task, sized_mask
-
-# Stands for the settings of a model that no run says more about.
-PLAIN = TrainConfig(model="", data="", out="")
+from perceivers.workflows.preparing import mask_spec, sized_mask
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,7 @@ def evaluate(
     skipped: list[str] = []
     if isinstance(source, FlowPairs):
         # Measured pairs have sizes of their own, which no batch could hold.
-        scale = config.flow.scale if isinstance(config, FlowTrainConfig) else FLOW_SCALE
+        scale = find_settings(FlowConfig, loaded, config).scale
         pairs = (source.read(index) for index in range(len(source))[: limit or None])
         figures = evaluate_pairs(loaded.model, pairs, scale=scale)
         return Evaluation(figures, (), None, skipped)
@@ -101,7 +94,7 @@ def evaluate(
     if loaded.info.task == "classify":
         result = evaluate_classifier(loaded, batches, skipped)
     else:
-        task = rebuild_task(loaded.info.task, loaded.model, config, loaded.info)
+        task = rebuild_task(loaded, config)
         result = Evaluation(task.evaluate(batches), (), None, skipped)
     # The run's results and report speak of its best model.
     path, which = split_address(model)
@@ -136,7 +129,8 @@ def open_for_model(
             config = RegressConfig(model="", data=address, out="", targets=wanted)
     if loaded.info.task == "segment":
         dataset = open_dataset(config, address=address)
-        return dataset, {**specs, MASKS: sized_mask(loaded.model, _masks(config, dataset)[1])}
+        _, mask = _masks(loaded, config, dataset)
+        return dataset, {**specs, MASKS: sized_mask(loaded.model, mask)}
     if loaded.info.task != "flow":
         return open_dataset(config, address=address), specs
     _, height, width = specs[flow_modality(loaded.model)].grid
@@ -144,10 +138,11 @@ def open_for_model(
     return dataset, {**specs, TARGET: Array((2, height), width)}
 
 
-def _masks(config: TrainConfig, dataset: Dataset) -> tuple[tuple[str, ...], Mask]:
+def _masks(
+    loaded: Loaded, config: TrainConfig | None, dataset: Dataset
+) -> tuple[tuple[str, ...], Mask]:
     """Return the classes of masks that count, and how masks are read."""
-    settings = config.segment if isinstance(config, SegmentConfig) else SegmentationConfig()
-    return mask_spec(dataset, settings)
+    return mask_spec(dataset, find_settings(SegmentationConfig, loaded, config))
 
 
 def check_classes(loaded: Loaded, dataset: Dataset, config: TrainConfig | None = None) -> None:
@@ -162,7 +157,7 @@ def check_classes(loaded: Loaded, dataset: Dataset, config: TrainConfig | None =
         DataError: Names differ, or there are no labels.
     """
     if loaded.info.task == "segment":
-        dataset = replace(dataset, classes=_masks(config or PLAIN, dataset)[0], columns={})
+        dataset = replace(dataset, classes=_masks(loaded, config, dataset)[0], columns={})
     columns = {name: tuple(names) for name, names in loaded.info.columns.items()}
     found = dict(dataset.columns)
     # Labels are told apart by their place, so the order of the columns counts.

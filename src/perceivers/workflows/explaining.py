@@ -29,15 +29,16 @@ from perceivers.report.figures.attention_canvases import (
     WaveCanvas,
 )
 from perceivers.report.figures.attention_texts import TextCanvas
-from perceivers.tasks.flow import FLOW_SCALE
+from perceivers.tasks.flow import FlowConfig
 from perceivers.tasks.mlm import WHITESPACE
-from perceivers.training.config import FlowTrainConfig, TrainConfig
+from perceivers.training.config import TrainConfig
 from perceivers.types import FIRST_BYTE, MASK, Audio, Bytes, Image, ModalitySpec, Points, Video
 from perceivers.workflows.attention_flat import read_flat
 from perceivers.workflows.attention_hip import read_hip
 from perceivers.workflows.attention_maps import WORTH_SAYING, Answer, Explanation, TokenMap
 from perceivers.workflows.attention_words import Speaker
 from perceivers.workflows.evaluation import open_for_model
+from perceivers.workflows.objectives import find_settings
 from perceivers.workflows.opening import WARPS
 from perceivers.workflows.origin import run_config
 
@@ -153,7 +154,7 @@ def draw_all(
         raise ConfigError(f"{overview} exists; pass --overwrite or another --out")
     loaded = load_with_info(model)
     config = run_config(model)
-    scale = config.flow.scale if isinstance(config, FlowTrainConfig) else FLOW_SCALE
+    scale = find_settings(FlowConfig, loaded, config).scale
     drawn = Drawn(Path(out), Speaker(loaded.model, loaded.info, scale))
     for sample in read_samples(loaded, config, [str(path) for path in paths], drawn.bad):
         drawn.add(sample, read_maps(loaded.model, sample.inputs, head=head, latents=latents))

@@ -9,18 +9,8 @@ from perceivers.exporting.files import SUFFIXES, Format
 from perceivers.exporting.graphs import Part
 from perceivers.tasks import MaskedAutoencodingConfig
 from perceivers.tasks.mae import OBJECTIVES
-from perceivers.training.config import PretrainConfig
-from perceivers.training.run_folder import RunFolder
-
-
-def mask_of(model: str | Path) -> MaskedAutoencodingConfig:
-    """Return the masking a run was trained with; the default for a bare model folder."""
-    folder = RunFolder(Path(split_address(model)[0]))
-    if folder.config.is_file():
-        config = folder.read_config()[1]
-        if isinstance(config, PretrainConfig):
-            return config.mask
-    return MaskedAutoencodingConfig()
+from perceivers.workflows.objectives import find_settings
+from perceivers.workflows.origin import run_config
 
 
 def export(
@@ -65,6 +55,6 @@ def export(
         format=format,
         part=chosen,
         output=output,
-        mask=mask_of(model),
+        mask=find_settings(MaskedAutoencodingConfig, loaded, run_config(model)),
         info=loaded.info,
     )

@@ -21,7 +21,7 @@ from perceivers.files import write_atomic
 from perceivers.report.figures.flow import flow_to_colour
 from perceivers.tasks.flow import TARGET, FlowConfig
 from perceivers.tasks.tiled_flow import tiled_flow
-from perceivers.training.config import FlowTrainConfig
+from perceivers.workflows.objectives import find_settings
 from perceivers.workflows.origin import run_config
 
 
@@ -76,7 +76,8 @@ def predict_flow(
             f"{frames[1].shape[1]}x{frames[1].shape[2]}; two frames have one size"
         )
     pair = torch.from_numpy(np.stack(frames, 1))
-    flow, tiles = tiled_flow(loaded.model, pair, scale=flow_scale(model), pad=pad)
+    settings = find_settings(FlowConfig, loaded, run_config(model))
+    flow, tiles = tiled_flow(loaded.model, pair, scale=settings.scale, pad=pad)
     Path(out).mkdir(parents=True, exist_ok=True)
     write_flow(paths[0], flow.numpy())
     write_atomic(paths[1], _png(flow_to_colour(flow.numpy())))
@@ -86,12 +87,6 @@ def predict_flow(
 def predicts_flow(loaded: Loaded) -> bool:
     """Whether a model answers flow; converted weights name no task."""
     return TARGET in getattr(loaded.model.config, "outputs", {})
-
-
-def flow_scale(model: str | Path) -> float:
-    """Return the pixels per unit that a run was trained with; the released 20 without a run."""
-    config = run_config(model)
-    return (config.flow if isinstance(config, FlowTrainConfig) else FlowConfig()).scale
 
 
 def _read_frame(path: Path) -> np.ndarray:

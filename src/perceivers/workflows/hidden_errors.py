@@ -19,13 +19,13 @@ from perceivers.masking import MaskPlan, count_kept, draw_units
 from perceivers.models.hiera import Hiera
 from perceivers.models.hip import HiP
 from perceivers.models.perceiver_io import PerceiverIO
-from perceivers.tasks import AutoencodingConfig, MaskedAutoencodingConfig
+from perceivers.tasks import AutoencodingConfig
 from perceivers.tasks.mae import OBJECTIVES, objective_of
 from perceivers.tasks.masked import MaskSettings, Target
 from perceivers.tasks.masked_patches import patch_statistics
-from perceivers.training.config import AutoencodeConfig, PretrainConfig, TrainConfig
+from perceivers.training.config import TrainConfig
 from perceivers.workflows.covering import cover
-from perceivers.workflows.reconstruction import settings_of
+from perceivers.workflows.objectives import find_masking, recorded_settings
 
 Raw = Mapping[str, Tensor]
 
@@ -71,21 +71,26 @@ def error_maps(
         raise ConfigError(f"mask ratio is {ratio}; it must lie strictly between 0 and 1")
     model, generator = loaded.model.eval(), torch.Generator().manual_seed(seed)
     if model.family == "perceiver_io" and loaded.info.task in {"", "autoencode"}:
-        known = config.autoencode if isinstance(config, AutoencodeConfig) else AutoencodingConfig()
-        if not known.mask_ratio:
+        known = recorded_settings(AutoencodingConfig, loaded, config)
+        if known is None and ratio is None:
+            raise CheckpointError(
+                f"{loaded.folder} does not record which fraction of its tokens was hidden in "
+                f"training; state it with --ratio, or give the run folder"
+            )
+        if known is not None and not known.mask_ratio:
             raise CheckpointError(
                 f"{loaded.folder} was trained to give back what it sees (autoencode.mask_ratio is "
                 f"0), so nothing can be hidden from it; pre-train with --autoencode.mask_ratio 0.75"
             )
-        return TokenErrors(model, ratio or known.mask_ratio, repeats, generator)
+        hidden = ratio or (known.mask_ratio if known is not None else 0.0)
+        return TokenErrors(model, hidden, repeats, generator)
     if model.family not in OBJECTIVES or model.decoder is None:
         raise CheckpointError(
             f"{loaded.folder} ({model.family}, task {loaded.info.task or 'not recorded'}) does not "
             f"fill in what is hidden; give a masked auto-encoder: perceivers pretrain --model "
             f"hip_tiny --data ... --out ..."
         )
-    mask = config.mask if isinstance(config, PretrainConfig) else MaskedAutoencodingConfig()
-    settings = settings_of(loaded, mask)
+    settings = find_masking(loaded, config)
     if ratio is not None:
         settings = MaskSettings(ratio, settings.kind, settings.target)
     kind = ElementErrors if model.family == "hip" else PatchErrors

@@ -1,7 +1,7 @@
 """Open the data and build what is trained, for every task; nothing is written yet."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -17,17 +17,12 @@ from perceivers.models.registry import FAMILIES, find_family, list_models
 from perceivers.models.saving import ModelInfo
 from perceivers.tasks import (
     Autoencoding,
-    AutoencodingConfig,
     Classification,
-    FlowConfig,
     MaskedAutoencoding,
-    MaskedAutoencodingConfig,
     MaskedLanguage,
-    MaskedLanguageConfig,
     Multitask,
     OpticalFlow,
     Regression,
-    RegressionConfig,
     Segmentation,
     SegmentationConfig,
     Task,
@@ -35,7 +30,7 @@ from perceivers.tasks import (
 from perceivers.tasks.classification import balanced_weights
 from perceivers.tasks.flow import TARGET, flow_modality
 from perceivers.tasks.mae import OBJECTIVES
-from perceivers.tasks.multilabel import Multilabel, MultilabelConfig, label_names
+from perceivers.tasks.multilabel import Multilabel, label_names
 from perceivers.tasks.regression import measure_targets
 from perceivers.tasks.segmentation import TARGET as MASKS
 from perceivers.training.config import (
@@ -61,6 +56,7 @@ from perceivers.workflows.building import (
     segmenter,
     with_options,
 )
+from perceivers.workflows.objectives import describe_objective
 from perceivers.workflows.opening import data_specs, open_dataset
 
 
@@ -116,7 +112,10 @@ def prepare_pretraining(config: PretrainConfig) -> Prepared:
         )
     task = MaskedAutoencoding(model, config.mask)
     classes = dataset.classes if model.family == "hip" and model.config.labels else ()
-    info = replace(_info(config, "pretrain", classes), target=task.settings.target)
+    info = _info(config, "pretrain", classes)
+    # As resolved for the model family, so that later defaults change nothing.
+    masking = {**info.objective, **asdict(task.settings)}
+    info = replace(info, target=task.settings.target, objective=masking)
     return Prepared(task, dataset, model.config.data_inputs, info, notes)
 
 
@@ -296,6 +295,7 @@ def _info(config: TrainConfig, task: str, classes: tuple[str, ...] = ()) -> Mode
     return ModelInfo(
         task=task,
         classes=classes,
+        objective=describe_objective(task, config),
         license=dataset_license_note(config),
         provenance={"data": config.data, "model": config.model, "seed": config.seed},
     )
@@ -304,41 +304,6 @@ def _info(config: TrainConfig, task: str, classes: tuple[str, ...] = ()) -> Mode
 def dataset_license_note(config: TrainConfig) -> str:
     """What can honestly be said of the licence of weights trained here."""
     return f"your own; subject to the terms of the data ({config.data})"
-
-
-def rebuild_task(name: str, model: Any, config: TrainConfig | None, info: ModelInfo) -> Task:
-    """Return the task of a trained model, to evaluate it; defaults where no run says more.
-
-    Raises:
-        CheckpointError: The model was saved without a task that can be evaluated.
-    """
-    if name == "pretrain":
-        mask = config.mask if isinstance(config, PretrainConfig) else MaskedAutoencodingConfig()
-        return MaskedAutoencoding(model, mask)
-    if name == "mlm":
-        return MaskedLanguage(
-            model, config.mlm if isinstance(config, MlmConfig) else MaskedLanguageConfig()
-        )
-    if name == "autoencode":
-        known = config.autoencode if isinstance(config, AutoencodeConfig) else AutoencodingConfig()
-        return Autoencoding(model, known)
-    if name == "multilabel":
-        return Multilabel(model, info.columns, MultilabelConfig())
-    if name == "multitask":
-        return Multitask(model, info.columns)
-    if name == "segment":
-        segment = config.segment if isinstance(config, SegmentConfig) else SegmentationConfig()
-        return Segmentation(model, info.classes, segment)
-    if name == "regress":
-        regress = config.regress if isinstance(config, RegressConfig) else RegressionConfig()
-        return Regression(model, info.targets, regress)
-    if name == "flow":
-        return OpticalFlow(
-            model, config.flow if isinstance(config, FlowTrainConfig) else FlowConfig()
-        )
-    raise CheckpointError(
-        f"a model saved for task {name or 'none'!r} has nothing to evaluate; fine-tune it first"
-    )
 
 
 # Task name -> how its run is prepared; the names are those of ``training.run_folder.TASKS``.

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.errors import CheckpointError
-from perceivers.tasks import AutoencodingConfig, MaskedAutoencodingConfig
+from perceivers.tasks import AutoencodingConfig
 from perceivers.tasks.mae import OBJECTIVES
-from perceivers.training.config import AutoencodeConfig, PretrainConfig
+from perceivers.workflows.objectives import find_masking, find_settings
 from perceivers.workflows.origin import run_config
-from perceivers.workflows.reconstruction import reconstruct_masked
+from perceivers.workflows.reconstruction import TARGET_NOTES, reconstruct_masked
 from perceivers.workflows.signal_reconstruction import reconstruct_signals
 
 
@@ -44,12 +44,24 @@ def reconstruct(
     config = run_config(model)
     options = {"seed": seed, "overwrite": overwrite}
     if loaded.model.family in OBJECTIVES:
-        mask = config.mask if isinstance(config, PretrainConfig) else MaskedAutoencodingConfig()
-        return reconstruct_masked(loaded, mask, paths, Path(out), **options)
+        return reconstruct_masked(loaded, find_masking(loaded, config), paths, Path(out), **options)
     if loaded.model.family != "perceiver_io" or loaded.info.task not in {"", "autoencode"}:
         raise CheckpointError(
             f"{model} ({loaded.model.family}, task {loaded.info.task or 'not recorded'}) gives no "
             f"signal back; pre-train one with --task autoencode, or a HiP or Hiera"
         )
-    known = config.autoencode if isinstance(config, AutoencodeConfig) else AutoencodingConfig()
+    known = find_settings(AutoencodingConfig, loaded, config)
     return reconstruct_signals(loaded, known, paths, Path(out), **options)
+
+
+def describe_target(model: str | Path) -> str:
+    """Return a sentence on the space that a masked autoencoder reconstructs in; empty for others.
+
+    Args:
+        model: Run folder, ``RUN@last`` or model folder.
+    """
+    loaded = load_with_info(model)
+    if loaded.model.family not in OBJECTIVES or loaded.model.decoder is None:
+        return ""
+    target = find_masking(loaded, run_config(model)).target
+    return f"target space: {target}. {TARGET_NOTES[target]}"

@@ -1,7 +1,7 @@
 """What a masked auto-encoder imagines of pictures and clips: original, masked, reconstructed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from perceivers.data import find_files, read_files
 from perceivers.data.clip_writing import write_clip, write_wav
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.report.figures import draw_reconstructions
-from perceivers.tasks import MaskedAutoencodingConfig
 from perceivers.tasks.mae import objective_of
 from perceivers.tasks.masked import Imagined, MaskSettings
 from perceivers.types import Audio, Image, ModalitySpec, Video
@@ -79,14 +78,6 @@ def picture_modality(model: Any) -> str:
     )
 
 
-def settings_of(loaded: Loaded, mask: MaskedAutoencodingConfig) -> MaskSettings:
-    """Return how a model is masked; its target is the one that it was trained on."""
-    target: Any = loaded.info.target or mask.target
-    # Weights without their run may still say how much was hidden.
-    ratio = mask.ratio or loaded.info.provenance.get("mask_ratio")
-    return replace(mask, target=target, ratio=ratio).settings(loaded.model)
-
-
 def imagine(
     model: Any, raw: Mapping[str, Tensor], settings: MaskSettings, seed: int
 ) -> dict[str, Imagined]:
@@ -105,7 +96,7 @@ def as_pictures(imagined: Imagined) -> Pictures:
 
 def reconstruct_masked(
     loaded: Loaded,
-    mask: MaskedAutoencodingConfig,
+    settings: MaskSettings,
     paths: Sequence[str | Path],
     out: Path,
     *,
@@ -116,7 +107,7 @@ def reconstruct_masked(
 
     Args:
         loaded: A masked auto-encoder.
-        mask: What is hidden.
+        settings: What is hidden, and the target space.
         paths: Files of the model's kind, or folders searched for them.
         out: Folder for the files and, of pictures and clips, ``overview.png``, which names the
             target space.
@@ -137,7 +128,6 @@ def reconstruct_masked(
     overview = out / "overview.png"
     if overview.exists() and not overwrite:
         raise ConfigError(f"{overview} exists; pass --overwrite or another --out")
-    settings = settings_of(loaded, mask)
     specs = loaded.model.config.data_inputs
     files = find_files([str(path) for path in paths], tuple(specs))
     seen = next((n for n, spec in specs.items() if isinstance(spec, Image | Video)), None)

@@ -26,6 +26,7 @@ from perceivers.training.config import PretrainConfig, TrainConfig
 from perceivers.training.run_folder import RunFolder
 from perceivers.types import Image
 from perceivers.version import __version__
+from perceivers.workflows.objectives import find_masking
 from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.reconstruction import (
     TARGET_NOTES,
@@ -33,7 +34,6 @@ from perceivers.workflows.reconstruction import (
     draw_imagined,
     imagine,
     picture_modality,
-    settings_of,
 )
 from perceivers.workflows.task_reports import example_section, figures_table
 
@@ -166,7 +166,7 @@ def pictures_section(report: Report) -> Section | None:
         dataset.splits["val"], loaded.model.config.data_inputs, batch_size=SHOWN
     )
     batch = next(iter(loader))
-    settings = settings_of(loaded, config.mask)
+    settings = find_masking(loaded, config)
     pictures = as_pictures(imagine(loaded.model, batch.inputs, settings, SHOWN_SEED)[name])
     share = f"{100 * (1 - settings.ratio):.0f} %"
     path = draw_imagined(

@@ -7,18 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import Batch, make_eval_loader
 from perceivers.errors import ConfigError
-from perceivers.tasks import Classification, ClassificationConfig
 from perceivers.tasks.presence import can_lack
 from perceivers.workflows.evaluation import check_classes, choose_split, open_for_model
+from perceivers.workflows.objectives import rebuild_task
 from perceivers.workflows.origin import own_data, run_config
-from perceivers.workflows.preparing import rebuild_task
 
 # Every combination is an evaluation of its own; of 6 modalities there are 63.
 MAX_MODALITIES = 6
@@ -75,11 +73,7 @@ def evaluate_subsets(
     dataset, specs = open_for_model(loaded, config, data or own_data(model, config))
     source = choose_split(dataset, split)
     check_classes(loaded, dataset, config)
-    task: Any
-    if loaded.info.task == "classify":
-        task = Classification(loaded.model, len(loaded.info.classes), ClassificationConfig())
-    else:
-        task = rebuild_task(loaded.info.task, loaded.model, config, loaded.info)
+    task = rebuild_task(loaded, config)
     found = []
     for count in range(len(names), 0, -1):
         for shown in combinations(names, count):

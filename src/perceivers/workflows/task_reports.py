@@ -36,7 +36,7 @@ from perceivers.training.config import (
 )
 from perceivers.types import FIRST_BYTE, Image, Points, Video
 from perceivers.workflows.evaluation import open_for_model
-from perceivers.workflows.preparing import rebuild_task
+from perceivers.workflows.objectives import rebuild_task
 
 SHOWN = 8
 PAIRS_SHOWN = 4
@@ -126,7 +126,7 @@ def _reconstructions(loaded: Loaded, config: AutoencodeConfig, folder: Path) -> 
     if name is None:
         return None
     batch = _first_batch(loaded, config, SHOWN)
-    task = rebuild_task("autoencode", loaded.model, config, loaded.info)
+    task = rebuild_task(loaded, config)
     assert isinstance(task, Autoencoding)
     generator = torch.Generator().manual_seed(EVALUATION_SEED)
     encoded, visible = task.encode_for_display(batch, generator)
@@ -181,7 +181,7 @@ def _masks(loaded: Loaded, config: SegmentConfig, folder: Path) -> Section:
     batch = read_readable(reader, places.tolist())
     name = segmented_modality(loaded.model)
     inputs = {key: raw for key, raw in batch.inputs.items() if key != MASKS}
-    task = rebuild_task("segment", loaded.model, config, loaded.info)
+    task = rebuild_task(loaded, config)
     assert isinstance(task, Segmentation)
     logits = answer(loaded.model, inputs, held_modalities(loaded.model, batch))
     found = element_logits(loaded.model, logits).argmax(1)
@@ -243,7 +243,7 @@ def _clouds(
 @torch.no_grad()
 def _numbers(loaded: Loaded, config: RegressConfig, folder: Path) -> Section:
     """Predicted against true numbers."""
-    task = rebuild_task("regress", loaded.model, config, loaded.info)
+    task = rebuild_task(loaded, config)
     assert isinstance(task, Regression)
     dataset, specs = open_for_model(loaded, config, config.data)
     true, made, count = [], [], 0
