@@ -21,6 +21,8 @@ from perceivers.errors import CheckpointError, suggest
 
 Inputs = tuple[tuple[str, tuple[int, int, int]], ...]
 
+# Relative; a bundle states its largest output in a few digits.
+STATED_TOLERANCE = 1e-3
 # What reading a missing, foreign, cut or damaged archive raises.
 DAMAGE = (
     OSError,
@@ -148,8 +150,8 @@ def read_archive(path: Path) -> Archive:
     return Archive(config, parts["param"], parts["state"], parts["input"], parts["output"])
 
 
-def check_comparable(archive: Archive, source: str) -> float:
-    """Return the largest absolute output, which tolerances are relative to.
+def check_comparable(archive: Archive, source: str) -> None:
+    """Refuse a bundle whose outputs are not those of evaluation.
 
     Raises:
         CheckpointError: There are no outputs, or they were made in training mode.
@@ -160,7 +162,24 @@ def check_comparable(archive: Archive, source: str) -> float:
         raise CheckpointError(
             f"{source} was made in training mode; only evaluation can be compared"
         )
-    return float(require(archive.config, "output_absmax", f"{source}: config_json"))
+
+
+def largest_output(archive: Archive, source: str) -> float:
+    """Return the largest absolute output as the bundle states it; tolerances are relative to it.
+
+    Raises:
+        CheckpointError: The outputs are smaller than stated, which would allow any difference.
+    """
+    stated = require(archive.config, "output_absmax", f"{source}: config_json")
+    largest = max((float(np.abs(x).max()) for x in archive.outputs.values() if x.size), default=0.0)
+    if isinstance(stated, bool) or not isinstance(stated, int | float):
+        raise CheckpointError(f"{source}: output_absmax is {stated!r}, not a number")
+    if not 0.0 <= stated <= largest * (1.0 + STATED_TOLERANCE):
+        raise CheckpointError(
+            f"{source} states output_absmax {stated:g}, but its largest output is {largest:g}; "
+            f"write the bundle again"
+        )
+    return float(stated)
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -189,7 +208,8 @@ def check_bundle(archive: Archive, source: str) -> Bundle:
                     f"{source}: input {dataset}/{modality} has shape {array.shape}, declared "
                     f"{shape}"
                 )
-    absmax = check_comparable(archive, source)
+    check_comparable(archive, source)
+    absmax = largest_output(archive, source)
     return Bundle(
         model=str(require(config, "model", f"{source}: config_json")),
         kwargs=require(config, "kwargs", f"{source}: config_json"),

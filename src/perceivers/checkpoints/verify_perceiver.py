@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceivers.checkpoints.bundle import Archive, check_comparable
+from perceivers.checkpoints.bundle import Archive, check_comparable, largest_output
 from perceivers.checkpoints.kinds import kind_of
 from perceivers.checkpoints.verify import RELATIVE_TOLERANCE, Difference, compare_output
 from perceivers.errors import CheckpointError
@@ -34,13 +34,14 @@ def verify_archive(
         CheckpointError: The archive lacks an input, stores an output that the model does not make,
             or one of another shape.
     """
-    allowed = RELATIVE_TOLERANCE * check_comparable(archive, source)
+    check_comparable(archive, source)
     inputs = _stored_inputs(model, archive, source)
     made = _classic(model, inputs) if isinstance(model, Perceiver) else _io(model, archive, inputs)
     if made.keys() != archive.outputs.keys():
         raise CheckpointError(
             f"{source} stores the outputs {sorted(archive.outputs)}, the model makes {sorted(made)}"
         )
+    allowed = RELATIVE_TOLERANCE * largest_output(archive, source)
     return [compare_output(key, made[key], archive.outputs[key], allowed) for key in made]
 
 

@@ -183,6 +183,9 @@ def _print_conversion(done: Conversion) -> None:
     for note in done.notes:
         sys.stdout.write(f"note: {note}\n")
     for difference in done.differences:
+        if difference.is_empty:
+            sys.stdout.write(f"{difference.output}: empty on both sides, not compared\n")
+            continue
         verdict = "ok" if difference.is_within else "TOO LARGE"
         sys.stdout.write(
             f"{difference.output}: largest difference {difference.largest:.3g}, allowed "

@@ -73,7 +73,7 @@ def export_model(
 
     Raises:
         ConfigError: The suffix does not fit the format, or a package is missing.
-        CheckpointError: The exported file disagrees with the model.
+        CheckpointError: The exported file disagrees with the model, or answers with nothing.
     """
     if format not in SUFFIXES:
         raise ConfigError(f"format {format!r} is unknown; use one of {sorted(SUFFIXES)}")
@@ -92,7 +92,12 @@ def export_model(
     description = write_json(
         path.with_suffix(".json"), describe(graph, format, part, info or ModelInfo())
     )
-    largest, absmax = compare(graph, path, format)
+    try:
+        largest, absmax = compare(graph, path, format)
+    except CheckpointError:
+        path.unlink()
+        description.unlink()
+        raise
     if not largest <= TOLERANCE * absmax:
         path.unlink()
         description.unlink()
@@ -193,14 +198,24 @@ def compare(graph: Graph, path: Path, kind: str) -> tuple[float, float]:
 
     Returns:
         The largest difference, and the largest finite value.
+
+    Raises:
+        CheckpointError: An output has no finite value, so that nothing is compared.
     """
     run = run_onnx if kind == "onnx" else run_exported
     largest = absmax = 0.0
+    if not graph.outputs:
+        raise CheckpointError(f"{path} has no outputs, so nothing can be compared")
     for number, batch in enumerate(COMPARED_BATCHES, start=1):
         example = graph.example(batch, seed=number)
         wanted = graph.module(*example)
         found = run(path, graph.inputs, example)
-        for ours, theirs in zip(wanted, found, strict=True):
+        for name, ours, theirs in zip(graph.outputs, wanted, found, strict=True):
+            if not ours.isfinite().any():
+                raise CheckpointError(
+                    f"{path}: output {name} {tuple(ours.shape)} has no finite value, so "
+                    f"nothing can be compared"
+                )
             difference = torch.where(ours == theirs, 0.0, (ours - theirs).abs())
             largest = max(largest, float(difference.nan_to_num(nan=inf).max()))
             absmax = max(absmax, float(ours[ours.isfinite()].abs().max()))
