@@ -78,6 +78,21 @@ def test_a_truncated_picture_is_skipped_counted_and_reported_in_training(
     assert f"{counted.samples_bad} of {counted.samples_read} samples could not be" in outcome.err
 
 
+def test_a_quiet_run_keeps_its_unreadable_samples_in_record_and_report(
+    call: Call, starting: Starting, pictures: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(pictures, tmp_path / "data")
+    bad = {str(cut(path)) for path in sorted((data / "cats").iterdir())[:3]}
+    changes = {"size": 8, "limit": 3, "max_bad_share": 0.5}
+    outcome = call(*starting("train", data, **changes), "--quiet")
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = (tmp_path / "run" / "unreadable.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["sample"] for line in lines) == sorted(bad)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "3 samples could not be read" in page
+    assert all(path in page for path in bad)
+
+
 @quick
 def test_more_than_the_set_share_of_bad_pictures_stops_a_run(
     refuse: Refuse, starting: Starting, pictures: Path, tmp_path: Path

@@ -42,6 +42,15 @@ class Noted:
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """A sample of ``split`` that could not be read; ``text`` is ``name: reason``."""
+
+    step: int
+    split: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Finished:
     """The loop ended at ``step``; why."""
 
@@ -49,5 +58,5 @@ class Finished:
     reason: str
 
 
-Event = Started | Stepped | Evaluated | Noted | Finished
+Event = Started | Stepped | Evaluated | Noted | Unreadable | Finished
 Listener = Callable[[Event], None]

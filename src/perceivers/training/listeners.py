@@ -1,4 +1,4 @@
-"""Listeners: records in ``metrics.jsonl``, and a progress bar with rate and time left."""
+"""Listeners: records in the run folder, and a progress bar with rate and time left."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from rich.progress import (
 )
 
 from perceivers.files import write_atomic
-from perceivers.training.events import Evaluated, Event, Noted, Started, Stepped
+from perceivers.training.events import Evaluated, Event, Noted, Started, Stepped, Unreadable
 
 
 class JsonlWriter:
@@ -84,6 +84,32 @@ def records_up_to(path: Path, step: int) -> list[dict[str, Any]]:
     return kept
 
 
+class UnreadableWriter:
+    """Append a record per unreadable sample to ``unreadable.jsonl``, each sample once.
+
+    Args:
+        path: The file; like those of ``metrics.jsonl``, records of later steps are cut off first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: set[tuple[str, str]] = set()
+
+    def __call__(self, event: Event) -> None:
+        """Record a sample that was not recorded before."""
+        if isinstance(event, Started):
+            cut_records(self.path, event.step)
+            known = records_up_to(self.path, event.step)
+            self._known = {(str(r.get("split")), str(r.get("sample"))) for r in known}
+        elif isinstance(event, Unreadable):
+            name, _, reason = event.text.partition(": ")
+            if (event.split, name) not in self._known:
+                self._known.add((event.split, name))
+                record = {"step": event.step, "split": event.split, "sample": name}
+                with self.path.open("a") as file:
+                    file.write(json.dumps({**record, "reason": reason}) + "\n")
+
+
 class ConsoleProgress:
     """A bar on a terminal; elsewhere a line per evaluation, so that logs stay short.
 
@@ -116,6 +142,8 @@ class ConsoleProgress:
             self._print(f"{self.label} step {event.step}: {self._last}  val {figures}{mark}")
         elif isinstance(event, Noted):
             self._print(event.text)
+        elif isinstance(event, Unreadable):
+            self._print(f"skipped an unreadable sample: {event.text}")
         elif self._progress is not None:
             self._progress.stop()
             self._progress = None

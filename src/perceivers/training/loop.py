@@ -24,7 +24,16 @@ from perceivers.tasks.presence import dropout_rates
 from perceivers.training.averaging import WeightAverage
 from perceivers.training.checkpoints import Checkpoints
 from perceivers.training.config import TrainConfig
-from perceivers.training.events import Evaluated, Event, Finished, Listener, Noted, Started, Stepped
+from perceivers.training.events import (
+    Evaluated,
+    Event,
+    Finished,
+    Listener,
+    Noted,
+    Started,
+    Stepped,
+    Unreadable,
+)
 from perceivers.training.optimizers import make_optimizer, set_learning_rate
 from perceivers.training.run_folder import RunFolder
 from perceivers.training.runtime import Runtime
@@ -111,7 +120,9 @@ class Trainer:
         )
         self._saved_step = -1
         self._window = Window()
-        self._reported_bad: set[str] = set()
+        self._reported_bad: set[tuple[str, str]] = set()
+        # Found by a process that is not the main one, since the processes last added up.
+        self._unsaid_bad: list[Unreadable] = []
         # Counted in this process since the processes last added up.
         self._fresh_read = self._fresh_bad = 0
 
@@ -249,7 +260,7 @@ class Trainer:
         """Count unreadable samples, name each once, and stop when there are too many."""
         self._fresh_read += len(batch.index)
         self._fresh_bad += len(batch.bad)
-        self._report_bad(batch)
+        self._report_bad(batch, "train")
         allowed = self.config.max_bad_share
         read = self.progress.samples_read + self._fresh_read
         bad = self.progress.samples_bad + self._fresh_bad
@@ -262,17 +273,27 @@ class Trainer:
 
     def _add_up_counts(self) -> None:
         """Bring together what all processes have read since they last did."""
-        counts = self.runtime.gather((self._fresh_read, self._fresh_bad))
-        self.progress.samples_read += sum(read for read, _ in counts)
-        self.progress.samples_bad += sum(bad for _, bad in counts)
+        counts = self.runtime.gather((self._fresh_read, self._fresh_bad, self._unsaid_bad))
+        self.progress.samples_read += sum(read for read, _, _ in counts)
+        self.progress.samples_bad += sum(bad for _, bad, _ in counts)
         self._fresh_read = self._fresh_bad = 0
+        for _, _, found in counts:
+            self._emit_bad(found)
+        self._unsaid_bad = []
 
-    def _report_bad(self, batch: Batch) -> None:
-        """Name every unreadable sample once."""
-        for text in batch.bad:
-            if text not in self._reported_bad:
-                self._reported_bad.add(text)
-                self.emit(Noted(f"skipped an unreadable sample: {text}"))
+    def _report_bad(self, batch: Batch, split: str) -> None:
+        """Name every unreadable sample once; other processes leave it to the main one."""
+        found = [Unreadable(self.progress.step, split, text) for text in batch.bad]
+        if self.runtime.is_main:
+            self._emit_bad(found)
+        else:
+            self._unsaid_bad += found
+
+    def _emit_bad(self, found: list[Unreadable]) -> None:
+        for event in found:
+            if (event.split, event.text) not in self._reported_bad:
+                self._reported_bad.add((event.split, event.text))
+                self.emit(event)
 
     # -- evaluation and state ----------------------------------------------------------------
 
@@ -319,7 +340,7 @@ class Trainer:
         step, config = self.progress.step, self.config
         batches = self.loaders.val()
         for batch in watch(batches, config.loader_timeout, step=step, workers=config.workers):
-            self._report_bad(batch)
+            self._report_bad(batch, "val")
             yield batch.to(self.runtime.device)
 
     def _save_model(self, name: str, figures: dict[str, float]) -> None:

@@ -59,6 +59,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def unreadable(self) -> Path:
+        """Samples that could not be read, one JSON record per line; missing without any."""
+        return self.path / "unreadable.jsonl"
+
+    @property
     def checkpoint(self) -> Path:
         """Training state to resume from."""
         return self.path / "checkpoints" / "last.pt"

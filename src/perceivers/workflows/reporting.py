@@ -19,7 +19,7 @@ from perceivers.report.figures import (
     draw_mistakes,
     draw_positions,
 )
-from perceivers.report.html import Section, write_html
+from perceivers.report.html import Section, Table, write_html
 from perceivers.report.metrics import read_metrics
 from perceivers.report.tables import per_class_table
 from perceivers.training.config import PretrainConfig, TrainConfig
@@ -70,6 +70,9 @@ CURVES = (
     *("psnr/image", "psnr/video", "psnr/audio"),
 )
 SHOWN = 10
+# Columns of the table of unreadable samples, and the rows that it shows.
+UNREADABLE = ("step", "split", "sample", "reason")
+MAX_UNREADABLE = 50
 SHOWN_SEED = 7
 
 
@@ -113,6 +116,8 @@ def write_run_report(folder: RunFolder) -> Path:
         example = example_section(task, report.loaded, report.config, folder.figures)
         found = [figures_table(report.loaded, dict(report.results)), example]
         sections += [s for s in (*found, positions_section(report)) if s]
+    unreadable = unreadable_section(report.folder)
+    sections += [unreadable] if unreadable else []
     sections += [curves_section(report), settings_section(report), commands_section(report)]
     kind = TITLES[task]
     return write_html(
@@ -285,6 +290,19 @@ def curves_section(report: Report) -> Section:
         title="Training",
     )
     return Section(title="Curves", figures=[(path, "From metrics.jsonl.")])
+
+
+def unreadable_section(folder: RunFolder) -> Section | None:
+    """Samples that training and validation left out; None without any."""
+    if not folder.unreadable.exists():
+        return None
+    records = read_metrics(folder.unreadable)
+    rows = [[str(r.get(key, "")) for key in UNREADABLE] for r in records[:MAX_UNREADABLE]]
+    text = (
+        f"{len(records)} samples could not be read: training took another sample instead, and "
+        f"evaluation left them out. {folder.unreadable.name} lists all of them."
+    )
+    return Section(title="Unreadable samples", text=text, tables=[Table(UNREADABLE, rows)])
 
 
 def settings_section(report: Report) -> Section:

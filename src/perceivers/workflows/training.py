@@ -22,7 +22,7 @@ from perceivers.tasks.presence import dropout_rates
 from perceivers.training.config import TrainConfig, build_config
 from perceivers.training.events import Listener, Noted
 from perceivers.training.launching import fit_to_launcher, given_processes
-from perceivers.training.listeners import ConsoleProgress, JsonlWriter
+from perceivers.training.listeners import ConsoleProgress, JsonlWriter, UnreadableWriter
 from perceivers.training.loggers import check_installed, make_loggers
 from perceivers.training.loop import Loaders, Trainer
 from perceivers.training.run_folder import TASKS, RunFolder
@@ -285,7 +285,11 @@ def _run(
     """Train."""
     label = "pre-training" if task in VERB_TASKS["pretrain"] else "training"
     console = ConsoleProgress(label, quiet=quiet)
-    listeners: list[Listener] = [console, JsonlWriter(folder.metrics)]
+    listeners: list[Listener] = [
+        console,
+        JsonlWriter(folder.metrics),
+        UnreadableWriter(folder.unreadable),
+    ]
     listeners += make_loggers(
         config.loggers, folder.path, config.to_json(), lambda text: console(Noted(text))
     )
