@@ -7,8 +7,8 @@ at again.
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from perceivers.errors import DataError, UserError
 from perceivers.limits import check_limit
@@ -45,7 +45,9 @@ def check_file(
     return _check_status(path, status, error)
 
 
-def open_file(path: str | os.PathLike[str], *, error: type[UserError] = DataError) -> BinaryIO:
+def open_file(
+    path: str | os.PathLike[str], *, error: type[UserError] = DataError
+) -> BufferedReader:
     """Open a regular file for reading bytes; closed by the caller.
 
     Args:

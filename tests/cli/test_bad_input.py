@@ -580,7 +580,7 @@ def test_a_description_that_is_no_json_or_missing_is_refused(
     refuse: Refuse, model_folder: Path, pictures: Path
 ) -> None:
     (model_folder / "config.json").write_text("{")
-    refuse(["predict", model_folder, pictures], r"config\.json is not readable JSON")
+    refuse(["predict", model_folder, pictures], r"config\.json is no JSON")
     (model_folder / "config.json").unlink()
     refuse(["predict", model_folder, pictures], r"holds no model: looked for .*config\.json")
     refuse(["predict", model_folder / "no", pictures], r"neither a model name nor a folder")

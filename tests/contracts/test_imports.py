@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "limits",
         "reading",
         "text_names",
+        "array_files",
     ),
     ("nn",),
     ("adapters", "masking"),

@@ -78,19 +78,19 @@ def test_files_that_are_no_bundles_are_refused(
     arrays: dict[str, NDArray[Any]], tmp_path: Path
 ) -> None:
     path = tmp_path / "x.npz"
-    with pytest.raises(CheckpointError, match=r"x\.npz is not a readable \.npz"):
+    with pytest.raises(CheckpointError, match=r"x\.npz: (no \.npz file|cannot be read)"):
         read_bundle(path)
     path.write_bytes(b"no archive")
-    with pytest.raises(CheckpointError, match=r"not a readable \.npz without pickles"):
+    with pytest.raises(CheckpointError, match=r"x\.npz: no \.npz file"):
         read_bundle(path)
     path.write_bytes(WHOLE[: len(WHOLE) // 2])
-    with pytest.raises(CheckpointError, match=r"not a readable \.npz"):
+    with pytest.raises(CheckpointError, match=r"x\.npz: no \.npz file"):
         read_bundle(path)
     np.savez(path, something=np.zeros(3))
     with pytest.raises(CheckpointError, match=r"x\.npz lacks 'config_json'"):
         read_bundle(path)
     np.savez(path, config_json=np.array("{"))
-    with pytest.raises(CheckpointError, match=r"config_json is not JSON"):
+    with pytest.raises(CheckpointError, match=r"config_json is no JSON"):
         read_bundle(path)
     np.savez(path, config_json=np.array("[1]"))
     with pytest.raises(CheckpointError, match=r"is not a JSON object"):
@@ -100,7 +100,7 @@ def test_files_that_are_no_bundles_are_refused(
 def test_an_array_of_objects_is_not_unpickled(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     np.savez(path, config_json=np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(CheckpointError, match=r"not a readable \.npz without pickles"):
+    with pytest.raises(CheckpointError, match=r"Python objects, which are never loaded"):
         read_bundle(path)
 
 
@@ -108,7 +108,7 @@ def test_a_plain_array_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     with path.open("wb") as file:
         np.save(file, np.zeros(3))
-    with pytest.raises(CheckpointError, match=r"not a readable \.npz"):
+    with pytest.raises(CheckpointError, match=r"x\.npz: no \.npz file"):
         read_bundle(path)
 
 

@@ -4,38 +4,21 @@ A bundle is an ``.npz`` without pickles. Its ``config_json`` names the released 
 constructor arguments and the inputs of every data set; nothing that it must state is guessed.
 """
 
-import json
-import struct
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
+from perceivers.array_files import load_npz
 from perceivers.errors import CheckpointError, suggest
+from perceivers.foreign import parse_json
 
 Inputs = tuple[tuple[str, tuple[int, int, int]], ...]
 
 # Relative; a bundle states its largest output in a few digits.
 STATED_TOLERANCE = 1e-3
-# What reading a missing, foreign, cut or damaged archive raises.
-DAMAGE = (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True)
@@ -113,10 +96,7 @@ def read_json(text: str, source: str) -> dict[str, Any]:
     Raises:
         CheckpointError: It is not a JSON object.
     """
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{source} is not JSON: {error}") from error
+    config = parse_json(text, source, error=CheckpointError)
     if not isinstance(config, dict):
         raise CheckpointError(f"{source} is not a JSON object")
     return config
@@ -128,14 +108,7 @@ def read_archive(path: Path) -> Archive:
     Raises:
         CheckpointError: Not an ``.npz`` without pickles, or without a configuration.
     """
-    try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, NpzFile):
-                raise ValueError("it holds a single array")
-            arrays = {key: archive[key] for key in archive.files}
-    except DAMAGE as error:
-        raise CheckpointError(f"{path} is not a readable .npz without pickles: {error}") from error
+    arrays = load_npz(path, error=CheckpointError)
     config = read_json(str(require(arrays, "config_json", str(path))), f"{path}: config_json")
     parts: dict[str, dict[str, NDArray[Any]]] = {
         "param": {},

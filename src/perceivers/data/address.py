@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from perceivers.data.arrays import load_npy, load_npz, read_arrays
+from perceivers.array_files import load_npz
+from perceivers.data.arrays import read_arrays, read_npy
 from perceivers.data.clouds import OFFSETS, POINT_KEYS, read_clouds
 from perceivers.data.dataset import Dataset
 from perceivers.data.digits import read_digits
@@ -180,7 +181,7 @@ def _find_file(path: Path, chosen: Chosen) -> Found | None:
         return read_arrays(path, content, chosen)
     if suffix == ".npy":
         chosen.refuse(str(path))
-        return read_arrays(path, {"array": load_npy(path)})
+        return read_arrays(path, {"array": read_npy(path)})
     if suffix in TABLE_EXTENSIONS:
         return read_tables({"train": path}, chosen, str(path))
     if suffix == TEXT_EXTENSION:

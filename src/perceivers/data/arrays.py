@@ -1,6 +1,5 @@
 """Arrays in memory: ``.npz`` files whose keys are modality kinds, and other ready arrays."""
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perceivers.array_files import load_npy
 from perceivers.data.labels import DEFAULT_COLUMN, Labelling, LabelTable, index_labels
 from perceivers.data.sources import Found, number_classes, pick
 from perceivers.data.targets import NO_COLUMNS, Chosen, check_known, read_targets
@@ -133,44 +133,19 @@ def _read_labels(
     return Labelling({"train": labels}, classes)
 
 
-def load_npy(path: Path) -> NDArray:
+def read_npy(path: Path) -> NDArray:
     """Return the array of an ``.npy`` file, ``[n, *grid, C]``; ``[n, N]`` gets one channel.
 
     Raises:
         DataError: The file cannot be read, or holds anything but a plain array of rows.
     """
-    try:
-        values = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, EOFError) as error:
+    values = load_npy(path)
+    if values.ndim < 2:
         raise DataError(
-            f"{path}: no .npy file of a plain array ({error}); write it with numpy.save"
-        ) from error
-    if not isinstance(values, np.ndarray) or values.ndim < 2:
-        raise DataError(
-            f"{path}: has shape {np.shape(values)}; an .npy file is a modality 'array' "
+            f"{path}: has shape {values.shape}; an .npy file is a modality 'array' "
             f"[n, *grid, C] or [n, N], of n samples"
         )
     return values[..., None] if values.ndim == 2 else values
-
-
-def load_npz(path: Path) -> dict[str, NDArray]:
-    """Return the arrays of an ``.npz`` file; nothing pickled is loaded.
-
-    Raises:
-        DataError: The file cannot be read, or holds anything but plain arrays.
-    """
-    try:
-        # Opened here, because numpy forgets to close a file that it cannot parse.
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise DataError(
-            f"{path}: no .npz file of plain arrays ({error}); write it with numpy.savez"
-        ) from error
 
 
 def _check_modality(path: Path, kind: str, values: NDArray) -> NDArray:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from io import BufferedIOBase, BytesIO
-from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -27,6 +26,7 @@ from perceivers.data.pictures import (
 )
 from perceivers.data.sources import EncodedClip
 from perceivers.errors import DataError
+from perceivers.reading import check_file, open_file
 
 AUDIO_EXTENSIONS = (
     *(".wav", ".flac", ".ogg", ".mp3"),
@@ -112,7 +112,7 @@ def open_bytes(clip: EncodedClip) -> Iterator[BufferedIOBase]:
             raise DataError(f"{clip.path}: the file is empty (0 bytes)")
         yield BytesIO(clip.data)
         return
-    with _open_file(clip.path) as file:
+    with open_file(clip.path) as file:
         if not os.fstat(file.fileno()).st_size:
             raise DataError(f"{clip.path}: the file is empty (0 bytes)")
         yield file
@@ -128,7 +128,7 @@ def file_version(clip: EncodedClip) -> tuple[str, int, int] | None:
     """
     if clip.data is not None:
         return None
-    status = _file_status(clip.path)
+    status = check_file(clip.path)
     return clip.path, status.st_size, status.st_mtime_ns
 
 
@@ -260,7 +260,7 @@ def wrap_file(
         if kind == "image" and is_deep(content):
             return {"image": EncodedClip(path, content, "image")}
         return {kind: read_picture(content, path)}
-    if data is None and _file_status(path).st_size <= MAX_READ:
+    if data is None and check_file(path).st_size <= MAX_READ:
         data = read_bytes(path)
     if kind == "audio":
         return {"audio": EncodedClip(path, data, "audio")}
@@ -268,19 +268,3 @@ def wrap_file(
         return {"points": EncodedClip(path, data, "points")}
     sample: dict[str, Picture | NDArray | EncodedClip] = {"video": EncodedClip(path, data, "video")}
     return sample | ({"audio": EncodedClip(path, data, "audio")} if has_sound else {})
-
-
-def _open_file(path: str) -> BufferedIOBase:
-    """Open a file to be closed by the caller."""
-    try:
-        return Path(path).open("rb")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
-def _file_status(path: str) -> os.stat_result:
-    """Return the size and times of a file."""
-    try:
-        return Path(path).stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -8,13 +8,17 @@ going on with other samples would make it a different run.
 import io
 import os
 import re
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from perceivers.errors import RemoteError
+from perceivers.foreign import read_int
+from perceivers.limits import LIMITS, check_limit, get_limit
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
@@ -27,6 +31,8 @@ TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 # S3 says 403 instead of 404 to who may not list the bucket.
 ABSENT = (403, 404, 410)
 CONNECTIONS = 16
+# Bytes that are taken from a connection at once, and per second at least.
+BLOCK, SLOWEST = 1 << 16, 256
 SMALLEST_BLOCK, LARGEST_BLOCK = 1 << 16, 1 << 22
 
 
@@ -62,7 +68,7 @@ def open_remote(url: str) -> RemoteFile:
         RemoteError: There is no such file, it may not be read, or the server has no ranges.
     """
     # Not HEAD, which addresses that are signed for reading do not allow.
-    response = _request(url, {"Range": "bytes=0-0"}, whole=False)
+    response = _request(url, {"Range": "bytes=0-0"})
     if response.status == 206:
         response.drain_conn()
         response.release_conn()
@@ -77,7 +83,8 @@ def open_remote(url: str) -> RemoteFile:
             f"offsets, so use a server with range requests (as object storage has), or copy the "
             f"file"
         )
-    return RemoteFile(url, int(match[1]), _tag(response))
+    size = read_int(match[1], f"{url}: the size that the server states", error=RemoteError)
+    return RemoteFile(url, size, _tag(response.headers))
 
 
 def read_remote(file: RemoteFile, offset: int, size: int, path: str) -> bytes:
@@ -94,19 +101,21 @@ def read_remote(file: RemoteFile, offset: int, size: int, path: str) -> bytes:
     """
     if size == 0:
         return b""
-    response = _request(file.url, {"Range": f"bytes={offset}-{offset + size - 1}"})
-    total = response.headers.get("Content-Range", "").rpartition("/")[2]
-    if response.status == 206 and total == str(file.size) and _tag(response) == file.tag:
-        if len(response.data) == size:
-            return response.data
+    check_limit("answer", size, path, error=RemoteError)
+    asked = {"Range": f"bytes={offset}-{offset + size - 1}"}
+    answer = _ask(file.url, asked, size, whole_is=206)
+    total = answer.headers.get("Content-Range", "").rpartition("/")[2]
+    if answer.status == 206 and total == str(file.size) and _tag(answer.headers) == file.tag:
+        if len(answer.data) == size:
+            return answer.data
         raise RemoteError(
-            f"{path}: the server sent {len(response.data)} of {size} bytes from {offset} on of "
+            f"{path}: the server sent {len(answer.data)} of {size} bytes from {offset} on of "
             f"{file.size}; its index names places that the file does not have: write it again"
         )
     raise RemoteError(
         f"{path}: the file has changed on the server since it was opened (status "
-        f"{response.status}, {total or 'unknown'} bytes, version {_tag(response)!r}; it had "
-        f"{file.size} bytes, version {file.tag!r}); start again, with a new run"
+        f"{answer.status}, {total[:40] or 'unknown'} bytes, version {_tag(answer.headers)!r}; it "
+        f"had {file.size} bytes, version {file.tag!r}); start again, with a new run"
     )
 
 
@@ -116,8 +125,12 @@ def fetch_remote(url: str) -> bytes | None:
     Raises:
         RemoteError: The server does not answer, or with an error.
     """
-    response = _request(url, {}, missing=True)
-    return None if response.status in ABSENT else response.data
+    answer = _ask(url, {}, get_limit("answer"), whole_is=200, missing=True)
+    if answer.status in ABSENT:
+        return None
+    if answer.status != 200:
+        raise RemoteError(f"{url}: the server answers {answer.status}; check the address")
+    return answer.data
 
 
 class RangeReader(io.RawIOBase):
@@ -175,16 +188,81 @@ class RangeReader(io.RawIOBase):
         self._first = self._place
 
 
-def _request(
-    url: str, headers: dict[str, str], *, whole: bool = True, missing: bool = False
-) -> "BaseHTTPResponse":
-    """Send a GET request, again and again while errors may pass; return what the server says."""
+class _Answer(NamedTuple):
+    """What a server said, and sent where it did what it was asked."""
+
+    status: int
+    headers: Mapping[str, str]
+    data: bytes
+
+
+def _ask(
+    url: str, headers: dict[str, str], most: int, *, whole_is: int, missing: bool = False
+) -> _Answer:
+    """Send a GET request, and read the answer of status ``whole_is`` up to ``most`` bytes."""
+    from urllib3.exceptions import HTTPError
+
+    reason: Exception | None = None
+    for attempt in range(RETRIES + 1):
+        # An answer that broke off is asked for again, after the pauses of connections.
+        time.sleep(BACKOFF_SECONDS * 2**attempt if attempt > 1 else 0.0)
+        response = _request(url, headers, missing=missing)
+        if response.status != whole_is:
+            response.close()
+            return _Answer(response.status, response.headers, b"")
+        try:
+            return _Answer(whole_is, response.headers, _read_answer(response, url, most))
+        except HTTPError as error:
+            reason = error
+        finally:
+            # One that was read to its end is used again; any other is of no use.
+            response.close()
+    raise RemoteError(
+        f"{url}: the answer broke off {RETRIES + 1} times ({reason}); check the connection, then "
+        f"resume"
+    ) from reason
+
+
+def _read_answer(response: "BaseHTTPResponse", url: str, most: int) -> bytes:
+    """Read an answer that may state no length, or a false one, or never end."""
+    coding = response.headers.get("Content-Encoding", "identity")
+    if coding.lower() != "identity":
+        raise RemoteError(
+            f"{url}: the server compresses its answers ({coding[:40]}), though it is asked not to; "
+            f"switch that off for these files"
+        )
+    # One that sends what was asked for states so many bytes, or sends them in chunks.
+    stated = response.headers.get("Content-Length")
+    if stated is not None:
+        what = f"{url}: the length that the server states"
+        read_int(stated, what, low=0, high=most, error=RemoteError)
+    parts: list[bytes] = []
+    size, start = 0, time.monotonic()
+    while part := response.read1(BLOCK, decode_content=False):
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            raise RemoteError(
+                f"{url}: the server sends more than the {most:,} bytes that are read; check the "
+                f"address, or set {LIMITS['answer'].variable} where a file is that large"
+            )
+        seconds = time.monotonic() - start
+        if seconds > READ_SECONDS and size < seconds * SLOWEST:
+            raise RemoteError(
+                f"{url}: the server sent {size} bytes in {seconds:.0f} s; try again later, or copy "
+                f"the data"
+            )
+    return b"".join(parts)
+
+
+def _request(url: str, headers: dict[str, str], *, missing: bool = False) -> "BaseHTTPResponse":
+    """Send a GET request, again and again while errors may pass; the body is not read."""
     from urllib3.exceptions import HTTPError
 
     try:
         # Bytes as they are stored: a compressed answer would have other offsets.
         response = _connect(os.getpid(), url).request(
-            "GET", url, headers={"Accept-Encoding": "identity", **headers}, preload_content=whole
+            "GET", url, headers={"Accept-Encoding": "identity", **headers}, preload_content=False
         )
     except HTTPError as error:
         raise RemoteError(
@@ -233,6 +311,6 @@ def _pool(process: int, proxy: str) -> "PoolManager":
     return urllib3.ProxyManager(proxy, **settings) if proxy else urllib3.PoolManager(**settings)
 
 
-def _tag(response: "BaseHTTPResponse") -> str:
+def _tag(headers: Mapping[str, str]) -> str:
     """Return what the server calls this version of a file."""
-    return response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+    return headers.get("ETag") or headers.get("Last-Modified") or ""

@@ -5,12 +5,12 @@ of the time: ``open_picture`` reads the header, ``load_picture`` decodes what is
 """
 
 import io
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from perceivers.errors import DataError
+from perceivers.reading import read_file
 from perceivers.types import Image as ImageSpec
 
 PICTURE_EXTENSIONS = (
@@ -41,12 +41,9 @@ def read_bytes(path: str) -> bytes:
     """Return a file's bytes.
 
     Raises:
-        DataError: The file cannot be read.
+        DataError: The file cannot be read, is no regular file, or is too large.
     """
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return read_file(path)
 
 
 def open_picture(data: bytes, path: str) -> Image.Image:

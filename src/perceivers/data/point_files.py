@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from perceivers.array_files import parse_npy
 from perceivers.data.containers import load_library, open_bytes
 from perceivers.data.sources import EncodedClip
 from perceivers.errors import DataError
@@ -100,10 +101,7 @@ def _decode(clip: EncodedClip) -> Any:
 
 def _read_array(data: bytes, path: str) -> NDArray:
     """Read ``.npy``; nothing pickled."""
-    try:
-        values = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path}: cannot be decoded ({_first_line(error)})") from error
+    values = parse_npy(data, path)
     known = np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)
     if values.ndim != 2 or not values.shape[1] or not known:
         raise DataError(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from perceivers.data.http_ranges import (
     RangeReader,
@@ -26,14 +26,19 @@ from perceivers.data.http_ranges import (
     open_remote,
     read_remote,
 )
-from perceivers.errors import DataError
+from perceivers.errors import DataError, UserError
 from perceivers.files import write_atomic
+from perceivers.foreign import parse_json, read_int
+from perceivers.limits import check_limit
+from perceivers.reading import open_file, read_file
 
 INDEX_SUFFIX = ".index.json"
 INDEX_FORMAT = "perceivers tar index 1"
 # Members whose contents an index holds, up to so many bytes.
 HELD_ENDINGS = (".cls", ".json")
 HELD_BYTES = 1 << 16
+# What a long name and its attributes take at most.
+HEADER_BYTES = 1 << 24
 # Tars that are indexed at the same time; servers answer slowly, but many at once.
 INDEXING_THREADS = 16
 
@@ -90,15 +95,19 @@ def read_member(shard: Shard, offset: int, size: int, path: str) -> bytes:
     """
     if isinstance(shard, RemoteFile):
         return read_remote(shard, offset, size, path)
-    try:
-        file = os.open(shard, os.O_RDONLY)
+    with open_file(shard) as file:
+        # A header may promise more than there is, or than memory holds.
+        held = os.fstat(file.fileno()).st_size - offset
+        if size > held:
+            raise DataError(
+                f"{path}: the tar ends after {max(held, 0)} of the member's {size} bytes"
+            )
+        check_limit("file", size, path)
         try:
             # Without moving a position that forked workers would share.
-            data = os.pread(file, size, offset)
-        finally:
-            os.close(file)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+            data = os.pread(file.fileno(), size, offset)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     if len(data) != size:
         raise DataError(f"{path}: the tar ends after {len(data)} of the member's {size} bytes")
     return data
@@ -184,32 +193,54 @@ def _open_local(path: str) -> list[Member]:
 
 def _scan_local(path: str, *, hold: bool = False) -> list[Member]:
     """Read the headers of a local tar."""
-    try:
-        with Path(path).open("rb") as file:
+    with open_file(path) as file:
+        try:
             return _scan(file, path, hold=hold)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _scan(file: Any, path: str, *, hold: bool) -> list[Member]:
     """Read the headers of a tar, and the contents of labels if they are to be held."""
     members: list[Member] = []
+    place = -1
+    # tarfile raises what its conversions trip over (ValueError, IndexError, OverflowError,
+    # RecursionError, ...), and goes in circles where a size is negative.
     try:
         # "r:" refuses compressed tars, in which no offset can be read directly.
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=cast("Any", _Headers(file)), mode="r:") as tar:
             kept: Any = vars(tar)["members"]
             for info in tar:
+                if info.size < 0 or info.offset_data <= place:
+                    raise ValueError(f"the size of {info.name[:60]!r} is negative")
+                place = info.offset_data
                 if info.isfile():
                     text = _read_label(file, info) if hold else None
                     members.append(Member(info.name, info.offset_data, info.size, text))
                 # It would keep every header, at 1 KB each.
                 kept.clear()
-    except tarfile.TarError as error:
+    except (OSError, UserError):
+        raise
+    except Exception as error:
         raise DataError(
             f"{path}: no complete uncompressed tar ({error}); unpack a compressed one, and copy a "
             f"cut one again"
         ) from error
     return members
+
+
+class _Headers:
+    """A tar of which headers are read, and never more at once than a header may have."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """Read so many bytes."""
+        if not 0 <= size <= HEADER_BYTES:
+            raise ValueError(f"a header promises {size} bytes of names")
+        return self._file.read(size)
 
 
 def _read_label(file: Any, info: tarfile.TarInfo) -> str | None:
@@ -234,21 +265,31 @@ def _encode_index(members: Sequence[Member], size: int, tag: str) -> str:
 def _decode_index(data: bytes | None, size: int, tag: str) -> list[Member] | None:
     """Return the members; None if it is no index, or one of another version of the tar."""
     try:
-        index = json.loads(data or b"null")
+        # Names in tars need not be UTF-8.
+        index = parse_json(data or b"null", "the index", halves=True)
         if not isinstance(index, dict) or index.get("format") != INDEX_FORMAT:
             return None
         if (index["size"], index["tag"]) != (size, tag):
             return None
-        return [Member(str(m[0]), int(m[1]), int(m[2]), *m[3:4]) for m in index["members"]]
+        return [_decode_member(row) for row in index["members"]]
     except (ValueError, KeyError, TypeError, IndexError):
         return None
+
+
+def _decode_member(row: Any) -> Member:
+    """Return one member, as far as its types and signs tell."""
+    offset, size = (read_int(number, "an index", low=0) for number in row[1:3])
+    text = row[3] if len(row) > 3 else None
+    if not isinstance(row[0], str) or not isinstance(text, str | None):
+        raise TypeError(f"a member is {row!r}")
+    return Member(row[0], offset, size, text)
 
 
 def _read_cached(path: Path) -> bytes | None:
     """Return the contents of a file of the cache, if there is one."""
     try:
-        return path.read_bytes()
-    except OSError:
+        return read_file(path)
+    except DataError:
         return None
 
 

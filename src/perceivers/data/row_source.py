@@ -3,7 +3,6 @@
 Legend: n samples, T label or target columns.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
+from perceivers.array_files import parse_npy
 from perceivers.data.cells import Part, Stored
 from perceivers.data.containers import wrap_file
 from perceivers.data.sources import Encoded, EncodedClip, RawSample, pick
@@ -152,10 +152,10 @@ def _unwrap(kind: str, raw: Stored | NDArray) -> Picture | NDArray | EncodedClip
 
 def _load_array(raw: Stored) -> NDArray[np.float32]:
     """Return what an ``.npy`` file holds, ``[*grid, C]``; ``[N]`` gets one channel."""
+    values = parse_npy(raw.data or b"", raw.path)
     try:
-        values = np.load(io.BytesIO(raw.data or b""), allow_pickle=False)
         array = np.asarray(values, np.float32)
-    except (ValueError, EOFError, OSError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise DataError(f"{raw.path}: no .npy file of plain numbers ({error})") from error
     if not array.size or not array.ndim or not np.isfinite(array).all():
         raise DataError(

@@ -19,6 +19,7 @@ from perceivers.data.pictures import read_bytes
 from perceivers.data.sources import pick
 from perceivers.data.splits import carve_validation
 from perceivers.errors import DataError
+from perceivers.reading import check_file, open_file
 from perceivers.types import Bytes, ModalitySpec
 
 TEXT_EXTENSION = ".txt"
@@ -223,10 +224,7 @@ def open_documents(paths: Sequence[Path], root: Path) -> Documents:
     """
     pieces = []
     for path in paths:
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        size = check_file(path).st_size
         if not size:
             raise DataError(f"{path}: the file is empty (0 bytes); fill or remove it")
         name = Path(os.path.relpath(path, root)).as_posix()
@@ -243,12 +241,12 @@ def _as_array(text: bytes, name: str) -> NDArray[np.uint8]:
 
 def _read_range(path: str, first: int, end: int) -> bytes:
     """Return some bytes of a file."""
-    try:
-        with Path(path).open("rb") as file:
+    with open_file(path) as file:
+        try:
             file.seek(first)
             data = file.read(end - first)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     if len(data) != end - first:
         raise DataError(
             f"{path}: ends before byte {end}; the file has changed since it was opened, so start "

@@ -18,9 +18,9 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import Image
 
+from perceivers.array_files import load_npz
 from perceivers.checkpoints.loading import Loaded
 from perceivers.data import AugmentConfig, find_files
-from perceivers.data.arrays import load_npz
 from perceivers.data.batches import stack_batch
 from perceivers.data.clouds import OFFSETS, read_ragged
 from perceivers.data.fitting import SampleReader
