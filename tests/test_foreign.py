@@ -50,7 +50,9 @@ def test_json_is_read_as_the_standard_library_does() -> None:
 
 
 def test_what_we_wrote_may_hold_nan_and_escaped_names() -> None:
-    found = parse_json(r'{"a": NaN, "b": Infinity, "c": "\udcff"}', "x", ours=True, halves=True)
+    found = parse_json(
+        r'{"a": NaN, "b": Infinity, "c": "\udcff"}', "x", constants=True, halves=True
+    )
     assert str(found) == "{'a': nan, 'b': inf, 'c': '\\udcff'}"
 
 

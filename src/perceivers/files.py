@@ -62,7 +62,7 @@ def read_json_file(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} does not exist")
     text = read_file(path, limit="json", error=CheckpointError)
     # Addresses of data may hold names that are no UTF-8, and figures may be NaN.
-    data = parse_json(text, str(path), error=CheckpointError, ours=True, halves=True)
+    data = parse_json(text, str(path), error=CheckpointError, constants=True, halves=True)
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}, not an object")
     return data

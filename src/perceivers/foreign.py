@@ -57,7 +57,7 @@ def parse_json(
     where: str,
     *,
     error: type[UserError] = DataError,
-    ours: bool = False,
+    constants: bool = False,
     halves: bool = False,
 ) -> Any:
     """Return what JSON text holds.
@@ -66,7 +66,7 @@ def parse_json(
         text: The text, or its bytes in UTF-8.
         where: What it is, for messages.
         error: What is raised.
-        ours: We wrote it: ``NaN`` and ``Infinity`` are read, which JSON does not know.
+        constants: Read ``NaN`` and ``Infinity``, which JSON does not know, but Python writes.
         halves: Leave halves of surrogate pairs to who reads the strings.
 
     Raises:
@@ -76,7 +76,7 @@ def parse_json(
     if isinstance(text, bytes):
         text = decode_text(text, where, error=error)
     try:
-        value = _decoder(ours).decode(text)
+        value = _decoder(constants).decode(text)
         if not halves and (HALF.search(text) or not is_writable(text)):
             _check_strings(value)
     # Deeply nested text exhausts the parser's stack; its own errors are ValueErrors.
@@ -169,12 +169,12 @@ def shorten(value: object, most: int = 60) -> str:
 
 
 @cache
-def _decoder(ours: bool) -> json.JSONDecoder:
+def _decoder(constants: bool) -> json.JSONDecoder:
     return json.JSONDecoder(
         object_pairs_hook=_as_dict,
         parse_int=_parse_int,
-        parse_float=None if ours else _parse_float,
-        parse_constant=None if ours else _refuse_constant,
+        parse_float=None if constants else _parse_float,
+        parse_constant=None if constants else _refuse_constant,
     )
 
 

@@ -52,8 +52,8 @@ def name_bytes(name: str) -> bytes:
     return ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), data)
 
 
-def check_class_name(name: str, where: str, *, error: type[UserError] = DataError) -> str:
-    """Return the composed spelling of what names a class.
+def check_writable(name: str, where: str, *, error: type[UserError] = DataError) -> str:
+    """Return the composed spelling of what names a column or a class.
 
     Args:
         name: The name.
@@ -61,13 +61,23 @@ def check_class_name(name: str, where: str, *, error: type[UserError] = DataErro
         error: What is raised.
 
     Raises:
-        UserError: It is no text in UTF-8, or holds a line break or another control character.
+        UserError: It is no text in UTF-8; of the type that is given.
     """
     if not is_writable(name):
         raise error(
-            f"{where} is {show_name(name)!r}, which is no text in UTF-8{guess_encoding(name)}; a "
-            f"class name is written into every model and record, so write it in UTF-8"
+            f"{where} is {show_name(name)!r}, which is no text in UTF-8{guess_encoding(name)}; "
+            f"names of classes and columns are written into models and records, so write it in "
+            f"UTF-8"
         )
+    return compose(name)
+
+
+def check_class_name(name: str, where: str, *, error: type[UserError] = DataError) -> str:
+    """Return the composed spelling of what names a class.
+
+    Raises:
+        UserError: As ``check_writable``, or it holds a line break or another control character.
+    """
     # Line separators are no control characters, but break lines for whoever splits them.
     bad = [character for character in name if unicodedata.category(character) in {"Cc", "Zl", "Zp"}]
     if bad:
@@ -75,7 +85,15 @@ def check_class_name(name: str, where: str, *, error: type[UserError] = DataErro
             f"{where} is {name[:60]!r}, which holds {bad[0]!r}; a class name is one line of text, "
             f"without control characters"
         )
-    return compose(name)
+    return check_writable(name, where, error=error)
+
+
+def group_spellings(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the spellings of every name by the composed one, in the order of the first."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(compose(name), []).append(name)
+    return found
 
 
 def guess_encoding(name: str) -> str:

@@ -36,7 +36,7 @@ def test_long_clips_stay_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         ("no.wav", "audio", "cannot be read .No such file or directory.; it is named in x.csv: l"),
         ("no.png", "image", "cannot be read .No such file or directory.; it is named in x.csv: l"),
-        ("a\0b.wav", "audio", "null byte; it is named in x.csv: line 2"),
+        ("a\0b.wav", "audio", r"null byte\); it is named in x.csv: line 2"),
     ],
 )
 def test_what_cannot_be_read_says_where_it_is_named(

@@ -59,5 +59,5 @@ def test_a_column_that_no_sample_has_is_refused() -> None:
 def test_entries_are_read_from_objects_alone() -> None:
     assert parse_entries(b'{"a": 1}', "x") == {"a": 1}
     assert parse_entries(b"7", "x") == {}
-    with pytest.raises(DataError, match=r"^x: cannot be read as text or JSON"):
+    with pytest.raises(DataError, match=r"^x is no JSON"):
         parse_entries(b"{", "x")

@@ -109,9 +109,9 @@ def test_what_is_not_read_is_noted(tmp_path: Path, write_tar: WriteTar, encode: 
     [
         (b"2", r"x\.tar/s1\.cls: label 2 is out of range; labels are 0\.\.1 \(classes\.txt has 2"),
         (b"-1", r"s1\.cls: label -1 is out of range"),
-        (b"bee", r"s1\.cls: the label is 'bee'; it must be the index of a class"),
+        (b"bee", r"s1\.cls: the label is 'bee'; it must be a whole number"),
         (b"1.0", r"the label is '1\.0'"),
-        (b"\xff", r"s1\.cls: cannot be read as text or JSON"),
+        (b"\xff", r"s1\.cls: line 1 is no UTF-8"),
     ],
 )
 def test_a_wrong_label_is_refused_by_member(

@@ -116,9 +116,12 @@ def test_columns_are_chosen_and_follow_into_batches(tmp_path: Path) -> None:
         (b'text\n"a\n', r"x\.csv: line 2 is no CSV \(unexpected end of data\); close every"),
         (b'text\n"a"b\n', r"x\.csv: line 2 is no CSV \(',' expected"),
         (b"text\n" + b"a" * 140_000, r"line 2 is no CSV \(field larger than field limit .*\.jsonl"),
-        ("text\nabc".encode("utf-16-le"), r"x\.csv: holds a zero byte at 1, as files in UTF-16 do"),
-        (b"label,text\n0,a\nx,b\n,c\n", r"x\.csv/2: label '' is no class"),
-        (b"label,text\n0,a\n-1,b\n", r"x\.csv/1: label '-1' is no class"),
+        (
+            "text\nabc".encode("utf-16-le"),
+            r"x\.csv: holds a zero byte at 1, as text in UTF-16 does",
+        ),
+        (b"label,text\n0,a\nx,b\n,c\n", r"x\.csv: line 4: label '' is no class"),
+        (b"label,text\n0,a\n-1,b\n", r"x\.csv: line 3: label '-1' is no class"),
         (b"label,text\n0,a\n99999999,b\n", "the highest label is 99999999, which would make"),
     ],
 )
@@ -131,7 +134,9 @@ def test_a_csv_that_breaks_the_format_is_refused(
 
 def test_labels_beyond_the_named_classes_are_refused(write_folder: WriteFolder) -> None:
     folder = write_folder({"x.csv": b"label,text\n0,a\n2,b\n", "classes.txt": b"no\nyes\n"})
-    with pytest.raises(DataError, match=r"x\.csv/1: label '2' is no class; the 2 .* are no, yes"):
+    with pytest.raises(
+        DataError, match=r"x\.csv: line 3: label '2' is no class; the 2 .* are no, yes"
+    ):
         open_data(str(folder / "x.csv"))
 
 
@@ -145,7 +150,7 @@ def test_labels_beyond_the_named_classes_are_refused(write_folder: WriteFolder) 
         (b'{"text": 3}', r"line 1 holds \['text'\]"),
         (b'{"text": "a\\ud83d"}', r"x\.jsonl: text 0 holds '\\ud83d' at character 1, half of a"),
         (b"[" * 100_000, r"x\.jsonl: line 1 is no JSON"),
-        (b'{"text": "a", "label": 0}\n{"text": "b"}', r"x\.jsonl/1: label '' is no class"),
+        (b'{"text": "a", "label": 0}\n{"text": "b"}', r"x\.jsonl: line 2: label '' is no class"),
     ],
 )
 def test_json_lines_that_break_the_format_are_refused(

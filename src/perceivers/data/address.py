@@ -36,6 +36,7 @@ from perceivers.data.text_folders import (
 )
 from perceivers.data.texts import TEXT_EXTENSION, Documents, open_documents
 from perceivers.errors import ConfigError, DataError, suggest
+from perceivers.text_names import compose
 
 BUILT_IN = {"digits": read_digits, "selection": read_selection}
 ADDRESSES = (
@@ -78,7 +79,7 @@ def open_data(
         DataError: The address is not understood, or the data do not keep to their format.
         ConfigError: The share is out of range, or a column is not there.
     """
-    chosen = Chosen(tuple(labels), tuple(targets))
+    chosen = Chosen(tuple(map(compose, labels)), tuple(map(compose, targets)))
     chosen.check()
     if not 0 < val_share < 1:
         raise ConfigError(f"val_share is {val_share}; it must lie between 0 and 1, such as 0.1")

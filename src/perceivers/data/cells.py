@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from perceivers.data.containers import MAX_READ
 from perceivers.data.http_ranges import fetch_remote, is_remote
-from perceivers.data.pictures import read_bytes
 from perceivers.errors import DataError
+from perceivers.reading import check_file, read_file
+from perceivers.text_names import find_spelling
 
 # Kinds of files of which a part may be decoded, so that long ones stay on the disk until then.
 STREAMED = ("audio", "video", "points")
@@ -82,7 +83,7 @@ class PathCells:
     def resolve(self, row: int) -> str:
         """Return where the file of one row lies."""
         path = self.paths[row]
-        return path if is_remote(path) else str(Path(self.folder, path))
+        return path if is_remote(path) else str(find_spelling(Path(self.folder, path)))
 
     def load(self, row: int) -> Stored:
         """Return the bytes of one file.
@@ -98,14 +99,10 @@ class PathCells:
                 raise DataError(f"{path}: no such file; it is named in {self.places[row]}")
             return Stored(path, data)
         try:
-            streamed = self.kind in STREAMED and Path(path).stat().st_size > MAX_READ
-            return Stored(path, None if streamed else read_bytes(path))
-        except OSError as error:
-            reason = f"{path}: cannot be read ({error.strerror or error})"
-        # A path may hold characters that no path can.
-        except ValueError as error:
-            reason = str(error)
-        raise DataError(f"{reason}; it is named in {self.places[row]}")
+            streamed = self.kind in STREAMED and check_file(path).st_size > MAX_READ
+            return Stored(path, None if streamed else read_file(path))
+        except DataError as error:
+            raise DataError(f"{error}; it is named in {self.places[row]}") from error
 
 
 @dataclass(frozen=True, eq=False)

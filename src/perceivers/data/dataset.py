@@ -8,6 +8,7 @@ from perceivers.data.measuring import measure_specs
 from perceivers.data.partial import keep_holding
 from perceivers.data.sources import Source
 from perceivers.errors import DataError
+from perceivers.text_names import check_class_name, check_writable, group_spellings, show_name
 from perceivers.types import ModalitySpec
 
 
@@ -33,6 +34,17 @@ class Dataset:
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
     mask_classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Keep one spelling of every name, and refuse those that no record could hold."""
+        where = show_name(self.address)
+        columns = {
+            check_writable(column, f"{where}: a label column"): _check_classes(names, where)
+            for column, names in self.columns.items()
+        }
+        object.__setattr__(self, "columns", columns)
+        object.__setattr__(self, "classes", _check_classes(self.classes, where))
+        object.__setattr__(self, "mask_classes", _check_classes(self.mask_classes, where))
 
     def holding(self, modalities: Sequence[str]) -> "Dataset":
         """Return the data without the samples that hold none of some modalities.
@@ -95,3 +107,15 @@ class Dataset:
             overrides=overrides,
             modalities=modalities,
         )
+
+
+def _check_classes(names: Sequence[str], where: str) -> tuple[str, ...]:
+    """Return class names in one spelling each."""
+    found = tuple(check_class_name(name, f"{where}: a class") for name in names)
+    for name, spellings in group_spellings(names).items():
+        if len(set(spellings)) > 1:
+            raise DataError(
+                f"{where}: {len(set(spellings))} classes are called {name!r}, in composed and in "
+                f"decomposed Unicode; they are one name, so give them one number"
+            )
+    return found

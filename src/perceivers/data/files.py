@@ -22,6 +22,7 @@ from perceivers.data.text_folders import walk_files
 from perceivers.data.texts import TEXT_EXTENSION
 from perceivers.data.views import Views
 from perceivers.errors import ConfigError, DataError, suggest
+from perceivers.text_names import compose, find_spelling
 from perceivers.types import ModalitySpec
 
 ENDINGS = {**EXTENSIONS, "bytes": (TEXT_EXTENSION,)}
@@ -144,7 +145,7 @@ def pair_files(paths: Sequence[Path], wanted: Sequence[str]) -> list[dict[str, s
         DataError: A sample would have two files of one kind.
     """
     samples: list[dict[str, str]] = []
-    paired: dict[Path, dict[str, str]] = {}
+    paired: dict[str, dict[str, str]] = {}
     for path in paths:
         kind = find_kind(path.name)
         if kind is None or len(wanted) == 1 or kind not in wanted:
@@ -152,7 +153,7 @@ def pair_files(paths: Sequence[Path], wanted: Sequence[str]) -> list[dict[str, s
             heard = kind == "video" and list(wanted) == ["audio"]
             samples.append({"audio" if heard else kind or wanted[0]: str(path)})
             continue
-        stem = path.with_suffix("")
+        stem = compose(str(path.with_suffix("")))
         if stem not in paired:
             samples.append(paired.setdefault(stem, {}))
         if paired[stem].setdefault(kind, str(path)) != str(path):
@@ -196,7 +197,7 @@ def find_files(paths: Sequence[str], kinds: Sequence[str] = ("image",)) -> list[
     endings = tuple(ending for kind in kinds for ending in ENDINGS[kind])
     found: list[Path] = []
     for given in paths:
-        path = Path(given).expanduser()
+        path = find_spelling(Path(given).expanduser())
         if path.is_dir():
             below = list(walk_files(path))
             matching = sorted(str(file) for file in below if file.name.lower().endswith(endings))

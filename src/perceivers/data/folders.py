@@ -19,6 +19,7 @@ from perceivers.data.pairing import Parts, check_pairs, kind_of, pair_paths
 from perceivers.data.pictures import read_bytes, read_picture
 from perceivers.data.sources import Encoded, EncodedClip, RawSample, pick
 from perceivers.errors import DataError
+from perceivers.text_names import check_class_name, describe_names, group_spellings, show_name
 
 ANYTHING = "pictures, sounds, videos or point clouds"
 
@@ -159,6 +160,8 @@ def read_folder(root: Path) -> FolderSplits:
         else _unlabelled(folder)
         for split, folder in folders.items()
     }
+    if odd := describe_names(path for files in found.values() for path in files.paths):
+        notes.append(odd)
     if num_stray := sum(files.num_stray for files in found.values()):
         notes.append(f"{num_stray} files that are no {ANYTHING} were ignored")
     present = {kind_of(path) for files in found.values() for path in files.paths}
@@ -209,7 +212,7 @@ def find_classes(folder: Path) -> tuple[tuple[str, ...], str]:
         return (), f"no sub-folder holds {ANYTHING} directly: unlabelled"
     if len(children) == 1:
         return (), f"a single sub-folder ({children[0]!r}) makes no classes: unlabelled"
-    return tuple(children), ""
+    return tuple(group_spellings(children)), ""
 
 
 def walk_media(folder: Path) -> tuple[list[str], int]:
@@ -237,7 +240,9 @@ def walk_media(folder: Path) -> tuple[list[str], int]:
 def _labelled(folder: Path, classes: tuple[str, ...], *, is_train: bool) -> _Files:
     """Find the files of one split's class folders."""
     direct, children = _list_folder(folder)
-    for child in children:
+    spellings = group_spellings(children)
+    for child in spellings:
+        check_class_name(child, f"{show_name(str(folder))}: the name of a class folder")
         if child not in classes:
             raise DataError(
                 f"{folder / child}: class {child!r} is not among the {len(classes)} training "
@@ -252,9 +257,11 @@ def _labelled(folder: Path, classes: tuple[str, ...], *, is_train: bool) -> _Fil
     labels: list[int] = []
     num_stray = sum(1 for f in folder.iterdir() if f.is_file() and not _is_hidden(f.name))
     for label, name in enumerate(classes):
-        if not is_train and name not in children:
+        if not is_train and name not in spellings:
             continue
-        found, stray = walk_media(folder / name)
+        walked = [walk_media(folder / child) for child in spellings[name]]
+        found = [path for paths_of_child, _ in walked for path in paths_of_child]
+        stray = sum(count for _, count in walked)
         if not found:
             raise DataError(
                 f"{folder / name}: class folder without {ANYTHING}; add some ({_endings()}), or "
@@ -320,8 +327,8 @@ def _endings() -> str:
 
 
 def _relative(paths: Sequence[str], root: Path) -> list[str]:
-    """Return paths below a root with forward slashes, equal on every system."""
-    return [Path(os.path.relpath(path, root)).as_posix() for path in paths]
+    """Return paths below a root with forward slashes, equal on every system, escaped."""
+    return [show_name(Path(os.path.relpath(path, root)).as_posix()) for path in paths]
 
 
 def _is_hidden(name: str) -> bool:

@@ -3,7 +3,6 @@
 Legend: n samples, T label columns.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,8 @@ from perceivers.data.labels import check_columns
 from perceivers.data.sources import UNKNOWN
 from perceivers.data.targets import read_targets
 from perceivers.errors import DataError
+from perceivers.foreign import parse_json
+from perceivers.text_names import check_class_name
 
 JsonEntries = Mapping[str, Any]
 
@@ -24,10 +25,7 @@ def parse_entries(data: bytes, where: str) -> JsonEntries:
     Raises:
         DataError: It is no JSON text.
     """
-    try:
-        value = json.loads(data.decode())
-    except ValueError as error:
-        raise DataError(f"{where}: cannot be read as text or JSON ({error})") from error
+    value = parse_json(data, where)
     return value if isinstance(value, dict) else {}
 
 
@@ -96,8 +94,10 @@ def number_entries(
 
 
 def _check_value(value: Any, column: str, name: str) -> str | int | None:
-    """Refuse values that cannot name a class."""
-    if value is None or (isinstance(value, str | int) and not isinstance(value, bool)):
+    """Return a value that can name a class, in one spelling."""
+    if isinstance(value, str):
+        return check_class_name(value, f"{name}: {column!r}")
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     raise DataError(
         f"{name}: {column!r} is {value!r}; a label is a string or an integer, so choose another "

@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 
 from perceivers.data.sources import UNKNOWN, number_classes
 from perceivers.errors import ConfigError, DataError, suggest
+from perceivers.foreign import decode_text, read_int
+from perceivers.reading import read_file
+from perceivers.text_names import check_class_name
 
 DEFAULT_COLUMN = "label"
-INTEGER = re.compile(r"-?\d+")
+INTEGER = re.compile(r"-?[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def index_labels(
     notes: list[str] = []
     for column in asked:
         only, given = len(asked) == 1, stated.get(column, ())
+        given = tuple(check_class_name(name, f"{where}: the class") for name in given)
         values, names[column], note = _index_column(tables, column, folder, where, only, given)
         notes += [note] if note else []
         for split, numbers in values.items():
@@ -131,11 +135,12 @@ def read_names(path: Path) -> tuple[str, ...]:
     """
     if not path.is_file():
         return ()
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    names = tuple(line.strip() for line in lines if line.strip())
+    lines = decode_text(read_file(path), str(path)).splitlines()
+    names = tuple(
+        check_class_name(line.strip(), f"{path}: line {number}: the class")
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    )
     if not names or len(set(names)) != len(names):
         double = sorted({name for name in names if names.count(name) > 1})
         raise DataError(
@@ -167,12 +172,18 @@ def _index_column(
     if only and not file.is_file():
         file = folder / "classes.txt"
     names, note = stated or read_names(file), ""
-    values = {split: table.columns[column] for split, table in tables.items()}
+    values = {split: _check_names(table, column) for split, table in tables.items()}
     if all(
         not v or INTEGER.fullmatch(v) for column_values in values.values() for v in column_values
     ):
         indexed = {
-            split: np.array([int(v) if v else UNKNOWN for v in written], np.int64)
+            split: np.array(
+                [
+                    read_int(v, f"{place}: {column}") if v else UNKNOWN
+                    for v, place in zip(written, tables[split].names, strict=True)
+                ],
+                np.int64,
+            )
             for split, written in values.items()
         }
         if not names:
@@ -190,6 +201,15 @@ def _index_column(
     for split, numbers in indexed.items():
         _check_range(tables[split], column, numbers, names, only)
     return indexed, names, note
+
+
+def _check_names(table: LabelTable, column: str) -> Sequence[str]:
+    """Return the values of a column, each in one spelling, and text that can be written."""
+    known: dict[str, str] = {}
+    for value, place in zip(table.columns[column], table.names, strict=True):
+        if value not in known:
+            known[value] = check_class_name(value, f"{place}: {column}")
+    return [known[value] for value in table.columns[column]]
 
 
 def _check_range(

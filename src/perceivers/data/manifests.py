@@ -161,7 +161,8 @@ def _lead_nowhere(cells: PathCells) -> list[int]:
     """Return the rows of the first paths, if no file lies at any of them; else none."""
     tried = [row for row, path in enumerate(cells.paths) if path and not is_remote(path)]
     tried = tried[:MAX_TRIED]
-    return [] if any(Path(cells.resolve(row)).is_file() for row in tried) else tried
+    # What is there but no file, such as a pipe, is refused by its name when it is read.
+    return [] if any(os.path.lexists(cells.resolve(row)) for row in tried) else tried
 
 
 def as_array(value: Any, kind: str, place: str) -> NDArray[np.float32] | None:
@@ -174,7 +175,7 @@ def as_array(value: Any, kind: str, place: str) -> NDArray[np.float32] | None:
         return None
     try:
         array = np.array(value, np.float32)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise DataError(
             f"{place}: {kind} is a list of other things than numbers, or of lists of different "
             f"lengths ({error})"

@@ -13,6 +13,7 @@ from perceivers.data.masks import MASK_NAME, name_mask_classes
 from perceivers.data.pictures import is_picture_name
 from perceivers.data.sources import Found
 from perceivers.errors import DataError
+from perceivers.text_names import compose, show_name
 
 IMAGE_FOLDERS = ("images", "image", "imgs")
 MASK_FOLDERS = ("masks", "mask", "annotations", "labels")
@@ -81,7 +82,7 @@ def _list_files(folder: Path, ending: str = "") -> dict[str, str]:
         for name in sorted(files):
             if is_picture_name(name) and name.lower().endswith(ending):
                 path = Path(here) / name
-                found[path.relative_to(folder).with_suffix("").as_posix()] = str(path)
+                found[compose(path.relative_to(folder).with_suffix("").as_posix())] = str(path)
     return found
 
 
@@ -100,6 +101,6 @@ def _read_split(root: Path, images: Path, masks: Path) -> ClipFiles:
             f"{images} holds {len(pictures)} pictures and {masks} {len(ids)} masks ({len(lonely)} "
             f"of them alone): {what}they are paired by their names without ending, masks as .png"
         )
-    names = [Path(os.path.relpath(path, root)).as_posix() for path in pictures.values()]
+    names = [show_name(Path(os.path.relpath(path, root)).as_posix()) for path in pictures.values()]
     paths = [(pictures[stem], ids[stem]) for stem in pictures]
     return ClipFiles(paths, names, ("image", MASK_NAME))

@@ -99,6 +99,6 @@ def is_number(value: Any) -> bool:
     """Tell whether a cell is one number, as such or as text."""
     try:
         float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True

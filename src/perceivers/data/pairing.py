@@ -11,6 +11,7 @@ from pathlib import Path
 
 from perceivers.data.containers import name_kind
 from perceivers.errors import DataError
+from perceivers.text_names import compose
 
 NOUNS = {"image": "pictures", "audio": "sounds", "video": "videos", "points": "point clouds"}
 Parts = Mapping[str, str]
@@ -33,9 +34,12 @@ def pair_paths(paths: Sequence[str]) -> dict[str, dict[str, str]]:
         DataError: A sample would have two files of one kind.
     """
     samples: dict[str, dict[str, str]] = {}
+    # One name may be spelled in two ways; the first one names the sample.
+    first: dict[str, str] = {}
     for path in paths:
         kind = kind_of(path)
-        parts = samples.setdefault(path.rpartition(".")[0], {})
+        stem = path.rpartition(".")[0]
+        parts = samples.setdefault(first.setdefault(compose(stem), stem), {})
         if kind in parts:
             raise DataError(
                 f"{path}: lies beside {Path(parts[kind]).name!r}; files of several kinds "

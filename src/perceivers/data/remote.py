@@ -295,7 +295,7 @@ def _read_cached(path: Path) -> bytes | None:
 
 def _digest(address: str) -> str:
     """Return a name for what is kept of an address."""
-    return hashlib.sha256(address.encode()).hexdigest()[:32]
+    return hashlib.sha256(address.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def _cache_folder() -> Path:

@@ -8,7 +8,6 @@ The files of one sample share a key, the name up to the first dot: a picture, so
 picture as ``KEY.mask.png`` or ``KEY.seg.png``, or as ``KEY.png`` beside a picture of another kind.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,8 +29,11 @@ from perceivers.data.pictures import read_picture
 from perceivers.data.remote import Member, Shard, open_shards, read_member
 from perceivers.data.sources import Encoded, EncodedClip, RawSample
 from perceivers.errors import DataError
+from perceivers.foreign import decode_text, parse_json, read_int
+from perceivers.limits import check_limit
+from perceivers.text_names import compose, show_name
 
-BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+BRACES = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,15 +198,18 @@ def expand_braces(address: str) -> list[str]:
                 f"{address!r} has braces that are no range of numbers; write 'x-{{000..012}}.tar'"
             )
         return [address]
-    first, last = match.groups()
-    if int(first) > int(last):
+    written = match[1]
+    first, last = (read_int(text, f"{address[:80]!r}: the range") for text in match.groups())
+    if first > last:
         raise DataError(f"{address!r}: the range {first}..{last} runs down; write the lower first")
+    # Counted before it is written out, with the ranges that follow.
+    rest = expand_braces(address[match.end() :])
+    check_limit("addresses", (last - first + 1) * len(rest), repr(address))
+    start = address[: match.start()]
     return [
-        path
-        for number in range(int(first), int(last) + 1)
-        for path in expand_braces(
-            f"{address[: match.start()]}{number:0{len(first)}d}{address[match.end() :]}"
-        )
+        f"{start}{number:0{len(written)}d}{end}"
+        for number in range(first, last + 1)
+        for end in rest
     ]
 
 
@@ -267,7 +272,7 @@ def read_shards(
         # Beside masks, classes.txt names the classes of pixels.
         values = _read_labels(samples, kinds[0], 0 if MASK_NAME in kinds else len(classes))
     numbers = number_entries(*_parse_all(samples), targets, where) if targets else None
-    ids = PackedTexts(sample.id for sample in samples)
+    ids = PackedTexts(show_name(sample.id) for sample in samples)
     members = tuple(PackedTexts(s.media[kind].name for s in samples) for kind in kinds)
     places = np.array(
         [[(s.shard, s.media[kind].offset, s.media[kind].size) for kind in kinds] for s in samples],
@@ -310,7 +315,7 @@ def _group_samples(shard: Shard, members: Sequence[Member]) -> dict[str, dict[st
         stem, _, extension = base.partition(".")
         if not stem:
             continue
-        parts = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
+        parts = samples.setdefault(compose(f"{folder}/{stem}" if folder else stem), {})
         if extension.lower() in parts:
             raise DataError(
                 f"{shard}: holds {member.name!r} twice; keys must be unique within a tar"
@@ -342,18 +347,12 @@ def _read_label(sample: _Sample, num_classes: int) -> int | None:
     if part is None:
         return None
     data, where = sample.load(part)
-    try:
-        text = data.decode()
-        value = text.strip() if part == "cls" else json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{where}: cannot be read as text or JSON ({error})") from error
+    value = decode_text(data, where).strip() if part == "cls" else parse_json(data, where)
     if isinstance(value, dict):
         if "label" not in value:
             return None
         value = value["label"]
-    if not re.fullmatch(r"-?\d+", str(value)):
-        raise DataError(f"{where}: the label is {value!r}; it must be the index of a class, from 0")
-    label = int(value)
+    label = read_int(value, f"{where}: the label")
     if label < 0 or (num_classes and label >= num_classes):
         upper = f"0..{num_classes - 1} (classes.txt has {num_classes} names)"
         raise DataError(

@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 
 from perceivers.data.sources import UNKNOWN, pick
 from perceivers.errors import ConfigError, DataError
+from perceivers.text_names import name_bytes
 
 
 def hash_order(names: Sequence[str], indices: NDArray[np.int64]) -> NDArray[np.int64]:
     """Sort sample indices by the hash of the samples' names."""
-    digests = [
-        sha256(name.encode("utf-8", "surrogateescape")).digest() for name in pick(names, indices)
-    ]
+    digests = [sha256(name_bytes(name)).digest() for name in pick(names, indices)]
     order = sorted(range(len(indices)), key=digests.__getitem__)
     return indices[order]
 

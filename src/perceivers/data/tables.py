@@ -5,7 +5,6 @@ Legend: n rows.
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,8 @@ from perceivers.data.parquet_files import read_parquet
 from perceivers.data.pictures import read_bytes
 from perceivers.data.sources import pick
 from perceivers.errors import DataError
+from perceivers.foreign import decode_text, parse_json
+from perceivers.text_names import check_writable
 
 TABLE_EXTENSIONS = (".csv", ".jsonl", ".parquet")
 TEXTUAL = (".csv", ".jsonl")
@@ -183,12 +184,8 @@ def divide_table(table: Table, *, strict: bool) -> dict[str, Table]:
 def _read_csv(path: Path) -> tuple[dict[str, list[str]], list[int]]:
     """Return a table's columns by the names in its header, and the line where each row ends."""
     data = _read_content(path)
-    if b"\0" in data:
-        raise DataError(
-            f"{path}: holds a zero byte at {data.index(0)}, as files in UTF-16 do; save it as "
-            f"UTF-8, or give texts that need zero bytes as .jsonl or .txt"
-        )
-    # A mark at the start is no part of the first column's name.
+    # A mark at the start is no part of the first column's name. Any bytes are legal in a text;
+    # names of columns and classes are refused where they are read.
     text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     columns: dict[str, list[str]] = {}
@@ -219,6 +216,7 @@ def _read_csv(path: Path) -> tuple[dict[str, list[str]], list[int]]:
 
 def _check_header(names: list[str], path: Path) -> dict[str, list[str]]:
     """Return empty columns."""
+    names = [check_writable(name, f"{path}: line 1: the name of a column") for name in names]
     if len(set(names)) != len(names):
         raise DataError(
             f"{path}: the header is {names}; the first line names the columns, each once"
@@ -234,17 +232,17 @@ def _read_jsonl(path: Path) -> tuple[dict[str, list[Any]], list[int]]:
         if line.strip()
     ]
     keys = dict.fromkeys(key for row, _ in numbered for key in row)
-    columns = {key: [row.get(key) for row, _ in numbered] for key in keys}
+    columns = {
+        check_writable(key, f"{path}: a key"): [row.get(key) for row, _ in numbered] for key in keys
+    }
     return columns, [number for _, number in numbered]
 
 
 def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     """Return the object of one line."""
-    try:
-        row: Any = json.loads(line.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))
-    # Deeply nested lines exhaust the parser's stack.
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is no JSON ({error}); write one object per line") from error
+    # Any bytes are legal in a text; other strings are refused where they are read.
+    text = line.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    row: Any = parse_json(text, where, constants=True, halves=True)
     if not isinstance(row, dict):
         raise DataError(
             f"{where} holds {type(row).__name__}; every line is an object with the text under "
@@ -258,4 +256,6 @@ def _read_content(path: Path) -> bytes:
     data = read_bytes(str(path))
     if not data.strip():
         raise DataError(f"{path}: the file is empty ({len(data)} bytes); it needs at least one row")
+    if b"\0" in data:
+        decode_text(data, str(path))
     return data

@@ -11,6 +11,7 @@ from perceivers.data.sources import Found
 from perceivers.data.tables import TABLE_EXTENSIONS
 from perceivers.data.texts import TEXT_EXTENSION, TextFiles, open_documents
 from perceivers.errors import DataError
+from perceivers.text_names import check_class_name, group_spellings, show_name
 
 SPLITS = ("train", "val", "test")
 # Files that make a folder something else than a folder of texts.
@@ -109,12 +110,15 @@ def find_text_classes(folder: Path) -> tuple[str, ...]:
     )
     if len(children) < 2 or any(is_text_name(path.name) for path in folder.iterdir()):
         return ()
-    return tuple(path.name for path in children if walk_texts(path))
+    return tuple(group_spellings(path.name for path in children if walk_texts(path)))
 
 
 def _label_texts(folder: Path, root: Path, classes: Sequence[str]) -> TextFiles:
     """Return the texts of one split's class folders."""
-    strange = sorted(set(find_text_classes(folder)) - set(classes))
+    held = find_text_classes(folder)
+    for name in held:
+        check_class_name(name, f"{show_name(str(folder))}: the name of a class folder")
+    strange = sorted(set(held) - set(classes))
     if strange:
         raise DataError(
             f"{folder / strange[0]}: class {strange[0]!r} is not among the {len(classes)} training "
@@ -122,13 +126,15 @@ def _label_texts(folder: Path, root: Path, classes: Sequence[str]) -> TextFiles:
         )
     paths: list[Path] = []
     labels: list[int] = []
+    children = [path.name for path in sorted(folder.iterdir()) if path.is_dir()]
+    spellings = group_spellings(children)
     for label, name in enumerate(classes):
-        found = walk_texts(folder / name) if (folder / name).is_dir() else []
+        found = [path for child in spellings.get(name, ()) for path in walk_texts(folder / child)]
         paths += found
         labels += [label] * len(found)
     if not paths:
         raise DataError(f"{folder}: no texts in folders of the classes {', '.join(classes[:8])}")
-    names = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
+    names = [show_name(Path(os.path.relpath(path, root)).as_posix()) for path in paths]
     return TextFiles([str(path) for path in paths], names, np.array(labels, np.int64))
 
 

@@ -37,7 +37,7 @@ def read_text_tables(tables: Mapping[str, Table], chosen: Chosen, where: str) ->
         others = {name: values for name, values in table.columns.items() if name != TEXT}
         targets = read_targets(others, chosen.targets, table.places, where)
         hidden = others if chosen.bare else chosen.targets
-        labelled[split] = table.label_table(table.names, (TEXT, *hidden))
+        labelled[split] = table.label_table(table.places, (TEXT, *hidden))
         ends = list(accumulate((len(text) for text in encoded), initial=0))
         spans = np.array([ends[:-1], ends[1:]], np.int64).T
         texts[split] = Texts(b"".join(encoded), spans, table.names, targets=targets)

@@ -20,6 +20,7 @@ from perceivers.data.sources import pick
 from perceivers.data.splits import carve_validation
 from perceivers.errors import DataError
 from perceivers.reading import check_file, open_file
+from perceivers.text_names import show_name
 from perceivers.types import Bytes, ModalitySpec
 
 TEXT_EXTENSION = ".txt"
@@ -227,7 +228,7 @@ def open_documents(paths: Sequence[Path], root: Path) -> Documents:
         size = check_file(path).st_size
         if not size:
             raise DataError(f"{path}: the file is empty (0 bytes); fill or remove it")
-        name = Path(os.path.relpath(path, root)).as_posix()
+        name = show_name(Path(os.path.relpath(path, root)).as_posix())
         pieces.append(Piece(str(path), name, 0, size))
     return Documents(pieces)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from perceivers.errors import CheckpointError
 from perceivers.escaping import markdown_text
 from perceivers.files import write_atomic, write_json
+from perceivers.text_names import check_class_name, compose
 from perceivers.version import __version__
 
 FORMAT_VERSION = 1
@@ -49,8 +50,9 @@ class ModelInfo:
         """Rebuild from ``config.json``; entries of later versions are ignored."""
         known = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
         known["targets"] = {n: tuple(pair) for n, pair in known.get("targets", {}).items()}
-        known["columns"] = {n: tuple(names) for n, names in known.get("columns", {}).items()}
-        return cls(**{**known, "classes": tuple(known.get("classes", ()))})
+        columns = known.get("columns", {}).items()
+        known["columns"] = {compose(name): _read_names(names) for name, names in columns}
+        return cls(**{**known, "classes": _read_names(known.get("classes", ()))})
 
 
 @runtime_checkable
@@ -63,6 +65,14 @@ class Saveable(Protocol):
     def state_dict(self) -> dict[str, Tensor]:
         """Return the weights by name."""
         ...
+
+
+def _read_names(names: Any) -> tuple[str, ...]:
+    """Return class names in one spelling, as data have them."""
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"a class is named {name!r}, which is no text")
+    return tuple(check_class_name(name, "the name of a class") for name in names)
 
 
 def save_folder(
