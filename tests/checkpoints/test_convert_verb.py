@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import perceivers as pv
@@ -59,3 +60,21 @@ def test_a_hiera_is_converted_verified_and_written_for_other_libraries(
     assert target.is_file()
     assert main(["convert", ours, str(tmp_path / "x.pth"), "--to", "official"]) == 2
     assert "no place for 'encoder.positions.window'" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_not_converted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, target = tmp_path / "ours", tmp_path / "params.npz"
+    assert main(["convert", str(GOLDEN / "dmr_mlm.npz"), str(ours)]) == 0
+    assert main(["convert", str(ours), str(target), "--to", "haiku"]) == 0
+    arrays = dict(np.load(target, allow_pickle=False))
+    # The first array of numbers; others describe the model.
+    name = next(n for n, a in arrays.items() if a.dtype == np.float32 and a.ndim == 2)
+    arrays[name][-1, -1] = np.nan
+    np.savez(target, **arrays)
+    capsys.readouterr()
+    assert main(["convert", str(target), str(tmp_path / "again")]) == 2
+    assert "params.npz: 1 of" in (said := capsys.readouterr().err)
+    assert "tensors hold NaN or infinity" in said
+    assert not (tmp_path / "again").exists()

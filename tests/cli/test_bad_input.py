@@ -659,6 +659,36 @@ def test_a_run_without_a_checkpoint_cannot_be_resumed(
     refuse(["report", run], r"holds no model: looked for")
 
 
+@pytest.mark.parametrize(
+    "verb", ["predict", "evaluate", "embed", "export", "finetune", "resume", "convert"]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(
+    refuse: Refuse, starting: Starting, classifier: Path, tmp_path: Path, verb: str, value: float
+) -> None:
+    run = shutil.copytree(classifier, tmp_path / "spoiled")
+    state = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    path = run / "model" / "model.safetensors"
+    weights = load_file(path)
+    name = list(weights)[3]
+    for tensors in (weights, state["model"]):
+        tensors[name].view(-1)[-1] = value
+    save_file(weights, path, metadata={"format": "pt"})
+    torch.save(state, run / "checkpoints" / "last.pt")
+    out = ["--out", tmp_path / "out"]
+    line = {
+        "predict": ["predict", run, tmp_path],
+        "evaluate": ["evaluate", run],
+        "embed": ["embed", run, "digits", "--out", tmp_path / "out.npz"],
+        "export": ["export", run, *out],
+        "finetune": starting("finetune", model=run),
+        "resume": ["resume", run],
+        "convert": ["convert", run, tmp_path / "out", "--to", "haiku"],
+    }[verb]
+    refuse(line, rf"1 of {len(weights)} tensors hold NaN or infinity \({name}\)", r"must be finite")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("size", [0, 100, 20_000])
 def test_a_damaged_checkpoint_is_refused(
     refuse: Refuse, pretrained: Path, tmp_path: Path, size: int
@@ -921,7 +951,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_saved(
     monkeypatch.setattr(Batch, "split", poison)
     refuse(
         eight_steps(starting),
-        r"the loss is nan at step 2; .*saved in .*checkpoints .*indices in .*\.json\. Look at",
+        r"the loss is nan at step 2; .*saved in .*checkpoints.*indices in .*\.json\. Look at",
         r"lower optimizer\.lr \(now 0\.001\)",
     )
     saved = json.loads((tmp_path / "run" / "bad_batch_step_2.json").read_text())

@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "files",
         "escaping",
         "draws",
+        "finite",
         "foreign",
         "limits",
         "reading",

@@ -13,6 +13,7 @@ from perceivers.checkpoints.catalogue import warn_of_license
 from perceivers.checkpoints.own_weights import find_own_weights, own_names
 from perceivers.errors import CheckpointError, suggest
 from perceivers.files import read_json_file
+from perceivers.finite import list_names, names_not_finite
 from perceivers.models.registry import FAMILIES, list_models
 from perceivers.models.saving import FORMAT_VERSION, ModelInfo
 from perceivers.types import ModalitySpec
@@ -155,15 +156,33 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Load weights whose names and shapes must match exactly.
+    """Load finite weights whose names and shapes must match exactly.
 
     Raises:
-        CheckpointError: Lists missing, unexpected and misshapen entries.
+        CheckpointError: Lists missing, unexpected and misshapen entries, or those that hold NaN or
+            infinity.
     """
     problems = compare_states(model.state_dict(), state)
     if problems:
         raise CheckpointError(f"{source} does not fit the model: {'; '.join(problems)}")
+    check_finite(state, source=source)
     model.load_state_dict(dict(state))
+
+
+def check_finite(state: Mapping[str, Tensor], *, source: str) -> None:
+    """Refuse weights with which every answer would be NaN, or look like one.
+
+    Raises:
+        CheckpointError: Names tensors that hold NaN or infinity.
+    """
+    names = names_not_finite(state)
+    if names:
+        raise CheckpointError(
+            f"{source}: {len(names)} of {len(state)} tensors hold NaN or infinity "
+            f"({list_names(names)}); weights must be finite. Use an earlier checkpoint, copy the "
+            f"file again from its source, or train again with a lower optimizer.lr or with "
+            f"optimizer.clip"
+        )
 
 
 def compare_states(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

@@ -66,7 +66,7 @@ def soft_cross_entropy(
 
     As PyTorch's, but for logits of -inf, where PyTorch returns NaN or infinity: such a class cannot
     be named (a place that a sample does not have), so smoothing spreads over the others only. Only
-    a target on it costs infinity.
+    a target on it costs infinity. NaN stays NaN, also in a row that can name nothing.
 
     Args:
         logits: Per class; at least one finite in every row.
@@ -74,11 +74,11 @@ def soft_cross_entropy(
         smoothing: Share of the target spread evenly over the classes that can be named, 0..1.
         weights: Factor per class.
     """
-    possible = logits > -torch.inf
+    possible = logits != -torch.inf  # NaN is none of these
     spread = possible.float() / possible.sum(-1, keepdim=True)
     targets = targets * (1.0 - smoothing) + spread * smoothing
     # Not a plain product, which is NaN where nothing is expected of a class that cannot be named.
-    costs = torch.where(targets > 0.0, -targets * logits.log_softmax(-1), 0.0)
+    costs = torch.where(targets == 0.0, 0.0, -targets * logits.log_softmax(-1))
     if weights is not None:
         costs = costs * weights
     return costs.sum(-1).mean()

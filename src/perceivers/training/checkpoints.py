@@ -56,6 +56,11 @@ class Checkpoints:
 
     # -- saving ------------------------------------------------------------------------------
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor that is saved, by ``kind/name``; spread ones as they are."""
+        states, _ = state_by_name(self.optimizer, self.model)
+        return flatten(self.model.state_dict(), states, self.average)[0]
+
     def save(self, progress: Progress, window: WindowState) -> None:
         """Write the state; all processes must call this, and return when it is complete."""
         if self.runtime.is_sharded:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,6 +36,7 @@ from perceivers.training.events import (
     Stepped,
     Unreadable,
 )
+from perceivers.training.finite import SETTINGS, FiniteGuard, state_error, step_error
 from perceivers.training.optimizers import make_optimizer, set_learning_rate
 from perceivers.training.run_folder import RunFolder
 from perceivers.training.runtime import Runtime
@@ -118,7 +121,8 @@ class Trainer:
         self._stop = StopRequest(
             lambda: self.emit(Noted("finishing this step and saving; once more to stop at once"))
         )
-        self._saved_step = -1
+        self._guard = FiniteGuard(runtime, self.checkpoints.tensors, config.log_every)
+        self._saved_step = self._finite_step = self._evaluated_step = -1
         self._window = Window()
         self._reported_bad: set[tuple[str, str]] = set()
         # Found by a process that is not the main one, since the processes last added up.
@@ -137,7 +141,8 @@ class Trainer:
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM; the state is saved.
-            RunError: The loss is not finite; the state before it and the batch are saved.
+            RunError: Loss, gradients, weights, optimizer or every evaluation is not finite; the
+                last finite state is on disk.
             DataError: Too many samples cannot be read.
         """
         if resume:
@@ -148,6 +153,8 @@ class Trainer:
             self.emit(Noted(f"all {total} steps are done; there is nothing left to train"))
         reason = "all steps done"
         with torch.random.fork_rng(), self._stop.listening():
+            if not resume:
+                self._save()  # the first step may already spoil the weights
             for batch in self._training_batches():
                 self._step(batch)
                 step = self.progress.step
@@ -166,6 +173,7 @@ class Trainer:
             if self.progress.best is None or reason == "stopped early":
                 self._evaluate()
             self._save()
+        self._require_best()
         progress = self.progress
         if progress.samples_bad:
             self.emit(
@@ -199,9 +207,9 @@ class Trainer:
             loss += losses.total.detach() * share
             for name, value in losses.parts.items():
                 parts[name] = parts.get(name, 0.0) + value.detach() * share
-        self._guard(loss, batch)
-        if config.optimizer.clip:
-            self.runtime.clip(self.module, self.optimizer, config.optimizer.clip)
+        norm = self.runtime.clip(self.module, self.optimizer, config.optimizer.clip)
+        if self._guard.add(step, loss, norm, batch.index.tolist()):
+            self._check_steps()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.runtime.average_norms(self.task)
@@ -211,27 +219,62 @@ class Trainer:
         self.progress.seconds += time.perf_counter() - began
         self._log(loss, parts, lr, len(batch.index), time.perf_counter() - began)
 
-    def _guard(self, loss: Tensor, batch: Batch) -> None:
-        """Stop at a loss that is not finite, before it reaches the weights."""
-        # Reading the loss waits for the device; on CUDA that is done once per record.
-        step = self.progress.step
-        if self.runtime.device.type == "cuda" and step % self.config.log_every:
+    def _check_steps(self) -> None:
+        """Stop at a loss or gradient that is not finite, before it reaches the weights.
+
+        Where it has reached them already, on a device that one does not wait for at every step, the
+        last checkpoint stays.
+        """
+        found = self._guard.find_step()
+        if found is None:
             return
-        is_bad = not bool(torch.isfinite(loss))
-        if not self.runtime.any(is_bad)[0]:
-            return
-        found = self.runtime.gather((float(loss), batch.index.tolist() if is_bad else []))
-        indices = [index for _, bad in found for index in bad]
-        value = next(value for value, bad in found if bad)
-        path = self.folder.path / f"bad_batch_step_{step}.json"
+        path = self.folder.path / f"bad_batch_step_{found.step}.json"
         if self.runtime.is_main:
-            write_json(path, {"step": step, "indices": indices})
-        self._save()
-        raise RunError(
-            f"the loss is {value} at step {step}; the weights before this step are saved in "
-            f"{self.folder.checkpoint.parent} and the batch's sample indices in {path}. Look at "
-            f"those samples, or lower optimizer.lr (now {self.config.optimizer.lr}) and start again"
+            write_json(path, {"step": found.step, "indices": found.indices})
+        if found.step == self.progress.step and not self._guard.find_tensors():
+            self._save()
+            kept = f"the weights before this step are saved in {self._newest}"
+        else:
+            kept = self._kept
+        raise step_error(found, str(path), kept, self._remedy)
+
+    def _require_finite(self) -> None:
+        """Stop before anything that is not finite is written, or chosen as the best."""
+        step = self.progress.step
+        if self._finite_step == step:
+            return
+        self._check_steps()
+        names = self._guard.find_tensors()
+        if names:
+            raise state_error(names, step, self._kept, self._remedy)
+        self._finite_step = step
+
+    def _require_best(self) -> None:
+        """Stop where no evaluation has chosen a model."""
+        if self.progress.best is None:
+            raise RunError(
+                f"no evaluation found a finite {self.task.best_metric}, so there is no best model; "
+                f"the last weights, which are finite, are saved in {self._newest}. Look at the "
+                f"validation samples"
+            )
+
+    @property
+    def _newest(self) -> Path:
+        """The newest training state, or the file that names its parts."""
+        folder = self.folder
+        return folder.checkpoint if folder.checkpoint.is_file() else folder.pointer
+
+    @property
+    def _kept(self) -> str:
+        return (
+            f"the last finite state, after {self._saved_step} steps, is kept in {self._newest} "
+            f"(perceivers resume {self.folder.path}) and {self.folder.last_model}"
         )
+
+    @property
+    def _remedy(self) -> str:
+        optimizer = self.config.optimizer
+        return SETTINGS.format(lr=optimizer.lr, clip=optimizer.clip)
 
     def _log(
         self, loss: Tensor, parts: dict[str, Tensor], lr: float, samples: int, seconds: float
@@ -304,6 +347,9 @@ class Trainer:
     def _evaluate(self) -> None:
         """Evaluate, and save the model when it is the best so far."""
         task, progress = self.task, self.progress
+        if self._evaluated_step == progress.step:
+            return
+        self._require_finite()
         with self._averaged():
             with self.runtime.autocast():
                 figures = task.evaluate(self._validation_batches())
@@ -312,14 +358,22 @@ class Trainer:
             figures = self.runtime.from_main(figures)
             value = figures[task.best_metric]
             signed = value if task.higher_is_better else -value
-            is_best = progress.best is None or signed > progress.best
+            is_best = isfinite(value) and (progress.best is None or not signed <= progress.best)
             if is_best:
                 progress.best, progress.best_step = signed, progress.step
                 progress.evaluations_since_best = 0
                 self._save_model(self.folder.best_model.name, figures)
             else:
                 progress.evaluations_since_best += 1
+        self._evaluated_step = progress.step
         self.emit(Evaluated(step=progress.step, figures=figures, is_best=is_best))
+        if not isfinite(value):
+            self.emit(
+                Noted(
+                    f"validation {task.best_metric} is {value} at step {progress.step}, so these "
+                    f"weights cannot become the best; look at the validation samples"
+                )
+            )
 
     def _training_batches(self) -> Iterator[Batch]:
         """Training batches under the watchdog's eye; when they stop coming, the state is saved.
@@ -363,6 +417,7 @@ class Trainer:
         """Save the training state, once per step."""
         if self._saved_step == self.progress.step:
             return
+        self._require_finite()
         with self._averaged():
             self._save_model(self.folder.last_model.name, {})
         self._add_up_counts()

@@ -16,6 +16,7 @@ from lightning_fabric.strategies.strategy import Strategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 
 from perceivers.errors import ConfigError
 from perceivers.tasks import Task
@@ -23,7 +24,7 @@ from perceivers.training.alarm import Alarm
 from perceivers.training.config import TrainConfig
 from perceivers.training.launching import free_port, next_port, start_processes
 from perceivers.training.sharded_state import check_parts_known
-from perceivers.training.sharding import shard_task
+from perceivers.training.sharding import gather_whole, shard_task
 
 FabricPrecision = Literal["32-true", "bf16-mixed", "bf16-true"]
 PRECISIONS: dict[str, FabricPrecision] = {
@@ -154,12 +155,15 @@ class Runtime:
         return self.fabric.no_backward_sync(module, enabled=on and self.strategy != "single")
 
     def clip(self, module: Any, optimizer: Any, norm: float) -> Tensor:
-        """Clip the global gradient norm and return it; non-finite norms do not raise here."""
-        found = self.fabric.clip_gradients(
-            module, optimizer, max_norm=norm, error_if_nonfinite=False
-        )
-        assert isinstance(found, Tensor)
-        return found
+        """Clip the global gradient norm (0 does not) and return it, finite or not."""
+        if norm:
+            found = self.fabric.clip_gradients(
+                module, optimizer, max_norm=norm, error_if_nonfinite=False
+            )
+            assert isinstance(found, Tensor)
+        else:
+            found = get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+        return gather_whole(found).to(self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Precision for code that does not go through a wrapped module."""

@@ -28,7 +28,7 @@ from perceivers.checkpoints.hugging_face import (
     save_hugging_face,
 )
 from perceivers.checkpoints.kinds import FLAVOURS, Flavour, kind_of
-from perceivers.checkpoints.loading import Loaded, load, load_with_info
+from perceivers.checkpoints.loading import Loaded, check_finite, load, load_with_info
 from perceivers.checkpoints.torch_files import TENSOR_FILES, is_tensor_file, read_tensor_file
 from perceivers.checkpoints.unpickle import read_parameter_pickle
 from perceivers.checkpoints.verify import Difference, Precision, verify_bundle
@@ -265,6 +265,7 @@ def _rewrite(
 def _save(
     model: Any, out: Path, info: ModelInfo, overwrite: bool, differences: Any = ()
 ) -> Conversion:
+    check_finite(model.state_dict(), source=str(info.provenance.get("source", out)))
     model.save_pretrained(out, info=_with_task(model, info), overwrite=overwrite)
     warn_of_license(out, info.license)
     return Conversion(out, _count(model), list(differences))
