@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from perceivers.checkpoints.catalogue import warn_of_license
 from perceivers.checkpoints.own_weights import find_own_weights, own_names
-from perceivers.errors import CheckpointError, suggest
+from perceivers.errors import CheckpointError, plain_reason, suggest
 from perceivers.files import read_json_file
 from perceivers.finite import list_names, names_not_finite
 from perceivers.models.registry import FAMILIES, list_models
 from perceivers.models.saving import FORMAT_VERSION, ModelInfo
+from perceivers.reading import check_file
 from perceivers.types import ModalitySpec
 
 
@@ -145,13 +145,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: Missing, truncated or not safetensors.
     """
+    check_file(path, error=CheckpointError)
     try:
         return load_file(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist") from error
-    except (SafetensorError, OSError) as error:
+    except Exception as error:
+        # The library checks a header well, but raises what its conversion of types raises.
         raise CheckpointError(
-            f"{path} is not a complete safetensors file ({error}); copy it again from its source"
+            f"{path} is not a complete safetensors file ({plain_reason(error)}); copy it again "
+            f"from its source"
         ) from error
 
 
@@ -194,6 +195,12 @@ def compare_states(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
             f"{name} (file {tuple(found[name].shape)}, model {tuple(wanted[name].shape)})"
             for name in sorted(wanted.keys() & found.keys())
             if found[name].shape != wanted[name].shape
+        ],
+        "another kind of number": [
+            f"{name} (file {found[name].dtype}, model {wanted[name].dtype})"
+            for name in sorted(wanted.keys() & found.keys())
+            # Weights may be of any precision, but whole numbers are no weights.
+            if found[name].is_floating_point() != wanted[name].is_floating_point()
         ],
     }
     return [

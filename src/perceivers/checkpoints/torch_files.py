@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from perceivers.checkpoints.loading import read_tensors
+from perceivers.checkpoints.pickled import check_dense, read_pickled
 from perceivers.checkpoints.torch_archive import Inert, StoredTensor, TorchArchive, is_archive
 from perceivers.checkpoints.weight_sets import (
     Candidate,
@@ -135,14 +135,13 @@ def _without_tensors(path: Path, content: Any, sets: Mapping[str, Entries]) -> C
 
 def _read_old(path: Path) -> dict[str, Tensor]:
     """Read a file of before PyTorch 1.6 as weights only: nothing that it names is called."""
-    # torch's reader of weights raises whatever it trips over, and advises to switch its checks off.
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+        found = read_pickled(path)
+    except CheckpointError as error:
         raise CheckpointError(
             f"{path} is not a complete file of weights, or one of before PyTorch 1.6 that holds "
             f"more than tensors; copy it again from its source, or save it again there with "
-            f"torch.save(model.state_dict(), PATH)"
+            f"torch.save(model.state_dict(), PATH) ({error})"
         ) from error
     for name in WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
@@ -152,4 +151,5 @@ def _read_old(path: Path) -> dict[str, Tensor]:
     }
     if not tensors:
         raise _without_tensors(path, found, {})
+    check_dense(str(path), tensors)
     return tensors

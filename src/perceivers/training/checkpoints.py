@@ -6,6 +6,7 @@ killed while writing goes on from the one before. Either is read under any strat
 number of processes.
 """
 
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,9 +24,11 @@ from perceivers.training.run_folder import RunFolder
 from perceivers.training.runtime import Runtime
 from perceivers.training.sharded_state import read_parts, write_parts
 from perceivers.training.sharding import spread_like
-from perceivers.training.state import Progress, load_state, save_state
+from perceivers.training.state import Progress, check_names, describe, load_state, save_state
+from perceivers.training.state_checks import StateChecker
 
 REST = "progress.pt"
+PARTS = re.compile(r"step_[0-9]{1,16}")
 WindowState = list[dict[str, Tensor]]
 
 
@@ -73,7 +76,11 @@ class Checkpoints:
         states, groups = state_by_name(self.optimizer, self.model)
         tensors: dict[str, Any] = {
             "model": self.model.state_dict(),
-            "optimizer": {"states": states, "groups": groups},
+            "optimizer": {
+                "states": states,
+                "groups": groups,
+                "unused": self._unused(states),
+            },
             "window": window,
         }
         if self.average is not None:
@@ -93,6 +100,7 @@ class Checkpoints:
             folder.mkdir(parents=True, exist_ok=True)
             shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
             rest = {"groups": groups, "window": window, "numbers": numbers, "shapes": shapes}
+            rest["unused"] = self._unused(states)
             save_state(folder / REST, progress, rest)
         self.runtime.barrier()
         write_parts(folder, tensors)
@@ -101,6 +109,11 @@ class Checkpoints:
             write_json(self.folder.pointer, {"folder": name, "step": progress.step})
             self.folder.checkpoint.unlink(missing_ok=True)
             self._remove_parts(but=name)
+
+    def _unused(self, states: Named) -> list[str]:
+        """Parameters that never had a gradient, so that a lost state is told from none."""
+        trained = (n for n, p in self.model.named_parameters() if p.requires_grad)
+        return [name for name in trained if name not in states]
 
     def _remove_parts(self, but: str = "") -> None:
         for path in self.folder.pointer.parent.glob("step_*"):
@@ -113,64 +126,120 @@ class Checkpoints:
 
     # -- resuming ----------------------------------------------------------------------------
 
-    def restore(self) -> tuple[Progress, WindowState]:
-        """Load the newest state into model, optimizer and average.
+    def restore(self, last_step: int) -> tuple[Progress, WindowState, list[str]]:
+        """Check the newest state, then load it into model, optimizer and average.
+
+        Args:
+            last_step: Of the run.
+
+        Returns:
+            Progress, the losses since the last record, and what could not be checked.
 
         Raises:
-            CheckpointError: There is none, it is damaged, or it does not fit.
+            CheckpointError: There is none, it is damaged, or it is not what this run would save;
+                nothing was loaded.
         """
-        parts = self._newest_parts()
-        if parts is None:
-            progress, tensors = load_state(self.folder.checkpoint)
-        else:
-            progress, tensors = self._read_parts(parts)
+        checker = StateChecker(self.model, self.optimizer, averaged=self.average is not None)
+        source = self.folder.checkpoint
+        try:
+            parts = self._newest_parts()
+            if parts is None:
+                progress, tensors = load_state(source)
+            else:
+                source = parts
+                progress, tensors = self._read_parts(parts, checker)
+            try:
+                notes = checker.check(progress, tensors, last_step)
+            except CheckpointError as error:
+                raise CheckpointError(f"{source} does not fit this run: {error}") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}. {self._way_back()}") from error
         own = self.model.state_dict()
-        weights = {
-            name: spread_like(tensor, own[name]) if name in own else tensor
-            for name, tensor in tensors["model"].items()
-        }
-        load_weights(self.model, weights, source=str(parts or self.folder.checkpoint))
+        weights = {name: spread_like(t, own[name]) for name, t in tensors["model"].items()}
+        load_weights(self.model, weights, source=str(source))
         optimizer = tensors["optimizer"]
         load_by_name(self.optimizer, self.model, optimizer["states"], optimizer["groups"])
         if self.average is not None:
             self.average.load(tensors["average"])
-        return progress, tensors["window"]
+        return progress, tensors["window"], notes
+
+    def _way_back(self) -> str:
+        """Say what is left of the run where its training state cannot be used."""
+        models = (self.folder.last_model, self.folder.best_model)
+        left = [str(path) for path in models if (path / "config.json").is_file()]
+        again = "start the run again with --overwrite"
+        if not left:
+            return f"Restore the file from a copy, or {again}"
+        return (
+            f"Restore the file from a copy; or start a new run from the weights of "
+            f"{' or '.join(map(str, left))} (--model {left[0]}); or {again}"
+        )
 
     def _newest_parts(self) -> Path | None:
         """Return the folder to resume from; None where the file is newer, or alone.
 
         Both are there when a run was killed just after it went from one kind to the other.
         """
-        if not self.folder.pointer.is_file():
+        path = self.folder.pointer
+        if not path.is_file():
             return None
-        pointer = read_json_file(self.folder.pointer)
-        if set(pointer) != {"folder", "step"}:
-            raise CheckpointError(f"{self.folder.pointer} names no training checkpoint")
+        pointer = read_json_file(path)
+        name, step = pointer.get("folder"), pointer.get("step")
+        if (
+            set(pointer) != {"folder", "step"}
+            or not isinstance(step, int)
+            or isinstance(step, bool)
+        ):
+            raise CheckpointError(f"{path} names no training checkpoint: expected folder and step")
+        if not isinstance(name, str) or not PARTS.fullmatch(name) or name != f"step_{step}":
+            raise CheckpointError(
+                f"{path} names no training checkpoint: folder is {describe(name)} for step {step}, "
+                f"expected step_{step}"
+            )
         if self.folder.checkpoint.is_file():
             progress, _ = load_state(self.folder.checkpoint)
-            if progress.step > pointer["step"]:
+            if progress.step > step:
                 return None
-        return self.folder.pointer.parent / str(pointer["folder"])
+        return path.parent / name
 
-    def _read_parts(self, folder: Path) -> tuple[Progress, dict[str, Any]]:
-        progress, rest = load_state(folder / REST)
-        parameters = dict(self.model.named_parameters())
-        own = self.model.state_dict()
+    def _read_parts(self, folder: Path, checker: StateChecker) -> tuple[Progress, dict[str, Any]]:
+        path = folder / REST
+        progress, rest = load_state(path)
+        try:
+            if folder.name != f"step_{progress.step}":
+                raise CheckpointError(f"progress.step is {progress.step} in {folder.name}")
+            check_names("the state", rest, ("groups", "window", "numbers", "shapes"), ("unused",))
+            checker.check_shapes(rest["shapes"])
+            check_numbers(rest["numbers"])
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} does not fit this run: {error}") from error
+        parameters, own = checker.parameters, checker.weights
         likes: dict[str, Tensor] = {}
         for key in rest["shapes"]:
             kind, _, name = key.partition("/")
-            like = own.get(name) if kind == "model" else parameters.get(name.partition("/")[2])
-            like = parameters.get(name) if kind == "average" else like
-            if like is not None:
-                likes[key] = like
+            if kind == "model":
+                likes[key] = own[name]
+            else:
+                likes[key] = parameters[name if kind == "average" else name.partition("/")[2]]
         tensors = read_parts(folder, rest["shapes"], likes)
         model, states, average = unflatten(tensors, rest["numbers"])
-        return progress, {
-            "model": model,
-            "optimizer": {"states": states, "groups": rest["groups"]},
-            "average": average,
-            "window": rest["window"],
-        }
+        optimizer = {"states": states, "groups": rest["groups"]}
+        if "unused" in rest:
+            optimizer["unused"] = rest["unused"]
+        state = {"model": model, "optimizer": optimizer, "window": rest["window"]}
+        return progress, {**state, **({"average": average} if average else {})}
+
+
+def check_numbers(numbers: Any) -> None:
+    """Refuse anything but values by name by parameter.
+
+    Raises:
+        CheckpointError: Says what it is instead.
+    """
+    if not isinstance(numbers, Mapping) or not all(
+        isinstance(x, Mapping) for x in numbers.values()
+    ):
+        raise CheckpointError(f"numbers is {describe(numbers)}, expected them by parameter")
 
 
 def flatten(

@@ -427,7 +427,9 @@ class Trainer:
 
     def _restore(self) -> None:
         """Load the last checkpoint."""
-        self.progress, window = self.checkpoints.restore()
+        self.progress, window, notes = self.checkpoints.restore(self.config.total_steps)
+        for note in notes:
+            self.emit(Noted(note))
         self._window = Window.from_state(window, self.runtime.device)
         self._saved_step = self.progress.step
 

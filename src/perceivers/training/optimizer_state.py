@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perceivers.errors import CheckpointError
 from perceivers.training.sharding import spread_like
 
 Named = dict[str, dict[str, Any]]
@@ -29,20 +28,12 @@ def load_by_name(
     states: Mapping[str, Mapping[str, Any]],
     groups: list[dict[str, Any]],
 ) -> None:
-    """Take over what ``state_by_name`` returned, spread as the parameters are.
+    """Take over what ``state_by_name`` returned and ``StateChecker`` accepted.
 
-    Raises:
-        CheckpointError: The parameters are grouped differently.
+    Tensors are spread as the parameters are.
     """
     parameters = dict(model.named_parameters())
-    names = {parameter: name for name, parameter in parameters.items()}
-    order = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
-    if order != [group["params"] for group in groups]:
-        raise CheckpointError(
-            f"the saved optimizer has {len(groups)} groups of parameters that are not those of "
-            f"this run ({len(order)}); optimizer settings cannot change when a run is resumed"
-        )
-    places = {name: place for place, name in enumerate(n for group in order for n in group)}
+    places = {name: place for place, name in enumerate(n for g in groups for n in g["params"])}
     optimizer.load_state_dict(
         {
             "state": {
@@ -52,7 +43,9 @@ def load_by_name(
                 for name, state in states.items()
             },
             "param_groups": [
-                {**group, "params": [places[name] for name in group["params"]]} for group in groups
+                # Settings that an older library did not save are this run's.
+                {**mine, **group, "params": [places[name] for name in group["params"]]}
+                for mine, group in zip(optimizer.param_groups, groups, strict=True)
             ],
         }
     )

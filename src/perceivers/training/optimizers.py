@@ -1,6 +1,7 @@
 """Optimizers from libraries, with parameter groups by kind and by depth."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -109,6 +110,48 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         {"params": params, "weight_decay": decay, "lr_scale": scale}
         for (decay, scale), params in groups.items()
     ]
+
+
+@dataclass(frozen=True)
+class StateLayout:
+    """What an optimizer keeps, so that a saved state can be checked before it is used.
+
+    Attributes:
+        moments: Tensors of a parameter that have its shape.
+        counter: A parameter's scalar that counts its steps; empty where groups count.
+        scalars: Further scalars of a parameter, which the next step overwrites.
+        group_counter: A group's whole number that counts steps; empty where parameters count.
+        group_rates: Settings of a group that follow from its counter.
+    """
+
+    moments: tuple[str, ...]
+    counter: str = ""
+    scalars: tuple[str, ...] = ()
+    group_counter: str = ""
+    group_rates: tuple[str, ...] = ()
+
+
+def state_layout(optimizer: torch.optim.Optimizer) -> StateLayout:
+    """Return the layout of what ``make_optimizer`` makes."""
+    if isinstance(optimizer, UnclampedLamb):
+        return StateLayout(
+            moments=("exp_avg", "exp_avg_sq"),
+            scalars=("weight_norm", "adam_norm", "trust_ratio"),
+            group_counter="step",
+            group_rates=("betas", "moment_rates"),
+        )
+    assert isinstance(optimizer, torch.optim.AdamW)
+    return StateLayout(moments=("exp_avg", "exp_avg_sq"), counter="step")
+
+
+def group_rates(optimizer: torch.optim.Optimizer, betas: Any, step: int) -> dict[str, Any]:
+    """Return the settings of a group that follow from its step; none where nothing does."""
+    if not isinstance(optimizer, UnclampedLamb) or not step:
+        return {}
+    return {
+        "moment_rates": tuple(betas),
+        "betas": tuple(unbiased_rate(rate, step) for rate in betas),
+    }
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

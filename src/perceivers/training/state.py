@@ -1,15 +1,19 @@
-"""Training state on disk: written whole or not at all, read without executing anything."""
+"""Training state on disk: written completely or not at all, read without executing anything."""
 
 import io
-import pickle
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from perceivers.checkpoints.pickled import read_pickled
 from perceivers.errors import CheckpointError
 from perceivers.files import write_atomic
+
+MOST_STEPS = 2**53
 
 
 @dataclass
@@ -33,7 +37,7 @@ def save_state(path: Path, progress: Progress, tensors: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> tuple[Progress, dict[str, Any]]:
-    """Read what ``save_state`` wrote.
+    """Read what ``save_state`` wrote; only the progress has been checked then.
 
     Raises:
         CheckpointError: Missing, truncated, or holding more than tensors and numbers.
@@ -44,12 +48,80 @@ def load_state(path: Path) -> tuple[Progress, dict[str, Any]]:
             f"with --overwrite"
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        progress = Progress(**state.pop("progress"))
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, OSError) as error:
-        # torch explains at length how to switch the check off, which is the wrong advice here.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"{path} is not a complete training checkpoint (nothing in it was executed): {reason}"
-        ) from error
+        state = read_pickled(path, intact=True)
+        if not isinstance(state, dict) or "progress" not in state:
+            raise CheckpointError(f"{path}: expected entries by name with 'progress' among them")
+        progress = read_progress(state.pop("progress"))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is not a complete training checkpoint: {error}") from error
     return progress, state
+
+
+def read_progress(found: Any) -> Progress:
+    """Check where a run stands before anybody counts on it.
+
+    Raises:
+        CheckpointError: A field is missing, unknown, of another type or out of range.
+    """
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"progress is {describe(found)}, expected numbers by name")
+    known = [field.name for field in fields(Progress)]
+    check_names("progress", found, known)
+    for name in known:
+        value = found[name]
+        if name == "best":
+            # A metric may be anything, even NaN where it is not defined.
+            right = value is None or isinstance(value, int | float)
+            wanted = "a number or None"
+        elif name == "seconds":
+            right = isinstance(value, int | float) and isfinite(value) and value >= 0
+            wanted = "a finite number of at least 0"
+        else:
+            right = isinstance(value, int) and 0 <= value <= MOST_STEPS
+            wanted = "a whole number of at least 0"
+        if isinstance(value, bool) or not right:
+            raise CheckpointError(f"progress.{name} is {describe(value)}, expected {wanted}")
+    progress = Progress(**found)
+    for name, most in (("best_step", "step"), ("evaluations_since_best", "step")):
+        value, limit = getattr(progress, name), getattr(progress, most)
+        if value > limit:
+            raise CheckpointError(f"progress.{name} is {value}, expected at most {most}={limit}")
+    if progress.samples_bad > progress.samples_read:
+        raise CheckpointError(
+            f"progress.samples_bad is {progress.samples_bad}, expected at most "
+            f"samples_read={progress.samples_read}"
+        )
+    return progress
+
+
+def check_names(what: str, found: Mapping[Any, Any], wanted: Any, optional: Any = ()) -> None:
+    """Compare the names of entries.
+
+    Raises:
+        CheckpointError: Says which are missing and which unexpected.
+    """
+    missing = sorted(name for name in wanted if name not in found)
+    known = {*wanted, *optional}
+    odd = [name for name in found if not isinstance(name, str) or name not in known]
+    problems = [
+        f"{kind}: {', '.join(shown)}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+        for kind, names in (("missing", missing), ("unexpected", odd))
+        if (shown := [describe(name) for name in names[:8]])
+    ]
+    if problems:
+        raise CheckpointError(f"{what} has other entries than expected ({'; '.join(problems)})")
+
+
+def describe(value: Any) -> str:
+    """Return what a foreign value is, in few words and whatever it holds."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    if value is None or isinstance(value, bool | int | float):
+        return repr(value)
+    if isinstance(value, str):
+        return ascii(value if len(value) <= 80 else f"{value[:80]}...")
+    # Not its repr: a list that holds itself many times over would fill the memory.
+    size = f" of {len(value)}" if isinstance(value, list | tuple | dict) else ""
+    return f"a {type(value).__name__}{size}"
