@@ -68,7 +68,7 @@ def test_sounds_are_read_and_other_files_named(write_folder: WriteFolder) -> Non
         "belongs to the pictures",
         "belongs to the texts",
     ]
-    assert batch.bad[0].endswith("but the model reads audio; give it .wav, .flac, .ogg, .mp3")
+    assert "but the model reads audio; give it .wav, .flac, .ogg, .mp3, .aif" in batch.bad[0]
 
 
 def test_pictures_are_read_as_pictures_whatever_they_are_called(
