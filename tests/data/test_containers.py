@@ -10,7 +10,6 @@ import pytest
 from perceivers.data import containers
 from perceivers.data.containers import (
     file_version,
-    have_sound,
     is_packed,
     load_library,
     name_kind,
@@ -88,28 +87,18 @@ def test_a_missing_package_is_named_with_the_command(
         load_library(name)
 
 
-def test_the_first_video_that_opens_decides_on_sound(
+def test_a_video_gives_its_sound_when_it_has_one(
     encode_video: Callable[..., bytes], numbered: Callable[..., np.ndarray]
 ) -> None:
-    silent = encode_video(numbered(2))
-    loud = encode_video(numbered(2), 25, np.zeros((1, 2000)))
-
-    def heard(*files: bytes) -> bool:
-        return have_sound(len(files), lambda i: EncodedClip(f"{i}.mp4", files[i], "video"))
-
-    assert heard(b"", b"x", loud, silent)
-    assert not heard(b"x", silent, loud)
-    with pytest.raises(DataError, match=r"none of the first 2 videos .*; the first: 0\.mp4: the f"):
-        heard(b"", b"x")
-
-
-def test_a_video_gives_its_sound_when_it_has_one() -> None:
     both = wrap_file("video", "a.mp4", b"x", has_sound=True)
     assert both == {
         "video": EncodedClip("a.mp4", b"x", "video"),
         "audio": EncodedClip("a.mp4", b"x", "audio"),
     }
     assert set(wrap_file("video", "a.mp4", b"x", has_sound=False)) == {"video"}
+    silent, loud = encode_video(numbered(2)), encode_video(numbered(2), 25, np.zeros((1, 2000)))
+    assert set(wrap_file("video", "a.mp4", silent, has_sound=None)) == {"video"}
+    assert set(wrap_file("video", "a.mp4", loud, has_sound=None)) == {"video", "audio"}
     text = wrap_file("bytes", "a.txt", "hé".encode(), has_sound=False)["bytes"]
     assert isinstance(text, np.ndarray)
     assert (text.dtype, text.tolist()) == (np.uint8, [104, 195, 169])

@@ -11,7 +11,13 @@ import pytest
 
 from perceivers.data import open_data
 from perceivers.data.pictures import read_picture
-from perceivers.data.shards import TarClips, TarPictures, expand_braces, read_shards
+from perceivers.data.shards import (
+    TarClips,
+    TarPictures,
+    add_tracks,
+    expand_braces,
+    read_shards,
+)
 from perceivers.data.sources import EncodedClip
 from perceivers.errors import ConfigError, DataError
 
@@ -196,7 +202,7 @@ def test_sounds_pictures_and_texts_of_one_key_are_one_sample(
     path = write_tar(tmp_path / "x.tar", sounds | labels)
     source, notes = read_shards([path], ())
     assert isinstance(source, TarClips)
-    assert (source.kinds, source.has_sound, notes) == (("audio",), False, [])
+    assert (source.kinds, source.tracks, notes) == (("audio",), None, [])
     source = pickle.loads(pickle.dumps(source)).subset(np.array([2, 0]))
     assert (source.names, source.labels.tolist()) == (["x.tar/2", "x.tar/0"], [1, 1])
     assert source.read(0) == {"audio": EncodedClip(f"{path}/2.flac", sounds["2.flac"], "audio")}
@@ -212,24 +218,16 @@ def test_sounds_pictures_and_texts_of_one_key_are_one_sample(
     assert set(alone.read(0)) == {"bytes"}
 
 
-def test_videos_give_their_sound_unless_there_are_sounds(
+def test_sounds_beside_videos_are_their_sound(
     tmp_path: Path, write_tar: WriteTar, encode_video: Encode, encode_sound: Encode
 ) -> None:
-    frames = np.zeros((3, 16, 16, 3), np.uint8)
-    loud, silent = encode_video(frames, 25, np.zeros((1, 2000))), encode_video(frames)
-    members = {"a.mp4": loud, "b.mp4": silent}
-    path = write_tar(tmp_path / "x.tar", members)
-    sample = read_shards([path], ())[0].read(1)
-    assert sample == {
-        "video": EncodedClip(f"{path}/b.mp4", silent, "video"),
-        "audio": EncodedClip(f"{path}/b.mp4", silent, "audio"),
-    }
-    swapped = write_tar(tmp_path / "y.tar", {"a.mp4": silent, "b.mp4": loud})
-    assert set(read_shards([swapped], ())[0].read(1)) == {"video"}
+    loud = encode_video(np.zeros((3, 16, 16, 3), np.uint8), 25, np.zeros((1, 2000)))
     sound = encode_sound(np.zeros((1, 20)))
-    both = write_tar(path, members | {"a.wav": sound, "b.wav": sound})
-    audio = read_shards([both], ())[0].read(0)["audio"]
-    assert audio == EncodedClip(f"{path}/a.wav", sound, "audio")
+    members = {"a.mp4": loud, "b.mp4": loud, "a.wav": sound, "b.wav": sound}
+    path = write_tar(tmp_path / "x.tar", members)
+    found, notes = add_tracks({"train": read_shards([path], ())[0]})
+    assert notes == []
+    assert found["train"].read(0)["audio"] == EncodedClip(f"{path}/a.wav", sound, "audio")
 
 
 def test_samples_without_what_most_have_are_left_out_and_noted(

@@ -23,7 +23,13 @@ from perceivers.data.masks import MASK_NAME, name_mask_classes
 from perceivers.data.remote import fetch_beside
 from perceivers.data.scenes import Scenes
 from perceivers.data.selection import read_selection
-from perceivers.data.shards import TarClips, expand_braces, read_class_names, read_shards
+from perceivers.data.shards import (
+    TarClips,
+    add_tracks,
+    expand_braces,
+    read_class_names,
+    read_shards,
+)
 from perceivers.data.sources import UNKNOWN, DivisibleSource, Found, Source, number_classes
 from perceivers.data.splits import carve_validation
 from perceivers.data.tables import TABLE_EXTENSIONS
@@ -241,6 +247,8 @@ def _index_shards(
             paths, classes, labels, known, chosen.targets, bare=chosen.bare
         )
         notes += noted
+    sources, noted = add_tracks(sources)
+    notes += noted
     check_known(sources["train"].targets, chosen.targets, address)
     if labels:
         columns = dict(sources["train"].columns)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from perceivers.data.fits import scale_values
 from perceivers.data.fitting import SampleReader
-from perceivers.data.sources import PartialSource, TargetSource
+from perceivers.data.sources import PartialSource, TargetSource, UnsureSource
 from perceivers.data.views import MIDDLE, Place
 from perceivers.errors import DataError
 from perceivers.types import ModalitySpec
@@ -33,7 +33,8 @@ class Batch:
         bad: ``path: reason`` of each sample that could not be read.
         targets: Numbers to be predicted ``[B, T]``, NaN where unknown, float32; None without any.
         present: Which samples hold a modality, bool ``[B]`` (``[B * V]``), for every modality of
-            data whose samples may lack some; empty when nothing can be missing.
+            data whose samples may lack some; empty when nothing can be missing, or when only
+            reading tells and nothing is.
         position: Place of each sample in the endless stream of training, or ``index`` in
             evaluation ``[B]``, int64: what is random about a sample is keyed on it.
     """
@@ -113,6 +114,9 @@ def stack_batch(
     """
     index = np.array(indices, np.int64)
     partial = isinstance(reader.source, PartialSource)
+    if isinstance(reader.source, UnsureSource) and not reader.source.is_sure:
+        # Nothing need be missing; a batch that lacks nothing is then one of a source that cannot.
+        partial = any(len(sample) < len(reader.specs) for sample in samples)
     inputs, present = {}, {}
     for name in (reader.specs if partial else samples[0]) if samples else ():
         inputs[name] = torch.from_numpy(_stack(name, samples, reader.specs))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from perceivers.data.containers import MAX_READ
 from perceivers.data.http_ranges import fetch_remote, is_remote
+from perceivers.data.sound_tracks import SILENT, Tracks
 from perceivers.errors import DataError
 from perceivers.reading import check_file, read_file
 from perceivers.text_names import find_spelling
@@ -162,3 +163,29 @@ class ArrayCells:
         array = self.arrays[row]
         assert array is not None, row
         return array
+
+
+@dataclass(frozen=True, eq=False)
+class TrackCells:
+    """The sound tracks of films, which lie in the same files.
+
+    Args:
+        films: The cells that hold the films.
+        tracks: Which of them have sound ``[n]``.
+    """
+
+    films: Cells
+    tracks: Tracks
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Which films have, or may have, sound ``[n]``."""
+        return self._present
+
+    @cached_property
+    def _present(self) -> NDArray[np.bool_]:
+        return self.tracks != SILENT
+
+    def load(self, row: int) -> Stored | NDArray:
+        """Return the bytes of one film."""
+        return self.films.load(row)

@@ -5,7 +5,7 @@ inside soundfile writes its complaints about damaged files to the terminal.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -55,8 +55,6 @@ PURPOSES: Mapping[str, str] = MappingProxyType(
 )
 # Longer sounds and films stay on the disk until a part of them is decoded.
 MAX_READ = 2**23
-# How many containers are asked for a sound track before a whole data set is called damaged.
-MAX_PROBED = 16
 
 
 def name_kind(name: str) -> str | None:
@@ -139,13 +137,24 @@ def open_container(clip: EncodedClip) -> Iterator[Any]:
     Raises:
         DataError: The content is no known container, damaged or cut short.
     """
+    with open_bytes(clip) as file, open_stream(file, clip.path) as container:
+        yield container
+
+
+@contextmanager
+def open_stream(file: BufferedIOBase, path: str) -> Iterator[Any]:
+    """Open a container with PyAV, as ``open_container``, from what can be read and sought in.
+
+    Raises:
+        DataError: The content is no known container, damaged or cut short.
+    """
     av = load_library("av")
     try:
-        with open_bytes(clip) as file, av.open(file, metadata_errors="ignore") as container:
+        with av.open(file, metadata_errors="ignore") as container:
             yield container
     except av.error.FFmpegError as error:
         reason = error.strerror or type(error).__name__
-        raise DataError(f"{clip.path}: cannot be decoded ({reason})") from error
+        raise DataError(f"{path}: cannot be decoded ({reason})") from error
 
 
 @contextmanager
@@ -214,30 +223,13 @@ def is_timed(container: Any) -> bool:
     return container.format.name.startswith(TIMED_FORMATS)
 
 
-def have_sound(count: int, encoded: Callable[[int], EncodedClip]) -> bool:
-    """Tell whether video files carry sound, by the first that can be opened.
-
-    Args:
-        count: Files there are.
-        encoded: Returns one of them, by its number.
-
-    Raises:
-        DataError: None of the first files can be opened; the first reason.
-    """
-    reasons: list[str] = []
-    for number in range(min(count, MAX_PROBED)):
-        try:
-            with open_container(encoded(number)) as container:
-                return any(s.type == "audio" for s in container.streams)
-        except DataError as error:
-            reasons.append(str(error))
-    raise DataError(
-        f"none of the first {len(reasons)} videos can be opened; the first: {reasons[0]}"
-    )
+def has_track(container: Any) -> bool:
+    """Tell whether a video file carries a sound track."""
+    return any(stream.type == "audio" for stream in container.streams)
 
 
 def wrap_file(
-    kind: str, path: str, data: bytes | None, *, has_sound: bool
+    kind: str, path: str, data: bytes | None, *, has_sound: bool | None
 ) -> dict[str, Picture | NDArray | EncodedClip]:
     """Return what one file gives to a sample: a picture, a clip, points, or the bytes of a text.
 
@@ -248,10 +240,11 @@ def wrap_file(
         path: Where the file lies: for messages, and to read it from.
         data: Its content; None reads it now, but leaves sounds, films and clouds of more than
             ``MAX_READ`` bytes to who decodes them.
-        has_sound: A video file is also the sample's sound.
+        has_sound: A video file is also the sample's sound; None looks whether it has a track.
 
     Raises:
-        DataError: A picture that cannot be decoded, or a file that cannot be read.
+        DataError: A picture that cannot be decoded, a file that cannot be read, or a video that
+            cannot be opened to look.
     """
     if kind in {"image", "mask", "bytes"}:
         content = read_bytes(path) if data is None else data
@@ -266,5 +259,9 @@ def wrap_file(
         return {"audio": EncodedClip(path, data, "audio")}
     if kind == "points":
         return {"points": EncodedClip(path, data, "points")}
-    sample: dict[str, Picture | NDArray | EncodedClip] = {"video": EncodedClip(path, data, "video")}
+    film = EncodedClip(path, data, "video")
+    if has_sound is None:
+        with open_container(film) as container:
+            has_sound = has_track(container)
+    sample: dict[str, Picture | NDArray | EncodedClip] = {"video": film}
     return sample | ({"audio": EncodedClip(path, data, "audio")} if has_sound else {})

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from perceivers.data.augment import AugmentConfig
 from perceivers.data.batches import Batch, merge_empty, read_readable
-from perceivers.data.containers import EXTENSIONS, open_container, wrap_file
+from perceivers.data.containers import EXTENSIONS, wrap_file
 from perceivers.data.fitting import SampleReader
 from perceivers.data.folders import PictureFiles
 from perceivers.data.pairing import Parts
-from perceivers.data.sources import EncodedClip, RawSample, pick
+from perceivers.data.sources import RawSample, pick
 from perceivers.data.text_folders import walk_files
 from perceivers.data.texts import TEXT_EXTENSION
 from perceivers.data.views import Views
@@ -89,7 +89,7 @@ class LooseFiles:
                     f"{path}: belongs to the {NOUNS[kind]}, but the model reads "
                     f"{' and '.join(self.wanted)}; give it {list_endings(self.wanted)}"
                 )
-            has_sound = kind == "video" and self._gives_sound(parts)
+            has_sound = self._gives_sound(parts) if kind == "video" else False
             held = wrap_file(kind, path, None, has_sound=has_sound)
             # Decoders say so themselves, but an empty text would pass for one.
             if isinstance(text := held.get("bytes"), np.ndarray) and not len(text):
@@ -97,8 +97,8 @@ class LooseFiles:
             sample |= held
         return sample
 
-    def _gives_sound(self, parts: Parts) -> bool:
-        """Tell whether the video of a sample is its sound as well."""
+    def _gives_sound(self, parts: Parts) -> bool | None:
+        """Tell whether the video of a sample is its sound as well; None looks for a track."""
         return "audio" in self.wanted and "audio" not in parts
 
 
@@ -123,12 +123,9 @@ class PartialLooseFiles(LooseFiles):
         """
         return self._read_parts(self.samples[index])
 
-    def _gives_sound(self, parts: Parts) -> bool:
-        """Tell whether the video of a sample is its sound as well; a silent one lacks it."""
-        if not super()._gives_sound(parts):
-            return False
-        with open_container(EncodedClip(parts["video"], None, "video")) as container:
-            return any(stream.type == "audio" for stream in container.streams)
+    def _gives_sound(self, parts: Parts) -> bool | None:
+        """Let a video that may be a sample's sound be looked at; a silent one lacks it."""
+        return None if super()._gives_sound(parts) else False
 
 
 def pair_files(paths: Sequence[Path], wanted: Sequence[str]) -> list[dict[str, str]]:

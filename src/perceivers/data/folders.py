@@ -4,7 +4,7 @@ Files of several kinds are paired by their names without ending: ``cat/1.mp4`` a
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
-from perceivers.data.containers import EXTENSIONS, have_sound, name_kind, wrap_file
+from perceivers.data.containers import EXTENSIONS, has_track, name_kind, open_container, wrap_file
 from perceivers.data.pairing import Parts, check_pairs, kind_of, pair_paths
 from perceivers.data.pictures import read_bytes, read_picture
+from perceivers.data.sound_tracks import (
+    MAX_OPENED,
+    SILENT,
+    Tracks,
+    are_known,
+    describe_tracks,
+    find_tracks,
+    is_heard,
+    lack_sound,
+)
 from perceivers.data.sources import Encoded, EncodedClip, RawSample, pick
 from perceivers.errors import DataError
 from perceivers.text_names import check_class_name, describe_names, group_spellings, show_name
@@ -73,14 +83,14 @@ class ClipFiles:
         names: Stable ids, relative to the data's folder.
         kinds: What every sample holds: some of ``image``, ``mask``, ``audio``, ``video`` and
             ``points``.
-        has_sound: The videos are also the samples' sounds.
+        tracks: Which videos are also their samples' sounds ``[n]``; None when none is.
         labels: Class per sample ``[n]``, or None.
     """
 
     paths: Sequence[tuple[str, ...]]
     names: Sequence[str]
     kinds: tuple[str, ...]
-    has_sound: bool = False
+    tracks: Tracks | None = None
     labels: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
@@ -96,7 +106,7 @@ class ClipFiles:
         sample: dict[str, Picture | NDArray | EncodedClip] = {}
         for kind, path in zip(self.kinds, self.paths[index], strict=True):
             if path:
-                sample |= wrap_file(kind, path, None, has_sound=self.has_sound)
+                sample |= wrap_file(kind, path, None, has_sound=is_heard(self.tracks, index))
         return sample
 
     def subset(self, indices: NDArray[np.int64]) -> "ClipFiles":
@@ -105,6 +115,7 @@ class ClipFiles:
             self,
             paths=pick(self.paths, indices),
             names=pick(self.names, indices),
+            tracks=None if self.tracks is None else self.tracks[indices],
             labels=None if self.labels is None else self.labels[indices],
         )
 
@@ -119,7 +130,12 @@ class PartialFiles(ClipFiles):
             kind: np.array([bool(paths[place]) for paths in self.paths], bool)
             for place, kind in enumerate(self.kinds)
         }
-        return held | ({"audio": held["video"]} if self.has_sound else {})
+        return held if self.tracks is None else {**held, "audio": self.tracks != SILENT}
+
+    @cached_property
+    def is_sure(self) -> bool:
+        """Whether all videos were looked at for sound."""
+        return are_known([self.tracks])
 
 
 @dataclass(frozen=True)
@@ -179,13 +195,15 @@ def read_folder(root: Path) -> FolderSplits:
         paired = {split: pair_paths(files.paths) for split, files in found.items()}
         every = [parts for samples in paired.values() for parts in samples.values()]
         missing = check_pairs(every, kinds, root)
-    make = PartialFiles if missing else ClipFiles
-    clips = {
-        split: make(**_arrange(files, paired[split], kinds, root)) for split, files in found.items()
-    }
-    has_sound = "video" in kinds and "audio" not in kinds and _have_sound(clips["train"])
-    heard = {split: replace(source, has_sound=has_sound) for split, source in clips.items()}
-    return FolderSplits(heard, classes, (*notes, missing) if missing else tuple(notes))
+    arranged = {split: _arrange(f, paired[split], kinds, root) for split, f in found.items()}
+    films = {s: _have_kind("video", kinds, given["paths"]) for s, given in arranged.items()}
+    # Sound files are the sound, where there are any.
+    tracks = None if "audio" in kinds else find_tracks(films, _look_at(arranged, kinds), MAX_OPENED)
+    notes += [missing] * bool(missing) + describe_tracks(films, tracks)
+    heard: dict[str, Tracks | None] = {s: tracks[s] if tracks else None for s in arranged}
+    make = PartialFiles if missing or lack_sound(heard.values()) else ClipFiles
+    clips = {s: make(**given, tracks=heard[s]) for s, given in arranged.items()}
+    return FolderSplits(clips, classes, tuple(notes))
 
 
 def _find_splits(root: Path) -> dict[str, Path]:
@@ -300,13 +318,27 @@ def _arrange(
     return {"paths": paths, "names": names, "kinds": kinds, "labels": labels}
 
 
-def _have_sound(source: ClipFiles) -> bool:
-    """Tell whether the videos of a source have sound."""
-    number = source.kinds.index("video")
-    films = [paths[number] for paths in source.paths if paths[number]]
-    return bool(films) and have_sound(
-        len(films), lambda index: EncodedClip(films[index], None, "video")
-    )
+def _have_kind(
+    kind: str, kinds: Sequence[str], paths: Sequence[tuple[str, ...]]
+) -> NDArray[np.bool_]:
+    """Tell which samples have a file of a kind ``[n]``."""
+    if kind not in kinds:
+        return np.zeros(len(paths), np.bool_)
+    place = kinds.index(kind)
+    return np.array([bool(parts[place]) for parts in paths])
+
+
+def _look_at(
+    arranged: Mapping[str, Mapping[str, Any]], kinds: Sequence[str]
+) -> Callable[[str, int], bool]:
+    """Return a function that tells whether the video of one sample of a split has sound."""
+
+    def look(split: str, index: int) -> bool:
+        path = arranged[split]["paths"][index][kinds.index("video")]
+        with open_container(EncodedClip(path, None, "video")) as container:
+            return has_track(container)
+
+    return look
 
 
 def _list_folder(folder: Path) -> tuple[list[str], list[str]]:

@@ -32,7 +32,7 @@ from perceivers.data.inspecting_modalities import (
 )
 from perceivers.data.inspecting_samples import SampleFacts, measure_sample
 from perceivers.data.scenes import Scenes
-from perceivers.data.sources import PartialSource, Source
+from perceivers.data.sources import PartialSource, Source, UnsureSource
 from perceivers.data.texts import Documents
 from perceivers.errors import ConfigError
 
@@ -193,7 +193,7 @@ def _collect(
             samples=len(dataset.splits[split]),
             looked_at=len(found),
             broken=sum(bool(facts.problem) for _, facts in found),
-            combinations=_combine_names(dataset.splits[split], tuple(modalities)),
+            combinations=_combine_names(dataset.splits[split], tuple(modalities), found),
             scenes=_count_scenes([dataset.splits[split]]),
         )
         for split, found in looked.items()
@@ -224,10 +224,16 @@ def _count_scenes(sources: Iterable[Source]) -> int:
     return len({name for s in sources if isinstance(s, Scenes) for name in s.scenes})
 
 
-def _combine_names(source: Source, names: Sequence[str]) -> dict[str, int]:
+def _combine_names(
+    source: Source, names: Sequence[str], looked: Sequence[tuple[int, SampleFacts]]
+) -> dict[str, int]:
     """Count all samples of a split by the modalities that they hold."""
     if not isinstance(source, PartialSource):
         return {" + ".join(names): len(source)} if names else {}
+    if isinstance(source, UnsureSource) and not source.is_sure:
+        # Only reading tells, so only those looked at are counted.
+        found = Counter(" + ".join(sorted(f.modalities)) for _, f in looked if not f.problem)
+        return dict(found.most_common())
     present = source.present
     held = sorted(present)
     rows = np.stack([present[name] for name in held], axis=1)

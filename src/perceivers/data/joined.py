@@ -22,6 +22,7 @@ from perceivers.data.sources import (
     PictureSource,
     RawSample,
     Source,
+    UnsureSource,
     WindowedSource,
 )
 from perceivers.errors import DataError
@@ -128,6 +129,11 @@ class JoinedPartial(JoinedSource):
             )
             for name in _list_modalities(self.parts[0])
         }
+
+    @cached_property
+    def is_sure(self) -> bool:
+        """Whether ``present`` is known of every sample of every part."""
+        return all(part.is_sure for part in self.parts if isinstance(part, UnsureSource))
 
 
 class JoinedPictures(JoinedSource):

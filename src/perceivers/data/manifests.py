@@ -13,13 +13,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.data.cells import ArrayCells, Cells, Part, PathCells, Stored, TextCells
-from perceivers.data.containers import have_sound
+from perceivers.data.cells import (
+    ArrayCells,
+    Cells,
+    Part,
+    PathCells,
+    Stored,
+    TextCells,
+    TrackCells,
+)
+from perceivers.data.containers import has_track, open_container
 from perceivers.data.http_ranges import is_remote
 from perceivers.data.labels import LabelTable, index_labels
 from perceivers.data.masks import MASK_NAME, name_mask_classes
 from perceivers.data.media_kinds import KINDS, LISTED, TEXT, find_kinds, is_empty, name_modalities
 from perceivers.data.row_source import RowSource, make_sources
+from perceivers.data.sound_tracks import MAX_LOADED, MAX_OPENED, find_tracks
 from perceivers.data.sources import EncodedClip, Found
 from perceivers.data.tables import SPLIT, Table, divide_table, read_table
 from perceivers.data.targets import Chosen, check_known, read_targets
@@ -197,24 +206,33 @@ def add_sound(parts: Mapping[str, Mapping[str, Part]]) -> dict[str, dict[str, Pa
     """Return the modalities of each split, and of films with sound the sound, if nothing else is.
 
     Raises:
-        DataError: None of the first films of training can be opened.
+        DataError: None of the films that are looked at can be opened.
     """
     found = {split: dict(held) for split, held in parts.items()}
     kinds = [part.kind for part in found["train"].values()]
     if "video" not in found["train"] or kinds.count("video") > 1 or "audio" in kinds:
         return found
-    cells = found["train"]["video"].cells
-    rows = np.flatnonzero(cells.present)
+    cells = {split: held["video"].cells for split, held in found.items()}
 
-    def encoded(number: int) -> EncodedClip:
-        """Return one film."""
-        film = cells.load(int(rows[number]))
+    def look(split: str, row: int) -> bool:
+        """Tell whether one film has sound."""
+        held = cells[split]
+        if isinstance(held, PathCells) and not is_remote(held.paths[row]):
+            film = Stored(held.resolve(row), None)
+        else:
+            film = held.load(row)
         assert isinstance(film, Stored)
-        return EncodedClip(film.path, film.data, "video")
+        with open_container(EncodedClip(film.path, film.data, "video")) as container:
+            return has_track(container)
 
-    if len(rows) and have_sound(len(rows), encoded):
-        for held in found.values():
-            held["audio"] = Part("audio", held["video"].cells)
+    local = all(
+        isinstance(c, PathCells) and not any(map(is_remote, c.paths)) for c in cells.values()
+    )
+    films = {split: held.present for split, held in cells.items()}
+    tracks = find_tracks(films, look, MAX_OPENED if local else MAX_LOADED)
+    if tracks is not None:
+        for split, held in found.items():
+            held["audio"] = Part("audio", TrackCells(cells[split], tracks[split]))
     return found
 
 

@@ -18,6 +18,7 @@ from perceivers.data.sources import (
     RawSample,
     Source,
     TargetSource,
+    UnsureSource,
     pick,
 )
 from perceivers.errors import ConfigError, DataError, suggest
@@ -65,6 +66,11 @@ class SomeSamples:
     @cached_property
     def _present(self) -> Mapping[str, NDArray[np.bool_]]:
         return {name: held[self.rows] for name, held in self.source.present.items()}
+
+    @cached_property
+    def is_sure(self) -> bool:
+        """Whether ``present`` is known of every sample."""
+        return self.source.is_sure if isinstance(self.source, UnsureSource) else True
 
     @property
     def kind_by_modality(self) -> Mapping[str, str]:

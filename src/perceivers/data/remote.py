@@ -39,6 +39,8 @@ HELD_ENDINGS = (".cls", ".json")
 HELD_BYTES = 1 << 16
 # What a long name and its attributes take at most.
 HEADER_BYTES = 1 << 24
+# Headers of most videos fit.
+MEMBER_BUFFER = 1 << 16
 # Tars that are indexed at the same time; servers answer slowly, but many at once.
 INDEXING_THREADS = 16
 
@@ -111,6 +113,57 @@ def read_member(shard: Shard, offset: int, size: int, path: str) -> bytes:
     if len(data) != size:
         raise DataError(f"{path}: the tar ends after {len(data)} of the member's {size} bytes")
     return data
+
+
+def open_member(shard: Shard, offset: int, size: int, path: str) -> io.BufferedReader:
+    """Return a member of a tar as a file, of which only the parts that are read are loaded.
+
+    Args:
+        shard: As from ``open_shards``.
+        offset: Where the bytes begin.
+        size: How many there are.
+        path: What they are, for messages.
+    """
+    return io.BufferedReader(_MemberReader(shard, offset, size, path), MEMBER_BUFFER)
+
+
+class _MemberReader(io.RawIOBase):
+    """A member of a tar, to be read and sought in."""
+
+    def __init__(self, shard: Shard, offset: int, size: int, path: str) -> None:
+        self._where = (shard, offset, size, path)
+        self._place = 0
+
+    def readable(self) -> bool:
+        """Tell that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Tell that it can be sought in."""
+        return True
+
+    def tell(self) -> int:
+        """Return the place."""
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a place."""
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._where[2]}[whence]
+        self._place = max(0, begin + offset)
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        """Read as much as there is room for.
+
+        Raises:
+            DataError: The tar cannot be read.
+        """
+        shard, offset, size, path = self._where
+        length = max(0, min(len(buffer), size - self._place))
+        if length:
+            buffer[:length] = read_member(shard, offset + self._place, length, path)
+        self._place += length
+        return length
 
 
 def write_shard_index(tar: Path) -> Path:

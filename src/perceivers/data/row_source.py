@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from perceivers.array_files import parse_npy
-from perceivers.data.cells import Part, Stored
+from perceivers.data.cells import Part, Stored, TrackCells
 from perceivers.data.containers import wrap_file
+from perceivers.data.sound_tracks import are_known, is_heard
 from perceivers.data.sources import Encoded, EncodedClip, RawSample, pick
 from perceivers.errors import DataError
 
@@ -59,9 +60,18 @@ class RowSource:
         loaded: dict[int, Stored | NDArray] = {}
         sample: dict[str, Picture | NDArray | EncodedClip] = {}
         for name, (kind, cells) in self.parts.items():
-            if cells.present[row]:
-                raw = loaded.get(id(cells))
-                raw = loaded[id(cells)] = cells.load(row) if raw is None else raw
+            if not cells.present[row]:
+                continue
+            tracked = isinstance(cells, TrackCells)
+            origin = id(cells.films if tracked else cells)
+            raw = loaded.get(origin)
+            raw = loaded[origin] = cells.load(row) if raw is None else raw
+            if tracked:
+                assert isinstance(raw, Stored), name
+                has_sound = is_heard(cells.tracks, row)
+                held = wrap_file("video", raw.path, raw.data, has_sound=has_sound)
+                sample |= {name: held["audio"]} if "audio" in held else {}
+            else:
                 sample[name] = _unwrap(kind, raw)
         return sample
 
@@ -88,6 +98,11 @@ class PartialRows(RowSource):
     @cached_property
     def _present(self) -> Mapping[str, NDArray[np.bool_]]:
         return {name: part.cells.present[self.rows] for name, part in self.parts.items()}
+
+    @cached_property
+    def is_sure(self) -> bool:
+        """Whether ``present`` is known of every sample."""
+        return not _are_unsure(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +144,7 @@ def make_sources(rows: Mapping[str, RowSource]) -> dict[str, RowSource]:
                 f"{', '.join(rows[split].parts)}, so remove such rows"
             )
     kinds = next(iter(rows.values())).kind_by_modality
-    if not all(values.all() for values in held.values()):
+    if not all(values.all() for values in held.values()) or any(map(_are_unsure, rows.values())):
         chosen = PartialRows
     elif kinds == {"image": "image"}:
         chosen = PictureRows
@@ -139,6 +154,12 @@ def make_sources(rows: Mapping[str, RowSource]) -> dict[str, RowSource]:
         split: chosen(source.parts, source.rows, source.names, source.labels, source.targets)
         for split, source in rows.items()
     }
+
+
+def _are_unsure(source: RowSource) -> bool:
+    """Tell whether there are films that were not looked at for sound."""
+    cells = [part.cells for part in source.parts.values()]
+    return not are_known(c.tracks[source.rows] for c in cells if isinstance(c, TrackCells))
 
 
 def _unwrap(kind: str, raw: Stored | NDArray) -> Picture | NDArray | EncodedClip:

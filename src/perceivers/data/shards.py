@@ -10,7 +10,8 @@ picture as ``KEY.mask.png`` or ``KEY.seg.png``, or as ``KEY.png`` beside a pictu
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
-from perceivers.data.containers import have_sound, wrap_file
+from perceivers.data.containers import has_track, open_stream, wrap_file
 from perceivers.data.http_ranges import is_remote
 from perceivers.data.json_labels import JsonEntries, index_entries, number_entries, parse_entries
 from perceivers.data.labels import DEFAULT_COLUMN, read_names
@@ -26,7 +27,18 @@ from perceivers.data.masks import MASK_NAME, find_mask, holds_ids
 from perceivers.data.member_kinds import choose_kinds, choose_media
 from perceivers.data.packed import PackedTexts
 from perceivers.data.pictures import read_picture
-from perceivers.data.remote import Member, Shard, open_shards, read_member
+from perceivers.data.remote import Member, Shard, open_member, open_shards, read_member
+from perceivers.data.sound_tracks import (
+    MAX_LOADED,
+    MAX_OPENED,
+    SILENT,
+    Tracks,
+    are_known,
+    describe_tracks,
+    find_tracks,
+    is_heard,
+    lack_sound,
+)
 from perceivers.data.sources import Encoded, EncodedClip, RawSample
 from perceivers.errors import DataError
 from perceivers.foreign import decode_text, parse_json, read_int
@@ -97,7 +109,7 @@ class TarClips:
             ``bytes``.
         members: Member names of all samples, for each of ``kinds``.
         places: ``[n, kinds, 3]``: index of the shard, offset and size in bytes of each member.
-        has_sound: The videos are also the samples' sounds.
+        tracks: Which videos are also their samples' sounds ``[n]``; None when none is.
         labels: Class per sample ``[n]``, or ``[n, T]`` in several columns, or None.
         columns: Class names by label column, where columns were chosen.
         targets: Numbers to be predicted ``[n, T]``, NaN where unknown, or None.
@@ -108,7 +120,7 @@ class TarClips:
     kinds: tuple[str, ...]
     members: tuple[PackedTexts, ...]
     places: NDArray[np.int64]
-    has_sound: bool = False
+    tracks: Tracks | None = None
     labels: NDArray[np.int64] | None = None
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     targets: NDArray[np.float32] | None = None
@@ -126,7 +138,8 @@ class TarClips:
         sample: dict[str, Picture | NDArray | EncodedClip] = {}
         for number, kind in enumerate(self.kinds):
             encoded = self._load(index, number)
-            sample |= wrap_file(kind, encoded.path, encoded.data, has_sound=self.has_sound)
+            has_sound = is_heard(self.tracks, index)
+            sample |= wrap_file(kind, encoded.path, encoded.data, has_sound=has_sound)
         return sample
 
     def subset(self, indices: NDArray[np.int64]) -> "TarClips":
@@ -136,21 +149,26 @@ class TarClips:
             names=self.names.take(indices),
             members=tuple(names.take(indices) for names in self.members),
             places=self.places[indices],
+            tracks=None if self.tracks is None else self.tracks[indices],
             labels=None if self.labels is None else self.labels[indices],
             targets=None if self.targets is None else self.targets[indices],
         )
 
-    def with_sound(self) -> "TarClips":
-        """Return the source, its videos also as sounds if there are no others and they have any."""
-        if "video" not in self.kinds or "audio" in self.kinds:
-            return self
+    def has_track(self, index: int) -> bool:
+        """Tell whether the video of one sample has sound, reading no more of it than needed.
+
+        Raises:
+            DataError: It cannot be opened.
+        """
         number = self.kinds.index("video")
-
-        def encoded(index: int) -> EncodedClip:
-            """Return the video of one sample."""
-            return EncodedClip(*self._load(index, number), "video")
-
-        return replace(self, has_sound=have_sound(len(self), encoded))
+        shard_number, offset, size = (int(value) for value in self.places[index, number])
+        shard = self.shards[shard_number]
+        path = f"{shard}/{self.members[number][index]}"
+        with (
+            open_member(shard, offset, size, path) as file,
+            open_stream(file, path) as container,
+        ):
+            return has_track(container)
 
     def _load(self, index: int, number: int) -> Encoded:
         """Return the bytes of one member of a sample."""
@@ -158,6 +176,21 @@ class TarClips:
         shard = self.shards[shard_number]
         path = f"{shard}/{self.members[number][index]}"
         return Encoded(path, read_member(shard, offset, size, path))
+
+
+class PartialClips(TarClips):
+    """Clips in tars of which some videos have no sound while others have."""
+
+    @cached_property
+    def present(self) -> Mapping[str, NDArray[np.bool_]]:
+        """Which samples hold each modality ``[n]``."""
+        held: dict[str, NDArray[np.bool_]] = dict.fromkeys(self.kinds, np.ones(len(self), np.bool_))
+        return held if self.tracks is None else {**held, "audio": self.tracks != SILENT}
+
+    @cached_property
+    def is_sure(self) -> bool:
+        """Whether all videos were looked at for sound."""
+        return are_known([self.tracks])
 
 
 @dataclass(frozen=True)
@@ -281,8 +314,36 @@ def read_shards(
     shards = [shard for shard, _ in opened]
     if kinds == ("image",):
         return TarPictures(shards, ids, members[0], places[:, 0], values, columns, numbers), notes
-    clips = TarClips(shards, ids, kinds, members, places, False, values, columns, numbers)
-    return clips.with_sound(), notes
+    return TarClips(shards, ids, kinds, members, places, None, values, columns, numbers), notes
+
+
+def add_tracks(
+    sources: Mapping[str, TarPictures | TarClips],
+) -> tuple[dict[str, TarPictures | TarClips], list[str]]:
+    """Return the splits with their videos as sounds too where there are no others, and notes.
+
+    Args:
+        sources: From ``read_shards``.
+
+    Raises:
+        DataError: None of the videos that are looked at can be opened.
+    """
+    found = dict(sources)
+    clips = {s: source for s, source in sources.items() if isinstance(source, TarClips)}
+    if any("audio" in source.kinds for source in clips.values()):
+        return found, []
+    films = {s: c for s, c in clips.items() if "video" in c.kinds}
+    everything = {split: np.ones(len(source), np.bool_) for split, source in films.items()}
+    remote = any(not isinstance(shard, str) for c in films.values() for shard in c.shards)
+    tracks = find_tracks(
+        everything, lambda s, row: films[s].has_track(row), MAX_LOADED if remote else MAX_OPENED
+    )
+    if tracks is not None:
+        make = PartialClips if lack_sound(tracks.values()) else TarClips
+        for split, source in films.items():
+            held = {f.name: getattr(source, f.name) for f in fields(source)}
+            found[split] = make(**{**held, "tracks": tracks[split]})
+    return found, describe_tracks(everything, tracks)
 
 
 def _parse_all(samples: Sequence[_Sample]) -> tuple[list[JsonEntries], list[str]]:

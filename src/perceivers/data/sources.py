@@ -79,6 +79,16 @@ class PartialSource(Source, Protocol):
 
 
 @runtime_checkable
+class UnsureSource(PartialSource, Protocol):
+    """A partial source that may count modalities as present of which only reading can tell."""
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether ``present`` is known of every sample."""
+        ...
+
+
+@runtime_checkable
 class TargetSource(Source, Protocol):
     """A source whose samples carry numbers to be predicted."""
 
