@@ -3,6 +3,7 @@
 import io
 import tarfile
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def encode_video() -> Callable[..., bytes]:
         *,
         kind: str = "mp4",
         codec: str = "libx264",
+        pixel_ratio: Fraction | None = None,
         **options: str,
     ) -> bytes:
         file = io.BytesIO()
@@ -94,6 +96,8 @@ def encode_video() -> Callable[..., bytes]:
             pictures: Any = container.add_stream(codec, rate=rate, options=options)
             pictures.height, pictures.width = frames.shape[1:3]
             pictures.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            if pixel_ratio is not None:
+                pictures.codec_context.sample_aspect_ratio = pixel_ratio
             sounds: Any = None
             if wave is not None:
                 sounds = container.add_stream("libmp3lame" if kind == "avi" else "aac", wave_rate)

@@ -196,6 +196,62 @@ def test_a_turned_video_is_shown_upright(encode_video: EncodeVideo) -> None:
     assert found[:, :, 20:].max() < 50
 
 
+# As in ISO 14496-12: where the axes of the stored frame point, and what NumPy makes of it.
+MATRICES: list[tuple[tuple[int, ...], Callable[[np.ndarray], np.ndarray]]] = [
+    ((1, 0, 0, 1), lambda x: x),
+    ((-1, 0, 0, -1), lambda x: x[::-1, ::-1]),
+    ((0, 1, -1, 0), lambda x: np.rot90(x, -1)),
+    ((0, -1, 1, 0), lambda x: np.rot90(x)),
+    ((-1, 0, 0, 1), lambda x: x[:, ::-1]),
+    ((1, 0, 0, -1), lambda x: x[::-1]),
+    ((0, 1, 1, 0), lambda x: x.swapaxes(0, 1)),
+    ((0, -1, -1, 0), lambda x: x[::-1, ::-1].swapaxes(0, 1)),
+]
+
+
+@pytest.mark.parametrize(("axes", "change"), MATRICES, ids=[str(axes) for axes, _ in MATRICES])
+def test_a_video_is_turned_and_mirrored_as_its_matrix_says(
+    encode_video: EncodeVideo, axes: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    stored = np.zeros((32, 48), np.uint8)
+    stored[:16, :16], stored[16:, :16] = 250, 120  # No turn of it equals another.
+    data = bytearray(encode_video(np.repeat(stored[None, :, :, None], 2, 0).repeat(3, -1)))
+    place = data.index(b"tkhd") + 44
+    a, b, c, d = (value << 16 for value in axes)
+    data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    expected = change(stored)
+    found = fit_video(clip(bytes(data)), Video(1, *expected.shape))[0, 0].astype(int)
+    inner = np.abs(found - expected)[2:-2, 2:-2]
+    assert np.percentile(inner, 85) < 20
+    for other in (expected[::-1], expected[:, ::-1]):
+        assert np.percentile(np.abs(found - other), 85) > 50
+
+
+@pytest.mark.parametrize(("kind", "codec"), [("mp4", "libx264"), ("avi", "mpeg4")])
+@pytest.mark.parametrize(
+    ("ratio", "width"), [(Fraction(2), 64), (Fraction(1, 2), 16), (Fraction(1), 32)]
+)
+def test_pixels_that_are_not_square_are_shown_in_their_shape(
+    encode_video: EncodeVideo, kind: str, codec: str, ratio: Fraction, width: int
+) -> None:
+    frames = np.zeros((2, 64, 32, 3), np.uint8)
+    frames[:, 16:48, 8:24] = 255  # A square where pixels are twice as wide as high.
+    encoded = clip(encode_video(frames, kind=kind, codec=codec, pixel_ratio=ratio))
+    assert native_video(encoded) == Video(2, 64, width, 3, frame_rate=25.0)
+    found = fit_video(encoded, Video(1, 64, width))[0, 0] > 128
+    rows, columns = np.flatnonzero(found.any(1)), np.flatnonzero(found.any(0))
+    assert abs(np.ptp(rows) + 1 - 32) <= 2
+    assert abs(np.ptp(columns) + 1 - 16 * float(ratio)) <= 2
+
+
+def test_pixels_of_no_likely_shape_are_refused(encode_video: EncodeVideo) -> None:
+    data = bytearray(encode_video(np.zeros((2, 16, 16, 3), np.uint8), pixel_ratio=Fraction(2)))
+    place = data.index(b"pasp") + 4
+    data[place : place + 8] = struct.pack(">2I", 100, 1)
+    with pytest.raises(DataError, match=r"a\.mp4: states pixels 100 times as wide as high"):
+        native_video(clip(bytes(data)))
+
+
 @pytest.mark.parametrize("kind", ["mp4", "matroska"])
 def test_picture_and_sound_begin_at_the_same_moment(
     encode_video: EncodeVideo, numbered: Numbered, numbers_of: NumbersOf, kind: str

@@ -1,14 +1,14 @@
 """Video files to clips of exactly the shape a spec declares, with the sound of the same moments.
 
 The times of all frames are read from the packets first, once for a long file; then only the frames
-from the key frame before the clip to its end are decoded. Pixels are taken to be square.
+from the key frame before the clip to its end are decoded. They are seen as players show them: their
+pixels in the shape that they have, and turned or mirrored as the file says.
 
 Legend: C channels, T frames, H W rows and columns, S samples of the spec.
 """
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from math import atan2, degrees
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,18 @@ from perceivers.data.views import PLAIN, Look
 from perceivers.errors import DataError
 from perceivers.types import Audio, Video
 
+# Where the axes of a stored frame point when it is shown: right (x, y), then down (x, y).
 TURNS = {
-    90: Image.Transpose.ROTATE_90,
-    180: Image.Transpose.ROTATE_180,
-    270: Image.Transpose.ROTATE_270,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
+# No camera has pixels that are longer; a file that says so is damaged.
+MAX_PIXEL_RATIO = 16
 
 
 def native_video(clip: EncodedClip) -> Video:
@@ -45,7 +52,7 @@ def native_video(clip: EncodedClip) -> Video:
     with open_container(clip) as container:
         times = _frame_times(container, clip)
         (frame,) = _decode(container, clip, times, [0])
-        width, height = _make_converter()(frame).size
+        width, height = _make_converter(container, clip.path)(frame).size
     return Video(len(times), height, width, 3, frame_rate=float(f"{times.rate:.6g}"))
 
 
@@ -153,7 +160,7 @@ def _draw(
     else:
         chosen = np.minimum(first + np.arange(spec.frames), len(times) - 1)
     numbers, places = np.unique(chosen, return_inverse=True)
-    convert, fit = _make_converter(), FrameFitter(spec, look)
+    convert, fit = _make_converter(container, clip.path), FrameFitter(spec, look)
     decoded = _decode(container, clip, times, numbers.tolist())
     frames = [fit(convert(frame)) for frame in decoded]
     return np.stack([frames[place] for place in places], axis=1)
@@ -205,20 +212,39 @@ def _decode_from(
     )
 
 
-def _make_converter() -> Callable[[Any], Image.Image]:
-    """Return a function from frames of one file to RGB pictures, turned as the file says."""
+def _make_converter(container: Any, path: str) -> Callable[[Any], Image.Image]:
+    """Return a function from frames of one file to RGB pictures as they are to be seen."""
     # One reformatter for all frames: setting it up takes longer than a small frame.
     reformatter = load_library("av").video.reformatter.VideoReformatter()
+    ratio = first_stream(container, "video", path).sample_aspect_ratio or 1
+    if not 1 / MAX_PIXEL_RATIO <= ratio <= MAX_PIXEL_RATIO:
+        raise DataError(
+            f"{path}: states pixels {float(ratio):.4g} times as wide as high, which is more than "
+            f"{MAX_PIXEL_RATIO} to 1; the file is damaged, encode it again"
+        )
 
     def convert(frame: Any) -> Image.Image:
         """Convert one frame."""
-        picture = Image.fromarray(reformatter.reformat(frame, format="rgb24").to_ndarray())
+        width = max(1, round(frame.width * ratio))
+        shown = reformatter.reformat(frame, width=width, format="rgb24")
+        picture = Image.fromarray(shown.to_ndarray())
         matrix = frame.side_data.get("DISPLAYMATRIX")
         if matrix is None:
             return picture
-        # The first row of the rotation; the matrix turns clockwise, Pillow counter-clockwise.
-        right, down = np.frombuffer(bytes(matrix), np.int32)[:2].tolist()
-        turn = round(-degrees(atan2(down, right)) / 90) * 90 % 360
-        return picture.transpose(TURNS[turn]) if turn else picture
+        turn = TURNS.get(_find_axes(np.frombuffer(bytes(matrix), np.int32)))
+        return picture if turn is None else picture.transpose(turn)
 
     return convert
+
+
+def _find_axes(matrix: NDArray[np.int32]) -> tuple[int, int, int, int]:
+    """Return where the axes of a frame point, to the nearest quarter turn; as in ``TURNS``."""
+    right, down = matrix[0:2].tolist(), matrix[3:5].tolist()
+
+    def sign(value: int) -> int:
+        """Return -1, 0 or 1."""
+        return (value > 0) - (value < 0)
+
+    if abs(right[0]) >= abs(right[1]):
+        return sign(right[0]), 0, 0, sign(down[1])
+    return 0, sign(right[1]), sign(down[0]), 0
