@@ -151,7 +151,8 @@ def test_a_file_given_as_a_model_is_told_how_to_become_one(
 ) -> None:
     torch.save(weights, tmp_path / "x.pt")
     with pytest.raises(
-        CheckpointError, match=r"x\.pt is a file, .* 'perceivers convert .*x\.pt FO"
+        CheckpointError,
+        match=r"holds no model: it is a file, .* 'perceivers convert .*x\.pt FO",
     ):
         pv.load(tmp_path / "x.pt")
     np.savez(tmp_path / "x.npz", image=np.zeros((8, 1, 8, 8), np.uint8), label=np.arange(8) // 4)

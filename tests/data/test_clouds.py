@@ -103,7 +103,6 @@ def test_label_columns_are_chosen(tmp_path: Path) -> None:
         ({"offsets": OFFSETS.astype(float)}, "'offsets' has shape .* and dtype float64; it must"),
         ({"offsets": np.array([0, 2, 2, 10])}, "cloud 1 runs from point 2 to 2, so it holds none"),
         ({"offsets": np.array([0, 7, 5, 10])}, "cloud 1 runs from point 7 to 5"),
-        ({"label": np.array([0, 1, -1, 0])}, r"x\.npz/2: label '-1' is no class"),
     ],
 )
 def test_clouds_that_break_the_format_are_refused(

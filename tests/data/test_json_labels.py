@@ -44,11 +44,24 @@ def test_numbers_and_words_of_the_same_spelling_are_one_class() -> None:
     assert (labels.tolist(), columns) == ([1, 1, 2, 0], {"a": ("0", "1", "x")})
 
 
-@pytest.mark.parametrize("value", [1.5, True, ["red"], {"a": 1}])
+@pytest.mark.parametrize("value", [1.5, float("nan"), ["red"], {"a": 1}])
 def test_a_value_that_is_no_class_is_refused(value: object) -> None:
     entries = [*ENTRIES[:3], {"digit": value}]
     with pytest.raises(DataError, match=r"t/3\.json: 'digit' is .*; a label is a string or an int"):
         index_entries(entries, NAMES, ["digit"], {}, "t")
+
+
+def test_whole_floats_and_truth_values_name_classes() -> None:
+    entries = [{"a": 1.0}, {"a": 0}, {"a": True}, {}]
+    labels, columns, _ = index_entries(entries, NAMES, ["a"], {}, "t")
+    assert (labels.tolist(), columns) == ([1, 0, 2, -1], {"a": ("0", "1", "True")})
+
+
+def test_values_that_training_lacks_are_named() -> None:
+    known = {"a": ("1007",)}
+    entries = [{"a": 1007}, {"a": 4007}, {"a": 1007}, {}]
+    _, _, notes = index_entries(entries, NAMES, ["a"], known, "t")
+    assert notes == ["t: a is unknown (-1) in 2 of 4 samples: missing, or no training class (4007)"]
 
 
 def test_a_column_that_no_sample_has_is_refused() -> None:

@@ -5,26 +5,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perceivers.data.labels import Labelling, LabelTable, index_labels, name_file, read_names
+from perceivers.data.labels import (
+    IntegerLabels,
+    Labelling,
+    LabelTable,
+    index_labels,
+    name_file,
+    read_names,
+)
 from perceivers.errors import ConfigError, DataError
 
 
-def index(tmp_path: Path, *chosen: str, **splits: dict[str, list[str]]) -> Labelling:
+def index(
+    tmp_path: Path,
+    *chosen: str,
+    integers: IntegerLabels = "values",
+    **splits: dict[str, list[str]],
+) -> Labelling:
     tables = {
         split: LabelTable(
             [f"{split}/{i}" for i in range(len(next(iter(columns.values()))))], columns
         )
         for split, columns in splits.items()
     }
-    return index_labels(tables, chosen, tmp_path, "here")
+    return index_labels(tables, chosen, tmp_path, "here", integers=integers)
 
 
 def test_integers_are_indices_named_by_themselves(tmp_path: Path) -> None:
-    found = index(tmp_path, train={"label": ["2", "0"]}, val={"label": ["3"]})
+    found = index(tmp_path, train={"label": ["2", "0"]}, val={"label": ["1", "3"]})
     assert found.classes == ("0", "1", "2", "3")
     assert {s: None if v is None else v.tolist() for s, v in found.labels.items()} == {
         "train": [2, 0],
-        "val": [3],
+        "val": [1, 3],
     }
     assert found.notes == ("no classes.txt: 4 classes, named by their numbers",)
     assert found.columns == {}
@@ -71,10 +83,76 @@ def test_several_columns_may_be_unknown_in_places(tmp_path: Path) -> None:
     assert val.tolist() == [[0, -1]]
 
 
-@pytest.mark.parametrize("value", ["", "-1"])
-def test_the_only_column_must_be_known(tmp_path: Path, value: str) -> None:
-    with pytest.raises(DataError, match=f"train/1: label '{value}' is no class"):
-        index(tmp_path, train={"label": ["0", value]})
+IDS = {
+    "ids": (["2007", "1007", "3007"], ("1007", "2007", "3007"), [1, 0, 2]),
+    "signs": (["1", "-1"], ("-1", "1"), [1, 0]),
+    "three signs": (["0", "-1", "1"], ("-1", "0", "1"), [1, 0, 2]),
+    "from one": (["3", "1", "2"], ("1", "2", "3"), [2, 0, 1]),
+    "one missing": (["0", "3", "1"], ("0", "1", "3"), [0, 2, 1]),
+    "by size": (["10", "9", "100"], ("9", "10", "100"), [1, 0, 2]),
+    "whole floats": (["2.0", "1.0"], ("1", "2"), [1, 0]),
+    "whole floats from 0": (["1.0", "0.0"], ("0", "1"), [1, 0]),
+    "huge": (["123456789012345678901234", "5"], ("123456789012345678901234", "5"), [0, 1]),
+    "endless": (["7" * 5000, "5"], ("5", "7" * 5000), [1, 0]),
+    "words too": (["10", "9", "cow"], ("10", "9", "cow"), [0, 1, 2]),
+    "truth": (["True", "False"], ("False", "True"), [1, 0]),
+}
+
+
+@pytest.mark.parametrize("kind", IDS)
+def test_integers_that_do_not_count_are_classes_by_their_values(tmp_path: Path, kind: str) -> None:
+    written, names, labels = IDS[kind]
+    found = index(tmp_path, train={"label": written}, val={"label": written[:1]})
+    assert found.classes == names
+    assert {s: v.tolist() for s, v in found.labels.items() if v is not None} == {
+        "train": labels,
+        "val": labels[:1],
+    }
+    said = any("each distinct value is a class" in note for note in found.notes)
+    assert said == (kind not in {"whole floats from 0", "huge", "endless", "words too", "truth"})
+
+
+def test_an_id_that_training_lacks_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"val/0: label '4007' is no class; the 2 .* are 1007, 2007"
+    ):
+        index(tmp_path, train={"label": ["2007", "1007"]}, val={"label": ["4007"]})
+
+
+def test_names_that_are_ids_name_themselves(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("2007\n1007\n3007\n")
+    found = index(tmp_path, train={"label": ["1007", "2007"]})
+    labels = found.labels["train"]
+    assert found.classes == ("2007", "1007", "3007")
+    assert labels is not None
+    assert labels.tolist() == [1, 0]
+    (tmp_path / "classes.txt").write_text("1\n2\n3\n")
+    counted = index(tmp_path, train={"label": ["1", "2", "0"]}).labels["train"]
+    assert counted is not None
+    assert counted.tolist() == [1, 2, 0]  # indices, as they all may be
+
+
+def test_integers_can_be_kept_as_indices(tmp_path: Path) -> None:
+    found = index(tmp_path, train={"label": ["3", "0"]}, integers="indices")
+    assert found.classes == ("0", "1", "2", "3")
+    with pytest.raises(DataError, match=r"train/1: label '-1' is no class; the 1 classes"):
+        index(tmp_path, train={"label": ["0", "-1"]}, integers="indices")
+    with pytest.raises(DataError, match=r"the highest label is 99999999, which would make"):
+        index(tmp_path, train={"label": ["0", "99999999"]}, integers="indices")
+
+
+def test_of_several_columns_minus_one_is_unknown_where_the_rest_counts(tmp_path: Path) -> None:
+    columns = {"counted": ["1", "-1", "0"], "signs": ["1", "-1", "1"]}
+    found = index(tmp_path, "counted", "signs", train=columns)
+    assert found.columns == {"counted": ("0", "1"), "signs": ("-1", "1")}
+    labels = found.labels["train"]
+    assert labels is not None
+    assert labels.tolist() == [[1, 1], [-1, 0], [0, 1]]
+
+
+def test_the_only_column_must_be_known(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="train/1: label '' is no class"):
+        index(tmp_path, train={"label": ["0", ""]})
 
 
 def test_without_a_column_the_data_are_unlabelled(tmp_path: Path) -> None:

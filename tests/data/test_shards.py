@@ -97,7 +97,7 @@ def test_labels_may_come_from_json_or_be_missing(
     )
     labels = open_data(str(tmp_path / "json.tar")).splits["train"].labels
     assert labels is not None
-    assert set(labels.tolist()) == {1}
+    assert set(labels.tolist()) == {0}  # of the only class, which is called 1
     write_tar(tmp_path / "bare.tar", {f"a/{i}.png": encode(i) for i in range(4)})
     dataset = open_data(str(tmp_path / "bare.tar"))
     assert (dataset.classes, dataset.splits["train"].labels) == ((), None)
@@ -116,7 +116,7 @@ def test_what_is_not_read_is_noted(tmp_path: Path, write_tar: WriteTar, encode: 
         (b"2", r"x\.tar/s1\.cls: label 2 is out of range; labels are 0\.\.1 \(classes\.txt has 2"),
         (b"-1", r"s1\.cls: label -1 is out of range"),
         (b"bee", r"s1\.cls: the label is 'bee'; it must be a whole number"),
-        (b"1.0", r"the label is '1\.0'"),
+        (b"1.5", r"the label is '1\.5'"),
         (b"\xff", r"s1\.cls: line 1 is no UTF-8"),
     ],
 )
@@ -131,14 +131,24 @@ def test_a_wrong_label_is_refused_by_member(
         open_data(str(path))
 
 
-def test_a_negative_label_is_refused_without_class_names(
-    tmp_path: Path, write_tar: WriteTar, encode: Encode
+@pytest.mark.parametrize("ids", [(1007, 2007, 3007), (-1, 1, 1), (1, 2, 3)])
+def test_ids_in_tars_are_classes_without_class_names(
+    tmp_path: Path, write_tar: WriteTar, encode: Encode, ids: tuple[int, ...]
 ) -> None:
-    path = write_tar(tmp_path / "x.tar", members(encode) | {"s1.cls": b"-3"})
-    with pytest.raises(
-        DataError, match=r"label -3 is out of range; labels are class indices from 0"
-    ):
-        open_data(str(path))
+    for split in ("train", "val"):
+        pictures = {f"{i}.png": encode(i) for i in range(6)}
+        labels = {f"{i}.cls": str(ids[i % 3]).encode() for i in range(6)}
+        write_tar(tmp_path / f"{split}.tar", pictures | labels)
+    dataset = open_data(str(tmp_path))
+    names = sorted(set(ids))
+    assert dataset.classes == tuple(map(str, names))
+    for source in dataset.splits.values():
+        assert source.labels is not None
+        assert [names[label] for label in source.labels] == [ids[i % 3] for i in range(6)]
+    assert any("each distinct value is a class" in note for note in dataset.notes)
+    write_tar(tmp_path / "val.tar", {"0.png": encode(0), "0.cls": b"4007"})
+    with pytest.raises(DataError, match=r"val\.tar/0: label 4007 is no class; the \d training"):
+        open_data(str(tmp_path))
 
 
 def test_tars_that_break_the_format_are_refused(

@@ -66,8 +66,8 @@ def find_model_folder(address: str | Path) -> Path:
         )
     if folder.is_file():
         raise CheckpointError(
-            f"{path} is a file, and a model is a folder here; make one of a file of weights with "
-            f"'perceivers convert {path} FOLDER', and give that"
+            f"{path} holds no model: it is a file, and a model is a folder here; make one of a "
+            f"file of weights with 'perceivers convert {path} FOLDER', and give that"
         )
     raise CheckpointError(
         f"{path} holds no model: looked for config.json in {', '.join(map(str, candidates))}; "

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perceivers.array_files import load_npz
 from perceivers.data.arrays import read_arrays, read_npy
@@ -17,6 +19,7 @@ from perceivers.data.folders import read_folder
 from perceivers.data.http_ranges import is_remote
 from perceivers.data.hugging_face import HUGGING_FACE, read_hugging_face
 from perceivers.data.joined import SEPARATOR, join_datasets
+from perceivers.data.labels import IntegerLabels, settle_integers
 from perceivers.data.manifests import names_media, read_tables
 from perceivers.data.mask_folders import find_mask_folders, read_mask_folders
 from perceivers.data.masks import MASK_NAME, name_mask_classes
@@ -30,7 +33,7 @@ from perceivers.data.shards import (
     read_class_names,
     read_shards,
 )
-from perceivers.data.sources import UNKNOWN, DivisibleSource, Found, Source, number_classes
+from perceivers.data.sources import UNKNOWN, DivisibleSource, Found, Source
 from perceivers.data.splits import carve_validation
 from perceivers.data.tables import TABLE_EXTENSIONS
 from perceivers.data.targets import Chosen, check_known
@@ -64,6 +67,7 @@ def open_data(
     val_share: float = 0.1,
     labels: Sequence[str] = (),
     targets: Sequence[str] = (),
+    integer_labels: IntegerLabels = "values",
 ) -> Dataset:
     """Open data by their address; samples are read later.
 
@@ -77,6 +81,8 @@ def open_data(
             file, of JSON lines or of the ``.json`` files in tars. One gives plain labels ``[n]``
             and ``classes``, several ``[n, T]`` and ``columns``; none reads the column ``label``.
         targets: Columns of numbers to be predicted, of the same data; an empty value is unknown.
+        integer_labels: What integers in label columns are: ``values``, of which each distinct one
+            is a class unless they run from 0 without gaps, or ``indices`` of classes.
 
     Returns:
         Splits ``train`` and ``val``, and ``test`` when the data have one.
@@ -85,7 +91,9 @@ def open_data(
         DataError: The address is not understood, or the data do not keep to their format.
         ConfigError: The share is out of range, or a column is not there.
     """
-    chosen = Chosen(tuple(map(compose, labels)), tuple(map(compose, targets)))
+    chosen = Chosen(
+        tuple(map(compose, labels)), tuple(map(compose, targets)), integers=integer_labels
+    )
     chosen.check()
     if not 0 < val_share < 1:
         raise ConfigError(f"val_share is {val_share}; it must lie between 0 and 1, such as 0.1")
@@ -93,7 +101,10 @@ def open_data(
         return _finish(address, _find(address, chosen), val_share)
     chosen.refuse(f"the joined data {address!r}")
     addresses = address.split(SEPARATOR)
-    parts = [open_data(part.strip(), val_share=val_share) for part in addresses]
+    parts = [
+        open_data(part.strip(), val_share=val_share, integer_labels=integer_labels)
+        for part in addresses
+    ]
     return join_datasets(address, addresses, parts)
 
 
@@ -165,7 +176,7 @@ def _find_in_folder(address: str, folder: Path, chosen: Chosen) -> Found:
     files = {} if has_media else find_split_files(folder, ".npz")
     if files:
         contents = {s: (path, load_npz(path)) for s, path in files.items()}
-        return read_clouds(contents, chosen.labels, address, chosen.targets)
+        return read_clouds(contents, chosen.labels, address, chosen.targets, chosen.integers)
     chosen.refuse(address)
     if not has_media and (find_split_files(folder, TEXT_EXTENSION) or holds_texts(folder)):
         return read_text_folder(folder)
@@ -184,7 +195,7 @@ def _find_file(path: Path, chosen: Chosen) -> Found | None:
             if chosen.bare:
                 content = {key: content[key] for key in (OFFSETS, *POINT_KEYS) if key in content}
             files = {"train": (path, content)}
-            return read_clouds(files, chosen.labels, str(path), chosen.targets)
+            return read_clouds(files, chosen.labels, str(path), chosen.targets, chosen.integers)
         return read_arrays(path, content, chosen)
     if suffix == ".npy":
         chosen.refuse(str(path))
@@ -262,13 +273,36 @@ def _index_shards(
         raise DataError(f"{address}: splits are {states}; label all of them, or none")
     if isinstance(sources["train"], TarClips) and MASK_NAME in sources["train"].kinds:
         classes = ()  # those of classes.txt are the pixels'
-    known = [value for value in found.values() if value is not None]
+    known = {split: value for split, value in found.items() if value is not None}
     if not known:
         classes = ()
     elif not classes:
-        classes = number_classes(max(int(value.max()) for value in known), address)
-        notes.append(f"no classes.txt: {len(classes)} classes, named by their numbers")
+        values = {split: value.tolist() for split, value in known.items()}
+        settled = settle_integers(values, (), address, integers=chosen.integers)
+        classes = settled.names
+        counted = f"no classes.txt: {len(classes)} classes, named by their numbers"
+        notes.append(settled.note or counted)
+        sources = {
+            split: replace(source, labels=_place(source, settled.places, classes))
+            for split, source in sources.items()
+        }
     return Found(sources, classes, tuple(notes), targets=chosen.targets)
+
+
+def _place(source: Any, places: Mapping[int, int], classes: Sequence[str]) -> NDArray[np.int64]:
+    """Return the class index of every sample of a tar.
+
+    Raises:
+        DataError: A value that no training sample has.
+    """
+    found = [places.get(value, UNKNOWN) for value in source.labels.tolist()]
+    if UNKNOWN in found:
+        row = found.index(UNKNOWN)
+        raise DataError(
+            f"{source.names[row]}: label {source.labels[row]} is no class; the {len(classes)} "
+            f"training classes are {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}"
+        )
+    return np.array(found, np.int64)
 
 
 def _check_known(address: str, column: str, sources: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Arrays in memory: ``.npz`` files whose keys are modality kinds, and other ready arrays."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from perceivers.array_files import load_npy
 from perceivers.data.labels import DEFAULT_COLUMN, Labelling, LabelTable, index_labels
-from perceivers.data.sources import Found, number_classes, pick
+from perceivers.data.sources import Found, pick
 from perceivers.data.targets import NO_COLUMNS, Chosen, check_known, read_targets
 from perceivers.errors import DataError, suggest
 
@@ -105,32 +105,47 @@ def read_arrays(path: Path, content: Mapping[str, NDArray], chosen: Chosen = NO_
     targets = read_targets(columns, chosen.targets, names, str(path))
     check_known(targets, chosen.targets, str(path))
     classed = {key: v for key, v in content.items() if key not in chosen.targets}
-    labelling = _read_labels(path, classed, chosen.labels, names)
+    labelling = _read_labels(path, classed, chosen, names)
     everything = Arrays(modalities, names, labelling.labels["train"], targets)
-    splits = {"train": everything}
-    if "split" in own:
-        splits = _divide(path, everything, own["split"])
+    rows = _rows_by_split(path, own.get("split"), len(names))
+    splits = {split: everything.subset(places) for split, places in rows.items()}
+    if list(splits) == ["train"]:
+        splits = {"train": everything}
     return Found(splits, labelling.classes, labelling.notes, labelling.columns, chosen.targets)
 
 
 def _read_labels(
-    path: Path, content: Mapping[str, NDArray], chosen: Sequence[str], names: Sequence[str]
+    path: Path, content: Mapping[str, NDArray], chosen: Chosen, names: Sequence[str]
 ) -> Labelling:
     """Return the labels of all rows, as split ``train``."""
-    if set(chosen) - {DEFAULT_COLUMN}:
-        columns = {
-            key: values.astype(str).tolist()
-            for key, values in content.items()
-            if values.shape == (len(names),) and key not in {*LAYOUTS, "classes", "split"}
-        }
-        return index_labels({"train": LabelTable(names, columns)}, chosen, path.parent, str(path))
-    classes = tuple(str(name) for name in np.atleast_1d(content.get("classes", np.array([]))))
-    labels = _check_labels(path, content.get(DEFAULT_COLUMN), classes)
-    if labels is None:
-        classes = ()
-    elif not classes:
-        classes = number_classes(int(labels.max()), str(path))
-    return Labelling({"train": labels}, classes)
+    columns = {
+        key: values
+        for key, values in content.items()
+        if values.shape == (len(names),) and key not in {*LAYOUTS, "classes", "split"}
+    }
+    folder, asked, stated = path.parent, chosen.labels, {}
+    if not set(asked) - {DEFAULT_COLUMN}:
+        # The only label of an .npz is named by its key ``classes`` alone.
+        label = content.get(DEFAULT_COLUMN)
+        if label is None:
+            return Labelling({"train": None})
+        columns = {DEFAULT_COLUMN: _check_labels(path, label, len(names))}
+        given = tuple(str(name) for name in np.atleast_1d(content.get("classes", np.array([]))))
+        folder, asked, stated = None, (DEFAULT_COLUMN,), {DEFAULT_COLUMN: given}
+    written = {key: values.astype(str).tolist() for key, values in columns.items()}
+    rows = _rows_by_split(path, content.get("split"), len(names))
+    tables = {
+        split: LabelTable(
+            pick(names, places), {key: pick(values, places) for key, values in written.items()}
+        )
+        for split, places in rows.items()
+    }
+    found = index_labels(tables, asked, folder, str(path), stated, chosen.integers)
+    parts = {split: values for split, values in found.labels.items() if values is not None}
+    everything = np.zeros((len(names), *parts["train"].shape[1:]), np.int64)
+    for split, values in parts.items():
+        everything[rows[split]] = values
+    return replace(found, labels={"train": everything})
 
 
 def read_npy(path: Path) -> NDArray:
@@ -175,27 +190,21 @@ def _check_modality(path: Path, kind: str, values: NDArray) -> NDArray:
     return values
 
 
-def _check_labels(path: Path, labels: Any, classes: Sequence[str]) -> NDArray[np.int64] | None:
-    """Return labels as int64, checked against the number of classes."""
-    if labels is None:
-        return None
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+def _check_labels(path: Path, labels: NDArray, count: int) -> NDArray:
+    """Return labels whose values may name classes."""
+    whole = np.issubdtype(labels.dtype, np.floating) and np.array_equal(labels, np.rint(labels))
+    if labels.shape != (count,) or not (labels.dtype.kind in "iubU" or whole):
         raise DataError(
             f"{path}: 'label' has shape {labels.shape} and dtype {labels.dtype}; it must be one "
-            f"integer per row"
+            f"integer, or one name, per row"
         )
-    upper = len(classes) - 1 if classes else None
-    wrong = np.flatnonzero((labels < 0) | (labels > upper if upper is not None else False))
-    if len(wrong):
-        rule = f"0..{upper} ({len(classes)} classes)" if classes else "class indices from 0"
-        raise DataError(
-            f"{path}: label {labels[wrong[0]]} of row {wrong[0]} is out of range; labels are {rule}"
-        )
-    return labels.astype(np.int64)
+    return labels.astype(np.int64) if whole else labels
 
 
-def _divide(path: Path, everything: Arrays, split: NDArray) -> dict[str, Arrays]:
-    """Divide rows by the names of their splits."""
+def _rows_by_split(path: Path, split: Any, count: int) -> dict[str, NDArray[np.int64]]:
+    """Return the rows of every split; all are ``train`` where none are told."""
+    if split is None:
+        return {"train": np.arange(count)}
     split = np.atleast_1d(split).astype(str)
     unknown = sorted(set(split.tolist()) - set(SPLITS))
     if unknown or "train" not in split:
@@ -203,6 +212,4 @@ def _divide(path: Path, everything: Arrays, split: NDArray) -> dict[str, Arrays]
             f"{path}: 'split' holds {sorted(set(split.tolist()))}; rows are train, val or test, "
             f"and some must be train"
         )
-    return {
-        name: everything.subset(np.flatnonzero(split == name)) for name in SPLITS if name in split
-    }
+    return {name: np.flatnonzero(split == name) for name in SPLITS if name in split}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.data.labels import LabelTable, index_labels
+from perceivers.data.labels import IntegerLabels, LabelTable, index_labels
 from perceivers.data.masks import MASK_NAME, name_mask_classes
 from perceivers.data.scenes import Scenes
 from perceivers.data.sources import Found, pick
@@ -80,6 +80,7 @@ def read_clouds(
     chosen: Sequence[str],
     where: str,
     targets: Sequence[str] = (),
+    integers: IntegerLabels = "values",
 ) -> Found:
     """Read the point sets of some splits.
 
@@ -93,6 +94,7 @@ def read_clouds(
         chosen: Label columns; none reads ``label`` where there is one.
         where: The data's address, for messages.
         targets: Keys of n numbers to be predicted.
+        integers: What integers in label columns are.
 
     Raises:
         DataError: Missing keys, offsets that do not divide the points, empty clouds, values that
@@ -117,7 +119,8 @@ def read_clouds(
         tables[split] = LabelTable(names, columns)
     _check_widths({split: source.points for split, source in clouds.items()}, where)
     check_known(clouds["train"].targets, targets, where)
-    labelling = index_labels(tables, chosen, files["train"][0].parent, where)
+    folder = files["train"][0].parent
+    labelling = index_labels(tables, chosen, folder, where, integers=integers)
     sources = {
         split: replace(source, labels=labelling.labels[split]) for split, source in clouds.items()
     }

@@ -41,7 +41,8 @@ def index_entries(
     Args:
         entries: The entries of each sample.
         names: Where each sample lies, for messages.
-        chosen: Entries to read, strings or integers; a missing one, or null, is unknown.
+        chosen: Entries to read: strings, integers, whole floats, or true and false; a missing one,
+            or null, is unknown.
         known: Class names that are settled already, by column; other values are unknown then.
         where: The data's address, for messages.
 
@@ -49,7 +50,7 @@ def index_entries(
         Labels ``[n]`` for one column or ``[n, T]``, -1 where unknown; class names by column; notes.
 
     Raises:
-        DataError: A value that is neither a string nor an integer.
+        DataError: A value that cannot name a class.
         ConfigError: No sample has the entry, or it is chosen twice.
     """
     fields = sorted({name for entry in entries for name in entry})
@@ -66,9 +67,11 @@ def index_entries(
         found = [UNKNOWN if v is None else place.get(str(v), UNKNOWN) for v in values]
         indexed.append(np.array(found, np.int64))
         if num_unknown := found.count(UNKNOWN):
+            new = sorted({str(v) for v in values if v is not None and str(v) not in place})
+            listed = f" ({', '.join(new[:8])})" if new else ""
             notes.append(
                 f"{where}: {column} is unknown (-1) in {num_unknown} of {len(found)} samples: "
-                f"missing, or no training class"
+                f"missing, or no training class{listed}"
             )
     return (indexed[0] if len(indexed) == 1 else np.stack(indexed, axis=1)), columns, notes
 
@@ -97,7 +100,11 @@ def _check_value(value: Any, column: str, name: str) -> str | int | None:
     """Return a value that can name a class, in one spelling."""
     if isinstance(value, str):
         return check_class_name(value, f"{name}: {column!r}")
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if value is None or isinstance(value, int):
         return value
     raise DataError(
         f"{name}: {column!r} is {value!r}; a label is a string or an integer, so choose another "

@@ -4,22 +4,30 @@ Legend: n samples, T label columns.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.data.sources import UNKNOWN, number_classes
+from perceivers.data.sources import MAX_CLASSES, UNKNOWN, number_classes
 from perceivers.errors import ConfigError, DataError, suggest
-from perceivers.foreign import decode_text, read_int
+from perceivers.foreign import decode_text
 from perceivers.reading import read_file
 from perceivers.text_names import check_class_name
 
 DEFAULT_COLUMN = "label"
 INTEGER = re.compile(r"-?[0-9]+")
+# How tables and arrays of floats write whole numbers.
+WHOLE = re.compile(r"(-?[0-9]+)\.0*")
+# What 64 bits hold for certain; longer ones are names.
+MAX_DIGITS = 18
+# What integers in a label column are: values, of which each is a class unless they run from 0
+# without gaps; or always the indices of classes.
+IntegerLabels = Literal["values", "indices"]
 
 
 @dataclass(frozen=True)
@@ -52,25 +60,98 @@ class Labelling:
     notes: tuple[str, ...] = ()
 
 
+class Integers(NamedTuple):
+    """The classes of a column of integers.
+
+    Args:
+        places: Class index of every value.
+        names: Class names in the order of the indices.
+        note: What was decided.
+    """
+
+    places: Mapping[int, int]
+    names: tuple[str, ...]
+    note: str = ""
+
+
+def settle_integers(
+    values: Mapping[str, Iterable[int]],
+    names: tuple[str, ...],
+    where: str,
+    *,
+    column: str = DEFAULT_COLUMN,
+    integers: IntegerLabels = "values",
+    only: bool = True,
+) -> Integers:
+    """Return which class each integer of a label column is.
+
+    With names they are places in them, or the names themselves where all of them are among them.
+    Without, they are indices if they run from 0 without gaps over all splits. Any others (ids, -1
+    and 1, 1 to 3) are classes by their distinct values in training, sorted by size.
+
+    Args:
+        values: By split; ``train`` is among them.
+        names: Class names that the data state; none where they state none.
+        where: The data's address, for messages.
+        column: Its name, for messages.
+        integers: ``indices`` takes them as indices in any case.
+        only: The only label column; beside others -1 is no class where the rest run from 0.
+
+    Raises:
+        DataError: More classes than any data set has.
+    """
+    found = {split: set(numbers) for split, numbers in values.items()}
+    known = set().union(*found.values())
+    without = {UNKNOWN: UNKNOWN} if not only else {}
+    if names:
+        own = {int(name): place for place, name in enumerate(names) if _is_integer(name)}
+        beyond = known - set(range(len(names))) - without.keys()
+        if integers == "values" and beyond and known - without.keys() <= own.keys():
+            return Integers(without | own, names)
+        return Integers(without | {place: place for place in range(len(names))}, names)
+    counted = known - without.keys()
+    if integers == "indices" or counted == set(range(len(counted))):
+        # Below 0 nothing is a class, which is said with the row.
+        highest = max(counted, default=0)
+        names = number_classes(max(highest, 0), where)
+        return Integers(without | {place: place for place in range(len(names))}, names)
+    kept = sorted(found["train"])
+    if len(kept) > MAX_CLASSES:
+        raise DataError(
+            f"{where}: {column!r} has {len(kept)} distinct integers (at most {MAX_CLASSES} "
+            f"classes); choose a column of classes"
+        )
+    names = tuple(map(str, kept))
+    listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    note = (
+        f"the integers of {column!r} do not run from 0 without gaps, so each distinct value is a "
+        f"class ({len(names)}: {listed})"
+    )
+    return Integers({value: place for place, value in enumerate(kept)}, names, note)
+
+
 def index_labels(
     tables: Mapping[str, LabelTable],
     chosen: Sequence[str],
-    folder: Path,
+    folder: Path | None,
     where: str,
     stated: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    integers: IntegerLabels = "values",
 ) -> Labelling:
     """Turn label values into class indices.
 
-    Integers are indices, named by a file beside the data (``characters.txt`` for the column
-    ``character``, and ``classes.txt`` for the only column) or else by themselves. Other values are
-    class names: those of the file, or those of the training split in alphabetical order.
+    Integers are settled by ``settle_integers``, with the names of a file beside the data
+    (``characters.txt`` for the column ``character``, and ``classes.txt`` for the only column) if
+    there is one. Other values are class names: those of the file, or those of the training split in
+    alphabetical order.
 
     Args:
         tables: The values by split; ``train`` is among them.
         chosen: Columns to read; none reads the column ``label`` where there is one.
-        folder: Where the files with names lie.
+        folder: Where the files with names lie; None looks for none.
         where: The data's address, for messages.
         stated: Class names that the data themselves state, by column.
+        integers: What integers are.
 
     Raises:
         DataError: A column that is missing in a split, or a value that is no class.
@@ -99,7 +180,10 @@ def index_labels(
     for column in asked:
         only, given = len(asked) == 1, stated.get(column, ())
         given = tuple(check_class_name(name, f"{where}: the class") for name in given)
-        values, names[column], note = _index_column(tables, column, folder, where, only, given)
+        file = None if folder is None else _find_names(folder, column, only)
+        values, names[column], note = _index_column(
+            tables, column, file, where, only, given, integers
+        )
         notes += [note] if note else []
         for split, numbers in values.items():
             indexed[split][column] = numbers
@@ -159,47 +243,58 @@ def name_file(column: str) -> str:
     return f"{column}{'es' if re.search(r'(s|x|ch|sh)$', column) else 's'}.txt"
 
 
+def _find_names(folder: Path, column: str, only: bool) -> Path:
+    """Return where the names of a column's classes would lie."""
+    file = folder / name_file(column)
+    return folder / "classes.txt" if only and not file.is_file() else file
+
+
 def _index_column(
     tables: Mapping[str, LabelTable],
     column: str,
-    folder: Path,
+    file: Path | None,
     where: str,
     only: bool,
     stated: tuple[str, ...],
+    integers: IntegerLabels,
 ) -> tuple[dict[str, NDArray[np.int64]], tuple[str, ...], str]:
     """Return one column's indices by split, its class names, and a note."""
-    file = folder / name_file(column)
-    if only and not file.is_file():
-        file = folder / "classes.txt"
-    names, note = stated or read_names(file), ""
+    names, note = stated or (read_names(file) if file is not None else ()), ""
     values = {split: _check_names(table, column) for split, table in tables.items()}
-    if all(
-        not v or INTEGER.fullmatch(v) for column_values in values.values() for v in column_values
-    ):
+    parse = as_integer if integers == "values" else _as_plain_integer
+    numbers = {s: [parse(v) if v else None for v in written] for s, written in values.items()}
+    whole = all(
+        number is not None or not value
+        for split, written in values.items()
+        for value, number in zip(written, numbers[split], strict=True)
+    )
+    # Two below the first class, and so out of range in any case.
+    wrong = UNKNOWN - 1
+    if whole:
+        known = {s: [n for n in found if n is not None] for s, found in numbers.items()}
+        settled = settle_integers(known, names, where, column=column, integers=integers, only=only)
+        if not names:
+            beside = "" if file is None else f"no {file.name}: "
+            note = settled.note or (
+                f"{beside}{len(settled.names)} classes, named by their numbers" if beside else ""
+            )
+        names = settled.names
         indexed = {
             split: np.array(
-                [
-                    read_int(v, f"{place}: {column}") if v else UNKNOWN
-                    for v, place in zip(written, tables[split].names, strict=True)
-                ],
-                np.int64,
+                [UNKNOWN if n is None else settled.places.get(n, wrong) for n in found], np.int64
             )
-            for split, written in values.items()
+            for split, found in numbers.items()
         }
-        if not names:
-            names = number_classes(max(int(v.max(initial=0)) for v in indexed.values()), where)
-            note = f"no {file.name}: {len(names)} classes, named by their numbers"
     else:
         if not names:
             names = tuple(sorted({value for value in values["train"] if value}))
         place = {name: index for index, name in enumerate(names)} | {"": UNKNOWN}
-        # Two below the first class, and so out of range in any case.
         indexed = {
-            split: np.array([place.get(v, UNKNOWN - 1) for v in written], np.int64)
+            split: np.array([place.get(v, wrong) for v in written], np.int64)
             for split, written in values.items()
         }
-    for split, numbers in indexed.items():
-        _check_range(tables[split], column, numbers, names, only)
+    for split, found in indexed.items():
+        _check_range(tables[split], column, found, names, only)
     return indexed, names, note
 
 
@@ -210,6 +305,20 @@ def _check_names(table: LabelTable, column: str) -> Sequence[str]:
         if value not in known:
             known[value] = check_class_name(value, f"{place}: {column}")
     return [known[value] for value in table.columns[column]]
+
+
+def as_integer(value: str) -> int | None:
+    """Return a value as a whole number, such as 7 for ``7`` and ``7.0``; None for any other."""
+    match = WHOLE.fullmatch(value)
+    return _as_plain_integer(match[1] if match else value)
+
+
+def _as_plain_integer(value: str) -> int | None:
+    return int(value) if _is_integer(value) else None
+
+
+def _is_integer(value: str) -> bool:
+    return len(value) <= MAX_DIGITS and bool(INTEGER.fullmatch(value))
 
 
 def _check_range(
@@ -232,6 +341,6 @@ def _check_range(
                 "; put rows without one into a file of their own, to pre-train on, or drop them"
             )
         raise DataError(
-            f"{table.names[row]}: {column} {value!r} is no class; the {len(names)} classes, "
+            f"{table.names[row]}: {column} {value[:40]!r} is no class; the {len(names)} classes, "
             f"numbered from 0, are {listed}{remedy}"
         )

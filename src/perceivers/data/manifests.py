@@ -262,10 +262,12 @@ def label_rows(
         others = {name: v for name, v in table.columns.items() if name not in media}
         targets[split] = read_targets(others, chosen.targets, table.places, where)
         hidden = others if chosen.bare else chosen.targets
-        labelled[split] = table.label_table(table.places, (*media, *hidden))
+        labelled[split] = table.label_table(table.places, (*media, *hidden), chosen.integers)
     check_known(targets["train"], chosen.targets, where)
     train = tables["train"]
-    labelling = index_labels(labelled, chosen.labels, train.path.parent, where, train.classes)
+    labelling = index_labels(
+        labelled, chosen.labels, train.path.parent, where, train.classes, chosen.integers
+    )
     filled = {
         split: replace(source, labels=labelling.labels[split], targets=targets[split])
         for split, source in sources.items()

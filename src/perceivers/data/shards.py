@@ -413,11 +413,11 @@ def _read_label(sample: _Sample, num_classes: int) -> int | None:
         if "label" not in value:
             return None
         value = value["label"]
+    # An id of a class may be any number; with names it is the index of one.
     label = read_int(value, f"{where}: the label")
-    if label < 0 or (num_classes and label >= num_classes):
-        upper = f"0..{num_classes - 1} (classes.txt has {num_classes} names)"
+    if num_classes and not 0 <= label < num_classes:
         raise DataError(
-            f"{where}: label {label} is out of range; labels are "
-            f"{upper if num_classes else 'class indices from 0'}"
+            f"{where}: label {label} is out of range; labels are 0..{num_classes - 1} (classes.txt "
+            f"has {num_classes} names)"
         )
     return label

@@ -7,6 +7,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isnan
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perceivers.data.cells import Part
-from perceivers.data.labels import LabelTable
+from perceivers.data.labels import IntegerLabels, LabelTable
 from perceivers.data.parquet_files import read_parquet
 from perceivers.data.pictures import read_bytes
 from perceivers.data.sources import pick
@@ -110,19 +111,39 @@ class Table:
             numbers=self.numbers[indices],
         )
 
-    def label_table(self, names: Sequence[str], without: Sequence[str]) -> LabelTable:
-        """Return the columns that may hold labels, as text.
+    def label_table(
+        self, names: Sequence[str], without: Sequence[str], integers: IntegerLabels = "values"
+    ) -> LabelTable:
+        """Return the columns that may hold labels, as text: texts, integers and whole floats.
 
         Args:
             names: One id per row, for messages.
             without: Columns that hold something else.
+            integers: ``indices`` leaves columns of floats out.
         """
-        columns = {
-            name: [str(value) if isinstance(value, str | int) else "" for value in values]
-            for name, values in self.columns.items()
-            if name not in without and any(isinstance(value, str | int) for value in values)
-        }
+        write = _write_label if integers == "values" else _write_plain_label
+        columns: dict[str, list[str]] = {}
+        for name, values in self.columns.items():
+            written = [write(value) for value in values] if name not in without else []
+            # A fraction is a number to be predicted, and lists are neither.
+            fractions = any(
+                isinstance(value, float) and text is None and not isnan(value)
+                for value, text in zip(values, written, strict=False)
+            )
+            if any(text is not None for text in written) and not fractions:
+                columns[name] = [text or "" for text in written]
         return LabelTable(names, columns)
+
+
+def _write_plain_label(value: Any) -> str | None:
+    return str(value) if isinstance(value, str | int) else None
+
+
+def _write_label(value: Any) -> str | None:
+    """Return a value as text; None where it can be no label."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return _write_plain_label(value)
 
 
 def read_table(path: Path) -> Table:

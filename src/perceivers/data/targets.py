@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.data.labels import check_columns
+from perceivers.data.labels import IntegerLabels, check_columns
 from perceivers.errors import ConfigError, DataError, suggest
 
 
@@ -18,12 +18,14 @@ class Chosen(NamedTuple):
     """The columns that are asked for: labels (none reads ``label``), and numbers to be predicted.
 
     A column is one or the other. ``bare`` asks for the samples alone, in the order they lie in: no
-    label is read, and a column ``split`` divides nothing.
+    label is read, and a column ``split`` divides nothing. ``integers`` says what whole numbers in
+    label columns are.
     """
 
     labels: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     bare: bool = False
+    integers: IntegerLabels = "values"
 
     def check(self) -> None:
         """Refuse a column that is named twice.

@@ -37,13 +37,15 @@ def read_text_tables(tables: Mapping[str, Table], chosen: Chosen, where: str) ->
         others = {name: values for name, values in table.columns.items() if name != TEXT}
         targets = read_targets(others, chosen.targets, table.places, where)
         hidden = others if chosen.bare else chosen.targets
-        labelled[split] = table.label_table(table.places, (TEXT, *hidden))
+        labelled[split] = table.label_table(table.places, (TEXT, *hidden), chosen.integers)
         ends = list(accumulate((len(text) for text in encoded), initial=0))
         spans = np.array([ends[:-1], ends[1:]], np.int64).T
         texts[split] = Texts(b"".join(encoded), spans, table.names, targets=targets)
     check_known(texts["train"].targets, chosen.targets, where)
     folder = tables["train"].path.parent
-    labelling = index_labels(labelled, chosen.labels, folder, where, tables["train"].classes)
+    labelling = index_labels(
+        labelled, chosen.labels, folder, where, tables["train"].classes, chosen.integers
+    )
     sources = {
         split: replace(source, labels=labelling.labels[split]) for split, source in texts.items()
     }

@@ -97,6 +97,9 @@ class TrainConfig:
     """Colour channels of pictures; None takes the model's or the data's own."""
     labels: list[str] = field(default_factory=list)
     """Label columns to learn, where the data have several; the data's own when empty."""
+    integer_labels: Literal["values", "indices"] = "values"
+    """Integers in label columns: values (each distinct one is a class, unless they run from 0
+    without gaps) or indices of classes, from 0 to the highest."""
     modalities: list[str] = field(default_factory=list)
     """Modalities to read; all that the data have when empty."""
     inputs: dict[str, dict[str, Any]] = field(default_factory=dict)

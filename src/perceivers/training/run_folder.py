@@ -40,6 +40,8 @@ TASKS: dict[str, type[TrainConfig]] = {
     "segment": SegmentConfig,
     "regress": RegressConfig,
 }
+# What settings were before they existed, so that older runs go on as they began.
+BEFORE_SETTINGS = {"integer_labels": "indices"}
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,16 @@ class RunFolder:
         task = settings.pop("task", None)
         if not isinstance(task, str) or task not in TASKS:
             raise RunError(f"{self.config}: task is {task!r}; expected one of {list(TASKS)}")
-        return task, build_config(TASKS[task], settings)
+        return task, build_config(TASKS[task], {**BEFORE_SETTINGS, **settings})
+
+    def describe_older_settings(self) -> list[str]:
+        """Say which settings the run was started without, and what they are for it."""
+        missing = BEFORE_SETTINGS.keys() - read_yaml(self.config).keys()
+        return [
+            f"this run began before the setting {name} existed, and goes on with {name}="
+            f"{BEFORE_SETTINGS[name]}"
+            for name in sorted(missing)
+        ]
 
     def add_results(self, split: str, figures: dict[str, Any]) -> None:
         """Record figures of one split beside earlier ones."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
 from perceivers.data import Batch, Dataset, make_eval_loader
+from perceivers.data.aligning import align_classes
 from perceivers.data.flow_pairs import FlowPairs
 from perceivers.data.joined import SEPARATOR
 from perceivers.data.masks import Mask
@@ -132,7 +133,8 @@ def open_for_model(
         _, mask = _masks(loaded, config, dataset)
         return dataset, {**specs, MASKS: sized_mask(loaded.model, mask)}
     if loaded.info.task != "flow":
-        return open_dataset(config, address=address), specs
+        dataset = open_dataset(config, address=address)
+        return align_classes(dataset, loaded.info.classes, loaded.info.columns), specs
     _, height, width = specs[flow_modality(loaded.model)].grid
     dataset = open_dataset(config, address=address, frame_size=(height, width))
     return dataset, {**specs, TARGET: Array((2, height), width)}

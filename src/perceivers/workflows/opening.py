@@ -39,7 +39,13 @@ def open_dataset(
             f"{address} holds generated frame pairs, which only flow learns from (--task flow)"
         )
     targets = config.targets if isinstance(config, RegressConfig) else ()
-    dataset = open_data(address, val_share=config.val_share, labels=config.labels, targets=targets)
+    dataset = open_data(
+        address,
+        val_share=config.val_share,
+        labels=config.labels,
+        targets=targets,
+        integer_labels=config.integer_labels,
+    )
     return dataset.holding(config.modalities)
 
 

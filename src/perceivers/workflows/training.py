@@ -157,6 +157,7 @@ def resume(run: str | Path, *, quiet: bool = False, **changes: Any) -> Run:
         with runtime.guarded():
             prepared = PREPARE[task](config)
             prepared.notes.extend(note_on_batches(before, config))
+            prepared.notes.extend(folder.describe_older_settings())
             if runtime.is_main:
                 remove_leftovers(folder.path)
                 if config != before:

@@ -1,0 +1,64 @@
+"""Labels of other data in the order of a model's classes, where their ids tell which is which."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perceivers.data.dataset import Dataset
+from perceivers.data.labels import as_integer
+from perceivers.data.sources import Source
+
+Columns = Mapping[str, Sequence[str]]
+
+
+def align_classes(dataset: Dataset, classes: Sequence[str], columns: Columns) -> Dataset:
+    """Return data whose classes are those of a model, if they are some of its ids.
+
+    Data that hold only some of the ids 1007, 2007 and 3007 have fewer classes than the model that
+    was trained on all of them. Names that are no integers are left alone: whether they mean the
+    same is not told by one that is missing.
+
+    Args:
+        dataset: Opened data.
+        classes: The model's, of its only label.
+        columns: The model's, by label column.
+    """
+    if dataset.classes and _are_some(dataset.classes, classes):
+        splits = {
+            s: _place(each, [(dataset.classes, classes)]) for s, each in dataset.splits.items()
+        }
+        return replace(dataset, splits=splits, classes=tuple(classes))
+    if list(dataset.columns) != list(columns):
+        return dataset
+    pairs = [
+        (own, columns[name] if _are_some(own, columns[name]) else own)
+        for name, own in dataset.columns.items()
+    ]
+    if all(tuple(own) == tuple(theirs) for own, theirs in pairs):
+        return dataset
+    splits = {split: _place(source, pairs) for split, source in dataset.splits.items()}
+    named = {name: tuple(theirs) for name, (_, theirs) in zip(columns, pairs, strict=True)}
+    return replace(dataset, splits=splits, columns=named)
+
+
+def _are_some(own: Sequence[str], theirs: Sequence[str]) -> bool:
+    """Tell whether names are integers, and some of a model's."""
+    whole = all(as_integer(name) is not None for name in own)
+    return whole and tuple(own) != tuple(theirs) and set(own) <= set(theirs)
+
+
+def _place(source: Source, pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> Source:
+    """Return a source with the labels of other lists of names."""
+    labels: Any = source.labels
+    if labels is None or not is_dataclass(source) or isinstance(source, type):
+        return source
+    if isinstance(whole := getattr(source, "source", None), Source):
+        return replace(source, **{"source": _place(whole, pairs)})
+    rows: NDArray[np.int64] = labels.reshape(len(labels), -1)
+    # The last entry is where -1, unknown, leads.
+    tables = [np.array([*(list(b).index(name) for name in a), -1], np.int64) for a, b in pairs]
+    placed = np.stack([table[rows[:, i]] for i, table in enumerate(tables)], axis=1)
+    return replace(source, labels=placed.reshape(labels.shape))
