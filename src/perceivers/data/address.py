@@ -35,6 +35,7 @@ from perceivers.data.shards import (
 )
 from perceivers.data.sources import UNKNOWN, DivisibleSource, Found, Source
 from perceivers.data.splits import carve_validation
+from perceivers.data.system_files import is_system_file
 from perceivers.data.tables import TABLE_EXTENSIONS
 from perceivers.data.targets import Chosen, check_known
 from perceivers.data.text_folders import (
@@ -164,7 +165,7 @@ def _find_remote(address: str, chosen: Chosen) -> Found:
 
 def _find_in_folder(address: str, folder: Path, chosen: Chosen) -> Found:
     """Find the reader of a folder by what lies in it."""
-    if any(folder.glob("*.tar")):
+    if _list_tars(folder):
         return _find_tar_folder(address, folder, chosen)
     # Beside pictures or clips, train.txt, or a train.csv that does not say what they are, is
     # somebody's list of files.
@@ -210,7 +211,7 @@ def _find_file(path: Path, chosen: Chosen) -> Found | None:
 
 def _find_tar_folder(address: str, folder: Path, chosen: Chosen) -> Found:
     """Open a folder of tars named by split."""
-    tars = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+    tars = _list_tars(folder)
     shards: dict[str, list[Path]] = {}
     for split in ("train", "val", "test"):
         # A word that goes on (trainer.tar) names something else.
@@ -229,6 +230,11 @@ def _find_tar_folder(address: str, folder: Path, chosen: Chosen) -> Found:
         return found
     note = f"{unused} tars whose names start with no split (train, val, test) were ignored"
     return found._replace(notes=(*found.notes, note))
+
+
+def _list_tars(folder: Path) -> list[Path]:
+    """Return the tars directly in a folder."""
+    return sorted(path for path in folder.glob("*.tar") if not is_system_file(path.name))
 
 
 def _find_shards(

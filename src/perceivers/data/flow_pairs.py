@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from perceivers.data.flow_files import read_flow
 from perceivers.data.pictures import convert_channels, is_picture_name, read_bytes, read_picture
+from perceivers.data.system_files import is_system_file, is_system_folder
 from perceivers.errors import DataError
 
 
@@ -66,7 +67,9 @@ def open_flow_pairs(folder: str | PathLike[str]) -> FlowPairs:
     """
     root = Path(folder).expanduser()
     try:
-        inside = sorted(path for path in root.iterdir() if path.is_dir())
+        inside = sorted(
+            path for path in root.iterdir() if path.is_dir() and not is_system_folder(path.name)
+        )
     except OSError as error:
         raise DataError(f"{root}: cannot be listed ({error.strerror or error})") from error
     found = {path: files for path in (root, *inside) if (files := _find_pair(path))}
@@ -81,7 +84,7 @@ def open_flow_pairs(folder: str | PathLike[str]) -> FlowPairs:
 
 def _find_pair(folder: Path) -> tuple[str, str, str] | None:
     """Return frame 1, frame 2 and flow of a folder, or None where there is no flow."""
-    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    files = sorted(path for path in folder.iterdir() if not is_system_file(path.name))
     flows = [path for path in files if _is_flow(path)]
     if not flows:
         return None

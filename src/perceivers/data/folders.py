@@ -28,6 +28,7 @@ from perceivers.data.sound_tracks import (
     lack_sound,
 )
 from perceivers.data.sources import Encoded, EncodedClip, RawSample, pick
+from perceivers.data.system_files import is_system_file, is_system_folder
 from perceivers.errors import DataError
 from perceivers.text_names import check_class_name, describe_names, group_spellings, show_name
 
@@ -246,11 +247,11 @@ def walk_media(folder: Path) -> tuple[list[str], int]:
             children.clear()
             continue
         seen.add(real)
-        children[:] = sorted(child for child in children if not _is_hidden(child))
+        children[:] = sorted(child for child in children if not is_system_folder(child))
         for name in files:
             if name_kind(name):
                 found.append(f"{here}{os.sep}{name}")
-            elif not _is_hidden(name):
+            elif not (is_system_file(name) or name.startswith("__")):
                 num_others += 1
     return sorted(found), num_others
 
@@ -273,7 +274,7 @@ def _labelled(folder: Path, classes: tuple[str, ...], *, is_train: bool) -> _Fil
         )
     paths: list[str] = []
     labels: list[int] = []
-    num_stray = sum(1 for f in folder.iterdir() if f.is_file() and not _is_hidden(f.name))
+    num_stray = sum(1 for f in folder.iterdir() if f.is_file() and not is_system_folder(f.name))
     for label, name in enumerate(classes):
         if not is_train and name not in spellings:
             continue
@@ -345,7 +346,7 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
     """Return the names of media files and of sub-folders directly in a folder, sorted."""
     try:
         with os.scandir(folder) as scan:
-            entries = [entry for entry in scan if not _is_hidden(entry.name)]
+            entries = [entry for entry in scan if not is_system_folder(entry.name)]
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror or error})") from error
     entries.sort(key=lambda entry: entry.name)
@@ -361,11 +362,6 @@ def _endings() -> str:
 def _relative(paths: Sequence[str], root: Path) -> list[str]:
     """Return paths below a root with forward slashes, equal on every system, escaped."""
     return [show_name(Path(os.path.relpath(path, root)).as_posix()) for path in paths]
-
-
-def _is_hidden(name: str) -> bool:
-    """Tell whether a name belongs to the system rather than to the data."""
-    return name.startswith((".", "__"))
 
 
 def _shorten(names: Sequence[str], limit: int = 8) -> str:

@@ -12,6 +12,7 @@ from perceivers.data.folders import SPLIT_FOLDERS, ClipFiles
 from perceivers.data.masks import MASK_NAME, name_mask_classes
 from perceivers.data.pictures import is_picture_name
 from perceivers.data.sources import Found
+from perceivers.data.system_files import is_system_folder
 from perceivers.errors import DataError
 from perceivers.text_names import compose, show_name
 
@@ -78,7 +79,7 @@ def _list_files(folder: Path, ending: str = "") -> dict[str, str]:
     """Return the pictures below a folder by their paths without ending; hidden ones left out."""
     found = {}
     for here, children, files in os.walk(folder):
-        children[:] = sorted(child for child in children if not child.startswith((".", "__")))
+        children[:] = sorted(child for child in children if not is_system_folder(child))
         for name in sorted(files):
             if is_picture_name(name) and name.lower().endswith(ending):
                 path = Path(here) / name

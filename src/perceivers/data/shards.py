@@ -40,6 +40,7 @@ from perceivers.data.sound_tracks import (
     lack_sound,
 )
 from perceivers.data.sources import Encoded, EncodedClip, RawSample
+from perceivers.data.system_files import is_system_member
 from perceivers.errors import DataError
 from perceivers.foreign import decode_text, parse_json, read_int
 from perceivers.limits import check_limit
@@ -372,6 +373,8 @@ def _group_samples(shard: Shard, members: Sequence[Member]) -> dict[str, dict[st
     """Return the members of one tar by key and extension."""
     samples: dict[str, dict[str, Member]] = {}
     for member in members:
+        if is_system_member(member.name):
+            continue
         folder, _, base = member.name.rpartition("/")
         stem, _, extension = base.partition(".")
         if not stem:

@@ -8,6 +8,7 @@ import numpy as np
 
 from perceivers.data.containers import name_kind
 from perceivers.data.sources import Found
+from perceivers.data.system_files import is_system_file, is_system_folder
 from perceivers.data.tables import TABLE_EXTENSIONS
 from perceivers.data.texts import TEXT_EXTENSION, TextFiles, open_documents
 from perceivers.errors import DataError
@@ -54,9 +55,9 @@ def walk_files(folder: Path) -> Iterator[Path]:
             children.clear()
             continue
         seen.add(real)
-        children[:] = sorted(child for child in children if not child.startswith((".", "__")))
+        children[:] = sorted(child for child in children if not is_system_folder(child))
         for name in files:
-            if not name.startswith("."):
+            if not is_system_file(name):
                 yield Path(here) / name
 
 
@@ -106,7 +107,9 @@ def read_text_folder(root: Path) -> Found:
 def find_text_classes(folder: Path) -> tuple[str, ...]:
     """Return the sub-folders that are classes of texts; none when the texts are unlabelled."""
     children = sorted(
-        path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._"
+        path
+        for path in folder.iterdir()
+        if path.is_dir() and not (is_system_folder(path.name) or path.name.startswith("_"))
     )
     if len(children) < 2 or any(is_text_name(path.name) for path in folder.iterdir()):
         return ()

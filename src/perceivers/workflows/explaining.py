@@ -15,6 +15,7 @@ from perceivers.data import find_files, make_eval_loader, read_files
 from perceivers.data.address import BUILT_IN
 from perceivers.data.byte_codec import encode_text, pad_ids
 from perceivers.data.files import ENDINGS
+from perceivers.data.system_files import is_system_file
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.models.entity_set import EntitySet
 from perceivers.models.hip import HiP
@@ -212,7 +213,9 @@ def is_data_set(path: str) -> bool:
     if path in BUILT_IN or path.startswith(WARPS) or path.endswith(PACKED):
         return True
     folder = Path(path).expanduser()
-    return folder.is_dir() and any(file.suffix in PACKED for file in folder.iterdir())
+    return folder.is_dir() and any(
+        file.suffix in PACKED and not is_system_file(file.name) for file in folder.iterdir()
+    )
 
 
 def _read_address(

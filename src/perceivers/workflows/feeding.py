@@ -11,6 +11,7 @@ from perceivers.data import Batch, Dataset, Source, find_files, make_eval_loader
 from perceivers.data.files import find_kind, pair_files
 from perceivers.data.fitting import cut_windows
 from perceivers.data.sources import PartialSource, PictureSource
+from perceivers.data.text_folders import walk_files
 from perceivers.errors import DataError
 from perceivers.tasks.presence import can_lack
 from perceivers.training.config import TrainConfig
@@ -70,7 +71,7 @@ def are_files(given: Sequence[str], split: str | None, kinds: Sequence[str] = ()
     first = Path(given[0]).expanduser()
     if len(given) > 1 or (first.is_file() and find_kind(first.name) is not None):
         return True
-    return first.is_dir() and any(find_kind(path.name) in kinds for path in first.rglob("*"))
+    return first.is_dir() and any(find_kind(path.name) in kinds for path in walk_files(first))
 
 
 def open_feed(
