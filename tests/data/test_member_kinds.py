@@ -15,6 +15,7 @@ class Files:
 
     parts: dict[str, Any]
     media: dict[str, Any] = field(default_factory=dict)
+    key: str = "a"
 
     def __post_init__(self) -> None:
         self.media = {**choose_media(self.parts), **self.media}
@@ -44,5 +45,11 @@ def test_masks_without_their_pictures_are_left_out() -> None:
 
 
 def test_nothing_known_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"extensions found: \['cls', 'pdf'\]"):
+    with pytest.raises(DataError, match=r"extensions found .*: 'pdf', 'cls', understood"):
         choose_kinds([Files({"pdf": 1, "cls": 2})], "x")
+
+
+def test_many_endings_are_not_all_listed() -> None:
+    found = [Files({f"{number}.pdf": 1}) for number in range(48)]
+    with pytest.raises(DataError, match=r"'0\.pdf', .*'4\.pdf' and 43 more, understood: \.jpg"):
+        choose_kinds(found, "x")

@@ -161,7 +161,9 @@ def test_tars_that_break_the_format_are_refused(
     with pytest.raises(DataError, match=r"x\.tar/s2\.png: has no label, but 3 other samples have"):
         open_data(str(path))
     write_tar(path, {"a.seg": b"", "a.cls": b"0"})
-    with pytest.raises(DataError, match=r"no pictures, .*; extensions found: \['cls', 'seg'\]"):
+    with pytest.raises(
+        DataError, match=r"no pictures, .*; extensions found .*: 'seg', 'cls', under"
+    ):
         open_data(str(path))
     write_tar(path, good | {"s1.PNG": b""})
     with pytest.raises(DataError, match=r"holds 's1\.PNG' twice"):
@@ -247,7 +249,9 @@ def test_samples_without_what_most_have_are_left_out_and_noted(
     members = {f"{i}.wav": sound for i in range(3)} | {f"{i}.png": encode(i) for i in range(5)}
     source, notes = read_shards([write_tar(tmp_path / "x.tar", members)], ())
     assert source.names == [f"x.tar/{i}" for i in range(3)]
-    assert notes == [f"{tmp_path}/x.tar: 2 samples without a picture and a sound were ignored"]
+    assert notes == [
+        f"{tmp_path}/x.tar: 2 samples without a picture and a sound were ignored: 3, 4"
+    ]
     texts = {"0.txt": b"a", "1.txt": b"b"}
     pictures = {f"{i}.png": encode(i) for i in range(3)}
     source, notes = read_shards([write_tar(tmp_path / "y.tar", pictures | texts)], ())

@@ -14,6 +14,7 @@ MEMBERS = {
     "points": tuple(ending for ending in POINT_EXTENSIONS if ending != ".npy"),
     "bytes": (".txt",),
 }
+MAX_NAMED = 5
 NOUNS = {
     "image": "picture",
     "audio": "sound",
@@ -27,6 +28,11 @@ NOUNS = {
 @runtime_checkable
 class HeldFiles(Protocol):
     """The files of one key: all of them by ending, and those that may be read by kind."""
+
+    @property
+    def key(self) -> str:
+        """What their names share."""
+        ...
 
     @property
     def parts(self) -> Mapping[str, Any]:
@@ -67,17 +73,22 @@ def choose_kinds(found: Sequence[HeldFiles], where: str) -> tuple[tuple[str, ...
         tuple(k for k in EXTENSIONS if k in s.media) or ("bytes",) for s in found if s.media
     )
     if not held:
-        extensions = sorted({extension for sample in found for extension in sample.parts})
+        extensions = Counter(extension for sample in found for extension in sample.parts)
+        shown = ", ".join(repr(name) for name, _ in extensions.most_common(MAX_NAMED))
+        more = f" and {len(extensions) - MAX_NAMED} more" if len(extensions) > MAX_NAMED else ""
         raise DataError(
-            f"{where}: no pictures, sounds, videos or texts; extensions found: {extensions}, "
-            f"understood: {', '.join(e for group in MEMBERS.values() for e in group)}"
+            f"{where}: no pictures, sounds, videos or texts; extensions found (from the first dot "
+            f"of a name on): {shown or 'none'}{more}, understood: "
+            f"{', '.join(e for group in MEMBERS.values() for e in group)}"
         )
     kinds = held.most_common(1)[0][0]
     samples = [sample for sample in found if all(kind in sample.media for kind in kinds)]
     notes: list[str] = []
     if len(samples) < len(found):
         nouns = " and a ".join(NOUNS[kind] for kind in kinds)
-        notes.append(f"{where}: {len(found) - len(samples)} samples without a {nouns} were ignored")
+        ignored = [s.key for s in found if not all(kind in s.media for kind in kinds)]
+        shown = ", ".join(ignored[:MAX_NAMED]) + (", ..." if len(ignored) > MAX_NAMED else "")
+        notes.append(f"{where}: {len(ignored)} samples without a {nouns} were ignored: {shown}")
     for kind in (*MEMBERS, MASK_NAME):
         count = sum(kind in sample.media for sample in samples)
         if kind not in kinds and count == len(samples):

@@ -2,10 +2,11 @@
 
 They lie on this machine, or on a server (``http://``, ``https://``) that has range requests.
 
-The files of one sample share a key, the name up to the first dot: a picture, sound, video or text
-(``KEY.jpg``, ``KEY.flac``, ``KEY.mp4``, ``KEY.txt``), and ``KEY.cls`` (the class index as text) or
-``KEY.json`` (with a ``label``, or with several entries to choose from). A mask lies beside its
-picture as ``KEY.mask.png`` or ``KEY.seg.png``, or as ``KEY.png`` beside a picture of another kind.
+The files of one sample share a key, as a rule the name up to the first dot: a picture, sound, video
+or text (``KEY.jpg``, ``KEY.flac``, ``KEY.mp4``, ``KEY.txt``), and ``KEY.cls`` (the class index as
+text) or ``KEY.json`` (with a ``label``, or with several entries to choose from). A mask lies beside
+its picture as ``KEY.mask.png`` or ``KEY.seg.png``, or as ``KEY.png`` beside a picture of another
+kind.
 """
 
 import re
@@ -24,6 +25,7 @@ from perceivers.data.http_ranges import is_remote
 from perceivers.data.json_labels import JsonEntries, index_entries, number_entries, parse_entries
 from perceivers.data.labels import DEFAULT_COLUMN, read_names
 from perceivers.data.masks import MASK_NAME, find_mask, holds_ids
+from perceivers.data.member_keys import describe_lost, place_members
 from perceivers.data.member_kinds import choose_kinds, choose_media
 from perceivers.data.packed import PackedTexts
 from perceivers.data.pictures import read_picture
@@ -287,15 +289,17 @@ def read_shards(
         ConfigError: A label column that no sample has.
     """
     opened = open_shards([str(path) for path in paths])
-    found = [
-        _Sample(number, shard, key, parts, choose_media(parts))
-        for number, (shard, members) in enumerate(opened)
-        for key, parts in _group_samples(shard, members).items()
-    ]
+    found: list[_Sample] = []
+    lost: list[str] = []
+    for number, (shard, members) in enumerate(opened):
+        grouped, unread = _group_samples(shard, members)
+        lost += unread
+        found += [_Sample(number, shard, k, p, choose_media(p)) for k, p in grouped.items()]
     last = str(paths[-1]).rpartition("/")[2]
     where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {last}"
     found = _with_masks(found)
     kinds, notes = choose_kinds(found, where)
+    notes = [*describe_lost(lost, where), *notes]
     samples = [sample for sample in found if all(kind in sample.media for kind in kinds)]
     values, columns = None, {}
     if labels:
@@ -369,23 +373,21 @@ def _with_masks(samples: list[_Sample]) -> list[_Sample]:
     ]
 
 
-def _group_samples(shard: Shard, members: Sequence[Member]) -> dict[str, dict[str, Member]]:
-    """Return the members of one tar by key and extension."""
+def _group_samples(
+    shard: Shard, members: Sequence[Member]
+) -> tuple[dict[str, dict[str, Member]], list[str]]:
+    """Return the members of one tar by key and ending, and the names of those that are lost."""
+    kept = [member for member in members if not is_system_member(member.name)]
+    places, lost = place_members([member.name for member in kept])
     samples: dict[str, dict[str, Member]] = {}
-    for member in members:
-        if is_system_member(member.name):
-            continue
-        folder, _, base = member.name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        if not stem:
-            continue
-        parts = samples.setdefault(compose(f"{folder}/{stem}" if folder else stem), {})
-        if extension.lower() in parts:
+    for member, (key, ending) in zip(kept, places, strict=True):
+        parts = samples.setdefault(compose(key), {})
+        if ending in parts:
             raise DataError(
                 f"{shard}: holds {member.name!r} twice; keys must be unique within a tar"
             )
-        parts[extension.lower()] = member
-    return samples
+        parts[ending] = member
+    return samples, lost
 
 
 def _read_labels(
