@@ -14,7 +14,8 @@ from jaxtyping import Float32, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 
-from perceivers.data.pictures import GRAY_MODES, MODES, ORIENTATION_TAG, open_picture
+from perceivers.data.orientations import read_orientation, turn_array
+from perceivers.data.pictures import GRAY_MODES, MODES, open_picture
 from perceivers.errors import DataError
 
 PNG_HEAD, PNG_DEPTH_AT = b"\x89PNG\r\n\x1a\n", 24
@@ -23,16 +24,6 @@ BITS_TAG, FORMAT_TAG, UNSIGNED = 258, 339, 1
 FULL = 65535.0
 # Shares of red, green and blue in gray (ITU-R 601), as in Pillow.
 LUMA = np.array([0.299, 0.587, 0.114])
-# By EXIF orientation: whether rows and columns change places, then rows, then columns are reversed.
-TURNS = {
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
-}
 
 
 def is_deep(data: bytes) -> bool:
@@ -75,8 +66,13 @@ def read_deep(data: bytes, path: str, channels: int) -> Float32[np.ndarray, "C H
         opaque = np.ones_like(gray) if clear is None else (gray * FULL != clear).astype(float)
         return _with_channels(gray, opaque, channels)
     values = _decode_colour(data, path, picture.format or "")
-    values = _turn(values, _orientation(data)) / FULL
+    values = turn_array(values, stored_orientation(data)) / FULL
     return _with_channels(values[..., :3], values[..., 3:], channels)
+
+
+def stored_orientation(data: bytes) -> int:
+    """Return the EXIF orientation of a file that was opened before; 1 is upright."""
+    return read_orientation(Image.open(io.BytesIO(data)))
 
 
 def to_eight_bits(values: NDArray) -> UInt8[np.ndarray, "..."]:
@@ -120,19 +116,6 @@ def _with_channels(
             values = (values @ LUMA)[..., None]
         values = np.broadcast_to(values, (*values.shape[:2], channels))
     return np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32)
-
-
-def _orientation(data: bytes) -> int:
-    """Return the EXIF orientation of a file that was opened before; 1 is upright."""
-    return int(Image.open(io.BytesIO(data)).getexif().get(ORIENTATION_TAG, 1))
-
-
-def _turn(values: NDArray, orientation: int) -> NDArray:
-    """Turn a stored picture ``[H, W, ...]`` upright."""
-    swap, rows, columns = TURNS.get(orientation, (False, False, False))
-    values = values.swapaxes(0, 1) if swap else values
-    values = values[::-1] if rows else values
-    return values[:, ::-1] if columns else values
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from perceivers.data.audio_clips import fit_audio, read_sound_info
 from perceivers.data.containers import open_bytes
 from perceivers.data.deep_pictures import is_deep, read_deep
 from perceivers.data.joined import JoinedSource
-from perceivers.data.masks import MASK_NAME, read_ids
+from perceivers.data.masks import MASK_NAME, find_pair_turn, picture_orientation, read_ids
 from perceivers.data.pictures import (
     GRAY_MODES,
     ORIENTATION_TAG,
@@ -48,6 +48,15 @@ DIGEST_SIZE = 16
 CHUNK = 2**20
 # What may be left of a letter of several bytes of which a window begins to read too late.
 REST_OF_LETTER = re.compile(rb"\A[\x80-\xbf]{1,3}")
+
+
+# Of masks beside photographs that EXIF turns.
+MASK_FLAGS: Mapping[str | None, str] = {
+    "upright": "lie upright, as their photographs are shown by EXIF",
+    "stored": "lie as their photographs are stored, and are turned with them by EXIF",
+    None: "may lie upright or as their photographs are stored (turned by EXIF, and the sizes do "
+    "not tell): segment.exif_masks says which, upright by default",
+}
 
 
 class RawFacts(NamedTuple):
@@ -113,14 +122,30 @@ def measure_sample(source: Source, index: int) -> SampleFacts:
         kinds = {n: stated.get(n) or find_raw_kind(n, value) for n, value in raw.items()}
         paths = {value.path if isinstance(value, EncodedClip) else "" for value in raw.values()}
         name, cut = source.names[index], _find_cut(source, index, raw)
+        found = {n: measure_raw(value, kinds[n], name, cut) for n, value in raw.items()}
         return SampleFacts(
-            {n: measure_raw(value, kinds[n], name, cut) for n, value in raw.items()},
+            _flag_turned_masks(found, kinds, raw, name),
             kinds,
             _digest(raw),
             paths.pop() if len(paths) == 1 else "",
         )
     except DataError as error:
         return SampleFacts({}, {}, problem=str(error))
+
+
+def _flag_turned_masks(
+    found: dict[str, RawFacts], kinds: Mapping[str, str], raw: Mapping[str, Any], name: str
+) -> dict[str, RawFacts]:
+    """Count masks of photographs that EXIF turns by how they lie, as training reads them."""
+    pictures = [value for n, value in raw.items() if kinds[n] == "image"]
+    if MASK_NAME not in raw or not pictures or "width" not in found[MASK_NAME].numbers:
+        return found
+    lies = find_pair_turn(pictures[0], raw[MASK_NAME], name)
+    if picture_orientation(pictures[0]) == 1:
+        return found
+    flag = MASK_FLAGS[lies]
+    own = found[MASK_NAME]
+    return {**found, MASK_NAME: own._replace(flags=(*own.flags, flag))}
 
 
 def _find_cut(source: Source, index: int, raw: Mapping[str, Any]) -> Cut:

@@ -21,10 +21,21 @@ from PIL.Image import Image as Picture
 from PIL.Image import fromarray
 
 from perceivers.data.augment import View
-from perceivers.data.deep_pictures import read_deep, to_eight_bits
+from perceivers.data.deep_pictures import read_deep, stored_orientation, to_eight_bits
 from perceivers.data.drawing import choose_view, draw_ids, draw_picture, fit_array
 from perceivers.data.labels import read_names
-from perceivers.data.pictures import convert_channels, read_picture
+from perceivers.data.orientations import (
+    MaskTurn,
+    find_mask_turn,
+    read_orientation,
+    turn_array,
+)
+from perceivers.data.pictures import (
+    convert_channels,
+    open_picture,
+    read_picture,
+    upright_size,
+)
 from perceivers.data.rand_augment import apply, as_picture
 from perceivers.data.sources import EncodedClip, Source, number_classes
 from perceivers.data.views import PLAIN, Look
@@ -52,6 +63,8 @@ class Mask(ModalitySpec):
         width: Columns W in pixels.
         num_classes: Classes K, up to 255.
         ignore: Ids in the files that are no class; the ids above them move down.
+        exif: How masks lie beside photographs that EXIF turns, where their sizes do not tell:
+            ``upright``, or ``stored`` as the photograph is in its file.
     """
 
     kind: ClassVar[str] = "mask"
@@ -60,6 +73,7 @@ class Mask(ModalitySpec):
     width: int
     num_classes: int = IGNORED
     ignore: tuple[int, ...] = (IGNORED,)
+    exif: MaskTurn = "upright"
     channels: int = field(default=1, init=False)
     mean: tuple[float, ...] = field(default=(), init=False)
     std: tuple[float, ...] = field(default=(), init=False)
@@ -204,6 +218,7 @@ def fit_masked(
 ) -> tuple[NDArray, UInt8[np.ndarray, "H W"]]:
     """Fit a picture and its mask to the same view, drawn once; only colours change apart.
 
+    A mask that lies as the picture is stored is turned by its EXIF orientation along with it.
     RandAugment is left with its operations that move nothing.
 
     Args:
@@ -218,17 +233,12 @@ def fit_masked(
         DataError: The sizes differ, or it is no mask.
     """
     colours = look.rng is not None and look.augment.rand_augment > 0
+    mask = upright_mask(raw, mask, path, mask_spec.exif)
     if isinstance(raw, EncodedClip):
         assert raw.data is not None, path
         deep = read_deep(raw.data, raw.path, spec.channels)
         raw = to_eight_bits(deep) if colours else deep
     size = raw.size if isinstance(raw, Picture) else raw.shape[:0:-1]
-    own = mask.size if isinstance(mask, Picture) else mask.shape[::-1]
-    if tuple(size) != tuple(own):
-        raise DataError(
-            f"{path}: the picture has {size[0]}x{size[1]} pixels (width x height) and its mask "
-            f"{own[0]}x{own[1]}; both must be of one size"
-        )
     view = choose_view(size, (spec.width, spec.height), look)
     ids = fit_mask(mask, path, mask_spec, view=view)
     if not isinstance(raw, Picture) and not colours:
@@ -238,6 +248,57 @@ def fit_masked(
     if look.rng is not None:
         picture = apply(picture, look.augment, look.rng, keep_shape=True)
     return draw_picture(picture, view, (spec.width, spec.height)), ids
+
+
+def upright_mask(raw: Any, mask: Any, path: str, lies: MaskTurn = "upright") -> Any:
+    """Return the mask of a picture as the picture is seen.
+
+    Args:
+        raw: A decoded picture, an undecoded one, or an array ``[C, H, W]``.
+        mask: A decoded picture, or ids ``[H, W]``.
+        path: Names the sample, for messages.
+        lies: How it lies where sizes do not tell.
+
+    Raises:
+        DataError: The mask has neither the picture's size nor that of its file.
+    """
+    if isinstance(mask, np.ndarray) and mask.ndim != 2:
+        read_ids(mask, path)  # says what is wrong
+    orientation = picture_orientation(raw)
+    lies = find_pair_turn(raw, mask, path) or lies
+    return turn_array(read_ids(mask, path), orientation) if lies == "stored" else mask
+
+
+def find_pair_turn(raw: Any, mask: Any, path: str) -> MaskTurn | None:
+    """Return how a mask lies beside its picture; None where nothing tells.
+
+    Args:
+        raw: A decoded picture, an undecoded one, or an array ``[C, H, W]``.
+        mask: A decoded picture, or ids ``[H, W]``.
+        path: Names the sample, for messages.
+
+    Raises:
+        DataError: The mask has neither the picture's size nor that of its file.
+    """
+    if isinstance(raw, Picture):
+        size = raw.size
+    elif isinstance(raw, EncodedClip):
+        assert raw.data is not None, path
+        size = upright_size(open_picture(raw.data, raw.path))
+    else:
+        size = (raw.shape[2], raw.shape[1])
+    own = mask.size if isinstance(mask, Picture) else (mask.shape[1], mask.shape[0])
+    found = find_mask_turn(size, picture_orientation(raw), own, path)
+    # A mask with an orientation of its own was turned by it when it was decoded.
+    turned = isinstance(mask, Picture) and read_orientation(mask) != 1
+    return "upright" if turned and found is None else found
+
+
+def picture_orientation(raw: Any) -> int:
+    """Return the EXIF orientation that a picture was stored with; 1 is upright."""
+    if isinstance(raw, EncodedClip):
+        return stored_orientation(raw.data or b"")
+    return read_orientation(raw) if isinstance(raw, Picture) else 1
 
 
 def name_mask_classes(

@@ -7,8 +7,9 @@ of the time: ``open_picture`` reads the header, ``load_picture`` decodes what is
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from perceivers.data.orientations import ORIENTATION_TAG, turn_picture
 from perceivers.errors import DataError
 from perceivers.reading import read_file
 from perceivers.types import Image as ImageSpec
@@ -29,7 +30,6 @@ PICTURE_EXTENSIONS = (
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 GRAY_MODES = frozenset({"1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N"})
-ORIENTATION_TAG = 0x0112
 
 
 def is_picture_name(name: str) -> bool:
@@ -63,7 +63,7 @@ def open_picture(data: bytes, path: str) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
         if picture.format not in {"JPEG", "MPO"}:
-            ImageOps.exif_transpose(picture, in_place=True)
+            turn_picture(picture)
     except Exception as error:
         raise _unreadable(error, path) from error
     return picture
@@ -94,7 +94,7 @@ def load_picture(
         if least is not None and picture.format in {"JPEG", "MPO"}:
             turned = upright_size(picture) != picture.size
             picture.draft(None, (least[1], least[0]) if turned else least)
-        ImageOps.exif_transpose(picture, in_place=True)
+        turn_picture(picture)
         picture.load()
     except Exception as error:
         raise _unreadable(error, path) from error

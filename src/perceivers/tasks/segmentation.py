@@ -31,6 +31,9 @@ class SegmentationConfig:
     The id 255 never is. The default ignores nothing else where no class is called void."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: weigh each class by the inverse of its pixels in the training split."""
+    exif_masks: Literal["upright", "stored"] = "upright"
+    """How masks lie beside photographs that EXIF turns where sizes do not tell (square, mirrored or
+    upside down): upright, as viewers show them, or as stored in the file."""
 
     def __post_init__(self) -> None:
         """Reject values out of range."""
@@ -40,6 +43,8 @@ class SegmentationConfig:
             )
         if self.class_weights not in {"none", "balanced"}:
             raise ConfigError(f"segment.class_weights={self.class_weights!r}; use none or balanced")
+        if self.exif_masks not in {"upright", "stored"}:
+            raise ConfigError(f"segment.exif_masks={self.exif_masks!r}; use upright or stored")
 
 
 def segmented_modality(model: Any) -> str:

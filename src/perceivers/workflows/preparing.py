@@ -226,7 +226,7 @@ def mask_spec(dataset: Dataset, config: SegmentationConfig) -> tuple[tuple[str, 
             f"with a label per point"
         )
     classes, ignored = kept_classes(dataset.mask_classes, config.ignore)
-    return classes, Mask(1, 1, len(classes), ignored)
+    return classes, Mask(1, 1, len(classes), ignored, config.exif_masks)
 
 
 def sized_mask(model: Any, spec: Mask) -> Mask | PointMask:
