@@ -5,6 +5,7 @@ thousands of digits, dates that do not exist, halves of surrogate pairs.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ import yaml
 
 from perceivers.errors import ConfigError, DataError, UserError
 from perceivers.limits import check_limit
+from perceivers.reading import read_file
 from perceivers.text_names import is_writable
 
 BYTE_ORDERS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
@@ -50,6 +52,15 @@ def decode_text(data: bytes, where: str, *, error: type[UserError] = DataError) 
             f"{line.decode('cp1252', 'replace').strip()!r}); save it as UTF-8, as with iconv -f "
             f"WINDOWS-1252 -t UTF-8"
         ) from reason
+
+
+def read_text(path: str | os.PathLike[str], *, error: type[UserError] = DataError) -> str:
+    """Return the text of a file in UTF-8.
+
+    Raises:
+        UserError: The file cannot be read, is too large, or is in another encoding.
+    """
+    return decode_text(read_file(path, limit="json", error=error), os.fspath(path), error=error)
 
 
 def parse_json(

@@ -221,6 +221,22 @@ def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         read_picture(data, "a.png")
 
 
+def test_the_number_of_pixels_is_limited_by_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = save(Image.new("L", (40, 40)))
+    monkeypatch.setenv("PERCEIVERS_MAX_PIXELS", "1599")
+    with pytest.raises(DataError, match=r"a\.png: 1,600 pixels, but at most 1,599 are read; set"):
+        read_picture(data, "a.png")
+    monkeypatch.setenv("PERCEIVERS_MAX_PIXELS", "1600")
+    assert read_picture(data, "a.png").size == (40, 40)
+
+
+def test_a_limit_above_pillows_raises_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = save(Image.new("L", (40, 40)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    monkeypatch.setenv("PERCEIVERS_MAX_PIXELS", "999999999")
+    assert read_picture(data, "a.png").size == (40, 40)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("a.JPG", True), ("b.jpeg", True), ("._b.jpeg", False), ("c.txt", False), ("png", False)],

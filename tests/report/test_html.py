@@ -121,7 +121,7 @@ def test_a_missing_or_broken_figure_is_named_and_the_old_report_kept(
     old = report.read_bytes()
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"GIF89a" + bytes(100))
-    for path, message in ((tmp_path / "no.png", "cannot read the figure"), (broken, "not a PNG")):
+    for path, message in ((tmp_path / "no.png", "cannot be read"), (broken, "not a PNG")):
         with pytest.raises(RunError, match=message) as caught:
             write_html(
                 report, title="T", subtitle="", sections=[Section("A", figures=[(path, "c")])]

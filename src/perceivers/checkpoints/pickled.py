@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from perceivers.errors import CheckpointError, plain_reason
-from perceivers.reading import check_file
+from perceivers.reading import open_file
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"  # files of torch before 1.6
@@ -28,10 +28,9 @@ def read_pickled(path: Path, *, intact: bool = False) -> Any:
         CheckpointError: The file is missing, damaged, or asks for anything but tensors and plain
             values.
     """
-    check_file(path, error=CheckpointError)
+    with open_file(path, error=CheckpointError) as file:
+        head = file.read(len(_ZIP))
     try:
-        with path.open("rb") as file:
-            head = file.read(len(_ZIP))
         is_zip = head == _ZIP
         if not is_zip and (intact or not head.startswith(_PICKLE)):
             raise CheckpointError("it does not begin as torch.save writes files")

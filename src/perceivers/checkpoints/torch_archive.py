@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from perceivers.errors import CheckpointError
+from perceivers.reading import open_file
 
 STORAGES = {
     "FloatStorage": torch.float32,
@@ -294,8 +295,5 @@ def is_archive(path: Path) -> bool:
     Raises:
         CheckpointError: The file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"PK\3\4"
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from error
+    with open_file(path, error=CheckpointError) as file:
+        return file.read(4) == b"PK\3\4"

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perceivers.errors import CheckpointError
+from perceivers.reading import read_file
 
 
 def _array_from_jax(build: Any, args: tuple[Any, ...], state: Any, _aval: Any = None) -> Any:
@@ -90,23 +91,13 @@ def read_parameter_pickle(path: Path) -> dict[str, NDArray[Any]]:
         CheckpointError: The file names anything but arrays and dictionaries, is truncated, or is
             not a mapping of module -> name -> array.
     """
+    data = read_file(path, error=CheckpointError)
     try:
-        tree = _Reader(io.BytesIO(path.read_bytes())).load()
+        tree = _Reader(io.BytesIO(data)).load()
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        AttributeError,
-        IndexError,
-        KeyError,
-        TypeError,
-        ValueError,
-        MemoryError,
-        UnicodeDecodeError,
-    ) as error:
+    # Whatever a damaged or forged pickle trips over (a dozen classes) must name the file.
+    except Exception as error:
         raise CheckpointError(f"{path} is not a readable pickle: {error}") from error
     if not isinstance(tree, Mapping) or not tree:
         raise CheckpointError(f"{path} holds a {type(tree).__name__}, not module -> name -> array")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from perceivers.data.sources import (
 )
 from perceivers.data.views import Look, Place
 from perceivers.errors import ConfigError, DataError
+from perceivers.limits import check_limit
 from perceivers.types import Audio, Bytes, ModalitySpec, Points, Video
 from perceivers.types import Image as ImageSpec
 
@@ -58,6 +60,7 @@ class SampleReader:
 
     def __post_init__(self) -> None:
         """Compare the specs with the source before any worker starts."""
+        check_sizes(self.specs)
         check_specs(self.source, self.specs)
         _check_augmentation(self.augment, self.specs)
         object.__setattr__(self, "source", cut_windows(self.source, self.specs))
@@ -120,6 +123,18 @@ class SampleReader:
                 f"{path}: holds {sorted(sample)}, but none of {sorted(self.specs)} that are read"
             )
         return held
+
+
+def check_sizes(specs: Mapping[str, ModalitySpec]) -> None:
+    """Refuse samples that are too large to be held, before any is read.
+
+    Raises:
+        ConfigError: With the shape.
+    """
+    for name, spec in specs.items():
+        remedy = "choose a smaller size, or fewer samples, frames or points"
+        where = f"modality {name!r} of shape {spec.raw_shape}"
+        check_limit("values", prod(spec.raw_shape), where, error=ConfigError, remedy=remedy)
 
 
 def _check_augmentation(augment: AugmentConfig, specs: Mapping[str, ModalitySpec]) -> None:

@@ -16,6 +16,7 @@ from perceivers.data.containers import load_library
 from perceivers.data.pictures import read_bytes
 from perceivers.errors import DataError, InputError
 from perceivers.files import write_atomic
+from perceivers.limits import check_limit
 
 FLOW_EXTENSIONS = (".flo", ".png")
 
@@ -138,6 +139,9 @@ def _load_av(name: str) -> Any:
 def _read_kitti(data: bytes, name: str) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Decode a 16-bit colour PNG."""
     av = _load_av(name)
+    # The sides, in the first chunk; a decoder makes room for them.
+    width, height = (int.from_bytes(data[place : place + 4]) for place in (16, 20))
+    check_limit("pixels", width * height, name)
     try:
         frames = av.CodecContext.create("png", "r").decode(av.Packet(data))
     except av.error.FFmpegError as error:

@@ -25,6 +25,7 @@ from perceivers.data.sources import Found
 from perceivers.data.tables import SPLIT_WORDS, Table
 from perceivers.data.targets import Chosen
 from perceivers.errors import ConfigError, DataError, suggest
+from perceivers.foreign import read_int
 
 HUGGING_FACE = "hf:"
 FEATURES = {"Image": "image", "Audio": "audio", "Video": "video"}
@@ -216,8 +217,8 @@ def _count(text: str | None, total: int) -> int | None:
     if text is None:
         return None
     if text.endswith("%"):
-        return round(int(text[:-1]) / 100 * total)
-    return int(text)
+        return round(read_int(text[:-1], "a share of rows", error=ConfigError) / 100 * total)
+    return read_int(text, "a number of rows", error=ConfigError)
 
 
 def _find_kinds(data: Any, address: str) -> tuple[dict[str, str], list[str]]:

@@ -6,7 +6,6 @@ them. A reader keeps a few groups of rows, because rows of one group are decoded
 Legend: n rows.
 """
 
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -23,6 +22,9 @@ from perceivers.data.cells import Part, Stored
 from perceivers.data.media_kinds import KINDS, kind_of_name
 from perceivers.data.pictures import read_bytes
 from perceivers.errors import DataError
+from perceivers.foreign import parse_json
+from perceivers.limits import check_limit
+from perceivers.reading import check_file
 
 # Bytes of decoded groups that each process keeps.
 KEPT_BYTES = 2**28
@@ -84,10 +86,11 @@ def read_parquet(path: Path) -> ParquetContent:
     Raises:
         DataError: The file cannot be read, or holds no rows, or pyarrow is not installed.
     """
+    stamp = check_file(path).st_mtime_ns
     try:
-        stamp = path.stat().st_mtime_ns
         file = _open(str(path), stamp, os.getpid())
         schema, metadata = file.schema_arrow, file.metadata
+        check_limit("array", 8 * max(metadata.num_rows, 0), str(path))
         features = _read_features(schema.metadata or {})
         columns: dict[str, list[Any]] = {}
         parts: dict[str, Part] = {}
@@ -175,8 +178,11 @@ def _pyarrow() -> Any:
 def _read_features(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
     """Return what Hugging Face's ``datasets`` notes of each column."""
     try:
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-    except (ValueError, KeyError, TypeError):
+        text = metadata.get(b"huggingface", b"{}")
+        features = parse_json(text, "the column types")["info"]["features"]
+    except (DataError, KeyError, TypeError):
+        return {}
+    if not isinstance(features, dict):
         return {}
     return {name: value for name, value in features.items() if isinstance(value, dict)}
 

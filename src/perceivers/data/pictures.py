@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from perceivers.data.orientations import ORIENTATION_TAG, turn_picture
-from perceivers.errors import DataError
+from perceivers.errors import DataError, UserError
+from perceivers.limits import LIMITS, check_limit, get_limit
 from perceivers.reading import read_file
 from perceivers.types import Image as ImageSpec
 
@@ -61,11 +62,30 @@ def open_picture(data: bytes, path: str) -> Image.Image:
     # Pillow's parsers raise whatever they trip over (OSError, SyntaxError, struct.error, ...), so
     # nothing narrower keeps one damaged file from ending a run.
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = open_header(data, path)
         if picture.format not in {"JPEG", "MPO"}:
             turn_picture(picture)
+    except UserError:
+        raise
     except Exception as error:
         raise _unreadable(error, path) from error
+    return picture
+
+
+def open_header(data: bytes, path: str, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """Open a picture, whose pixels are counted before any is decoded.
+
+    Raises:
+        DataError: It has more pixels than are decoded.
+        Exception: What Pillow trips over.
+    """
+    most = get_limit("pixels")
+    # Pillow has a limit of its own, at twice this number; whoever raises ours means both.
+    raised = most > LIMITS["pixels"].default
+    if raised and Image.MAX_IMAGE_PIXELS is not None and most > 2 * Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = most
+    picture = Image.open(io.BytesIO(data), formats=formats)
+    check_limit("pixels", picture.width * picture.height, path)
     return picture
 
 
@@ -165,7 +185,10 @@ def _eight_bits(picture: Image.Image, path: str) -> Image.Image:
 def _unreadable(error: Exception, path: str) -> DataError:
     """Say why Pillow gave up, in one line."""
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return DataError(f"{path}: too many pixels to decode safely ({error})")
+        return DataError(
+            f"{path}: too many pixels to decode safely ({error}); make it smaller, or set "
+            f"{LIMITS['pixels'].variable} where this size is meant"
+        )
     if isinstance(error, Image.UnidentifiedImageError):
         return DataError(f"{path}: the content is no picture in {', '.join(FORMATS)}")
     return DataError(f"{path}: cannot be decoded ({str(error) or type(error).__name__})")

@@ -16,7 +16,7 @@ from torch import Tensor
 from perceivers.errors import CheckpointError
 from perceivers.escaping import markdown_text
 from perceivers.files import write_atomic, write_json
-from perceivers.text_names import check_class_name, compose
+from perceivers.text_names import check_writable, compose
 from perceivers.version import __version__
 
 FORMAT_VERSION = 1
@@ -72,7 +72,7 @@ def _read_names(names: Any) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"a class is named {name!r}, which is no text")
-    return tuple(check_class_name(name, "the name of a class") for name in names)
+    return tuple(check_writable(name, "the name of a class") for name in names)
 
 
 def save_folder(

@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from perceivers.errors import RunError
 from perceivers.files import write_atomic
+from perceivers.reading import read_file
 from perceivers.report.style import DENSITY
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -115,12 +116,7 @@ def _environment() -> Environment:
 
 def _load_figure(path: Path, caption: str) -> _Figure:
     """Read a PNG into a data URI; its header says how large it is."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RunError(
-            f"cannot read the figure {path}: {error.strerror}; draw it before writing the report"
-        ) from error
+    content = read_file(path, error=RunError)
     if not content.startswith(_PNG_SIGNATURE) or len(content) < 24:
         raise RunError(f"the figure {path} is not a PNG file; draw it again")
     width, height = unpack(">II", content[16:24])

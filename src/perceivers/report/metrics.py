@@ -1,10 +1,15 @@
 """Reading ``metrics.jsonl``, the record a run writes line by line while it trains."""
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
-from perceivers.errors import RunError
+from perceivers.errors import RunError, UserError
+from perceivers.foreign import parse_json
+from perceivers.reading import read_file
+
+# What every reader of records takes for a number.
+NUMBERS = ("step", "loss", "lr", "seconds", "samples_per_second")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -19,13 +24,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         RunError: If the file cannot be read, or a line other than the last is no JSON object.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise RunError(
-            f"cannot read the metrics {path}: {error.strerror}; give the folder of a run that has "
-            f"started training"
-        ) from error
+    if not os.path.lexists(path):
+        raise RunError(f"{path} does not exist; give the folder of a run that has started training")
+    lines = read_file(path, error=RunError).split(b"\n")
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     records: list[dict[str, Any]] = []
     for number, line in numbered:
@@ -34,16 +35,27 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             records.append(record)
         elif number != numbered[-1][0]:
             raise RunError(
-                f"{path} line {number} is not a JSON object: {line[:60]!r}; only the last line may "
-                f"be torn, so delete this line or restore the file"
+                f"{path} line {number} is no record, an object with a step: {line[:60]!r}; only "
+                f"the last line may be torn, so delete this line or restore the file"
             )
     return records
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """Return the object on a line, or None if it holds none."""
+    """Return the record on a line, or None if it holds none."""
     try:
-        record = json.loads(line)
-    except ValueError:  # bad JSON, or bytes cut inside a character
+        # Figures may be NaN, which JSON does not know.
+        record = parse_json(line, "a record", constants=True, halves=True)
+    except UserError:  # bad JSON, or bytes cut inside a character
         return None
-    return record if isinstance(record, dict) else None
+    return record if is_record(record) else None
+
+
+def is_record(value: Any) -> bool:
+    """Tell whether what a line holds is a record: an object of numbers, with a step."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("step"), int)
+        and all(isinstance(value.get(name, 0), int | float) for name in NUMBERS)
+        and all(isinstance(entry, int | float | str | None) for entry in value.values())
+    )

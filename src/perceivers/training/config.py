@@ -4,15 +4,16 @@
 that is wrong.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-
 from perceivers.data import AugmentConfig
 from perceivers.errors import ConfigError, suggest
+from perceivers.foreign import parse_yaml
+from perceivers.reading import read_file
 from perceivers.tasks import (
     AutoencodingConfig,
     ClassificationConfig,
@@ -344,15 +345,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file is missing, or not YAML, or not a mapping.
     """
-    try:
-        data = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
+    if not os.path.lexists(path):
         raise ConfigError(
             f"there is no file {path}, and no packaged recipe of that name; 'perceivers recipes' "
             f"lists those"
-        ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not readable YAML: {error}") from error
+        )
+    data = parse_yaml(read_file(path, limit="yaml", error=ConfigError), str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold 'setting: value' lines, found {type(data).__name__}")
     return data

@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 
 from perceivers.errors import ConfigError
+from perceivers.foreign import read_int
 from perceivers.training.config import TrainConfig
 
 C = TypeVar("C", bound=TrainConfig)
@@ -44,19 +45,26 @@ def given_processes() -> Given | None:
     """
     environment = os.environ
     if torch.distributed.is_torchelastic_launched():
-        local, world = int(environment["LOCAL_WORLD_SIZE"]), int(environment["WORLD_SIZE"])
+        local, world = _read_count("LOCAL_WORLD_SIZE"), _read_count("WORLD_SIZE")
         return Given(local, world // local, "torchrun")
     tasks = environment.get("SLURM_NTASKS")
     if tasks is None or environment.get("SLURM_JOB_NAME") in INTERACTIVE:
         return None
     local_tasks = environment.get("SLURM_NTASKS_PER_NODE")
-    if local_tasks is None and int(tasks) > 1:
+    count = _read_count("SLURM_NTASKS")
+    if local_tasks is None and count > 1:
         raise ConfigError(
             f"Slurm started {tasks} tasks and does not say how many a node has; give sbatch or "
             f"srun --ntasks-per-node instead of --ntasks"
         )
-    devices = int(local_tasks or 1)
-    return Given(devices, max(int(tasks) // devices, 1), "Slurm")
+    devices = _read_count("SLURM_NTASKS_PER_NODE") if local_tasks else 1
+    return Given(devices, max(count // devices, 1), "Slurm")
+
+
+def _read_count(variable: str) -> int:
+    """Return what a launcher counts."""
+    where = f"the environment variable {variable}, which a launcher sets,"
+    return read_int(os.environ[variable], where, low=1, high=1_000_000, error=ConfigError)
 
 
 def fit_to_launcher(config: C) -> C:

@@ -16,7 +16,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from perceivers.errors import RunError, UserError
 from perceivers.files import write_atomic
+from perceivers.foreign import parse_json
+from perceivers.reading import read_file
 from perceivers.training.events import Evaluated, Event, Noted, Started, Stepped, Unreadable
 
 
@@ -74,12 +77,13 @@ def records_up_to(path: Path, step: int) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     kept = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in read_file(path, error=RunError).split(b"\n"):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = parse_json(line, "a record", constants=True, halves=True)
+        except UserError:
             continue
-        if isinstance(record, dict) and record["step"] <= step:
+        known = isinstance(record, dict) and isinstance(record.get("step"), int)
+        if known and record["step"] <= step:
             kept.append(record)
     return kept
 

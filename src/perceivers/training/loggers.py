@@ -16,9 +16,10 @@ from secrets import token_hex
 from shutil import rmtree
 from typing import Any
 
-from perceivers.errors import ConfigError, UserError, suggest
+from perceivers.errors import ConfigError, RunError, UserError, suggest
 from perceivers.escaping import markdown_text
 from perceivers.files import write_atomic
+from perceivers.foreign import read_text
 from perceivers.training.events import Event, Finished, Listener, Started
 from perceivers.training.listeners import as_record, records_up_to
 
@@ -265,7 +266,7 @@ class WeightsAndBiases(Sink):
         path = self.folder / "wandb" / "identity"
         if not path.is_file():
             write_atomic(path, token_hex(6))
-        return path.read_text()
+        return read_text(path, error=RunError).strip()
 
     def write(self, step: int, figures: Mapping[str, float], moment: float) -> None:
         """Add to the history."""

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from perceivers.errors import CheckpointError, ConfigError, plain_reason
+from perceivers.reading import check_file
 from perceivers.training.sharding import gather_whole
 
 try:
@@ -89,6 +90,7 @@ def read_parts(
     try:
         for part in sorted(folder.glob("*.safetensors")):
             # Torch's reader believes what a header says of places and sizes; this one does not.
+            check_file(part, error=CheckpointError)
             with safe_open(part, framework="pt"):
                 pass
         entries = reader.read_metadata().state_dict_metadata

@@ -8,6 +8,7 @@ from typing import Any
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.errors import RunError
 from perceivers.files import read_json_file, real_path
+from perceivers.foreign import read_text
 from perceivers.report.comparison import (
     Summary,
     costs_table,
@@ -137,7 +138,7 @@ def _quantities(runs: Sequence[Summary]) -> list[tuple[str, str]]:
 def _command(folder: RunFolder) -> str:
     """Return the command that made a run."""
     path = folder.path / "command.txt"
-    command = path.read_text().strip() if path.exists() else "(not recorded)"
+    command = read_text(path, error=RunError).strip() if path.exists() else "(not recorded)"
     return f"# {folder.path}\n{command}\n"
 
 

@@ -9,7 +9,6 @@ from perceivers.checkpoints.bundle import (
     check_bundle,
     parse_datasets,
     read_archive,
-    read_json,
     require,
 )
 from perceivers.checkpoints.catalogue import warn_of_license
@@ -314,10 +313,7 @@ def _read_pickle(source: Path, config: Path | None, flavour: Flavour | None) -> 
         return model_from_release(read_parameter_pickle(source), str(source), flavour or "official")
     if flavour is not None:
         raise ConfigError(f"{config} says itself what is computed; leave out flavour={flavour}")
-    try:
-        stated = read_json(config.read_text(), str(config))
-    except OSError as error:
-        raise CheckpointError(f"{config} cannot be read: {error}") from error
+    stated = read_json_file(config)
     arrays = read_parameter_pickle(source)
     if "kind" in stated:
         shapes = stated.get("shapes", {})

@@ -31,6 +31,7 @@ from perceivers.errors import CheckpointError, ConfigError
 from perceivers.files import read_json_file
 from perceivers.models.hiera import Hiera
 from perceivers.models.saving import ModelInfo
+from perceivers.reading import read_file
 
 UNSTATED = "as stated by the source of the parameters"
 # Names that say nothing of what is inside; their folder's may.
@@ -205,7 +206,7 @@ def card_license(folder: Path) -> str:
     card = folder / "README.md"
     if not card.is_file():
         return ""
-    head = card.read_text(errors="replace").split("---")
+    head = read_file(card, error=CheckpointError).decode(errors="replace").split("---")
     lines = head[1].splitlines() if len(head) > 2 and not head[0].strip() else []
     found = [line.partition(":")[2].strip() for line in lines if line.startswith("license:")]
     return found[0] if found else ""

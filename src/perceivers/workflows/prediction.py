@@ -17,6 +17,7 @@ from perceivers.data.views import Views
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.escaping import write_csv
 from perceivers.files import write_atomic
+from perceivers.reading import read_file
 from perceivers.tasks.mlm import text_modality
 from perceivers.tasks.presence import answer, can_lack, held_modalities
 from perceivers.types import FIRST_BYTE, MASK, Bytes
@@ -225,7 +226,7 @@ def _fill(
     spec = loaded.model.config.inputs[name]
     given: list[tuple[str, str, str | bytes]] = [("text", f"text {t[:40]!r}", t) for t in texts]
     for path in find_files([str(path) for path in paths], ("bytes",)) if paths else ():
-        given.append(("file", str(path), path.read_bytes()))
+        given.append(("file", str(path), read_file(path)))
     for kind, where, text in given:
         try:
             ids = text_ids(text, spec, where, parse_masks=True)

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from perceivers.array_files import load_npz
 from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.data import make_eval_loader
-from perceivers.errors import DataError
+from perceivers.errors import DataError, RunError
 from perceivers.files import read_json_file
+from perceivers.foreign import read_text
 from perceivers.models.tables import position_tables
 from perceivers.report.figures import (
     draw_confusion,
@@ -191,7 +193,7 @@ def positions_section(report: Report) -> Section | None:
     """The learned position table before and after training."""
     figures = []
     start = report.folder.figures / "positions_before.npz"
-    before = dict(np.load(start)) if start.exists() else {}
+    before = load_npz(start, error=RunError) if start.exists() else {}
     for name, module in position_tables(report.loaded.model).items():
         spec = report.loaded.model.config.inputs[name]
         path = draw_positions(
@@ -307,13 +309,13 @@ def unreadable_section(folder: RunFolder) -> Section | None:
 
 def settings_section(report: Report) -> Section:
     """The complete configuration."""
-    return Section(title="Configuration", code=report.folder.config.read_text())
+    return Section(title="Configuration", code=read_text(report.folder.config, error=RunError))
 
 
 def commands_section(report: Report) -> Section:
     """The exact commands, for this run and for the reader's own data."""
     run = report.folder.path
-    command = (report.folder.path / "command.txt").read_text().strip()
+    command = read_text(report.folder.path / "command.txt", error=RunError).strip()
     task = report.folder.read_config()[0]
     again = f"perceivers {VERBS[task]} --config {run}/config.yaml --data MY_DATA --out runs/mine"
     lines = [again, *(line.format(run=run) for line in NEXT[task])]
