@@ -10,7 +10,7 @@ compared, and classes kept, in the first.
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from perceivers.errors import DataError, UserError
@@ -86,6 +86,22 @@ def check_class_name(name: str, where: str, *, error: type[UserError] = DataErro
             f"without control characters"
         )
     return check_writable(name, where, error=error)
+
+
+def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
+    """Return the composed spelling of all names of classes.
+
+    Raises:
+        DataError: As ``check_class_name``, or two of them are spellings of one name.
+    """
+    found = tuple(check_class_name(name, where) for name in names)
+    for name, spellings in group_spellings(names).items():
+        if len(set(spellings)) > 1:
+            raise DataError(
+                f"{where} is {name!r}, and so is another, in composed and in decomposed Unicode; "
+                f"they are one name, so give them one number"
+            )
+    return found
 
 
 def group_spellings(names: Iterable[str]) -> dict[str, list[str]]:

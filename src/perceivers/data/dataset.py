@@ -8,7 +8,7 @@ from perceivers.data.measuring import measure_specs
 from perceivers.data.partial import keep_holding
 from perceivers.data.sources import Source
 from perceivers.errors import DataError
-from perceivers.text_names import check_class_name, check_writable, group_spellings, show_name
+from perceivers.text_names import check_class_names, check_writable, show_name
 from perceivers.types import ModalitySpec
 
 
@@ -39,12 +39,16 @@ class Dataset:
         """Keep one spelling of every name, and refuse those that no record could hold."""
         where = show_name(self.address)
         columns = {
-            check_writable(column, f"{where}: a label column"): _check_classes(names, where)
+            check_writable(column, f"{where}: a label column"): check_class_names(
+                names, f"{where}: a class"
+            )
             for column, names in self.columns.items()
         }
         object.__setattr__(self, "columns", columns)
-        object.__setattr__(self, "classes", _check_classes(self.classes, where))
-        object.__setattr__(self, "mask_classes", _check_classes(self.mask_classes, where))
+        object.__setattr__(self, "classes", check_class_names(self.classes, f"{where}: a class"))
+        object.__setattr__(
+            self, "mask_classes", check_class_names(self.mask_classes, f"{where}: a class")
+        )
 
     def holding(self, modalities: Sequence[str]) -> "Dataset":
         """Return the data without the samples that hold none of some modalities.
@@ -107,15 +111,3 @@ class Dataset:
             overrides=overrides,
             modalities=modalities,
         )
-
-
-def _check_classes(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return class names in one spelling each."""
-    found = tuple(check_class_name(name, f"{where}: a class") for name in names)
-    for name, spellings in group_spellings(names).items():
-        if len(set(spellings)) > 1:
-            raise DataError(
-                f"{where}: {len(set(spellings))} classes are called {name!r}, in composed and in "
-                f"decomposed Unicode; they are one name, so give them one number"
-            )
-    return found

@@ -17,7 +17,7 @@ from perceivers.data.sources import MAX_CLASSES, UNKNOWN, number_classes
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.foreign import decode_text
 from perceivers.reading import read_file
-from perceivers.text_names import check_class_name
+from perceivers.text_names import check_class_name, check_class_names
 
 DEFAULT_COLUMN = "label"
 INTEGER = re.compile(r"-?[0-9]+")
@@ -179,7 +179,7 @@ def index_labels(
     notes: list[str] = []
     for column in asked:
         only, given = len(asked) == 1, stated.get(column, ())
-        given = tuple(check_class_name(name, f"{where}: the class") for name in given)
+        given = check_class_names(given, f"{where}: a class")
         file = None if folder is None else _find_names(folder, column, only)
         values, names[column], note = _index_column(
             tables, column, file, where, only, given, integers
