@@ -75,6 +75,34 @@ def find_model_folder(address: str | Path) -> Path:
     )
 
 
+def absolute_model(address: str) -> str:
+    """Return the address of a model that means the same in every folder.
+
+    Names of variants and of packaged weights stay as they are.
+    """
+    if address in list_models():
+        return address
+    path, which = split_address(address)
+    try:
+        folder = find_model_folder(address)
+    except CheckpointError:
+        return address  # said when it is loaded
+    if not folder.is_relative_to(path):
+        return address
+    return str(Path.cwd() / path) + (f"@{which}" if which else "")
+
+
+def is_model_present(address: str) -> bool:
+    """Tell whether an address is a variant's name, or a model is there."""
+    if address in list_models():
+        return True
+    try:
+        find_model_folder(address)
+    except CheckpointError:
+        return False
+    return True
+
+
 def load(address: str | Path, *, inputs: Mapping[str, ModalitySpec] | None = None) -> Any:
     """Load a model in evaluation mode from a model or run folder.
 

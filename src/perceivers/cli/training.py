@@ -108,6 +108,13 @@ def resume(argv: list[str]) -> int:
     parser.add_argument("--strategy", choices=["auto", "ddp", "fsdp"], help="share the work so")
     parser.add_argument("--batch_size", type=int, help="samples per step and process from here on")
     parser.add_argument("--accumulate", type=int, help="parts in which a batch is computed")
+    parser.add_argument("--data", help="where the run's data are now, if they moved")
+    parser.add_argument("--model", help="where the model it started from is now, if it moved")
+    parser.add_argument(
+        "--accept_changed_data",
+        action="store_true",
+        help="go on although the data changed; what changed is kept in data.json",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress, errors only")
     settings = settings_of(parser.parse_args(argv))
     run = settings.pop("run")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from perceivers.data.dataset import Dataset
 from perceivers.data.sources import (
     UNKNOWN,
+    ContentSource,
     DeclaringSource,
     Encoded,
     KindedSource,
@@ -70,6 +71,15 @@ class JoinedSource:
             f"{prefix}/{name}"
             for prefix, part in zip(self.prefixes, self.parts, strict=True)
             for name in part.names
+        ]
+
+    @property
+    def contents(self) -> Sequence[str]:
+        """One id per sample, or per thing that a part's samples are cut from."""
+        return [
+            f"{prefix}/{name}"
+            for prefix, part in zip(self.prefixes, self.parts, strict=True)
+            for name in (part.contents if isinstance(part, ContentSource) else part.names)
         ]
 
     def __len__(self) -> int:

@@ -119,6 +119,12 @@ class Scenes:
             for place, tile in enumerate(self.tiles)
         ]
 
+    @property
+    def contents(self) -> Sequence[str]:
+        """One id per scene, with the points that it holds."""
+        sizes = np.diff(self.spans, axis=1)[:, 0].tolist()
+        return [f"{name}:{size}" for name, size in zip(self.scenes, sizes, strict=True)]
+
     def __len__(self) -> int:
         """Count the tiles."""
         return len(self.tiles)

@@ -147,6 +147,16 @@ class WindowedSource(Protocol):
 
 
 @runtime_checkable
+class ContentSource(Protocol):
+    """A source whose samples are cut from larger things, as its reader asks for them."""
+
+    @property
+    def contents(self) -> Sequence[str]:
+        """Ids, with their extents, of what samples are cut from, however they are cut."""
+        ...
+
+
+@runtime_checkable
 class TiledSource(Protocol):
     """A source of point clouds whose samples are tiles, of as many points as the model reads."""
 

@@ -152,6 +152,11 @@ class Documents:
             for first in range(piece.first, piece.end, self.window)
         ]
 
+    @property
+    def contents(self) -> Sequence[str]:
+        """One id per piece, with the bytes that it holds."""
+        return [f"{piece.name}@{piece.first}-{piece.end}" for piece in self.pieces]
+
     def __len__(self) -> int:
         """Count the windows."""
         return int(self.ends[-1])

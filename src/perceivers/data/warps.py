@@ -32,6 +32,8 @@ from perceivers.errors import ConfigError, DataError
 from perceivers.nn.sampling import sample_pixels
 from perceivers.types import Image
 
+# Before the address of photographs, from which pairs are generated.
+WARPS = "warps:"
 MIN_SIDE = 16
 DEFAULT_MAX_FLOW = 8.0
 # At most doubled, so that photographs of the frame's size do not turn blurred.

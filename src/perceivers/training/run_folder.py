@@ -13,6 +13,12 @@ import yaml
 
 from perceivers.errors import RunError
 from perceivers.files import read_json_file, write_atomic, write_json
+from perceivers.training.addresses import (
+    as_typed,
+    describe_addresses,
+    find_addresses,
+    make_absolute,
+)
 from perceivers.training.config import (
     AutoencodeConfig,
     ClassifyConfig,
@@ -52,13 +58,28 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """Complete configuration; rerunning it reproduces the run."""
+        """Complete configuration with absolute addresses; rerunning it reproduces the run."""
         return self.path / "config.yaml"
 
     @property
     def metrics(self) -> Path:
         """One JSON record per line."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def addresses(self) -> Path:
+        """Data and model as they were typed, and as absolute addresses."""
+        return self.path / "addresses.json"
+
+    @property
+    def data_record(self) -> Path:
+        """Fingerprint of the data: what it takes to notice that they changed."""
+        return self.path / "data.json"
+
+    @property
+    def data_names(self) -> Path:
+        """Names and labels of all samples, to say what changed."""
+        return self.path / "data_names.json.gz"
 
     @property
     def unreadable(self) -> Path:
@@ -139,9 +160,12 @@ class RunFolder:
                 entry.unlink()
 
     def write_config(self, task: str, config: TrainConfig) -> None:
-        """Write the complete configuration."""
-        text = yaml.safe_dump({"task": task, **config.to_json()}, sort_keys=False)
+        """Write the complete configuration, and beside it the addresses as they were typed."""
+        absolute = make_absolute(config)
+        text = yaml.safe_dump({"task": task, **absolute.to_json()}, sort_keys=False)
         write_atomic(self.config, text)
+        typed = as_typed(config, self.read_addresses())
+        write_json(self.addresses, describe_addresses(typed, absolute))
 
     def read_config(self) -> tuple[str, TrainConfig]:
         """Return the task's name and its configuration.
@@ -155,7 +179,12 @@ class RunFolder:
         task = settings.pop("task", None)
         if not isinstance(task, str) or task not in TASKS:
             raise RunError(f"{self.config}: task is {task!r}; expected one of {list(TASKS)}")
-        return task, build_config(TASKS[task], {**BEFORE_SETTINGS, **settings})
+        found = build_config(TASKS[task], {**BEFORE_SETTINGS, **settings})
+        return task, find_addresses(found, self.read_addresses())
+
+    def read_addresses(self) -> dict[str, Any]:
+        """Return addresses as they were typed; nothing for runs that did not keep them."""
+        return read_json_file(self.addresses) if self.addresses.exists() else {}
 
     def describe_older_settings(self) -> list[str]:
         """Say which settings the run was started without, and what they are for it."""

@@ -16,6 +16,7 @@ from perceivers.data.address import BUILT_IN
 from perceivers.data.byte_codec import encode_text, pad_ids
 from perceivers.data.files import ENDINGS
 from perceivers.data.system_files import is_system_file
+from perceivers.data.warps import WARPS
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.models.entity_set import EntitySet
 from perceivers.models.hip import HiP
@@ -40,7 +41,6 @@ from perceivers.workflows.attention_maps import WORTH_SAYING, Answer, Explanatio
 from perceivers.workflows.attention_words import Speaker
 from perceivers.workflows.evaluation import open_for_model
 from perceivers.workflows.objectives import find_settings
-from perceivers.workflows.opening import WARPS
 from perceivers.workflows.origin import run_config
 
 # Samples drawn of a data address, and in the overview.

@@ -7,12 +7,10 @@ from pathlib import Path
 from perceivers.data import Dataset, open_data
 from perceivers.data.flow_pairs import open_flow_pairs
 from perceivers.data.sources import Source
-from perceivers.data.warps import make_warps
+from perceivers.data.warps import WARPS, make_warps
 from perceivers.errors import ConfigError, DataError
 from perceivers.training.config import FlowTrainConfig, RegressConfig, TrainConfig
 from perceivers.types import Image, ModalitySpec
-
-WARPS = "warps:"
 
 
 def open_dataset(

@@ -301,6 +301,15 @@ def _info(config: TrainConfig, task: str, classes: tuple[str, ...] = ()) -> Mode
     )
 
 
+def typed_info(info: ModelInfo, typed: TrainConfig) -> ModelInfo:
+    """Return what is saved with the weights, with addresses as the user typed them.
+
+    Absolute ones would publish the folders of a machine with every model.
+    """
+    provenance = {**info.provenance, "data": typed.data, "model": typed.model}
+    return replace(info, license=dataset_license_note(typed), provenance=provenance)
+
+
 def dataset_license_note(config: TrainConfig) -> str:
     """What can honestly be said of the licence of weights trained here."""
     return f"your own; subject to the terms of the data ({config.data})"

@@ -24,6 +24,7 @@ from perceivers.report.figures import (
 from perceivers.report.html import Section, Table, write_html
 from perceivers.report.metrics import read_metrics
 from perceivers.report.tables import per_class_table
+from perceivers.training.addresses import as_typed
 from perceivers.training.config import PretrainConfig, TrainConfig
 from perceivers.training.run_folder import RunFolder
 from perceivers.types import Image
@@ -122,9 +123,10 @@ def write_run_report(folder: RunFolder) -> Path:
     sections += [unreadable] if unreadable else []
     sections += [curves_section(report), settings_section(report), commands_section(report)]
     kind = TITLES[task]
+    typed = as_typed(report.config, folder.read_addresses())
     return write_html(
         folder.report,
-        title=f"{kind}: {report.config.model} on {report.config.data}",
+        title=f"{kind}: {typed.model} on {typed.data}",
         subtitle=str(folder.path),
         sections=sections,
         footer=f"Written by perceivers {__version__}.",

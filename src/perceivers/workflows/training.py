@@ -1,8 +1,9 @@
 """Pre-train, fine-tune, train from scratch, resume: model, data, task and engine together."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from perceivers.checkpoints.loading import split_address
 from perceivers.data import Batch, make_eval_loader, make_train_loader
+from perceivers.data.fingerprints import take_fingerprint
 from perceivers.data.fitting import SampleReader
 from perceivers.errors import ConfigError, RunError, is_users, suggest
 from perceivers.files import real_path, remove_leftovers
@@ -19,20 +21,25 @@ from perceivers.models.registry import FAMILIES, find_family, list_models
 from perceivers.models.tables import position_tables
 from perceivers.tasks import MaskedAutoencoding
 from perceivers.tasks.presence import dropout_rates
+from perceivers.training.addresses import as_typed, make_absolute
 from perceivers.training.config import TrainConfig, build_config
-from perceivers.training.events import Listener, Noted
+from perceivers.training.data_record import write_fingerprint
+from perceivers.training.events import Event, Listener, Noted, Started
 from perceivers.training.launching import fit_to_launcher, given_processes
 from perceivers.training.listeners import ConsoleProgress, JsonlWriter, UnreadableWriter
 from perceivers.training.loggers import check_installed, make_loggers
 from perceivers.training.loop import Loaders, Trainer
 from perceivers.training.run_folder import TASKS, RunFolder
 from perceivers.training.runtime import Runtime
-from perceivers.workflows.preparing import PREPARE, Prepared
+from perceivers.workflows.data_changes import check_presence, compare_data
+from perceivers.workflows.preparing import PREPARE, Prepared, typed_info
 from perceivers.workflows.run import Run
 
 START_POSITIONS = "positions_before.npz"
 # What may differ when a run is resumed: how its work is shared out.
 CHANGEABLE = ("devices", "nodes", "strategy", "batch_size", "accumulate")
+# What may have moved since: the same data, the same model to start from, at another address.
+MOVABLE = ("data", "model")
 # Which tasks a verb trains; the first is what it means when nothing else is said.
 VERB_TASKS: dict[str, tuple[str, ...]] = {
     "pretrain": ("pretrain", "autoencode", "mlm"),
@@ -132,17 +139,23 @@ def _check_model(verb: str, model: str) -> None:
         )
 
 
-def resume(run: str | Path, *, quiet: bool = False, **changes: Any) -> Run:
+def resume(
+    run: str | Path, *, quiet: bool = False, accept_changed_data: bool = False, **changes: Any
+) -> Run:
     """Continue a run from its last checkpoint, exactly.
 
     Args:
         run: The run's folder.
         quiet: Show nothing.
+        accept_changed_data: Go on although samples, labels or classes are no longer those that the
+            run started on; what changed is kept in the run's ``data.json``.
         changes: ``devices``, ``nodes``, ``strategy``, ``batch_size`` or ``accumulate``, where the
-            run goes on with other processes; they are kept in the run's config.
+            run goes on with other processes; ``data`` or ``model``, where the data or the model
+            that training started from have moved. They are kept in the run's config.
 
     Raises:
-        UserError: Not a run folder, nothing to resume from, or another setting changed.
+        UserError: Not a run folder, nothing to resume from, other data than the run started on, or
+            another setting changed.
     """
     folder = RunFolder(Path(run))
     task, before = folder.read_config()
@@ -151,18 +164,26 @@ def resume(run: str | Path, *, quiet: bool = False, **changes: Any) -> Run:
             f"{run} stopped before its first checkpoint; start it again with --overwrite"
         )
     asked = {name: value for name, value in changes.items() if value is not None}
-    config = change_processes(before, asked)
+    moved = {name: str(asked.pop(name)) for name in MOVABLE if name in asked}
+    typed = as_typed(change_processes(before, asked), folder.read_addresses())
+    typed = replace(typed, **moved)
+    config = make_absolute(replace(change_processes(before, asked), **moved))
+    check_presence(folder, config)
     runtime = Runtime(config)
     with readable_disk_errors(folder):
         with runtime.guarded():
             prepared = PREPARE[task](config)
+            prepared.info = typed_info(prepared.info, typed)
             prepared.notes.extend(note_on_batches(before, config))
             prepared.notes.extend(folder.describe_older_settings())
+            record: list[Callable[[], object]] = []
             if runtime.is_main:
+                record.append(compare_data(folder, prepared, accept=accept_changed_data))
                 remove_leftovers(folder.path)
                 if config != before:
-                    folder.write_config(task, config)
-            _run(config, task, prepared, folder, runtime, quiet=quiet, resuming=True)
+                    now = replace(config, **moved)
+                    record.append(partial(folder.write_config, task, now))
+            _run(config, task, prepared, folder, runtime, record, quiet=quiet, resuming=True)
         return _report(folder, runtime)
 
 
@@ -204,18 +225,23 @@ def _start(verb: str, config: TrainConfig | None, settings: dict[str, Any]) -> R
     task = choose_task(verb, asked, settings.get("model"))
     config = config or build_config(TASKS[task], settings)
     _check_model(verb, config.model)
-    config = fit_to_launcher(config)
+    typed = fit_to_launcher(config)
+    config = make_absolute(typed)
     folder = RunFolder(Path(config.out))
     runtime = Runtime(config)
     with readable_disk_errors(folder):
         with runtime.guarded():
             prepared = PREPARE[task](config)
+            prepared.info = typed_info(prepared.info, typed)
+            record: list[Callable[[], object]] = []
             if runtime.is_main:
                 check_start(config, prepared)
-                folder.create(task, config, overwrite=overwrite)
+                found = take_fingerprint(prepared.dataset)
+                record.append(partial(write_fingerprint, folder, found))
+                folder.create(task, typed, overwrite=overwrite)
                 save_positions(prepared.task.model, folder)
             runtime.barrier()
-            _run(config, task, prepared, folder, runtime, quiet=quiet, resuming=False)
+            _run(config, task, prepared, folder, runtime, record, quiet=quiet, resuming=False)
         return _report(folder, runtime)
 
 
@@ -279,11 +305,12 @@ def _run(
     prepared: Prepared,
     folder: RunFolder,
     runtime: Runtime,
+    record: Sequence[Callable[[], object]],
     *,
     quiet: bool,
     resuming: bool,
 ) -> None:
-    """Train."""
+    """Train; ``record`` is called once the state is loaded, so that a refusal changes nothing."""
     label = "pre-training" if task in VERB_TASKS["pretrain"] else "training"
     console = ConsoleProgress(label, quiet=quiet)
     listeners: list[Listener] = [
@@ -294,6 +321,7 @@ def _run(
     listeners += make_loggers(
         config.loggers, folder.path, config.to_json(), lambda text: console(Noted(text))
     )
+    listeners.insert(0, partial(call_at_start, record))
     trainer = Trainer(
         prepared.task,
         config,
@@ -314,6 +342,13 @@ def _report(folder: RunFolder, runtime: Runtime) -> Run:
     if runtime.is_main:
         run.write_report()
     return run
+
+
+def call_at_start(record: Sequence[Callable[[], object]], event: Event) -> None:
+    """Write what a run that has its state keeps in its folder."""
+    if isinstance(event, Started):
+        for write in record:
+            write()
 
 
 def make_loaders(config: TrainConfig, prepared: Prepared, runtime: Runtime) -> Loaders:
