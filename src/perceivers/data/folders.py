@@ -350,8 +350,16 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror or error})") from error
     entries.sort(key=lambda entry: entry.name)
-    media = [entry.name for entry in entries if entry.is_file() and name_kind(entry.name)]
-    return media, [entry.name for entry in entries if entry.is_dir()]
+    media = [entry.name for entry in entries if name_kind(entry.name) and _is(entry.is_file)]
+    return media, [entry.name for entry in entries if _is(entry.is_dir)]
+
+
+def _is(ask: Callable[[], bool]) -> bool:
+    """Ask what an entry of a folder is; a link that leads in a circle is nothing."""
+    try:
+        return ask()
+    except OSError:
+        return False
 
 
 def _endings() -> str:

@@ -23,6 +23,7 @@ from perceivers.array_files import parse_npy
 from perceivers.data.containers import load_library, open_bytes
 from perceivers.data.sources import EncodedClip
 from perceivers.errors import DataError
+from perceivers.foreign import read_int
 from perceivers.types import Points
 
 # Points that are read of a mesh where nothing else is asked for, as common on ModelNet.
@@ -133,6 +134,8 @@ def _read_mesh(data: bytes, ending: str, path: str) -> Any:
     try:
         if ending == "off":
             _check_off(data)
+        if ending == "ply":
+            _check_ply_header(data)
         scene = trimesh.load_scene(io.BytesIO(data), file_type=ending, process=False)
         parts = list(scene.geometry.values())
         found = scene.to_geometry() if len(parts) > 1 else parts[0] if parts else None
@@ -153,17 +156,30 @@ def _check_off(data: bytes) -> None:
     head = re.match(rb"\s*\w*OFF\s*(\d+)\s+(\d+)\s+\d+", text)
     if head is None:
         raise ValueError("the header is not OFF, then counts of points, faces and edges")
-    wanted = int(head[1]) + int(head[2])
+    wanted = _read_count(head[1]) + _read_count(head[2])
     held = sum(bool(line.strip()) for line in text[head.end() :].splitlines())
     if held < wanted:
         raise ValueError(f"it ends after {held} of {wanted} points and faces")
 
 
+def _check_ply_header(data: bytes) -> None:
+    """Refuse counts beyond the bytes there are, before anybody makes room for them."""
+    header = data.partition(b"end_header")[0]
+    for name, count in re.findall(rb"element\s+(\S{1,40})\s+(\d+)", header):
+        if (promised := _read_count(count)) > len(data):
+            what = name.decode(errors="replace")
+            raise ValueError(f"its header promises {promised} of {what!r} in {len(data)} bytes")
+
+
+def _read_count(digits: bytes) -> int:
+    return read_int(digits.decode(), "a count in the header", low=0)
+
+
 def _check_ply(data: bytes, count: int) -> None:
     """Require the points that the header of a ``.ply`` file promises; trimesh takes fewer."""
     stated = re.search(rb"element vertex (\d+)", data)
-    if stated is not None and count < int(stated[1]):
-        raise ValueError(f"it ends after {count} of {int(stated[1])} points")
+    if stated is not None and count < (promised := _read_count(stated[1])):
+        raise ValueError(f"it ends after {count} of {promised} points")
 
 
 def _sample_surface(

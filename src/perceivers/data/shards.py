@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -225,28 +226,30 @@ def expand_braces(address: str) -> list[str]:
     """Expand every ``{000..012}``, keeping leading zeros.
 
     Raises:
-        DataError: A brace that is no range of numbers, or a range that runs down.
+        DataError: A brace that is no range of numbers, a range that runs down, or too many
+            addresses.
     """
-    match = BRACES.search(address)
-    if match is None:
-        if "{" in address or "}" in address:
+    # Texts, and after each but the last the ends of a range.
+    first, *rest = BRACES.split(address)
+    ranges = list(zip(rest[0::3], rest[1::3], rest[2::3], strict=True))
+    if any(brace in text for text in (first, *rest[2::3]) for brace in "{}"):
+        raise DataError(
+            f"{address!r} has braces that are no range of numbers; write 'x-{{000..012}}.tar'"
+        )
+    where = f"{address[:80]!r}: the range"
+    counted = [(read_int(low, where), read_int(high, where)) for low, high, _ in ranges]
+    for low, high in counted:
+        if low > high:
             raise DataError(
-                f"{address!r} has braces that are no range of numbers; write 'x-{{000..012}}.tar'"
+                f"{address!r}: the range {low}..{high} runs down; write the lower first"
             )
-        return [address]
-    written = match[1]
-    first, last = (read_int(text, f"{address[:80]!r}: the range") for text in match.groups())
-    if first > last:
-        raise DataError(f"{address!r}: the range {first}..{last} runs down; write the lower first")
-    # Counted before it is written out, with the ranges that follow.
-    rest = expand_braces(address[match.end() :])
-    check_limit("addresses", (last - first + 1) * len(rest), repr(address))
-    start = address[: match.start()]
-    return [
-        f"{start}{number:0{len(written)}d}{end}"
-        for number in range(first, last + 1)
-        for end in rest
-    ]
+    # Before any is written out.
+    check_limit("addresses", prod(high - low + 1 for low, high in counted), repr(address[:80]))
+    found = [first]
+    for (low, high), (written, _, text) in zip(counted, ranges, strict=True):
+        numbers = [f"{number:0{len(written)}d}" for number in range(low, high + 1)]
+        found = [f"{start}{number}{text}" for start in found for number in numbers]
+    return found
 
 
 def read_class_names(folder: Path) -> tuple[str, ...]:
