@@ -627,7 +627,8 @@ def test_training_from_scratch_needs_a_variant(
 def test_a_pretrained_run_cannot_classify(refuse: Refuse, pretrained: Path, pictures: Path) -> None:
     refuse(
         ["predict", pretrained, pictures],
-        r"is not a classifier \(its task is pretrain\); fine-tune it first: perceivers finetune",
+        r"fills in what is hidden from it \(its task is pretrain\) and predicts nothing else",
+        r"perceivers reconstruct .* fine-tune it for a task: perceivers finetune",
     )
 
 

@@ -250,12 +250,18 @@ def test_a_model_of_another_task_is_refused(
     out = tmp_path / "out"
     film = made / "clips" / "low" / "0.mp4"
     for argv, pattern in (
-        (["predict", clip_run.path, "--text", "x"], r"not a classifier \(its task is autoencode\)"),
-        (["predict", clip_run.path, film, "--text", "x"], r"not a classifier"),
+        (
+            ["predict", clip_run.path, "--text", "x"],
+            r"passes files through an autoencoder",
+        ),
+        (["predict", clip_run.path, film, "--text", "x"], r"give files, not texts"),
         (["reconstruct", mlm_run.path, film, "--out", out], r"task mlm\) gives no signal back"),
         (["reconstruct", text_run.path, film, "--out", out], r"task classify\) gives no signal"),
         (["reconstruct", flow_run.path, film, "--out", out], r"task flow\) gives no signal back"),
-        (["predict", flow_run.path, "--text", "x"], r"computes flow between two pictures; give ex"),
+        (
+            ["predict", flow_run.path, "--text", "x"],
+            r"two pictures; give files, not texts",
+        ),
         (["predict", flow_run.path, film], r"give exactly two files, got 1"),
         (["predict", flow_run.path, film, film, film], r"give exactly two files, got 3"),
     ):

@@ -153,3 +153,28 @@ def test_models_that_fill_nothing_in_are_refused(text_run: pv.Run, clip_run: pv.
     loaded = load_with_info(clip_run.path)
     with pytest.raises(CheckpointError, match=r"mask_ratio is\s+0"):
         error_maps(loaded, clip_run.config, repeats=1, ratio=0.5, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "advice"),
+    [
+        ({"bytes": pv.Bytes(32)}, r"no such model for texts; .*perceivers embed here \.\.\."),
+        (
+            {"points": pv.Points(16, 3, ragged=True)},
+            r"--task autoencode --model perceiver_io_nano --autoencode\.mask_ratio 0\.75",
+        ),
+        ({"image": pv.Image(8, 8, 1)}, r"perceivers pretrain --model hip_tiny --data"),
+    ],
+)
+def test_the_advice_fits_what_the_model_reads(inputs: dict[str, Any], advice: str) -> None:
+    model = pv.create_model("perceiver_nano", inputs=inputs, num_classes=2)
+    loaded = Loaded(model.eval(), ModelInfo(task="classify"), Path("here"))
+    with pytest.raises(CheckpointError, match=advice):
+        error_maps(loaded, None, repeats=1, ratio=None, seed=0)
+
+
+def test_advised_models_read_what_they_are_advised_for() -> None:
+    pv.create_model("hip_tiny", inputs={"audio": pv.Audio(4096, 1)}, decoder=True)
+    pv.create_model("perceiver_io_nano", inputs={"points": pv.Points(16, 3, ragged=True)})
+    with pytest.raises(ConfigError, match="a HiP reads elements that are all there"):
+        pv.create_model("hip_tiny", inputs={"bytes": pv.Bytes(32)}, decoder=True)

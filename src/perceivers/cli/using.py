@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
+from perceivers.checkpoints.loading import split_address
 from perceivers.cli.parser import VerbParser
 from perceivers.cli.tables import print_table
 from perceivers.data.views import Views
@@ -13,21 +13,15 @@ from perceivers.errors import ConfigError
 from perceivers.exporting.files import SUFFIXES
 from perceivers.exporting.graphs import PARTS
 from perceivers.report.tables import per_class_table
-from perceivers.tasks.segmentation import segmented_modality
 from perceivers.training.run_folder import RunFolder
-from perceivers.types import Points
-from perceivers.workflows.averaging import check_views
-from perceivers.workflows.cloud_prediction import predict_clouds
 from perceivers.workflows.comparing import compare_runs
 from perceivers.workflows.evaluation import evaluate as run_evaluation
 from perceivers.workflows.exporting import export as run_export
-from perceivers.workflows.flow_prediction import predict_flow, predicts_flow
-from perceivers.workflows.prediction import check_out, write_predictions
-from perceivers.workflows.prediction import predict as run_prediction
+from perceivers.workflows.predicting import describe_predictions
+from perceivers.workflows.predicting import predict as run_prediction
 from perceivers.workflows.reconstructing import describe_target
 from perceivers.workflows.reconstructing import reconstruct as run_reconstruction
 from perceivers.workflows.run import Run
-from perceivers.workflows.segment_prediction import predict_masks
 from perceivers.workflows.subsets import SubsetFigures, evaluate_subsets
 
 RUN_HELP = "run folder, RUN@last, or model folder"
@@ -132,27 +126,15 @@ def predict(argv: list[str]) -> int:
     _add_views(parser)
     args = parser.parse_args(argv)
     views = Views(temporal=args.temporal_views, spatial=args.spatial_views)
-    loaded = load_with_info(args.run)
-    check_views(loaded, views)
-    if predicts_flow(loaded):
-        return _predict_flow(args)
-    if loaded.info.task == "segment":
-        return _predict_masks(args)
-    if loaded.info.task == "autoencode" and args.files and args.text is None:
-        return _predict_signals(args)
-    out = Path(args.out) if args.out else None
-    if out is not None:
-        check_out(out, overwrite=args.overwrite)
     texts = [] if args.text is None else [args.text]
-    records = list(run_prediction(args.run, args.files, texts=texts, top=args.top, views=views))
-    text = write_predictions(records, out)
-    if out is None:
-        sys.stdout.write(text)
+    options = {"out": args.out, "pad": args.pad, "overwrite": args.overwrite}
+    records = list(
+        run_prediction(args.run, args.files, texts=texts, top=args.top, views=views, **options)
+    )
+    sys.stdout.write(describe_predictions(args.run, records, args.out))
     failed = [record for record in records if "error" in record]
     for record in failed:
         sys.stderr.write(f"skipped {record['file']}: {record['error']}\n")
-    if out is not None:
-        sys.stdout.write(f"{len(records) - len(failed)} files predicted, see {out}\n")
     return 2 if len(failed) == len(records) else 0
 
 
@@ -164,70 +146,6 @@ def _add_views(parser: VerbParser) -> None:
     parser.add_argument(
         "--spatial_views", type=int, default=1, help="crops along the longer side of pictures"
     )
-
-
-def _predict_signals(args: Any) -> int:
-    """What an auto-encoder gives back, written as files."""
-    out = args.out or "reconstructed"
-    written = run_reconstruction(args.run, args.files, out, overwrite=args.overwrite)
-    sys.stdout.write(f"{len(written)} files in {out}; see {written[-1]}\n")
-    return 0
-
-
-def _predict_masks(args: Any) -> int:
-    """A mask and an overlay per picture."""
-    if args.text is not None:
-        raise ConfigError(f"{args.run} finds masks of pictures; give files, not --text")
-    out = args.out or "masks"
-    loaded = load_with_info(args.run)
-    if isinstance(loaded.model.config.inputs[segmented_modality(loaded.model)], Points):
-        return _predict_clouds(loaded, args.files, out, overwrite=args.overwrite)
-    made = list(predict_masks(args.run, args.files, out, overwrite=args.overwrite))
-    failed = [each for each in made if each.error]
-    for each in made:
-        if each.error:
-            sys.stderr.write(f"skipped {each.file}: {each.error}\n")
-            continue
-        largest = list((each.shares or {}).items())[:4]
-        shown = ", ".join(f"{name} {100 * share:.1f} %" for name, share in largest)
-        sys.stdout.write(f"{each.mask}, {each.overlay}: {shown}\n")
-    sys.stdout.write(f"{len(made) - len(failed)} pictures segmented, see {out}\n")
-    return 2 if len(failed) == len(made) else 0
-
-
-def _predict_clouds(loaded: Loaded, files: list[str], out: str, *, overwrite: bool) -> int:
-    """Labelled points and views from above."""
-    made = list(predict_clouds(loaded, files, out, overwrite=overwrite))
-    failed = [each for each in made if each.error]
-    for each in made:
-        if each.error:
-            sys.stderr.write(f"skipped {each.file}: {each.error}\n")
-            continue
-        largest = list((each.shares or {}).items())[:4]
-        shown = ", ".join(f"{name} {100 * share:.1f} %" for name, share in largest)
-        views = "1 view" if len(each.views) == 1 else f"{len(each.views)} views"
-        sys.stdout.write(f"{each.labelled} and {views} from above: {shown}\n")
-    sys.stdout.write(f"{len(made) - len(failed)} files of points segmented, see {out}\n")
-    return 2 if len(failed) == len(made) else 0
-
-
-def _predict_flow(args: Any) -> int:
-    """Flow between two pictures."""
-    if len(args.files) != 2 or args.text is not None:
-        raise ConfigError(
-            f"{args.run} computes flow between two pictures; give exactly two files, got "
-            f"{len(args.files)}"
-        )
-    first, second = args.files
-    done = predict_flow(
-        args.run, first, second, args.out or "flow", pad=args.pad, overwrite=args.overwrite
-    )
-    length = done.flow.norm(dim=0)
-    sys.stdout.write(
-        f"{done.paths[0]}, {done.paths[1]}: {done.tiles} tiles; motion {float(length.mean()):.2f} "
-        f"pixels on average, {float(length.max()):.2f} at most\n"
-    )
-    return 0
 
 
 def reconstruct(argv: list[str]) -> int:

@@ -209,8 +209,25 @@ def _find_file(path: Path, chosen: Chosen) -> Found | None:
     return None
 
 
-def _find_tar_folder(address: str, folder: Path, chosen: Chosen) -> Found:
-    """Open a folder of tars named by split."""
+def open_alone(address: str, chosen: Chosen) -> Found:
+    """Open the data of one split by their own address; all samples are in split ``train``."""
+    return _find(address, chosen)
+
+
+def open_tars(address: str, paths: Sequence[Path], folder: Path, chosen: Chosen) -> Found:
+    """Open the tars of one split; all samples are in split ``train``.
+
+    Args:
+        address: Names the data, for messages.
+        paths: The tars.
+        folder: Where ``classes.txt`` may be.
+        chosen: Columns to read.
+    """
+    return _find_shards(address, {"train": paths}, folder, chosen)
+
+
+def find_split_tars(folder: Path) -> dict[str, list[Path]]:
+    """Return the tars of a folder whose names start with a split, by split."""
     tars = _list_tars(folder)
     shards: dict[str, list[Path]] = {}
     for split in ("train", "val", "test"):
@@ -219,6 +236,12 @@ def _find_tar_folder(address: str, folder: Path, chosen: Chosen) -> Found:
         matching = [path for path in tars if pattern.match(path.name)]
         if matching:
             shards[split] = matching
+    return shards
+
+
+def _find_tar_folder(address: str, folder: Path, chosen: Chosen) -> Found:
+    """Open a folder of tars named by split."""
+    tars, shards = _list_tars(folder), find_split_tars(folder)
     if "train" not in shards:
         raise DataError(
             f"{address}: {len(tars)} tars, such as {tars[0].name!r}, but none called train*.tar; "

@@ -21,33 +21,43 @@ def align_classes(dataset: Dataset, classes: Sequence[str], columns: Columns) ->
     was trained on all of them. Names that are no integers are left alone: whether they mean the
     same is not told by one that is missing.
 
+    Data without a training split number classes by held-out samples alone: there any names may be
+    some of the model's, and numbers that are no names of its classes are their places.
+
     Args:
         dataset: Opened data.
         classes: The model's, of its only label.
         columns: The model's, by label column.
     """
-    if dataset.classes and _are_some(dataset.classes, classes):
-        splits = {
-            s: _place(each, [(dataset.classes, classes)]) for s, each in dataset.splits.items()
-        }
+    held_out = "train" not in dataset.splits
+    named = _rename(dataset.classes, classes, held_out)
+    if named:
+        splits = {s: _place(each, [(named, classes)]) for s, each in dataset.splits.items()}
         return replace(dataset, splits=splits, classes=tuple(classes))
     if list(dataset.columns) != list(columns):
         return dataset
+    renamed = {name: _rename(own, columns[name], held_out) for name, own in dataset.columns.items()}
+    if not any(renamed.values()):
+        return dataset
     pairs = [
-        (own, columns[name] if _are_some(own, columns[name]) else own)
+        (renamed[name], columns[name]) if renamed[name] else (own, own)
         for name, own in dataset.columns.items()
     ]
-    if all(tuple(own) == tuple(theirs) for own, theirs in pairs):
-        return dataset
     splits = {split: _place(source, pairs) for split, source in dataset.splits.items()}
-    named = {name: tuple(theirs) for name, (_, theirs) in zip(columns, pairs, strict=True)}
-    return replace(dataset, splits=splits, columns=named)
+    known = {name: tuple(theirs) for name, (_, theirs) in zip(columns, pairs, strict=True)}
+    return replace(dataset, splits=splits, columns=known)
 
 
-def _are_some(own: Sequence[str], theirs: Sequence[str]) -> bool:
-    """Tell whether names are integers, and some of a model's."""
-    whole = all(as_integer(name) is not None for name in own)
-    return whole and tuple(own) != tuple(theirs) and set(own) <= set(theirs)
+def _rename(own: Sequence[str], theirs: Sequence[str], held_out: bool) -> tuple[str, ...]:
+    """Return a model's name of each class; none where they are all its own, or are not."""
+    if not own or tuple(own) == tuple(theirs):
+        return ()
+    numbers = [as_integer(name) for name in own]
+    places = [number for number in numbers if number is not None and 0 <= number < len(theirs)]
+    whole = None not in numbers
+    if set(own) <= set(theirs):
+        return tuple(own) if whole or held_out else ()
+    return tuple(theirs[place] for place in places) if held_out and len(places) == len(own) else ()
 
 
 def _place(source: Source, pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> Source:

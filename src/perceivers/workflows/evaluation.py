@@ -1,7 +1,7 @@
 """Evaluate a trained model on a split of its own or of other data."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
 from perceivers.data import Batch, Dataset, make_eval_loader
 from perceivers.data.aligning import align_classes
 from perceivers.data.flow_pairs import FlowPairs
+from perceivers.data.held_out import open_held_out
 from perceivers.data.joined import SEPARATOR
-from perceivers.data.masks import Mask
 from perceivers.data.views import Views
 from perceivers.errors import DataError
 from perceivers.tasks import Classification, ClassificationConfig
@@ -21,16 +21,16 @@ from perceivers.tasks.flow import TARGET, FlowConfig, flow_modality
 from perceivers.tasks.metrics import device_of, new_accuracies, result, results
 from perceivers.tasks.presence import answer, held_modalities
 from perceivers.tasks.segmentation import TARGET as MASKS
-from perceivers.tasks.segmentation import SegmentationConfig
 from perceivers.tasks.tiled_flow import evaluate_pairs
 from perceivers.training.config import RegressConfig, TrainConfig
 from perceivers.training.run_folder import RunFolder
 from perceivers.types import Array, ModalitySpec
 from perceivers.workflows.averaging import average_views
+from perceivers.workflows.class_matching import check_classes
 from perceivers.workflows.objectives import find_settings, rebuild_task
 from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.origin import own_data, run_config
-from perceivers.workflows.preparing import mask_spec, sized_mask
+from perceivers.workflows.preparing import find_mask_spec, sized_mask
 
 
 @dataclass(frozen=True)
@@ -129,62 +129,24 @@ def open_for_model(
             wanted = list(loaded.info.targets)
             config = RegressConfig(model="", data=address, out="", targets=wanted)
     if loaded.info.task == "segment":
-        dataset = open_dataset(config, address=address)
-        _, mask = _masks(loaded, config, dataset)
+        dataset = _open(config, address)
+        _, mask = find_mask_spec(loaded, config, dataset)
         return dataset, {**specs, MASKS: sized_mask(loaded.model, mask)}
     if loaded.info.task != "flow":
-        dataset = open_dataset(config, address=address)
+        dataset = _open(config, address)
         return align_classes(dataset, loaded.info.classes, loaded.info.columns), specs
     _, height, width = specs[flow_modality(loaded.model)].grid
     dataset = open_dataset(config, address=address, frame_size=(height, width))
     return dataset, {**specs, TARGET: Array((2, height), width)}
 
 
-def _masks(
-    loaded: Loaded, config: TrainConfig | None, dataset: Dataset
-) -> tuple[tuple[str, ...], Mask]:
-    """Return the classes of masks that count, and how masks are read."""
-    return mask_spec(dataset, find_settings(SegmentationConfig, loaded, config))
-
-
-def check_classes(loaded: Loaded, dataset: Dataset, config: TrainConfig | None = None) -> None:
-    """Refuse data whose classes are not the model's.
-
-    Args:
-        loaded: The model.
-        dataset: Opened data.
-        config: The settings of the model's run, which say what masks ignore.
-
-    Raises:
-        DataError: Names differ, or there are no labels.
-    """
-    if loaded.info.task == "segment":
-        dataset = replace(dataset, classes=_masks(loaded, config, dataset)[0], columns={})
-    columns = {name: tuple(names) for name, names in loaded.info.columns.items()}
-    found = dict(dataset.columns)
-    # Labels are told apart by their place, so the order of the columns counts.
-    if columns and list((found or {"label": dataset.classes}).items()) != list(columns.items()):
-        raise DataError(
-            f"the model knows the label columns {_shorten(columns)}, but {dataset.address} has "
-            f"{_shorten(found) or list(dataset.classes)}; evaluation needs the same columns and "
-            f"classes in the same order"
-        )
-    if columns:
-        return
-    knows = loaded.info.task == "classify" or bool(loaded.info.classes)
-    if knows and dataset.classes != loaded.info.classes:
-        raise DataError(
-            f"the model knows the classes {list(loaded.info.classes)}, but {dataset.address} has "
-            f"{list(dataset.classes)}; evaluation needs the same names in the same order"
-        )
-
-
-def _shorten(columns: Mapping[str, Sequence[str]], shown: int = 4) -> dict[str, list[str]]:
-    """Columns with their first classes, for messages."""
-    return {
-        name: [*classes[:shown], *(["..."] if len(classes) > shown else [])]
-        for name, classes in columns.items()
-    }
+def _open(config: TrainConfig, address: str) -> Dataset:
+    """Open data, of which a folder may hold held-out splits alone."""
+    targets = config.targets if isinstance(config, RegressConfig) else ()
+    held_out = open_held_out(address, labels=config.labels, targets=targets)
+    if held_out is None:
+        return open_dataset(config, address=address)
+    return held_out.holding(config.modalities)
 
 
 def choose_split(dataset: Dataset, split: str) -> Any:

@@ -87,14 +87,34 @@ def error_maps(
     if model.family not in OBJECTIVES or model.decoder is None:
         raise CheckpointError(
             f"{loaded.folder} ({model.family}, task {loaded.info.task or 'not recorded'}) does not "
-            f"fill in what is hidden; give a masked auto-encoder: perceivers pretrain --model "
-            f"hip_tiny --data ... --out ..."
+            f"fill in what is hidden; {advise(loaded)}"
         )
     settings = find_masking(loaded, config)
     if ratio is not None:
         settings = MaskSettings(ratio, settings.kind, settings.target)
     kind = ElementErrors if model.family == "hip" else PatchErrors
     return kind(model, settings, repeats, generator)
+
+
+def advise(loaded: Loaded) -> str:
+    """Say which model can score the anomalies of what a model reads.
+
+    Args:
+        loaded: A model that cannot.
+    """
+    kinds = {spec.kind for spec in loaded.model.config.data_inputs.values()}
+    if kinds <= {"bytes"}:
+        return (
+            f"there is no such model for texts; compare their features instead: perceivers embed "
+            f"{loaded.folder} ..."
+        )
+    # A HiP reads elements that are all there, so neither texts nor ragged points.
+    if kinds & {"bytes", "points"}:
+        return (
+            "give an autoencoder with hidden tokens: perceivers pretrain --task autoencode --model "
+            "perceiver_io_nano --autoencode.mask_ratio 0.75 --data ... --out ..."
+        )
+    return "give a masked autoencoder: perceivers pretrain --model hip_tiny --data ... --out ..."
 
 
 @dataclass

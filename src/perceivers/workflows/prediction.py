@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceivers.checkpoints.loading import Loaded, load_with_info
+from perceivers.checkpoints.loading import Loaded
 from perceivers.data import find_files, make_eval_loader, open_samples, read_files
 from perceivers.data.byte_codec import decode_ids, encode_text, pad_ids, wrap_ids
 from perceivers.data.files import pair_files
 from perceivers.data.views import Views
-from perceivers.errors import CheckpointError, ConfigError, DataError
+from perceivers.errors import ConfigError, DataError
 from perceivers.escaping import write_csv
 from perceivers.files import write_atomic
 from perceivers.reading import read_file
@@ -25,44 +25,38 @@ from perceivers.workflows.averaging import average_views
 
 # Files whose samples are rows or members, which are opened by their address.
 DATA_ENDINGS = (".csv", ".jsonl", ".parquet", ".npz", ".tar")
-# Tasks whose answer is a record; the others answer with files.
+# Tasks whose answers are records; the others answer with files (``predicting``).
 RECORD_TASKS = ("classify", "multilabel", "multitask", "mlm", "regress")
 
 
 @torch.no_grad()
-def predict(
+def predict_records(
+    loaded: Loaded,
     model: str | Path,
     paths: Sequence[str | Path] = (),
     *,
     texts: Sequence[str] = (),
     top: int = 5,
     batch_size: int = 32,
-    views: Views | None = None,
+    views: Views,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a record per file, and per text.
-
-    A classifier gives ``class``, ``probability`` and ``top``; several labels give ``labels`` and
-    ``top``; several tasks a class and probability each; regression a number per target, in its own
-    unit; a model of masked bytes gives the text with every ``[MASK]`` filled in. A file that cannot
-    be read becomes a record with ``error`` instead.
+    """Yield a record per file, and per text; ``predicting.predict`` says what is in them.
 
     Args:
-        model: Run folder, ``RUN@last`` or model folder.
+        loaded: A model of one of ``RECORD_TASKS``.
+        model: Names it, for messages.
         paths: Files of the model's kind, or folders searched for them; or one table, ``.npz`` file
-            or tar, of which every sample is answered.
-        texts: Texts given as they are, for models that read bytes.
-        top: Classes listed per file.
+            or tar, of which every sample is predicted.
+        texts: Texts, for models that read bytes.
+        top: Classes listed per file, at least 1.
         batch_size: Files at once; where there are several views of each, views at once.
-        views: Parts of each file over which a classifier's probabilities are averaged; one in the
-            middle when not given.
+        views: Parts of each file over which a classifier's probabilities are averaged.
 
     Raises:
-        UserError: The model answers with files (flow: ``predict_flow``; auto-encoders:
-            ``reconstruct``; segmentation: ``predict_masks``), a path does not exist, a text is too
-            long, or the views do not fit.
+        UserError: A path does not exist, a text is too long, or the views do not fit.
     """
-    loaded, views = load_with_info(model), views or Views()
-    _check_request(loaded, model, paths, texts, top)
+    if not paths and not texts:
+        raise ConfigError(f"{model}: nothing to predict; give files, folders or texts")
     loaded = average_views(loaded, views, batch_size)
     if texts and views.count > 1:
         raise ConfigError(f"views are {views}, but a text has one view; give files without texts")
@@ -75,25 +69,6 @@ def predict(
         yield from _answer_samples(loaded, str(paths[0]), top, batch_size, views)
     elif paths:
         yield from _answer_files(loaded, paths, top, batch_size, views)
-
-
-def _check_request(
-    loaded: Loaded,
-    model: str | Path,
-    paths: Sequence[str | Path],
-    texts: Sequence[str],
-    top: int,
-) -> None:
-    """Refuse what ``predict`` cannot answer."""
-    if top < 1:
-        raise ConfigError(f"top is {top}; it must be at least 1")
-    if loaded.info.task not in RECORD_TASKS:
-        raise CheckpointError(
-            f"{model} is not a classifier (its task is {loaded.info.task or 'not recorded'}); "
-            f"fine-tune it first: perceivers finetune --model {model} --data ... --out ..."
-        )
-    if not paths and not texts:
-        raise ConfigError("nothing to predict; give files, folders or texts")
 
 
 def _answer_files(

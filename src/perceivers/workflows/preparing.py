@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from perceivers.checkpoints.loading import load_with_info
+from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.data import Dataset
 from perceivers.data.masks import Mask, count_pixels, kept_classes
 from perceivers.data.measuring import override_spec
@@ -56,7 +56,7 @@ from perceivers.workflows.building import (
     segmenter,
     with_options,
 )
-from perceivers.workflows.objectives import describe_objective
+from perceivers.workflows.objectives import describe_objective, find_settings
 from perceivers.workflows.opening import data_specs, open_dataset
 
 
@@ -227,6 +227,13 @@ def mask_spec(dataset: Dataset, config: SegmentationConfig) -> tuple[tuple[str, 
         )
     classes, ignored = kept_classes(dataset.mask_classes, config.ignore)
     return classes, Mask(1, 1, len(classes), ignored, config.exif_masks)
+
+
+def find_mask_spec(
+    loaded: Loaded, config: TrainConfig | None, dataset: Dataset
+) -> tuple[tuple[str, ...], Mask]:
+    """Return what ``mask_spec`` does with the settings that a model was trained with."""
+    return mask_spec(dataset, find_settings(SegmentationConfig, loaded, config))
 
 
 def sized_mask(model: Any, spec: Mask) -> Mask | PointMask:

@@ -12,6 +12,9 @@ from perceivers.workflows.origin import run_config
 from perceivers.workflows.reconstruction import TARGET_NOTES, reconstruct_masked
 from perceivers.workflows.signal_reconstruction import reconstruct_signals
 
+# Tasks whose models return their input; weights without a task may be of one.
+RECONSTRUCTING = ("", "pretrain", "autoencode")
+
 
 def reconstruct(
     model: str | Path,
@@ -41,13 +44,20 @@ def reconstruct(
             ``out`` holds earlier files and ``overwrite`` is off.
     """
     loaded = load_with_info(model)
+    task = loaded.info.task
+    if task not in RECONSTRUCTING:
+        raise CheckpointError(
+            f"{model} ({loaded.model.family}, task {task}) gives no signal back and has no decoder "
+            f"of its input; see what it predicts with perceivers predict {model} FILE..., or give "
+            f"the pre-training run (perceivers pretrain, --task pretrain or autoencode)"
+        )
     config = run_config(model)
     options = {"seed": seed, "overwrite": overwrite}
     if loaded.model.family in OBJECTIVES:
         return reconstruct_masked(loaded, find_masking(loaded, config), paths, Path(out), **options)
-    if loaded.model.family != "perceiver_io" or loaded.info.task not in {"", "autoencode"}:
+    if loaded.model.family != "perceiver_io":
         raise CheckpointError(
-            f"{model} ({loaded.model.family}, task {loaded.info.task or 'not recorded'}) gives no "
+            f"{model} ({loaded.model.family}, task {task or 'not recorded'}) gives no "
             f"signal back; pre-train one with --task autoencode, or a HiP or Hiera"
         )
     known = find_settings(AutoencodingConfig, loaded, config)

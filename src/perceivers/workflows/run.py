@@ -9,7 +9,7 @@ from perceivers.data import Views
 from perceivers.training.config import TrainConfig
 from perceivers.training.run_folder import RunFolder
 from perceivers.workflows.evaluation import evaluate
-from perceivers.workflows.prediction import predict
+from perceivers.workflows.predicting import predict
 from perceivers.workflows.reconstructing import reconstruct
 from perceivers.workflows.reporting import write_run_report
 
@@ -56,13 +56,24 @@ class Run:
         texts: Sequence[str] = (),
         top: int = 5,
         views: Views | None = None,
+        out: str | Path | None = None,
+        pad: bool = False,
+        overwrite: bool = False,
     ) -> list[dict[str, Any]]:
         """Return a record per file and per text; see ``perceivers.predict``."""
-        return list(predict(self.path, paths, texts=texts, top=top, views=views))
+        options = {"out": out, "pad": pad, "overwrite": overwrite}
+        return list(predict(self.path, paths, texts=texts, top=top, views=views, **options))
 
-    def reconstruct(self, paths: Sequence[str | Path], out: str | Path) -> list[Path]:
-        """Write what the model gives back of files; see ``perceivers.reconstruct``."""
-        return reconstruct(self.path, paths, out)
+    def reconstruct(
+        self,
+        paths: Sequence[str | Path],
+        out: str | Path,
+        *,
+        seed: int = 0,
+        overwrite: bool = False,
+    ) -> list[Path]:
+        """Write reconstructions of files; see ``perceivers.reconstruct``."""
+        return reconstruct(self.path, paths, out, seed=seed, overwrite=overwrite)
 
     def write_report(self) -> Path:
         """Draw the figures anew and write ``report.html``."""

@@ -14,7 +14,8 @@ from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import Batch, make_eval_loader
 from perceivers.errors import ConfigError
 from perceivers.tasks.presence import can_lack
-from perceivers.workflows.evaluation import check_classes, choose_split, open_for_model
+from perceivers.workflows.class_matching import check_classes
+from perceivers.workflows.evaluation import choose_split, open_for_model
 from perceivers.workflows.objectives import rebuild_task
 from perceivers.workflows.origin import own_data, run_config
 

@@ -1,0 +1,98 @@
+"""Folders that hold a test (or validation) split and no training split, opened to be evaluated.
+
+Each split is opened on its own, so classes are numbered within it; whoever knows the classes of the
+model numbers them again.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from perceivers.data.address import find_split_tars, open_alone, open_tars
+from perceivers.data.dataset import Dataset
+from perceivers.data.folders import SPLIT_FOLDERS
+from perceivers.data.tables import TABLE_EXTENSIONS
+from perceivers.data.targets import Chosen
+from perceivers.data.texts import TEXT_EXTENSION
+from perceivers.errors import DataError
+
+HELD_OUT = ("test", "val")
+FILES = (*TABLE_EXTENSIONS, ".npz", TEXT_EXTENSION)
+
+
+def open_held_out(
+    address: str, *, labels: Sequence[str] = (), targets: Sequence[str] = ()
+) -> Dataset | None:
+    """Open a folder without a training split; None for every other address.
+
+    Args:
+        address: A folder with ``test*.tar``, ``test.csv`` (or another file of that name) or a
+            folder ``test``, or the same with ``val``, and nothing of that kind for training.
+        labels: Label columns, as for ``open_data``.
+        targets: Columns of numbers to be predicted.
+
+    Returns:
+        A data set of the splits that there are, which never has ``train``.
+
+    Raises:
+        DataError: The data do not keep to their format, or splits have different classes.
+        ConfigError: A column is not there.
+    """
+    folder, chosen = Path(address).expanduser(), Chosen(tuple(labels), tuple(targets))
+    if not folder.is_dir():
+        return None
+    chosen.check()
+    if tars := find_split_tars(folder):
+        if "train" in tars:
+            return None
+        found = {s: open_tars(str(folder), paths, folder, chosen) for s, paths in tars.items()}
+    else:
+        parts = _find_parts(folder)
+        found = {split: open_alone(str(path), chosen) for split, path in parts.items()}
+    if not found:
+        return None
+    first = next(iter(found.values()))
+    for split, other in found.items():
+        if (other.classes, other.columns) != (first.classes, first.columns):
+            raise DataError(
+                f"{address} has no training split to number classes by, and its splits hold "
+                f"different ones ({next(iter(found))}: {list(first.classes)}, {split}: "
+                f"{list(other.classes)}); give the folder of one split as the address"
+            )
+    notes = (f"no training split: {' and '.join(found)} alone", *first.notes)
+    return Dataset(
+        address,
+        {split: each.sources["train"] for split, each in found.items()},
+        first.classes,
+        notes,
+        first.columns,
+        first.targets,
+        first.mask_classes,
+    )
+
+
+def _find_parts(folder: Path) -> dict[str, Path]:
+    """Return the folder or file of each held-out split; none where there is a training split."""
+    children = [path for path in folder.iterdir() if not path.name.startswith((".", "__"))]
+    names = {path.name for path in children if path.is_dir()}
+    known = {name for split in HELD_OUT for name in SPLIT_FOLDERS[split]}
+    if names and names <= known and not any(_is_data(path) for path in children):
+        return {
+            split: folder / name
+            for split in HELD_OUT
+            for name in SPLIT_FOLDERS[split][::-1]
+            if name in names
+        }
+    for ending in FILES:
+        files = {split: folder / f"{split}{ending}" for split in ("train", *HELD_OUT)}
+        files = {split: path for split, path in files.items() if path.is_file()}
+        if files:
+            return {} if "train" in files or names else files
+    return {}
+
+
+def _is_data(path: Path) -> bool:
+    """Tell whether a file may hold samples: anything but class names and notes."""
+    return path.is_file() and not re.fullmatch(
+        r"(classes\.txt|readme.*|licen[cs]e.*)", path.name, re.I
+    )
