@@ -4,12 +4,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from perceivers.data.augment import AugmentConfig
+from perceivers.data.fitting import SampleReader
+from perceivers.data.masks import MASK_NAME, Mask, kept_classes
 from perceivers.data.measuring import measure_specs
 from perceivers.data.partial import keep_holding
+from perceivers.data.scenes import PointMask
 from perceivers.data.sources import Source
 from perceivers.errors import DataError
 from perceivers.text_names import check_class_names, check_writable, show_name
-from perceivers.types import ModalitySpec
+from perceivers.types import Image, ModalitySpec, Points
+
+# The class of masks that training leaves out unless told otherwise.
+VOID = "void"
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,78 @@ class Dataset:
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
     mask_classes: tuple[str, ...] = ()
+    # Readers of ``read`` by split and settings: measuring specs takes longer than reading.
+    _readers: dict[str, SampleReader] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def read(
+        self,
+        split: str,
+        index: int,
+        *,
+        size: int | tuple[int, int] | None = None,
+        channels: int | None = None,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        modalities: Sequence[str] = (),
+        seed: int | None = None,
+    ) -> dict[str, NDArray]:
+        """Return one sample as training gives it to a model, by modality, without a batch axis.
+
+        Arrays are in the raw layout: images uint8 ``[C, H, W]``, videos ``[C, T, H, W]``, audio
+        ``[C, S]``, points ``[P, C]``, texts as ids ``[L]``; masks are classes uint8 ``[H, W]`` or
+        ``[P]``, 255 where ignored. Normalisation by mean and deviation is part of the model.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            index: Sample in the split; documents and scenes are counted in windows and tiles.
+            size: As for ``specs``, like ``channels``, ``overrides`` and ``modalities``.
+            channels: Channels of images.
+            overrides: Fields of specs by modality.
+            modalities: Which modalities to read; none reads all.
+            seed: Take a random view, as training does; the one of evaluation when not given.
+
+        Raises:
+            DataError: There is no such split or sample, or it cannot be read.
+            ConfigError: As for ``specs``.
+        """
+        settings = {"size": size, "channels": channels, "overrides": overrides}
+        key = f"{split} {settings} {list(modalities)}"
+        if key not in self._readers:
+            if split not in self.splits:
+                raise DataError(
+                    f"{self.address} has no {split!r} split; it has {sorted(self.splits)}"
+                )
+            specs = self.training_specs(**settings, modalities=modalities)
+            self._readers[key] = SampleReader(self.splits[split], specs, AugmentConfig())
+        reader = self._readers[key]
+        count = len(reader.source)
+        if not 0 <= index < count:
+            raise DataError(
+                f"{self.address}: {split!r} has the samples 0..{count - 1}, not {index}"
+            )
+        return reader(index, None if seed is None else np.random.default_rng(seed))
+
+    def training_specs(self, **settings: Any) -> dict[str, ModalitySpec]:
+        """Return ``specs``, and how masks are read, where samples have masks.
+
+        Args:
+            settings: As for ``specs``.
+
+        Raises:
+            DataError: As for ``specs``.
+            ConfigError: As for ``specs``.
+        """
+        specs = self.specs(**settings)
+        if not self.mask_classes:
+            return specs
+        classes, ignored = kept_classes(self.mask_classes, VOID)
+        for spec in list(specs.values()):
+            if isinstance(spec, Image):
+                specs[MASK_NAME] = Mask(spec.height, spec.width, len(classes), ignored)
+            elif isinstance(spec, Points):
+                specs[MASK_NAME] = PointMask(spec.points, len(classes), ignored)
+        return specs
 
     def __post_init__(self) -> None:
         """Keep one spelling of every name, and refuse those that no record could hold."""

@@ -11,17 +11,23 @@ from pathlib import Path
 from perceivers.data.address import find_split_tars, open_alone, open_tars
 from perceivers.data.dataset import Dataset
 from perceivers.data.folders import SPLIT_FOLDERS
+from perceivers.data.labels import IntegerLabels
 from perceivers.data.tables import TABLE_EXTENSIONS
 from perceivers.data.targets import Chosen
 from perceivers.data.texts import TEXT_EXTENSION
 from perceivers.errors import DataError
+from perceivers.text_names import compose
 
 HELD_OUT = ("test", "val")
 FILES = (*TABLE_EXTENSIONS, ".npz", TEXT_EXTENSION)
 
 
 def open_held_out(
-    address: str, *, labels: Sequence[str] = (), targets: Sequence[str] = ()
+    address: str,
+    *,
+    labels: Sequence[str] = (),
+    targets: Sequence[str] = (),
+    integer_labels: IntegerLabels = "values",
 ) -> Dataset | None:
     """Open a folder without a training split; None for every other address.
 
@@ -30,6 +36,7 @@ def open_held_out(
             folder ``test``, or the same with ``val``, and nothing of that kind for training.
         labels: Label columns, as for ``open_data``.
         targets: Columns of numbers to be predicted.
+        integer_labels: As for ``open_data``.
 
     Returns:
         A data set of the splits that there are, which never has ``train``.
@@ -38,7 +45,10 @@ def open_held_out(
         DataError: The data do not keep to their format, or splits have different classes.
         ConfigError: A column is not there.
     """
-    folder, chosen = Path(address).expanduser(), Chosen(tuple(labels), tuple(targets))
+    folder = Path(address).expanduser()
+    chosen = Chosen(
+        tuple(map(compose, labels)), tuple(map(compose, targets)), integers=integer_labels
+    )
     if not folder.is_dir():
         return None
     chosen.check()

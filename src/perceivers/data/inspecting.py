@@ -1,7 +1,8 @@
 """Facts about opened data: what the samples are, how they pair up, and what is wrong with them.
 
-Every sample is decoded, up to a limit that is spread evenly over the splits; classes and
-combinations of modalities are counted over all samples. Nothing here knows models or tasks.
+Every sample is decoded, up to a limit that is spread evenly over the splits, and then read as
+training reads it, so that what training refuses is reported here; classes and combinations of
+modalities are counted over all samples. Nothing here knows models or tasks.
 """
 
 import os
@@ -10,10 +11,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
+from perceivers.data.augment import AugmentConfig
 from perceivers.data.dataset import Dataset
+from perceivers.data.fitting import SampleReader
+from perceivers.data.flow_pairs import FlowPairs
 from perceivers.data.inspecting_labels import (
     Choices,
     LabelFacts,
@@ -32,11 +37,20 @@ from perceivers.data.inspecting_modalities import (
 )
 from perceivers.data.inspecting_samples import SampleFacts, measure_sample
 from perceivers.data.scenes import Scenes
-from perceivers.data.sources import PartialSource, Source, UnsureSource
+from perceivers.data.sources import (
+    PartialSource,
+    Source,
+    TiledSource,
+    UnsureSource,
+    WindowedSource,
+)
 from perceivers.data.texts import Documents
-from perceivers.errors import ConfigError
+from perceivers.errors import ConfigError, DataError, UserError
+from perceivers.types import Video
 
 LIMIT = 10_000
+# Videos are read for training with at most this many frames: decoding all takes long.
+READ_FRAMES = 8
 MAX_BROKEN = 20
 MAX_GROUPS = 10
 # Decoders release Python's lock; more threads than this wait for the disk.
@@ -96,6 +110,7 @@ class DataFacts:
         examples: By split, the file or member of a tar that is a readable sample; may be empty.
         scenes: How many scenes all samples are tiles of; one that is divided counts once.
         choices: What else unlabelled data could be read with.
+        refused: Why training reads none of the samples, which can be decoded; empty if it does.
     """
 
     splits: Mapping[str, SplitFacts]
@@ -109,6 +124,7 @@ class DataFacts:
     examples: Mapping[str, str]
     scenes: int = 0
     choices: Choices = field(default_factory=Choices)
+    refused: str = ""
 
     @property
     def num_broken(self) -> int:
@@ -119,7 +135,7 @@ class DataFacts:
     def is_usable(self) -> bool:
         """Whether a training sample can be read."""
         train = self.splits["train"]
-        return train.looked_at > train.broken
+        return not self.refused and train.looked_at > train.broken
 
 
 def inspect_data(
@@ -150,15 +166,64 @@ def inspect_data(
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         # What libraries say of odd files is no more than what is reported here.
         warnings.simplefilter("ignore")
+        readers, refused = _make_readers(dataset)
         for split, indices in places.items():
             source = dataset.splits[split]
-            found = pool.map(measure_sample, [source] * len(indices), indices)
+            reader = readers.get(split)
+            found = pool.map(
+                partial(_look_at, source, reader), indices, _places_to_read(reader, indices)
+            )
             for index, facts in zip(indices, found, strict=True):
                 looked[split].append((index, facts))
                 done += 1
                 if progress is not None:
                     progress(done, total)
-    return _collect(dataset, looked)
+    facts = _collect(dataset, looked)
+    decoded = any(split.looked_at > split.broken for split in facts.splits.values())
+    if not refused or not decoded:
+        return facts
+    problems = (f"training reads none of the samples: {refused}", *facts.problems)
+    return replace(facts, refused=refused, problems=problems)
+
+
+def _make_readers(dataset: Dataset) -> tuple[dict[str, SampleReader], str]:
+    """Return training's reader by split, and why there is none for ``train``."""
+    readers: dict[str, SampleReader] = {}
+    try:
+        specs = {
+            name: replace(spec, frames=min(spec.frames, READ_FRAMES))
+            if isinstance(spec, Video)
+            else spec
+            for name, spec in dataset.training_specs().items()
+        }
+        for split, source in dataset.splits.items():
+            if not isinstance(source, FlowPairs):  # each pair is as large as it is measured
+                readers[split] = SampleReader(source, specs, AugmentConfig())
+    except UserError as error:
+        return readers, str(error)
+    return readers, ""
+
+
+def _places_to_read(reader: SampleReader | None, indices: Sequence[int]) -> list[int]:
+    """Return as many samples of a reader, which counts documents and scenes in parts of its own."""
+    if reader is None:
+        return list(indices)
+    last = len(reader.source) - 1
+    if indices[-1] <= last and not isinstance(reader.source, WindowedSource | TiledSource):
+        return list(indices)
+    return np.linspace(0, last, len(indices)).round().astype(int).tolist()
+
+
+def _look_at(source: Source, reader: SampleReader | None, index: int, place: int) -> SampleFacts:
+    """Describe a sample, and read it as training does."""
+    facts = measure_sample(source, index)
+    if facts.problem or reader is None:
+        return facts
+    try:
+        reader(place, np.random.default_rng((0, 0, place)))
+    except DataError as error:
+        return SampleFacts({}, {}, problem=str(error))
+    return facts
 
 
 def _choose(splits: Mapping[str, Source], limit: int) -> dict[str, list[int]]:

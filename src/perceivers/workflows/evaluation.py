@@ -143,7 +143,12 @@ def open_for_model(
 def _open(config: TrainConfig, address: str) -> Dataset:
     """Open data, of which a folder may hold held-out splits alone."""
     targets = config.targets if isinstance(config, RegressConfig) else ()
-    held_out = open_held_out(address, labels=config.labels, targets=targets)
+    held_out = open_held_out(
+        address,
+        labels=config.labels,
+        targets=targets,
+        integer_labels=config.integer_labels,
+    )
     if held_out is None:
         return open_dataset(config, address=address)
     return held_out.holding(config.modalities)
