@@ -32,6 +32,7 @@ from perceivers.training.loop import Loaders, Trainer
 from perceivers.training.run_folder import TASKS, RunFolder
 from perceivers.training.runtime import Runtime
 from perceivers.workflows.data_changes import check_presence, compare_data
+from perceivers.workflows.earlier_runs import prepare_again
 from perceivers.workflows.preparing import PREPARE, Prepared, typed_info
 from perceivers.workflows.run import Run
 
@@ -172,7 +173,7 @@ def resume(
     runtime = Runtime(config)
     with readable_disk_errors(folder):
         with runtime.guarded():
-            prepared = PREPARE[task](config)
+            prepared, config = prepare_again(task, config, folder)
             prepared.info = typed_info(prepared.info, typed)
             prepared.notes.extend(note_on_batches(before, config))
             prepared.notes.extend(folder.describe_older_settings())
