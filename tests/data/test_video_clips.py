@@ -424,3 +424,58 @@ def test_a_long_film_stays_on_the_disk_and_its_times_are_read_once(
     assert calls.count(str(path)) == 1
     path.write_bytes(encode_video(numbered(9), 25, wave[:, :5760], 16000))
     assert numbers_of(fit_video(film, Video(9, 32, 64))) == list(range(9))
+
+
+@pytest.mark.parametrize("kind", ["mp4", "matroska"])
+def test_frames_of_different_length_have_the_rate_that_is_measured(kind: str) -> None:
+    times = [0, 40, 80, 1000, 1040, 3000]
+    file = io.BytesIO()
+    with av.open(file, "w", format=kind) as container:
+        stream: Any = container.add_stream("libx264", rate=25)
+        stream.height = stream.width = 16
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), 50 * number, np.uint8), "rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    encoded = clip(file.getvalue())
+    native = native_video(encoded)
+    assert native.frame_rate == pytest.approx(5 / 3, rel=1e-4)
+    # Instants are 0.6 s apart, from the second frame on, and reach to the end.
+    found = fit_video(encoded, native)[0, :, 8, 8].astype(int)
+    assert np.abs(found - [50, 150, 200, 200, 250, 250]).max() <= 4
+
+
+def test_transparent_parts_of_frames_are_white_as_those_of_pictures() -> None:
+    frame = np.zeros((16, 16, 4), np.uint8)
+    frame[..., 0] = 255
+    frame[:8, :, 3] = 255
+    file = io.BytesIO()
+    with av.open(file, "w", format="mov") as container:
+        stream: Any = container.add_stream("png", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 16, 16, "rgba"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgba")))
+        container.mux(stream.encode(None))
+    found = fit_video(clip(file.getvalue()), Video(1, 16, 16))[:, 0, :, 8]
+    assert found[:, 2].tolist() == [255, 0, 0]
+    assert found[:, 12].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("size", [(33, 17), (16, 15)])
+@pytest.mark.parametrize(
+    ("kind", "codec"), [("webm", "libvpx-vp9"), ("matroska", "ffv1"), ("avi", "ffv1")]
+)
+def test_odd_sizes_keep_their_last_row_and_column(
+    encode_video: EncodeVideo, kind: str, codec: str, size: tuple[int, int]
+) -> None:
+    height, width = size
+    frames = np.zeros((2, height, width, 3), np.uint8)
+    frames[:, -3:], frames[:, :, -3:] = 250, 250
+    encoded = clip(encode_video(frames, kind=kind, codec=codec))
+    native = native_video(encoded)
+    assert (native.height, native.width) == size
+    found = fit_video(encoded, Video(1, height, width))[0, 0].astype(int)
+    assert np.abs(found - frames[0, :, :, 0]).mean() < 8
+    assert found[-1].min() > 200
+    assert found[:, -1].min() > 200

@@ -193,7 +193,7 @@ def _try_soundfile(soundfile: ModuleType, data: BufferedIOBase) -> Any:
         raise
     # MP3 inside of WAV is decoded by the noisy decoder too. A WAV that was written to a pipe may
     # state no samples, and PyAV reads all there are.
-    if file.subtype.startswith("MPEG") or not file.frames:
+    if file.subtype.startswith("MPEG") or (file.format.startswith("WAV") and not file.frames):
         file.close()
         return None
     return file

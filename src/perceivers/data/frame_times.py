@@ -14,6 +14,8 @@ from perceivers.errors import DataError
 
 # A healthy file may end this much, in seconds, before its stated end.
 MAX_MISSING = 0.5
+# How far a stated rate may be off, as a factor, and still be that of the frames.
+MAX_OFF = 1.05
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,14 @@ def _stated_times(stream: Any, stated: list[tuple[int, bool]]) -> FrameTimes:
     """Return the times of sorted packets."""
     stamps = np.array([stamp for stamp, _ in stated], np.int64)
     seconds = (stamps * float(stream.time_base)).astype(np.float64)
+    rate = float(stream.average_rate or 0)
     # The rate of a single frame is of no consequence.
-    measured = (len(stated) - 1) / (seconds[-1] - seconds[0]) if len(stated) > 1 else 1.0
+    measured = (len(stated) - 1) / (seconds[-1] - seconds[0]) if len(stated) > 1 else rate or 1.0
+    if not 1 / MAX_OFF <= rate / measured <= MAX_OFF:
+        # Frames that are shown for different times have no rate that a header could state.
+        rate = float(measured)
     keys = np.flatnonzero([is_key for _, is_key in stated]).astype(np.int64)
-    return FrameTimes(seconds, float(stream.average_rate or measured), stamps, keys)
+    return FrameTimes(seconds, rate, stamps, keys)
 
 
 def _check_end(container: Any, stream: Any, num_packets: int, end: float, path: str) -> None:

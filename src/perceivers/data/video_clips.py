@@ -24,6 +24,7 @@ from perceivers.data.containers import (
 )
 from perceivers.data.frame_times import FrameTimes, read_frame_times
 from perceivers.data.frames import FrameFitter
+from perceivers.data.pictures import convert_channels
 from perceivers.data.sources import EncodedClip
 from perceivers.data.views import PLAIN, Look
 from perceivers.errors import DataError
@@ -226,8 +227,9 @@ def _make_converter(container: Any, path: str) -> Callable[[Any], Image.Image]:
     def convert(frame: Any) -> Image.Image:
         """Convert one frame."""
         width = max(1, round(frame.width * ratio))
-        shown = reformatter.reformat(frame, width=width, format="rgb24")
-        picture = Image.fromarray(shown.to_ndarray())
+        has_alpha = any(component.is_alpha for component in frame.format.components)
+        shown = reformatter.reformat(frame, width=width, format="rgba" if has_alpha else "rgb24")
+        picture = convert_channels(Image.fromarray(shown.to_ndarray()), 3, path)
         matrix = frame.side_data.get("DISPLAYMATRIX")
         if matrix is None:
             return picture
