@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
+from perceivers.text_names import show_name
+
 # A spreadsheet takes a cell that begins so for a formula, which may run programs.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 _MARKUP = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])")
@@ -25,7 +27,7 @@ def write_csv(file: TextIO, rows: Iterable[Sequence[object]]) -> None:
 
 def csv_cell(value: object) -> str:
     """Return one cell that no spreadsheet takes for a formula."""
-    text = str(value)
+    text = show_name(str(value))
     if not text.startswith(FORMULA_STARTS) or all(map(_is_number, text.split("; "))):
         return text
     return f"'{text}"

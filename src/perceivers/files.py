@@ -10,6 +10,7 @@ from typing import Any
 from perceivers.errors import CheckpointError
 from perceivers.foreign import parse_json
 from perceivers.reading import read_file
+from perceivers.text_names import show_all, show_name
 
 _UNFINISHED = re.compile(r"\..+\.\d+\.tmp")  # as write_atomic names them
 
@@ -18,8 +19,8 @@ def write_atomic(path: Path, content: bytes | str) -> Path:
     """Write beside ``path``, flush to disk, then rename; the old file survives any failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # An answer is never lost for a name: what UTF-8 cannot write is escaped, as JSON reads it.
-    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    # An answer is never lost for a name.
+    data = show_name(content).encode() if isinstance(content, str) else content
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -49,7 +50,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> Path:
     """Write indented JSON atomically."""
-    return write_atomic(path, json.dumps(data, indent=2, sort_keys=False) + "\n")
+    return write_atomic(path, json.dumps(show_all(data), indent=2, sort_keys=False) + "\n")
 
 
 def read_json_file(path: Path) -> dict[str, Any]:

@@ -10,10 +10,11 @@ compared, and classes kept, in the first.
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from perceivers.errors import DataError, UserError
+from perceivers.errors import ConfigError, DataError, UserError
 
 ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f])")
 
@@ -41,6 +42,17 @@ def show_name(name: str) -> str:
     except UnicodeEncodeError:
         # Half of a pair that never was a byte, as only JSON and YAML can write it.
         return name.encode("utf-8", "backslashreplace").decode()
+
+
+def show_all(value: Any) -> Any:
+    """Return what is to be written as JSON, with all its strings as ``show_name`` shows them."""
+    if isinstance(value, str):
+        return show_name(value)
+    if isinstance(value, Mapping):
+        return {show_all(key): show_all(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [show_all(held) for held in value]
+    return value
 
 
 def name_bytes(name: str) -> bytes:
@@ -86,6 +98,19 @@ def check_class_name(name: str, where: str, *, error: type[UserError] = DataErro
             f"without control characters"
         )
     return check_writable(name, where, error=error)
+
+
+def check_written_path(path: str | os.PathLike[str], what: str) -> None:
+    """Refuse the name of a file or folder that is to be written, where others could not open it.
+
+    Raises:
+        ConfigError: It is no UTF-8, which libraries of tensors and of figures cannot open.
+    """
+    if not is_writable(os.fspath(path)):
+        raise ConfigError(
+            f"{what} is {show_name(os.fspath(path))!r}, which is no UTF-8; what is written gets a "
+            f"name in UTF-8, so choose another"
+        )
 
 
 def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:

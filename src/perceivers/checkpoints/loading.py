@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -15,7 +16,8 @@ from perceivers.files import read_json_file
 from perceivers.finite import list_names, names_not_finite
 from perceivers.models.registry import FAMILIES, list_models
 from perceivers.models.saving import FORMAT_VERSION, ModelInfo
-from perceivers.reading import check_file
+from perceivers.reading import check_file, read_file
+from perceivers.text_names import is_writable
 from perceivers.types import ModalitySpec
 
 
@@ -175,6 +177,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     check_file(path, error=CheckpointError)
     try:
+        # The library opens no path that is not UTF-8.
+        if not is_writable(str(path)):
+            return load_bytes(read_file(path, error=CheckpointError))
         return load_file(path)
     except Exception as error:
         # The library checks a header well, but raises what its conversion of types raises.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from perceivers.errors import CheckpointError, plain_reason
 from perceivers.reading import open_file
+from perceivers.text_names import is_writable, show_name
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"  # files of torch before 1.6
@@ -28,6 +29,11 @@ def read_pickled(path: Path, *, intact: bool = False) -> Any:
         CheckpointError: The file is missing, damaged, or asks for anything but tensors and plain
             values.
     """
+    if not is_writable(str(path)):
+        raise CheckpointError(
+            f"{show_name(str(path))} has a name that is no UTF-8, which torch cannot open; rename "
+            f"the folder or the file"
+        )
     with open_file(path, error=CheckpointError) as file:
         head = file.read(len(_ZIP))
     try:

@@ -1,13 +1,16 @@
 """Entry point: ``perceivers VERB ...``. Help and version answer without importing torch."""
 
+import io
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 from perceivers.errors import LicenseWarning, UserError, is_users, suggest
+from perceivers.text_names import check_written_path, show_name
 from perceivers.version import __version__
 
 # verb -> (module, function, one line)
@@ -59,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     that goes wrong is our bug and shows its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files and of classes may hold what a terminal cannot show; no answer is lost for
+        # that.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         sys.stdout.write(usage())
         return 0
@@ -95,6 +103,9 @@ def _run_verb(verb: str, module: str, function: str, arguments: list[str]) -> in
         run: Callable[[list[str]], int] = getattr(
             import_module(f"perceivers.cli.{module}"), function
         )
+        for flag, value in pairwise([*arguments, ""]):
+            if flag == "--out" or flag.startswith("--out="):
+                check_written_path(flag.partition("=")[2] or value, "--out")
         return run(arguments)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("perceivers"):
@@ -105,7 +116,7 @@ def _run_verb(verb: str, module: str, function: str, arguments: list[str]) -> in
         )
         return 2
     except UserError as error:
-        sys.stderr.write(f"perceivers: {error}\n")
+        sys.stderr.write(f"perceivers: {show_name(str(error))}\n")
         return 2
     except BrokenPipeError:
         # Whoever read our output has seen enough ('| head'); nothing more can be told them.
@@ -114,7 +125,7 @@ def _run_verb(verb: str, module: str, function: str, arguments: list[str]) -> in
     except OSError as error:
         if not is_users(error):
             raise
-        sys.stderr.write(f"perceivers: {error}\n")
+        sys.stderr.write(f"perceivers: {show_name(str(error))}\n")
         return 2
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 2

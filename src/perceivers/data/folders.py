@@ -177,7 +177,7 @@ def read_folder(root: Path) -> FolderSplits:
         else _unlabelled(folder)
         for split, folder in folders.items()
     }
-    if odd := describe_names(path for files in found.values() for path in files.paths):
+    if odd := describe_names(Path(p).name for files in found.values() for p in files.paths):
         notes.append(odd)
     if num_stray := sum(files.num_stray for files in found.values()):
         notes.append(f"{num_stray} files that are no {ANYTHING} were ignored")

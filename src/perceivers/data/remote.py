@@ -311,7 +311,7 @@ def _read_label(file: Any, info: tarfile.TarInfo) -> str | None:
 def _encode_index(members: Sequence[Member], size: int, tag: str) -> str:
     """Return an index as JSON, a member per line."""
     head = json.dumps({"format": INDEX_FORMAT, "size": size, "tag": tag})[:-1]
-    rows = (json.dumps(m if m.text is not None else m[:3], ensure_ascii=False) for m in members)
+    rows = (json.dumps(m if m.text is not None else m[:3]) for m in members)
     return f'{head}, "members": [\n' + ",\n".join(rows) + "\n]}\n"
 
 

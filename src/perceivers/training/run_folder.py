@@ -13,6 +13,7 @@ import yaml
 
 from perceivers.errors import RunError
 from perceivers.files import read_json_file, write_atomic, write_json
+from perceivers.text_names import check_written_path
 from perceivers.training.addresses import (
     as_typed,
     describe_addresses,
@@ -132,6 +133,7 @@ class RunFolder:
         Raises:
             RunError: The folder holds something and ``overwrite`` is off.
         """
+        check_written_path(self.path, "--out")
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"--out {self.path} is a file; give a folder to create")
         if self.path.is_dir() and any(self.path.iterdir()):

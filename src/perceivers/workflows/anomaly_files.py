@@ -1,7 +1,6 @@
 """Anomalies as files: tables of scores, maps as arrays, and heat over the strangest samples."""
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from perceivers.errors import ConfigError
-from perceivers.files import write_atomic
+from perceivers.files import write_atomic, write_json
 from perceivers.report.figures.anomaly import Heat, draw_heat
 from perceivers.workflows.anomaly import Anomalies, AnomalyMap, describe
 from perceivers.workflows.prediction import write_predictions
@@ -58,7 +57,7 @@ def write_anomalies(found: Anomalies, out: Path) -> list[Path]:
         "auroc": found.auroc,
         "skipped": found.skipped,
     }
-    summary_path = write_atomic(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    summary_path = write_json(out / "summary.json", summary)
     limits = _limits(found)
     pictures: list[Path] = []
     for rank, each in enumerate(found.maps, 1):

@@ -14,6 +14,7 @@ from perceivers.data.sources import PartialSource, PictureSource
 from perceivers.data.text_folders import walk_files
 from perceivers.errors import DataError
 from perceivers.tasks.presence import can_lack
+from perceivers.text_names import show_name
 from perceivers.training.config import TrainConfig
 from perceivers.types import ModalitySpec
 from perceivers.workflows.evaluation import open_for_model
@@ -127,8 +128,8 @@ def open_files(
 
     def read() -> Iterator[Portion]:
         for found, batch in read_files(files, specs, batch_size, may_lack=may_lack):
-            folders = [path.parent.name for path in found]
-            yield Portion(batch, [str(path) for path in found], folders, "")
+            folders = [show_name(path.parent.name) for path in found]
+            yield Portion(batch, [show_name(str(path)) for path in found], folders, "")
 
     note = f"{len(files)} files" + (f", paired to {size} samples" if size < len(files) else "")
     return Feed(read, size, notes=(note,))

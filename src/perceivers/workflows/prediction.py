@@ -20,6 +20,7 @@ from perceivers.files import write_atomic
 from perceivers.reading import read_file
 from perceivers.tasks.mlm import text_modality
 from perceivers.tasks.presence import answer, can_lack, held_modalities
+from perceivers.text_names import show_all
 from perceivers.types import FIRST_BYTE, MASK, Bytes
 from perceivers.workflows.averaging import average_views
 
@@ -252,7 +253,8 @@ def write_predictions(records: Iterable[dict[str, Any]], out: Path | None) -> st
         write_csv(buffer, [columns, *cells])
         text = buffer.getvalue()
     else:
-        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        shown = map(show_all, records)
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in shown)
     if out is not None:
         write_atomic(out, text)
     return text
