@@ -170,6 +170,14 @@ def test_the_most_common_rate_and_the_longest_sound_make_the_spec() -> None:
     assert common_audio([Audio(5), Audio(7)]) == Audio(7)
 
 
+def test_channels_that_cannot_be_read_as_the_first_ones_make_mono() -> None:
+    assert common_audio([Audio(5, 2), Audio(5, 1)]).channels == 2
+    assert common_audio([Audio(5, 1), Audio(5, 2)]).channels == 1
+    # Of a film in 5.1 and one in stereo neither can be read as the other.
+    assert common_audio([Audio(5, 6), Audio(5, 2)]).channels == 1
+    assert common_audio([Audio(5, 2), Audio(5, 6), Audio(5, 2)]).channels == 1
+
+
 def test_an_mp3_is_entered_anywhere(encode_sound: EncodeSound) -> None:
     wave = noise(160000)
     encoded = clip(encode_sound(wave, 16000, "MP3"), "a.mp3")

@@ -115,3 +115,22 @@ def test_data_that_do_not_match_are_refused(parts: list[str], tmp_path: Path) ->
         open_data(" + ".join(parts), labels=("label",))
     with pytest.raises(DataError, match="data address 'nowhere': no such file"):
         open_data(f"{parts[0]} + nowhere")
+
+
+def test_an_unreadable_first_sample_does_not_decide_for_all(
+    tmp_path: Path, encode_sound: Any
+) -> None:
+    addresses = []
+    for name in ("a", "b"):
+        for label in ("x", "y"):
+            for number in range(4):
+                path = tmp_path / name / label / f"{number}.wav"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(encode_sound(np.ones((1, 20)), kind="WAV"))
+        addresses.append(str(tmp_path / name))
+    joined = " + ".join(addresses)
+    first = open_data(joined).splits["train"].names
+    broken = open_data(addresses[0]).splits["train"].names[0]
+    (tmp_path / "a" / broken).unlink()
+    (tmp_path / "a" / broken).symlink_to(tmp_path / "nowhere.wav")
+    assert open_data(joined).splits["train"].names == first

@@ -284,3 +284,23 @@ def test_label_columns_come_from_json(tmp_path: Path, write_tar: WriteTar, encod
         read_shards([path], (), ["where"])
     dataset = open_data(str(path), val_share=0.4, labels=["who"])
     assert dataset.classes == ("ant", "cat")
+
+
+def test_masks_of_some_pictures_alone_are_left_out_and_noted(
+    tmp_path: Path, write_tar: WriteTar, encode: Encode
+) -> None:
+    pictures = {f"{n}.jpg": encode(n, kind="JPEG") for n in range(4)}
+    masks = {f"{n}.png": encode(n, mode="L") for n in range(4)}
+    whole, notes = read_shards([write_tar(tmp_path / "x.tar", {**pictures, **masks})], ())
+    assert isinstance(whole, TarClips)
+    assert (whole.kinds, notes) == (("image", "mask"), [])
+    # A damaged first mask does not make pictures of the others.
+    damaged = {**pictures, **masks, "0.png": b"x"}
+    found, _ = read_shards([write_tar(tmp_path / "y.tar", damaged)], ())
+    assert isinstance(found, TarClips)
+    assert found.kinds == ("image", "mask")
+    del masks["2.png"]
+    some, notes = read_shards([write_tar(tmp_path / "z.tar", {**pictures, **masks})], ())
+    assert isinstance(some, TarPictures)
+    assert "only 3 of 4 pictures have a mask beside them" in notes[0]
+    assert notes[0].endswith("without one is z.tar/2")

@@ -82,6 +82,8 @@ def native_audio(clip: EncodedClip) -> Audio:
 def common_audio(found: Sequence[Audio]) -> Audio:
     """Return a spec for several sounds: the most common rate, and as long as the longest.
 
+    The channels are those of the first, or 1 where some have others that cannot be read as these.
+
     Args:
         found: What ``native_audio`` says of each, at least one.
     """
@@ -90,7 +92,10 @@ def common_audio(found: Sequence[Audio]) -> Audio:
         resampled_length(spec.samples, spec.sample_rate or 1, rate or spec.sample_rate or 1)
         for spec in found
     ]
-    return replace(found[0], samples=max(lengths), sample_rate=rate)
+    channels = found[0].channels
+    if any(spec.channels not in {1, channels} for spec in found):
+        channels = 1
+    return replace(found[0], samples=max(lengths), channels=channels, sample_rate=rate)
 
 
 def fit_audio(clip: EncodedClip, spec: Audio, look: Look = PLAIN) -> NDArray[np.float32]:

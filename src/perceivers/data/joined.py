@@ -30,6 +30,8 @@ from perceivers.errors import DataError
 from perceivers.types import ModalitySpec, Points
 
 SEPARATOR = " + "
+# Samples that are tried before a whole part is called unreadable.
+MAX_TRIED = 16
 # Files and folders of these names say which split they are, not which data.
 SPLIT_NAMES = {"train", "val", "test"}
 ENDINGS = {".npz", ".npy", ".csv", ".jsonl", ".parquet", ".txt", ".tar"}
@@ -246,8 +248,16 @@ def _describe_modalities(source: Source) -> list[str]:
 
 
 def _list_modalities(source: Source) -> list[str]:
-    """Return the modalities of a source, in their order."""
-    return list(source.present if isinstance(source, PartialSource) else source.read(0))
+    """Return the modalities of a source, in their order, as the first readable sample has them."""
+    if isinstance(source, PartialSource):
+        return list(source.present)
+    reasons: list[DataError] = []
+    for index in range(min(len(source), MAX_TRIED)):
+        try:
+            return list(source.read(index))
+        except DataError as error:
+            reasons.append(error)
+    raise reasons[0]
 
 
 def _widest(specs: Sequence[ModalitySpec]) -> ModalitySpec:

@@ -49,6 +49,7 @@ from perceivers.foreign import decode_text, parse_json, read_int
 from perceivers.limits import check_limit
 from perceivers.text_names import compose, show_name
 
+MASKS_TRIED = 3
 BRACES = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 
 
@@ -300,9 +301,9 @@ def read_shards(
         found += [_Sample(number, shard, k, p, choose_media(p)) for k, p in grouped.items()]
     last = str(paths[-1]).rpartition("/")[2]
     where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {last}"
-    found = _with_masks(found)
+    found, unmasked = _with_masks(found, where)
     kinds, notes = choose_kinds(found, where)
-    notes = [*describe_lost(lost, where), *notes]
+    notes = [*describe_lost(lost, where), *unmasked, *notes]
     samples = [sample for sample in found if all(kind in sample.media for kind in kinds)]
     values, columns = None, {}
     if labels:
@@ -360,12 +361,22 @@ def _parse_all(samples: Sequence[_Sample]) -> tuple[list[JsonEntries], list[str]
     return entries, [f"{sample.path}/{sample.key}.json" for sample in samples]
 
 
-def _with_masks(samples: list[_Sample]) -> list[_Sample]:
-    """Return samples with masks among what is read, if every picture has one beside it."""
+def _with_masks(samples: list[_Sample], where: str) -> tuple[list[_Sample], list[str]]:
+    """Return samples with masks among what is read, if every picture has one beside it, and notes.
+
+    The first masks say whether they hold ids; one alone may be damaged.
+    """
     endings = [find_mask(sample.parts, sample.media.get("image")) for sample in samples]
-    pairs = [(s, e or "") for s, e in zip(samples, endings, strict=True) if "image" in s.media]
-    if not pairs or not all(e for _, e in pairs) or not holds_ids(*pairs[0][0].load(pairs[0][1])):
-        return samples
+    pairs = [(s, e) for s, e in zip(samples, endings, strict=True) if "image" in s.media]
+    masked = [(sample, ending) for sample, ending in pairs if ending]
+    if not any(holds_ids(*sample.load(ending)) for sample, ending in masked[:MASKS_TRIED]):
+        return samples, []
+    if len(masked) < len(pairs):
+        lacking = next(sample.id for sample, ending in pairs if not ending)
+        return samples, [
+            f"{where}: only {len(masked)} of {len(pairs)} pictures have a mask beside them, so "
+            f"masks are not read; without one is {lacking}"
+        ]
     return [
         replace(
             sample,
@@ -373,7 +384,7 @@ def _with_masks(samples: list[_Sample]) -> list[_Sample]:
             media={**sample.media, **({MASK_NAME: sample.parts[ending]} if ending else {})},
         )
         for sample, ending in zip(samples, endings, strict=True)
-    ]
+    ], []
 
 
 def _group_samples(
