@@ -327,3 +327,24 @@ def test_self_attention_of_unequal_widths_is_the_same_on_both_paths(
 def test_self_attention_s_widths_must_be_divisible(qk_dim: int, v_dim: int, wrong: str) -> None:
     with pytest.raises(ConfigError, match=rf"self-attention {wrong} is not a multiple of num_h"):
         SelfAttention(dim=8, num_heads=2, qk_dim=qk_dim, v_dim=v_dim)
+
+
+@pytest.mark.parametrize("width", [4, 6], ids=["equal widths", "padded or plain"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("keys", [1, 3, 15, 16, 40])
+def test_nan_in_queries_keys_or_values_is_never_lost(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, keys: int, masked: bool, width: int
+) -> None:
+    mask = torch.ones(1, 1, 1, keys, dtype=torch.bool) if masked else None
+    monkeypatch.setattr(attention, "PLAIN_SCORES", 0 if keys % 2 else 2**25)
+    for which in range(3):
+        arrays = [draw(rng, 1, 2, n, c) for n, c in ((5, 4), (keys, 4), (keys, width))]
+        sound = attend(arrays[0], arrays[1], arrays[2], mask)
+        assert bool(sound.isfinite().all())
+        arrays[which][0, 0, 0] = torch.nan
+        spoiled = attend(arrays[0].float(), arrays[1].float(), arrays[2].float(), mask)
+        # A query spoils its own row, a key or a value those of all queries; the other head none.
+        rows = spoiled.isnan().any(-1)
+        assert rows[0, 0, 0]
+        assert bool(rows[0, 0].all()) is (which > 0)
+        assert not bool(rows[0, 1].any())

@@ -26,6 +26,9 @@ AttentionPath = Literal["sdpa", "reference"]
 CUDA_GRID_LIMIT = 65_535
 # Fused CUDA kernels copy their arguments when the channels of a head are no multiple of this.
 CHANNEL_MULTIPLE = 8
+# Keys below which the fused CPU kernel, called without a mask, answers a row of scores that are all
+# NaN with finite values: it compares the few scores one by one, and NaN is larger than nothing.
+MIN_CPU_KEYS = 16
 # Scores of one call up to which the CPU multiplies matrices when heads are of unequal width; fused
 # kernels want equal widths, and padding them costs more than it saves until memory matters.
 PLAIN_SCORES = 2**25
@@ -57,7 +60,7 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tenso
     """Call the fused kernel, which wants queries, keys and values of one width."""
     width = v.shape[-1]
     if q.shape[-1] == width:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=_open_mask(k, mask))
     total = prod((*q.shape[:-1], k.shape[2]))
     if not q.is_cuda and not _is_free(total) and total <= PLAIN_SCORES:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
@@ -70,7 +73,19 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tenso
     widest = -(-max(q.shape[-1], width) // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
     scale = q.shape[-1] ** -0.5
     q, k, v = (F.pad(x, (0, widest - x.shape[-1])) for x in (q, k, v))
+    mask = _open_mask(k, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)[..., :width]
+
+
+def _open_mask(k: Tensor, mask: Tensor | None) -> Tensor | None:
+    """The mask, or one that hides nothing where the kernel needs one not to lose NaN.
+
+    Values that are no NaN come out the same to the last bit.
+    """
+    if mask is not None or k.device.type != "cpu" or torch.compiler.is_exporting():
+        return mask
+    few = k.shape[2] < MIN_CPU_KEYS
+    return torch.ones(1, 1, 1, k.shape[2], dtype=torch.bool) if few else None
 
 
 def _is_free(size: int) -> bool:

@@ -26,6 +26,7 @@ from perceivers.models.flat.encoded import Encoded
 from perceivers.models.perceiver_io import Output, PerceiverIO
 from perceivers.models.perceiver_io.decoder import pick_rows
 from perceivers.nn.space_depth import space_to_depth
+from perceivers.tasks.answers import Choices
 from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.tasks.metrics import (
     PERFECT_PSNR,
@@ -36,6 +37,7 @@ from perceivers.tasks.metrics import (
     result,
     results,
     total_weight,
+    update,
 )
 from perceivers.tasks.presence import held_modalities, shown_modalities
 from perceivers.types import Labels
@@ -270,7 +272,7 @@ class Autoencoding(Task):
 
     def _error(self, prediction: Tensor, truth: Tensor) -> Float[Tensor, ""]:
         """Mean error over what is real; absent points are NaN."""
-        real = torch.isfinite(truth)
+        real = ~truth.isnan()
         error = torch.where(real, prediction - truth, 0.0)
         error = error.abs() if self.config.loss == "l1" else error.square()
         return error.sum() / real.sum().clamp(min=1)
@@ -287,6 +289,7 @@ class Autoencoding(Task):
         device = device_of(self.model)
         means = new_means([*self.signals, *self.labels, "top1"], device)
         noise = {name: self._new_psnr(name, device) for name in self.signals}
+        choices = Choices(device)
         for batch in batches:
             inputs, held = self._inputs(batch), held_modalities(self.model, batch)
             size = next(iter(inputs.values())).shape[0]
@@ -298,20 +301,20 @@ class Autoencoding(Task):
                 made = adapter.flatten(self.model.decode(encoded, name).float())
                 truth = adapter.normalise(adapter.flatten(inputs[name]), torch.float32)
                 truth = _only_held(truth, held.get(name))
-                real = torch.isfinite(truth)
+                real = ~truth.isnan()
                 add_mean(means[name], self._error(made, truth), real.sum())
                 std = adapter.std.expand_as(truth)
-                noise[name].update((made * std)[real].double(), (truth * std)[real].double())
+                update(noise[name], (made * std)[real], (truth * std)[real])
             for name in self.labels:
                 logits, truth = self.model.decode(encoded, name).float(), inputs[name].long()
                 known = truth >= 0
                 entropy = F.cross_entropy(logits, truth, ignore_index=-1)
                 add_mean(means[name], entropy, known.sum())
-                hits = ((logits.argmax(-1) == truth) & known).sum() / known.sum()
+                hits = ((choices.of(logits) == truth) & known).sum() / known.sum()
                 add_mean(means["top1"], hits, known.sum())
         known = {name: total_weight(mean) for name, mean in means.items()}
         figures = results(means)
-        top1 = {"top1": figures.pop("top1")}
+        top1 = choices.judge({"top1": figures.pop("top1")})
         loss = sum(self.weights[name] * figures[name] for name in figures if known[name])
         shares = {f"psnr/{name}": min(float(result(m)), PERFECT_PSNR) for name, m in noise.items()}
         return {"loss": loss, **shares, **(top1 if known["top1"] else {})}

@@ -14,8 +14,16 @@ from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, DataError
 from perceivers.models.base import Model
+from perceivers.tasks.answers import Choices
 from perceivers.tasks.base import Losses, Task, TaskBatch
-from perceivers.tasks.metrics import add_mean, device_of, new_accuracies, new_means, results
+from perceivers.tasks.metrics import (
+    add_mean,
+    device_of,
+    new_accuracies,
+    new_means,
+    results,
+    update,
+)
 from perceivers.tasks.mixing import check_mixing, mix_samples
 from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 
@@ -140,11 +148,14 @@ class Classification(Task):
         self.eval()
         device = device_of(self.model)
         metrics = new_means(["loss"], device) | new_accuracies(self.num_classes, device)
+        choices = Choices(device)
         for batch in batches:
             labels = self._labels(batch)
             logits = answer(self.model, batch.inputs, held_modalities(self.model, batch)).float()
             add_mean(metrics["loss"], F.cross_entropy(logits, labels), len(labels))
+            chosen = choices.of(logits)
             for name in ("top1", "macro"):
-                metrics[name].update(logits.argmax(-1), labels)
+                update(metrics[name], chosen, labels)
         del metrics["matrix"]
-        return results(metrics)
+        loss = results({"loss": metrics.pop("loss")})
+        return {**loss, **choices.judge(results(metrics))}

@@ -60,8 +60,9 @@ def outlier_share(
     counted = _counted(true, valid)
     errors = end_point_errors(predicted, true)[counted]
     lengths = torch.linalg.vector_norm(true, dim=-3)[counted]
-    outliers = (errors > OUTLIER_PIXELS) & (errors > OUTLIER_SHARE * lengths)
-    return outliers.to(errors.dtype).mean()
+    # Asked this way round, an error of NaN is an outlier.
+    good = (errors <= OUTLIER_PIXELS) | (errors <= OUTLIER_SHARE * lengths)
+    return (~good).to(errors.dtype).mean()
 
 
 def warp_backward(

@@ -17,6 +17,8 @@ from perceivers.errors import ConfigError
 if TYPE_CHECKING:
     from torchmetrics import MeanMetric, Metric
 
+# Devices without float64.
+SINGLE_PRECISION = {"mps"}
 # A label that nobody gave.
 UNKNOWN = -1
 # Decibels of a reconstruction without error, which would be infinitely many.
@@ -24,8 +26,12 @@ PERFECT_PSNR = 120.0
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return where a model's metrics must be: with its parameters, for processes to merge them."""
-    return next(model.parameters()).device
+    """Return where a model's metrics are kept: with its parameters, for processes to merge them.
+
+    Apple's GPUs know no double precision, and work alone: there it is the CPU.
+    """
+    device = next(model.parameters()).device
+    return torch.device("cpu") if device.type in SINGLE_PRECISION else device
 
 
 def new_metric(path: str, device: torch.device, **settings: Any) -> "Metric":
@@ -76,14 +82,24 @@ def new_accuracies(num_classes: int, device: torch.device) -> "dict[str, Metric]
     }
 
 
+def update(metric: "Metric", *values: Tensor) -> None:
+    """Count values where the metric is, numbers in double precision.
+
+    In this order: the device that they come from may have no double precision.
+    """
+    here = [value.detach().to(metric.device) for value in values]
+    metric.update(*[value.double() if value.is_floating_point() else value for value in here])
+
+
 def add_mean(metric: "Metric", value: Tensor, weight: Tensor | float | int) -> None:
     """Add a mean to a weighted mean; one without weight, which may be NaN, adds nothing.
 
     A mean with weight that is not a number, of a model that diverged, counts as infinite: it must
     show, but torchmetrics would drop it, or stop.
     """
-    weight = torch.as_tensor(weight, dtype=torch.float64, device=metric.device)
-    value = value.detach().double().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    weight = torch.as_tensor(weight).to(metric.device).double()
+    value = value.detach().to(metric.device).double()
+    value = value.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     metric.update(torch.where(weight > 0, value, 0.0), weight)
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from perceivers.draws import Draws, rand_rows, sample_generators
 from perceivers.errors import ConfigError
+from perceivers.tasks.answers import Choices
 from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.tasks.metrics import add_mean, device_of, new_means, results
 from perceivers.tasks.presence import answer, held_modalities, shown_modalities
@@ -147,10 +148,11 @@ class MaskedLanguage(Task):
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
         self.eval()
         metrics = new_means(["loss", "top1"], device_of(self.model))
+        choices = Choices(device_of(self.model))
         for batch in batches:
             errors, logits, masked = self._score(batch, generator)
-            found = (logits.argmax(-1) == batch.inputs[self.name]) & masked
+            found = (choices.of(logits) == batch.inputs[self.name]) & masked
             for name, each in (("loss", errors), ("top1", found)):
                 add_mean(metrics[name], each.sum() / masked.sum(), masked.sum())
         loss, top1 = results(metrics).values()
-        return {"loss": loss, "bits_per_byte": loss / log(2), "top1": top1}
+        return {"loss": loss, "bits_per_byte": loss / log(2), **choices.judge({"top1": top1})}

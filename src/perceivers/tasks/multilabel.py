@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, DataError, suggest
+from perceivers.tasks.answers import Choices
 from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.tasks.metrics import (
     UNKNOWN,
@@ -29,6 +30,7 @@ from perceivers.tasks.metrics import (
     new_means,
     new_precision,
     results,
+    update,
 )
 from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 
@@ -190,6 +192,7 @@ class Multilabel(Task):
         loss = new_means(["loss"], device)
         precision = new_precision(sum(self.widths.values()), device)
         right = new_column_accuracies(self.columns, device)
+        choices = Choices(device)
         for batch in batches:
             held = held_modalities(self.model, batch)
             labels, logits = self._labels(batch), self._logits(batch.inputs, held)
@@ -197,18 +200,19 @@ class Multilabel(Task):
             errors = self._errors(logits, targets, known).sum()
             add_mean(loss["loss"], errors / known.sum().clamp(min=1), known.sum())
             # torchmetrics would take logits that happen to lie in 0..1 for probabilities.
-            scores = logits.double().sigmoid()
-            precision.update(scores, targets.long().masked_fill(~known, UNKNOWN))
+            scores = logits.to(device).double().sigmoid()
+            update(precision, scores, targets.long().masked_fill(~known, UNKNOWN))
+            choices.note(logits.isfinite().all(-1))
             chosen = choose_classes(logits, self.widths)
             for index, metric in enumerate(right.values()):
-                metric.update(chosen[:, index], labels[:, index])
+                update(metric, chosen[:, index], labels[:, index])
         shares = column_shares(right)
-        return {
-            **results(loss),
+        figures = {
             "map": mean_precision(precision),
             "column_top1": sum(shares.values()) / max(len(shares), 1),
             **{f"top1/{name}": share for name, share in shares.items()},
         }
+        return {**results(loss), **choices.judge(figures)}
 
 
 def choose_classes(logits: Float[Tensor, "B K"], widths: Mapping[str, int]) -> Int[Tensor, "B T"]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, DataError
+from perceivers.tasks.answers import Choices
 from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.tasks.metrics import (
     UNKNOWN,
@@ -23,6 +24,7 @@ from perceivers.tasks.metrics import (
     new_column_accuracies,
     new_means,
     results,
+    update,
 )
 from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 
@@ -91,6 +93,7 @@ class Multitask(Task):
         device = device_of(self.model)
         loss = new_means(["loss"], device)
         right = new_column_accuracies(self.columns, device)
+        choices = Choices(device)
         for batch in batches:
             held = held_modalities(self.model, batch)
             labels, answers = self._labels(batch), answer(self.model, batch.inputs, held)
@@ -99,7 +102,8 @@ class Multitask(Task):
                 known = (truth != UNKNOWN).sum()
                 error = F.cross_entropy(logits, truth, ignore_index=UNKNOWN)
                 add_mean(loss["loss"], error, known)
-                right[name].update(logits.argmax(-1), truth)
+                update(right[name], choices.of(logits), truth)
         shares = column_shares(right)
         top1 = sum(shares.values()) / max(len(shares), 1)
-        return {**results(loss), "top1": top1, **{f"top1/{n}": s for n, s in shares.items()}}
+        figures = {"top1": top1, **{f"top1/{name}": share for name, share in shares.items()}}
+        return {**results(loss), **choices.judge(figures)}

@@ -5,7 +5,6 @@ Legend: B batch, T targets.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, Literal
 
 import torch
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, DataError
 from perceivers.tasks.base import Losses, Task, TaskBatch
-from perceivers.tasks.metrics import add_mean, device_of, new_means, new_metric, result
+from perceivers.tasks.metrics import add_mean, device_of, new_means, new_metric, result, update
 from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 
 # What R2 needs at least.
@@ -160,9 +159,9 @@ class Regression(Task):
             restored = self.restore(answers)
             for place, each in enumerate(metrics.values()):
                 rows = known[:, place]
-                each["count"].update(rows.sum())
+                update(each["count"], rows.sum())
                 for name in ("mae", "rmse", "r2") if bool(rows.any()) else ():
-                    each[name].update(restored[rows, place].double(), targets[rows, place].double())
+                    update(each[name], restored[rows, place], targets[rows, place])
         return {"loss": float(result(loss)), **_figures(metrics)}
 
 
@@ -176,5 +175,5 @@ def _figures(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         if count >= MIN_SAMPLES:
             score = float(result(each["r2"]))
             figures[f"r2/{target}"] = score
-            scores += [score] if isfinite(score) else []
+            scores.append(score)
     return {**({"r2": sum(scores) / len(scores)} if scores else {}), **figures}

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, DataError
+from perceivers.tasks.answers import Choices
 from perceivers.tasks.base import Losses, Task, TaskBatch
-from perceivers.tasks.metrics import add_mean, device_of, new_means, new_metric, result
+from perceivers.tasks.metrics import add_mean, device_of, new_means, new_metric, result, update
 from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 
 # Name of the masks in a batch, and what an element is that is neither learned nor counted.
@@ -199,10 +200,12 @@ class Segmentation(Task):
             ignore_index=IGNORED,
             validate_args=False,
         )
+        choices = Choices(device)
         for batch in batches:
             logits = self._logits(batch, held_modalities(self.model, batch))
             truth = self.true_classes(batch)
             add_mean(loss, element_loss(logits, truth), (truth != IGNORED).sum())
-            counted.update(logits.argmax(1), truth)
+            update(counted, choices.of(logits, 1), truth)
         matrix = result(counted).long().cpu()
-        return {"loss": float(result(loss)), **segmentation_figures(matrix, self.classes)}
+        figures = choices.judge(segmentation_figures(matrix, self.classes))
+        return {"loss": float(result(loss)), **figures}

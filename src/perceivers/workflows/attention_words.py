@@ -10,6 +10,7 @@ from torch import Tensor
 from perceivers.models.entity_set import EntitySet
 from perceivers.models.saving import ModelInfo
 from perceivers.report import style
+from perceivers.tasks.answers import is_answer
 from perceivers.tasks.flow import FLOW_SCALE, TARGET
 from perceivers.types import FIRST_BYTE, Labels
 from perceivers.workflows.attention_maps import Answer
@@ -42,6 +43,8 @@ class Speaker:
             truth: Ids of bytes that were hidden here, by their place.
         """
         output = getattr(self.model.config, "outputs", {}).get(answer.output)
+        if not bool(is_answer(answer.values.flatten())):
+            return "no answer: it holds NaN or infinity"
         if isinstance(self.model, EntitySet):
             chance = float(answer.values.softmax(-1)[answer.index])
             return f"chosen: row {answer.index}, {show_chance(chance)}"

@@ -31,6 +31,7 @@ from perceivers.errors import ConfigError, DataError
 from perceivers.files import real_path, write_atomic
 from perceivers.report.figures.segmentation import class_colours
 from perceivers.report.figures.top_views import choose_side, look_down
+from perceivers.tasks.answers import check_answer
 from perceivers.tasks.segmentation import IGNORED, element_logits, segmented_modality
 from perceivers.types import Points
 
@@ -120,7 +121,9 @@ def find_classes_of(model: Any, scenes: Scenes) -> UInt8[np.ndarray, " n"]:
     for start in range(0, len(tiled), TILES_AT_ONCE):
         places = range(start, min(start + TILES_AT_ONCE, len(tiled)))
         batch = stack_batch(reader, [reader(place) for place in places], list(places), [])
-        answers = element_logits(model, model({name: batch.inputs[name]})).argmax(1).numpy()
+        logits = element_logits(model, model({name: batch.inputs[name]}))
+        check_answer(logits, str(scenes.scenes[0]))
+        answers = logits.argmax(1).numpy()
         for place, answer in zip(places, answers, strict=True):
             tile = tiled.tiles[place]
             # The tile's own points come first, in the order of their rows.

@@ -20,6 +20,7 @@ from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import Batch
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.escaping import write_csv
+from perceivers.tasks.answers import check_answer
 from perceivers.tasks.presence import held_modalities
 from perceivers.workflows.feeding import Feed, Portion, open_feed
 from perceivers.workflows.origin import own_data, run_config
@@ -189,7 +190,10 @@ def feature_batches(
     model.eval()
     for portion in feed.read():
         skipped += portion.batch.bad
-        yield pooled_features(model, portion.batch, pool).numpy(), portion
+        features = pooled_features(model, portion.batch, pool)
+        for row, name in zip(features, portion.names, strict=True):
+            check_answer(row, str(name))
+        yield features.numpy(), portion
 
 
 @torch.no_grad()

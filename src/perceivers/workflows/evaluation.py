@@ -17,8 +17,9 @@ from perceivers.data.joined import SEPARATOR
 from perceivers.data.views import Views
 from perceivers.errors import DataError
 from perceivers.tasks import Classification, ClassificationConfig
+from perceivers.tasks.answers import Choices
 from perceivers.tasks.flow import TARGET, FlowConfig, flow_modality
-from perceivers.tasks.metrics import device_of, new_accuracies, result, results
+from perceivers.tasks.metrics import device_of, new_accuracies, result, results, update
 from perceivers.tasks.presence import answer, held_modalities
 from perceivers.tasks.segmentation import TARGET as MASKS
 from perceivers.tasks.tiled_flow import evaluate_pairs
@@ -182,13 +183,15 @@ def evaluate_classifier(loaded: Loaded, batches: Iterable[Batch], skipped: list[
     """Count every (truth, prediction) pair."""
     classes = loaded.info.classes
     task = Classification(loaded.model, len(classes), ClassificationConfig()).eval()
-    metrics = new_accuracies(len(classes), device_of(loaded.model))
+    device = device_of(loaded.model)
+    metrics, choices = new_accuracies(len(classes), device), Choices(device)
     for batch in batches:
         if batch.labels is None:
             raise DataError("the data has no labels; evaluation of a classifier needs them")
         logits = answer(task.model, batch.inputs, held_modalities(task.model, batch))
+        chosen = choices.of(logits)
         for metric in metrics.values():
-            metric.update(logits.argmax(-1), batch.labels)
+            update(metric, chosen, batch.labels)
     matrix = result(metrics.pop("matrix")).long().cpu()
-    figures = {**results(metrics), "samples": int(matrix.sum())}
+    figures = {**choices.judge(results(metrics)), "samples": int(matrix.sum())}
     return Evaluation(figures, classes, matrix, skipped)

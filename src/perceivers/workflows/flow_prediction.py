@@ -19,6 +19,7 @@ from perceivers.data.pictures import convert_channels, read_bytes, read_picture
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import write_atomic
 from perceivers.report.figures.flow import flow_to_colour
+from perceivers.tasks.answers import check_answer
 from perceivers.tasks.flow import TARGET, FlowConfig
 from perceivers.tasks.tiled_flow import tiled_flow
 from perceivers.workflows.objectives import find_settings
@@ -78,6 +79,7 @@ def predict_flow(
     pair = torch.from_numpy(np.stack(frames, 1))
     settings = find_settings(FlowConfig, loaded, run_config(model))
     flow, tiles = tiled_flow(loaded.model, pair, scale=settings.scale, pad=pad)
+    check_answer(flow, f"{first}, {second}")
     Path(out).mkdir(parents=True, exist_ok=True)
     write_flow(paths[0], flow.numpy())
     write_atomic(paths[1], _png(flow_to_colour(flow.numpy())))

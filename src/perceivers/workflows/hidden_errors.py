@@ -20,6 +20,7 @@ from perceivers.models.hiera import Hiera
 from perceivers.models.hip import HiP
 from perceivers.models.perceiver_io import PerceiverIO
 from perceivers.tasks import AutoencodingConfig
+from perceivers.tasks.answers import check_answer
 from perceivers.tasks.mae import OBJECTIVES, objective_of
 from perceivers.tasks.masked import MaskSettings, Target
 from perceivers.tasks.masked_patches import patch_statistics
@@ -282,6 +283,7 @@ class PatchErrors:
             made, hidden = model.reconstruct(encoded, plan).float(), masked[0]
             if self.borrows:
                 made = made * deviation[:, hidden] + mean[:, hidden]
+            check_answer(made, f"reconstruction of {name}")
             errors[:, hidden] += (made - truth[:, hidden]).square()
             times[hidden] += 1
             units = encoded.units
@@ -330,7 +332,7 @@ class TokenErrors:
                 hidden = ~self._spread(name, row).flatten()
                 # A point that is not there is NaN, and its error is nobody's.
                 errors = (made - truth).square().mean(-1)
-                counts = hidden & torch.isfinite(errors)
+                counts = hidden & ~truth.isnan().any(-1)
                 _add(tallies, name, torch.where(counts, errors, 0.0), counts.to(errors.dtype))
         specs = self.model.config.inputs
         return {
@@ -348,7 +350,12 @@ class TokenErrors:
 
 
 def _add(tallies: dict[str, Tally], name: str, errors: Tensor, times: Tensor) -> None:
-    """Add one pass to a modality's sums."""
+    """Add one pass to a modality's sums.
+
+    Raises:
+        DataError: An error that counts is not finite.
+    """
+    check_answer(errors * times, f"the error of {name}")
     if name not in tallies:
         tallies[name] = Tally(torch.zeros_like(errors), torch.zeros_like(times))
     tallies[name].errors += errors

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from perceivers.errors import ConfigError, DataError
 from perceivers.escaping import write_csv
 from perceivers.files import write_atomic
 from perceivers.reading import read_file
+from perceivers.tasks.answers import NO_ANSWER, check_answer, is_answer
 from perceivers.tasks.mlm import text_modality
 from perceivers.tasks.presence import answer, can_lack, held_modalities
 from perceivers.text_names import show_all
@@ -155,7 +156,17 @@ def _text_input(loaded: Loaded) -> tuple[str, Bytes]:
 
 
 def _records(loaded: Loaded, answer: Any, top: int) -> list[dict[str, Any]]:
-    """Turn a batch of answers into records."""
+    """Turn a batch of answers into records; one with ``error`` where there is no answer."""
+    parts = list(answer.values()) if isinstance(answer, Mapping) else [answer]
+    named = loaded.info.task in {"multitask", "classify"}
+    fine = torch.stack([is_answer(p) if named else p.isfinite().all(-1) for p in parts]).all(0)
+    return [
+        record if is_fine else {"error": NO_ANSWER}
+        for record, is_fine in zip(_all_records(loaded, answer, top), fine.tolist(), strict=True)
+    ]
+
+
+def _all_records(loaded: Loaded, answer: Any, top: int) -> list[dict[str, Any]]:
     info = loaded.info
     if info.task == "multitask":
         tables = {n: _ranked(answer[n].float().softmax(-1), info.columns[n], 1) for n in answer}
@@ -215,8 +226,9 @@ def _fill(
             continue
         hidden = ids == MASK
         # Only bytes are answers: a text has no special ids in its middle.
-        scores = loaded.model({name: ids}, outputs=[name]).float()[..., FIRST_BYTE:].softmax(-1)
-        best = scores.max(-1)
+        scores = loaded.model({name: ids}, outputs=[name]).float()[..., FIRST_BYTE:]
+        check_answer(scores, where)
+        best = scores.softmax(-1).max(-1)
         filled = torch.where(hidden, best.indices + FIRST_BYTE, ids)
         yield {
             kind: text if kind == "text" else where,

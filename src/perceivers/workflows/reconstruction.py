@@ -16,6 +16,7 @@ from perceivers.data import find_files, read_files
 from perceivers.data.clip_writing import write_clip, write_wav
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.report.figures import draw_reconstructions
+from perceivers.tasks.answers import check_answer
 from perceivers.tasks.mae import objective_of
 from perceivers.tasks.masked import Imagined, MaskSettings
 from perceivers.types import Audio, Image, ModalitySpec, Video
@@ -169,6 +170,7 @@ def save_imagined(
     for row, stem in enumerate(stems):
         for kind, signals in parts.items():
             path, signal = folder / f"{stem}_{kind}", signals[row].float()
+            check_answer(signal, path.name)
             if isinstance(spec, Video):
                 pixels = (signal.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
                 rate = (spec.frame_rate or DEFAULT_FRAME_RATE) / imagined.frame_step

@@ -30,6 +30,7 @@ from perceivers.data.pictures import convert_channels, read_bytes, read_picture
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import real_path, write_atomic
 from perceivers.report.figures.segmentation import class_colours, overlay_mask
+from perceivers.tasks.answers import check_answer
 from perceivers.tasks.segmentation import element_logits, segmented_modality
 from perceivers.workflows.prediction import is_data_file
 
@@ -148,6 +149,7 @@ def find_mask_of(model: Any, picture: Image.Image, path: str) -> UInt8[np.ndarra
     for each in views:
         raw = torch.from_numpy(draw_picture(picture, each, (spec.width, spec.height)).copy())
         logits = element_logits(model, model({name: raw.unsqueeze(0)}))
+        check_answer(logits, path)
         shares = logits.softmax(1)[0]
         if not len(blended):
             blended = torch.zeros(len(shares), rows, columns)

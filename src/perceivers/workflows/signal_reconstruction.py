@@ -15,6 +15,7 @@ from perceivers.data import Batch, find_files, read_files
 from perceivers.data.clip_writing import write_clip, write_wav
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.report.figures import draw_reconstructions
+from perceivers.tasks.answers import check_answer
 from perceivers.tasks.autoencoding import (
     Autoencoding,
     AutoencodingConfig,
@@ -132,6 +133,8 @@ def _give_back(
     original = {n: as_floats(task.model, n, batch.inputs[n]) for n in task.signals}
     made = {n: decode_raw(task.model, encoded, n) for n in task.signals}
     # What is absent, a row of NaN among points, has nothing to be given back.
+    for name, signal in made.items():
+        check_answer(signal[original[name].isfinite()], f"reconstruction of {name}")
     made = {n: x.where(original[n].isfinite(), torch.nan) for n, x in made.items()}
     return original, made, visible
 
