@@ -140,7 +140,7 @@ class Trainer:
         """Train to the end, or to an early stop.
 
         Raises:
-            Interrupted: Ctrl-C or SIGTERM; the state is saved.
+            Interrupted: Ctrl-C, SIGTERM or SIGHUP; the state is saved.
             RunError: Loss, gradients, weights, optimizer or every evaluation is not finite; the
                 last finite state is on disk.
             DataError: Too many samples cannot be read.
