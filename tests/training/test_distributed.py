@@ -215,6 +215,22 @@ def test_a_process_that_dies_ends_the_other_with_its_message(
 
 
 @pytest.mark.slow
+def test_when_the_main_process_is_killed_the_others_end_with_one_line(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start("-m", "perceivers", "train", "--quiet", *command_line(run, steps=100_000))
+    metrics, deadline = run / "metrics.jsonl", time.monotonic() + 200
+    while not (metrics.is_file() and metrics.stat().st_size):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.kill()
+    # Ends when the last process that writes to it has ended.
+    _, err = process.communicate(timeout=60)
+    lines = [line for line in err.splitlines() if not line.startswith("digits: ")]
+    assert lines == ["perceivers: process 0 of 2 ended without a message; all others end too"]
+
+
+@pytest.mark.slow
 def test_a_mistake_is_said_once_and_leaves_no_process(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("x")

@@ -135,6 +135,9 @@ class Alarm:
 
     def _watch(self) -> None:
         while not self._over.wait(INTERVAL):
+            if self.parent and os.getppid() != self.parent:
+                self._main_is_gone()  # asking its store would only find a broken connection
+                return
             try:
                 failure = self._read_failure() or self._find_dead()
             except (dist.DistError, RuntimeError):
@@ -142,8 +145,6 @@ class Alarm:
                 return
             if failure is not None and failure["rank"] != self.rank:
                 self._end(failure)
-            if self.parent and os.getppid() != self.parent:
-                self._main_is_gone()
 
     def _read_failure(self) -> dict[str, Any] | None:
         if self._store is None or not self._store.check([self._failure]):

@@ -23,6 +23,9 @@ from perceivers.training.config import TrainConfig
 C = TypeVar("C", bound=TrainConfig)
 # The process that started this one, so that it can notice when that is gone.
 PARENT = "PERCEIVERS_PARENT"
+# torch answers a connection that breaks, as when the main process was killed, with a page of C++
+# frames before anybody can say what happened; errors are raised and shown all the same.
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
 # Those that this program has started; they take part in all its runs.
 _STARTED: list[subprocess.Popen[bytes]] = []
 INTERACTIVE = {"bash", "interactive"}
@@ -125,7 +128,7 @@ def start_processes(config: TrainConfig) -> list[subprocess.Popen[bytes]]:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
     for rank in range(1, config.devices):
-        environment = {**os.environ, "LOCAL_RANK": str(rank), PARENT: str(os.getpid())}
+        environment = {**QUIET, **os.environ, "LOCAL_RANK": str(rank), PARENT: str(os.getpid())}
         _STARTED.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
     atexit.register(_wait_for, _STARTED)
     return _STARTED
