@@ -1,5 +1,8 @@
 """Limits: their defaults, their variables, and what is said of what lies beyond."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from perceivers.errors import CheckpointError, ConfigError, DataError
@@ -33,3 +36,9 @@ def test_a_variable_that_is_no_count_is_refused(text: str, monkeypatch: pytest.M
 def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERCEIVERS_MAX_PIXELS", " ")
     assert get_limit("pixels") == LIMITS["pixels"].default
+
+
+def test_the_page_on_errors_lists_every_limit_with_its_default() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "errors.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `(PERCEIVERS_MAX_\w+)` \| (\d+) \|", page, re.M))
+    assert listed == {limit.variable: str(limit.default) for limit in LIMITS.values()}

@@ -3,7 +3,11 @@
 import json
 import os
 import pickle
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -256,3 +260,89 @@ def test_a_server_of_tests_answers_in_parts(tmp_path: Path) -> None:
         assert isinstance(server, Server)
         with pytest.raises(RemoteError):
             open_remote(f"{server.url}/a")
+
+
+class _Liar(BaseHTTPRequestHandler):
+    """Answers of one kind: without end, slow, compressed, or of a false length."""
+
+    protocol_version = "HTTP/1.1"
+    kind = ""
+
+    def log_request(self, code: Any = "-", size: Any = "-") -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        ranged = "Range" in self.headers
+        self.send_response(206 if ranged else 200)
+        if ranged:
+            total = {"digits": "9" * 5000, "huge": str(10**15)}.get(self.kind, "1000")
+            self.send_header("Content-Range", f"bytes 0-0/{total}")
+        if self.kind == "compressed":
+            self.send_header("Content-Encoding", "gzip")
+        if self.kind in {"long", "minus", "words"}:
+            length = {"long": str(10**15), "minus": "-1", "words": "many"}[self.kind]
+            self.send_header("Content-Length", length)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        with suppress(OSError):
+            for _ in range(2000):
+                self.wfile.write(bytes(1 if self.kind == "slow" else 1 << 16))
+                time.sleep(0.01 if self.kind == "slow" else 0.0)
+
+
+@pytest.fixture
+def liar() -> Iterator[Callable[[str], str]]:
+    """Start a server that lies in one way, and return its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Liar)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+
+    def start(kind: str) -> str:
+        _Liar.kind = kind
+        return f"http://127.0.0.1:{server.server_address[1]}/x.tar"
+
+    yield start
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("endless", "sends more than the 1,000,000 bytes that are read"),
+        ("slow", r"the server sent \d+ bytes in \d+ s"),
+        ("compressed", r"compresses its answers \(gzip\)"),
+        ("long", r"the length that the server states is .*from 0 to 1000000"),
+        ("words", r"the length that the server states is 'many'"),
+    ],
+)
+def test_an_answer_that_lies_or_never_ends_is_refused(
+    kind: str, reason: str, liar: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERCEIVERS_MAX_ANSWER_BYTES", "1000000")
+    monkeypatch.setattr(http, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(http, "SLOWEST", 1 << 20)
+    with pytest.raises(RemoteError, match=reason):
+        http.fetch_remote(liar(kind))
+
+
+def test_a_range_that_never_ends_is_read_up_to_what_was_asked_for(
+    liar: Callable[[str], str],
+) -> None:
+    with pytest.raises(RemoteError, match="sends more than the 10 bytes"):
+        read_remote(RemoteFile(liar("endless"), 1000), 0, 10, "x")
+
+
+def test_a_size_that_is_no_number_is_refused(liar: Callable[[str], str]) -> None:
+    with pytest.raises(RemoteError, match="the size that the server states is '999"):
+        open_remote(liar("digits"))
+
+
+def test_a_range_beyond_the_limit_is_not_asked_for(liar: Callable[[str], str]) -> None:
+    file = open_remote(liar("huge"))
+    assert file.size == 10**15
+    with pytest.raises(RemoteError, match="PERCEIVERS_MAX_ANSWER_BYTES"):
+        read_remote(file, 0, 10**15, "x")
