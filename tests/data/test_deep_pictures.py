@@ -77,7 +77,8 @@ def test_headers_tell_sixteen_bits() -> None:
     assert not is_deep(png(noise(2, 3, 3) >> 8, 8))
     file = io.BytesIO()
     Image.fromarray(np.zeros((2, 2), np.float32)).save(file, "TIFF")
-    for data in (file.getvalue(), b"", b"II*\0junk", png(noise(2, 2, 1))[:20]):
+    assert is_deep(file.getvalue())
+    for data in (b"", b"II*\0junk", png(noise(2, 2, 1))[:20]):
         assert not is_deep(data)
 
 
@@ -179,7 +180,7 @@ def test_damaged_files_and_other_channels_are_named() -> None:
     for cut in (data[: len(data) // 2], data[:40]):
         with pytest.raises(DataError, match=r"^x/a\.png: (cannot be decoded|the content)"):
             read_deep(cut, "x/a.png", 3)
-    with pytest.raises(DataError, match=r"a\.png: pictures have 1 .*, not 2"):
+    with pytest.raises(DataError, match=r"a\.png: the picture has 3 bands, but 2 channels"):
         read_deep(data, "a.png", 2)
 
 

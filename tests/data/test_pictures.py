@@ -182,7 +182,7 @@ def test_values_of_32_bits_are_refused_with_their_range() -> None:
 
 
 def test_a_channel_count_pictures_cannot_have_is_refused() -> None:
-    with pytest.raises(DataError, match=r"a\.png: pictures have 1 .* channels, not 2; .*\.npz"):
+    with pytest.raises(DataError, match=r"a\.png: the picture has 3 bands .*, but 2 .*\.npz"):
         convert_channels(Image.new("RGB", (2, 2)), 2, "a.png")
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from perceivers.data.augment import View, place_view, random_view
-from perceivers.data.deep_pictures import is_deep, read_deep, to_eight_bits
+from perceivers.data.deep_pictures import is_deep, read_deep, to_augmented
 from perceivers.data.pictures import convert_channels, load_picture, open_picture, upright_size
 from perceivers.data.rand_augment import as_picture, augment_crop
 from perceivers.data.sources import Encoded
@@ -27,8 +27,8 @@ def fit_encoded(
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
     """Decode a picture file, no larger than needed, to uint8 ``[C, H, W]``.
 
-    A picture of 16 bits per value gives float32 in 0..1, but uint8 where RandAugment changes it,
-    whose operations are those of 8 bits.
+    A picture that ``is_deep`` gives what ``read_deep`` does, but uint8 where RandAugment changes
+    it, whose operations are those of 8 bits.
 
     Args:
         encoded: The file.
@@ -57,11 +57,12 @@ def fit_encoded(
 def _fit_deep(
     encoded: Encoded, spec: ImageSpec, look: Look
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """Fit a picture of 16 bits per value."""
+    """Fit a picture that Pillow does not hold."""
     values = read_deep(encoded.data, encoded.path, spec.channels)
     view = choose_view((values.shape[2], values.shape[1]), (spec.width, spec.height), look)
     if look.rng is not None and look.augment.rand_augment:
-        return fit_picture(as_picture(to_eight_bits(values)), encoded.path, spec, view, look)
+        eight = to_augmented(values, encoded.path)
+        return fit_picture(as_picture(eight), encoded.path, spec, view, look)
     return fit_array(values, spec, view)
 
 

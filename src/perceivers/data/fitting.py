@@ -15,7 +15,6 @@ from perceivers.data.drawing import fit_encoded
 from perceivers.data.erasing import erase_box
 from perceivers.data.fits import check_whole, fit_sample, text_room
 from perceivers.data.masks import Mask
-from perceivers.data.pictures import check_picture_spec
 from perceivers.data.scenes import PointMask
 from perceivers.data.sources import (
     EncodedClip,
@@ -200,7 +199,6 @@ def check_specs(source: Source, specs: Mapping[str, ModalitySpec]) -> None:
                     f"the specs ask for {name!r} ({spec.kind}), but picture files hold only "
                     f"'image'; name the modality 'image' and declare it as Image"
                 )
-            check_picture_spec(spec)
         return
     known = source.present if isinstance(source, PartialSource) else None
     try:
@@ -229,9 +227,9 @@ def check_specs(source: Source, specs: Mapping[str, ModalitySpec]) -> None:
 def _check_raw(raw: Picture | NDArray | EncodedClip, name: str, spec: ModalitySpec) -> None:
     """Compare a raw sample of any type with its spec."""
     if isinstance(raw, Picture):
-        if isinstance(spec, ImageSpec):
-            check_picture_spec(spec)
-    elif isinstance(raw, EncodedClip):
+        # How many bands each picture has is told by the picture.
+        return
+    if isinstance(raw, EncodedClip):
         if raw.kind != spec.kind:
             raise DataError(
                 f"modality {name!r} holds {raw.kind} files, but the spec is of kind "

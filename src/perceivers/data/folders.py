@@ -16,7 +16,7 @@ from PIL.Image import Image as Picture
 
 from perceivers.data.containers import EXTENSIONS, has_track, name_kind, open_container, wrap_file
 from perceivers.data.pairing import Parts, check_pairs, kind_of, pair_paths
-from perceivers.data.pictures import read_bytes, read_picture
+from perceivers.data.pictures import read_bytes
 from perceivers.data.sound_tracks import (
     MAX_OPENED,
     SILENT,
@@ -64,10 +64,10 @@ class PictureFiles:
         path = self.paths[index]
         return Encoded(path, read_bytes(path))
 
-    def read(self, index: int) -> dict[str, Picture]:
-        """Return one whole picture, upright, in its own mode."""
+    def read(self, index: int) -> RawSample:
+        """Return one whole picture, upright, in its own mode; undecoded if it ``is_deep``."""
         encoded = self.encoded(index)
-        return {"image": read_picture(encoded.data, encoded.path)}
+        return wrap_file("image", encoded.path, encoded.data, has_sound=False)
 
     def subset(self, indices: NDArray[np.int64]) -> "PictureFiles":
         """Return a source of some of the pictures."""

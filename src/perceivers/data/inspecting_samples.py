@@ -16,7 +16,7 @@ from PIL.Image import Image as Picture
 
 from perceivers.data.audio_clips import fit_audio, read_sound_info
 from perceivers.data.containers import open_bytes
-from perceivers.data.deep_pictures import is_deep, read_deep
+from perceivers.data.deep_pictures import count_channels, is_deep, read_deep
 from perceivers.data.joined import JoinedSource
 from perceivers.data.masks import MASK_NAME, find_pair_turn, picture_orientation, read_ids
 from perceivers.data.pictures import (
@@ -35,6 +35,7 @@ from perceivers.data.sources import (
     Source,
 )
 from perceivers.data.texts import Documents
+from perceivers.data.tiff_bands import UNSIGNED, describe_values, read_layout
 from perceivers.data.video_clips import fit_video, native_video
 from perceivers.data.views import Look, Place
 from perceivers.errors import DataError
@@ -224,6 +225,8 @@ def _measure_encoded(encoded: Encoded) -> SampleFacts:
     picture = open_picture(encoded.data, encoded.path)
     turned = picture.getexif().get(ORIENTATION_TAG, 1) not in {0, 1}
     facts = measure_picture(load_picture(picture, encoded.path))
+    if (layout := read_layout(encoded.data)) is not None and layout.unread:
+        facts = facts._replace(flags=(*facts.flags, "of several pages, of which the first is read"))
     if turned:
         facts = facts._replace(flags=(*facts.flags, "turned upright by EXIF"))
     return SampleFacts(
@@ -232,11 +235,15 @@ def _measure_encoded(encoded: Encoded) -> SampleFacts:
 
 
 def _measure_deep(clip: EncodedClip) -> RawFacts:
-    """Decode a picture of 16 bits per value."""
+    """Decode a picture that Pillow does not hold."""
     with open_bytes(clip) as file:
-        values = read_deep(file.read(), clip.path, 3)  # [C, H, W]
-    facts = _measure_array_picture(values)
-    return facts._replace(values={"colours": "16 bits per value"})
+        data = file.read()
+    channels, layout = count_channels(data, clip.path), read_layout(data)
+    facts = _measure_array_picture(read_deep(data, clip.path, channels))
+    if layout is None or (channels in {1, 3} and layout.format == UNSIGNED and layout.bits == 16):
+        return facts._replace(values={"colours": "16 bits per value"})
+    said = {"channels": str(channels), "values": describe_values(layout)}
+    return facts._replace(values=said)
 
 
 def _measure_point_file(clip: EncodedClip) -> RawFacts:

@@ -21,7 +21,12 @@ from PIL.Image import Image as Picture
 from PIL.Image import fromarray
 
 from perceivers.data.augment import View
-from perceivers.data.deep_pictures import read_deep, stored_orientation, to_eight_bits
+from perceivers.data.deep_pictures import (
+    deep_size,
+    read_deep,
+    stored_orientation,
+    to_augmented,
+)
 from perceivers.data.drawing import choose_view, draw_ids, draw_picture, fit_array
 from perceivers.data.labels import read_names
 from perceivers.data.orientations import (
@@ -30,12 +35,7 @@ from perceivers.data.orientations import (
     read_orientation,
     turn_array,
 )
-from perceivers.data.pictures import (
-    convert_channels,
-    open_picture,
-    read_picture,
-    upright_size,
-)
+from perceivers.data.pictures import convert_channels, read_picture
 from perceivers.data.rand_augment import apply, as_picture
 from perceivers.data.sources import EncodedClip, Source, number_classes
 from perceivers.data.views import PLAIN, Look
@@ -237,7 +237,7 @@ def fit_masked(
     if isinstance(raw, EncodedClip):
         assert raw.data is not None, path
         deep = read_deep(raw.data, raw.path, spec.channels)
-        raw = to_eight_bits(deep) if colours else deep
+        raw = to_augmented(deep, path) if colours else deep
     size = raw.size if isinstance(raw, Picture) else raw.shape[:0:-1]
     view = choose_view(size, (spec.width, spec.height), look)
     ids = fit_mask(mask, path, mask_spec, view=view)
@@ -284,7 +284,7 @@ def find_pair_turn(raw: Any, mask: Any, path: str) -> MaskTurn | None:
         size = raw.size
     elif isinstance(raw, EncodedClip):
         assert raw.data is not None, path
-        size = upright_size(open_picture(raw.data, raw.path))
+        size = deep_size(raw.data, raw.path)
     else:
         size = (raw.shape[2], raw.shape[1])
     own = mask.size if isinstance(mask, Picture) else (mask.shape[1], mask.shape[0])

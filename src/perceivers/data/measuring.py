@@ -3,6 +3,7 @@
 Legend: C channels, H W rows and columns.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -13,10 +14,10 @@ from PIL.Image import Image as Picture
 
 from perceivers.data.audio_clips import common_audio, native_audio
 from perceivers.data.augment import AugmentConfig
+from perceivers.data.deep_pictures import count_channels
 from perceivers.data.fits import FULL_SCALE
 from perceivers.data.fitting import SampleReader
 from perceivers.data.masks import MASK_NAME
-from perceivers.data.pictures import GRAY_MODES, open_picture
 from perceivers.data.point_files import common_points, native_points
 from perceivers.data.sources import (
     DeclaringSource,
@@ -72,8 +73,8 @@ def measure_specs(
     reader = SampleReader(source, specs, AugmentConfig())
     indices = _choose(reader.source, _num_looked_at(specs), list(specs))
     may_be_gray = channels is None and "channels" not in overrides.get("image", {})
-    if isinstance(source, PictureSource) and may_be_gray and _are_gray(source, indices):
-        specs["image"] = replace(specs["image"], channels=1)
+    if isinstance(source, PictureSource) and may_be_gray:
+        specs["image"] = replace(specs["image"], channels=_common_channels(source, indices))
         reader = SampleReader(source, specs, AugmentConfig())
     measured = _measure(reader, indices)
     return {
@@ -148,7 +149,7 @@ def _read_some(source: Source, wanted: Sequence[str], reasons: list[str]) -> Ite
             continue
         yield sample
         missing -= set(sample)
-        differ |= any(isinstance(raw, EncodedClip) for raw in sample.values())
+        differ |= any(isinstance(raw, EncodedClip | Picture) for raw in sample.values())
         if not differ and not missing:
             # Ready arrays are all alike.
             return
@@ -202,8 +203,9 @@ def _native_spec(
 
 
 def _native_image(clip: EncodedClip) -> Image:
-    """Return the spec of an undecoded picture."""
-    return Image(PICTURE_SIZE, PICTURE_SIZE, 3)
+    """Return the spec of an undecoded picture; gray ones may lie among colours."""
+    bands = count_channels(clip.data or b"", clip.path)
+    return Image(PICTURE_SIZE, PICTURE_SIZE, max(bands, 3) if bands == 1 else bands)
 
 
 NATIVE: Mapping[str, Callable[[EncodedClip], ModalitySpec]] = {
@@ -221,6 +223,10 @@ def _merge(found: Sequence[ModalitySpec]) -> ModalitySpec:
         return common_points([spec for spec in found if isinstance(spec, Points)])
     if isinstance(first, Audio):
         return common_audio([spec for spec in found if isinstance(spec, Audio)])
+    if isinstance(first, Image):
+        # Files may differ in their bands; arrays do not.
+        ((channels, _),) = Counter(spec.channels for spec in found).most_common(1)
+        return replace(first, channels=channels)
     if isinstance(first, Video):
         most = max(spec.frames for spec in found if isinstance(spec, Video))
         return replace(first, frames=most)
@@ -234,7 +240,7 @@ def _asked_spec(
     if not isinstance(spec, Image):
         return spec
     if channels is not None and channels != spec.channels:
-        if spec.channels != 1 and not isinstance(source, PictureSource):
+        if spec.channels != 1 and _holds_arrays(source, spec):
             raise DataError(
                 f"the images are arrays of {spec.channels} channels, channels={channels} was asked "
                 f"for; leave channels out (only single-channel images can be repeated)"
@@ -277,18 +283,33 @@ def _spread(length: int, count: int) -> list[int]:
     return np.unique(np.linspace(0, length - 1, count).round().astype(int)).tolist()
 
 
-def _are_gray(source: PictureSource, indices: list[int]) -> bool:
-    """Tell whether every readable picture is gray; False when there is none."""
-    num_gray = 0
+def _common_channels(source: PictureSource, indices: list[int]) -> int:
+    """Return the channels of most readable pictures; gray and RGB ones together make 3."""
+    found: Counter[int] = Counter()
     for index in indices:
         try:
             encoded = source.encoded(index)
-            if open_picture(encoded.data, encoded.path).mode not in GRAY_MODES:
-                return False
+            found[count_channels(encoded.data, encoded.path)] += 1
         except DataError:
             continue
-        num_gray += 1
-    return num_gray > 0
+    if set(found) == {1}:
+        return 1
+    found[3] += found.pop(1, 0)
+    return found.most_common(1)[0][0]
+
+
+def _holds_arrays(source: Source, spec: Image) -> bool:
+    """Tell whether images are ready arrays, whose channels are fixed, and not files."""
+    if isinstance(source, PictureSource):
+        return False
+    for index in _spread(len(source), MAX_CLIPS):
+        try:
+            sample = source.read(index)
+        except DataError:
+            continue
+        held = [raw for raw in sample.values() if isinstance(raw, np.ndarray)]
+        return any(raw.ndim == 3 and raw.shape[0] == spec.channels for raw in held)
+    return False
 
 
 def _measure(reader: SampleReader, indices: list[int]) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,6 @@ from perceivers.data.orientations import ORIENTATION_TAG, turn_picture
 from perceivers.errors import DataError, UserError
 from perceivers.limits import LIMITS, check_limit, get_limit
 from perceivers.reading import read_file
-from perceivers.types import Image as ImageSpec
 
 PICTURE_EXTENSIONS = (
     ".jpg",
@@ -136,12 +135,14 @@ def convert_channels(picture: Image.Image, channels: int, path: str) -> Image.Im
     Transparent parts become white unless four channels are kept; 16-bit gray is scaled to 8 bits.
 
     Raises:
-        DataError: A picture of 32-bit values, which have no declared range; or other channels.
+        DataError: A picture of 32-bit values, which have no declared range, or of a colour space
+            without colours; or other channels.
     """
     if channels not in MODES:
+        have = "1 band (gray)" if picture.mode in GRAY_MODES else "3 bands (RGB)"
         raise DataError(
-            f"{path}: pictures have 1 (gray), 3 (RGB) or 4 (RGBA) channels, not {channels}; "
-            f"give other counts as arrays in an .npz file"
+            f"{path}: the picture has {have}, but {channels} channels are read; other counts than "
+            f"1, 3 and 4 (RGBA) come from TIFF files of so many bands, or from an .npz file"
         )
     mode = MODES[channels]
     if picture.mode == mode and "transparency" not in picture.info:
@@ -155,20 +156,13 @@ def convert_channels(picture: Image.Image, channels: int, path: str) -> Image.Im
             picture = Image.alpha_composite(white, picture).convert("RGB")
     if picture.mode == "P":
         picture = picture.convert("RGB")
-    return picture if picture.mode == mode else picture.convert(mode)
-
-
-def check_picture_spec(spec: ImageSpec) -> None:
-    """Reject channel counts that picture files cannot give.
-
-    Raises:
-        DataError: Other than 1, 3 or 4 channels.
-    """
-    if spec.channels not in MODES:
+    try:
+        return picture if picture.mode == mode else picture.convert(mode)
+    except ValueError as error:
         raise DataError(
-            f"picture files give 1 (gray), 3 (RGB) or 4 (RGBA) channels, not {spec.channels}; "
-            f"give other counts as arrays in an .npz file"
-        )
+            f"{path}: colours of mode {picture.mode!r} cannot be turned into {mode!r}; save the "
+            f"picture as RGB or gray"
+        ) from error
 
 
 def _eight_bits(picture: Image.Image, path: str) -> Image.Image:

@@ -29,7 +29,6 @@ from perceivers.data.masks import MASK_NAME, find_mask, holds_ids
 from perceivers.data.member_keys import describe_lost, place_members
 from perceivers.data.member_kinds import choose_kinds, choose_media
 from perceivers.data.packed import PackedTexts
-from perceivers.data.pictures import read_picture
 from perceivers.data.remote import Member, Shard, open_member, open_shards, read_member
 from perceivers.data.sound_tracks import (
     MAX_LOADED,
@@ -86,10 +85,10 @@ class TarPictures:
         path = f"{shard}/{self.members[index]}"
         return Encoded(path, read_member(shard, offset, size, path))
 
-    def read(self, index: int) -> dict[str, Picture]:
-        """Return one whole picture, upright, in its own mode."""
+    def read(self, index: int) -> RawSample:
+        """Return one whole picture, upright, in its own mode; undecoded if it ``is_deep``."""
         encoded = self.encoded(index)
-        return {"image": read_picture(encoded.data, encoded.path)}
+        return wrap_file("image", encoded.path, encoded.data, has_sound=False)
 
     def subset(self, indices: NDArray[np.int64]) -> "TarPictures":
         """Return a source of some of the pictures."""

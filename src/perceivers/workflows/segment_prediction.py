@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,7 +26,8 @@ from torch.nn import functional as F
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import find_files
 from perceivers.data.augment import place_view
-from perceivers.data.drawing import draw_picture
+from perceivers.data.deep_pictures import is_deep, read_deep, to_drawn
+from perceivers.data.drawing import draw_picture, fit_array
 from perceivers.data.pictures import convert_channels, read_bytes, read_picture
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import real_path, write_atomic
@@ -114,12 +116,12 @@ def predict_masks(
 
 
 @torch.no_grad()
-def find_mask_of(model: Any, picture: Image.Image, path: str) -> UInt8[np.ndarray, "H W"]:
+def find_mask_of(model: Any, picture: Image.Image | NDArray, path: str) -> UInt8[np.ndarray, "H W"]:
     """Return the class of every pixel of a picture.
 
     Args:
         model: A segmentation model of pictures.
-        picture: Upright, of any size.
+        picture: Upright, of any size; or an array ``[C, H, W]`` of the model's channels.
         path: Names the picture, for messages.
 
     Raises:
@@ -127,17 +129,19 @@ def find_mask_of(model: Any, picture: Image.Image, path: str) -> UInt8[np.ndarra
     """
     name = segmented_modality(model)
     spec = model.config.inputs[name]
-    picture = convert_channels(picture, spec.channels, path)
-    view = place_view(picture.size, (spec.width, spec.height), 0.5)
+    if isinstance(picture, Image.Image):
+        picture = convert_channels(picture, spec.channels, path)
+    size = picture.size if isinstance(picture, Image.Image) else picture.shape[:0:-1]
+    view = place_view(size, (spec.width, spec.height), 0.5)
     share = min(view.width, view.height)
     count = 1 if share > 1 - 1e-6 else ceil((1 - share) / (share * (1 - OVERLAP))) + 1
     if count > MAX_PARTS:
         raise DataError(
-            f"{path}: {picture.size[0]}x{picture.size[1]} pixels would take {count} parts of the "
+            f"{path}: {size[0]}x{size[1]} pixels would take {count} parts of the "
             f"aspect ratio {spec.width}x{spec.height} (at most {MAX_PARTS}); cut the picture"
         )
     alongs = [place / (count - 1) for place in range(count)] if count > 1 else [0.5]
-    views = [place_view(picture.size, (spec.width, spec.height), along) for along in alongs]
+    views = [place_view(size, (spec.width, spec.height), along) for along in alongs]
     # The whole picture at the model's scale; parts lie on its longer side.
     tall = view.height < view.width
     rows = round(spec.height / view.height) if tall else spec.height
@@ -147,7 +151,11 @@ def find_mask_of(model: Any, picture: Image.Image, path: str) -> UInt8[np.ndarra
     ramp = _ramp(spec.height if tall else spec.width)
     ramp = ramp[:, None].expand(spec.height, spec.width) if tall else ramp.expand(*spec.grid)
     for each in views:
-        raw = torch.from_numpy(draw_picture(picture, each, (spec.width, spec.height)).copy())
+        if isinstance(picture, Image.Image):
+            drawn = draw_picture(picture, each, (spec.width, spec.height))
+        else:
+            drawn = fit_array(picture, spec, each)
+        raw = torch.from_numpy(drawn.copy())
         logits = element_logits(model, model({name: raw.unsqueeze(0)}))
         check_answer(logits, path)
         shares = logits.softmax(1)[0]
@@ -158,7 +166,7 @@ def find_mask_of(model: Any, picture: Image.Image, path: str) -> UInt8[np.ndarra
         place = (slice(top, top + spec.height), slice(left, left + spec.width))
         blended[:, *place] += shares * ramp
         weight[:, *place] += ramp
-    return _enlarge(blended / weight, (picture.size[1], picture.size[0]))
+    return _enlarge(blended / weight, (size[1], size[0]))
 
 
 def _ramp(length: int) -> Float[Tensor, " length"]:
@@ -178,17 +186,29 @@ def _enlarge(shares: Float[Tensor, "K h w"], size: tuple[int, int]) -> UInt8[np.
     return found.numpy().astype(np.uint8)
 
 
+def _read_and_find(
+    model: Any, file: Path
+) -> tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W 3"]]:
+    """Return the classes of one picture, and the picture as it is drawn."""
+    data, path = read_bytes(str(file)), str(file)
+    if is_deep(data):
+        channels = model.config.inputs[segmented_modality(model)].channels
+        values = read_deep(data, path, channels)
+        return find_mask_of(model, values, path), to_drawn(values)
+    picture = read_picture(data, path)
+    ids = find_mask_of(model, picture, path)
+    return ids, np.asarray(convert_channels(picture, 3, path))
+
+
 def _write_mask(
     model: Any, file: Path, targets: tuple[Path, Path], classes: Sequence[str]
 ) -> MaskFiles:
     """Predict and write one picture's files."""
     try:
-        picture = read_picture(read_bytes(str(file)), str(file))
-        ids = find_mask_of(model, picture, str(file))
-        plain = np.asarray(convert_channels(picture, 3, str(file)))
+        ids, plain = _read_and_find(model, file)
     except DataError as error:
         return MaskFiles(file, error=str(error).removeprefix(f"{file}: "))
-    palette = Image.new("P", picture.size)
+    palette = Image.new("P", (ids.shape[1], ids.shape[0]))
     palette.frombytes(ids.tobytes())
     palette.putpalette(class_colours(len(classes)).ravel().tolist())
     write_atomic(targets[0], _png_bytes(palette))
