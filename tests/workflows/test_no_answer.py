@@ -13,7 +13,7 @@ from perceivers.errors import DataError
 from perceivers.models.saving import ModelInfo
 from perceivers.workflows.embedding import embed
 from perceivers.workflows.evaluation import evaluate
-from perceivers.workflows.prediction import predict
+from perceivers.workflows.predicting import predict
 from perceivers.workflows.segment_prediction import find_mask_of
 
 HUGE = 1e36

@@ -219,15 +219,15 @@ def _fill(
             ids = text_ids(text, spec, where, parse_masks=True)
             if not (ids == MASK).any():
                 raise DataError(f"{where} has no [MASK]; write one for every byte to be filled in")
+            # Only bytes are answers: a text has no special ids in its middle.
+            scores = loaded.model({name: ids}, outputs=[name]).float()[..., FIRST_BYTE:]
+            check_answer(scores, where)
         except DataError as error:
             if kind == "text":
                 raise
-            yield {"file": where, "error": str(error).removeprefix(f"{where} ")}
+            yield {"file": where, "error": str(error).removeprefix(where).lstrip(": ")}
             continue
         hidden = ids == MASK
-        # Only bytes are answers: a text has no special ids in its middle.
-        scores = loaded.model({name: ids}, outputs=[name]).float()[..., FIRST_BYTE:]
-        check_answer(scores, where)
         best = scores.softmax(-1).max(-1)
         filled = torch.where(hidden, best.indices + FIRST_BYTE, ids)
         yield {
