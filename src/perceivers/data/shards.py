@@ -292,12 +292,7 @@ def read_shards(
         ConfigError: A label column that no sample has.
     """
     opened = open_shards([str(path) for path in paths])
-    found: list[_Sample] = []
-    lost: list[str] = []
-    for number, (shard, members) in enumerate(opened):
-        grouped, unread = _group_samples(shard, members)
-        lost += unread
-        found += [_Sample(number, shard, k, p, choose_media(p)) for k, p in grouped.items()]
+    found, lost = _find_samples(opened)
     last = str(paths[-1]).rpartition("/")[2]
     where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {last}"
     found, unmasked = _with_masks(found, where)
@@ -384,6 +379,19 @@ def _with_masks(samples: list[_Sample], where: str) -> tuple[list[_Sample], list
         )
         for sample, ending in zip(samples, endings, strict=True)
     ], []
+
+
+def _find_samples(
+    opened: Sequence[tuple[Shard, Sequence[Member]]],
+) -> tuple[list[_Sample], list[str]]:
+    """Return the samples of all tars, and the names of members that are lost."""
+    found: list[_Sample] = []
+    lost: list[str] = []
+    for number, (shard, members) in enumerate(opened):
+        grouped, unread = _group_samples(shard, members)
+        lost += unread
+        found += [_Sample(number, shard, k, p, choose_media(p)) for k, p in grouped.items()]
+    return found, lost
 
 
 def _group_samples(
