@@ -1,6 +1,7 @@
 """Masks: ids as they are stored, one view for picture and mask, classes that are left out."""
 
 import io
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -250,3 +251,33 @@ def test_samples_may_have_masks_and_labels(
     dataset = pvdata.open_data(path, labels=["place"], val_share=0.3)
     assert dataset.classes == ("x", "y")
     assert dataset.mask_classes == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (
+            (0, 7, 11, 255),
+            r"12 classes .*; 9 of these ids are in none .* \(1, 2, 3, 4, 5, 6, 8, 9",
+        ),
+        ((0, 1, 2, 255), r"no classes\.txt: 3 classes of pixels, named by their numbers$"),
+    ],
+)
+def test_ids_that_no_mask_holds_are_named(
+    ids: tuple[int, ...], said: str, tmp_path: Path, write_tar: WriteTar, encode: Encode
+) -> None:
+    mask = png(np.array(ids, np.uint8).reshape(2, 2))
+    files = {f"{i}.jpg": encode(i, (2, 2), "JPEG") for i in range(4)}
+    masks = {f"{i}.png": mask for i in range(4)}
+    dataset = pvdata.open_data(str(write_tar(tmp_path / "x.tar", files | masks)))
+    assert any(re.search(said, note) for note in dataset.notes), dataset.notes
+
+
+def test_masks_of_black_and_white_are_told_what_to_do(
+    tmp_path: Path, write_tar: WriteTar, encode: Encode
+) -> None:
+    mask = png(np.array([[0, 255], [0, 255]], np.uint8))
+    files = {f"{i}.jpg": encode(i, (2, 2), "JPEG") for i in range(4)}
+    path = write_tar(tmp_path / "x.tar", files | {f"{i}.png": mask for i in range(4)})
+    with pytest.raises(DataError, match=r"masks of 0 and 255 are to be saved as 0 and 1"):
+        pvdata.open_data(str(path))

@@ -325,26 +325,35 @@ def name_mask_classes(
         return names, ()
     source = sources["train"]
     places = np.unique(np.linspace(0, len(source) - 1, MAX_SEARCHED).round().astype(int))
-    highest = max((_highest_id(source, int(place)) for place in places), default=-1)
+    stored = set().union(*(_ids_in(source, int(place)) for place in places))
+    found = stored - {IGNORED}
+    highest = max(found, default=-1)
     if highest < 1:
+        drawn = IGNORED in stored and found == {0}
+        remedy = "; masks of 0 and 255 are to be saved as 0 and 1" if drawn else ""
         raise DataError(
             f"{where}: the highest class id in {len(places)} masks is {highest}, so there are no "
-            f"two classes; a mask's values are class ids from 0, and 255 is ignored"
+            f"two classes; a mask's values are class ids from 0, and 255 is ignored{remedy}"
         )
     note = f"no classes.txt: {highest + 1} classes of pixels, named by their numbers"
+    if absent := sorted(set(range(highest)) - found):
+        listed = ", ".join(map(str, absent[:8])) + (", ..." if len(absent) > 8 else "")
+        note += (
+            f"; {len(absent)} of these ids are in none of the {len(places)} masks looked at, so "
+            f"they are never learned ({listed}): number the classes from 0 without gaps"
+        )
     return number_classes(highest, where), (note,)
 
 
-def _highest_id(source: Source, index: int) -> int:
-    """Return the highest id of a mask but 255; -1 where it cannot be read, or holds none."""
+def _ids_in(source: Source, index: int) -> set[int]:
+    """Return the ids in a mask; none where it cannot be read."""
     try:
         raw = _raw_mask(source.read(index))
         ids = read_ids(raw, source.names[index], _axes(raw))
     except DataError:
         # An unreadable sample is the loader's business: it is named and replaced there.
-        return -1
-    known = ids[ids != IGNORED]
-    return int(known.max()) if known.size else -1
+        return set()
+    return set(np.unique(ids).tolist())
 
 
 def _raw_mask(sample: Mapping[str, Any]) -> Any:
