@@ -50,15 +50,29 @@ def data(argv: list[str]) -> int:
         "--limit", type=int, default=LIMIT, help="samples decoded, spread evenly over the splits"
     )
     parser.add_argument("--json", default=None, help="also write everything to this .json file")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing --json file")
+    parser.add_argument(
+        "--preview", default=None, help="folder for sheets of what a model would be given"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an existing --json file or --preview"
+    )
     args = parser.parse_args(
         [word for number, word in enumerate(argv) if number or word != "check"]
     )
     out = None if args.json is None else Path(args.json)
     if out is not None and out.exists() and not args.overwrite:
         raise ConfigError(f"{out} exists; pass --overwrite or another --json")
-    report = _check(args.address, labels=args.labels, targets=args.targets, limit=args.limit)
+    report = _check(
+        args.address,
+        labels=args.labels,
+        targets=args.targets,
+        limit=args.limit,
+        preview=args.preview,
+        overwrite=args.overwrite,
+    )
     _print_report(report)
+    if report.sheets:
+        sys.stdout.write(f"\npreview: {report.sheets[-1]} and {len(report.sheets) - 1} sheets\n")
     if out is not None:
         write_json(out, report.to_json())
     return 0 if report.is_usable else UNUSABLE

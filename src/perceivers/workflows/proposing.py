@@ -17,6 +17,7 @@ from perceivers.data.inspecting import DataFacts
 from perceivers.data.inspecting_labels import UNBALANCED
 from perceivers.data.shards import expand_braces
 from perceivers.errors import DataError
+from perceivers.workflows.opening import WARPS
 from perceivers.workflows.prediction import is_data_file
 from perceivers.workflows.proposing_setups import Purpose, Setup, choose_setup
 
@@ -103,6 +104,26 @@ def propose(
         line = _train_line("train", both.model, options, dataset, f"{run}_both")
         hints.append(f"to read both together, which takes many more steps: {line}")
     return Proposal(task, setup.recipe, reason, tuple(commands), tuple(hints))
+
+
+def propose_flow(address: str) -> Proposal:
+    """Propose commands for frame pairs, generated (``warps:PHOTOGRAPHS``) or measured.
+
+    Args:
+        address: Of the pairs.
+    """
+    run = free_run(address.removeprefix(WARPS))
+    words = ["perceivers", "train", "--config", "optical_flow", "--data", address, "--out", run]
+    commands = (shlex.join(words), shlex.join(["perceivers", "evaluate", run]))
+    hints = ()
+    if not address.startswith(WARPS):
+        hints = (
+            f"few measured pairs teach little: train on photographs that are warped (--data "
+            f"{WARPS}PHOTOGRAPHS) and evaluate on these: perceivers evaluate RUN --data "
+            f"{shlex.quote(address)}",
+        )
+    reason = "A small Perceiver IO learns the motion between two frames of 48 x 64 pixels."
+    return Proposal("flow", "optical_flow", reason, commands, hints)
 
 
 # What a model must be fit for, by task; data of no such task are learned from without labels.

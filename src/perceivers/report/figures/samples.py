@@ -1,0 +1,204 @@
+"""Sheets of samples as a model is given them: one box per sample, its modalities above a caption.
+
+Legend: C channels, H W rows and columns, T frames, S samples, P points.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perceivers.errors import InputError
+from perceivers.report import style
+from perceivers.report.figures.attention_canvases import envelope
+from perceivers.report.figures.flow import flow_to_colour
+from perceivers.report.figures.pictures import to_pictures
+from perceivers.report.figures.segmentation import IGNORED, class_colours, overlay_mask
+from perceivers.report.figures.top_views import NOTHING, choose_side, look_down, shade_heights
+from perceivers.report.page import Page
+
+COLUMNS = 4
+FRAMES_SHOWN = 4
+# Lines of a text, and pixels of a waveform.
+TEXT_LINES = 9
+WAVE_SIZE = (90, 360)
+
+_GAP = 0.15
+_BOX = (style.WIDTH - (COLUMNS - 1) * _GAP) / COLUMNS
+_HIGHEST = 2.4
+_WAVE = (0, 114, 178)
+
+
+@dataclass(frozen=True)
+class SampleBox:
+    """One sample.
+
+    Attributes:
+        arrays: What a model is given, by modality, without a batch axis.
+        kinds: Kind of spec of each, such as ``image``; a mask belongs to the image or points.
+        caption: Labels, or what is to be predicted.
+        name: Of the sample.
+        texts: Decoded texts, by modality of kind ``bytes``.
+    """
+
+    arrays: Mapping[str, NDArray[Any]]
+    kinds: Mapping[str, str]
+    caption: str
+    name: str
+    texts: Mapping[str, str]
+
+
+def draw_samples(
+    path: Path,
+    boxes: Sequence[SampleBox],
+    *,
+    classes: Sequence[str] = (),
+    title: str,
+    note: str,
+) -> Path:
+    """Draw samples in rows.
+
+    Args:
+        path: Where the PNG goes.
+        boxes: The samples, at least one.
+        classes: Names of the classes in masks, of which a key is drawn.
+        title: Heading of the figure.
+        note: How to read it.
+
+    Raises:
+        InputError: There is no sample.
+    """
+    if not boxes:
+        raise InputError("no samples to draw")
+    drawn = [draw_parts(box, len(classes)) for box in boxes]
+    step = style.line_height(style.SMALL_SIZE)
+    heights = [sum(_height(part) + 0.04 for part in parts) + 2 * step + 0.04 for parts in drawn]
+    rows = [range(i, min(i + COLUMNS, len(boxes))) for i in range(0, len(boxes), COLUMNS)]
+    body = sum(max(heights[i] for i in row) + _GAP for row in rows)
+    key = step + 0.06 if classes else 0.0
+    page = Page(style.WIDTH, body + key, title=title, note=note)
+    y = 0.0
+    for row in rows:
+        for column, index in enumerate(row):
+            _draw_box(page, column * (_BOX + _GAP), y, boxes[index], drawn[index])
+        y += max(heights[i] for i in row) + _GAP
+    x, table = 0.0, class_colours(max(len(classes), 1))
+    for number, name in enumerate(classes):
+        words = style.shorten(name, 1.2, style.SMALL_SIZE)
+        width = style.text_width(words, style.SMALL_SIZE) + 0.3
+        if x + width > style.WIDTH:
+            break
+        page.picture(x, y + 0.02, 0.12, 0.12, table[number][None, None])
+        page.lines(x + 0.16, y, [words], size=style.SMALL_SIZE, color=style.MUTED)
+        x += width
+    return page.save(path)
+
+
+def draw_parts(box: SampleBox, num_classes: int) -> list[NDArray[Any] | str]:
+    """Return what is drawn of a sample: RGB images ``[H, W, 3]`` and texts."""
+    parts: list[NDArray[Any] | str] = []
+    mask = next((box.arrays[n] for n, kind in box.kinds.items() if "mask" in kind), None)
+    for name, kind in box.kinds.items():
+        array = box.arrays[name]
+        if kind == "image":
+            picture = show_picture(array)
+            parts.append(picture)
+            if mask is not None and mask.shape == picture.shape[:2]:
+                parts.append(overlay_mask(picture, mask, num_classes))
+        elif kind == "video":
+            places = np.linspace(0, array.shape[1] - 1, min(FRAMES_SHOWN, array.shape[1]))
+            frames = [show_picture(array[:, int(place)]) for place in places.round()]
+            parts.append(np.concatenate(frames, axis=1))
+        elif kind == "audio":
+            parts.append(show_wave(array))
+        elif kind == "points":
+            parts.append(show_points(array, mask, num_classes))
+        elif kind == "bytes":
+            parts.append(box.texts.get(name, ""))
+        elif name == "flow":
+            parts.append(flow_to_colour(array))
+        elif "mask" not in kind:
+            parts.append(_show_array(name, array))
+    return parts
+
+
+def show_picture(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return an image ``[C, H, W]`` as RGB ``[H, W, 3]``: its first channel, or its first three."""
+    values = array.astype(np.float64)
+    if np.issubdtype(array.dtype, np.integer):
+        values = values / np.iinfo(array.dtype).max
+    return (to_pictures(values[None])[0] * 255).round().astype(np.uint8)
+
+
+def show_wave(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return the first channel of a waveform ``[C, S]`` as an image; its height is -1..1."""
+    height, width = WAVE_SIZE
+    wave = array[0].astype(np.float64)
+    if np.issubdtype(array.dtype, np.integer):
+        wave = wave / np.iinfo(array.dtype).max
+    low, high = envelope(np.nan_to_num(wave).clip(-1, 1), width)
+    rows = np.linspace(1, -1, height)[:, None]
+    # At least one pixel of every column is drawn.
+    half = 1.0 / (height - 1)
+    inside = (rows >= low - half) & (rows <= high + half)
+    canvas = np.full((height, len(low), 3), 255, np.uint8)
+    canvas[inside] = _WAVE
+    return canvas
+
+
+def show_points(
+    cloud: NDArray[Any], ids: NDArray[np.uint8] | None, num_classes: int
+) -> NDArray[np.uint8]:
+    """Return points ``[P, C]`` from above, in grey by height or in the colours of their classes."""
+    cloud = cloud.astype(np.float64)
+    if cloud.shape[1] < 2:
+        cloud = np.column_stack([np.arange(len(cloud)), cloud[:, 0]])
+    real = np.isfinite(cloud).all(axis=1)
+    seen = look_down(cloud, choose_side(int(real.sum())))
+    if ids is None:
+        shades = shade_heights(cloud, seen)
+        return (np.moveaxis(shades.repeat(3, 0), 0, -1) * 255).astype(np.uint8)
+    return class_colours(num_classes)[np.where(seen == NOTHING, IGNORED, ids[seen])]
+
+
+def _show_array(name: str, array: NDArray[Any]) -> NDArray[Any] | str:
+    """Show a small table as grey values; describe any other array."""
+    if array.ndim != 2 or not array.size:
+        return f"{name}: {array.dtype} {'x'.join(map(str, array.shape))}"
+    values = np.nan_to_num(array.astype(np.float64))
+    low, high = values.min(), values.max()
+    return show_picture(((values - low) / max(high - low, 1e-12))[None])
+
+
+def _height(part: NDArray[Any] | str) -> float:
+    """Return how high a part is drawn, in inches."""
+    if isinstance(part, str):
+        return len(_lines(part)) * style.line_height(style.SMALL_SIZE)
+    return min(_BOX * part.shape[0] / part.shape[1], _HIGHEST)
+
+
+def _lines(text: str) -> Sequence[str]:
+    lines = style.wrap(text, _BOX, style.SMALL_SIZE)
+    return lines if len(lines) <= TEXT_LINES else [*lines[: TEXT_LINES - 1], "..."]
+
+
+def _draw_box(
+    page: Page, x: float, y: float, box: SampleBox, parts: Sequence[NDArray[Any] | str]
+) -> None:
+    """Draw one sample from a corner down."""
+    for part in parts:
+        height = _height(part)
+        if isinstance(part, str):
+            page.lines(x, y, _lines(part), size=style.SMALL_SIZE)
+        else:
+            width = min(_BOX, height * part.shape[1] / part.shape[0])
+            page.picture(x, y, width, height, part)
+        y += height + 0.04
+    caption = style.shorten(box.caption, _BOX, style.SMALL_SIZE)
+    name = style.shorten(box.name, _BOX, style.SMALL_SIZE)
+    page.lines(x, y, [caption], size=style.SMALL_SIZE)
+    below = y + style.line_height(style.SMALL_SIZE) if box.caption else y
+    page.lines(x, below, [name], size=style.SMALL_SIZE, color=style.MUTED)
