@@ -41,6 +41,13 @@ class RunError(UserError):
     """A run folder in the wrong state for what was asked."""
 
 
+class FolderLostError(RunError):
+    """A run folder that was moved, removed or taken over while a process was training in it."""
+
+    agreed = False
+    """Whether all processes of the run know of it."""
+
+
 class LicenseWarning(UserWarning):
     """The weights at hand may not be used for everything."""
 

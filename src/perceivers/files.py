@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,66 @@ from perceivers.text_names import show_all, show_name
 _UNFINISHED = re.compile(r"\..+\.\d+\.tmp")  # as write_atomic names them
 
 
+# Folders that this process holds, by absolute path, each with a check that raises once the folder
+# is no longer its own. Nothing is written into them without it, so a lost one is never made again.
+HELD: dict[str, Callable[[], None]] = {}
+
+
+def check_held(path: Path) -> None:
+    """Raise if a path lies in a held folder that is lost; see ``training/run_lock.py``."""
+    root = _held_root(path)
+    if root is not None:
+        HELD[root]()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and what lies above it, but never a held folder that is lost."""
+    root = _held_root(path)
+    if root is None:
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    HELD[root]()
+    with inside_held(path):
+        inner = Path(os.path.relpath(path, root))
+        for part in reversed([inner, *inner.parents][:-1]):
+            (Path(root) / part).mkdir(exist_ok=True)
+
+
+@contextmanager
+def inside_held(path: Path) -> Iterator[None]:
+    """Say what is lost where a file cannot be found because its folder went away meanwhile."""
+    try:
+        yield
+    except FileNotFoundError:
+        check_held(path)
+        raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file, which is made where its folder exists."""
+    check_held(path)
+    with inside_held(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(f"{line}\n")
+
+
+def _held_root(path: Path) -> str | None:
+    text = os.path.abspath(path)  # noqa: PTH100 - links stay links
+    return next((root for root in HELD if text == root or text.startswith(root + os.sep)), None)
+
+
 def write_atomic(path: Path, content: bytes | str) -> Path:
     """Write beside ``path``, flush to disk, then rename; the old file survives any failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     # An answer is never lost for a name.
     data = show_name(content).encode() if isinstance(content, str) else content
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with inside_held(path):
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     except OSError as error:
         if error.filename is None:  # a full disk, which whoever reads the message must find
             error.filename = str(path)
@@ -42,9 +91,12 @@ def real_path(path: Path | str) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what writers that were killed left in a folder; nobody else may be writing there."""
+    """Delete what writers that were killed left in a run folder that this process holds.
+
+    An evaluation of its model may be writing results into it meanwhile.
+    """
     for path in folder.rglob(".*.tmp"):
-        if _UNFINISHED.fullmatch(path.name):
+        if _UNFINISHED.fullmatch(path.name) and not path.name.startswith(".results.json."):
             path.unlink(missing_ok=True)
 
 

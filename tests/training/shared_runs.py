@@ -1,6 +1,7 @@
 """Runs that several processes share, one after the other: ``python shared_runs.py JOBS``.
 
-Every job holds a verb and its settings as JSON; ``die`` lets process 1 raise or be killed.
+Every job holds a verb and its settings as JSON; ``die`` lets process 1 raise,
+be killed, or move the folder.
 """
 
 import json
@@ -11,7 +12,7 @@ from typing import Any
 
 import perceivers.workflows.run as run_module
 from perceivers.cli.main import main
-from perceivers.errors import UserError
+from perceivers.errors import FolderLostError, UserError
 from perceivers.training.loop import Interrupted, Trainer
 from perceivers.workflows import training
 
@@ -30,6 +31,9 @@ def end_at(step: int, way: str) -> None:
             raise KeyError("a bug of process 1")
         if way == "refuse":
             raise UserError("process 1 does not like this")
+        if way == "move":
+            self.folder.path.rename(self.folder.path.with_name("moved"))
+            return
         os.kill(os.getpid(), signal.SIGKILL if way == "kill" else signal.SIGTERM)
 
     patched: Any = Trainer
@@ -45,7 +49,7 @@ def run_job(verb: str, job: dict[str, Any]) -> None:
             training.resume(job.pop("run"), quiet=True, **job)
         else:
             getattr(training, verb)(quiet=True, **job)
-    except Interrupted as error:
+    except (Interrupted, FolderLostError) as error:
         sys.stdout.write(f"{error}\n")
 
 

@@ -187,6 +187,27 @@ def test_damaged_parts_are_refused(tmp_path: Path) -> None:
         resume(tmp_path / "run", **alone)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_processes_whose_folder_is_lost_save_their_state_together(
+    tmp_path: Path, strategy: str
+) -> None:
+    start_job = settings(tmp_path / "run", strategy=strategy, ema=0.9, steps=6)
+    process = start(str(DRIVER), json.dumps([{"verb": "train", **start_job, "die": "move"}]))
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert "was moved to" in out
+    assert "after 4 steps" in out
+    (rescued,) = tmp_path.glob("run.rescued-*")
+    assert not (tmp_path / "run").exists()
+    assert RunFolder(rescued).pointer.is_file() is (strategy == "fsdp")
+    resume(rescued, devices=1, strategy="auto", batch_size=8, quiet=True)
+    assert [record["step"] for record in records(rescued) if record["split"] == "train"] == [
+        *range(1, 7)
+    ]
+
+
 def command_line(out: Path, **changes: Any) -> list[str]:
     return [f"--{name}={value}" for name, value in settings(out, **changes).items()]
 

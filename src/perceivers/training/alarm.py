@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from perceivers.errors import UserError, is_users
+from perceivers.errors import FolderLostError, UserError, is_users
 from perceivers.training.launching import PARENT
 from perceivers.training.signals import Interrupted
 
@@ -83,6 +83,9 @@ class Alarm:
                 return
             self._wait_until_told()
             self._leave(INTERRUPTED)
+        if isinstance(error, FolderLostError) and error.agreed and self.rank:
+            self._wait_until_told()
+            self._leave(USER_MISTAKE)
         if is_lost_connection(error):
             # What broke it comes first; the watch ends this process when it has found that.
             time.sleep(PATIENCE)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from perceivers.checkpoints.loading import load_state as load_weights
 from perceivers.errors import CheckpointError
-from perceivers.files import read_json_file, write_json
+from perceivers.files import make_folder, read_json_file, write_json
 from perceivers.training.averaging import WeightAverage
 from perceivers.training.optimizer_state import Named, load_by_name, state_by_name
 from perceivers.training.run_folder import RunFolder
@@ -97,7 +97,7 @@ class Checkpoints:
         if self.runtime.is_main:
             # What stands there was never finished, or was left by a run that went on elsewhere.
             self._remove_parts(but=self._current_parts())
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
             rest = {"groups": groups, "window": window, "numbers": numbers, "shapes": shapes}
             rest["unused"] = self._unused(states)

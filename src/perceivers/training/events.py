@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -58,5 +59,12 @@ class Finished:
     reason: str
 
 
-Event = Started | Stepped | Evaluated | Noted | Unreadable | Finished
+@dataclass(frozen=True)
+class Rescued:
+    """The run folder was lost; what belongs in it is written into ``folder``."""
+
+    folder: Path
+
+
+Event = Started | Stepped | Evaluated | Noted | Unreadable | Finished | Rescued
 Listener = Callable[[Event], None]

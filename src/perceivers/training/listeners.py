@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,49 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from perceivers.errors import RunError, UserError
-from perceivers.files import write_atomic
+from perceivers.errors import CheckpointError, FolderLostError
+from perceivers.files import append_line, write_atomic
 from perceivers.foreign import parse_json
 from perceivers.reading import read_file
-from perceivers.training.events import Evaluated, Event, Noted, Started, Stepped, Unreadable
+from perceivers.training.events import (
+    Evaluated,
+    Event,
+    Noted,
+    Rescued,
+    Started,
+    Stepped,
+    Unreadable,
+)
+
+
+class Lines:
+    """A file of JSON records that outlives its folder.
+
+    Args:
+        path: The file; records beyond the step at which a run starts are cut off first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # Of a run's whole life; it is short beside any model.
+        self.records: list[dict[str, Any]] = []
+
+    def start(self, step: int) -> None:
+        """Drop records of later steps, as a killed run leaves them."""
+        cut_records(self.path, step)
+        self.records = records_up_to(self.path, step)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one more record; where the folder is lost, it is written when that is rescued."""
+        self.records.append(record)
+        with suppress(FolderLostError):  # the loop looks for itself, in all processes at once
+            append_line(self.path, json.dumps(record))
+
+    def move(self, folder: Path) -> None:
+        """Write all records into another folder, and go on there."""
+        self.path = folder / self.path.name
+        if self.records:
+            write_atomic(self.path, "".join(json.dumps(r) + "\n" for r in self.records))
 
 
 class JsonlWriter:
@@ -31,17 +71,18 @@ class JsonlWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.lines = Lines(path)
 
     def __call__(self, event: Event) -> None:
         """Record training and validation figures."""
         if isinstance(event, Started):
-            cut_records(self.path, event.step)
+            self.lines.start(event.step)
+        elif isinstance(event, Rescued):
+            self.lines.move(event.folder)
         else:
             record = as_record(event)
             if record is not None:
-                with self.path.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
+                self.lines.append(record)
 
 
 def as_record(event: Event) -> dict[str, Any] | None:
@@ -74,18 +115,44 @@ def cut_records(path: Path, step: int) -> None:
 
 def records_up_to(path: Path, step: int) -> list[dict[str, Any]]:
     """Read the whole records of steps up to ``step``; a file that is not there has none."""
+    return [record for _, record in _read_lines(path) if record and record["step"] <= step]
+
+
+def check_records(path: Path) -> list[str]:
+    """Return notes on lines that are no records; then a copy of the file is kept.
+
+    A torn last line is what a killed run leaves, and needs no note.
+    """
+    bad = [number for number, record in _read_lines(path) if record is None]
+    if not bad:
+        return []
+    copy = path.with_name(f"{path.stem}.damaged{path.suffix}")
+    shutil.copyfile(path, copy)
+    return [
+        f"{path}: {len(bad)} lines are no records and are left out, the first is line {bad[0]}; "
+        f"the file as it was is kept in {copy}"
+    ]
+
+
+def _read_lines(path: Path) -> list[tuple[int, dict[str, Any] | None]]:
+    """Return numbered records; None for a line that is none, a torn last one apart."""
     if not path.exists():
         return []
-    kept = []
-    for line in read_file(path, error=RunError).split(b"\n"):
-        try:
-            record = parse_json(line, "a record", constants=True, halves=True)
-        except UserError:
-            continue
-        known = isinstance(record, dict) and isinstance(record.get("step"), int)
-        if known and record["step"] <= step:
-            kept.append(record)
-    return kept
+    lines = read_file(path, limit="json", error=CheckpointError).split(b"\n")
+    found: list[tuple[int, dict[str, Any] | None]] = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                record = parse_json(
+                    line, str(path), error=CheckpointError, constants=True, halves=True
+                )
+            except CheckpointError:
+                record = None
+            step = record.get("step") if isinstance(record, dict) else None
+            sound = isinstance(step, int) and not isinstance(step, bool)
+            if sound or number < len(lines):
+                found.append((number, record if sound else None))
+    return found
 
 
 class UnreadableWriter:
@@ -96,22 +163,23 @@ class UnreadableWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.lines = Lines(path)
         self._known: set[tuple[str, str]] = set()
 
     def __call__(self, event: Event) -> None:
         """Record a sample that was not recorded before."""
         if isinstance(event, Started):
-            cut_records(self.path, event.step)
-            known = records_up_to(self.path, event.step)
+            self.lines.start(event.step)
+            known = self.lines.records
             self._known = {(str(r.get("split")), str(r.get("sample"))) for r in known}
+        elif isinstance(event, Rescued):
+            self.lines.move(event.folder)
         elif isinstance(event, Unreadable):
             name, _, reason = event.text.partition(": ")
             if (event.split, name) not in self._known:
                 self._known.add((event.split, name))
                 record = {"step": event.step, "split": event.split, "sample": name}
-                with self.path.open("a") as file:
-                    file.write(json.dumps({**record, "reason": reason}) + "\n")
+                self.lines.append({**record, "reason": reason})
 
 
 class ConsoleProgress:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from perceivers.data import Batch
-from perceivers.errors import DataError, RunError
-from perceivers.files import write_json
+from perceivers.errors import DataError, FolderLostError, RunError
+from perceivers.files import check_held, write_json
 from perceivers.models.saving import ModelInfo, save_folder
 from perceivers.tasks import Task
 from perceivers.tasks.presence import dropout_rates
@@ -32,12 +32,14 @@ from perceivers.training.events import (
     Finished,
     Listener,
     Noted,
+    Rescued,
     Started,
     Stepped,
     Unreadable,
 )
 from perceivers.training.finite import SETTINGS, FiniteGuard, state_error, step_error
 from perceivers.training.optimizers import make_optimizer, set_learning_rate
+from perceivers.training.rescue import keep_records, make_rescue_folder
 from perceivers.training.run_folder import RunFolder
 from perceivers.training.runtime import Runtime
 from perceivers.training.schedules import schedule_scale
@@ -124,6 +126,7 @@ class Trainer:
         self._guard = FiniteGuard(runtime, self.checkpoints.tensors, config.log_every)
         self._saved_step = self._finite_step = self._evaluated_step = -1
         self._window = Window()
+        self._records: dict[str, bytes] = {}
         self._reported_bad: set[tuple[str, str]] = set()
         # Found by a process that is not the main one, since the processes last added up.
         self._unsaid_bad: list[Unreadable] = []
@@ -144,11 +147,22 @@ class Trainer:
             RunError: Loss, gradients, weights, optimizer or every evaluation is not finite; the
                 last finite state is on disk.
             DataError: Too many samples cannot be read.
+            FolderLostError: The run folder is gone; the state is saved beside it.
         """
         if resume:
             self._restore()
+        try:
+            return self._train(resume=resume)
+        except FolderLostError as error:
+            lost = self._rescue(error)
+        raise lost
+
+    def _train(self, *, resume: bool) -> Progress:
+        """Train to the end, or to an early stop."""
         total = self.config.total_steps
         self.emit(Started(step=self.progress.step, total=total))
+        if self.runtime.is_main:
+            self._records = keep_records(self.folder)
         if self.progress.step == total:
             self.emit(Noted(f"all {total} steps are done; there is nothing left to train"))
         reason = "all steps done"
@@ -286,6 +300,7 @@ class Trainer:
         if step % self.config.log_every and step != self.config.total_steps:
             return
         mean, means = window.means(self.runtime)
+        self._window = Window()
         self.emit(
             Stepped(
                 step=step,
@@ -297,7 +312,7 @@ class Trainer:
                 seconds=self.progress.seconds,
             )
         )
-        self._window = Window()
+        self._check_folder()
 
     def _count_bad(self, batch: Batch) -> None:
         """Count unreadable samples, name each once, and stop when there are too many."""
@@ -359,6 +374,7 @@ class Trainer:
             value = figures[task.best_metric]
             signed = value if task.higher_is_better else -value
             is_best = isfinite(value) and (progress.best is None or not signed <= progress.best)
+            self._check_folder()
             if is_best:
                 progress.best, progress.best_step = signed, progress.step
                 progress.evaluations_since_best = 0
@@ -418,12 +434,49 @@ class Trainer:
         if self._saved_step == self.progress.step:
             return
         self._require_finite()
+        self._check_folder()
         with self._averaged():
             self._save_model(self.folder.last_model.name, {})
         self._add_up_counts()
         self._window.share(self.runtime)
         self.checkpoints.save(self.progress, self._window.to_state())
         self._saved_step = self.progress.step
+
+    def _check_folder(self) -> None:
+        """Stop where the run folder is no longer this run's; all processes must call this."""
+        found = ""
+        if self.runtime.is_main:
+            try:
+                check_held(self.folder.path)
+            except FolderLostError as error:
+                found = str(error)
+        found = self.runtime.from_main(found)
+        if found:
+            lost = FolderLostError(found)
+            lost.agreed = True
+            raise lost
+
+    def _rescue(self, lost: FolderLostError) -> FolderLostError:
+        """Save the state beside the lost folder; return what to say."""
+        if self.runtime.world_size > 1 and not lost.agreed:
+            return lost  # the other processes are on their way, and would not save with this one
+        step, progress = self.progress.step, self.progress
+        # The best model was in the lost folder; the next evaluation chooses another.
+        progress.best, progress.best_step, progress.evaluations_since_best = None, 0, 0
+        made = None
+        if self.runtime.is_main:
+            made = make_rescue_folder(self.folder, self.config, self._records)
+            self.emit(Rescued(made.path))
+        self.folder = self.checkpoints.folder = self.runtime.from_main(made)
+        self._saved_step = -1
+        self._save()
+        self.emit(Finished(step=step, reason="the run folder was lost"))
+        saved = FolderLostError(
+            f"{lost}. The state after {step} steps is saved in {self.folder.path} (without the "
+            f"best model so far): perceivers resume {self.folder.path}"
+        )
+        saved.agreed = True
+        return saved
 
     def _restore(self) -> None:
         """Load the last checkpoint."""

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import yaml
 
-from perceivers.errors import RunError
-from perceivers.files import read_json_file, write_atomic, write_json
+from perceivers.errors import CheckpointError, RunError
+from perceivers.files import make_folder, read_json_file, write_atomic, write_json
 from perceivers.text_names import check_written_path
 from perceivers.training.addresses import (
     as_typed,
@@ -34,6 +34,7 @@ from perceivers.training.config import (
     build_config,
     read_yaml,
 )
+from perceivers.training.run_lock import LOCK_FILES, short_lock
 from perceivers.version import __version__
 
 TASKS: dict[str, type[TrainConfig]] = {
@@ -127,16 +128,16 @@ class RunFolder:
         """Figures on held-back data."""
         return self.path / "results.json"
 
-    def create(self, task: str, config: TrainConfig, *, overwrite: bool = False) -> None:
-        """Make the folder and write configuration, environment and command.
+    def check_free(self, *, overwrite: bool = False) -> None:
+        """Refuse a place that cannot become a run folder; nothing is written.
 
         Raises:
-            RunError: The folder holds something and ``overwrite`` is off.
+            RunError: The folder holds something and ``overwrite`` is off, or it is not a run's.
         """
         check_written_path(self.path, "--out")
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"--out {self.path} is a file; give a folder to create")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and any(e.name not in LOCK_FILES for e in self.path.iterdir()):
             if not overwrite:
                 raise RunError(
                     f"{self.path} already holds a run or other files; continue it with 'perceivers "
@@ -147,8 +148,16 @@ class RunFolder:
                     f"{self.path} is not a run folder, so --overwrite does not delete it; choose "
                     f"another --out"
                 )
-            self._clear()
-        self.path.mkdir(parents=True, exist_ok=True)
+
+    def create(self, task: str, config: TrainConfig, *, overwrite: bool = False) -> None:
+        """Make the folder and write configuration, environment and command.
+
+        Raises:
+            RunError: As ``check_free``.
+        """
+        self.check_free(overwrite=overwrite)
+        make_folder(self.path)
+        self._clear()
         self.write_config(task, config)
         write_json(self.path / "environment.json", environment())
         write_atomic(self.path / "command.txt", " ".join(sys.argv) + "\n")
@@ -158,7 +167,7 @@ class RunFolder:
         for entry in self.path.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            elif entry != self.config:
+            elif entry != self.config and entry.name not in LOCK_FILES:
                 entry.unlink()
 
     def write_config(self, task: str, config: TrainConfig) -> None:
@@ -197,10 +206,49 @@ class RunFolder:
             for name in sorted(missing)
         ]
 
+    def read_results(self) -> dict[str, dict[str, Any]]:
+        """Return what ``add_results`` recorded, by split; nothing where there is none.
+
+        Raises:
+            CheckpointError: The file is damaged.
+        """
+        if not self.results.exists():
+            return {}
+        results = read_json_file(self.results)
+        for split, entry in results.items():
+            figures = entry.get("figures") if isinstance(entry, dict) else None
+            matrix = entry.get("confusion") if isinstance(entry, dict) else None
+            numbers = isinstance(figures, dict) and all(
+                isinstance(value, int | float) for value in figures.values()
+            )
+            if not numbers or not _is_square(matrix):
+                raise CheckpointError(
+                    f"{self.results} is damaged at {split!r}: expected numbers by name and a "
+                    f"square table of counts or null; delete the file and evaluate again"
+                )
+        return results
+
     def add_results(self, split: str, figures: dict[str, Any]) -> None:
-        """Record figures of one split beside earlier ones."""
-        results = read_json_file(self.results) if self.results.exists() else {}
-        write_json(self.results, {**results, split: figures})
+        """Record figures of one split beside earlier ones.
+
+        Raises:
+            RunError: The run folder is gone.
+        """
+        if not self.config.is_file():
+            raise RunError(f"{self.path} is no longer a run folder; its results are not recorded")
+        with short_lock(self.path / ".results.lock"):
+            write_json(self.results, {**self.read_results(), split: figures})
+
+
+def _is_square(matrix: Any) -> bool:
+    if matrix is None:
+        return True
+    return isinstance(matrix, list) and all(
+        isinstance(row, list)
+        and len(row) == len(matrix)
+        and all(type(count) is int and count >= 0 for count in row)
+        for row in matrix
+    )
 
 
 def environment() -> dict[str, Any]:

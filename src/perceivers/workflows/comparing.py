@@ -95,7 +95,7 @@ def summarise(folder: RunFolder, name: str) -> Summary:
         best = {key.removeprefix("val "): v for key, v in loaded.info.metrics.items()}
         step = loaded.info.provenance.get("step")
         parameters = sum(weights.numel() for weights in loaded.model.parameters())
-    results = read_json_file(folder.results) if folder.results.exists() else {}
+    results = folder.read_results()
     return Summary(
         name=name,
         settings=settings,

@@ -81,6 +81,12 @@ def evaluate(
     views = views or Views()
     loaded = average_views(load_with_info(model), views, batch_size)
     config = run_config(model)
+    path, which = split_address(model)
+    recorded = None
+    if config is not None and which != "last" and data is None and not limit:
+        # The run's results and report speak of its best model.
+        recorded = RunFolder(Path(path))
+        recorded.read_results()  # damaged ones are found before hours of evaluation
     dataset, specs = open_for_model(loaded, config, data or own_data(model, config))
     source = choose_split(dataset, split)
     check_classes(loaded, dataset, config)
@@ -98,14 +104,10 @@ def evaluate(
     else:
         task = rebuild_task(loaded, config)
         result = Evaluation(task.evaluate(batches), (), None, skipped)
-    # The run's results and report speak of its best model.
-    path, which = split_address(model)
-    if config is not None and which != "last" and data is None and not limit:
+    if recorded is not None:
         matrix = None if result.matrix is None else result.matrix.tolist()
         seen = {"views": str(views)} if views.count > 1 else {}
-        RunFolder(Path(path)).add_results(
-            split, {"figures": result.figures, "confusion": matrix, **seen}
-        )
+        recorded.add_results(split, {"figures": result.figures, "confusion": matrix, **seen})
     return result
 
 

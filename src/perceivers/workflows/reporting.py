@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from perceivers.array_files import load_npz
 from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.data import make_eval_loader
-from perceivers.errors import DataError, RunError
-from perceivers.files import read_json_file
+from perceivers.errors import DataError, UserError, plain_reason
+from perceivers.files import make_folder
 from perceivers.foreign import read_text
 from perceivers.models.tables import position_tables
 from perceivers.report.figures import (
@@ -101,14 +102,14 @@ def open_report(folder: RunFolder) -> Report:
         config=folder.read_config()[1],
         loaded=load_with_info(folder.path),
         records=read_metrics(folder.metrics),
-        results=read_json_file(folder.results) if folder.results.exists() else {},
+        results=folder.read_results(),
     )
 
 
 def write_run_report(folder: RunFolder) -> Path:
     """Draw all figures of a run and write its page."""
     report = open_report(folder)
-    folder.figures.mkdir(exist_ok=True)
+    make_folder(folder.figures)
     task = folder.read_config()[0]
     sections = [overview_section(report)]
     if task == "pretrain":
@@ -191,16 +192,34 @@ def pictures_section(report: Report) -> Section | None:
     return Section(title="Reconstruction", text=text, figures=[(path, "Held-back pictures.")])
 
 
+def read_start_positions(folder: RunFolder) -> tuple[dict[str, NDArray[Any]], str]:
+    """Return the position tables before training, and what is wrong with their file.
+
+    A report is worth more than this panel, so a damaged file costs only that.
+    """
+    path = folder.figures / "positions_before.npz"
+    if not path.exists():
+        return {}, ""
+    try:
+        return load_npz(path), ""
+    except UserError as error:
+        return {}, f"The tables before training cannot be read ({plain_reason(error)})."
+
+
+def _has_shape(tables: Mapping[str, NDArray[Any]], name: str, shape: Sequence[int]) -> bool:
+    table = tables.get(name)
+    return table is not None and table.shape == tuple(shape) and bool(np.isfinite(table).all())
+
+
 def positions_section(report: Report) -> Section | None:
     """The learned position table before and after training."""
     figures = []
-    start = report.folder.figures / "positions_before.npz"
-    before = load_npz(start, error=RunError) if start.exists() else {}
+    before, problem = read_start_positions(report.folder)
     for name, module in position_tables(report.loaded.model).items():
         spec = report.loaded.model.config.inputs[name]
         path = draw_positions(
             report.folder.figures / f"positions_{name}.png",
-            before=before.get(name),
+            before=before[name] if _has_shape(before, name, module().shape) else None,
             after=module().detach().numpy(),
             grid=spec.grid,
             title=f"Learned positions of {name}",
@@ -212,6 +231,7 @@ def positions_section(report: Report) -> Section | None:
         "Nothing tells the model where a pixel lies: every element has a learned row of numbers, "
         "random at the start. Masked auto-encoding arranges them; neighbours become similar."
     )
+    text = f"{text} {problem}".strip()
     return Section(title="Learned positions", text=text, figures=figures)
 
 

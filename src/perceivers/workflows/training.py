@@ -1,7 +1,7 @@
 """Pre-train, fine-tune, train from scratch, resume: model, data, task and engine together."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -16,7 +16,7 @@ from perceivers.data import Batch, make_eval_loader, make_train_loader
 from perceivers.data.fingerprints import take_fingerprint
 from perceivers.data.fitting import SampleReader
 from perceivers.errors import ConfigError, RunError, is_users, suggest
-from perceivers.files import real_path, remove_leftovers
+from perceivers.files import make_folder, real_path, remove_leftovers
 from perceivers.models.registry import FAMILIES, find_family, list_models
 from perceivers.models.tables import position_tables
 from perceivers.tasks import MaskedAutoencoding
@@ -26,10 +26,16 @@ from perceivers.training.config import TrainConfig, build_config
 from perceivers.training.data_record import write_fingerprint
 from perceivers.training.events import Event, Listener, Noted, Started
 from perceivers.training.launching import fit_to_launcher, given_processes
-from perceivers.training.listeners import ConsoleProgress, JsonlWriter, UnreadableWriter
+from perceivers.training.listeners import (
+    ConsoleProgress,
+    JsonlWriter,
+    UnreadableWriter,
+    check_records,
+)
 from perceivers.training.loggers import check_installed, make_loggers
 from perceivers.training.loop import Loaders, Trainer
 from perceivers.training.run_folder import TASKS, RunFolder
+from perceivers.training.run_lock import RunLock, refuse_if_in_use
 from perceivers.training.runtime import Runtime
 from perceivers.workflows.data_changes import check_presence, compare_data
 from perceivers.workflows.earlier_runs import prepare_again
@@ -161,6 +167,7 @@ def resume(
     folder = RunFolder(Path(run))
     task, before = folder.read_config()
     if not folder.has_checkpoint:
+        refuse_if_in_use(folder.path)
         raise RunError(
             f"{run} stopped before its first checkpoint; start it again with --overwrite"
         )
@@ -171,8 +178,10 @@ def resume(
     config = make_absolute(replace(change_processes(before, asked), **moved))
     check_presence(folder, config)
     runtime = Runtime(config)
-    with readable_disk_errors(folder):
+    with readable_disk_errors(folder), ExitStack() as held:
         with runtime.guarded():
+            if runtime.is_main:
+                held.enter_context(RunLock(folder.path, note_on(quiet)))
             prepared, config = prepare_again(task, config, folder)
             prepared.info = typed_info(prepared.info, typed)
             prepared.notes.extend(note_on_batches(before, config))
@@ -181,6 +190,7 @@ def resume(
             if runtime.is_main:
                 record.append(compare_data(folder, prepared, accept=accept_changed_data))
                 remove_leftovers(folder.path)
+                prepared.notes.extend(check_records(folder.metrics))
                 if config != before:
                     now = replace(config, **moved)
                     record.append(partial(folder.write_config, task, now))
@@ -229,8 +239,10 @@ def _start(verb: str, config: TrainConfig | None, settings: dict[str, Any]) -> R
     typed = fit_to_launcher(config)
     config = make_absolute(typed)
     folder = RunFolder(Path(config.out))
+    if given_processes() is None:  # where others wait for this process, they must hear of it
+        refuse_if_in_use(folder.path)
     runtime = Runtime(config)
-    with readable_disk_errors(folder):
+    with readable_disk_errors(folder), ExitStack() as held:
         with runtime.guarded():
             prepared = PREPARE[task](config)
             prepared.info = typed_info(prepared.info, typed)
@@ -239,11 +251,20 @@ def _start(verb: str, config: TrainConfig | None, settings: dict[str, Any]) -> R
                 check_start(config, prepared)
                 found = take_fingerprint(prepared.dataset)
                 record.append(partial(write_fingerprint, folder, found))
+                folder.check_free(overwrite=overwrite)
+                make_folder(folder.path)
+                held.enter_context(RunLock(folder.path, note_on(quiet)))
                 folder.create(task, typed, overwrite=overwrite)
                 save_positions(prepared.task.model, folder)
             runtime.barrier()
             _run(config, task, prepared, folder, runtime, record, quiet=quiet, resuming=False)
         return _report(folder, runtime)
+
+
+def note_on(quiet: bool) -> Callable[[str], None]:
+    """Return what shows a note before there is a progress bar."""
+    console = ConsoleProgress("training", quiet=quiet)
+    return lambda text: console(Noted(text))
 
 
 @contextmanager
@@ -296,7 +317,7 @@ def save_positions(model: Any, folder: RunFolder) -> None:
     tables: Mapping[str, Any] = {
         name: module().detach().numpy() for name, module in position_tables(model).items()
     }
-    folder.figures.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.figures)
     np.savez(folder.figures / START_POSITIONS, **tables)
 
 
