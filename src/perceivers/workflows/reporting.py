@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from perceivers.array_files import load_npz
 from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.data import make_eval_loader
-from perceivers.errors import DataError, UserError, plain_reason
+from perceivers.errors import DataError, RunError, UserError, plain_reason
 from perceivers.files import make_folder
 from perceivers.foreign import read_text
 from perceivers.models.tables import position_tables
