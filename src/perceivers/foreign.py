@@ -119,7 +119,9 @@ def parse_yaml(text: str | bytes, where: str, *, error: type[UserError] = Config
     # PyYAML raises what its conversions trip over: dates, tagged numbers, stacks (ValueError,
     # KeyError, IndexError, AttributeError, RecursionError and its own).
     except Exception as reason:
-        said = "it is nested too deeply" if isinstance(reason, RecursionError) else reason
+        # Python's remedy for long integers is none for who gave the file.
+        said = str(reason).partition("; use sys.")[0]
+        said = "it is nested too deeply" if isinstance(reason, RecursionError) else said
         raise error(f"{where} is not readable YAML: {said}") from reason
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from perceivers.data import open_data
+from perceivers.data.aligning import align_classes
 from perceivers.data.dataset import Dataset
 from perceivers.data.files import find_files, pair_files
 from perceivers.errors import ConfigError, DataError
@@ -230,3 +231,20 @@ def test_classes_txt_is_text(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_bytes(b"a\ncaf\xe9\n")
     with pytest.raises(DataError, match=r"classes\.txt: line 2 is no UTF-8 \(byte 0xe9"):
         open_data(str(tmp_path / "x.csv"))
+
+
+def test_classes_in_the_order_of_a_macs_folder_are_those_of_a_composed_one(
+    tmp_path: Path, encode: Encode
+) -> None:
+    # Decomposed, the accent comes after its letter, so that the folder is sorted before "f".
+    words = ("\u00e9toile", "fleur")
+    opened = {}
+    for form in ("NFC", "NFD"):
+        names = [unicodedata.normalize(form, word) for word in words]
+        files = {f"{s}/{n}/{n}.png": encode(0) for n in names for s in ("train", "val")}
+        opened[form] = open_data(str(write(tmp_path / form, files)))
+    assert opened["NFC"].classes == opened["NFD"].classes[::-1]
+    aligned = align_classes(opened["NFD"], opened["NFC"].classes, {})
+    assert aligned.classes == opened["NFC"].classes
+    for split in ("train", "val"):
+        assert by_name(aligned, split) == by_name(opened["NFC"], split)

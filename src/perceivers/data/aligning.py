@@ -19,7 +19,7 @@ def align_classes(dataset: Dataset, classes: Sequence[str], columns: Columns) ->
 
     Data that hold only some of the ids 1007, 2007 and 3007 have fewer classes than the model that
     was trained on all of them. Names that are no integers are left alone: whether they mean the
-    same is not told by one that is missing.
+    same is not told by one that is missing. All of the model's in another order are put in its own.
 
     Data without a training split number classes by held-out samples alone: there any names may be
     some of the model's, and numbers that are no names of its classes are their places.
@@ -56,7 +56,9 @@ def _rename(own: Sequence[str], theirs: Sequence[str], held_out: bool) -> tuple[
     places = [number for number in numbers if number is not None and 0 <= number < len(theirs)]
     whole = None not in numbers
     if set(own) <= set(theirs):
-        return tuple(own) if whole or held_out else ()
+        # All of them in another order, as composed and decomposed folders are sorted.
+        same = len(own) == len(theirs)
+        return tuple(own) if whole or held_out or same else ()
     return tuple(theirs[place] for place in places) if held_out and len(places) == len(own) else ()
 
 
