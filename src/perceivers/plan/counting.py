@@ -8,6 +8,7 @@ same is counted on real ones.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import astuple, dataclass, replace
 from typing import Any, Literal
 
@@ -87,6 +88,7 @@ class StepCounter:
         make_batch: Makes a batch of so many samples.
         precision: Of a step; with ``bf16``, autocast's copies of weights are among its memory.
         recompute: Whether layers are computed again in the backward pass.
+        may_compute: Compute two small steps where one cannot be counted without values.
 
     Attributes:
         exact: Whether steps are counted as they are; else, where a step needs values, larger ones
@@ -100,7 +102,9 @@ class StepCounter:
         *,
         precision: Precision = "float32",
         recompute: bool = False,
+        may_compute: bool = True,
     ) -> None:
+        self._may_compute = may_compute
         self._build, self._make_batch = build, make_batch
         self._precision: Precision = precision
         self._recompute = recompute
@@ -112,11 +116,16 @@ class StepCounter:
 
         Args:
             batch_size: Samples, at least 1.
+
+        Raises:
+            RuntimeError: A step needs values, and none may be computed.
         """
         if self.exact and batch_size not in self._counted:
             try:
                 self._counted[batch_size] = self._count_fake(batch_size)
             except RuntimeError:
+                if not self._may_compute:
+                    raise
                 # Fake tensors have no values to decide on; what is really wrong is raised below.
                 self.exact = False
                 self._counted = {size: self._count_real(size) for size in SMALL_BATCHES}
@@ -191,6 +200,26 @@ def _solve(low: StepCounts, high: StepCounts, room: float) -> int:
     """Return the batch size at which the line through two peaks reaches some bytes."""
     slope = (high.peak - low.peak) / (high.batch_size - low.batch_size)
     return max(0, int(low.batch_size + (room - low.peak) / max(slope, 1.0)))
+
+
+def meta_copy(task: Task, *, model: nn.Module | None = None) -> Task:
+    """Return a task whose parameters and buffers have shapes but no values.
+
+    Args:
+        task: What is copied; its values are not.
+        model: Another model to put in the place of the task's own.
+    """
+    memo: dict[int, Any] = {} if model is None else {id(task.model): model}
+    for parameter in task.parameters():
+        empty = torch.empty_strided(
+            parameter.shape, parameter.stride(), dtype=parameter.dtype, device="meta"
+        )
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    for buffer in task.buffers():
+        memo[id(buffer)] = torch.empty_strided(
+            buffer.shape, buffer.stride(), dtype=buffer.dtype, device="meta"
+        )
+    return deepcopy(task, memo)
 
 
 def _make_fake(task: nn.Module) -> None:

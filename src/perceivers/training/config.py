@@ -152,6 +152,9 @@ class TrainConfig:
     """Stop when more than this share of the samples read so far could not be read."""
     loader_timeout: float = 300.0
     """Stop when no batch comes for this many seconds; 0 waits for ever."""
+    memory_limit: float | None = None
+    """Memory in GB that the run may take; what is free when not given. 0 starts it without a
+    check."""
     loggers: list[str] = field(default_factory=list)
     """Beside metrics.jsonl: tensorboard, trackio or wandb (offline unless WANDB_MODE is set)."""
 
@@ -163,6 +166,10 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         check_loggers(self.loggers)
+        if self.memory_limit is not None and not 0 <= self.memory_limit < float("inf"):
+            raise ConfigError(
+                f"memory_limit is {self.memory_limit}; it is a number of GB, or 0 for no check"
+            )
         for name in ("workers", "patience", "minutes", "limit", "seed", "loader_timeout"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")

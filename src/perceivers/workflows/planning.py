@@ -267,7 +267,7 @@ def _from_inputs(task: str, config: TrainConfig, settings: PlanSettings) -> _Sub
             return MaskedLanguage(model, settings_of_task.mlm)
         return Autoencoding(model, settings_of_task.autoencode)
 
-    return _Subject(build, lambda size: _blank_batch(specs, size))
+    return _Subject(build, lambda size: blank_batch(specs, size))
 
 
 def _parse_inputs(inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, ModalitySpec]:
@@ -281,7 +281,7 @@ def _parse_inputs(inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, Modality
     return {name: spec_from_json({"type": name, **fields}) for name, fields in inputs.items()}
 
 
-def _blank_batch(specs: Mapping[str, ModalitySpec], size: int) -> Batch:
+def blank_batch(specs: Mapping[str, ModalitySpec], size: int) -> Batch:
     """Return a batch of zeros."""
     rows = torch.arange(size)
     inputs = {}

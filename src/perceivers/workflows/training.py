@@ -39,6 +39,7 @@ from perceivers.training.run_lock import RunLock, refuse_if_in_use
 from perceivers.training.runtime import Runtime
 from perceivers.workflows.data_changes import check_presence, compare_data
 from perceivers.workflows.earlier_runs import prepare_again
+from perceivers.workflows.memory import check_memory
 from perceivers.workflows.preparing import PREPARE, Prepared, typed_info
 from perceivers.workflows.run import Run
 
@@ -249,6 +250,7 @@ def _start(verb: str, config: TrainConfig | None, settings: dict[str, Any]) -> R
             record: list[Callable[[], object]] = []
             if runtime.is_main:
                 check_start(config, prepared)
+                check_memory(config, prepared, runtime.device, runtime.precision)
                 found = take_fingerprint(prepared.dataset)
                 record.append(partial(write_fingerprint, folder, found))
                 folder.check_free(overwrite=overwrite)

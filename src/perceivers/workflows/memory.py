@@ -1,0 +1,292 @@
+"""Before a run starts: does its first step fit into memory, and if not, what would?
+
+The step is counted without being computed. What does not fit is refused, because a system that runs
+out of memory kills the process without a word.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+
+from perceivers.data import Batch
+from perceivers.data.batches import BLANK_DTYPES
+from perceivers.data.sources import PartialSource, TargetSource
+from perceivers.errors import ConfigError, UserError
+from perceivers.models.registry import list_models
+from perceivers.plan.counting import Precision, StepCounter, Weights, count_weights, meta_copy
+from perceivers.plan.estimates import USABLE, estimate_memory
+from perceivers.plan.free_memory import Free, free_device_memory, free_host_memory
+from perceivers.plan.machines import GIGA
+from perceivers.tasks import Task
+from perceivers.training.config import TrainConfig
+from perceivers.types import ModalitySpec
+from perceivers.workflows.planning import blank_batch
+from perceivers.workflows.preparing import Prepared
+
+# Far more bytes than any model keeps per raw element, and per parameter and sample. What is small
+# even so need not be counted, which takes a second.
+ELEMENT_BYTES, PARAMETER_BYTES, WEIGHT_BYTES = 1 << 16, 16, 64
+SURELY_FREE = 0.25
+# A batch is stacked from its samples; each worker also holds two that wait.
+COPIES, WORKER_COPIES = 2, 3
+# A checkpoint is put together in memory, and copied once.
+SAVED_COPIES = 2
+HALVINGS = 7
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a run takes beyond what it holds now.
+
+    Args:
+        device: On the device that computes.
+        host: In main memory; that of a CPU includes the step.
+        exact: Whether the step was counted; else it takes more.
+    """
+
+    device: float
+    host: float
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Room:
+    """What is free on the device (None on a CPU) and in main memory."""
+
+    device: Free | None
+    host: Free
+
+    def shortage(self, need: Need, usable: float = 1.0) -> tuple[float, Free] | None:
+        """Return what is needed and the limit that it exceeds; None where everything fits."""
+        if self.device is not None and need.device > usable * self.device.bytes:
+            return need.device, self.device
+        return (need.host, self.host) if need.host > usable * self.host.bytes else None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run whose memory is estimated.
+
+    Args:
+        config: Its settings.
+        prepared: Its task and data.
+        device: What computes.
+        precision: Of a step.
+        task: The task, or one of other sizes in its place, on any device.
+        specs: What the loaders bring.
+    """
+
+    config: TrainConfig
+    prepared: Prepared
+    device: torch.device
+    precision: Precision
+    task: Task
+    specs: Mapping[str, ModalitySpec]
+
+    def resized(self, specs: Mapping[str, ModalitySpec]) -> "Subject":
+        """Return the same run with other sizes of its inputs.
+
+        Raises:
+            UserError: The model cannot have these sizes.
+        """
+        model = self.task.model
+        with torch.device("meta"):
+            other = type(model)(replace(model.config, inputs={**model.config.inputs, **specs}))
+        task = meta_copy(self.task, model=other)
+        return replace(self, task=task, specs=other.config.data_inputs)
+
+    def estimate(self, **changes: Any) -> Need:
+        """Estimate the memory of the run, some of whose settings are changed.
+
+        Args:
+            changes: ``batch_size``, ``accumulate`` or ``recompute``.
+        """
+        config = replace(self.config, **changes)
+        weights = count_weights(self.task.model, self.precision)
+        counter = StepCounter(
+            lambda: meta_copy(self.task),
+            self.make_batch,
+            precision=self.precision,
+            recompute=config.recompute,
+            may_compute=False,
+        )
+        shards = config.devices * config.nodes if config.strategy == "fsdp" else 1
+        try:
+            step = counter.count(-(-config.batch_size // config.accumulate))
+        except (RuntimeError, UserError):
+            # A step that looks at values, which zeros may not satisfy: the gradients are known.
+            return self._add_up(config, weights, float(weights.gradient_bytes), shards, exact=False)
+        else:
+            resident = weights.bytes * (2 if config.ema else 1) + weights.optimizer_bytes
+            memory = estimate_memory(weights, step, averaged=config.ema > 0, shards=shards)
+            peak = memory.peak - (resident / shards if shards > 1 else resident)
+        return self._add_up(config, weights, peak, shards, exact=True)
+
+    def _add_up(
+        self, config: TrainConfig, weights: Weights, peak: float, shards: int, *, exact: bool
+    ) -> Need:
+        """Add what is held between steps, what loaders hold, and checkpoints."""
+        moments = weights.optimizer_bytes / shards
+        average = weights.bytes / shards if config.ema else 0.0
+        saved = SAVED_COPIES * (weights.bytes / shards + moments + average)
+        batch = config.batch_size * self.sample_bytes
+        loaders = batch * (WORKER_COPIES * config.workers if config.workers else COPIES)
+        if self.device.type == "cuda":
+            held = weights.bytes / shards + moments + average
+            return Need(held + peak, config.devices * (loaders + saved), exact)
+        # The weights are there already, where they are those of the run.
+        fresh = 0.0 if self.task is self.prepared.task else float(weights.bytes)
+        every = fresh + moments + average + loaders + max(peak, saved)
+        return Need(0.0, config.devices * every, exact)
+
+    @property
+    def sample_bytes(self) -> float:
+        """Bytes of one sample as loaders bring it."""
+        return float(
+            sum(
+                prod(spec.raw_shape) * np.dtype(BLANK_DTYPES.get(spec.kind, np.float32)).itemsize
+                for spec in self.specs.values()
+            )
+        )
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the run fits by far, whatever its model."""
+        weights = sum(p.numel() for p in self.task.model.parameters())
+        elements = sum(prod(spec.raw_shape) for spec in self.specs.values())
+        step = self.config.batch_size * (elements * ELEMENT_BYTES + weights * PARAMETER_BYTES)
+        return step + weights * WEIGHT_BYTES < SURELY_FREE * free_host_memory().bytes
+
+    def make_batch(self, size: int) -> Batch:
+        """Return a batch as the loaders would bring it, of zeros."""
+        batch = blank_batch(self.specs, size)
+        source = self.prepared.dataset.splits["train"]
+        labels, targets, present = None, None, {}
+        if source.labels is not None:
+            labels = torch.zeros(size, *source.labels.shape[1:], dtype=torch.int64)
+        if isinstance(source, TargetSource) and source.targets is not None:
+            targets = torch.zeros(size, *source.targets.shape[1:])
+        if isinstance(source, PartialSource):
+            present = {name: torch.ones(size, dtype=torch.bool) for name in self.specs}
+        return replace(batch, labels=labels, targets=targets, present=present)
+
+
+def check_memory(
+    config: TrainConfig, prepared: Prepared, device: torch.device, precision: str
+) -> None:
+    """Compare the memory that a run will take with what there is.
+
+    Args:
+        config: Its settings.
+        prepared: Its model, which is in main memory, and data.
+        device: What will compute.
+        precision: ``float32``, ``bf16`` or ``bf16-pure``.
+
+    Raises:
+        ConfigError: It does not fit; says which settings would.
+    """
+    if config.memory_limit == 0 or device.type not in {"cpu", "cuda"}:
+        return
+    checked: Any = precision
+    subject = Subject(config, prepared, device, checked, prepared.task, prepared.specs)
+    room = find_room(config, device)
+    if config.memory_limit is None and device.type == "cpu" and subject.is_small:
+        return
+    found = room.shortage(subject.estimate())
+    if found is None:
+        return
+    needed, limit = found
+    raise ConfigError(
+        f"a step of batch_size={config.batch_size} on {_describe(prepared.specs)} takes about "
+        f"{needed / GIGA:.1f} GB, but {limit.limit} leaves {limit.bytes / GIGA:.1f} GB. "
+        f"{_advise(subject, room)} --memory_limit GB sets another limit, and 0 switches this check "
+        f"off"
+    )
+
+
+def find_room(config: TrainConfig, device: torch.device) -> Room:
+    """Return how much memory a run may take: what is free, or the limit that its settings give."""
+    if config.memory_limit:
+        given = Free(config.memory_limit * GIGA, "memory_limit")
+        return Room(None, given) if device.type == "cpu" else Room(given, free_host_memory())
+    on_device = free_device_memory(device) if device.type == "cuda" else None
+    return Room(on_device, free_host_memory())
+
+
+def _advise(subject: Subject, room: Room) -> str:
+    """Say what would fit; each of these was estimated too."""
+    fits = [words for words in _find_fits(subject, room) if words]
+    return f"What fits: {'; or '.join(fits)}." if fits else "Take a smaller model, or more memory."
+
+
+def _find_fits(subject: Subject, room: Room) -> Iterator[str]:
+    def fits(tried: Subject, **changes: Any) -> bool:
+        need = tried.estimate(**changes)
+        return need.exact and room.shortage(need, USABLE) is None
+
+    config = subject.config
+    size, copies = config.batch_size, config.augment.copies
+    if not config.recompute and fits(subject, recompute=True):
+        yield "--recompute true (more time)"
+    parts = [p for p in _doubled(2 * config.accumulate, size) if size % p == 0]
+    found = next((p for p in parts if fits(subject, accumulate=p)), 0)
+    if found:
+        yield f"--accumulate {found} (the same batch in parts)"
+    least = max(copies, 1)
+    smaller = _largest(size // least, lambda n: fits(subject, batch_size=n * least, accumulate=1))
+    if smaller:
+        yield f"--batch_size {smaller * least}" + (
+            " --accumulate 1" if config.accumulate > 1 else ""
+        )
+    yield _fit_sizes(subject, fits)
+
+
+def _doubled(first: int, last: int) -> Iterator[int]:
+    while first <= last:
+        yield first
+        first *= 2
+
+
+def _largest(most: int, fits: Callable[[int], bool]) -> int:
+    """Return the largest number that fits, to within an eighth; 0 where not even 1 does."""
+    low, high = 0, most
+    while high - low > max(1, low // 8):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _fit_sizes(subject: Subject, fits: Callable[[Subject], bool]) -> str:
+    """Halve the sides of images and videos, and then the frames of videos, until they fit."""
+    config, specs = subject.config, dict(subject.task.model.config.data_inputs)
+    # Targets on the grid of an input would have to follow it, and trained weights have their size.
+    if config.model not in list_models() or subject.specs.keys() != specs.keys():
+        return ""
+    changed: dict[str, dict[str, int]] = {}
+    for halving in range(HALVINGS):
+        fields = ("height", "width") if halving % 2 == 0 else ("frames",)
+        for name, spec in specs.items():
+            halved = {f: getattr(spec, f) // 2 for f in fields if getattr(spec, f, 0) > 1}
+            if halved:
+                specs[name] = replace(spec, **halved)
+                changed[name] = {**changed.get(name, {}), **halved}
+        try:
+            if changed and fits(subject.resized(specs)):
+                given = {**config.inputs}
+                sizes = {n: {**given.get(n, {}), **changed.get(n, {})} for n in given | changed}
+                return f"--inputs '{json.dumps(sizes)}'"
+        except UserError:  # a size that the model cannot have
+            continue
+    return ""
+
+
+def _describe(specs: Mapping[str, ModalitySpec]) -> str:
+    """Name the modalities with their shapes."""
+    return ", ".join(
+        f"{name} {' x '.join(map(str, spec.raw_shape))}" for name, spec in specs.items()
+    )
