@@ -75,7 +75,7 @@ def test_labels_have_a_channel_per_class_and_keep_it_when_replaced() -> None:
 @pytest.mark.parametrize(
     ("build", "text"),
     [
-        (lambda: Image(0, 4), r"Image\.height is 0; it must be an integer of at least 1"),
+        (lambda: Image(0, 4), r"Image\.height is 0; it must be at least 1"),
         (lambda: Image(4, -2), r"Image\.width is -2"),
         (lambda: Image(4, 4, 0), r"Image\.channels is 0"),
         (lambda: Image(True, 4), r"Image\.height is True"),
@@ -92,7 +92,7 @@ def test_labels_have_a_channel_per_class_and_keep_it_when_replaced() -> None:
         (lambda: Image(4, 4, 3, std=(1.0,) * 4), r"Image\.std has 4 values for 3 channels"),
         (
             lambda: Image(4, 4, 3, std=(0.5, 0.0, 0.5)),
-            r"Image\.std is \(0\.5, 0\.0, 0\.5\); every value must be positive",
+            r"Image\.std\[1\] is 0\.0; it must be positive",
         ),
         (
             lambda: spec_from_json({"type": "imge", "height": 3}),

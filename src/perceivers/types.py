@@ -8,11 +8,13 @@ L bytes.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from math import prod
 from typing import Any, ClassVar, Literal
 
 from perceivers.errors import ConfigError, suggest
+from perceivers.settings import Count, Finite, Natural, NonNegative, Positive, Settings
 
 # Ids of the byte vocabulary: six special ones, then the 256 bytes (Perceiver IO Sec. 4.1).
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
@@ -23,11 +25,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class ModalitySpec:
+class ModalitySpec(Settings):
     """Base of all specs: raw tensors are ``[B, C, *grid]`` or ``[B, *grid, C]``."""
-
-    # Every spec is a dataclass; the base, which has no fields of its own, need not be.
-    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     kind: ClassVar[str]
     channels_first: ClassVar[bool] = False
@@ -51,31 +50,21 @@ class ModalitySpec:
         """Shape of one raw sample, without the batch axis."""
         return (self.channels, *self.grid) if self.channels_first else (*self.grid, self.channels)
 
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """The sizes that must be positive, by field name."""
-        return {"channels": self.channels}
-
     def __post_init__(self) -> None:
         """Reject sizes below one and statistics that do not match the channels."""
-        for name, value in self.sizes.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(
-                    f"{type(self).__name__}.{name} is {value!r}; it must be an integer of at "
-                    f"least 1"
-                )
         for name in ("mean", "std"):
-            values = tuple(float(value) for value in getattr(self, name))
-            object.__setattr__(self, name, values)
+            # The check that follows says what is wrong.
+            with suppress(TypeError, ValueError, OverflowError):
+                values = tuple(float(value) for value in getattr(self, name))
+                object.__setattr__(self, name, values)
+        super().__post_init__()
+        for name in ("mean", "std"):
+            values = getattr(self, name)
             if len(values) not in {0, 1, self.channels}:
                 raise ConfigError(
                     f"{type(self).__name__}.{name} has {len(values)} values for {self.channels} "
                     f"channels; give none, one for all, or one per channel"
                 )
-        if any(value <= 0 for value in self.std):
-            raise ConfigError(
-                f"{type(self).__name__}.std is {self.std}; every value must be positive"
-            )
 
 
 @dataclass(frozen=True)
@@ -93,21 +82,16 @@ class Image(ModalitySpec):
     kind: ClassVar[str] = "image"
     channels_first: ClassVar[bool] = True
 
-    height: int
-    width: int
-    channels: int = 3
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    height: Count
+    width: Count
+    channels: Count = 3
+    mean: tuple[Finite, ...] = ()
+    std: tuple[Positive, ...] = ()
 
     @property
     def grid(self) -> tuple[int, ...]:
         """Rows and columns."""
         return (self.height, self.width)
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """The sizes that must be positive."""
-        return {"height": self.height, "width": self.width, "channels": self.channels}
 
 
 @dataclass(frozen=True)
@@ -127,28 +111,18 @@ class Video(ModalitySpec):
     kind: ClassVar[str] = "video"
     channels_first: ClassVar[bool] = True
 
-    frames: int
-    height: int
-    width: int
-    channels: int = 3
-    frame_rate: float = 0.0
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    frames: Count
+    height: Count
+    width: Count
+    channels: Count = 3
+    frame_rate: NonNegative = 0.0
+    mean: tuple[Finite, ...] = ()
+    std: tuple[Positive, ...] = ()
 
     @property
     def grid(self) -> tuple[int, ...]:
         """Frames, rows and columns."""
         return (self.frames, self.height, self.width)
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """The sizes that must be positive."""
-        return {
-            "frames": self.frames,
-            "height": self.height,
-            "width": self.width,
-            "channels": self.channels,
-        }
 
 
 @dataclass(frozen=True)
@@ -166,21 +140,16 @@ class Audio(ModalitySpec):
     kind: ClassVar[str] = "audio"
     channels_first: ClassVar[bool] = True
 
-    samples: int
-    channels: int = 1
-    sample_rate: int = 0
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    samples: Count
+    channels: Count = 1
+    sample_rate: Natural = 0
+    mean: tuple[Finite, ...] = ()
+    std: tuple[Positive, ...] = ()
 
     @property
     def grid(self) -> tuple[int, ...]:
         """Samples."""
         return (self.samples,)
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """The sizes that must be positive."""
-        return {"samples": self.samples, "channels": self.channels}
 
 
 @dataclass(frozen=True)
@@ -200,10 +169,10 @@ class Points(ModalitySpec):
 
     kind: ClassVar[str] = "points"
 
-    points: int
-    channels: int = 3
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    points: Count
+    channels: Count = 3
+    mean: tuple[Finite, ...] = ()
+    std: tuple[Positive, ...] = ()
     ragged: bool = False
     scale: Literal["none", "centre", "floor", "unit"] = "none"
 
@@ -213,22 +182,13 @@ class Points(ModalitySpec):
         return (self.points,)
 
     def __post_init__(self) -> None:
-        """Reject a scale that is not known."""
-        if self.scale not in {"none", "centre", "floor", "unit"}:
-            raise ConfigError(
-                f"Points.scale is {self.scale!r}; use 'none', 'centre', 'floor' or 'unit'"
-            )
+        """Reject a floor without a coordinate above it."""
+        super().__post_init__()
         if self.scale == "floor" and self.channels > 3:
             raise ConfigError(
                 f"Points.scale is 'floor' and channels {self.channels}; the last channel must be a "
                 f"coordinate, so there are at most 3"
             )
-        super().__post_init__()
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """The sizes that must be positive."""
-        return {"points": self.points, "channels": self.channels}
 
 
 @dataclass(frozen=True)
@@ -244,28 +204,20 @@ class Array(ModalitySpec):
 
     kind: ClassVar[str] = "array"
 
-    shape: int | Sequence[int]
-    channels: int = 1
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    shape: Count | Sequence[Count]
+    channels: Count = 1
+    mean: tuple[Finite, ...] = ()
+    std: tuple[Positive, ...] = ()
 
     def __post_init__(self) -> None:
         """Accept one integer or a list as the shape."""
-        object.__setattr__(self, "shape", self.grid)
         super().__post_init__()
+        object.__setattr__(self, "shape", self.grid)
 
     @property
     def grid(self) -> tuple[int, ...]:
         """The declared shape."""
         return (self.shape,) if isinstance(self.shape, int) else tuple(self.shape)
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """The sizes that must be positive."""
-        return {
-            **{f"shape[{i}]": size for i, size in enumerate(self.grid)},
-            "channels": self.channels,
-        }
 
 
 @dataclass(frozen=True)
@@ -279,11 +231,11 @@ class Labels(ModalitySpec):
 
     kind: ClassVar[str] = "labels"
 
-    num_classes: int
-    length: int = 1
-    channels: int = field(default=0, init=False)
-    mean: tuple[float, ...] = field(default=(), init=False)
-    std: tuple[float, ...] = field(default=(), init=False)
+    num_classes: Count
+    length: Count = 1
+    channels: Count = field(default=0, init=False)
+    mean: tuple[Finite, ...] = field(default=(), init=False)
+    std: tuple[Positive, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         """Derive the channels: one per class."""
@@ -300,11 +252,6 @@ class Labels(ModalitySpec):
         """Indices have no channel axis."""
         return (self.length,)
 
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """The sizes that must be positive."""
-        return {"num_classes": self.num_classes, "length": self.length}
-
 
 @dataclass(frozen=True)
 class Bytes(ModalitySpec):
@@ -318,17 +265,11 @@ class Bytes(ModalitySpec):
 
     kind: ClassVar[str] = "bytes"
 
-    length: int
+    length: Count
     wrap: Literal["none", "cls_sep"] = "none"
-    channels: int = field(default=BYTE_VOCABULARY, init=False)
-    mean: tuple[float, ...] = field(default=(), init=False)
-    std: tuple[float, ...] = field(default=(), init=False)
-
-    def __post_init__(self) -> None:
-        """Reject a wrapping that is not known."""
-        if self.wrap not in {"none", "cls_sep"}:
-            raise ConfigError(f"Bytes.wrap is {self.wrap!r}; use 'none' or 'cls_sep'")
-        super().__post_init__()
+    channels: Count = field(default=BYTE_VOCABULARY, init=False)
+    mean: tuple[Finite, ...] = field(default=(), init=False)
+    std: tuple[Positive, ...] = field(default=(), init=False)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -339,11 +280,6 @@ class Bytes(ModalitySpec):
     def raw_shape(self) -> tuple[int, ...]:
         """Ids have no channel axis."""
         return (self.length,)
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """The sizes that must be positive."""
-        return {"length": self.length}
 
 
 SPECS: dict[str, type[ModalitySpec]] = {

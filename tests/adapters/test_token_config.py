@@ -19,35 +19,38 @@ from perceivers.types import Image, Video
 FOURIER = PositionConfig(kind="fourier", num_bands=4, max_resolution=(8, 8), sine_only=True)
 
 BAD_POSITIONS: list[tuple[dict[str, Any], str]] = [
-    ({"kind": "fourier", "num_bands": 0}, r"'fourier': num_bands is 0; it must be at least 1"),
-    ({"kind": "learned"}, r"positions 'learned': dim is 0; it must be at least 1"),
-    ({"kind": "fourier", "project": -1}, r"project is -1; it must be at least 0"),
-    ({"kind": "fourier", "extra_layers": -2}, r"extra_layers is -2; it must be at least 0"),
-    ({"kind": "fourier", "dim": 3}, r"positions of kind 'fourier' does not use dim=3"),
-    ({"kind": "learned", "dim": 3, "num_bands": 8}, r"'learned' does not use num_bands=8"),
-    ({"kind": "learned", "dim": 3, "sine_only": True}, r"does not use sine_only=True; leave it"),
-    ({"project": 8}, r"positions of kind 'none' does not use project=8; leave it out"),
+    ({"kind": "fourier", "num_bands": 0}, r"positions\.num_bands is 0; it must be at least 1"),
+    ({"kind": "learned"}, r"positions\.dim is 0; learned positions need it to be at"),
+    ({"kind": "fourier", "project": -1}, r"project is -1; it must not be negative"),
+    ({"kind": "fourier", "extra_layers": -2}, r"extra_layers is -2; it must not be negative"),
+    (
+        {"kind": "fourier", "dim": 3},
+        r"positions\.dim=3 has no effect with positions\.kind='fourier'",
+    ),
+    ({"kind": "learned", "dim": 3, "num_bands": 8}, r"num_bands=8 has no effect with .*'learned'"),
+    ({"kind": "learned", "dim": 3, "sine_only": True}, r"sine_only=True has no effect with"),
+    ({"project": 8}, r"project=8 has no effect with positions\.kind='none'; leave it out"),
 ]
 BAD_TOKENS: list[tuple[dict[str, Any], str]] = [
-    ({"stride": (2, 0)}, r"token stride is \(2, 0\); every size must be at least 1"),
+    ({"stride": (2, 0)}, r"tokens\.stride\[1\] is 0; it must be at least 1"),
     ({"content": "patches"}, r"content 'patches' with patch=\(\); patches need a patch size"),
     ({"patch": (2,)}, r"content 'elements' with patch=\(2,\); .*the others take none"),
     ({"content": "conv"}, r"token content 'conv' needs dim of at least 1"),
     ({"content": "embedding"}, r"token content 'embedding' needs dim of at least 1"),
-    ({"dim": -1}, r"token dim=-1 must not be negative"),
-    ({"num_convs": 0}, r"num_convs=0 must be at least 1"),
-    ({"mask_rate": 1.5}, r"token mask_rate is 1\.5; it must be in \[0, 1\]"),
+    ({"dim": -1}, r"tokens\.dim is -1; it must not be negative"),
+    ({"num_convs": 0}, r"num_convs is 0; it must be at least 1"),
+    ({"mask_rate": 1.5}, r"tokens\.mask_rate is 1\.5; it must be in \[0, 1\]"),
     ({"content": "coordinates"}, r"token content 'coordinates' needs Fourier positions"),
     (
         {"content": "patches", "patch": (2,), "stride": (2,)},
-        r"token content 'patches' does not use stride=\(2,\); leave it out",
+        r"tokens\.stride=\(2,\) has no effect with tokens\.content='patches'; leave it out",
     ),
-    ({"num_convs": 2}, r"token content 'elements' does not use num_convs=2; leave it out"),
-    ({"padding": "hf"}, r"token content 'elements' does not use padding='hf'; leave it out"),
-    ({"batch_norm": False}, r"'elements' does not use batch_norm=False; leave it out"),
-    ({"contrast": 3}, r"'elements' does not use contrast=3; leave it out"),
-    ({"content": "conv", "dim": 2, "contrast": 4}, r"token contrast=4 must be odd"),
-    ({"content": "conv", "dim": 2, "contrast": -1}, r"token contrast=-1 must be odd"),
+    ({"num_convs": 2}, r"tokens\.num_convs=2 has no effect with tokens\.content='elements'"),
+    ({"padding": "hf"}, r"tokens\.padding='hf' has no effect with tokens\.content='elements'"),
+    ({"batch_norm": False}, r"batch_norm=False has no effect with"),
+    ({"contrast": 3}, r"contrast=3 has no effect with"),
+    ({"content": "conv", "dim": 2, "contrast": 4}, r"tokens\.contrast is 4; it must be odd"),
+    ({"content": "conv", "dim": 2, "contrast": -1}, r"tokens\.contrast is -1; it must not be"),
 ]
 
 

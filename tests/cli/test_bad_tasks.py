@@ -80,7 +80,7 @@ def test_settings_of_another_task_are_refused(
 @pytest.mark.parametrize(
     ("more", "patterns"),
     [
-        (["--mlm.ratio", "2"], [r"mlm ratio is 2\.0; it must lie strictly between 0 and 1"]),
+        (["--mlm.ratio", "2"], [r"mlm\.ratio is 2\.0; it must be in \(0, 1\)"]),
         (["--mlm.unit", "letter"], [r"mlm\.unit: expected one of 'word', 'byte', found 'letter'"]),
         (["--mlm.rate", "0.2"], [r"did you mean '--mlm\.ratio'\?"]),
         (["--inputs", '{"txt": {"length": 3}}'], [r"modality 'txt' is asked for, .*\['bytes'\]"]),
@@ -112,9 +112,9 @@ def test_a_wrong_setting_is_named(
     ("more", "pattern"),
     [
         (["--autoencode.weights", '{"vidoe": 1.0}'], r"'vidoe'.*did you mean 'video'\?"),
-        (["--autoencode.weights", '{"video": -1.0}'], r"weight of 'video' is -1\.0"),
+        (["--autoencode.weights", '{"video": -1.0}'], r"weights\['video'\] is -1\.0"),
         (["--autoencode.weights", '{"video": "much"}'], r"autoencode\.weights"),
-        (["--autoencode.mask_ratio", "1"], r"mask_ratio=1\.0 must be in \[0, 1\)"),
+        (["--autoencode.mask_ratio", "1"], r"mask_ratio is 1\.0; it must be in \[0, 1\)"),
         (["--autoencode.loss", "l3"], r"autoencode\.loss: expected one of 'l1', 'l2', found 'l3'"),
     ],
 )

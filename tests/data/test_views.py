@@ -44,9 +44,7 @@ def test_crops_lie_along_the_longer_side() -> None:
 
 @pytest.mark.parametrize("values", [{"temporal": 0}, {"spatial": 0}, {"temporal": -1}])
 def test_fewer_than_one_view_is_refused(values: dict[str, int]) -> None:
-    with pytest.raises(
-        ConfigError, match=r"views are -?\dx\d \(temporal x spatial\); both must be"
-    ):
+    with pytest.raises(ConfigError, match=r"views\.(temporal|spatial) is -?\d; it must be"):
         Views(**values)
 
 

@@ -69,7 +69,7 @@ def build(stir: Stir, **settings: Any) -> PerceiverIO:
         "tokens": TOKENS,
         "trunk": TRUNK,
         "outputs": OUTPUTS,
-        "mask_tokens": True,
+        "mask_tokens": len(settings.get("inputs", INPUTS)) > 1,
         **settings,
     }
     with torch.random.fork_rng(devices=[]):

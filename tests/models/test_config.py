@@ -284,7 +284,7 @@ def test_level_sizes_below_one_are_refused(name: str) -> None:
 
 
 def test_a_negative_depth_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"level depth is -1; it must be at least 0"):
+    with pytest.raises(ConfigError, match=r"level depth is -1; it must not be negative"):
         replace(MIDDLE, depth=-1)
 
 

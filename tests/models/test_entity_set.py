@@ -187,8 +187,8 @@ def test_json_restores_a_configuration() -> None:
             {"inputs": {"a": Points(4), "b": Points(4)}},
             r"exactly one modality of points, not \['points', 'points'\]",
         ),
-        ({"token_dim": 0}, r"token_dim=0 and embed_dim=6 must be at least 1"),
-        ({"embed_dim": -1}, r"token_dim=8 and embed_dim=-1 must be at least 1"),
+        ({"token_dim": 0}, r"token_dim is 0; it must be at least 1"),
+        ({"embed_dim": -1}, r"embed_dim is -1; it must be at least 1"),
     ],
 )
 def test_contradictory_configurations_are_refused(settings: dict[str, Any], text: str) -> None:

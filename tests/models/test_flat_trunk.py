@@ -174,12 +174,12 @@ def test_every_setting_changes_weights_or_results(
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"num_latents": 0}, r"trunk num_latents is 0; it must be at least 1"),
-    ({"depth": -1}, r"trunk depth is -1; it must be at least 0"),
-    ({"num_cross_heads": 0}, r"trunk num_cross_heads is 0; it must be at least 1"),
-    ({"qk_dim": 0}, r"trunk qk_dim is 0; it must be at least 1, or None"),
-    ({"v_dim": -8}, r"trunk v_dim is -8; it must be at least 1, or None"),
-    ({"dropout_rate": 1.0}, r"trunk dropout_rate is 1\.0; it must be in \[0, 1\)"),
+    ({"num_latents": 0}, r"trunk\.num_latents is 0; it must be at least 1"),
+    ({"depth": -1}, r"trunk\.depth is -1; it must not be negative"),
+    ({"num_cross_heads": 0}, r"trunk\.num_cross_heads is 0; it must be at least 1"),
+    ({"qk_dim": 0}, r"trunk\.qk_dim is 0; it must be at least 1"),
+    ({"v_dim": -8}, r"trunk\.v_dim is -8; it must be at least 1"),
+    ({"dropout_rate": 1.0}, r"trunk\.dropout_rate is 1\.0; it must be in \[0, 1\)"),
     ({"activation": "gelu_tan"}, r"activation 'gelu_tan' is unknown.*did you mean 'gelu_tanh'\?"),
     ({"heads": 3}, r"TrunkConfig has no setting 'heads'; its settings are .*num_heads"),
 ]

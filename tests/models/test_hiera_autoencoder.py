@@ -25,7 +25,12 @@ from perceivers.tasks import mae_losses
 
 LAST = HieraDecoder(dim=12, depth=2, num_heads=3, order="channels_last")
 WHOLE = HieraDecoder(dim=12, depth=2, num_heads=3, order="channels_last", all_frames=True)
-MADE = [(kind, decoder) for kind in KINDS for decoder in (DECODER, LAST, WHOLE)]
+MADE = [
+    (kind, decoder)
+    for kind in KINDS
+    for decoder in (DECODER, LAST, WHOLE)
+    if kind == "clip" or decoder is not WHOLE
+]
 
 
 def build(kind: str = "picture", decoder: HieraDecoder = DECODER, **settings: Any) -> Hiera:

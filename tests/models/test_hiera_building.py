@@ -61,7 +61,7 @@ def test_a_head_is_named_or_complete() -> None:
         ({"head": "mean", "decoder": True}, r"head='mean': an auto-encoder has no classes"),
         ({"decoder": "yes"}, r"decoder='yes': say True for the variant's own"),
         ({"decoder": {"depht": 1}}, r"HieraDecoder has no setting 'depht'"),
-        ({"num_classes": -1}, r"num_outputs=-1.*sizes must be at least 1"),
+        ({"num_classes": -1}, r"head\.num_outputs is -1; it must not be neg"),
     ],
 )
 def test_what_cannot_be_built_is_refused(settings: dict[str, Any], message: str) -> None:

@@ -452,7 +452,8 @@ def test_resizing_keeps_weights_and_interpolates_learned_tables(
         "label": Labels(3),
     }
     large = {**small, "image": Image(8, 6, 2), "sound": Audio(40)}
-    model = build(inputs=small, labels=("label",), positions=positions, num_bands=2)
+    waves = {"num_bands": 2} if positions == "fourier" else {}
+    model = build(inputs=small, labels=("label",), positions=positions, **waves)
     other = model.resized(large)
     assert other.config.inputs == large
     assert not other.training

@@ -215,31 +215,31 @@ def test_json_restores_a_configuration() -> None:
 
 
 BAD_OUTPUTS: list[tuple[dict[str, Any], str]] = [
-    ({}, r"learned queries need length and dim of at least 1, got 1 and 0"),
-    ({"dim": 4, "length": 0}, r"learned queries need length .*got 0 and 4"),
+    ({}, r"output\.dim is 0; learned queries need at least 1"),
+    ({"dim": 4, "length": 0}, r"output\.length is 0; it must be at least 1"),
     ({"queries": "tokens"}, r"tokens queries need the modality they speak of"),
     ({"queries": "positions", "modality": "image"}, r"positions queries need positions: fourier"),
     (
         {"queries": "positions", "modality": "image", "positions": POSITIONS["combine"]},
         r"queries are their positions; combine='add' has nothing to add them to",
     ),
-    ({"dim": 4, "channels": -1}, r"output channels=-1 must not be negative"),
-    ({"dim": 4, "divide_by": 0.0}, r"divide_by=0\.0 must be positive"),
+    ({"dim": 4, "channels": -1}, r"output\.channels is -1; it must not be negative"),
+    ({"dim": 4, "divide_by": 0.0}, r"output\.divide_by is 0\.0; it must be positive"),
     ({"dim": 4, "head": "tied", "channels": 3}, r"a tied head has as many channels as the voc"),
     ({"dim": 4, "head": "tanh_mlp"}, r"head='tanh_mlp' needs channels: values per element"),
-    ({"dim": 4, "positions": WAVES}, r"learned queries have no positions of their own"),
-    ({"dim": 4, "channels": 1, "patch": (2,)}, r"learned queries does not use patch=\(2,\)"),
+    ({"dim": 4, "positions": WAVES}, r"output\.positions=.* has no effect with output\.queries"),
+    ({"dim": 4, "channels": 1, "patch": (2,)}, r"output\.patch=\(2,\) has no effect with"),
     (
         {"queries": "tokens", "modality": "image", "length": 3},
-        r"an output with tokens queries does not use length=3; leave it out",
+        r"output\.length=3 has no effect with output\.queries='tokens'; leave it out",
     ),
     (
         {"queries": "tokens", "modality": "image", "sampled": "cell"},
-        r"an output with tokens queries does not use sampled='cell'",
+        r"output\.sampled='cell' has no effect with output\.queries='tokens'",
     ),
     (
         {"queries": "positions", "modality": "image", "positions": WAVES, "dim": 5},
-        r"an output with positions queries does not use dim=5",
+        r"output\.dim=5 has no effect with output\.queries='positions'",
     ),
 ]
 
@@ -273,7 +273,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"outputs": {"x": replace(OUTPUTS["image"], patch=(3, 3))}},
         r"output 'x': patch \(3, 3\) does not divide the grid \(4, 6\)",
     ),
-    ({"min_padding": -1}, r"min_padding=-1 must not be negative"),
+    ({"min_padding": -1}, r"min_padding is -1; it must not be negative"),
     ({"tokens": {"txt": TokenConfig()}}, r"tokens are described for \['txt'\].*mean 'text'\?"),
 ]
 
@@ -287,11 +287,11 @@ def test_contradictory_configurations_are_refused(settings: dict[str, Any], text
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"num_heads": 0}, r"decoder num_heads is 0; it must be at least 1"),
-        ({"chunk": 0}, r"decoder chunk is 0; it must be at least 1"),
-        ({"qk_dim": 0}, r"decoder qk_dim is 0; it must be at least 1"),
-        ({"project": -3}, r"decoder project is -3; it must be at least 0"),
-        ({"min_padding": -1}, r"decoder min_padding is -1; it must be at least 0"),
+        ({"num_heads": 0}, r"decoder\.num_heads is 0; it must be at least 1"),
+        ({"chunk": 0}, r"decoder\.chunk is 0; it must be at least 1"),
+        ({"qk_dim": 0}, r"decoder\.qk_dim is 0; it must be at least 1"),
+        ({"project": -3}, r"decoder\.project is -3; it must not be negative"),
+        ({"min_padding": -1}, r"decoder\.min_padding is -1; it must not be negative"),
     ],
 )
 def test_contradictory_decoders_are_refused(settings: dict[str, Any], text: str) -> None:

@@ -90,10 +90,10 @@ def test_the_total_is_the_weighted_sum_of_the_parts() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"points": -1}, r"points=-1 must not be negative"),
-        ({"mask_ratio": 1.0}, r"mask_ratio=1\.0 must be in \[0, 1\)"),
-        ({"label_mask": 1.5}, r"label_mask=1\.5 in \[0, 1\]"),
-        ({"weights": {"audio": -1.0}}, r"weight of 'audio' is -1\.0; .*not be negative"),
+        ({"points": -1}, r"autoencode\.points is -1; it must not be negative"),
+        ({"mask_ratio": 1.0}, r"mask_ratio is 1\.0; it must be in \[0, 1\)"),
+        ({"label_mask": 1.5}, r"label_mask is 1\.5; it must be in \[0, 1\]"),
+        ({"weights": {"audio": -1.0}}, r"weights\['audio'\] is -1\.0; it must not be negative"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:

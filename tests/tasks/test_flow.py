@@ -124,7 +124,7 @@ def test_models_without_flow_and_odd_settings_are_refused() -> None:
         flow_modality(model)
     with pytest.raises(ConfigError, match="an output 'flow'"):
         OpticalFlow(pv.create_model("hip_nano", inputs={"image": pv.Image(8, 8)}), FlowConfig())
-    with pytest.raises(ConfigError, match=r"scale=0\.0 positive"):
+    with pytest.raises(ConfigError, match=r"flow\.scale is 0\.0; it must be positive"):
         FlowConfig(scale=0.0)
 
 

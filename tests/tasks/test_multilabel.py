@@ -192,7 +192,7 @@ def test_modalities_are_hidden_in_training_alone(rng: torch.Generator) -> None:
 @pytest.mark.parametrize(
     ("dropout", "message"),
     [
-        ({"image": 1.5}, r"input_dropout for 'image' is 1.5; it is a probability"),
+        ({"image": 1.5}, r"input_dropout\['image'\] is 1.5; it must be in \[0, 1\]"),
         ({"imag": 0.5}, r"names 'imag'; did you mean 'image'\?, but the model reads"),
         ({"label": 0.5}, r"'label', which are labels: 0 is their first class"),
     ],

@@ -66,11 +66,11 @@ def test_options_that_trained_weights_do_not_fit_are_refused(
         ({"trunk": {"depth": True}}, r"model_options\.trunk\.depth is True; .* type int"),
         ({"trunk": {"qk_dim": "x"}}, r"model_options\.trunk\.qk_dim is 'x'; .* type int"),
         ({"trunk": {"reads": "never"}}, r"trunk\.reads is 'never'; choose from \['interleaved"),
-        ({"trunk": {"num_heads": 0}}, r"trunk num_heads is 0; it must be at least 1"),
+        ({"trunk": {"num_heads": 0}}, r"trunk\.num_heads is 0; it must be at least 1"),
         ({"trunk": {"dropout_rate": 1}}, r"dropout_rate is 1\.0; it must be in \[0, 1\)"),
         ({"mask_tokens": 3}, r"model_options\.mask_tokens is 3; it must be of type bool"),
         ({"tokens": {"bytes": {"patch": ["a"]}}}, r"tokens\.bytes\.patch\[0\] is 'a'; .* type int"),
-        ({"decoder": {"chunk": 0}}, r"decoder chunk is 0; it must be at least 1"),
+        ({"decoder": {"chunk": 0}}, r"decoder\.chunk is 0; it must be at least 1"),
     ],
 )
 def test_wrong_options_are_named(made: Path, options: dict[str, Any], message: str) -> None:

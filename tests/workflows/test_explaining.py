@@ -186,7 +186,7 @@ def test_unreadable_files_are_named_and_do_not_end_the_job(
 def test_settings_out_of_range_are_refused(save: Save, tmp_path: Path) -> None:
     model, path = save("perceiver_nano", {"image": Image(8, 8, 1)}), picture(tmp_path / "a.png")
     for latents in (-1, 101):
-        with pytest.raises(ConfigError, match=f"latents is {latents}; it must be from 0 to 100"):
+        with pytest.raises(ConfigError, match=rf"latents is {latents}; it must be in \[0, 100\]"):
             pv.explain(model, [path], tmp_path / "out", latents=latents)
     with pytest.raises(ConfigError, match=r"head is 4; use 'all', 'mean' or a number"):
         pv.explain(model, [path], tmp_path / "out", head=4)

@@ -152,7 +152,7 @@ def test_what_cannot_be_planned_is_refused(values: dict[str, Any], message: str)
     [
         ({"devices": 0}, "devices is 0; it must be at least 1"),
         ({"samples": -1.0}, "samples is -1.0; it must not be negative"),
-        ({"utilisation": 1.5}, r"utilisation is 1.5 .* must lie in \(0, 1\]"),
+        ({"utilisation": 1.5}, r"utilisation is 1.5; it must be in \(0, 1\]"),
         ({"batch_size": 5, "accumulate": 2}, "batch_size=5 does not divide into accumulate=2"),
     ],
 )

@@ -65,7 +65,7 @@ CLASSES: dict[str, Any] = {
     "texts": 14,
     "text_multitask": {"topics": 4, "intents": 77},
 }
-REQUIRED = {"data": "DATA", "out": "OUT"}
+REQUIRED = {"data": "warps:DATA", "out": "OUT"}  # flow pairs are generated; others do not care
 # At the size of a paper; the others are for a CPU.
 LARGE = {name for name in NAMES if name == "imagenet" or name.startswith("hiera_")}
 # What fine-tuning starts from.

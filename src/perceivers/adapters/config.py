@@ -5,64 +5,53 @@ Papers: Perceiver (arXiv 2103.03206) Sec. 3.2; Perceiver IO (arXiv 2107.14795) A
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from perceivers.errors import ConfigError, suggest
+from perceivers.settings import Count, Fraction, Natural, Settings, UsedIf, settle
 from perceivers.types import ModalitySpec
 
 Config = TypeVar("Config")
+WAVES, LEARNED = UsedIf("kind", "fourier"), UsedIf("kind", "learned")
+PLACED = UsedIf("kind", "fourier", "learned")
+RAW, CONV = UsedIf("content", "elements"), UsedIf("content", "conv")
 Content = Literal["elements", "patches", "frame_patches", "conv", "embedding", "coordinates"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PositionConfig:
+class PositionConfig(Settings, prefix="positions."):
     """How a token, or a query, knows its place."""
 
     kind: Literal["none", "fourier", "learned"] = "none"
     """fourier: sines and cosines of the coordinates; learned: one row per token."""
-    num_bands: int = 64
+    num_bands: Annotated[Count, WAVES] = 64
     """Fourier: frequencies per axis, evenly spaced from 1 to half of max_resolution."""
-    max_resolution: tuple[int, ...] | None = None
+    max_resolution: Annotated[tuple[Count, ...] | None, WAVES] = None
     """Fourier: length per axis whose Nyquist frequency is the highest; the grid's when None."""
-    sine_only: bool = False
+    sine_only: Annotated[bool, WAVES] = False
     """Fourier: leave the cosines out."""
-    keep_coordinates: bool = True
+    keep_coordinates: Annotated[bool, WAVES] = True
     """Fourier: put the coordinates themselves first."""
-    dim: int = 0
+    dim: Annotated[Natural, LEARNED] = 0
     """Learned: channels of a row."""
-    project: int = 0
+    project: Annotated[Natural, PLACED] = 0
     """Map positions to this width by a Linear; 0 does not."""
-    extra_layers: int = 0
+    extra_layers: Annotated[Natural, PLACED] = 0
     """Residual Linears on the positions, ReLU between (n_extra_pos_mlp of the released code)."""
-    combine: Literal["concat", "add"] = "concat"
+    combine: Annotated[Literal["concat", "add"], PLACED] = "concat"
     """Concatenate positions to the content, or add them."""
 
     def __post_init__(self) -> None:
         """Reject contradictory settings."""
-        check_choices(self)
-        if self.max_resolution is not None:
-            object.__setattr__(self, "max_resolution", tuple(self.max_resolution))
-        least = {"num_bands": 1, "dim": int(self.kind == "learned"), "project": 0}
-        for name, value in {**least, "extra_layers": 0}.items():
-            if getattr(self, name) < value:
-                raise ConfigError(
-                    f"positions {self.kind!r}: {name} is {getattr(self, name)}; it must be at "
-                    f"least {value}"
-                )
-        waves = ("num_bands", "max_resolution", "sine_only", "keep_coordinates")
-        check_unused(
-            self,
-            f"positions of kind {self.kind!r}",
-            {
-                "none": (*waves, "dim", "project", "extra_layers", "combine"),
-                "fourier": ("dim",),
-                "learned": waves,
-            }[self.kind],
-        )
+        super().__post_init__()
+        if self.kind == "learned" and self.dim < 1:
+            raise ConfigError(
+                f"positions.dim is {self.dim}; learned positions need it to be at least 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenConfig:
+class TokenConfig(Settings, prefix="tokens."):
     """How one modality becomes tokens."""
 
     content: Content = "elements"
@@ -70,36 +59,31 @@ class TokenConfig:
     two frames at every pixel (flow); conv: 7x7 convolution and pooling of a picture, or of a pair
     of frames joined as channels; embedding: a learned row per byte; coordinates: points, whose
     first channels are their positions."""
-    stride: tuple[int, ...] = ()
+    stride: Annotated[tuple[Count, ...], RAW] = ()
     """elements: keep every n-th along each axis."""
-    patch: tuple[int, ...] = ()
+    patch: tuple[Count, ...] = ()
     """patches: elements per patch along each axis."""
-    dim: int = 0
+    dim: Natural = 0
     """Channels of the content: a Linear maps to it (conv, embedding: their own width); 0 leaves
     the content as it is."""
-    num_convs: int = 1
+    num_convs: Annotated[Count, CONV] = 1
     """conv: layers; each makes height and width a quarter."""
-    padding: Literal["same", "hf"] = "same"
+    padding: Annotated[Literal["same", "hf"], CONV] = "same"
     """conv: uneven as in TensorFlow, or even before the convolution and none before the pooling, as
     in the Hugging Face port."""
-    batch_norm: bool = True
+    batch_norm: Annotated[bool, CONV] = True
     """conv: normalise over the batch."""
-    contrast: int = 0
+    contrast: Annotated[Natural, CONV] = 0
     """conv: odd side of the square around every pixel whose mean colour is subtracted from it, in
     each frame by itself, so that edges count and light does not; 0 leaves the light in."""
     positions: PositionConfig = field(default_factory=PositionConfig)
-    mask_rate: float = 0.0
+    mask_rate: Fraction = 0.0
     """Several modalities: probability with which a token is replaced by the modality's mask token
     while training; 1 replaces all tokens, in evaluation too."""
 
     def __post_init__(self) -> None:
         """Reject contradictory settings."""
-        check_choices(self)
-        for name in ("stride", "patch"):
-            value = tuple(getattr(self, name))
-            object.__setattr__(self, name, value)
-            if any(size < 1 for size in value):
-                raise ConfigError(f"token {name} is {value}; every size must be at least 1")
+        super().__post_init__()
         if (self.content == "patches") != bool(self.patch):
             raise ConfigError(
                 f"token content {self.content!r} with patch={self.patch}; patches need a patch "
@@ -107,24 +91,13 @@ class TokenConfig:
             )
         if self.content in {"conv", "embedding"} and self.dim < 1:
             raise ConfigError(f"token content {self.content!r} needs dim of at least 1")
-        if self.dim < 0 or self.num_convs < 1:
+        if self.contrast and self.contrast % 2 == 0:
             raise ConfigError(
-                f"token dim={self.dim} must not be negative and num_convs={self.num_convs} must be "
-                f"at least 1"
+                f"tokens.contrast is {self.contrast}; it must be odd, so that a pixel is in the "
+                f"middle of its square, or 0"
             )
-        if self.contrast < 0 or (self.contrast and self.contrast % 2 == 0):
-            raise ConfigError(
-                f"token contrast={self.contrast} must be odd, so that a pixel is in the middle of "
-                f"its square, or 0"
-            )
-        if not 0.0 <= self.mask_rate <= 1.0:
-            raise ConfigError(f"token mask_rate is {self.mask_rate}; it must be in [0, 1]")
         if self.content == "coordinates" and self.positions.kind != "fourier":
             raise ConfigError("token content 'coordinates' needs Fourier positions")
-        unused = () if self.content == "elements" else ("stride",)
-        if self.content != "conv":
-            unused += ("num_convs", "padding", "batch_norm", "contrast")
-        check_unused(self, f"token content {self.content!r}", unused)
 
 
 def covered_grid(spec: ModalitySpec, config: TokenConfig) -> tuple[int, ...]:
@@ -138,51 +111,29 @@ def covered_grid(spec: ModalitySpec, config: TokenConfig) -> tuple[int, ...]:
     return spec.grid[1:] if joined else spec.grid
 
 
-def check_choices(config: Any) -> None:
-    """Check every field that is one of a few words; a file may hold any.
-
-    Raises:
-        ConfigError: Names the field, the words and the nearest.
-    """
-    for name, hint in get_type_hints(type(config)).items():
-        value, choices = getattr(config, name), get_args(hint)
-        if get_origin(hint) is Literal and value not in choices:
-            raise ConfigError(
-                f"{name} is {value!r}; choose from {list(choices)}" + suggest(str(value), choices)
-            )
-
-
 def change_fields(config: Config, changes: Mapping[str, Any]) -> Config:
     """Replace some fields of a config by plain data.
 
     Raises:
-        ConfigError: A field is unknown or of an impossible value.
+        ConfigError: A field is unknown, of an impossible value, or changed without effect.
     """
-    return build_nested(type(config), {**_shallow(config), **changes})
+    own = {f.name: getattr(config, f.name) for f in fields(config)}  # pyright: ignore[reportArgumentType]
+    return build_nested(type(config), {**own, **changes}, given=tuple(changes))
 
 
-def _shallow(config: Any) -> dict[str, Any]:
-    return {f.name: getattr(config, f.name) for f in fields(config)}
-
-
-def check_unused(config: Any, what: str, names: Sequence[str]) -> None:
-    """Require the default of every setting that would be ignored.
-
-    Raises:
-        ConfigError: Names the setting.
-    """
-    defaults = {f.name: f.default for f in fields(config)}
-    for name in names:
-        value = getattr(config, name)
-        if value != defaults[name]:
-            raise ConfigError(f"{what} does not use {name}={value!r}; leave it out")
-
-
-def build_nested(kind: type[Config], data: Mapping[str, Any] | Config) -> Config:
+def build_nested(
+    kind: type[Config], data: Mapping[str, Any] | Config, *, given: Sequence[str] | None = None
+) -> Config:
     """Build a config dataclass from plain data whose nested configs are mappings.
 
+    Args:
+        kind: Class of the config.
+        data: Its fields, or a config of that class.
+        given: Fields that were asked for and must have an effect: all when None, none in a stored
+            config.
+
     Raises:
-        ConfigError: A field is unknown, missing or of an impossible value.
+        ConfigError: A field is unknown, missing or of an impossible value, or has no effect.
     """
     if isinstance(data, kind):
         return data
@@ -199,9 +150,10 @@ def build_nested(kind: type[Config], data: Mapping[str, Any] | Config) -> Config
             )
         nested = hints[name]
         if hasattr(nested, "__dataclass_fields__"):
-            value = build_nested(nested, value)
+            inner = None if given is None or name in given else ()
+            value = build_nested(nested, value, given=inner)
         values[name] = tuple(value) if isinstance(value, list) else value
     try:
-        return kind(**values)
+        return settle(kind, values, given)
     except TypeError as error:
         raise ConfigError(f"{kind.__name__}: a value is of the wrong type ({error})") from error

@@ -19,6 +19,7 @@ from torch import Tensor
 from perceivers.checkpoints.bundle import Inputs, require
 from perceivers.errors import CheckpointError, suggest
 from perceivers.models.hip import HiP, HiPConfig, HiPLevel
+from perceivers.settings import settle
 from perceivers.types import Array, ModalitySpec
 
 # Per-level arguments without a default in the released classes.
@@ -80,7 +81,7 @@ def config_from_haiku(model: str, kwargs: Mapping[str, Any], datasets: Datasets)
     embedding = int(given["num_embedding_channels"])
     positions = given["num_position_encoding_channels"]
     projected = positions is not None and positions != embedding
-    return HiPConfig(
+    values: dict[str, Any] = dict(
         inputs=inputs,
         levels=_levels(given, flat=flat),
         token_dim=embedding,
@@ -101,6 +102,7 @@ def config_from_haiku(model: str, kwargs: Mapping[str, Any], datasets: Datasets)
         drop_path_rescale=False,
         init="paper",
     )
+    return settle(HiPConfig, values)
 
 
 def _collect_inputs(datasets: Datasets) -> dict[str, ModalitySpec]:
@@ -140,7 +142,7 @@ def _levels(given: Mapping[str, Any], *, flat: bool) -> tuple[HiPLevel, ...]:
     middle["num_latents"] = evaluation or default
     if train is not None or evaluation is not None:
         middle["train_latents"] = train or default
-    return tuple(HiPLevel(**row) for row in rows)
+    return tuple(settle(HiPLevel, row) for row in rows)
 
 
 # Haiku module (or module:parameter) to ours, by kind of block; Linears also turn their weights.

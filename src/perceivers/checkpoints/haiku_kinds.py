@@ -6,7 +6,6 @@ bundle's arrays were normalised before they were stored.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from math import log
 from typing import Any
 
@@ -16,6 +15,7 @@ from perceivers.errors import CheckpointError, UserError, suggest
 from perceivers.models import DecoderConfig, Output, PerceiverConfig, PerceiverIOConfig
 from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.models.registry import FAMILIES
+from perceivers.settings import change, tolerating
 from perceivers.types import Array, Audio, Bytes, Image, Video
 
 AnyConfig = PerceiverConfig | PerceiverIOConfig
@@ -48,7 +48,9 @@ def config_from_kind(stated: Mapping[str, Any], shapes: Shapes, source: str) -> 
             + suggest(str(kind), KINDS)
         )
     try:
-        return KINDS[kind](stated, shapes, source)
+        # Files of other libraries state what has no effect, too.
+        with tolerating("unused"):
+            return KINDS[kind](stated, shapes, source)
     except UserError:
         raise
     except (AttributeError, TypeError, ValueError) as error:
@@ -288,7 +290,7 @@ def _multimodal(stated: Mapping[str, Any], _shapes: Shapes, source: str) -> Perc
             "label": Array((1,), given["num_classes"]),
         },
         tokens={
-            name: replace(how, mask_rate=rates.get("image" if name == "video" else name, 0.0))
+            name: change(how, (), mask_rate=rates.get("image" if name == "video" else name, 0.0))
             for name, how in tokens.items()
         },
         trunk=_trunk(stated, source),

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from perceivers.checkpoints.torch_files import PICKLED
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.files import write_atomic
 from perceivers.models.hiera import Hiera, HieraConfig, HieraHead
+from perceivers.settings import change
 
 # What only timm's files have; without a norm at all, only its backbones.
 TIMM_ALONE = ("head.fc.weight", "head.norm.weight", "pos_embed_win", "blocks.0.ls1.gamma")
@@ -116,7 +116,7 @@ def save_timm(model: Any, path: Path) -> list[str]:
     left = [name for name in model.state_dict() if name.startswith("decoder.")]
     if config.decoder is not None:
         # timm keeps the encoder of an auto-encoder alone, and lets its last stage pool.
-        config = replace(config, decoder=None, num_pools=None, head=HieraHead())
+        config = change(config, (), decoder=None, num_pools=None, head=HieraHead())
         notes = [f"timm has no decoder: {len(left)} tensors stay behind"]
     tensors = take_from_model(model, hiera_entries(config, "timm"), besides=left)
     if path.suffix == ".safetensors":

@@ -12,6 +12,7 @@ from perceivers.checkpoints.kinds import Kind, modality_role
 from perceivers.errors import CheckpointError, suggest
 from perceivers.models import DecoderConfig, Output, PerceiverIOConfig
 from perceivers.models.flat.trunk import TrunkConfig
+from perceivers.settings import tolerating
 from perceivers.types import (
     BYTE_VOCABULARY,
     IMAGENET_MEAN,
@@ -108,9 +109,11 @@ def config_from_hugging_face(
     }
     given |= {"class": name, "num_labels": count_labels(stated), "preprocessor": preprocessor}
     try:
-        return PerceiverIOConfig(
-            trunk=_trunk(given, source), init="paper", **makers[CLASSES[name]](given, source)
-        )
+        # A file states settings without effect, too: those stay as they are.
+        with tolerating("unused"):
+            return PerceiverIOConfig(
+                trunk=_trunk(given, source), init="paper", **makers[CLASSES[name]](given, source)
+            )
     except CheckpointError:
         raise
     except (AttributeError, TypeError, ValueError) as error:

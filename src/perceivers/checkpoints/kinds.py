@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from perceivers.errors import CheckpointError
 from perceivers.models import PerceiverConfig, PerceiverIOConfig
+from perceivers.settings import change
 from perceivers.types import Array, Audio, Bytes, Image, Labels, Video
 
 Kind = Literal["language", "text_classes", "image_classes", "flow", "multimodal", "classic"]
@@ -69,7 +70,7 @@ def with_flavour(config: PerceiverIOConfig, flavour: Flavour) -> PerceiverIOConf
     """
     hf = flavour == "hf"
     tokens = {
-        name: replace(how, padding="hf" if hf else "same") if how.content == "conv" else how
+        name: change(how, (), padding="hf" if hf else "same") if how.content == "conv" else how
         for name, how in config.tokens.items()
     }
     inputs = {
@@ -77,17 +78,17 @@ def with_flavour(config: PerceiverIOConfig, flavour: Flavour) -> PerceiverIOConf
         for name, spec in config.inputs.items()
     }
     outputs = {
-        name: replace(output, mask_padding=not hf) if output.head == "tied" else output
+        name: change(output, (), mask_padding=not hf) if output.head == "tied" else output
         for name, output in config.outputs.items()
     }
     decoder = config.decoder
     if kind_of(config) == "image_classes" and any(
         t.positions.kind == "learned" for t in tokens.values()
     ):
-        decoder = replace(decoder, residual=hf)
-    trunk = replace(config.trunk, activation="gelu" if hf else "gelu_tanh")
-    return replace(
-        config, inputs=inputs, tokens=tokens, outputs=outputs, decoder=decoder, trunk=trunk
+        decoder = change(decoder, (), residual=hf)
+    trunk = change(config.trunk, (), activation="gelu" if hf else "gelu_tanh")
+    return change(
+        config, (), inputs=inputs, tokens=tokens, outputs=outputs, decoder=decoder, trunk=trunk
     )
 
 
@@ -124,10 +125,10 @@ def _plain(config: Any) -> Any:
     """Without sharing among reads or blocks of which there is one."""
     trunk = config.trunk
     if trunk.num_blocks == 1:
-        trunk = replace(trunk, share_blocks=True)
+        trunk = change(trunk, (), share_blocks=True)
     if trunk.num_reads == 1:
-        trunk = replace(trunk, share_reads="all", reads="at_start")
-    return replace(config, trunk=trunk)
+        trunk = change(trunk, (), share_reads="all", reads="at_start")
+    return change(config, (), trunk=trunk)
 
 
 def _flatten(data: Any, path: str = "") -> dict[str, Any]:

@@ -55,9 +55,25 @@ def plain_message(text: str) -> str:
         kind = re.sub(r"<class '(\w+)'>", r"\1", kind)
         kind = re.sub(r"typing\.Literal\[(.+)\]", r"one of \1", kind)
         return f"{key}: expected {kind}, found {value!r}"
+    several = re.match(
+        r'Parser key "([\w.]+)":\s+Does not validate against any of the Union subtypes\s+'
+        r"Subtypes: \[(.*?)\]\s+Errors:.*Given value: (.*)$",
+        text,
+        re.S,
+    )
+    if several:
+        key, kinds, value = several.groups()
+        return f"{key}: expected {_plain_kinds(kinds)}, found {value!r}"
     if text.startswith("Unexpected config:"):
         return f"a config file must hold 'setting: value' lines, found:\n{text.partition(':')[2]}"
     return text
+
+
+def _plain_kinds(text: str) -> str:
+    """Name the alternatives of a type: 'int or null'."""
+    text = re.sub(r"typing\.Annotated\[(\w+)(?:, [^\[\]]*(?:\[[^\]]*\)?)?)?\]", r"\1", text)
+    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("NoneType", "null")
+    return " or ".join(text.split(", "))
 
 
 def fail(message: str) -> NoReturn:

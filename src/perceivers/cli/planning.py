@@ -38,7 +38,10 @@ def plan(argv: list[str]) -> int:
         # Flags win over the file; what they leave at its default does not.
         defaults = settings_of(parser.get_defaults())
         chosen = {k: v for k, v in given.items() if v != defaults.get(k)}
-        given = {**given, **settings_from_recipe(read_yaml(settings_file(recipe))), **chosen}
+        read = settings_from_recipe(read_yaml(settings_file(recipe)))
+        if "epochs" in chosen:
+            read.pop("steps", None)  # a flag wins over what would make it idle
+        given = {**given, **read, **chosen}
     if not given.get("model"):
         parser.error("the following arguments are required: model")
     found = plan_training(PlanSettings(**given))

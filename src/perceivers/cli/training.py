@@ -1,14 +1,16 @@
 """Verbs that train: demo, pretrain, finetune, train, resume."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from perceivers.cli.parser import VerbParser, settings_of
+from perceivers.settings import tolerating
 from perceivers.training.config import read_yaml
 from perceivers.training.launching import is_main_process
 from perceivers.training.loop import Interrupted
-from perceivers.training.run_folder import TASKS
+from perceivers.training.run_folder import TASKS, RunFolder
 from perceivers.workflows import training as workflows
 from perceivers.workflows.demo import run_demo
 from perceivers.workflows.recipes import settings_file
@@ -37,8 +39,41 @@ def _train(verb: str, description: str, argv: list[str]) -> int:
     parser.add_class_arguments(TASKS[task], None)
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--quiet", action="store_true", help="no progress, errors only")
-    settings = settings_of(parser.parse_args(argv))
-    return _finish(lambda: getattr(workflows, verb)(**settings), settings.get("out", ""))
+    # What an earlier run recorded may have no effect by today's rules; that is noted.
+    with tolerating("unused", only=recorded_names(argv)):
+        settings = settings_of(parser.parse_args(argv))
+        return _finish(lambda: getattr(workflows, verb)(**settings), settings.get("out", ""))
+
+
+def recorded_names(argv: list[str]) -> set[str]:
+    """Return the settings that come from the config.yaml of a run, and from no flag.
+
+    Args:
+        argv: Arguments of a training verb.
+    """
+    found: set[str] = set()
+    flags = [word.partition("=") for word in argv if word.startswith("--")]
+    for word, value in zip(argv, [*argv[1:], ""], strict=True):
+        path = Path(word.partition("=")[2] or value)
+        if word.partition("=")[0] == "--config" and is_record(path):
+            found |= flat_names(read_yaml(path))
+    given = {flag.removeprefix("--") for flag, _, _ in flags}
+    return {name for name in found if not {name, name.partition(".")[0]} & given}
+
+
+def is_record(path: Path) -> bool:
+    """Tell whether a file is the settings that a run recorded."""
+    return RunFolder(path.parent).config == path and (path.parent / "environment.json").is_file()
+
+
+def flat_names(settings: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """Return the names of nested settings, with dots."""
+    names: set[str] = set()
+    for name, value in settings.items():
+        names.add(f"{prefix}{name}")
+        if isinstance(value, Mapping):
+            names |= flat_names(value, f"{prefix}{name}.")
+    return names
 
 
 def name_recipes(argv: list[str]) -> list[str]:

@@ -45,7 +45,8 @@ from perceivers.data.text_folders import (
     read_text_folder,
 )
 from perceivers.data.texts import TEXT_EXTENSION, Documents, open_documents
-from perceivers.errors import ConfigError, DataError, suggest
+from perceivers.errors import DataError, suggest
+from perceivers.settings import Part, checked
 from perceivers.text_names import compose
 
 BUILT_IN = {"digits": read_digits, "selection": read_selection}
@@ -62,10 +63,11 @@ ADDRESSES = (
 )
 
 
+@checked
 def open_data(
     address: str,
     *,
-    val_share: float = 0.1,
+    val_share: Part = 0.1,
     labels: Sequence[str] = (),
     targets: Sequence[str] = (),
     integer_labels: IntegerLabels = "values",
@@ -96,8 +98,6 @@ def open_data(
         tuple(map(compose, labels)), tuple(map(compose, targets)), integers=integer_labels
     )
     chosen.check()
-    if not 0 < val_share < 1:
-        raise ConfigError(f"val_share is {val_share}; it must lie between 0 and 1, such as 0.1")
     if SEPARATOR not in address or Path(address).expanduser().exists():
         return _finish(address, _find(address, chosen), val_share)
     chosen.refuse(f"the joined data {address!r}")
@@ -350,7 +350,8 @@ def _finish(address: str, found: Found, val_share: float) -> Dataset:
     """Carve a validation split when there is none."""
     splits: dict[str, Source] = dict(found.sources)
     notes = found.notes
-    if "val" not in splits:
+    lacking = "val" not in splits
+    if lacking:
         train = found.sources["train"]
         if isinstance(train, Documents | Scenes):
             splits["train"], splits["val"], note = train.divide(val_share, address)
@@ -360,5 +361,12 @@ def _finish(address: str, found: Found, val_share: float) -> Dataset:
             splits |= {"train": train.subset(kept), "val": train.subset(carved)}
         notes = (*notes, note)
     return Dataset(
-        address, splits, found.classes, notes, found.columns, found.targets, found.mask_classes
+        address,
+        splits,
+        found.classes,
+        notes,
+        found.columns,
+        found.targets,
+        found.mask_classes,
+        lacking,
     )

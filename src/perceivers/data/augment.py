@@ -6,19 +6,37 @@ the picture is decoded at.
 """
 
 from dataclasses import dataclass
-from math import exp, isfinite, log, radians, sqrt
-from typing import Literal
+from math import exp, log, radians, sqrt
+from typing import Annotated, Literal
 
 import numpy as np
 
 from perceivers.errors import ConfigError
+from perceivers.settings import (
+    Count,
+    Fraction,
+    Natural,
+    NonNegative,
+    Positive,
+    Range,
+    Rate,
+    Settings,
+    UsedFor,
+    UsedIf,
+)
 
 # Times a random crop is drawn until it fits in the picture.
 CROP_ATTEMPTS = 10
+# Beyond it a factor of 10 ** (decibels / 20) is no 32-bit number.
+Decibels = Annotated[float, Range(-600, 600)]
+# Half a turn either way reaches every angle.
+Degrees = Annotated[float, Range(0, 180)]
+PICTURES, SOUNDS = UsedFor("image", "video"), UsedFor("audio")
+POINTS, TEXTS = UsedFor("points"), UsedFor("bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
+class AugmentConfig(Settings, prefix="augment."):
     """Random changes of training samples, for each modality its own; the defaults change nothing.
 
     A clip is changed as one: all frames have the same crop, turn, operations and erased box.
@@ -26,157 +44,83 @@ class AugmentConfig:
     changed on its own: shifted in time, it no longer runs beside its frames.
     """
 
-    crop_scale: tuple[float, float] = (1.0, 1.0)
+    crop_scale: Annotated[tuple[Fraction, Fraction], PICTURES] = (1.0, 1.0)
     """Area of a random crop, as a share of ``crop_from``, drawn uniformly from this range in 0..1;
     (1, 1) with crop_ratio (1, 1) is the centre crop used for evaluation."""
-    crop_ratio: tuple[float, float] = (1.0, 1.0)
+    crop_ratio: Annotated[tuple[Positive, Positive], PICTURES] = (1.0, 1.0)
     """Aspect ratio (width by height) of a random crop relative to the model's input, drawn
     log-uniformly from this range; 1 is undistorted."""
-    crop_from: Literal["largest", "picture"] = "largest"
+    crop_from: Annotated[Literal["largest", "picture"], PICTURES] = "largest"
     """largest: crops are shares of the largest undistorted crop, cut off where they are too long;
     picture: of the whole picture, drawn up to 10 times until one fits, else the largest. With
     crop_scale (0.08, 1) and crop_ratio (0.75, 1.333) that is Inception's (arXiv 1409.4842)."""
-    flip: bool = False
+    flip: Annotated[bool, PICTURES] = False
     """Mirror left and right with probability 1/2."""
-    rotate: float = 0.0
+    rotate: Annotated[Degrees, PICTURES] = 0.0
     """Rotation in degrees, drawn uniformly from plus to minus this, in 0..180; corners become 0."""
-    shift: float = 0.0
+    shift: Annotated[Fraction, PICTURES] = 0.0
     """Shift along each axis as a share of the side, drawn uniformly from plus to minus this, in
     0..1; what lies outside the picture becomes 0."""
-    rand_augment: int = 0
+    rand_augment: Annotated[Natural, PICTURES] = 0
     """Operations of RandAugment that follow each other on every crop (N of arXiv 1909.13719); 0 is
     off. Perceiver IO has 4."""
-    magnitude: int = 5
+    magnitude: Annotated[int, Range(0, 10), PICTURES, UsedIf("rand_augment", above=0)] = 5
     """Strength of RandAugment's operations, 0..10."""
-    erase: float = 0.0
+    erase: Annotated[Fraction, PICTURES] = 0.0
     """Probability, 0..1, with which noise replaces a box of a picture, or the same box in all
     frames of a clip: random erasing (arXiv 1708.04896). Common recipes have 0.25."""
-    copies: int = 1
+    copies: Count = 1
     """Copies of each sample in its batch, each changed in another way: repeated augmentation (arXiv
     1901.09335). The batch size counts all of them, and must be a multiple."""
-    gain: tuple[float, float] = (0.0, 0.0)
+    gain: Annotated[tuple[Decibels, Decibels], SOUNDS] = (0.0, 0.0)
     """Loudness of a sound: decibels added, drawn uniformly from this range, such as (-6, 6)."""
-    time_shift: float = 0.0
+    time_shift: Annotated[Fraction, SOUNDS] = 0.0
     """Shift of a sound in time as a share of the clip, drawn uniformly from plus to minus this, in
     0..1."""
-    time_fill: Literal["zero", "wrap"] = "zero"
+    time_fill: Annotated[Literal["zero", "wrap"], SOUNDS, UsedIf("time_shift", above=0)] = "zero"
     """zero: silence where a shifted sound leaves a gap; wrap: what was pushed out comes back."""
-    noise: float = 0.0
+    noise: Annotated[Fraction, SOUNDS] = 0.0
     """Probability, 0..1, with which white noise is added to a sound."""
-    noise_ratio: tuple[float, float] = (10.0, 30.0)
+    noise_ratio: Annotated[tuple[Decibels, Decibels], SOUNDS, UsedIf("noise", above=0)] = (
+        10.0,
+        30.0,
+    )
     """Loudness of a sound above its added noise in decibels (SNR), drawn uniformly from this
     range."""
-    invert: bool = False
+    invert: Annotated[bool, SOUNDS] = False
     """Change the sign of a waveform with probability 1/2; ears do not notice."""
-    turn: float = 0.0
+    turn: Annotated[Degrees, POINTS] = 0.0
     """Rotation of points in degrees, drawn uniformly from plus to minus this, in 0..180, about
     ``turn_axis`` through their mean, before a spec scales them."""
-    turn_axis: Literal["x", "y", "z"] = "z"
+    turn_axis: Annotated[Literal["x", "y", "z"], POINTS, UsedIf("turn", above=0)] = "z"
     """The axis of ``turn``; points in the plane turn about z."""
-    point_scale: tuple[float, float] = (1.0, 1.0)
+    point_scale: Annotated[tuple[Positive, Positive], POINTS] = (1.0, 1.0)
     """Factor on all coordinates of a cloud, drawn uniformly from this range; after a spec's
     scaling, so (0.8, 1.25) may reach beyond -1..1."""
-    jitter: float = 0.0
+    jitter: Annotated[NonNegative, POINTS] = 0.0
     """Standard deviation of noise on every coordinate, as a share of 1, which is half the extent of
     a cloud that its spec scales; noise is cut off at 5 deviations. PointNet has 0.01."""
-    point_drop: float = 0.0
+    point_drop: Annotated[Rate, POINTS] = 0.0
     """Largest share of a cloud's points that is left out, 0..1; the share is drawn uniformly from 0
     to this. PointNet++ has 0.875."""
 
-    word_drop: float = 0.0
+    word_drop: Annotated[Fraction, TEXTS] = 0.0
     """Largest share of a text's words that is left out, 0..1; the share is drawn uniformly from 0
     to this, and one word always stays."""
-    text_shift: int = 0
+    text_shift: Annotated[Natural, TEXTS] = 0
     """Most blanks put before a text; their number is drawn uniformly from 0 to this, or to the room
     that the text leaves in the model's length."""
 
     def __post_init__(self) -> None:
-        """Reject values out of range."""
-        for name, upper in (("crop_scale", 1.0), ("crop_ratio", float("inf"))):
-            value = tuple(getattr(self, name))
-            object.__setattr__(self, name, value)
-            valid = len(value) == 2 and all(isfinite(v) for v in value)
-            if not (valid and 0 < value[0] <= value[1] <= upper):
-                bound = " <= 1" if upper == 1.0 else ""
+        """Reject values out of range, and ranges whose ends are exchanged."""
+        super().__post_init__()
+        for name in ("crop_scale", "crop_ratio", "gain", "noise_ratio", "point_scale"):
+            low, high = getattr(self, name)
+            if low > high or (name == "crop_scale" and low == 0):
+                rule = "0 < low <= high <= 1" if name == "crop_scale" else "the lower first"
                 raise ConfigError(
-                    f"augment.{name} is {value}; it must be two numbers with "
-                    f"0 < low <= high{bound}, such as (0.5, 1.0)"
+                    f"augment.{name} is {(low, high)}; it must be two numbers, {rule}"
                 )
-        for name, upper in (("rotate", 180.0), ("shift", 1.0)):
-            value = getattr(self, name)
-            if not 0 <= value <= upper:
-                raise ConfigError(
-                    f"augment.{name} is {value}; it must lie in 0..{upper:g} "
-                    f"({'degrees' if name == 'rotate' else 'share of the side'}, drawn in +-)"
-                )
-        if self.crop_from not in {"largest", "picture"}:
-            raise ConfigError(f"augment.crop_from is {self.crop_from!r}; use largest or picture")
-        self._check_operations()
-        self._check_sounds()
-        self._check_points()
-        self._check_texts()
-
-    def _check_operations(self) -> None:
-        """Reject settings of RandAugment, erasing and copies that are out of range."""
-        if self.rand_augment < 0 or not 0 <= self.magnitude <= 10:
-            raise ConfigError(
-                f"augment.rand_augment is {self.rand_augment} and augment.magnitude "
-                f"{self.magnitude}; the number of operations must not be negative, and the "
-                f"magnitude must lie in 0..10"
-            )
-        if not 0 <= self.erase <= 1:
-            raise ConfigError(
-                f"augment.erase is {self.erase}; it is a probability and must lie in 0..1"
-            )
-        if self.copies < 1:
-            raise ConfigError(f"augment.copies is {self.copies}; it must be at least 1")
-
-    def _check_sounds(self) -> None:
-        """Reject settings of sounds that are out of range."""
-        for name in ("gain", "noise_ratio"):
-            value = tuple(getattr(self, name))
-            object.__setattr__(self, name, value)
-            if len(value) != 2 or not all(isfinite(v) for v in value) or value[0] > value[1]:
-                raise ConfigError(
-                    f"augment.{name} is {value}; it must be two finite numbers of decibels, the "
-                    f"lower first, such as (-6, 6)"
-                )
-        for name, noun in (("time_shift", "share of the clip"), ("noise", "probability")):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ConfigError(f"augment.{name} is {value}; it is a {noun} and lies in 0..1")
-        if self.time_fill not in {"zero", "wrap"}:
-            raise ConfigError(f"augment.time_fill is {self.time_fill!r}; use zero or wrap")
-
-    def _check_points(self) -> None:
-        """Reject settings of points that are out of range."""
-        value = tuple(self.point_scale)
-        object.__setattr__(self, "point_scale", value)
-        if len(value) != 2 or not 0 < value[0] <= value[1] < float("inf"):
-            raise ConfigError(
-                f"augment.point_scale is {value}; it must be two finite numbers with 0 < low <= "
-                f"high, such as (0.8, 1.25)"
-            )
-        if not 0 <= self.turn <= 180 or self.turn_axis not in {"x", "y", "z"}:
-            raise ConfigError(
-                f"augment.turn is {self.turn} about {self.turn_axis!r}; it must lie in 0..180 "
-                f"(degrees, drawn in +-), about x, y or z"
-            )
-        if not 0 <= self.jitter < float("inf") or not 0 <= self.point_drop < 1:
-            raise ConfigError(
-                f"augment.jitter is {self.jitter} and augment.point_drop {self.point_drop}; the "
-                f"jitter must be finite and not negative, and the share of points that is dropped "
-                f"at least 0 and below 1"
-            )
-
-    def _check_texts(self) -> None:
-        """Reject settings of texts that are out of range."""
-        if not 0 <= self.word_drop <= 1 or self.text_shift < 0:
-            raise ConfigError(
-                f"augment.word_drop is {self.word_drop} and augment.text_shift {self.text_shift}; "
-                f"the share of words that is dropped must lie in 0..1, and the number of blanks "
-                f"must not be negative"
-            )
 
     @property
     def crops(self) -> bool:

@@ -35,6 +35,7 @@ class Dataset:
         columns: Class names by label column, in the columns' order; none with one plain label.
         targets: Names of the numbers to be predicted, in the order of ``TargetSource.targets``.
         mask_classes: Names of the ids in masks, from 0; none without masks.
+        carved: Whether ``val`` was set aside from ``train``, because the data had none.
     """
 
     address: str
@@ -44,6 +45,7 @@ class Dataset:
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
     mask_classes: tuple[str, ...] = ()
+    carved: bool = False
     # Readers of ``read`` by split and settings: measuring specs takes longer than reading.
     _readers: dict[str, SampleReader] = field(
         default_factory=dict, init=False, repr=False, compare=False

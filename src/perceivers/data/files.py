@@ -22,6 +22,7 @@ from perceivers.data.text_folders import walk_files
 from perceivers.data.texts import TEXT_EXTENSION
 from perceivers.data.views import Views
 from perceivers.errors import ConfigError, DataError, suggest
+from perceivers.settings import Count, checked
 from perceivers.text_names import compose, find_spelling
 from perceivers.types import ModalitySpec
 
@@ -211,10 +212,11 @@ def find_files(paths: Sequence[str], kinds: Sequence[str] = ("image",)) -> list[
     return found
 
 
+@checked
 def read_files(
     paths: Sequence[Path],
     specs: Mapping[str, ModalitySpec],
-    batch_size: int,
+    batch_size: Count,
     views: Views | None = None,
     *,
     may_lack: bool = False,
@@ -240,8 +242,6 @@ def read_files(
         DataError: No file can be read, or the specs ask for what single files do not hold.
         ConfigError: The batch size is below 1, or there is nothing to spread views over.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
     for name, spec in specs.items():
         if name != spec.kind or name not in ENDINGS:
             raise DataError(

@@ -28,6 +28,7 @@ from perceivers.data.sources import (
 from perceivers.data.views import Look, Place
 from perceivers.errors import ConfigError, DataError
 from perceivers.limits import check_limit
+from perceivers.settings import kinds_of
 from perceivers.types import Audio, Bytes, ModalitySpec, Points, Video
 from perceivers.types import Image as ImageSpec
 
@@ -139,20 +140,12 @@ def check_sizes(specs: Mapping[str, ModalitySpec]) -> None:
 def _check_augmentation(augment: AugmentConfig, specs: Mapping[str, ModalitySpec]) -> None:
     """Reject what there is nothing to apply to, and what would falsify a target."""
     seen = {n: spec for n, spec in specs.items() if isinstance(spec, ImageSpec | Video)}
-    if augment.active and not seen:
-        raise ConfigError(
-            f"augmentation changes pictures, but the modalities are {sorted(specs)}, neither image "
-            f"nor video; leave the augmentation at its defaults"
-        )
-    for wanted, kind, noun in (
-        (augment.changes_sounds, Audio, "sounds (gain, time_shift, noise, invert)"),
-        (augment.changes_points, Points, "points (turn, point_scale, jitter, point_drop)"),
-        (augment.changes_texts, Bytes, "texts (word_drop, text_shift)"),
-    ):
-        if wanted and not any(isinstance(spec, kind) for spec in specs.values()):
+    kinds = {spec.kind for spec in specs.values()}
+    for name, wanted in kinds_of(augment).items():
+        if not kinds & set(wanted):
             raise ConfigError(
-                f"augmentation changes {noun}, but the modalities are {sorted(specs)}, none of "
-                f"kind {kind.kind}; leave those settings at their defaults"
+                f"augment.{name} changes {' and '.join(wanted)}, but the modalities are "
+                f"{sorted(specs)}, none of such a kind; leave it out"
             )
     for name, spec in specs.items():
         if isinstance(spec, Points):

@@ -45,7 +45,8 @@ from perceivers.data.sources import (
     WindowedSource,
 )
 from perceivers.data.texts import Documents
-from perceivers.errors import ConfigError, DataError, UserError
+from perceivers.errors import DataError, UserError
+from perceivers.settings import Count, checked
 from perceivers.types import Video
 
 LIMIT = 10_000
@@ -138,11 +139,12 @@ class DataFacts:
         return not self.refused and train.looked_at > train.broken
 
 
+@checked
 def inspect_data(
     dataset: Dataset,
     *,
-    limit: int = LIMIT,
-    threads: int | None = None,
+    limit: Count = LIMIT,
+    threads: Count | None = None,
     progress: Progress | None = None,
 ) -> DataFacts:
     """Look at the samples of a data set.
@@ -157,8 +159,6 @@ def inspect_data(
     Raises:
         ConfigError: A limit below 1.
     """
-    if limit < 1:
-        raise ConfigError(f"limit is {limit}; it must be at least 1 sample")
     places = _choose(dataset.splits, limit)
     looked: dict[str, list[tuple[int, SampleFacts]]] = {split: [] for split in places}
     total, done = sum(map(len, places.values())), 0

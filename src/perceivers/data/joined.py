@@ -199,7 +199,8 @@ def join_datasets(address: str, addresses: Sequence[str], parts: Sequence[Datase
     for name, part in zip(names, parts, strict=True):
         notes += [f"{name}: {note}" for note in part.notes]
     columns = {n: part.classes for n, part in zip(names, parts, strict=True) if labelled}
-    return Dataset(address, splits, (), tuple(notes), columns)
+    carved = any(part.carved for part in parts)
+    return Dataset(address, splits, (), tuple(notes), columns, carved=carved)
 
 
 def _join_split(

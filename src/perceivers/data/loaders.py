@@ -25,19 +25,21 @@ from perceivers.data.fitting import SampleReader
 from perceivers.data.sources import Source
 from perceivers.data.views import Place, Views
 from perceivers.errors import ConfigError, DataError
+from perceivers.settings import Count, Natural, Seed, checked
 from perceivers.types import ModalitySpec
 
 
+@checked
 def make_train_loader(
     source: Source,
     specs: Mapping[str, ModalitySpec],
     *,
-    batch_size: int,
-    seed: int,
+    batch_size: Count,
+    seed: Seed,
     augment: AugmentConfig,
-    start_step: int,
-    num_steps: int,
-    workers: int = 0,
+    start_step: Natural,
+    num_steps: Natural,
+    workers: Natural = 0,
     rank: int = 0,
     world_size: int = 1,
 ) -> torch_data.DataLoader[Batch]:
@@ -64,11 +66,10 @@ def make_train_loader(
         ConfigError: A number out of range, a batch size that is no multiple of the copies, or an
             augmentation without a picture or clip to apply it to.
     """
-    _check_sizes(batch_size, workers, rank, world_size)
-    if seed < 0 or not 0 <= start_step <= num_steps:
+    _check_rank(rank, world_size)
+    if start_step > num_steps:
         raise ConfigError(
-            f"seed is {seed}, start_step {start_step}, num_steps {num_steps}; they must satisfy "
-            f"seed >= 0 and 0 <= start_step <= num_steps"
+            f"start_step is {start_step} of num_steps {num_steps}; it must not be larger"
         )
     if batch_size % augment.copies:
         raise ConfigError(
@@ -88,12 +89,13 @@ def make_train_loader(
     )
 
 
+@checked
 def make_eval_loader(
     source: Source,
     specs: Mapping[str, ModalitySpec],
     *,
-    batch_size: int,
-    workers: int = 0,
+    batch_size: Count,
+    workers: Natural = 0,
     rank: int = 0,
     world_size: int = 1,
     views: Views | None = None,
@@ -123,7 +125,7 @@ def make_eval_loader(
         DataError: The specs do not fit the source; while reading: no sample can be read.
         ConfigError: A number out of range, or nothing to spread views over.
     """
-    _check_sizes(batch_size, workers, rank, world_size)
+    _check_rank(rank, world_size)
     views = views or Views()
     views.check(specs)
     batch_size = max(1, batch_size // views.count)
@@ -263,11 +265,7 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _check_sizes(batch_size: int, workers: int, rank: int, world_size: int) -> None:
-    """Reject numbers that make no loader."""
-    if batch_size < 1 or workers < 0:
-        raise ConfigError(
-            f"batch_size is {batch_size} and workers {workers}; they must be at least 1 and 0"
-        )
+def _check_rank(rank: int, world_size: int) -> None:
+    """Reject a process that there is not."""
     if not 0 <= rank < world_size:
         raise ConfigError(f"rank is {rank} of world_size {world_size}; it must be 0..world_size-1")

@@ -12,7 +12,7 @@ Legend: C channels, H W rows and columns.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -40,6 +40,7 @@ from perceivers.data.rand_augment import apply, as_picture
 from perceivers.data.sources import EncodedClip, Source, number_classes
 from perceivers.data.views import PLAIN, Look
 from perceivers.errors import DataError
+from perceivers.settings import Count, Finite, Positive, Range
 from perceivers.types import Image, ModalitySpec
 
 # Name of the modality that holds masks.
@@ -69,14 +70,14 @@ class Mask(ModalitySpec):
 
     kind: ClassVar[str] = "mask"
 
-    height: int
-    width: int
-    num_classes: int = IGNORED
-    ignore: tuple[int, ...] = (IGNORED,)
+    height: Count
+    width: Count
+    num_classes: Annotated[int, Range(1, IGNORED)] = IGNORED
+    ignore: tuple[Annotated[int, Range(0, IGNORED)], ...] = (IGNORED,)
     exif: MaskTurn = "upright"
-    channels: int = field(default=1, init=False)
-    mean: tuple[float, ...] = field(default=(), init=False)
-    std: tuple[float, ...] = field(default=(), init=False)
+    channels: Count = field(default=1, init=False)
+    mean: tuple[Finite, ...] = field(default=(), init=False)
+    std: tuple[Positive, ...] = field(default=(), init=False)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -87,11 +88,6 @@ class Mask(ModalitySpec):
     def raw_shape(self) -> tuple[int, ...]:
         """Classes have no channel axis."""
         return self.grid
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """The sizes that must be positive."""
-        return {"height": self.height, "width": self.width, "num_classes": self.num_classes}
 
     @property
     def table(self) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ Legend: n scenes, P points of a tile, Q points of a tile and around it, C values
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from perceivers.data.sources import RawSample, pick
 from perceivers.data.splits import carve_validation
 from perceivers.data.views import Look
 from perceivers.errors import DataError
+from perceivers.settings import Count, Finite, Positive, Range
 from perceivers.types import ModalitySpec, Points
 
 # Name of what tells the points of a tile from those around it.
@@ -43,12 +44,12 @@ class PointMask(ModalitySpec):
 
     kind: ClassVar[str] = "point_mask"
 
-    points: int
-    num_classes: int = IGNORED
-    ignore: tuple[int, ...] = (IGNORED,)
-    channels: int = field(default=1, init=False)
-    mean: tuple[float, ...] = field(default=(), init=False)
-    std: tuple[float, ...] = field(default=(), init=False)
+    points: Count
+    num_classes: Annotated[int, Range(1, IGNORED)] = IGNORED
+    ignore: tuple[Annotated[int, Range(0, IGNORED)], ...] = (IGNORED,)
+    channels: Count = field(default=1, init=False)
+    mean: tuple[Finite, ...] = field(default=(), init=False)
+    std: tuple[Positive, ...] = field(default=(), init=False)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -59,11 +60,6 @@ class PointMask(ModalitySpec):
     def raw_shape(self) -> tuple[int, ...]:
         """Classes have no channel axis."""
         return self.grid
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """The sizes that must be positive."""
-        return {"points": self.points, "num_classes": self.num_classes}
 
     @property
     def table(self) -> NDArray[np.int64]:

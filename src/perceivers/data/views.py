@@ -13,6 +13,7 @@ import numpy as np
 
 from perceivers.data.augment import AugmentConfig
 from perceivers.errors import ConfigError
+from perceivers.settings import Count, Settings
 from perceivers.types import Audio, Image, ModalitySpec, Video
 
 # A share of a count may lie this much below the whole number that it stands for.
@@ -64,7 +65,7 @@ PLAIN = Look()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Views:
+class Views(Settings, prefix="views."):
     """How many parts of each sample evaluation looks at.
 
     Args:
@@ -76,15 +77,8 @@ class Views:
         ConfigError: A number below 1.
     """
 
-    temporal: int = 1
-    spatial: int = 1
-
-    def __post_init__(self) -> None:
-        """Reject what is no number of views."""
-        if min(self.temporal, self.spatial) < 1:
-            raise ConfigError(
-                f"views are {self} (temporal x spatial); both must be at least 1, such as 5x3"
-            )
+    temporal: Count = 1
+    spatial: Count = 1
 
     def __str__(self) -> str:
         """Show both numbers."""

@@ -1,7 +1,7 @@
 """The one table of model names. ``create_model`` builds; nothing here downloads or loads."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
@@ -24,6 +24,7 @@ from perceivers.models.perceiver import variants as perceiver
 from perceivers.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceivers.models.perceiver_io import build as perceiver_io_build
 from perceivers.models.perceiver_io import variants as perceiver_io
+from perceivers.settings import change
 from perceivers.types import ModalitySpec
 
 
@@ -177,4 +178,4 @@ def create_model(
 
 def rebuild(model: Any, **changes: Any) -> Any:
     """Build a fresh model from another's config with some fields replaced."""
-    return type(model)(replace(model.config, **changes))
+    return type(model)(change(model.config, **changes))

@@ -26,6 +26,7 @@ from perceivers.models.flat.encoded import Encoded
 from perceivers.models.perceiver_io import Output, PerceiverIO
 from perceivers.models.perceiver_io.decoder import pick_rows
 from perceivers.nn.space_depth import space_to_depth
+from perceivers.settings import Fraction, Natural, NonNegative, Rate, Settings
 from perceivers.tasks.answers import Choices
 from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.tasks.metrics import (
@@ -51,34 +52,19 @@ PAPER_WEIGHTS = {"video": 0.03, "audio": 1.0, "labels": 0.0001}
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencodingConfig:
+class AutoencodingConfig(Settings, prefix="autoencode."):
     """What is hidden, asked for and scored."""
 
-    points: int = 512
+    points: Natural = 512
     """Elements (patches of audio) of each modality that a training step asks for; 0 asks all."""
-    mask_ratio: float = 0.0
+    mask_ratio: Rate = 0.0
     """Share of the tokens that is not read; only hidden elements then count. 0 reads all."""
     loss: Literal["l1", "l2"] = "l1"
     """Absolute (the paper's) or squared error, in the units that the model reads."""
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, NonNegative] = field(default_factory=dict)
     """Weight per modality; where not given 0.03 for video, 0.0001 for labels, 1 for others."""
-    label_mask: float = 0.5
+    label_mask: Fraction = 0.5
     """Probability with which a sample's label is hidden in training; it always is in evaluation."""
-
-    def __post_init__(self) -> None:
-        """Reject values out of range."""
-        if self.points < 0 or not 0.0 <= self.mask_ratio < 1.0 or not 0 <= self.label_mask <= 1:
-            raise ConfigError(
-                f"autoencode points={self.points} must not be negative, mask_ratio="
-                f"{self.mask_ratio} must be in [0, 1) and label_mask={self.label_mask} in [0, 1]"
-            )
-        for name, weight in self.weights.items():
-            if weight < 0:
-                raise ConfigError(
-                    f"autoencode weight of {name!r} is {weight}; it must not be negative"
-                )
-        if self.loss not in {"l1", "l2"}:
-            raise ConfigError(f"autoencode loss is {self.loss!r}; use l1 or l2")
 
 
 def element_targets(model: PerceiverIO, name: str, raw: Tensor) -> Float[Tensor, "B O C"]:

@@ -5,15 +5,16 @@ Legend: B batch, K classes.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.errors import ConfigError, DataError
+from perceivers.errors import DataError
 from perceivers.models.base import Model
+from perceivers.settings import Range, Rate, Settings
 from perceivers.tasks.answers import Choices
 from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.tasks.metrics import (
@@ -29,28 +30,18 @@ from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationConfig:
+class ClassificationConfig(Settings, prefix="loss."):
     """The loss."""
 
-    label_smoothing: float = 0.0
+    label_smoothing: Rate = 0.0
     """Share of the target spread evenly over all classes that can be named, 0..1; after mixing."""
-    mixup: float = 0.0
+    mixup: Annotated[float, Range(0, 1e6)] = 0.0
     """MixUp's Beta(a, a) parameter; 0 switches it off (arXiv 1710.09412)."""
     cutmix: bool = False
     """Paste boxes of other pictures or clips (arXiv 1905.04899): in half of every batch, the other
     half being for MixUp, or in all of it where mixup is 0."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: weigh each class by the inverse of its frequency in the training split."""
-
-    def __post_init__(self) -> None:
-        """Reject values out of range."""
-        if not 0.0 <= self.label_smoothing < 1.0 or self.mixup < 0.0:
-            raise ConfigError(
-                f"label_smoothing={self.label_smoothing} must be in [0, 1) and mixup={self.mixup} "
-                f"must not be negative"
-            )
-        if self.class_weights not in {"none", "balanced"}:
-            raise ConfigError(f"class_weights={self.class_weights!r}; use none or balanced")
 
     @property
     def mixes(self) -> bool:

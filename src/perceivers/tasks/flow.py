@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from perceivers.errors import ConfigError, DataError
+from perceivers.settings import Positive, Settings
 from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.tasks.flow_metrics import end_point_error, outlier_share
 from perceivers.tasks.metrics import add_mean, device_of, new_means, results
@@ -25,20 +26,13 @@ FLOW_SCALE = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowConfig:
+class FlowConfig(Settings, prefix="flow."):
     """The loss."""
 
     kind: Literal["epe", "l1"] = "epe"
     """epe: mean Euclidean error; l1: mean absolute error of both components."""
-    scale: float = FLOW_SCALE
+    scale: Positive = FLOW_SCALE
     """Pixels per unit of the model's output; 20 as released."""
-
-    def __post_init__(self) -> None:
-        """Reject values out of range."""
-        if self.kind not in {"epe", "l1"} or self.scale <= 0:
-            raise ConfigError(
-                f"flow kind={self.kind!r} must be epe or l1, and scale={self.scale} positive"
-            )
 
 
 def flow_modality(model: Any) -> str:

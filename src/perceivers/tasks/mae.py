@@ -16,6 +16,7 @@ from torch import Tensor
 from perceivers.draws import sample_generators
 from perceivers.errors import ConfigError, suggest
 from perceivers.masking import MaskKind, MaskPlan
+from perceivers.settings import NonNegative, Part, Settings
 from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.tasks.masked import MaskedObjective, MaskSettings, Scored, Target
 from perceivers.tasks.masked_elements import ElementObjective
@@ -33,10 +34,10 @@ EVALUATION_SEED = 20_220_222
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedAutoencodingConfig:
+class MaskedAutoencodingConfig(Settings, prefix="mask."):
     """What is hidden, and in which space the reconstruction is scored."""
 
-    ratio: float | None = None
+    ratio: Part | None = None
     """Share hidden from the encoder, between 0 and 1; None takes the paper's: 0.85 for HiP, 0.6 for
     Hiera, 0.9 for its clips."""
     kind: MaskKind | None = None
@@ -46,13 +47,8 @@ class MaskedAutoencodingConfig:
     """per-channel: standardised by the input's mean and std; raw: 0..1 units; group-normalised
     (HiP): standardised within each group of the sample; patch-normalised (Hiera): within each
     patch. None takes per-channel for HiP and patch-normalised for Hiera."""
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, NonNegative] = field(default_factory=dict)
     """Weight per modality in the total; 1 where not given."""
-
-    def __post_init__(self) -> None:
-        """Reject an impossible ratio."""
-        if self.ratio is not None and not 0.0 < self.ratio < 1.0:
-            raise ConfigError(f"mask ratio is {self.ratio}; it must lie strictly between 0 and 1")
 
     def settings(self, model: Any) -> MaskSettings:
         """Return the settings for a model, its system's own where none are given.

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from perceivers.draws import Draws, rand_rows, sample_generators
 from perceivers.errors import ConfigError
+from perceivers.settings import Fraction, Part, Settings
 from perceivers.tasks.answers import Choices
 from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.tasks.metrics import add_mean, device_of, new_means, results
@@ -29,29 +30,26 @@ EVALUATION_SEED = 20210730
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedLanguageConfig:
+class MaskedLanguageConfig(Settings, prefix="mlm."):
     """What is hidden."""
 
-    ratio: float = 0.15
+    ratio: Part = 0.15
     """Probability with which a word (or a byte) is hidden."""
     unit: Literal["word", "byte"] = "word"
     """word: all bytes between whitespace together; byte: each on its own."""
-    mask_share: float = 0.8
+    mask_share: Fraction = 0.8
     """Share of hidden words whose bytes become the mask id."""
-    random_share: float = 0.1
+    random_share: Fraction = 0.1
     """Share of hidden words whose bytes become random bytes; the rest stay as they are."""
 
     def __post_init__(self) -> None:
         """Reject impossible shares."""
-        if not 0.0 < self.ratio < 1.0:
-            raise ConfigError(f"mlm ratio is {self.ratio}; it must lie strictly between 0 and 1")
-        if min(self.mask_share, self.random_share) < 0 or self.mask_share + self.random_share > 1:
+        super().__post_init__()
+        if self.mask_share + self.random_share > 1:
             raise ConfigError(
-                f"mlm mask_share={self.mask_share} and random_share={self.random_share} must not "
-                f"be negative and add up to at most 1"
+                f"mlm.mask_share={self.mask_share} and mlm.random_share={self.random_share} must "
+                f"add up to at most 1"
             )
-        if self.unit not in {"word", "byte"}:
-            raise ConfigError(f"mlm unit is {self.unit!r}; use word or byte")
 
 
 class Hidden(NamedTuple):

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, DataError, suggest
+from perceivers.settings import Fraction, Settings
 from perceivers.tasks.answers import Choices
 from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.tasks.metrics import (
@@ -38,20 +39,12 @@ Columns = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultilabelConfig:
+class MultilabelConfig(Settings, prefix="multilabel."):
     """The loss."""
 
-    input_dropout: dict[str, float] = field(default_factory=dict)
+    input_dropout: dict[str, Fraction] = field(default_factory=dict)
     """Probability, by modality, that training hides it from a sample, 0..1: all its raw values
     become 0. Perceiver's AudioSet recipe hides the video with 0.3 (arXiv 2103.03206, Sec. 4.2)."""
-
-    def __post_init__(self) -> None:
-        """Reject values out of range."""
-        for name, rate in self.input_dropout.items():
-            if not 0.0 <= rate <= 1.0:
-                raise ConfigError(
-                    f"input_dropout for {name!r} is {rate}; it is a probability in 0..1"
-                )
 
 
 def column_widths(columns: Columns) -> dict[str, int]:

@@ -5,7 +5,7 @@ Legend: B batch, T targets.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, DataError
+from perceivers.settings import Positive, Settings, UsedIf
 from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.tasks.metrics import add_mean, device_of, new_means, new_metric, result, update
 from perceivers.tasks.presence import answer, held_modalities, shown_modalities
@@ -22,21 +23,14 @@ MIN_SAMPLES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegressionConfig:
+class RegressionConfig(Settings, prefix="regress."):
     """The loss, in units of each target's standard deviation."""
 
     loss: Literal["mse", "huber", "mae"] = "mse"
     """mse: mean squared error; mae: mean absolute error; huber: squared up to ``delta``, then
     straight, so that outliers pull less."""
-    delta: float = 1.0
+    delta: Annotated[Positive, UsedIf("loss", "huber")] = 1.0
     """huber: where the loss becomes straight, in standard deviations."""
-
-    def __post_init__(self) -> None:
-        """Reject values out of range."""
-        if self.loss not in {"mse", "huber", "mae"}:
-            raise ConfigError(f"regress.loss is {self.loss!r}; use mse, huber or mae")
-        if not 0.0 < self.delta < float("inf"):
-            raise ConfigError(f"regress.delta is {self.delta}; it must be positive")
 
 
 def measure_targets(

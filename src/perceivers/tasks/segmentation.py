@@ -5,7 +5,7 @@ Legend: B batch, K classes; the grid is rows and columns of a picture, or the po
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, DataError
+from perceivers.settings import Range, Settings
 from perceivers.tasks.answers import Choices
 from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.tasks.metrics import add_mean, device_of, new_means, new_metric, result, update
@@ -24,10 +25,10 @@ IGNORED = 255
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationConfig:
+class SegmentationConfig(Settings, prefix="segment."):
     """The loss, and what is left out of it."""
 
-    ignore: int | str = "void"
+    ignore: Annotated[int, Range(0, IGNORED)] | str = "void"
     """Class that is neither learned nor counted: its name in classes.txt, or its id in the masks.
     The id 255 never is. The default ignores nothing else where no class is called void."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -35,17 +36,6 @@ class SegmentationConfig:
     exif_masks: Literal["upright", "stored"] = "upright"
     """How masks lie beside photographs that EXIF turns where sizes do not tell (square, mirrored or
     upside down): upright, as viewers show them, or as stored in the file."""
-
-    def __post_init__(self) -> None:
-        """Reject values out of range."""
-        if isinstance(self.ignore, int) and not 0 <= self.ignore <= IGNORED:
-            raise ConfigError(
-                f"segment.ignore is {self.ignore}; an id in a mask lies in 0..{IGNORED}"
-            )
-        if self.class_weights not in {"none", "balanced"}:
-            raise ConfigError(f"segment.class_weights={self.class_weights!r}; use none or balanced")
-        if self.exif_masks not in {"upright", "stored"}:
-            raise ConfigError(f"segment.exif_masks={self.exif_masks!r}; use upright or stored")
 
 
 def segmented_modality(model: Any) -> str:

@@ -8,12 +8,26 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from perceivers.data import AugmentConfig
+from perceivers.data.warps import WARPS
 from perceivers.errors import ConfigError, suggest
 from perceivers.foreign import parse_yaml
 from perceivers.reading import read_file
+from perceivers.settings import (
+    Count,
+    Fraction,
+    Natural,
+    NonNegative,
+    Part,
+    Positive,
+    Range,
+    Rate,
+    Seed,
+    Settings,
+    UsedIf,
+)
 from perceivers.tasks import (
     AutoencodingConfig,
     ClassificationConfig,
@@ -28,56 +42,52 @@ from perceivers.training.loggers import check_loggers
 
 Precision = Literal["auto", "float32", "bf16", "bf16-pure"]
 C = TypeVar("C", bound="TrainConfig")
+# What timers of the operating system count: 30 years, and a year for the processes' own.
+MOST_SECONDS, MOST_MINUTES = 1e9, 5e5
+GENERATED = UsedIf("warps", True, otherwise="on measured pairs; they are for warps:PHOTOGRAPHS")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Settings, prefix="optimizer."):
     """Update rule; weights decay, biases and norms do not, latents and tables if asked for."""
 
     name: Literal["adamw", "lamb"] = "adamw"
     """adamw, or lamb (the Perceiver family's; arXiv 1904.00962, weight norms not clamped)."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Peak learning rate, per step of the whole batch."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Rate, Rate] = (0.9, 0.95)
     """Decay rates of the two moments."""
-    weight_decay: float = 0.05
+    weight_decay: NonNegative = 0.05
     """Decay of weights, relative to the learning rate."""
-    decay_arrays: bool = False
+    decay_arrays: Annotated[bool, UsedIf("weight_decay", above=0)] = False
     """Let latents, queries and position tables decay too, as the Perceiver recipes do."""
-    eps: float | None = None
+    eps: Positive | None = None
     """Added to the root of the second moment; None takes 1e-8 for adamw and 1e-6 for lamb."""
-    layer_decay: float = 1.0
+    layer_decay: Annotated[float, Range(above=0, most=1)] = 1.0
     """Factor per layer below the head on the learning rate; 1 trains all alike."""
-    position_lr: float = 20.0
+    position_lr: Positive = 20.0
     """Factor on the learning rate of learned position tables, which start in disorder and have far
     to go (docs/log.md)."""
-    clip: float = 1.0
+    clip: NonNegative = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
-
-    def __post_init__(self) -> None:
-        """Reject an epsilon that does not keep the update finite."""
-        if self.eps is not None and not self.eps > 0.0:
-            raise ConfigError(
-                f"optimizer.eps is {self.eps}; it must be positive, such as 1e-6, or left out"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
+class ScheduleConfig(Settings, prefix="schedule."):
     """Learning rate over the run, as a share of the peak."""
 
     name: Literal["cosine", "constant-cosine"] = "cosine"
     """cosine after warm-up, or constant for a share of the run and then cosine."""
-    warmup: float = 0.05
+    warmup: Fraction = 0.05
     """Share of the steps with linear warm-up, 0..1."""
-    constant: float = 0.5
+    constant: Annotated[Fraction, UsedIf("name", "constant-cosine")] = 0.5
     """Share of the steps held at the peak (constant-cosine only), 0..1."""
-    final: float = 0.0
+    final: Fraction = 0.0
     """Share of the peak at the last step, 0..1."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Settings, prefix=""):
     """Settings that every training verb shares."""
 
     model: str
@@ -86,15 +96,15 @@ class TrainConfig:
     """A data address: digits, a folder of class sub-folders, shards x-{000..099}.tar, or x.npz."""
     out: str
     """Run folder to create."""
-    steps: int = 2000
+    steps: Count = 2000
     """Optimizer steps."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Samples per step and process, over all accumulated parts."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts in which a batch is computed, to bound memory."""
-    size: int | None = None
+    size: Count | None = None
     """Side of square pictures in pixels; None takes the model's or the data's own."""
-    channels: int | None = None
+    channels: Count | None = None
     """Colour channels of pictures; None takes the model's or the data's own."""
     labels: list[str] = field(default_factory=list)
     """Label columns to learn, where the data have several; the data's own when empty."""
@@ -105,17 +115,17 @@ class TrainConfig:
     """Modalities to read; all that the data have when empty."""
     inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Sizes of modalities, for instance bytes: {length: 512} or video: {frames: 8}."""
-    val_share: float = 0.1
+    val_share: Part = 0.1
     """Share of the training data set aside for validation when the data has no such split."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights, order, augmentation and masks."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    modality_dropout: float | dict[str, float] = 0.0
+    modality_dropout: Fraction | dict[str, Fraction] = 0.0
     """Probability that training hides a modality from a sample, 0..1, one for all or by name; one
     modality always stays. For models that are to answer when some are missing."""
-    ema: float = 0.0
+    ema: Rate = 0.0
     """Decay of an average of the weights that is evaluated and saved instead; 0 switches it off."""
     recompute: bool = False
     """Recompute self-attention layers in the backward pass: less memory, more time."""
@@ -125,34 +135,34 @@ class TrainConfig:
     """auto (bf16 autocast on CUDA, float32 elsewhere), float32, bf16 or bf16-pure."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train."""
-    devices: int = 1
+    devices: Count = 1
     """How many devices, each with a process of its own, on this machine (on every node)."""
-    nodes: int = 1
+    nodes: Count = 1
     """How many machines; every one runs the same command (torchrun, Slurm)."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """How processes share the work: ddp (each holds the whole model), fsdp (each holds a part), or
     auto: ddp where there are several."""
-    timeout_minutes: float = 10.0
+    timeout_minutes: Annotated[float, Range(above=0, most=MOST_MINUTES)] = 10.0
     """Give up when the processes have waited this long for one of them."""
-    workers: int = 0
+    workers: Natural = 0
     """Processes that read and augment data."""
-    log_every: int = 20
+    log_every: Count = 20
     """Steps between training records."""
-    eval_every: int = 200
+    eval_every: Count = 200
     """Steps between evaluations on the validation split."""
-    checkpoint_every: int = 200
+    checkpoint_every: Count = 200
     """Steps between checkpoints."""
-    patience: int = 0
+    patience: Natural = 0
     """Stop after this many evaluations without improvement; 0 never does."""
-    minutes: float = 0.0
+    minutes: NonNegative = 0.0
     """Stop when this much time has passed; 0 never does."""
-    limit: int = 0
+    limit: Natural = 0
     """Dry run: at most this many steps and evaluation batches; 0 means all."""
-    max_bad_share: float = 0.05
+    max_bad_share: Fraction = 0.05
     """Stop when more than this share of the samples read so far could not be read."""
-    loader_timeout: float = 300.0
+    loader_timeout: Annotated[float, Range(0, MOST_SECONDS)] = 300.0
     """Stop when no batch comes for this many seconds; 0 waits for ever."""
-    memory_limit: float | None = None
+    memory_limit: NonNegative | None = None
     """Memory in GB that the run may take; what is free when not given. 0 starts it without a
     check."""
     loggers: list[str] = field(default_factory=list)
@@ -160,47 +170,17 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Reject values out of range, before anything is read or written."""
-        positive = ("steps", "batch_size", "accumulate", "devices", "nodes")
-        positive += ("log_every", "eval_every", "checkpoint_every")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        super().__post_init__()
         check_loggers(self.loggers)
-        if self.memory_limit is not None and not 0 <= self.memory_limit < float("inf"):
-            raise ConfigError(
-                f"memory_limit is {self.memory_limit}; it is a number of GB, or 0 for no check"
-            )
-        for name in ("workers", "patience", "minutes", "limit", "seed", "loader_timeout"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
-        if not self.timeout_minutes > 0:
-            raise ConfigError(f"timeout_minutes is {self.timeout_minutes}; it must be positive")
-        if self.batch_size % self.accumulate:
+        if self.accumulate and self.batch_size % self.accumulate:
             raise ConfigError(
                 f"batch_size={self.batch_size} does not divide into "
                 f"accumulate={self.accumulate} parts"
             )
-        if self.batch_size % self.augment.copies:
+        if self.augment.copies and self.batch_size % self.augment.copies:
             raise ConfigError(
                 f"batch_size={self.batch_size} counts the copies of a sample; it is not a multiple "
                 f"of augment.copies={self.augment.copies}"
-            )
-        shares = {
-            "val_share": self.val_share,
-            "ema": self.ema,
-            "max_bad_share": self.max_bad_share,
-            "schedule.warmup": self.schedule.warmup,
-            "schedule.constant": self.schedule.constant,
-            "schedule.final": self.schedule.final,
-        }
-        for name, value in shares.items():
-            if not 0.0 <= value <= 1.0:
-                raise ConfigError(f"{name} is {value}; it must be in [0, 1]")
-        optimizer = self.optimizer
-        if min(optimizer.lr, optimizer.position_lr) <= 0 or not 0 < optimizer.layer_decay <= 1:
-            raise ConfigError(
-                f"optimizer.lr={optimizer.lr} and optimizer.position_lr={optimizer.position_lr} "
-                f"must be positive and optimizer.layer_decay={optimizer.layer_decay} in (0, 1]"
             )
 
     @property
@@ -247,14 +227,8 @@ class AutoencodeConfig(TrainConfig):
 class MultitaskConfig(TrainConfig):
     """Several classifications at once, one per label column."""
 
-    label_smoothing: float = 0.0
+    label_smoothing: Rate = 0.0
     """Share of the target spread evenly over a task's classes, 0..1."""
-
-    def __post_init__(self) -> None:
-        """Reject values out of range."""
-        super().__post_init__()
-        if not 0.0 <= self.label_smoothing <= 1.0:
-            raise ConfigError(f"label_smoothing is {self.label_smoothing}; it must be in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,10 +243,15 @@ class FlowTrainConfig(TrainConfig):
     """Optical flow."""
 
     flow: FlowConfig = field(default_factory=FlowConfig)
-    max_flow: float = 8.0
+    max_flow: Annotated[Positive, GENERATED] = 8.0
     """Largest motion of generated pairs (warps:PHOTOGRAPHS) in pixels."""
-    repeats: int = 4
+    repeats: Annotated[Count, GENERATED] = 4
     """Pairs generated from each photograph."""
+
+    @property
+    def warps(self) -> bool:
+        """Whether pairs are generated."""
+        return self.data.startswith(WARPS)
 
 
 @dataclass(frozen=True, kw_only=True)

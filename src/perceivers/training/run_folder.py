@@ -13,6 +13,7 @@ import yaml
 
 from perceivers.errors import CheckpointError, RunError
 from perceivers.files import make_folder, read_json_file, write_atomic, write_json
+from perceivers.settings import tolerating
 from perceivers.text_names import check_written_path
 from perceivers.training.addresses import (
     as_typed,
@@ -181,6 +182,9 @@ class RunFolder:
     def read_config(self) -> tuple[str, TrainConfig]:
         """Return the task's name and its configuration.
 
+        What was recorded before today's rules is accepted: settings without effect, and numbers
+        out of range, which ``resume`` refuses.
+
         Raises:
             RunError: This is not a run folder.
         """
@@ -190,8 +194,9 @@ class RunFolder:
         task = settings.pop("task", None)
         if not isinstance(task, str) or task not in TASKS:
             raise RunError(f"{self.config}: task is {task!r}; expected one of {list(TASKS)}")
-        found = build_config(TASKS[task], {**BEFORE_SETTINGS, **settings})
-        return task, find_addresses(found, self.read_addresses())
+        with tolerating("range", "unused"):
+            found = build_config(TASKS[task], {**BEFORE_SETTINGS, **settings})
+            return task, find_addresses(found, self.read_addresses())
 
     def read_addresses(self) -> dict[str, Any]:
         """Return addresses as they were typed; nothing for runs that did not keep them."""

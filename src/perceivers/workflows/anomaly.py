@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded, load_with_info
-from perceivers.errors import ConfigError, DataError
+from perceivers.errors import DataError
+from perceivers.settings import Count, Natural, Part, Range, Seed, Settings
 from perceivers.tasks.metrics import new_metric
 from perceivers.tasks.presence import held_modalities
 from perceivers.training.config import TrainConfig
@@ -34,31 +35,21 @@ MAD_TO_DEVIATION = 1.4826
 
 
 @dataclass(frozen=True)
-class AnomalySettings:
+class AnomalySettings(Settings, prefix=""):
     """How samples are scored."""
 
-    repeats: int = 8
+    repeats: Count = 8
     """How often each element is hidden, at least 1; more makes smoother maps and takes longer."""
-    ratio: float | None = None
+    ratio: Part | None = None
     """Share hidden in each pass, between 0 and 1; None takes what the model was trained with."""
-    top: float = 0.1
+    top: Annotated[float, Range(above=0, most=1)] = 0.1
     """The score is the mean over this share of the elements, the most wrong ones; 1 takes all."""
-    draw: int = 32
+    draw: Natural = 32
     """Samples of which maps are kept, the strangest first."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Samples at once."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the masks, which are the same for every sample."""
-
-    def __post_init__(self) -> None:
-        """Reject numbers out of range."""
-        if not 0.0 < self.top <= 1.0:
-            raise ConfigError(f"top is {self.top}; it must lie above 0 and be at most 1")
-        if self.draw < 0 or self.batch_size < 1:
-            raise ConfigError(
-                f"draw is {self.draw} and batch_size {self.batch_size}; they must be at least 0 "
-                f"and 1"
-            )
 
 
 @dataclass(frozen=True)

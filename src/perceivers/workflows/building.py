@@ -12,6 +12,7 @@ from perceivers.checkpoints.loading import Loaded, load_state, load_with_info, t
 from perceivers.data import Dataset
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.models.registry import FAMILIES, create_model, find_family, list_models
+from perceivers.settings import change, named
 from perceivers.training.config import TrainConfig
 from perceivers.types import Image, ModalitySpec, Points
 from perceivers.workflows.opening import data_specs
@@ -220,7 +221,7 @@ def change_config(config: Any, options: Mapping[str, Any]) -> Any:
                 )
             value = {**own, **{n: change_fields(own[n], entry) for n, entry in value.items()}}
         changes[key] = value
-    return replace(config, **changes)
+    return change(config, named(options), **changes)
 
 
 def model_options(config: TrainConfig, family: str) -> dict[str, Any]:

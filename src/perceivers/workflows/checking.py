@@ -11,6 +11,7 @@ from perceivers.data import Dataset, open_data
 from perceivers.data.flow_pairs import open_flow_pairs
 from perceivers.data.inspecting import LIMIT, DataFacts, Progress, inspect_data
 from perceivers.errors import DataError
+from perceivers.settings import Count, Part, checked
 from perceivers.training.config import FlowTrainConfig
 from perceivers.workflows.opening import WARPS, open_dataset
 from perceivers.workflows.previewing import check_preview, write_preview
@@ -46,14 +47,15 @@ class DataReport:
         return {**asdict(self), "usable": self.is_usable}
 
 
+@checked
 def check_data(
     address: str,
     *,
     labels: Sequence[str] = (),
     targets: Sequence[str] = (),
-    val_share: float = 0.1,
-    limit: int = LIMIT,
-    threads: int | None = None,
+    val_share: Part = 0.1,
+    limit: Count = LIMIT,
+    threads: Count | None = None,
     progress: Progress | None = None,
     preview: str | Path | None = None,
     overwrite: bool = False,

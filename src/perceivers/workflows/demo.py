@@ -7,7 +7,7 @@ baselines on the same split are printed beside ours: on data this small they are
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from perceivers.data import Source, open_data
 from perceivers.errors import RunError
 from perceivers.report.html import Section, Table, write_html
+from perceivers.settings import Natural, Range, checked
 from perceivers.tasks import ClassificationConfig, MaskedAutoencodingConfig
 from perceivers.training.config import (
     ClassifyConfig,
@@ -111,12 +112,13 @@ def classify_config(
     )
 
 
+@checked
 def run_demo(
     out: str | Path = "runs/demo",
     *,
     compare: bool = False,
-    seed: int = 0,
-    limit: int = 0,
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0,
+    limit: Natural = 0,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> DemoResult:

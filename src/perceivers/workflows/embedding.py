@@ -20,6 +20,7 @@ from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import Batch
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.escaping import write_csv
+from perceivers.settings import Count, Natural, checked
 from perceivers.tasks.answers import check_answer
 from perceivers.tasks.presence import held_modalities
 from perceivers.workflows.feeding import Feed, Portion, open_feed
@@ -64,14 +65,15 @@ class Written:
     skipped: list[str]
 
 
+@checked
 def embed(
     model: str | Path,
     data: str | Path | Sequence[str | Path] | None = None,
     *,
     split: str | None = None,
     pool: Pool = "mean",
-    batch_size: int = 64,
-    workers: int = 0,
+    batch_size: Count = 64,
+    workers: Natural = 0,
 ) -> Features:
     """Return the features of files, or of a data set, in memory.
 
@@ -106,6 +108,7 @@ def embed(
     )
 
 
+@checked
 def write_features(
     model: str | Path,
     data: str | Path | Sequence[str | Path] | None,
@@ -113,8 +116,8 @@ def write_features(
     *,
     split: str | None = None,
     pool: Pool = "mean",
-    batch_size: int = 64,
-    workers: int = 0,
+    batch_size: Count = 64,
+    workers: Natural = 0,
     overwrite: bool = False,
 ) -> Written:
     """Write the features of files, or of a data set, holding no more of them than a batch.
@@ -165,8 +168,6 @@ def _start(
     """Open the model and what it reads."""
     if pool not in POOLS:
         raise ConfigError(f"pool {pool!r} is unknown; use {', '.join(POOLS)}{suggest(pool, POOLS)}")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
     loaded, config = load_with_info(model), run_config(model)
     given = [own_data(model, config)] if data is None else data
     given = [given] if isinstance(given, str | Path) else list(given)

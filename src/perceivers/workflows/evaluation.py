@@ -16,6 +16,7 @@ from perceivers.data.held_out import open_held_out
 from perceivers.data.joined import SEPARATOR
 from perceivers.data.views import Views
 from perceivers.errors import DataError
+from perceivers.settings import Count, Natural, checked
 from perceivers.tasks import Classification, ClassificationConfig
 from perceivers.tasks.answers import Choices
 from perceivers.tasks.flow import TARGET, FlowConfig, flow_modality
@@ -51,14 +52,15 @@ class Evaluation:
     skipped: list[str]
 
 
+@checked
 def evaluate(
     model: str | Path,
     *,
     data: str | None = None,
     split: str = "test",
-    batch_size: int = 64,
-    workers: int = 0,
-    limit: int = 0,
+    batch_size: Count = 64,
+    workers: Natural = 0,
+    limit: Natural = 0,
     views: Views | None = None,
 ) -> Evaluation:
     """Evaluate a run (its best model) or a model folder.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from perceivers.report.figures.attention_canvases import (
     WaveCanvas,
 )
 from perceivers.report.figures.attention_texts import TextCanvas
+from perceivers.settings import Range, checked
 from perceivers.tasks.flow import FlowConfig
 from perceivers.tasks.mlm import WHITESPACE
 from perceivers.training.config import TrainConfig
@@ -47,6 +48,7 @@ from perceivers.workflows.origin import run_config
 SAMPLES = 8
 SHOWN = 12
 MOST_LATENTS = 100
+Latents = Annotated[int, Range(0, MOST_LATENTS)]
 # Files that hold many samples.
 PACKED = (".tar", ".npz", ".csv", ".jsonl")
 MASK_IDS = encode_text("[MASK]")
@@ -101,13 +103,14 @@ class Drawn:
         )
 
 
+@checked
 def explain(
     model: str | Path,
     paths: Sequence[str | Path],
     out: str | Path,
     *,
     head: str | int = "mean",
-    latents: int = 4,
+    latents: Latents = 4,
     overwrite: bool = False,
 ) -> list[Path]:
     """Draw where a model reads its input, and where its answer looks, as ``NAME_attention.png``.
@@ -134,13 +137,14 @@ def explain(
 
 
 @torch.no_grad()
+@checked
 def draw_all(
     model: str | Path,
     paths: Sequence[str | Path],
     out: str | Path,
     *,
     head: str | int,
-    latents: int,
+    latents: Latents,
     overwrite: bool,
 ) -> Drawn:
     """Do what ``explain`` does, and also tell what could not be read.
@@ -148,8 +152,6 @@ def draw_all(
     Raises:
         UserError: As ``explain``.
     """
-    if not 0 <= latents <= MOST_LATENTS:
-        raise ConfigError(f"latents is {latents}; it must be from 0 to {MOST_LATENTS}")
     overview = Path(out) / "overview.png"
     if overview.exists() and not overwrite:
         raise ConfigError(f"{overview} exists; pass --overwrite or another --out")

@@ -98,6 +98,11 @@ def plan_training(settings: PlanSettings) -> Plan:
         UserError: The model, the data or a setting is not usable.
     """
     task = choose_planned_task(settings)
+    if task != "classify" and settings.classes != PlanSettings.classes:
+        raise ConfigError(
+            f"classes={settings.classes} has no effect for the task {task!r}; leave it out, or set "
+            f"task to 'classify'"
+        )
     config = _training_config(settings, task)
     subject = _from_data(task, config) if settings.data else _from_inputs(task, config, settings)
     with torch.device("meta"):

@@ -12,6 +12,7 @@ from typing import Any
 from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.data.views import Views
 from perceivers.errors import CheckpointError, ConfigError
+from perceivers.settings import Count, checked
 from perceivers.tasks.mae import OBJECTIVES
 from perceivers.tasks.segmentation import segmented_modality
 from perceivers.types import Points
@@ -44,13 +45,14 @@ class Request:
     overwrite: bool
 
 
+@checked
 def predict(
     model: str | Path,
     paths: Sequence[str | Path] = (),
     *,
     texts: Sequence[str] = (),
-    top: int = 5,
-    batch_size: int = 32,
+    top: Count = 5,
+    batch_size: Count = 32,
     views: Views | None = None,
     out: str | Path | None = None,
     pad: bool = False,
@@ -87,8 +89,6 @@ def predict(
     """
     loaded, views = load_with_info(model), views or Views()
     check_views(loaded, views)
-    if top < 1:
-        raise ConfigError(f"top is {top}; it must be at least 1")
     kind = find_kind(loaded, model)
     if pad and kind != "flow":
         raise ConfigError(f"{model} computes no flow, so there is nothing to pad; leave out pad")

@@ -15,6 +15,7 @@ from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.data import Dataset
 from perceivers.data.splits import hash_order
 from perceivers.errors import ConfigError, DataError
+from perceivers.settings import Count, Natural, checked
 from perceivers.types import ModalitySpec
 from perceivers.workflows.embedding import POOLS, Pool, pooled_features
 from perceivers.workflows.evaluation import open_for_model
@@ -83,13 +84,14 @@ class Split:
     targets: NDArray[np.float32] | None
 
 
+@checked
 def probe(
     model: str | Path,
     *,
     data: str | None = None,
     pool: Pool = "mean",
-    batch_size: int = 64,
-    workers: int = 0,
+    batch_size: Count = 64,
+    workers: Natural = 0,
 ) -> Probed:
     """Fit k-NN and a linear model to frozen features of labelled data.
 

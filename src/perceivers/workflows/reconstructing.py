@@ -5,6 +5,7 @@ from pathlib import Path
 
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.errors import CheckpointError
+from perceivers.settings import Seed, checked
 from perceivers.tasks import AutoencodingConfig
 from perceivers.tasks.mae import OBJECTIVES
 from perceivers.workflows.objectives import find_masking, find_settings
@@ -16,12 +17,13 @@ from perceivers.workflows.signal_reconstruction import reconstruct_signals
 RECONSTRUCTING = ("", "pretrain", "autoencode")
 
 
+@checked
 def reconstruct(
     model: str | Path,
     paths: Sequence[str | Path],
     out: str | Path,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     overwrite: bool = False,
 ) -> list[Path]:
     """Write originals and what the model makes of them, and an overview picture.

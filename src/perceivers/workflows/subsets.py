@@ -13,6 +13,7 @@ import torch
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import Batch, make_eval_loader
 from perceivers.errors import ConfigError
+from perceivers.settings import Count, Natural, checked
 from perceivers.tasks.presence import can_lack
 from perceivers.workflows.class_matching import check_classes
 from perceivers.workflows.evaluation import choose_split, open_for_model
@@ -38,14 +39,15 @@ class SubsetFigures:
     figures: dict[str, float]
 
 
+@checked
 def evaluate_subsets(
     model: str | Path,
     *,
     data: str | None = None,
     split: str = "test",
-    batch_size: int = 64,
-    workers: int = 0,
-    limit: int = 0,
+    batch_size: Count = 64,
+    workers: Natural = 0,
+    limit: Natural = 0,
 ) -> list[SubsetFigures]:
     """Evaluate a model with every combination of its modalities; all of them come first.
 

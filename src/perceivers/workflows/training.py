@@ -19,6 +19,14 @@ from perceivers.errors import ConfigError, RunError, is_users, suggest
 from perceivers.files import make_folder, real_path, remove_leftovers
 from perceivers.models.registry import FAMILIES, find_family, list_models
 from perceivers.models.tables import position_tables
+from perceivers.settings import (
+    all_unused,
+    check_again,
+    check_number,
+    hints_of,
+    tolerated,
+    tolerating,
+)
 from perceivers.tasks import MaskedAutoencoding
 from perceivers.tasks.presence import dropout_rates
 from perceivers.training.addresses import as_typed, make_absolute
@@ -39,6 +47,7 @@ from perceivers.training.run_lock import RunLock, refuse_if_in_use
 from perceivers.training.runtime import Runtime
 from perceivers.workflows.data_changes import check_presence, compare_data
 from perceivers.workflows.earlier_runs import prepare_again
+from perceivers.workflows.effects import check_effects
 from perceivers.workflows.memory import check_memory
 from perceivers.workflows.preparing import PREPARE, Prepared, typed_info
 from perceivers.workflows.run import Run
@@ -165,6 +174,9 @@ def resume(
         UserError: Not a run folder, nothing to resume from, other data than the run started on, or
             another setting changed.
     """
+    asked = {name: value for name, value in changes.items() if value is not None}
+    moved = {name: str(asked.pop(name)) for name in MOVABLE if name in asked}
+    check_changes(asked)
     folder = RunFolder(Path(run))
     task, before = folder.read_config()
     if not folder.has_checkpoint:
@@ -172,11 +184,11 @@ def resume(
         raise RunError(
             f"{run} stopped before its first checkpoint; start it again with --overwrite"
         )
-    asked = {name: value for name, value in changes.items() if value is not None}
-    moved = {name: str(asked.pop(name)) for name in MOVABLE if name in asked}
-    typed = as_typed(change_processes(before, asked), folder.read_addresses())
-    typed = replace(typed, **moved)
-    config = make_absolute(replace(change_processes(before, asked), **moved))
+    check_again(before)
+    with tolerating("unused"):  # what the run recorded: noted below
+        typed = as_typed(change_processes(before, asked), folder.read_addresses())
+        typed = replace(typed, **moved)
+        config = make_absolute(replace(change_processes(before, asked), **moved))
     check_presence(folder, config)
     runtime = Runtime(config)
     with readable_disk_errors(folder), ExitStack() as held:
@@ -187,13 +199,15 @@ def resume(
             prepared.info = typed_info(prepared.info, typed)
             prepared.notes.extend(note_on_batches(before, config))
             prepared.notes.extend(folder.describe_older_settings())
+            prepared.notes.extend(all_unused(config))
             record: list[Callable[[], object]] = []
             if runtime.is_main:
                 record.append(compare_data(folder, prepared, accept=accept_changed_data))
                 remove_leftovers(folder.path)
                 prepared.notes.extend(check_records(folder.metrics))
                 if config != before:
-                    now = replace(config, **moved)
+                    with tolerating("unused"):
+                        now = replace(config, **moved)
                     record.append(partial(folder.write_config, task, now))
             _run(config, task, prepared, folder, runtime, record, quiet=quiet, resuming=True)
         return _report(folder, runtime)
@@ -205,15 +219,25 @@ def change_processes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainCo
     Raises:
         ConfigError: Something else would change, or does not fit what torchrun or Slurm started.
     """
-    unknown = sorted(changes.keys() - CHANGEABLE)
-    if unknown:
-        raise ConfigError(
-            f"resume cannot change {', '.join(unknown)}; it may change {', '.join(CHANGEABLE)}"
-        )
+    check_changes(changes)
     if given_processes() is not None:
         # The launcher knows how many there are now; the run's config says how many there were.
-        config = replace(config, devices=1, nodes=1)
-    return fit_to_launcher(replace(config, **changes))
+        changes = {"devices": 1, "nodes": 1, **changes}
+    # The run's own settings may be without effect; its config says so since.
+    with tolerating("unused"):
+        return fit_to_launcher(replace(config, **changes))
+
+
+def check_changes(changes: Mapping[str, Any]) -> None:
+    """Refuse what cannot be changed, and numbers out of range.
+
+    Raises:
+        ConfigError: Names the setting.
+    """
+    for name, value in changes.items():
+        if name not in CHANGEABLE:
+            raise ConfigError(f"resume cannot change {name}; it may change {', '.join(CHANGEABLE)}")
+        check_number(name, value, hints_of(TrainConfig)[name])
 
 
 def note_on_batches(before: TrainConfig, now: TrainConfig) -> list[str]:
@@ -307,6 +331,8 @@ def check_start(config: TrainConfig, prepared: Prepared) -> None:
         )
     for split in ("train", "val"):
         SampleReader(prepared.dataset.splits[split], prepared.specs, config.augment)
+    check_effects(config, prepared)
+    prepared.notes.extend(tolerated())
     task = prepared.task
     dropout_rates(task.model, config.modality_dropout)
     if isinstance(task, MaskedAutoencoding):

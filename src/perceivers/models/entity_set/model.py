@@ -10,7 +10,7 @@ Paper: Perceiver IO (arXiv 2107.14795) App. B.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ from perceivers.models.flat.config import config_from_json, config_to_json
 from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.models.perceiver_io import DecoderConfig, Output, PerceiverIO, PerceiverIOConfig
 from perceivers.nn.init import init_linears_
+from perceivers.settings import Count, Settings, change
 from perceivers.types import ModalitySpec
 
 OWN_DECODER = DecoderConfig(num_heads=2, residual=True)
@@ -52,16 +53,16 @@ def count_entities(inputs: Mapping[str, ModalitySpec]) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntitySetConfig:
+class EntitySetConfig(Settings, prefix=""):
     """A complete entity-set model."""
 
     inputs: Mapping[str, ModalitySpec]
     """One modality of points: slots and features per entity; NaN rows hold no entity."""
     trunk: TrunkConfig
     """The latent array between the entities."""
-    token_dim: int = 128
+    token_dim: Count = 128
     """Channels to which an entity's features are mapped."""
-    embed_dim: int = 256
+    embed_dim: Count = 256
     """Channels E of the entities' embeddings and of the set's."""
     decoder: DecoderConfig = OWN_DECODER
     """How entities read the latents."""
@@ -70,12 +71,9 @@ class EntitySetConfig:
 
     def __post_init__(self) -> None:
         """Require one modality of points."""
+        super().__post_init__()
         object.__setattr__(self, "inputs", dict(self.inputs))
         count_entities(self.inputs)
-        if self.token_dim < 1 or self.embed_dim < 1:
-            raise ConfigError(
-                f"token_dim={self.token_dim} and embed_dim={self.embed_dim} must be at least 1"
-            )
 
     @property
     def data_inputs(self) -> dict[str, ModalitySpec]:
@@ -197,6 +195,6 @@ class EntitySet(SavedModule):
             ConfigError: The modality or its features differ.
         """
         check_resizable(self.config.inputs, inputs)
-        model = type(self)(replace(self.config, inputs=inputs)).to(next(self.parameters()))
+        model = type(self)(change(self.config, inputs=inputs)).to(next(self.parameters()))
         model.load_state_dict(self.state_dict())
         return model.train(self.training)

@@ -10,6 +10,7 @@ from perceivers.adapters.config import change_fields
 from perceivers.errors import ConfigError
 from perceivers.models.entity_set.model import EntitySetConfig, count_entities
 from perceivers.models.flat.trunk import TrunkConfig
+from perceivers.settings import named, settle
 from perceivers.types import ModalitySpec, Points
 
 VARIANTS: dict[str, Mapping[str, Any]] = {
@@ -60,7 +61,7 @@ def configure(
     for name, own in (("trunk", settings["trunk"]), ("decoder", EntitySetConfig.decoder)):
         if isinstance(overrides.get(name), Mapping):
             values[name] = change_fields(own, overrides[name])
-    return EntitySetConfig(**values)
+    return settle(EntitySetConfig, values, named(overrides))
 
 
 def as_classifier(

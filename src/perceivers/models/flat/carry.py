@@ -1,7 +1,6 @@
 """Carrying a flat model's weights to other input sizes, and ordering its parameters by depth."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -10,6 +9,7 @@ from perceivers.adapters.multimodal import TokenReaders
 from perceivers.errors import ConfigError
 from perceivers.models.flat.trunk import Trunk
 from perceivers.nn.positions import resize_table
+from perceivers.settings import change
 from perceivers.types import ModalitySpec
 
 # Of a learned table: the old grid, the new one, and whether rows are cut instead of interpolated.
@@ -41,7 +41,7 @@ def pin_waves(positions: PositionConfig, grid: tuple[int, ...]) -> PositionConfi
     """Return positions whose frequencies stay those that weights were trained with on ``grid``."""
     if positions.kind != "fourier" or positions.max_resolution is not None:
         return positions
-    return replace(positions, max_resolution=grid)
+    return change(positions, (), max_resolution=grid)
 
 
 def pin_tokens(tokens: Mapping[str, TokenConfig], readers: TokenReaders) -> dict[str, TokenConfig]:
@@ -52,7 +52,7 @@ def pin_tokens(tokens: Mapping[str, TokenConfig], readers: TokenReaders) -> dict
         readers: What was built of them.
     """
     return {
-        name: replace(how, positions=pin_waves(how.positions, readers.reader(name).grid))
+        name: change(how, (), positions=pin_waves(how.positions, readers.reader(name).grid))
         for name, how in tokens.items()
     }
 

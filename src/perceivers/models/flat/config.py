@@ -66,7 +66,9 @@ def config_from_json(kind: Any, data: Mapping[str, Any], tables: Mapping[str, ty
             values["inputs"] = {n: spec_from_json(s) for n, s in values["inputs"].items()}
         for table, entry in tables.items():
             if table in values:
-                values[table] = {n: build_nested(entry, v) for n, v in values[table].items()}
+                values[table] = {
+                    n: build_nested(entry, v, given=()) for n, v in values[table].items()
+                }
     except (AttributeError, TypeError) as error:
         raise ConfigError(f"{kind.__name__} is malformed: {error}") from error
-    return build_nested(kind, values)
+    return build_nested(kind, values, given=())

@@ -5,87 +5,73 @@ Papers: Perceiver (arXiv 2103.03206) Sec. 3; Perceiver IO (arXiv 2107.14795) Sec
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from perceivers.adapters.config import check_choices
 from perceivers.errors import ConfigError
 from perceivers.nn.blocks import Read, SelfAttentionLayer
 from perceivers.nn.mlp import get_activation
+from perceivers.settings import Count, Natural, Rate, Settings, UsedIf
 
+DEEP, REREAD = UsedIf("depth", above=0), UsedIf("num_reads", above=1)
 Step = tuple[Literal["read", "block"], int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrunkConfig:
+class TrunkConfig(Settings, prefix="trunk."):
     """Latents, how they read the tokens, and the self-attention between the reads."""
 
-    num_latents: int
+    num_latents: Count
     """Latents N."""
-    latent_dim: int
+    latent_dim: Count
     """Channels D of a latent."""
-    depth: int
+    depth: Natural
     """Self-attention layers of a block."""
-    num_blocks: int = 1
+    num_blocks: Count = 1
     """Blocks of self-attention."""
-    share_blocks: bool = True
+    share_blocks: Annotated[bool, UsedIf("num_blocks", above=1)] = True
     """All blocks are one set of layers."""
-    num_reads: int = 1
+    num_reads: Count = 1
     """Cross-attends."""
-    reads: Literal["interleaved", "at_start"] = "interleaved"
+    reads: Annotated[Literal["interleaved", "at_start"], REREAD] = "interleaved"
     """Spread evenly before the blocks, or all before the first."""
-    share_reads: Literal["none", "all", "all_but_first"] = "all_but_first"
+    share_reads: Annotated[Literal["none", "all", "all_but_first"], REREAD] = "all_but_first"
     """Which cross-attends are one set of weights; the paper's first stays apart, because sharing it
     was unstable."""
-    num_heads: int = 8
+    num_heads: Annotated[Count, DEEP] = 8
     """Self-attention heads."""
-    num_cross_heads: int = 1
+    num_cross_heads: Count = 1
     """Heads of a cross-attend."""
-    qk_dim: int | None = None
+    qk_dim: Count | None = None
     """Width of queries and keys everywhere in the trunk; see attention_width when None."""
-    v_dim: int | None = None
+    v_dim: Count | None = None
     """Width of values everywhere in the trunk; qk_dim when None."""
-    attention_width: Literal["tokens", "latents"] = "tokens"
+    attention_width: Annotated[Literal["tokens", "latents"], UsedIf("qk_dim", None)] = "tokens"
     """Width of the cross-attend's queries and keys when qk_dim is None."""
-    mlp_ratio: int = 1
+    mlp_ratio: Annotated[Count, DEEP] = 1
     """Hidden channels per channel in self-attention layers."""
-    cross_mlp_ratio: int = 1
+    cross_mlp_ratio: Count = 1
     """Hidden channels per channel after a cross-attend."""
     residual: bool = True
     """Add the latents to what they read."""
     activation: str = "gelu_tanh"
     """Activation of every MLP; the released weights were trained with the tanh approximation."""
-    dropout_rate: float = 0.0
+    dropout_rate: Annotated[Rate, DEEP] = 0.0
     """Dropout on residual branches of self-attention layers; every released model has none."""
 
     def __post_init__(self) -> None:
         """Reject sizes below one and widths that heads do not divide."""
-        check_choices(self)
+        super().__post_init__()
         get_activation(self.activation)
-        least = dict.fromkeys(
-            ("num_latents", "latent_dim", "num_blocks", "num_reads", "num_heads"), 1
-        )
-        least |= {"num_cross_heads": 1, "mlp_ratio": 1, "cross_mlp_ratio": 1, "depth": 0}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ConfigError(
-                    f"trunk {name} is {getattr(self, name)}; it must be at least {value}"
-                )
-        for name in ("qk_dim", "v_dim"):
-            width = getattr(self, name)
-            if width is not None and width < 1:
-                raise ConfigError(f"trunk {name} is {width}; it must be at least 1, or None")
         if self.reads == "interleaved" and self.num_reads > self.num_blocks:
             raise ConfigError(
                 f"{self.num_reads} interleaved reads need as many blocks, there are "
                 f"{self.num_blocks}; use reads='at_start', or more blocks"
             )
-        if not 0.0 <= self.dropout_rate < 1.0:
-            raise ConfigError(f"trunk dropout_rate is {self.dropout_rate}; it must be in [0, 1)")
 
     @property
     def steps(self) -> tuple[Step, ...]:

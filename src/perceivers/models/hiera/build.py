@@ -1,12 +1,12 @@
 """From a variant, an input and a read-out to a complete Hiera configuration."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from perceivers.adapters.config import change_fields
 from perceivers.errors import ConfigError
 from perceivers.models.hiera.config import HieraConfig, HieraDecoder, HieraHead
+from perceivers.settings import change, named, settle
 from perceivers.types import ModalitySpec
 
 # The default of ``create_model`` for every system; a Hiera has no queries.
@@ -56,14 +56,16 @@ def configure(
             raise ConfigError(
                 f"num_classes={num_classes}, head={head!r}: an auto-encoder has no classes"
             )
-        return HieraConfig(**{"init": "autoencoder", **values, "decoder": decoder})
+        values = {"init": "autoencoder", **values, "decoder": decoder}
+        return settle(HieraConfig, values, named(overrides))
     if decoder not in {None, False}:
         raise ConfigError(
             f"decoder={decoder!r}: say True for the variant's own, name single fields of it, or "
             f"give a complete HieraDecoder"
         )
     classes = own_classes if num_classes is None else num_classes
-    return HieraConfig(**values, head=make_head(classes, head))
+    values["head"] = make_head(classes, head)
+    return settle(HieraConfig, values, named(overrides))
 
 
 def make_head(num_classes: int | Mapping[str, int] | None, head: Any) -> HieraHead:
@@ -82,7 +84,7 @@ def make_head(num_classes: int | Mapping[str, int] | None, head: Any) -> HieraHe
             f"the perceiver_io variants"
         )
     if isinstance(head, HieraHead):
-        return head if num_classes is None else replace(head, num_outputs=num_classes)
+        return head if num_classes is None else change(head, (), num_outputs=num_classes)
     if head not in {DEFAULT_HEAD, "mean", "segmentation"}:
         raise ConfigError(f"head={head!r}: a Hiera answers with its mean token, or by segmentation")
     if num_classes is None:
@@ -103,9 +105,9 @@ def as_classifier(
     """
     made = make_head(num_classes, head)
     if not isinstance(head, HieraHead):
-        made = replace(made, dim=config.head.dim) if made.kind == config.head.kind else made
+        made = change(made, (), dim=config.head.dim) if made.kind == config.head.kind else made
     init = config.init if config.decoder is None else "paper"
-    return replace(config, decoder=None, num_pools=None, head=made, init=init)
+    return change(config, decoder=None, num_pools=None, head=made, init=init)
 
 
 def as_segmenter(config: HieraConfig, num_classes: int, modality: str, head: str) -> HieraConfig:

@@ -7,57 +7,55 @@ released code.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from perceivers.adapters.config import build_nested, check_choices, check_unused
+from perceivers.adapters.config import build_nested
 from perceivers.errors import ConfigError, InputError
 from perceivers.nn.mask_units import UnitLayout
+from perceivers.settings import Count, Natural, Positive, Rate, Settings, UsedIf
 from perceivers.types import Bytes, ModalitySpec, Points, spec_from_json, spec_to_json
 
 PositionKind = Literal["absolute", "separable", "window"]
 ResizeKind = Literal["window", "plain"]
 HeadKind = Literal["none", "mean", "segmentation"]
 TargetOrder = Literal["channels_first", "channels_last"]
-PER_AXIS = (
-    *("depths", "patch_kernel", "patch_stride", "mask_unit", "pool"),
-    *("position_grid", "feature_norms"),
-)
+WINDOWED = UsedIf("positions", "window")
+OF_CLIPS = UsedIf("num_axes", 3, otherwise="on inputs without frames", part="all_frames")
+# In the middle of an odd kernel lies an element; even ones are refused beside.
+Sizes = tuple[Count, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class HieraHead:
+class HieraHead(Settings, prefix="head."):
     """What the model returns when called."""
 
     kind: HeadKind = "none"
     """none: the mean token, normalised (an auto-encoder: its reconstruction); mean: logits from it;
     segmentation: logits per input element, from all stages."""
-    num_outputs: int = 0
+    num_outputs: Annotated[Natural, UsedIf("kind", "mean", "segmentation")] = 0
     """Classes."""
-    dim: int = 128
+    dim: Annotated[Count, UsedIf("kind", "segmentation")] = 128
     """Channels in which the stages meet (segmentation)."""
 
     def __post_init__(self) -> None:
-        """Reject unknown kinds, impossible sizes, and settings that the kind does not use."""
-        check_choices(self)
-        outputs = self.num_outputs == 0 if self.kind == "none" else self.num_outputs > 0
-        if not outputs or self.dim < 1:
+        """Reject a head without outputs."""
+        super().__post_init__()
+        if self.kind != "none" and self.num_outputs < 1:
             raise ConfigError(
-                f"head kind={self.kind!r} with num_outputs={self.num_outputs}, dim={self.dim}: "
-                f"sizes must be at least 1, and kind 'none' has no outputs"
+                f"head.num_outputs is {self.num_outputs}; a head of kind {self.kind!r} needs at "
+                f"least 1"
             )
-        unused = () if self.kind == "segmentation" else ("dim",)
-        check_unused(self, f"head of kind {self.kind!r}", unused)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HieraDecoder:
+class HieraDecoder(Settings, prefix="decoder."):
     """The decoder of masked auto-encoding; it is dropped after pre-training."""
 
-    dim: int = 512
+    dim: Count = 512
     """Channels; a multiple of ``num_heads``."""
-    depth: int = 8
+    depth: Count = 8
     """Blocks, all global."""
-    num_heads: int = 16
+    num_heads: Count = 16
     """Heads."""
     order: TargetOrder = "channels_first"
     """Order of the values of a patch: the released image models put channels first, the released
@@ -66,16 +64,16 @@ class HieraDecoder:
     """Video: reconstruct every frame of a patch; the released models only its first."""
 
     def __post_init__(self) -> None:
-        """Reject unknown orders and impossible sizes."""
-        check_choices(self)
-        if min(self.dim, self.depth, self.num_heads) < 1 or self.dim % self.num_heads:
+        """Reject a width that the heads do not divide."""
+        super().__post_init__()
+        if self.dim % self.num_heads:
             raise ConfigError(
-                f"decoder dim={self.dim}, depth={self.depth}, num_heads={self.num_heads}: all must "
-                f"be at least 1, and dim a multiple of num_heads"
+                f"decoder.dim is {self.dim}; it must be a multiple of decoder.num_heads="
+                f"{self.num_heads}"
             )
 
 
-class OneInput:
+class OneInput(Settings, prefix=""):
     """What follows from the inputs of a config where there is one modality."""
 
     inputs: Mapping[str, ModalitySpec]
@@ -102,63 +100,61 @@ class HieraConfig(OneInput):
 
     inputs: Mapping[str, ModalitySpec]
     """One modality on a grid; its size is the native one, of which others are legal too."""
-    dim: int = 96
+    dim: Count = 96
     """Channels of the first stage; each further stage doubles them."""
-    num_heads: int = 1
+    num_heads: Count = 1
     """Heads of the first stage; each further stage doubles them."""
-    depths: tuple[int, ...] = (2, 3, 16, 3)
+    depths: Sizes = (2, 3, 16, 3)
     """Blocks per stage."""
-    patch_kernel: tuple[int, ...] = (7, 7)
+    patch_kernel: Sizes = (7, 7)
     """Elements that a patch looks at along each axis; odd."""
-    patch_stride: tuple[int, ...] = (4, 4)
+    patch_stride: Sizes = (4, 4)
     """Elements from patch to patch along each axis."""
-    mask_unit: tuple[int, ...] = (8, 8)
+    mask_unit: Sizes = (8, 8)
     """Tokens of a mask unit along each axis, at the first stage."""
-    pool: tuple[int, ...] = (2, 2)
+    pool: Sizes = (2, 2)
     """Neighbours along each axis that one pooling joins; 1 never pools an axis."""
-    num_pools: int | None = None
+    num_pools: Natural | None = None
     """Stage changes that pool; None: all, or all but the last with a decoder, as released."""
-    local_stages: int = 2
+    local_stages: Natural = 2
     """Stages whose attention stays inside mask units; the change to the next stage still does."""
-    mlp_ratio: int = 4
+    mlp_ratio: Count = 4
     """Hidden channels of the MLPs per channel."""
     shortcut: Literal["project", "pool"] = "project"
     """How residuals get wider where stages change; see ``HieraBlock``."""
-    layer_scale: float | None = None
+    layer_scale: Positive | None = None
     """Initial factor on residual branches; None goes without."""
     positions: PositionKind = "absolute"
     """absolute: one table; separable: frames apart from the plane (3 axes); window: a table that
     may be stretched and one that is tiled (arXiv 2311.05613)."""
-    position_grid: tuple[int, ...] = ()
+    position_grid: Annotated[Sizes, WINDOWED] = ()
     """Grid of the table that may be stretched (window only); the native grid when empty."""
-    position_resize: ResizeKind = "window"
+    position_resize: Annotated[ResizeKind, UsedIf("positions", "absolute", "separable")] = "window"
     """How absolute and separable tables serve other sizes: window keeps the pattern of a mask unit
     in step with the units; plain stretches all, as other libraries do."""
-    position_antialias: bool = True
+    position_antialias: Annotated[bool, WINDOWED] = True
     """Widen the filter where the stretched table shrinks (window only)."""
-    dropout_rate: float = 0.0
+    dropout_rate: Rate = 0.0
     """Dropout before the logits, 0..1."""
-    drop_path_rate: float = 0.0
+    drop_path_rate: Rate = 0.0
     """Stochastic depth of the last block, 0..1; earlier ones in proportion."""
-    unit_drop_rate: float = 0.0
+    unit_drop_rate: Rate = 0.0
     """Share of mask units dropped in training, 0 or more, below 1; not for segmentation and
     auto-encoders, which have to answer for all."""
     pad: bool = False
     """Fill other sizes with zeros (the mean) at their ends instead of refusing them."""
-    feature_norms: tuple[int, ...] = ()
+    feature_norms: tuple[Natural, ...] = ()
     """Stages, from 0, whose maps in the pyramid pass a LayerNorm of their own."""
     head: HieraHead = HieraHead()
     """The read-out."""
-    decoder: HieraDecoder | None = None
+    decoder: Annotated[HieraDecoder | None, OF_CLIPS] = None
     """Present in auto-encoders only."""
     init: Literal["paper", "autoencoder"] = "paper"
     """paper: the released classifiers' initialisation; autoencoder: that of their pre-training."""
 
     def __post_init__(self) -> None:
         """Complete derived sizes, and reject settings that contradict one another."""
-        check_choices(self)
-        for name in PER_AXIS:  # lists are welcome, and compare unequal to tuples
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
         if self.num_pools is None:
             pools = len(self.depths) - (1 if self.decoder is None else 2)
             object.__setattr__(self, "num_pools", max(pools, 0))
@@ -175,6 +171,11 @@ class HieraConfig(OneInput):
     def num_classes(self) -> int:
         """Logits of a classifier; 0 for other models."""
         return self.head.num_outputs if self.head.kind == "mean" else 0
+
+    @property
+    def num_axes(self) -> int:
+        """Axes of the input."""
+        return len(self.mask_unit)
 
     @property
     def pools(self) -> int:
@@ -231,16 +232,15 @@ class HieraConfig(OneInput):
     # -- checks ------------------------------------------------------------------------------
 
     def _check_sizes(self) -> None:
-        """Require positive sizes, rates in range, and one entry per axis."""
+        """Require one entry per axis, and stages that there are."""
         axes = (self.patch_kernel, self.patch_stride, self.mask_unit, self.pool)
         if len({len(sizes) for sizes in axes}) != 1:
             raise ConfigError(
                 f"patch_kernel={self.patch_kernel}, patch_stride={self.patch_stride}, "
                 f"mask_unit={self.mask_unit}, pool={self.pool}: give one size per axis in each"
             )
-        positive = (self.dim, self.num_heads, self.mlp_ratio, *self.depths)
-        if not self.depths or min(*positive, *(n for sizes in axes for n in sizes)) < 1:
-            raise ConfigError(f"every size, count and depth of a Hiera must be at least 1: {self}")
+        if not self.depths:
+            raise ConfigError(f"depths is {self.depths}; a Hiera has at least one stage")
         if any(size % 2 == 0 for size in self.patch_kernel):
             raise ConfigError(f"patch_kernel is {self.patch_kernel}; its sizes must be odd")
         if self.dim % self.num_heads:
@@ -251,9 +251,6 @@ class HieraConfig(OneInput):
                 f"{len(self.depths)} stages the first lies in 0..{len(self.depths)}, the second in "
                 f"0..{len(self.depths) - 1}"
             )
-        for name in ("dropout_rate", "drop_path_rate", "unit_drop_rate"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
         if any(not 0 <= stage < len(self.depths) for stage in self.feature_norms):
             raise ConfigError(
                 f"feature_norms={self.feature_norms}; stages are 0..{len(self.depths) - 1}"
@@ -300,16 +297,8 @@ class HieraConfig(OneInput):
             raise ConfigError(
                 f"positions='separable' tells frames from planes, but there are {rank} axes"
             )
-        if self.positions != "window":
-            check_unused(
-                self, f"positions={self.positions!r}", ("position_grid", "position_antialias")
-            )
-            return
-        check_unused(self, "positions='window'", ("position_resize",))
-        if len(self.position_grid) != rank or min(self.position_grid) < 1:
-            raise ConfigError(
-                f"position_grid={self.position_grid} must have {rank} sizes of at least 1"
-            )
+        if self.positions == "window" and len(self.position_grid) != rank:
+            raise ConfigError(f"position_grid={self.position_grid} must have {rank} sizes")
 
     # -- JSON --------------------------------------------------------------------------------
 
@@ -329,8 +318,8 @@ class HieraConfig(OneInput):
         values = dict(data)
         values["inputs"] = {n: spec_from_json(spec) for n, spec in data["inputs"].items()}
         if isinstance(values.get("decoder"), Mapping):
-            values["decoder"] = build_nested(HieraDecoder, values["decoder"])
-        return build_nested(cls, values)
+            values["decoder"] = build_nested(HieraDecoder, values["decoder"], given=())
+        return build_nested(cls, values, given=())
 
 
 def check_size(size: Sequence[int], unit: Sequence[int]) -> None:

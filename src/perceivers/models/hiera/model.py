@@ -5,7 +5,6 @@ Paper: Hiera (arXiv 2306.00989).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import prod
 
 import torch
@@ -24,6 +23,7 @@ from perceivers.models.hiera.initialise import initialise
 from perceivers.models.hiera.positions import carry_positions, split_window
 from perceivers.models.hiera.segmentation import SegmentationHead
 from perceivers.nn.mask_units import gather_units
+from perceivers.settings import change
 from perceivers.types import ModalitySpec
 
 
@@ -248,7 +248,7 @@ class Hiera(Backbone):
             ConfigError: The modality, its kind or its channels differ.
         """
         self.check_resizable(inputs)
-        model = type(self)(replace(self.config, inputs=inputs)).to(next(self.parameters()))
+        model = type(self)(change(self.config, inputs=inputs)).to(next(self.parameters()))
         model.load_state_dict(carry_positions(self.config, model.config, self.state_dict()))
         return model.train(self.training)
 
@@ -265,8 +265,9 @@ class Hiera(Backbone):
             raise ConfigError(
                 f"positions are {self.config.positions!r}; only absolute ones can be taken apart"
             )
-        config = replace(
+        config = change(
             self.config,
+            (),
             positions="window",
             position_grid=self.config.native_grid,
             position_resize="window",

@@ -1,13 +1,13 @@
 """From a variant, an input and a read-out to a complete HieraDet configuration."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from perceivers.errors import ConfigError
 from perceivers.models.hiera import HieraHead
 from perceivers.models.hiera.build import make_head
 from perceivers.models.hiera_det.config import HieraDetConfig
+from perceivers.settings import change, named, settle
 from perceivers.types import ModalitySpec
 
 
@@ -41,7 +41,7 @@ def configure(
         values["head"] = head
     elif head != "query":  # the default for every system
         raise ConfigError(f"head={head!r} needs num_classes")
-    return HieraDetConfig(**values)
+    return settle(HieraDetConfig, values, named(overrides))
 
 
 def as_classifier(
@@ -52,4 +52,4 @@ def as_classifier(
     Raises:
         ConfigError: Several tasks, or an unknown head.
     """
-    return replace(config, head=make_head(num_classes, head))
+    return change(config, head=make_head(num_classes, head))

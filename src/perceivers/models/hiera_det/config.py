@@ -11,7 +11,8 @@ from typing import Any
 from perceivers.adapters.config import build_nested
 from perceivers.errors import ConfigError, InputError
 from perceivers.models.hiera import HieraHead
-from perceivers.models.hiera.config import OneInput
+from perceivers.models.hiera.config import OneInput, Sizes
+from perceivers.settings import Count, Natural, Rate
 from perceivers.types import ModalitySpec, Points, spec_from_json, spec_to_json
 
 
@@ -21,37 +22,38 @@ class HieraDetConfig(OneInput):
 
     inputs: Mapping[str, ModalitySpec]
     """One modality on a grid; its size is the native one, of which others are legal too."""
-    dim: int = 96
+    dim: Count = 96
     """Channels of the first stage; each further stage doubles them."""
-    num_heads: int = 1
+    num_heads: Count = 1
     """Heads of the first stage; each further stage doubles them."""
-    depths: tuple[int, ...] = (1, 2, 7, 2)
+    depths: Sizes = (1, 2, 7, 2)
     """Blocks per stage; the first one of a further stage pools."""
-    windows: tuple[int, ...] = (8, 4, 14, 7)
+    windows: Sizes = (8, 4, 14, 7)
     """Tokens of a window along each axis, per stage. The block that opens a stage still attends in
     the windows of the stage before."""
-    global_blocks: tuple[int, ...] = (5, 7, 9)
+    global_blocks: tuple[Natural, ...] = (5, 7, 9)
     """Blocks, counted from 0 over all stages, that attend everywhere; none of them may pool."""
-    patch_kernel: tuple[int, ...] = (7, 7)
+    patch_kernel: Sizes = (7, 7)
     """Elements that a patch looks at along each axis; odd."""
-    patch_stride: tuple[int, ...] = (4, 4)
+    patch_stride: Sizes = (4, 4)
     """Elements from patch to patch along each axis."""
-    pool: tuple[int, ...] = (2, 2)
+    pool: Sizes = (2, 2)
     """Neighbours along each axis that a stage change joins."""
-    position_grid: tuple[int, ...] = (7, 7)
+    position_grid: Sizes = (7, 7)
     """Grid of the position table that is stretched; the other one is a window of the first stage,
     and tiled."""
-    mlp_ratio: int = 4
+    mlp_ratio: Count = 4
     """Hidden channels of the MLPs per channel."""
-    dropout_rate: float = 0.0
+    dropout_rate: Rate = 0.0
     """Dropout before the logits, 0..1."""
-    drop_path_rate: float = 0.0
+    drop_path_rate: Rate = 0.0
     """Stochastic depth of the last block, 0..1; earlier ones in proportion."""
     head: HieraHead = field(default_factory=HieraHead)
     """The read-out: none, or logits from the mean of the last map."""
 
     def __post_init__(self) -> None:
         """Reject settings that contradict one another."""
+        super().__post_init__()
         self._check_sizes()
         self._check_windows()
         self._check_input()
@@ -88,7 +90,7 @@ class HieraDetConfig(OneInput):
     # -- checks ------------------------------------------------------------------------------
 
     def _check_sizes(self) -> None:
-        """Require positive sizes, a rate in range, and one entry per axis."""
+        """Require one entry per axis, and a head that there is."""
         axes = (self.patch_kernel, self.patch_stride, self.pool, self.position_grid)
         if len({len(sizes) for sizes in axes}) != 1:
             raise ConfigError(
@@ -96,18 +98,12 @@ class HieraDetConfig(OneInput):
                 f"pool={self.pool}, position_grid={self.position_grid}: give one size per axis in "
                 f"each"
             )
-        counts = (self.dim, self.num_heads, self.mlp_ratio, *self.depths, *self.windows)
-        if not self.depths or min(*counts, *(n for sizes in axes for n in sizes)) < 1:
-            raise ConfigError(
-                f"every size, count and depth of a HieraDet must be at least 1: {self}"
-            )
+        if not self.depths:
+            raise ConfigError(f"depths is {self.depths}; a HieraDet has at least one stage")
         if any(size % 2 == 0 for size in self.patch_kernel):
             raise ConfigError(f"patch_kernel is {self.patch_kernel}; its sizes must be odd")
         if self.dim % self.num_heads:
             raise ConfigError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}")
-        for name in ("dropout_rate", "drop_path_rate"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
         if self.dropout_rate > 0.0 and self.head.kind == "none":
             raise ConfigError(
                 f"dropout_rate={self.dropout_rate} acts before logits, and this model has none; "
@@ -167,7 +163,7 @@ class HieraDetConfig(OneInput):
         """
         values = dict(data)
         values["inputs"] = {n: spec_from_json(spec) for n, spec in data["inputs"].items()}
-        return build_nested(cls, values)
+        return build_nested(cls, values, given=())
 
 
 def check_smallest(size: Sequence[int], smallest: Sequence[int]) -> None:

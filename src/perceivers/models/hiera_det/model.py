@@ -6,7 +6,6 @@ Papers: SAM 2 (arXiv 2408.00714); Window Attention is Bugged (arXiv 2311.05613);
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -19,6 +18,7 @@ from perceivers.models.hiera.initialise import DEVIATION, HEAD_SCALE
 from perceivers.models.hiera_det.config import HieraDetConfig, check_smallest
 from perceivers.models.hiera_det.encoder import HieraDetEncoder
 from perceivers.models.hiera_det.positions import WindowPositions
+from perceivers.settings import change
 from perceivers.types import ModalitySpec
 
 
@@ -111,7 +111,7 @@ class HieraDet(Backbone):
             InputError: The size is too small.
         """
         self.check_resizable(inputs)
-        model = type(self)(replace(self.config, inputs=inputs)).to(next(self.parameters()))
+        model = type(self)(change(self.config, inputs=inputs)).to(next(self.parameters()))
         model.load_state_dict(self.state_dict())
         return model.train(self.training)
 

@@ -1,11 +1,11 @@
 """From a variant, inputs and a head to a complete HiP configuration."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from perceivers.errors import ConfigError
 from perceivers.models.hip.config import HiPConfig, HiPHead
+from perceivers.settings import change, named, settle
 from perceivers.types import ModalitySpec
 
 
@@ -48,7 +48,7 @@ def configure(
     elif num_classes is not None:
         made = HiPHead(kind=head, num_outputs=num_classes)  # pyright: ignore[reportArgumentType]
         values = {"decoder": False, "head": made, **values}
-    return HiPConfig(**values)
+    return settle(HiPConfig, values, named(overrides))
 
 
 def as_classifier(config: HiPConfig, num_classes: int | Mapping[str, int], head: str) -> HiPConfig:
@@ -60,7 +60,7 @@ def as_classifier(config: HiPConfig, num_classes: int | Mapping[str, int], head:
     if isinstance(num_classes, Mapping):
         raise ConfigError(f"num_classes={dict(num_classes)}: a HiP has one head")
     made = HiPHead(kind=head, num_outputs=num_classes)  # pyright: ignore[reportArgumentType]
-    return replace(config, decoder=False, head=made)
+    return change(config, decoder=False, head=made)
 
 
 def as_segmenter(config: HiPConfig, num_classes: int, modality: str, head: str) -> HiPConfig:
@@ -83,4 +83,4 @@ def as_segmenter(config: HiPConfig, num_classes: int, modality: str, head: str) 
     full = head == "full"
     kind = "dense_full" if full else "dense_bottleneck"
     made = HiPHead(kind=kind, num_outputs=num_classes, modality=modality)
-    return replace(config, decoder=full, head=made)
+    return change(config, decoder=full, head=made)

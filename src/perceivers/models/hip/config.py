@@ -5,9 +5,9 @@ the released code, whose totals differ from the paper's table (docs/hip.md lists
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 from torch import nn
 
@@ -15,59 +15,55 @@ from perceivers.errors import ConfigError, suggest
 from perceivers.nn.grouping import GroupLayout, concatenate, deal_groups
 from perceivers.nn.mlp import get_activation
 from perceivers.nn.positions import fourier_dim
+from perceivers.settings import Count, Natural, Rate, Settings, UsedIf, settle
 from perceivers.types import Bytes, ModalitySpec, Points, spec_from_json, spec_to_json
 
 HeadKind = Literal["none", "query", "mean", "label", "dense_bottleneck", "dense_full"]
-HEAD_KINDS = ("none", "query", "mean", "label", "dense_bottleneck", "dense_full")
+WITH_OUTPUTS = UsedIf("kind", "query", "mean", "dense_bottleneck", "dense_full")
+OF_MODALITY = UsedIf("kind", "label", "dense_bottleneck", "dense_full")
+DEEP, DEALT = UsedIf("depth", above=0), UsedIf("grouping", "deal")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiPLevel:
+class HiPLevel(Settings, prefix="level "):
     """One block of the hierarchy: a row of the paper's table of configurations."""
 
-    num_groups: int
+    num_groups: Count
     """Groups G; the middle level has one."""
-    num_latents: int
+    num_latents: Count
     """Latents per group."""
-    latent_dim: int
+    latent_dim: Count
     """Channels of a latent."""
-    depth: int
+    depth: Natural
     """Self-attention layers."""
-    num_heads: int
+    num_heads: Count
     """Self-attention heads."""
-    num_cross_heads: int = 1
+    num_cross_heads: Count = 1
     """Heads with which the latents read the level below."""
-    mlp_ratio: int = 4
+    mlp_ratio: Annotated[Count, DEEP] = 4
     """Hidden channels per channel in self-attention layers."""
-    cross_mlp_ratio: int = 1
+    cross_mlp_ratio: Count = 1
     """Hidden channels per channel after the read."""
-    train_latents: int | None = None
+    train_latents: Count | None = None
     """Latents per group used while training (middle level only); None uses all."""
-
-    def __post_init__(self) -> None:
-        """Reject sizes below one; a level may be without self-attention layers."""
-        for each in fields(self):
-            value, least = getattr(self, each.name), 0 if each.name == "depth" else 1
-            if value is not None and value < least:
-                raise ConfigError(f"level {each.name} is {value}; it must be at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiPHead:
+class HiPHead(Settings, prefix="head."):
     """What the model returns when called: its read-out."""
 
     kind: HeadKind = "none"
     """none: the reconstruction; query or mean: logits from the processor; label: logits of a label
     modality; dense_bottleneck and dense_full: values per element, from the processor or the
     decoder."""
-    num_outputs: int = 0
+    num_outputs: Annotated[Natural, WITH_OUTPUTS] = 0
     """Classes, or values per element; unused by none and label."""
-    modality: str = ""
+    modality: Annotated[str, OF_MODALITY] = ""
     """The modality that label and dense heads speak of."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiPConfig:
+class HiPConfig(Settings, prefix=""):
     """A complete HiP.
 
     Derived values are properties; variants are made with ``dataclasses.replace``.
@@ -77,28 +73,28 @@ class HiPConfig:
     """Modalities by name, in the order in which they share the groups."""
     levels: tuple[HiPLevel, ...]
     """Blocks from the inputs through the processor (the middle one) back to the outputs."""
-    token_dim: int
+    token_dim: Count
     """Channels E to which every raw element is embedded."""
-    position_dim: int
+    position_dim: Count
     """Channels of a learned position row; normally equal to token_dim."""
     positions: Literal["learned", "fourier"] = "learned"
     """Learned rows are added to the embedded element; Fourier features are concatenated to it."""
-    num_bands: int = 64
+    num_bands: Annotated[Count, UsedIf("positions", "fourier")] = 64
     """Frequencies per axis of Fourier positions."""
     project_positions: Literal["none", "modality", "slot"] = "none"
     """Map position rows to token_dim by a bias-free Linear: one per modality, or (as released) one
     per place in the call."""
-    position_slots: int = 0
+    position_slots: Natural = 0
     """Places that have a Linear of their own with project_positions='slot': the most modalities
     that one call holds."""
     grouping: Literal["deal", "concatenate"] = "deal"
     """Deal groups to modalities (HiP), or put all elements into one group (flat Perceiver IO)."""
-    deal_over: Literal["declared", "present"] = "declared"
+    deal_over: Annotated[Literal["declared", "present"], DEALT] = "declared"
     """Deal groups over all declared modalities, absent ones being invalid; or (as released) over
     those present in a call."""
-    mask_padding: bool = True
+    mask_padding: Annotated[bool, DEALT] = True
     """Hide padded slots from attention; the released code lets the latents attend to them."""
-    regroup: Literal["reshape", "transpose_reshape"] = "reshape"
+    regroup: Annotated[Literal["reshape", "transpose_reshape"], DEALT] = "reshape"
     """Which latents of one level form a group of the next."""
     labels: tuple[str, ...] = ()
     """Modalities that enter and leave at the processor (the class-bottleneck template)."""
@@ -108,36 +104,30 @@ class HiPConfig:
     """Read-out."""
     activation: str = "squared_relu"
     """Activation of every MLP."""
-    dropout_rate: float = 0.0
+    dropout_rate: Rate = 0.0
     """Dropout in self-attention layers."""
-    drop_path_rate: float = 0.0
+    drop_path_rate: Rate = 0.0
     """Stochastic depth in self-attention layers."""
-    drop_path_schedule: Literal["constant", "linear"] = "constant"
+    drop_path_schedule: Annotated[
+        Literal["constant", "linear"], UsedIf("drop_path_rate", above=0)
+    ] = "constant"
     """The same rate everywhere (as released), or growing from zero with depth."""
-    drop_path_rescale: bool = True
+    drop_path_rescale: Annotated[bool, UsedIf("drop_path_rate", above=0)] = True
     """Divide kept branches by the keep probability; the released code does not."""
     init: Literal["balanced", "paper"] = "balanced"
     """Position tables and latents large enough to matter beside the content they meet, whatever the
     input's length, or (as released) of variance 1 / rows, which is tiny for long inputs."""
-    decode_chunk: int = 1024
+    decode_chunk: Annotated[Count, UsedIf("decoder", True)] = 1024
     """Reconstruction queries per group that are alive at once; more are answered in chunks."""
 
     def __post_init__(self) -> None:
         """Reject contradictory settings, naming the rule."""
         object.__setattr__(self, "inputs", dict(self.inputs))
-        object.__setattr__(self, "levels", tuple(self.levels))
-        object.__setattr__(self, "labels", tuple(self.labels))
-        check_choices(self)
-        for name in ("token_dim", "position_dim", "num_bands", "decode_chunk"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        super().__post_init__()
         check_levels(self)
         check_inputs(self)
         check_head(self)
         get_activation(self.activation)
-        for name in ("dropout_rate", "drop_path_rate"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
 
     @property
     def processor(self) -> int:
@@ -208,22 +198,12 @@ class HiPConfig:
             raise ConfigError(f"HiP config has unknown fields {unknown}{hint}")
         try:
             values["inputs"] = {n: spec_from_json(s) for n, s in values["inputs"].items()}
-            values["levels"] = tuple(HiPLevel(**level) for level in values["levels"])
-            values["head"] = HiPHead(**values.get("head", {}))
+            values["levels"] = tuple(settle(HiPLevel, level) for level in values["levels"])
+            values["head"] = settle(HiPHead, values.get("head", {}))
             values["labels"] = tuple(values.get("labels", ()))
-            return cls(**values)
+            return settle(cls, values)
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"HiP config is incomplete or malformed: {error}") from error
-
-
-def check_choices(config: HiPConfig) -> None:
-    """Check every setting that is one of a few words; a file may hold any."""
-    for name, hint in get_type_hints(HiPConfig).items():
-        value, choices = getattr(config, name, None), get_args(hint)
-        if get_origin(hint) is Literal and value not in choices:
-            raise ConfigError(
-                f"{name} is {value!r}; choose from {list(choices)}" + suggest(str(value), choices)
-            )
 
 
 def check_levels(config: HiPConfig) -> None:
@@ -318,11 +298,6 @@ def check_inputs(config: HiPConfig) -> None:
 def check_head(config: HiPConfig) -> None:
     """Check that the head has what it reads."""
     head = config.head
-    if head.kind not in HEAD_KINDS:
-        raise ConfigError(
-            f"head kind {head.kind!r} is unknown; use one of {HEAD_KINDS}"
-            + suggest(str(head.kind), HEAD_KINDS)
-        )
     if head.kind not in {"none", "label"} and head.num_outputs < 1:
         raise ConfigError(
             f"head {head.kind!r} needs num_outputs of at least 1, got {head.num_outputs}"

@@ -5,7 +5,6 @@ Paper: HiP (arXiv 2202.10890); docs/hip.md maps its sections to this folder and 
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from perceivers.nn.blocks import PerceiverBlock
 from perceivers.nn.grouping import GroupLayout
 from perceivers.nn.init import init_linears_, truncated_normal_
 from perceivers.nn.positions import LearnedPositions, resize_table
+from perceivers.settings import change
 from perceivers.types import ModalitySpec
 
 # Deviation of learned arrays: large enough to matter beside the content they meet.
@@ -255,7 +255,7 @@ class HiP(SavedModule):
                 f"a model of {dict(old)} cannot be resized to {dict(inputs)}: names, kinds and "
                 f"channels must stay"
             )
-        model = type(self)(replace(self.config, inputs=inputs)).to(next(self.parameters()))
+        model = type(self)(change(self.config, inputs=inputs)).to(next(self.parameters()))
         state = dict(self.state_dict())
         for name, spec in inputs.items():
             for part in ("inputs", "labels"):

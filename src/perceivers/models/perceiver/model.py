@@ -5,7 +5,6 @@ Paper: Perceiver (arXiv 2103.03206); docs/perceiver.md maps its sections to this
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from perceivers.models.flat.encoded import Encoded
 from perceivers.models.flat.initialise import initialise
 from perceivers.models.flat.trunk import Trunk
 from perceivers.models.perceiver.config import PerceiverConfig
+from perceivers.settings import change
 from perceivers.types import ModalitySpec
 
 # Learned pixel positions of the paper's Table 2.
@@ -119,7 +119,7 @@ class Perceiver(SavedModule):
         """
         check_resizable(self.config.inputs, inputs)
         tokens = pin_tokens(self.config.tokens, self.inputs)
-        model = type(self)(replace(self.config, inputs=inputs, tokens=tokens)).to(
+        model = type(self)(change(self.config, inputs=inputs, tokens=tokens)).to(
             next(self.parameters())
         )
         grids = token_tables(inputs, self.inputs, model.inputs)

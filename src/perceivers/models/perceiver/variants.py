@@ -5,7 +5,6 @@ layers), AudioSet (2 x (read + 8 layers), nothing shared), ModelNet40 (2 x (read
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from perceivers.adapters.config import (
@@ -17,6 +16,7 @@ from perceivers.errors import ConfigError
 from perceivers.models.flat.config import choose_tokens
 from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.models.perceiver.config import PerceiverConfig
+from perceivers.settings import change, named, settle
 from perceivers.types import IMAGENET_MEAN, IMAGENET_STD, Audio, Image, ModalitySpec, Points, Video
 
 
@@ -140,7 +140,7 @@ def configure(
     if isinstance(overrides.get("trunk"), Mapping):
         values["trunk"] = change_fields(settings["trunk"], overrides["trunk"])
     values["tokens"] = choose_tokens(inputs, settings, overrides)
-    return PerceiverConfig(**values)
+    return settle(PerceiverConfig, values, named(overrides))
 
 
 def as_classifier(
@@ -151,10 +151,9 @@ def as_classifier(
     Raises:
         ConfigError: Several tasks, or a head that a Perceiver does not have.
     """
-    changes = {"num_outputs": num_classes}
     if not isinstance(num_classes, int) or head not in {"query", "mean"}:
         raise ConfigError(
             f"num_classes={num_classes}, head={head!r}: a Perceiver answers one array of logits "
             f"with the mean of its latents"
         )
-    return replace(config, **changes)
+    return change(config, num_outputs=num_classes)

@@ -4,7 +4,6 @@ Paper: Perceiver IO (arXiv 2107.14795) Fig. 3: which queries answer which task.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from perceivers.adapters.config import (
@@ -17,6 +16,7 @@ from perceivers.errors import ConfigError
 from perceivers.models.flat.config import choose_tokens
 from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.models.perceiver_io.config import DecoderConfig, Output, PerceiverIOConfig
+from perceivers.settings import change, named, settle
 from perceivers.types import Labels, ModalitySpec, Points
 
 # Name of the output that says what every element belongs to, and sides of its patches.
@@ -71,8 +71,8 @@ def configure(
         if isinstance(num_classes, Mapping):
             # Queries of one width need no vectors to pad them.
             decoder = values.get("decoder", DecoderConfig())
-            values["decoder"] = replace(decoder, min_padding=0, project=0)
-    return PerceiverIOConfig(**values)
+            values["decoder"] = change(decoder, (), min_padding=0, project=0)
+    return settle(PerceiverIOConfig, values, named(overrides))
 
 
 def as_classifier(
@@ -116,7 +116,7 @@ def as_segmenter(
     if isinstance(spec, Points):
         # The place of a point is what it holds, so a point asks with its own token.
         output = Output(queries="tokens", modality=modality, channels=num_classes)
-        return replace(config, outputs={SEGMENTS: output})
+        return change(config, given=(), outputs={SEGMENTS: output})
     side = next(n for n in SEGMENT_PATCHES if all(size % n == 0 for size in spec.grid))
     output = Output(
         queries="positions",
@@ -125,7 +125,7 @@ def as_segmenter(
         patch=(side,) * len(spec.grid),
         channels=num_classes,
     )
-    return replace(config, outputs={SEGMENTS: output})
+    return change(config, given=(), outputs={SEGMENTS: output})
 
 
 def _outputs(
@@ -145,7 +145,7 @@ def _outputs(
     own, inputs = settings.get("outputs"), values["inputs"]
     if own and all(not output.modality or output.modality in inputs for output in own.values()):
         return {
-            name: replace(output, length=inputs[output.modality].num_tokens)
+            name: change(output, (), length=inputs[output.modality].num_tokens)
             if output.queries == "learned" and output.modality
             else output
             for name, output in own.items()
@@ -169,7 +169,7 @@ def reconstruction(name: str, spec: ModalitySpec, tokens: TokenConfig, dim: int)
     if isinstance(spec, Points):
         positions = PositionConfig(kind="learned", dim=dim)
     elif tokens.content == "elements" and not tokens.stride:
-        positions = replace(tokens.positions, combine="concat")
+        positions = change(tokens.positions, (), combine="concat")
         if positions.kind == "none":
             positions = PositionConfig(kind="learned", dim=dim)
     else:

@@ -5,7 +5,6 @@ Paper: Perceiver IO (arXiv 2107.14795); docs/perceiver-io.md maps its sections t
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -32,6 +31,7 @@ from perceivers.models.flat.trunk import Trunk
 from perceivers.models.perceiver_io.config import Output, PerceiverIOConfig
 from perceivers.models.perceiver_io.decoder import Decoder, LearnedQueries, TiedHead, pick_rows
 from perceivers.nn.space_depth import depth_to_space, space_to_depth
+from perceivers.settings import change
 from perceivers.types import ModalitySpec
 
 
@@ -223,8 +223,8 @@ class PerceiverIO(SavedModule):
                 changes["positions"] = pin_waves(output.positions, old.grid(output))
             elif output.queries == "learned" and output.modality:
                 changes["length"] = inputs[output.modality].num_tokens
-            outputs[name] = replace(output, **changes)
-        model = type(self)(replace(old, inputs=inputs, tokens=tokens, outputs=outputs)).to(
+            outputs[name] = change(output, (), **changes)
+        model = type(self)(change(old, (), inputs=inputs, tokens=tokens, outputs=outputs)).to(
             next(self.parameters())
         )
         grids = token_tables(inputs, self.inputs, model.inputs)

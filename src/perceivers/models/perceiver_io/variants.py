@@ -13,6 +13,7 @@ from typing import Any
 from perceivers.adapters.config import PositionConfig, TokenConfig
 from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.models.perceiver_io.config import DecoderConfig, Output
+from perceivers.settings import settle
 from perceivers.types import (
     BYTE_VOCABULARY,
     IMAGENET_MEAN,
@@ -50,7 +51,7 @@ def imagenet(tokens: TokenConfig, *, residual: bool, **trunk: Any) -> Mapping[st
     return {
         "inputs": {"image": IMAGENET},
         "tokens": {"image": tokens},
-        "trunk": TrunkConfig(num_latents=512, latent_dim=1024, **settings),
+        "trunk": settle(TrunkConfig, {"num_latents": 512, "latent_dim": 1024, **settings}),
         "outputs": one_query(1024, IMAGENET_CLASSES),
         "decoder": DecoderConfig(residual=residual),
         "init": "paper",

@@ -1,0 +1,71 @@
+"""Numbers on the command line that are no training settings: every flag of every verb is walked."""
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.conftest import Outcome
+
+from perceivers.cli.main import VERBS
+from perceivers.cli.parser import VerbParser
+
+# What a verb needs before it looks at a number; the weights come with the package.
+NEEDED: dict[str, list[str]] = {
+    "demo": ["--out", "OUT"],
+    "resume": ["OUT"],
+    "evaluate": ["hip_digits", "--data", "digits"],
+    "predict": ["hip_digits", "x.png"],
+    "embed": ["hip_digits", "digits", "--out", "OUT.npz"],
+    "probe": ["hip_digits", "--data", "digits"],
+    "anomaly": ["hip_digits_mae", "digits", "--out", "OUT"],
+    "reconstruct": ["hip_digits_mae", "x.png", "--out", "OUT"],
+    "explain": ["hip_digits", "x.png", "--out", "OUT"],
+    "plan": ["--model", "hip_nano", "--inputs", '{"image": {"height": 8, "width": 8}}'],
+    "data": ["digits"],
+}
+# Their numbers are fields of configs, whose files and flags are walked with them.
+TRAINING = {"pretrain", "finetune", "train"}
+
+
+class Seen(Exception):  # noqa: N818
+    """Carries a parser out of its verb."""
+
+
+def numbers(verb: str, patch: pytest.MonkeyPatch) -> Iterator[tuple[str, type]]:
+    """The flags of a verb that take a number, with its type."""
+
+    def stop(self: VerbParser, *arguments: Any, **options: Any) -> Any:
+        raise Seen(self)
+
+    module, function, _ = VERBS[verb]
+    with patch.context() as inner:
+        inner.setattr(VerbParser, "parse_args", stop)
+        try:
+            getattr(import_module(f"perceivers.cli.{module}"), function)([])
+        except Seen as seen:
+            parser = seen.args[0]
+        else:  # pragma: no cover
+            raise AssertionError(f"{verb} parses nothing")
+    for action in parser._actions:
+        hint = getattr(action, "_typehint", None) or action.type
+        kind = getattr(hint, "__origin__", hint)
+        if action.option_strings and kind in {int, float}:
+            yield action.option_strings[-1], kind
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in TRAINING])
+def test_a_number_that_makes_no_sense_is_refused_by_name(
+    call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: str
+) -> None:
+    flags = list(numbers(verb, monkeypatch))
+    assert bool(flags) == (verb in NEEDED)
+    monkeypatch.chdir(tmp_path)
+    for flag, kind in flags:
+        name = flag.removeprefix("--").removesuffix("_views")
+        for value in ("-1", "9" * 30, *(["nan", "inf", "-inf"] if kind is float else ["1.5"])):
+            outcome = call(verb, *NEEDED[verb], f"{flag}={value}")
+            assert outcome.code == 2, (flag, value, outcome)
+            assert name in outcome.err, (flag, value, outcome)
+    assert list(tmp_path.iterdir()) == []
