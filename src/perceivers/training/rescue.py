@@ -10,6 +10,7 @@ from pathlib import Path
 
 from perceivers.errors import RunError
 from perceivers.files import write_atomic
+from perceivers.reading import read_file
 from perceivers.training.config import TrainConfig
 from perceivers.training.run_folder import TASKS, RunFolder
 
@@ -17,7 +18,7 @@ from perceivers.training.run_folder import TASKS, RunFolder
 def keep_records(folder: RunFolder) -> dict[str, bytes]:
     """Return the small files that a run writes once, when it starts."""
     paths = (folder.addresses, folder.data_record, folder.data_names)
-    return {path.name: path.read_bytes() for path in paths if path.is_file()}
+    return {path.name: read_file(path) for path in paths if path.is_file()}
 
 
 def make_rescue_folder(
