@@ -59,6 +59,7 @@ ALLOWED = {
     "data/point_files.py": {"np.loadtxt": BYTES, "trimesh.load_scene": BYTES},
     "data/remote.py": {"tarfile.open": "of headers through the door"},
     "files.py": {"path.open": OUT, "temporary.open": OUT},
+    "plan/free_memory.py": {"path.read_text": "the system's"},
     "report/html.py": {"files('perceivers.report').joinpath('template.html').read_text": "ours"},
     "training/alarm.py": {"json.loads": OURS},
     "training/loggers.py": {"sink.open": "a logger, no file"},
