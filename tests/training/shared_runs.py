@@ -1,7 +1,7 @@
 """Runs that several processes share, one after the other: ``python shared_runs.py JOBS``.
 
-Every job holds a verb and its settings as JSON; ``die`` lets process 1 raise,
-be killed, or move the folder.
+Every job holds a verb and its settings as JSON; ``die`` lets process 1 raise, be killed, move the
+folder or spoil its weights.
 """
 
 import json
@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 from typing import Any
+
+import torch
 
 import perceivers.workflows.run as run_module
 from perceivers.cli.main import main
@@ -29,6 +31,10 @@ def end_at(step: int, way: str) -> None:
             return
         if way == "raise":
             raise KeyError("a bug of process 1")
+        if way == "nan":
+            with torch.no_grad():
+                next(self.task.model.parameters()).view(-1)[0] = torch.nan
+            return
         if way == "refuse":
             raise UserError("process 1 does not like this")
         if way == "move":

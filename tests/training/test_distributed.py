@@ -219,6 +219,7 @@ def command_line(out: Path, **changes: Any) -> list[str]:
         ("raise", "process 1 of 2 failed: .*KeyError: 'a bug of process 1'"),
         ("refuse", "process 1 of 2 failed: process 1 does not like this"),
         ("kill", "process 1 of 2 failed: it was ended by signal 9"),
+        ("nan", "the loss is nan at step 3; the last finite state, after 2 steps, is kept in"),
     ],
 )
 def test_a_process_that_dies_ends_the_other_with_its_message(
