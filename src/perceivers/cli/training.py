@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def recorded_names(argv: list[str]) -> set[str]:
     """
     found: set[str] = set()
     flags = [word.partition("=") for word in argv if word.startswith("--")]
-    for word, value in zip(argv, [*argv[1:], ""], strict=True):
+    for word, value in pairwise([*argv, ""]):
         path = Path(word.partition("=")[2] or value)
         if word.partition("=")[0] == "--config" and is_record(path):
             found |= flat_names(read_yaml(path))
