@@ -42,8 +42,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_kind_of_data_has_sheets(data: Path, address: str, tmp_path: Path) -> None:
     place = f"warps:{data / 'photographs'}" if address == "warps" else str(data / address)
     report = check_data(place, preview=tmp_path / "out")
-    assert [Path(sheet).name for sheet in report.sheets][-1] == "index.html"
-    assert [Path(sheet).name for sheet in report.sheets][0] == "train.png"
+    names = [Path(sheet).name for sheet in report.sheets]
+    assert (names[0], names[-1]) == ("train.png", "index.html")
     for sheet in report.sheets[:-1]:
         values = np.asarray(Image.open(sheet).convert("L"))
         assert values.std() > 1
@@ -82,7 +82,7 @@ def test_masks_lie_over_their_images_and_points() -> None:
     cloud = np.array([[0.0, 0, 0], [1, 1, 1]], np.float32)
     arrays = {"points": cloud, "mask": np.array([0, 1], np.uint8)}
     (view,) = draw_parts(
-        SampleBox(arrays, {"points": "points", "mask": "pointmask"}, "", "", {}), 2
+        SampleBox(arrays, {"points": "points", "mask": "point_mask"}, "", "", {}), 2
     )
     assert not isinstance(view, str)
     assert len(np.unique(view.reshape(-1, 3), axis=0)) == 3  # two classes, and nothing
