@@ -5,6 +5,7 @@ import runpy
 import shlex
 from contextlib import redirect_stdout
 from functools import cache
+from importlib import import_module
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
@@ -13,13 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import perceivers
+from perceivers.checkpoints.own_weights import own_names
 from perceivers.cli.main import VERBS, main
 from perceivers.errors import ConfigError
+from perceivers.training.run_folder import TASKS
 from perceivers.workflows import training
 from perceivers.workflows.recipes import list_recipes
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 EXAMPLE = ROOT / "examples" / "own_loop.py"
 RUNNABLE = "<!-- runnable -->\n"
 COMMAND = re.compile(r"`(perceivers [a-z][^`]*)`")
@@ -183,3 +188,107 @@ def test_the_example_runs_and_learns(
     assert len(losses) == 2
     assert losses[1] < 0.95 * losses[0]
     assert (tmp_path / "digits_mae" / "model.safetensors").is_file()
+
+
+# -- counts, paths and names in prose --------------------------------------------------------------
+
+PROSE = [page for page in PAGES if page.name != "CHANGELOG.md"]
+NUMBERS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
+    *("nineteen", "twenty"),
+)
+COUNTED = rf"\b({'|'.join(NUMBERS)}|\d+) (tasks|verbs|packaged recipes|recipes)\b( of `(\w+)`)?"
+MODELS_OF_OURS = rf"\b({'|'.join(NUMBERS)}|\d+) small models of ours\b"
+SUFFIXES = r"`([\w/.-]+/[\w.-]+\.(?:py|md|yaml|toml|sh))`"
+DOTTED = r"`((?:pv|perceivers)\.[A-Za-z_][\w.]*)"
+
+
+def number(word: str) -> int:
+    return int(word) if word.isdigit() else NUMBERS.index(word.lower())
+
+
+def wrong_counts(text: str) -> list[str]:
+    """Return the counts in a text that the code does not have."""
+    tasks = {verb: len(names) for verb, names in training.VERB_TASKS.items()}
+    recipes = len(list_recipes())
+    known = {"tasks": len(TASKS), "verbs": len(VERBS), "recipes": recipes}
+    known["packaged recipes"] = recipes
+    wrong = []
+    for match in re.finditer(COUNTED, text, re.IGNORECASE):
+        word, what, _, verb = match.groups()
+        wanted = tasks[verb] if what == "tasks" and verb in tasks else known[what.lower()]
+        if number(word) != wanted:
+            wrong.append(f"{match[0]} (there are {wanted})")
+    for match in re.finditer(MODELS_OF_OURS, text, re.IGNORECASE):
+        if number(match[1]) != len(own_names()):
+            wrong.append(f"{match[0]} (there are {len(own_names())})")
+    return wrong
+
+
+def missing_paths(text: str) -> list[str]:
+    """Return the paths of this repository in backticks that do not exist."""
+    package = ROOT / "src" / "perceivers"
+    folders = {path.name for base in (ROOT, package) for path in base.iterdir() if path.is_dir()}
+    named = [path for path in re.findall(SUFFIXES, text) if path.split("/")[0] in folders]
+    return [path for path in named if not any((base / path).exists() for base in (ROOT, package))]
+
+
+def unknown_names(text: str) -> list[str]:
+    """Return the dotted names of this package in backticks that do not resolve."""
+    return [name for name in re.findall(DOTTED, text) if not resolves(name.rstrip("."))]
+
+
+def resolves(name: str) -> bool:
+    found: object = perceivers
+    parts = name.split(".")[1:]
+    for number_of_parts, part in enumerate(parts, start=1):
+        if not hasattr(found, part):
+            try:
+                found = import_module(".".join(["perceivers", *parts[:number_of_parts]]))
+            except ModuleNotFoundError:
+                return False
+        else:
+            found = getattr(found, part)
+    return True
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.stem)
+def test_counts_paths_and_names_are_those_of_the_code(page: Path) -> None:
+    text = page.read_text()
+    assert wrong_counts(text) == []
+    assert missing_paths(text) == []
+    assert unknown_names(text) == []
+
+
+def test_a_wrong_count_path_or_name_is_noticed() -> None:
+    assert wrong_counts("Nine tasks, of them six tasks of `train`.") == []
+    assert wrong_counts("seven tasks and four tasks of `train`") == [
+        "seven tasks (there are 9)",
+        "four tasks of `train` (there are 6)",
+    ]
+    assert wrong_counts("Seven small models of ours") != []
+    assert missing_paths("`training/runtime.py` and `tests/test_docs.py`") == []
+    assert missing_paths("`training/nosuch.py`, `yours/x.py`") == ["training/nosuch.py"]
+    assert unknown_names("`pv.open_data(x)`, `perceivers.data.open_data`") == []
+    assert unknown_names("`pv.open_date`, `perceivers.nosuch.thing`") == [
+        "pv.open_date",
+        "perceivers.nosuch.thing",
+    ]
+
+
+def test_some_page_states_counts() -> None:
+    texts = [page.read_text() for page in PROSE]
+    assert sum(len(re.findall(COUNTED, text, re.IGNORECASE)) for text in texts) >= 3
+
+
+def test_the_layers_of_contributing_are_the_packages() -> None:
+    (table,) = re.findall(r"^```text\n(cli .*?)^```$", CONTRIBUTING, re.DOTALL | re.MULTILINE)
+    package = ROOT / "src" / "perceivers"
+    names = {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
+    names |= {path.name for path in package.iterdir() if (path / "__init__.py").is_file()}
+    # Recipes are data files that are imported as a package.
+    missing = {name for name in names - {"recipes"} if not re.search(rf"\b{name}\b", table)}
+    assert missing == set()
+    first = {line.split()[0] for line in table.splitlines() if "," not in line.split()[0]}
+    assert first <= names | {"text_names"}
