@@ -177,6 +177,8 @@ def test_bytes_look_their_rows_up() -> None:
     assert tuple(rows.shape) == (262, 5)
     ids = torch.tensor([[0, 261, 7, 7]])
     assert torch.equal(content(ids)[0], rows[ids[0]])
+    short = torch.tensor([[0, 255, 7, 7]], dtype=torch.uint8)
+    assert torch.equal(content(short)[0], rows[short[0].long()])
 
 
 def test_coordinates_leave_the_other_channels_as_content() -> None:

@@ -162,8 +162,8 @@ class ByteEmbedding(Content):
         self.rows = nn.Embedding(BYTE_VOCABULARY, dim)
 
     def forward(self, ids: Int[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
-        """Return the rows."""
-        return self.rows(ids)
+        """Return the rows; ids may have any integer type."""
+        return self.rows(ids.long())
 
 
 class Coordinates(Content):
