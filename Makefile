@@ -12,18 +12,22 @@ endif
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: setup demo format lint types test test-slow test-compiled check wheel bench clean
+.PHONY: setup demo format lint types test test-slow fuzz check wheel bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/perceivers demo --overwrite
 
 test: $(VENV)/.dev
-	$(PYTEST) -m "not slow and not unhooked" -n auto
+	$(PYTEST) -m "not slow and not unhooked and not fuzz" -n auto
 
 # Kills and whole runs; then what cannot run under the hook that checks shapes: compilation, export.
 test-slow: $(VENV)/.dev
 	$(PYTEST) -m "slow and not unhooked" -n auto
 	$(PYTEST) -m unhooked --jaxtyping-packages= -n auto
+
+# Bad input of every kind. FUZZ_CASES (500) and FUZZ_SEED (0) choose how much and which.
+fuzz: $(VENV)/.dev
+	$(PYTEST) -m fuzz -n auto tests/fuzz
 
 $(VENV)/.demo: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
