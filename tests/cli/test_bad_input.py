@@ -555,7 +555,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
             {"format_version": 99, "library_version": "7.1"},
             r"has format version 99; this library reads .*1\. Install .*wrote it \(7\.1\)",
         ),
-        ({"format_version": None}, r"has format version None"),
+        ({"format_version": None}, r"config.json has format version None"),
         (
             {"family": "transformer"},
             r"family 'transformer' is unknown; known are \['hip', 'perceiver",

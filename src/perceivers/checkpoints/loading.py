@@ -127,25 +127,28 @@ def load_with_info(address: str | Path) -> Loaded:
         CheckpointError: As for ``load``.
     """
     folder = find_model_folder(address)
-    description = read_json_file(folder / "config.json")
-    version = description.get("format_version")
+    file = folder / "config.json"
+    description = read_json_file(file)
+    if "format_version" not in description:
+        raise CheckpointError(f"{file} has no 'format_version', so it does not describe a model")
+    version = description["format_version"]
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{folder} has format version {version!r}; this library reads {FORMAT_VERSION}. "
+            f"{file} has format version {version!r}; this library reads {FORMAT_VERSION}. "
             f"Install the release that wrote it ({description.get('library_version', 'unknown')})"
         )
     family = description.get("family")
     if not isinstance(family, str) or family not in FAMILIES:
-        raise CheckpointError(f"{folder}: family {family!r} is unknown; known are {list(FAMILIES)}")
+        raise CheckpointError(f"{file}: family {family!r} is unknown; known are {list(FAMILIES)}")
     stated = description.get("config")
     if not isinstance(stated, dict):
-        raise CheckpointError(f"{folder / 'config.json'}: 'config' is {stated!r}, not an object")
+        raise CheckpointError(f"{file}: 'config' is {stated!r}, not an object")
     try:
         config = FAMILIES[family].config.from_json(stated)
         info = ModelInfo.from_json(description)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
-    _check_names(folder / "config.json", info, config)
+        raise CheckpointError(f"{file}: {error}") from error
+    _check_names(file, info, config)
     model = FAMILIES[family].module(config)
     warn_of_license(folder, info.license)
     load_state(model, read_tensors(folder / "model.safetensors"), source=str(folder))
