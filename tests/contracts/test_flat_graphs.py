@@ -114,7 +114,7 @@ SIZES: Mapping[str, Mapping[str, ModalitySpec]] = {
 }
 QUERIED = [row for row, (name, _) in MODELS.items() if name.startswith("perceiver_io")]
 # Generating code takes long; the others are captured and differentiated as one graph all the same.
-GENERATED = {"perceiver", "language"}
+GENERATED = {"perceiver", "language", "entities"}
 
 
 def build(row: str) -> Any:
