@@ -25,7 +25,8 @@ EXPORTED = ("classify_hip", "classify_hiera", "multitask", "choose")
 
 def _load_maker() -> Any:
     spec = importlib.util.spec_from_file_location("version_0_1", PAST / "make.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -102,6 +103,7 @@ def test_other_weights_would_be_noticed(past: Path) -> None:
     with torch.no_grad():
         next(model.parameters()).add_(0.01)
     model.save_pretrained(folder / "model", overwrite=True)
+    found = maker.summarise(folder / "model")
+    expected = EXPECTED["classify_hip"]["finished"]["outputs"]["model"]
     with pytest.raises(AssertionError):
-        expected = EXPECTED["classify_hip"]["finished"]["outputs"]["model"]
-        check(maker.summarise(folder / "model"), expected, "model")
+        check(found, expected, "model")

@@ -17,6 +17,7 @@ import sys
 import wave
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -119,7 +120,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-WORDS = "red green blue round square long short old new soft hard cold warm quick slow dry".split()
+WORDS = ("red", "green", "blue", "round", "square", "long", "short", "old", "new", "soft", "hard")
 
 
 def make_inputs(folder: Path) -> None:
@@ -212,7 +213,7 @@ def train_all(name: str, *, kill: bool) -> None:
 
     skip_reports()
     if kill:
-        Trainer.emit = emit_and_die
+        mock.patch.object(Trainer, "emit", emit_and_die).start()
     getattr(pv, verb)(
         **settings,
         out=f"runs/{'stopped' if kill else 'finished'}/{name}",
@@ -267,7 +268,7 @@ def skip_reports() -> None:
     """Draw nothing: later versions draw reports from the records."""
     from perceivers.workflows.run import Run
 
-    Run.write_report = lambda run: run.folder.report
+    mock.patch.object(Run, "write_report", lambda run: run.folder.report).start()
 
 
 def drop_parts(folder: Path, expected: dict[str, Any]) -> None:
