@@ -18,8 +18,15 @@ from perceivers.data.batches import BLANK_DTYPES
 from perceivers.data.sources import PartialSource, TargetSource
 from perceivers.errors import ConfigError, UserError
 from perceivers.models.registry import list_models
-from perceivers.plan.counting import Precision, StepCounter, Weights, count_weights, meta_copy
-from perceivers.plan.estimates import USABLE, estimate_memory
+from perceivers.plan.counting import (
+    Precision,
+    StepCounter,
+    StepCounts,
+    count_weights,
+    extrapolate,
+    meta_copy,
+)
+from perceivers.plan.estimates import USABLE
 from perceivers.plan.free_memory import Free, free_device_memory, free_host_memory
 from perceivers.plan.machines import GIGA
 from perceivers.tasks import Task
@@ -107,30 +114,31 @@ class Subject:
             changes: ``batch_size``, ``accumulate`` or ``recompute``.
         """
         config = replace(self.config, **changes)
-        weights = count_weights(self.task.model, self.precision)
+        return self.add_up(config, self.count(part_size(config), recompute=config.recompute))
+
+    def count(self, batch_size: int, *, recompute: bool = False) -> StepCounts | None:
+        """Count a step; None where it needs values."""
         counter = StepCounter(
             lambda: meta_copy(self.task),
             self.make_batch,
             precision=self.precision,
-            recompute=config.recompute,
+            recompute=recompute,
             may_compute=False,
         )
-        shards = config.devices * config.nodes if config.strategy == "fsdp" else 1
         try:
-            step = counter.count(-(-config.batch_size // config.accumulate))
+            return counter.count(batch_size)
         except (RuntimeError, UserError):
-            # A step that looks at values, which zeros may not satisfy: the gradients are known.
-            return self._add_up(config, weights, float(weights.gradient_bytes), shards, exact=False)
-        else:
-            resident = weights.bytes * (2 if config.ema else 1) + weights.optimizer_bytes
-            memory = estimate_memory(weights, step, averaged=config.ema > 0, shards=shards)
-            peak = memory.peak - (resident / shards if shards > 1 else resident)
-        return self._add_up(config, weights, peak, shards, exact=True)
+            # It looks at values, which zeros may not satisfy.
+            return None
 
-    def _add_up(
-        self, config: TrainConfig, weights: Weights, peak: float, shards: int, *, exact: bool
-    ) -> Need:
+    def add_up(self, config: TrainConfig, step: StepCounts | None) -> Need:
         """Add what is held between steps, what loaders hold, and checkpoints."""
+        weights = count_weights(self.task.model, self.precision)
+        shards = config.devices * config.nodes if config.strategy == "fsdp" else 1
+        peak = max(weights.gradient_bytes / shards, 0.0 if step is None else step.peak)
+        if shards > 1:
+            peak += weights.bytes  # the most that is gathered at one time
+        exact = step is not None
         moments = weights.optimizer_bytes / shards
         average = weights.bytes / shards if config.ema else 0.0
         saved = SAVED_COPIES * (weights.bytes / shards + moments + average)
@@ -209,6 +217,11 @@ def check_memory(
     )
 
 
+def part_size(config: TrainConfig) -> int:
+    """Return how many samples are computed at one time."""
+    return -(-config.batch_size // config.accumulate)
+
+
 def find_room(config: TrainConfig, device: torch.device) -> Room:
     """Return how much memory a run may take: what is free, or the limit that its settings give."""
     if config.memory_limit:
@@ -233,16 +246,25 @@ def _find_fits(subject: Subject, room: Room) -> Iterator[str]:
     size, copies = config.batch_size, config.augment.copies
     if not config.recompute and fits(subject, recompute=True):
         yield "--recompute true (more time)"
+    whole = part_size(config)
+    one, all_at_once = (subject.count(n, recompute=config.recompute) for n in (1, whole))
+
+    def fits_in_parts(**changes: int) -> bool:
+        changed = replace(config, **changes)
+        if one is None or all_at_once is None:
+            return False
+        # The peak bends upwards with the batch, so that a line between two counts is above it.
+        step = extrapolate(one, all_at_once, part_size(changed)) if whole > 1 else one
+        return room.shortage(subject.add_up(changed, step), USABLE) is None
+
     parts = [p for p in _doubled(2 * config.accumulate, size) if size % p == 0]
-    found = next((p for p in parts if fits(subject, accumulate=p)), 0)
+    found = next((p for p in parts if fits_in_parts(accumulate=p)), 0)
     if found:
         yield f"--accumulate {found} (the same batch in parts)"
-    least = max(copies, 1)
-    smaller = _largest(size // least, lambda n: fits(subject, batch_size=n * least, accumulate=1))
+    fitting = (n for n in range(size - size % copies, 0, -copies) if n < size)
+    smaller = next((n for n in fitting if fits_in_parts(batch_size=n, accumulate=1)), 0)
     if smaller:
-        yield f"--batch_size {smaller * least}" + (
-            " --accumulate 1" if config.accumulate > 1 else ""
-        )
+        yield f"--batch_size {smaller}" + (" --accumulate 1" if config.accumulate > 1 else "")
     yield _fit_sizes(subject, fits)
 
 
@@ -250,15 +272,6 @@ def _doubled(first: int, last: int) -> Iterator[int]:
     while first <= last:
         yield first
         first *= 2
-
-
-def _largest(most: int, fits: Callable[[int], bool]) -> int:
-    """Return the largest number that fits, to within an eighth; 0 where not even 1 does."""
-    low, high = 0, most
-    while high - low > max(1, low // 8):
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
 
 
 def _fit_sizes(subject: Subject, fits: Callable[[Subject], bool]) -> str:
