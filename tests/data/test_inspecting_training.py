@@ -1,13 +1,15 @@
 """What training refuses, ``data check`` reports: samples are read as training reads them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from perceivers.data import open_data
+from perceivers.data import AugmentConfig, Dataset, make_train_loader, open_data
 from perceivers.data.inspecting import inspect_data
+from perceivers.errors import DataError
 from perceivers.workflows.checking import check_data
 
 
@@ -18,18 +20,36 @@ def draw(folder: Path, values: np.ndarray, count: int = 6) -> None:
             Image.fromarray(values).save(folder / name / f"{number}.tif")
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_pictures_that_training_refuses_are_not_called_sound(tmp_path: Path, dtype: type) -> None:
-    values = np.random.default_rng(0).integers(-100, 100, (12, 12)).astype(dtype)
-    draw(tmp_path / "odd", values)
-    facts = check_data(str(tmp_path / "odd")).facts
-    assert not facts.is_usable
-    assert any("training reads none of the samples" in text for text in facts.problems)
-    assert "no declared range" in facts.refused
-    draw(tmp_path / "plain", values.astype(np.uint8))
-    plain = check_data(str(tmp_path / "plain")).facts
-    assert plain.is_usable
-    assert plain.refused == ""
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.float32])
+def test_pictures_are_usable_exactly_where_training_reads_them(tmp_path: Path, dtype: type) -> None:
+    values = np.random.default_rng(0).integers(0, 100, (12, 12)).astype(dtype)
+    draw(tmp_path, values)
+    data = open_data(str(tmp_path))
+    try:
+        settings = {"batch_size": 2, "seed": 0, "start_step": 0, "num_steps": 1}
+        specs = data.training_specs()
+        loader = make_train_loader(data.splits["train"], specs, augment=AugmentConfig(), **settings)
+        read = len(next(iter(loader))) == 2
+    except DataError:
+        read = False
+    assert check_data(str(tmp_path)).facts.is_usable == read
+    assert read or dtype is np.int32
+
+
+def test_data_that_training_refuses_altogether_are_not_called_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path, np.arange(144, dtype=np.uint8).reshape(12, 12))
+    assert check_data(str(tmp_path)).facts.refused == ""
+
+    def refuse(self: Dataset, **settings: Any) -> None:
+        raise DataError("no channels that fit")
+
+    monkeypatch.setattr(Dataset, "training_specs", refuse)
+    report = check_data(str(tmp_path))
+    assert not report.is_usable
+    assert report.facts.refused == "no channels that fit"
+    assert report.facts.problems[0] == ("training reads none of the samples: no channels that fit")
 
 
 def test_a_single_sample_that_training_refuses_is_named(tmp_path: Path) -> None:
