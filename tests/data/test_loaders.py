@@ -218,11 +218,11 @@ def test_evaluating_only_unreadable_samples_names_the_first(write_folder: WriteF
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0 and workers 0"),
-        ({"workers": -1}, "batch_size is 4 and workers -1"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"workers": -1}, "workers is -1; it must not be negative"),
         ({"rank": 2, "world_size": 2}, "rank is 2 of world_size 2"),
-        ({"seed": -1}, "seed is -1, start_step 0, num_steps 6"),
-        ({"start_step": 7}, "start_step 7, num_steps 6"),
+        ({"seed": -1}, "seed is -1; it must be in"),
+        ({"start_step": 7}, "start_step is 7 of num_steps 6"),
     ],
 )
 def test_numbers_that_make_no_loader_are_refused(
@@ -248,7 +248,9 @@ def test_specs_that_do_not_fit_are_refused_before_reading(source: Arrays) -> Non
     grid = Arrays({"array": np.zeros((2, 3, 1), np.float32)}, ["a", "b"])
     with pytest.raises(DataError, match=r"shape \(3, 1\) per sample, .* expects \(4, 1\)"):
         train(grid, specs={"array": Array(4)}, augment=AugmentConfig())
-    with pytest.raises(ConfigError, match=r"changes pictures, but the modalities are \['audio'\]"):
+    with pytest.raises(
+        ConfigError, match=r"crop_scale changes image and video, but the modalities are \['audio'\]"
+    ):
         train(sound, specs={"audio": Audio(9)})
     with pytest.raises(DataError, match="not 2; give other counts as arrays"):
         train(PictureFiles(["a"], ["a"]), specs={"image": Image(4, 4, 2)})

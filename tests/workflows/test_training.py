@@ -266,7 +266,9 @@ def test_settings_of_another_task_are_refused(made: Path, tmp_path: Path) -> Non
 def test_what_would_stop_the_first_step_stops_before_a_folder_is_made(
     made: Path, mlm_run: pv.Run, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"augmentation changes pictures, but .*\['bytes'\]"):
+    with pytest.raises(
+        ConfigError, match=r"augment\.flip changes image and video, but .*\['bytes'\]"
+    ):
         making.quietly(
             pv.pretrain,
             task="mlm",
