@@ -107,7 +107,10 @@ def test_anomaly_of_a_run_is_relative_to_its_own_validation_data(
         (["probe", "hip_digits"], "say which data"),
         (["anomaly", "hip_digits", "digits"], "does not fill in what is hidden"),
         (["anomaly", "hip_digits_mae", "digits", "--top", "0"], r"top is 0\.0"),
-        (["anomaly", "hip_digits_mae", "digits", "--ratio", "2"], r"mask ratio is 2\.0"),
+        (
+            ["anomaly", "hip_digits_mae", "digits", "--ratio", "2"],
+            r"ratio is 2\.0; it must be in \(0, 1\)",
+        ),
         (["anomaly", "hip_digits_mae", "nowhere.png"], "nowhere.png"),
     ],
 )

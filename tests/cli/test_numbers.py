@@ -23,7 +23,7 @@ NEEDED: dict[str, list[str]] = {
     "reconstruct": ["hip_digits_mae", "x.png", "--out", "OUT"],
     "explain": ["hip_digits", "x.png", "--out", "OUT"],
     "plan": ["--model", "hip_nano", "--inputs", '{"image": {"height": 8, "width": 8}}'],
-    "data": ["digits"],
+    "data": ["check", "digits"],
 }
 # Their numbers are fields of configs, whose files and flags are walked with them.
 TRAINING = {"pretrain", "finetune", "train"}
@@ -64,7 +64,7 @@ def test_a_number_that_makes_no_sense_is_refused_by_name(
     monkeypatch.chdir(tmp_path)
     for flag, kind in flags:
         name = flag.removeprefix("--").removesuffix("_views")
-        for value in ("-1", "9" * 30, *(["nan", "inf", "-inf"] if kind is float else ["1.5"])):
+        for value in ("-1", *(["nan", "inf", "-inf"] if kind is float else ["1.5", "9" * 30])):
             outcome = call(verb, *NEEDED[verb], f"{flag}={value}")
             assert outcome.code == 2, (flag, value, outcome)
             assert name in outcome.err, (flag, value, outcome)

@@ -104,7 +104,7 @@ def test_settings_of_erasing_and_copies_are_refused_when_out_of_range(
     refuse: Refuse, wide: Path, tmp_path: Path
 ) -> None:
     start = ["train", "--model", "perceiver_io_nano", "--data", wide, "--out", tmp_path / "run"]
-    refuse([*start, "--size", 8, "--augment.erase", 2], r"augment\.erase is 2\.0; it is a prob")
+    refuse([*start, "--size", 8, "--augment.erase", 2], r"augment\.erase is 2\.0; it must be in")
     refuse([*start, "--size", 8, "--augment.copies", 0], r"augment\.copies is 0; it must be at")
 
 

@@ -53,7 +53,7 @@ def test_sizes_and_modalities_are_as_asked_for(made: Path) -> None:
         ({"inputs": {"txt": {}}}, r"modality 'txt' is asked for, but the data hold \['bytes'\]"),
         ({"modalities": ["audio"]}, r"modality 'audio' is asked for, but the data hold"),
         ({"inputs": {"bytes": {"lenght": 3}}}, r"no setting 'lenght'.*did you mean 'length'\?"),
-        ({"inputs": {"bytes": {"length": 0}}}, r"Bytes\.length is 0; it must be an integer of at"),
+        ({"inputs": {"bytes": {"length": 0}}}, r"Bytes\.length is 0; it must be at least 1"),
         ({"size": 32}, r"size=32 speaks of pictures, but .* holds \['bytes'\]; set other sizes"),
         ({"channels": 1}, r"channels=1 speaks of pictures"),
     ],
