@@ -118,12 +118,11 @@ def open_locked(path: Path) -> tuple[int, bool | None]:
         The descriptor, and whether it is locked: None where the file system has no locks.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-        locked: bool | None
-        try:
-            locked = lock_descriptor(descriptor, blocking=False)
-        except OSError:  # ENOSYS, ENOLCK, EOPNOTSUPP: no locks here
-            locked = None
+        # Not for writing, so that the disk can still be made read-only; NFS insists on it.
+        descriptor, locked = _try_lock(path, os.O_RDONLY)
+        if locked is None:
+            os.close(descriptor)
+            descriptor, locked = _try_lock(path, os.O_RDWR)
         try:
             same = os.path.samestat(path.stat(), os.fstat(descriptor))
         except FileNotFoundError:
@@ -133,6 +132,14 @@ def open_locked(path: Path) -> tuple[int, bool | None]:
             _HELD_DESCRIPTORS.add(descriptor)
             return descriptor, locked
         os.close(descriptor)
+
+
+def _try_lock(path: Path, access: int) -> tuple[int, bool | None]:
+    descriptor = os.open(path, access | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    try:
+        return descriptor, lock_descriptor(descriptor, blocking=False)
+    except OSError:  # ENOSYS, ENOLCK, EOPNOTSUPP: no locks here; EBADF: not open for writing
+        return descriptor, None
 
 
 def close_locked(descriptor: int) -> None:
