@@ -199,7 +199,7 @@ def test_the_area_is_the_share_of_pairs_in_the_right_order() -> None:
     [
         ({"top": 0.0}, "top is 0.0"),
         ({"draw": -1}, "draw is -1"),
-        ({"batch_size": 0}, "batch_size 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], pattern: str) -> None:

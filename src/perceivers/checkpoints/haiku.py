@@ -81,6 +81,12 @@ def config_from_haiku(model: str, kwargs: Mapping[str, Any], datasets: Datasets)
     embedding = int(given["num_embedding_channels"])
     positions = given["num_position_encoding_channels"]
     projected = positions is not None and positions != embedding
+    # A flat model has one group: nothing is dealt, padded or regrouped.
+    dealt: dict[str, Any] = {
+        "deal_over": "present",
+        "mask_padding": False,
+        "regroup": given.get("regroup_type", "reshape"),
+    }
     values: dict[str, Any] = dict(
         inputs=inputs,
         levels=_levels(given, flat=flat),
@@ -92,9 +98,7 @@ def config_from_haiku(model: str, kwargs: Mapping[str, Any], datasets: Datasets)
         if projected
         else 0,
         grouping="concatenate" if flat else "deal",
-        deal_over="present",
-        mask_padding=False,
-        regroup=given.get("regroup_type", "reshape"),
+        **({} if flat else dealt),
         labels=tuple(name for name in inputs if name in labels),
         activation="squared_relu",
         dropout_rate=float(given["dropout_prob"]),

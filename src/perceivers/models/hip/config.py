@@ -112,7 +112,7 @@ class HiPConfig(Settings, prefix=""):
         Literal["constant", "linear"], UsedIf("drop_path_rate", above=0)
     ] = "constant"
     """The same rate everywhere (as released), or growing from zero with depth."""
-    drop_path_rescale: Annotated[bool, UsedIf("drop_path_rate", above=0)] = True
+    drop_path_rescale: bool = True
     """Divide kept branches by the keep probability; the released code does not."""
     init: Literal["balanced", "paper"] = "balanced"
     """Position tables and latents large enough to matter beside the content they meet, whatever the
