@@ -133,6 +133,6 @@ def test_what_does_not_fit_the_points_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"'points' has 6 channels, whose others"):
         reader(6, jitter=0.1)
     sounds = Arrays({"audio": np.zeros((2, 1, 8), np.float32)}, ["a", "b"])
-    message = r"augment.turn changes points, but the modalities are \['audio'\]"
+    message = r"augment.jitter changes points, but the modalities are \['audio'\]"
     with pytest.raises(ConfigError, match=message):
         SampleReader(sounds, {"audio": Audio(8)}, AugmentConfig(jitter=0.1))

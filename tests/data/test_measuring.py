@@ -92,7 +92,7 @@ def test_only_chosen_modalities_are_described() -> None:
             {"overrides": {"image": {"hight": 3}}},
             r"'image' \(image\) has no setting 'hight'; it has height, .*did you mean 'height'\?",
         ),
-        ({"overrides": {"image": {"height": 0}}}, r"Image\.height is 0; it must be an integer"),
+        ({"overrides": {"image": {"height": 0}}}, r"Image\.height is 0; it must be at least 1"),
         (
             {"overrides": {"image": {"mean": [0.1, 0.2]}}},
             r"Image\.mean has 2 values for 1 channels",

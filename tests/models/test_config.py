@@ -311,5 +311,7 @@ def test_a_word_that_is_no_choice_is_refused(name: str, wrong: str, close: str) 
 @pytest.mark.unhooked
 def test_an_unknown_head_kind_is_refused() -> None:
     kind: Any = "querry"
-    with pytest.raises(ConfigError, match=r"head kind 'querry' is unknown.*did you mean 'query'\?"):
+    with pytest.raises(
+        ConfigError, match=r"head\.kind is 'querry'; choose from .*did you mean 'query'\?"
+    ):
         replace(BASE, head=HiPHead(kind=kind, num_outputs=2))

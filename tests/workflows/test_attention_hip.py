@@ -168,7 +168,7 @@ def test_a_label_is_followed_and_label_tokens_are_left_out(decoder: bool) -> Non
 
 @pytest.mark.parametrize("kind", ["none", "dense_bottleneck"])
 def test_a_reconstruction_is_not_followed_and_says_why(kind: Any) -> None:
-    head = HiPHead(kind=kind, num_outputs=2 if kind != "none" else 0, modality="image")
+    head = HiPHead() if kind == "none" else HiPHead(kind=kind, num_outputs=2, modality="image")
     model = create_model("hip_nano", inputs=IMAGE, head=head).eval()
     found = explain(model, {"image": torch.rand(1, 1, 8, 8)})
     assert found.answers == ()
