@@ -10,7 +10,7 @@ from itertools import pairwise
 from math import prod
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -161,7 +161,7 @@ class ByteEmbedding(Content):
         super().__init__(spec.grid, dim)
         self.rows = nn.Embedding(BYTE_VOCABULARY, dim)
 
-    def forward(self, ids: Int[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
+    def forward(self, ids: Integer[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
         """Return the rows; ids may have any integer type."""
         return self.rows(ids.long())
 
