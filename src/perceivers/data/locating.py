@@ -16,9 +16,10 @@ def absolute_address(address: str) -> str:
 
     Args:
         address: As for ``open_data``; relative paths start at the current folder. Names of built-in
-            data, of data sets of the hub and of files on servers stay as they are.
+            data, of data sets of the hub and of files on servers stay as they are, and so does
+            what does not exist: it may be such a name, misspelt.
     """
-    return change_paths(address, absolute_path)
+    return change_paths(address, lambda path: absolute_path(path) if _is_there(path) else path)
 
 
 def is_present(address: str) -> bool:
@@ -26,8 +27,7 @@ def is_present(address: str) -> bool:
     found: list[bool] = []
 
     def look(path: str) -> str:
-        # The first tar stands for the range.
-        found.append(_exists(path) or _exists(BRACES.sub(lambda match: match[1], path)))
+        found.append(_is_there(path))
         return path
 
     change_paths(address, look)
@@ -60,6 +60,11 @@ def change_paths(address: str, change: Callable[[str], str]) -> str:
     # What is no folder is a name of the hub.
     is_folder = _exists(path) or Path(path).is_absolute()
     return f"{HUGGING_FACE}{change(path)}{mark}{split}" if is_folder else address
+
+
+def _is_there(path: str) -> bool:
+    # The first tar stands for the range.
+    return _exists(path) or _exists(BRACES.sub(lambda match: match[1], path))
 
 
 def _exists(path: str) -> bool:
