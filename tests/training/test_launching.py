@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from perceivers.errors import CheckpointError, ConfigError, RunError
+from perceivers.errors import ConfigError, RunError
 from perceivers.training.alarm import is_lost_connection
 from perceivers.training.checkpoints import flatten, unflatten
 from perceivers.training.config import PretrainConfig
@@ -174,5 +174,3 @@ def test_optimizer_state_is_kept_by_name() -> None:
     load_by_name(fresh, other, again, groups)
     taken = fresh.state[other.get_parameter("1.weight")]["exp_avg"]
     assert torch.equal(taken, states["1.weight"]["exp_avg"])
-    with pytest.raises(CheckpointError, match="2 groups of parameters that are not those of this"):
-        load_by_name(torch.optim.AdamW(other.parameters()), other, again, groups)

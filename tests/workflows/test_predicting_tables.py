@@ -38,7 +38,9 @@ def test_every_row_is_answered_in_order(text_run: pv.Run, tmp_path: Path, lines:
     assert [record["file"] for record in records] == [f"t.csv/{row}" for row in range(len(texts))]
     alone = list(pv.predict(text_run.path, texts=texts))
     assert [r["class"] for r in records] == [r["class"] for r in alone]
-    assert [r["probability"] for r in records] == pytest.approx([r["probability"] for r in alone])
+    # Rounded to six digits; other batches may round the last one otherwise.
+    alone_too = pytest.approx([r["probability"] for r in alone], abs=2e-6)
+    assert [r["probability"] for r in records] == alone_too
 
 
 def test_many_rows_keep_their_order(text_run: pv.Run, tmp_path: Path) -> None:

@@ -72,12 +72,16 @@ def test_a_stopped_run_resumes_to_the_same_metrics_and_says_what_was_not_checked
 ) -> None:
     run = past / "runs" / "stopped" / name
     assert not (run / "last" / "config.json").is_file() or (run / "config.yaml").is_file()
-    pv.resume(run)
+    # A run in parts goes on in one process; several would start this test again.
+    pv.resume(run, devices=1, strategy="auto")
     check(maker.describe(run), EXPECTED[name]["resumed"], name)
     said = capsys.readouterr()
     assert "from here on" in said.out + said.err
 
 
+# The hook that checks shapes does not know sizes that are symbols.
+@pytest.mark.unhooked
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPORTED)
 def test_a_kept_model_exports(past: Path, name: str) -> None:
     done = pv.export(past / "runs" / "finished" / name, out=past / "x.onnx")
@@ -87,7 +91,7 @@ def test_a_kept_model_exports(past: Path, name: str) -> None:
 def test_a_kept_export_answers_as_the_model_does(past: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model = pv.load(past / "runs" / "finished" / "classify_hip" / "model").eval()
-    image = torch.linspace(0, 1, 3 * 64).reshape(3, 1, 8, 8)
+    image = (torch.arange(3 * 64) % 256).to(torch.uint8).reshape(3, 1, 8, 8)
     session = onnxruntime.InferenceSession(past / "classify_hip.onnx")
     (found,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
     with torch.inference_mode():
@@ -101,7 +105,8 @@ def test_other_weights_would_be_noticed(past: Path) -> None:
     folder = past / "runs" / "finished" / "classify_hip"
     model = pv.load(folder / "model")
     with torch.no_grad():
-        next(model.parameters()).add_(0.01)
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
     model.save_pretrained(folder / "model", overwrite=True)
     found = maker.summarise(folder / "model")
     expected = EXPECTED["classify_hip"]["finished"]["outputs"]["model"]
