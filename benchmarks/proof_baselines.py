@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from sklearn.base import clone
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -55,21 +56,21 @@ def pixels(data: Dataset) -> float:
 
 def whole_pixels(data: Dataset) -> float:
     """Random forest on whole pictures, squeezed to 32 x 32 pixels; mean over three seeds."""
-    features = {
-        split: np.array(
-            [
-                np.asarray(source.read(index)["image"].convert("RGB").resize((32, 32))).ravel()
-                for index in range(len(source))
-            ],
-            np.float32,
-        )
-        for split, source in ((s, data.splits[s]) for s in _splits(data))
-    }
+    features = {split: np.array(_whole(data, split), np.float32) for split in _splits(data)}
     scores = [
         _fit_and_test(data, features, [RandomForestClassifier(500, random_state=seed, n_jobs=1)])
         for seed in range(3)
     ]
     return float(np.mean(scores))
+
+
+def _whole(data: Dataset, split: str) -> list[np.ndarray]:
+    rows = []
+    for index in range(len(data.splits[split])):
+        image = data.splits[split].read(index)["image"]
+        assert isinstance(image, Image.Image)
+        rows.append(np.asarray(image.convert("RGB").resize((32, 32))).ravel())
+    return rows
 
 
 def log_mel(data: Dataset) -> float:
