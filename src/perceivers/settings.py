@@ -212,31 +212,30 @@ class _Tolerance:
     notes: list[str]
 
 
-_TOLERANCE: ContextVar[_Tolerance | None] = ContextVar("tolerance", default=None)
+_TOLERANCES: ContextVar[tuple[_Tolerance, ...]] = ContextVar("tolerances", default=())
 
 
 @contextmanager
 def tolerating(
     *kinds: Literal["range", "unused"], only: Iterable[str] | None = None
 ) -> Iterator[list[str]]:
-    """Accept settings that were recorded before today's rules, and note each.
+    """Accept settings that were recorded before today's rules, and note each; nests.
 
     Args:
         kinds: ``range``: numbers out of range; ``unused``: settings without effect.
         only: Names of the settings that were recorded; all when None.
     """
     found = _Tolerance(kinds, None if only is None else frozenset(only), [])
-    token = _TOLERANCE.set(found)
+    token = _TOLERANCES.set((*_TOLERANCES.get(), found))
     try:
         yield found.notes
     finally:
-        _TOLERANCE.reset(token)
+        _TOLERANCES.reset(token)
 
 
 def tolerated() -> list[str]:
     """Return what has been tolerated so far, each once."""
-    found = _TOLERANCE.get()
-    return [] if found is None else list(dict.fromkeys(found.notes))
+    return list(dict.fromkeys(note for each in _TOLERANCES.get() for note in each.notes))
 
 
 def refuse_unused(name: str, message: str) -> None:
@@ -249,12 +248,11 @@ def refuse_unused(name: str, message: str) -> None:
 
 
 def _refuse(name: str, kind: str, error: ConfigError) -> None:
-    found = _TOLERANCE.get()
-    if found is None or kind not in found.kinds:
-        raise error
-    if found.only is not None and name not in found.only:
-        raise error
-    found.notes.append(str(error))
+    for each in reversed(_TOLERANCES.get()):
+        if kind in each.kinds and (each.only is None or name in each.only):
+            each.notes.append(str(error))
+            return
+    raise error
 
 
 def _tolerate(name: str, check: Callable[[], None]) -> None:

@@ -51,6 +51,11 @@ TASKS: dict[str, type[TrainConfig]] = {
 }
 # What settings were before they existed, so that older runs go on as they began.
 BEFORE_SETTINGS = {"integer_labels": "indices"}
+# Numbers that once had no range; a run is evaluated and reported without them.
+ONCE_ACCEPTED = (
+    *("ema", "label_smoothing"),
+    *("optimizer.betas", "optimizer.clip", "optimizer.weight_decay"),
+)
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,7 @@ class RunFolder:
         """Return the task's name and its configuration.
 
         What was recorded before today's rules is accepted: settings without effect, and numbers
-        out of range, which ``resume`` refuses.
+        out of range that concern training alone, which ``resume`` refuses.
 
         Raises:
             RunError: This is not a run folder.
@@ -194,7 +199,7 @@ class RunFolder:
         task = settings.pop("task", None)
         if not isinstance(task, str) or task not in TASKS:
             raise RunError(f"{self.config}: task is {task!r}; expected one of {list(TASKS)}")
-        with tolerating("range", "unused"):
+        with tolerating("unused"), tolerating("range", only=ONCE_ACCEPTED):
             found = build_config(TASKS[task], {**BEFORE_SETTINGS, **settings})
             return task, find_addresses(found, self.read_addresses())
 
