@@ -9,6 +9,7 @@ from perceivers.data.hugging_face import HUGGING_FACE
 from perceivers.data.joined import SEPARATOR
 from perceivers.data.shards import BRACES
 from perceivers.data.warps import WARPS
+from perceivers.errors import suggest
 
 
 def absolute_address(address: str) -> str:
@@ -17,9 +18,14 @@ def absolute_address(address: str) -> str:
     Args:
         address: As for ``open_data``; relative paths start at the current folder. Names of built-in
             data, of data sets of the hub and of files on servers stay as they are, and so does
-            what does not exist: it may be such a name, misspelt.
+            what does not exist and resembles a built-in name.
     """
-    return change_paths(address, lambda path: absolute_path(path) if _is_there(path) else path)
+
+    def settle(path: str) -> str:
+        is_misspelt = bool(suggest(path, BUILT_IN)) and not _is_there(path)
+        return path if is_misspelt else absolute_path(path)
+
+    return change_paths(address, settle)
 
 
 def is_present(address: str) -> bool:
