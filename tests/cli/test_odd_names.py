@@ -30,6 +30,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_run_on_odd_names_loses_no_answer(
     odd: Path, call: Callable[..., Any], tmp_path: Path
 ) -> None:

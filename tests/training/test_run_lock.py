@@ -298,6 +298,7 @@ def at_step(step: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None])
     monkeypatch.setattr(Trainer, "_step", spy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["moved", "removed", "replaced"])
 def test_a_run_whose_folder_is_lost_saves_its_state_beside(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
@@ -341,6 +342,7 @@ def test_a_run_that_is_lost_before_its_end_is_not_made_again_by_the_command_line
 # -- runs at the same time ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["resume", "train", "overwrite"])
 def test_a_run_that_is_training_is_left_alone(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
@@ -454,6 +456,7 @@ def test_records_are_kept_in_memory_as_on_disk(tmp_path: Path) -> None:
     assert len((tmp_path / "new" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_releases_its_folder(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,7 @@ def test_what_cannot_be_compared_is_said(runs: list[Path], tmp_path: Path) -> No
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.slow
 def test_curves_of_many_runs_have_many_colours(tmp_path: Path) -> None:
     from PIL import Image
 

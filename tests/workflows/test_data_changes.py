@@ -92,6 +92,7 @@ def test_settings_hold_absolute_addresses_and_cards_typed_ones(project: Path) ->
     assert str(project) not in (run / "model" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_is_used_from_any_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # with its report
     pv.resume(project / "run", quiet=True)

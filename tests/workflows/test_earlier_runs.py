@@ -45,6 +45,7 @@ def films(tmp_path: Path) -> str:
     return str(tmp_path / "films")
 
 
+@pytest.mark.slow
 def test_a_run_that_began_without_sound_goes_on_without(films: str, tmp_path: Path) -> None:
     run = pv.pretrain(
         task="autoencode",

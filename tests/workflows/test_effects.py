@@ -65,6 +65,7 @@ def recorded(tmp_path: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_record_with_idle_settings_loads_resumes_and_runs_again(
     recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

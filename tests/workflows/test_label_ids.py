@@ -28,6 +28,7 @@ def train(data: str, out: Path, **settings: object) -> pv.Run:
     return pv.train(data=data, out=str(out), **{**fixed, **settings})
 
 
+@pytest.mark.slow
 def test_ids_travel_with_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write(tmp_path / "x.npz", IDS[np.arange(18) % 3])
     run = train(data, tmp_path / "run")
@@ -48,6 +49,7 @@ def test_ids_travel_with_the_model(tmp_path: Path, capsys: pytest.CaptureFixture
         pv.evaluate(run.folder.path, data=others, split="test")
 
 
+@pytest.mark.slow
 def test_runs_that_are_older_go_on_with_indices(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,6 +97,7 @@ def test_recomputing_is_named_where_it_helps() -> None:
     check(configure(**{**options, "memory_limit": limit, "recompute": True}))
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_fit_says_so() -> None:
     assert "Take a smaller model" in refusal(configure(memory_limit=1e-4))
 
