@@ -25,6 +25,8 @@ from typing import (
     get_type_hints,
 )
 
+from torch.compiler import is_compiling
+
 from perceivers.errors import ConfigError, suggest
 
 # Integers beyond it have no tensor type.
@@ -187,6 +189,10 @@ class Settings:
         Raises:
             ConfigError: Names the field, its value, the rule and what to change.
         """
+        if is_compiling():
+            # Tracing cannot follow the checks. What a compiled function makes, it makes of
+            # settings that were checked outside, or of constants.
+            return
         prefix, hints = prefix_of(type(self)), hints_of(type(self))
         for field in fields(self):
             value = getattr(self, field.name)

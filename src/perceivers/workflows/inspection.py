@@ -21,7 +21,7 @@ EXTRAS = {
     "train": ("lightning-fabric", "pytorch-optimizer", "torchmetrics", "matplotlib", "jinja2"),
     "demo": ("scikit-learn",),
     "export": ("onnx", "onnxscript", "onnxruntime"),
-    "media": ("av", "soundfile", "soxr", "trimesh"),
+    "media": ("av", "imagecodecs", "soundfile", "soxr", "tifffile", "trimesh"),
     "tables": ("pyarrow",),
     "remote": ("urllib3",),
     "hub": ("datasets",),
