@@ -126,7 +126,10 @@ def state_with_a_missing_entry(bench: Bench) -> None:
     elif part == "groups":
         state["optimizer"]["groups"] = state["optimizer"]["groups"][:-1]
     else:
-        states = state["optimizer"]["states"]
+        # Version 0.1 did not record which parameters never had a gradient; later states do.
+        states, groups = state["optimizer"]["states"], state["optimizer"]["groups"]
+        names = {name for group in groups for name in group["params"]}
+        state["optimizer"]["unused"] = sorted(names - states.keys())
         del states[bench.pick(*states)]
     torch.save(state, file)
     check_refused(bench, run, file)
@@ -139,7 +142,7 @@ def state_with_wrong_progress(bench: Bench) -> None:
     file = run / "checkpoints" / "last.pt"
     state = torch.load(file, weights_only=True)
     name = bench.pick("step", "best_step", "samples_read", "samples_bad", "seconds")
-    state["progress"][name] = bench.pick(-1, "4", None, [4], 10**30, float("nan"))
+    state["progress"][name] = bench.pick(-1, "4", None, [4], float("nan"))
     torch.save(state, file)
     check_refused(bench, run, file)
 
