@@ -186,7 +186,7 @@ def _decoder(constants: bool) -> json.JSONDecoder:
     return json.JSONDecoder(
         object_pairs_hook=_as_dict,
         parse_int=_parse_int,
-        parse_float=None if constants else _parse_float,
+        parse_float=_parse_float,
         parse_constant=None if constants else _refuse_constant,
     )
 
