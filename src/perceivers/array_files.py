@@ -100,7 +100,7 @@ def _load_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray:
 
 
 def _load(file: Any, size: int) -> NDArray:
-    """Read an array from a file of so many bytes."""
+    """Read an array from a file of the given size in bytes."""
     version = npy.read_magic(file)
     if version not in HEADERS:
         raise ValueError(f"version {version} of the format is for columns with names")

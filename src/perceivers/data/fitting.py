@@ -220,7 +220,7 @@ def check_specs(source: Source, specs: Mapping[str, ModalitySpec]) -> None:
 def _check_raw(raw: Picture | NDArray | EncodedClip, name: str, spec: ModalitySpec) -> None:
     """Compare a raw sample of any type with its spec."""
     if isinstance(raw, Picture):
-        # How many bands each picture has is told by the picture.
+        # Every image states its own number of bands.
         return
     if isinstance(raw, EncodedClip):
         if raw.kind != spec.kind:

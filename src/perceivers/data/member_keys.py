@@ -108,7 +108,7 @@ def _split(name: str) -> Place:
 
 
 def _split_later(name: str) -> _Dotted | None:
-    """Split a name before the longest ending that is understood; None where there is none."""
+    """Split a name before its longest known ending; None without one."""
     folder, slash, base = name.rpartition("/")
     stem, *words = base.split(".")
     for count in range(1, len(words)):
