@@ -100,12 +100,15 @@ def run_verb(verb: str, arguments: list[str]) -> int:
 def _run_verb(verb: str, module: str, function: str, arguments: list[str]) -> int:
     """Import the verb's module, run it, and turn mistakes into messages."""
     try:
+        from perceivers.cli.parser import describe_flags
+
         run: Callable[[list[str]], int] = getattr(
             import_module(f"perceivers.cli.{module}"), function
         )
         for flag, value in pairwise([*arguments, ""]):
             if flag == "--out" or flag.startswith("--out="):
                 check_written_path(flag.partition("=")[2] or value, "--out")
+        describe_flags(arguments)
         return run(arguments)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("perceivers"):

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -14,7 +15,6 @@ class VerbParser(ArgumentParser):
     """One verb's parser; a mistake is one message on stderr and exit status 2."""
 
     def __init__(self, verb: str, description: str) -> None:
-        set_parsing_settings(docstring_parse_attribute_docstrings=True)
         super().__init__(prog=f"perceivers {verb}", description=description, allow_abbrev=False)
         self.verb = verb
 
@@ -80,6 +80,15 @@ def fail(message: str) -> NoReturn:
     """Say what is wrong and leave with the status of a user's mistake."""
     sys.stderr.write(f"perceivers: {message}\n")
     raise SystemExit(USER_MISTAKE)
+
+
+def describe_flags(arguments: Sequence[str]) -> None:
+    """Read what --help says of a flag from the source, where help is asked for.
+
+    Reading it takes longer than all the rest of parsing.
+    """
+    wanted = not {"-h", "--help"}.isdisjoint(arguments)
+    set_parsing_settings(docstring_parse_attribute_docstrings=wanted)
 
 
 def settings_of(args: Any) -> dict[str, Any]:

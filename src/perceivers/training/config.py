@@ -7,8 +7,9 @@ that is wrong.
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from perceivers.data import AugmentConfig
 from perceivers.data.warps import WARPS
@@ -39,6 +40,9 @@ from perceivers.tasks import (
 )
 from perceivers.tasks.multilabel import MultilabelConfig
 from perceivers.training.loggers import check_loggers
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 Precision = Literal["auto", "float32", "bf16", "bf16-pure"]
 C = TypeVar("C", bound="TrainConfig")
@@ -289,16 +293,25 @@ def build_config(kind: type[C], settings: Mapping[str, Any]) -> C:
     Raises:
         ConfigError: A key is unknown (names the nearest), of the wrong type or out of range.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError
 
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, None)
+    parser = _parser_of(kind)
     plain = {key: _as_plain(value) for key, value in settings.items()}
     _check_keys(kind, plain)
     try:
         return kind(**parser.instantiate(parser.parse_object(plain)).as_dict())
     except ArgumentError as error:
         raise ConfigError(str(error)) from error
+
+
+@cache
+def _parser_of(kind: type[TrainConfig]) -> "ArgumentParser":
+    """Return the parser of a config's fields; building one takes longer than parsing."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, None)
+    return parser
 
 
 def _as_plain(value: Any) -> Any:
