@@ -8,6 +8,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,11 @@ HANGUP = signal.SIGHUP
 
 
 @pytest.fixture(autouse=True)
-def _keep_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def _keep_terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(signals, "leave_terminal", lambda: None)
+    before = signal.signal(HANGUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+    yield
+    signal.signal(HANGUP, before)
 
 
 def send(*numbers: int) -> tuple[StopRequest, list[str]]:
