@@ -9,8 +9,11 @@ BIN := $(VENV)/bin
 ifdef CPU
 export PIP_CONSTRAINT := $(CURDIR)/constraints-cpu.txt
 endif
+# Tests start Python hundreds of times; without bytecode each start would compile every library.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
-PYTEST := $(BIN)/python -m pytest
+# Each file of tests stays in one process, so that what it trains is trained once.
+PYTEST := $(BIN)/python -m pytest --dist loadfile
 
 .PHONY: setup demo format lint types test test-slow fuzz check wheel bench clean
 

@@ -135,6 +135,7 @@ def test_there_are_commands() -> None:
     assert len(COMMANDS) > 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_names_a_real_verb_and_real_flags(line: str) -> None:
     check_command(line)
@@ -178,6 +179,7 @@ def test_the_documented_loop_is_the_example() -> None:
     assert EXAMPLE.read_text() in blocks(text, "python")
 
 
+@pytest.mark.slow
 def test_the_example_runs_and_learns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

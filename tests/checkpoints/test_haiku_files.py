@@ -126,6 +126,7 @@ def small_release(monkeypatch: pytest.MonkeyPatch) -> PerceiverIO:
     return PerceiverIO(config)
 
 
+@pytest.mark.slow
 def test_a_released_file_needs_no_description(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

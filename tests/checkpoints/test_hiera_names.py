@@ -51,6 +51,7 @@ def test_official_files_have_these_tensors_and_values(name: str, masked: bool) -
     assert name_variant(model.config) == name_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in TENSORS if n.endswith("_224") and "16x" not in n])
 def test_other_libraries_have_as_many_tensors(name: str) -> None:
     model = on_meta(name)

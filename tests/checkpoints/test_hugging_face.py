@@ -95,6 +95,7 @@ def rewrite(folder: Path, **tensors: Any) -> None:
 # -- agreement -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_class_computes_the_same_in_float64(name: str, tmp_path: Path, quiet: None) -> None:
     folder = save(name, tmp_path / "hf")
@@ -116,6 +117,7 @@ def test_one_wrong_weight_is_noticed(name: str, tmp_path: Path, quiet: None) -> 
     assert not all(d.is_within for d in verify_hugging_face(folder, model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_official_flavour_computes_something_else(name: str, tmp_path: Path) -> None:
     folder = save(name, tmp_path / "hf")
@@ -192,6 +194,7 @@ def test_texts_are_wrapped_as_that_library_s_tokenizer_does(name: str, tmp_path:
 # -- writing ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_folder_goes_there_and_back_bit_by_bit(name: str, tmp_path: Path, quiet: None) -> None:
     folder = save(name, tmp_path / "hf")

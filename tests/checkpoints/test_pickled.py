@@ -126,6 +126,7 @@ EIGHT, HUGE = b"K\x08", b"J\xff\xff\xff\x7f"
 VAST = b"\x8a\x08" + struct.pack("<q", 2**60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [

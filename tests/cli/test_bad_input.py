@@ -78,6 +78,7 @@ def test_a_truncated_picture_is_skipped_counted_and_reported_in_training(
     assert f"{counted.samples_bad} of {counted.samples_read} samples could not be" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_quiet_run_keeps_its_unreadable_samples_in_record_and_report(
     call: Call, starting: Starting, pictures: Path, tmp_path: Path
 ) -> None:
@@ -524,6 +525,7 @@ def test_a_pickle_in_place_of_weights_is_refused(
     assert not canary.exists()
 
 
+@pytest.mark.slow
 def test_weights_of_another_architecture_are_listed(
     refuse: Refuse, model_folder: Path, pictures: Path
 ) -> None:
@@ -756,6 +758,7 @@ def test_overwriting_a_run_with_wrong_settings_leaves_it_untouched(
     assert snapshot(run) == before
 
 
+@pytest.mark.slow
 def test_continuing_from_the_run_that_would_be_overwritten_is_refused(
     refuse: Refuse, starting: Starting, pretrained: Path, tmp_path: Path
 ) -> None:
@@ -767,6 +770,7 @@ def test_continuing_from_the_run_that_would_be_overwritten_is_refused(
     assert snapshot(run) == before
 
 
+@pytest.mark.slow
 @quick
 def test_overwrite_replaces_a_run(call: Call, starting: Starting, tmp_path: Path) -> None:
     assert call(*starting(), "--quiet").code == 0
@@ -775,6 +779,7 @@ def test_overwrite_replaces_a_run(call: Call, starting: Starting, tmp_path: Path
     assert not (tmp_path / "run" / "old.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_file_in_place_of_the_run_folder_is_refused(
     refuse: Refuse, starting: Starting, tmp_path: Path
 ) -> None:
@@ -843,6 +848,7 @@ def resumes(call: Call, run: Path, whole: dict[str, Any]) -> None:
     assert all(torch.equal(found[name], whole[name]) for name in whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["fsync", "replace"])
 def test_a_full_disk_is_said_and_the_last_checkpoint_survives(
     call: Call,
@@ -902,6 +908,7 @@ def test_an_interrupted_run_saves_its_state_and_resumes_exactly(
     resumes(call, run, whole)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once_and_the_last_checkpoint_survives(
     call: Call,
     starting: Starting,
@@ -937,6 +944,7 @@ def test_ctrl_c_while_nothing_trains_is_a_message(
     assert outcome.err == "perceivers: interrupted\n"
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_with_the_batch_saved(
     refuse: Refuse, starting: Starting, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

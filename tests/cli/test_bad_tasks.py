@@ -152,6 +152,7 @@ def test_a_file_of_settings_of_the_wrong_kind_is_refused(
 # -- data ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_data_of_another_kind_are_refused(
     refuse: Refuse, start: Any, made: Path, tmp_path: Path
 ) -> None:
@@ -219,6 +220,7 @@ def test_trained_weights_and_other_data_are_refused(
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @quick
 def test_sound_of_another_rate_is_resampled(
     start: Any, call: Call, made: Path, tmp_path: Path

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from tests.cli.conftest import Outcome
 
 Call = Callable[..., Outcome]
@@ -21,6 +22,7 @@ def test_pictures_are_explained(
     assert "not what decided the answer" in outcome.out
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_skipped_and_named(
     call: Call, classifier: Path, pictures: Path, tmp_path: Path
 ) -> None:

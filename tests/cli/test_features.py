@@ -51,6 +51,7 @@ def test_embed_reads_files_and_names_bad_ones(
     assert len(out.read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_probe_prints_a_table_beside_the_floors(
     call: Callable[..., Outcome], tmp_path: Path
 ) -> None:
@@ -134,6 +135,7 @@ def test_nothing_is_replaced_unasked(refuse: Callable[..., str], tmp_path: Path)
     refuse(words, "holds scores already; pass --overwrite")
 
 
+@pytest.mark.slow
 def test_weights_that_come_along_work_in_every_verb(
     call: Callable[..., Outcome], scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ def test_the_command_line_pretrains(call: Call, data: Path, tmp_path: Path, kind
     assert "reconstructions.png" in {path.name for path in (run / "figures").iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_reconstruct_writes_what_was_seen_and_says_what_was_borrowed(
     call: Call, data: Path, masked: Path, tmp_path: Path, kind: str
@@ -99,6 +100,7 @@ def test_reconstruct_writes_what_was_seen_and_says_what_was_borrowed(
         assert open_data(str(out)).specs()["video"].grid == (4, 32, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_report")
 @pytest.mark.parametrize("kind", KINDS)
 def test_pretrained_weights_become_a_classifier_that_evaluates_and_predicts(

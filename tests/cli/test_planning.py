@@ -32,6 +32,7 @@ def test_a_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFix
     assert plan["tokens"] == [{"name": "image", "elements": 256, "tokens": 256, "groups": 4}]
 
 
+@pytest.mark.slow
 def test_a_recipe_is_planned_and_flags_win(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,6 +53,7 @@ def test_mistakes_are_one_message(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--model", "hip_nano", "--batchsize", "3"]) == 2
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "--model", "hip_nano", "--inputs", INPUTS, "--memory", "0.01"]
     assert main(words) == 0

@@ -42,6 +42,7 @@ def same(a: Path, b: Path) -> bool:
 # -- settings --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @quick
 @pytest.mark.parametrize(("name", "verb"), RUNS.items())
 def test_the_config_of_a_run_of_any_task_can_be_given_back(
@@ -57,6 +58,7 @@ def test_the_config_of_a_run_of_any_task_can_be_given_back(
     assert same(again.path / "last", run.path / "last")
 
 
+@pytest.mark.slow
 @quick
 @pytest.mark.parametrize("form", ["apart", "joined"])
 def test_the_task_in_a_file_of_settings_decides_which_flags_there_are(
@@ -217,6 +219,7 @@ def test_flow_is_computed_between_two_pictures(
     assert call("predict", flow_run.path, *photographs, "--out", out, "--overwrite").code == 0
 
 
+@pytest.mark.slow
 def test_films_are_given_back(call: Call, clip_run: pv.Run, made: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     outcome = call("reconstruct", clip_run.path, made / "clips" / "low" / "0.mp4", "--out", out)

@@ -52,6 +52,7 @@ def test_a_run_folder_is_complete(pretrained: Path, classifier: Path) -> None:
         assert list((run / "figures").glob("*.png"))
 
 
+@pytest.mark.slow
 @quick
 def test_a_config_written_by_a_run_reproduces_it(
     call: Call, pretrained: Path, tmp_path: Path
@@ -65,6 +66,7 @@ def test_a_config_written_by_a_run_reproduces_it(
     assert not same(tmp_path / "again" / "last", pretrained / "last")
 
 
+@pytest.mark.slow
 @quick
 def test_the_config_inside_a_run_folder_can_be_given_back(
     call: Call, pretrained: Path, tmp_path: Path
@@ -97,6 +99,7 @@ def test_a_printed_config_can_be_fed_back(
     assert call(verb, "--config", path, "--steps", "7", "--print_config").out != printed.out
 
 
+@pytest.mark.slow
 @quick
 def test_training_from_scratch_works_and_says_where_the_result_is(
     call: Call, starting: Starting, tmp_path: Path
@@ -112,6 +115,7 @@ def test_training_from_scratch_works_and_says_where_the_result_is(
     assert quiet.err == ""
 
 
+@pytest.mark.slow
 @quick
 def test_a_run_is_accepted_where_a_model_name_is(
     call: Call, starting: Starting, pretrained: Path, classifier: Path, tmp_path: Path
@@ -128,6 +132,7 @@ def test_a_run_is_accepted_where_a_model_name_is(
         assert "tensors taken over" in outcome.err
 
 
+@pytest.mark.slow
 @quick
 def test_a_run_trained_at_one_size_fine_tunes_at_another(
     call: Call, starting: Starting, pretrained: Path, pictures: Path, tmp_path: Path
@@ -138,6 +143,7 @@ def test_a_run_trained_at_one_size_fine_tunes_at_another(
     assert spec.grid == (12, 12)
 
 
+@pytest.mark.slow
 @quick
 def test_resuming_a_finished_run_changes_nothing(
     call: Call, pretrained: Path, tmp_path: Path
@@ -151,6 +157,7 @@ def test_resuming_a_finished_run_changes_nothing(
     assert load_state(run / "checkpoints" / "last.pt")[0].step == 2
 
 
+@pytest.mark.slow
 @quick
 def test_python_trains_the_same_weights_as_the_command_line(
     pretrained: Path, classifier: Path, tmp_path: Path
@@ -216,6 +223,7 @@ def test_evaluation_prints_figures_and_classes_and_keeps_them(
     assert pv.evaluate(run).figures == found
 
 
+@pytest.mark.slow
 def test_evaluation_of_another_split_or_the_last_model_is_kept_apart(
     call: Call, classifier: Path, tmp_path: Path
 ) -> None:
@@ -236,6 +244,7 @@ def test_a_model_folder_is_evaluated_on_stated_data(call: Call, classifier: Path
     assert "report:" not in outcome.out
 
 
+@pytest.mark.slow
 def test_a_pretrained_run_is_evaluated_by_its_loss(
     call: Call, pretrained: Path, tmp_path: Path
 ) -> None:
@@ -296,6 +305,7 @@ def test_predictions_are_written_as_jsonl_and_csv(
             ]
 
 
+@pytest.mark.slow
 @quick
 @pytest.mark.parametrize("target", ["per-channel", "group-normalised", "raw"])
 def test_reconstructions_are_written_and_their_space_named(
@@ -325,6 +335,7 @@ def test_reconstructions_are_written_and_their_space_named(
     assert not np.array_equal(other, masked)
 
 
+@pytest.mark.slow
 def test_a_report_is_written_anew(call: Call, pretrained: Path, tmp_path: Path) -> None:
     run = shutil.copytree(pretrained, tmp_path / "run")
     (run / "report.html").unlink()
@@ -366,6 +377,7 @@ def test_a_run_is_exported_and_compared(
 # -- the library itself ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_models_are_listed_by_pattern(call: Call) -> None:
     outcome = call("models", "*_nano")
     assert outcome.code == 0
@@ -407,6 +419,7 @@ def test_the_doctor_examines(call: Call) -> None:
     assert "works" in outcome.out
 
 
+@pytest.mark.slow
 @quick
 def test_pictures_and_predictions_are_not_overwritten_unasked(
     call: Call, pretrained: Path, classifier: Path, tmp_path: Path

@@ -40,6 +40,7 @@ def picture_classifier(tmp_path_factory: pytest.TempPathFactory, wide: Path) -> 
     return out
 
 
+@pytest.mark.slow
 def test_evaluation_in_several_views_counts_samples(call: Call, picture_classifier: Path) -> None:
     plain = call("evaluate", picture_classifier, "--split", "val")
     several = call("evaluate", picture_classifier, "--split", "val", "--spatial_views", 3)

@@ -41,6 +41,7 @@ def check(name: str, found: dict[str, float]) -> None:
         assert found[metric.removeprefix("test ")] == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hip_digits", "hip_digits_mae"])
 def test_cards_of_digits_are_reproduced(call: Callable[..., Any], name: str) -> None:
     found = evaluated(call, None, name)

@@ -256,6 +256,7 @@ OWN = [(task, *each) for task, kind in TASKS.items() for each in nested(kind)]
 OWN = list({case[1]: case for case in OWN}.values())
 
 
+@pytest.mark.slow
 def test_files_are_checked_alike() -> None:
     for task, name, _, hint in OWN:
         value = list(wrong(hint))[-1]  # minus infinity, or an integer of thirty digits

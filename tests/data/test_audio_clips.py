@@ -68,6 +68,7 @@ def test_a_part_equals_the_same_part_of_the_whole(encode_sound: EncodeSound, kin
     assert np.abs(part - whole[:, first + 1 : first + 3002]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_random_parts_follow_the_generator_and_stay_inside(encode_sound: EncodeSound) -> None:
     wave = ramp(120)
     encoded, spec = clip(encode_sound(wave)), Audio(100)

@@ -33,6 +33,7 @@ def test_a_picture_is_cropped_and_in_the_channels_asked_for(tmp_path: Path) -> N
         data.read("test", 0)
 
 
+@pytest.mark.slow
 def test_what_is_read_is_what_a_loader_brings(tmp_path: Path) -> None:
     making.write_clips(tmp_path / "clips")
     making.write_clouds(tmp_path / "clouds.npz")

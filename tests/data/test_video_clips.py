@@ -54,6 +54,7 @@ def test_consecutive_frames_come_from_the_centre(
     assert native_video(clip(data)) == Video(60, 32, 64, 3, frame_rate=25.0)
 
 
+@pytest.mark.slow
 def test_every_random_start_is_met_and_follows_the_generator(
     encode_video: EncodeVideo, numbered: Numbered, numbers_of: NumbersOf
 ) -> None:

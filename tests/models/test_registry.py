@@ -44,6 +44,7 @@ def complete(name: str) -> dict[str, Any]:
     return needed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list_models())
 def test_every_name_builds_its_family(name: str) -> None:
     with torch.device("meta"):

@@ -81,6 +81,7 @@ def test_merge_undoes_split_after_any_number_of_poolings(
     assert torch.equal(split.flatten().sort().values, x.flatten())
 
 
+@pytest.mark.slow
 @given(
     units=st.lists(st.integers(1, 3), min_size=1, max_size=3),
     pool=st.integers(1, 3),

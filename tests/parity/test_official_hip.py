@@ -218,6 +218,7 @@ def check_gradient(key: str, ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0.0, atol=allowed, msg=lambda m: f"{key}: {m}")
 
 
+@pytest.mark.slow
 def test_a_wrong_gradient_is_noticed() -> None:
     model, bundle = load(FIRST)
     inputs = call_of(bundle)

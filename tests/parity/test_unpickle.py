@@ -151,6 +151,7 @@ def test_a_missing_or_foreign_file_is_refused(tmp_path: Path) -> None:
         read_parameter_pickle(tmp_path / "missing.pkl")
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_damage_never_raises_anything_else(data: st.DataObject, tmp_path_factory: Any) -> None:
     content = bytearray(pickle.dumps(TREE, protocol=data.draw(st.sampled_from([0, 2, 4, 5]))))

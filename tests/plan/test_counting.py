@@ -150,6 +150,7 @@ def measure_allocations(task: Task, batch: Batch) -> tuple[int, int]:
     return trace(backward=False)[0], trace(backward=True)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "recompute"),
     [(case, False) for case in CASES]
@@ -201,6 +202,7 @@ def test_an_error_of_the_step_is_not_hidden() -> None:
         counter.count(2)
 
 
+@pytest.mark.slow
 def test_the_largest_batch_is_the_last_that_fits() -> None:
     counter = StepCounter(
         lambda: classify("perceiver_nano", SMALL), lambda size: batch_of(SMALL, size)
@@ -224,6 +226,7 @@ def test_recomputing_keeps_less_and_computes_more() -> None:
     assert plain.step < again.step < plain.step + plain.forward
 
 
+@pytest.mark.slow
 def test_half_precision_keeps_less() -> None:
     kept = [
         StepCounter(

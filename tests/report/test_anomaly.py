@@ -34,6 +34,7 @@ def test_half_the_limit_is_half_as_opaque() -> None:
     assert 0 < weak.max() <= 0.4 + 1e-6 < strong.max() <= 0.8 + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "signal", "errors", "rate"),
     [

@@ -174,6 +174,7 @@ CANVASES: dict[str, tuple[Any, tuple[int, ...], tuple[float, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CANVASES)
 def test_every_input_is_drawn_with_and_without_heat(kind: str, tmp_path: Path) -> None:
     canvas, grid, mark = CANVASES[kind]
@@ -190,6 +191,7 @@ def test_every_input_is_drawn_with_and_without_heat(kind: str, tmp_path: Path) -
     assert orange.sum() > (cold[..., 0].astype(int) - cold[..., 2] > 60).sum()
 
 
+@pytest.mark.slow
 def test_several_modalities_share_a_row(tmp_path: Path) -> None:
     canvases = {"v": ClipCanvas(np.ones((3, 4, 4, 4))), "a": WaveCanvas(np.ones((1, 8)))}
     shares = {"v": even(4, 1, 1) / 2, "a": even(8) / 2}

@@ -120,6 +120,7 @@ def test_pictures_are_clipped_and_non_numbers_are_black() -> None:
     np.testing.assert_array_equal(to_pictures(image)[0, :, :, 2], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("grid", "channels"),
     [
@@ -148,6 +149,7 @@ def test_positions_are_drawn_on_any_grid(
     )
 
 
+@pytest.mark.slow
 def test_constant_tables_are_drawn_and_hold_no_variance(tmp_path: Path) -> None:
     table = np.full((16, 4), 0.3)
     path = tmp_path / "a.png"

@@ -81,6 +81,7 @@ def draw(path: Path, count: int = 2, **changes: Any) -> tuple[int, int]:
         return picture.size
 
 
+@pytest.mark.slow
 def test_the_figure_grows_with_rows_up_to_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +100,7 @@ def test_one_flow_is_enough(tmp_path: Path, missing: str) -> None:
     assert draw(tmp_path / "a.png", 2, **{missing: None})[0] > 1000
 
 
+@pytest.mark.slow
 def test_degenerate_flow_is_drawn(tmp_path: Path) -> None:
     zero, unknown = np.zeros((2, 2, 12, 16)), np.full((2, 2, 12, 16), np.nan)
     floats = np.full((2, 3, 2, 12, 16), np.nan)

@@ -40,6 +40,7 @@ def test_an_overlay_is_half_picture_and_half_colour() -> None:
         overlay_mask(picture, np.zeros((3, 2), np.uint8), 2)
 
 
+@pytest.mark.slow
 def test_the_figure_grows_with_pictures_and_classes(tmp_path: Path) -> None:
     sizes = []
     for count, names in ((1, 2), (2, 2), (2, 30)):

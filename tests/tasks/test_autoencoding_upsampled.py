@@ -53,6 +53,7 @@ def test_of_patches_that_are_read_in_part_only_hidden_elements_count() -> None:
     assert found != pytest.approx(float(error.abs().mean().detach()), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [{"points": 2}, {"mask_ratio": 0.5, "points": 0}])
 def test_a_picture_is_learned_by_heart_through_convolutions(config: dict[str, Any]) -> None:
     task, batch = upsampled(**config), pictures(1)

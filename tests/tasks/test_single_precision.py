@@ -26,6 +26,7 @@ def figures_of(name: str) -> dict[str, float]:
     return task.evaluate([batch])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_nothing_in_float64_is_made_on_the_model_s_device(name: str) -> None:
     expected = figures_of(name)
@@ -65,6 +66,7 @@ def test_the_device_is_strict() -> None:
     assert torch.zeros(2, device=DEVICE).device.type == DEVICE.type
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["classify hip", "regress", "autoencode"])
 def test_metrics_that_count_on_the_device_are_found(
     name: str, monkeypatch: pytest.MonkeyPatch

@@ -57,6 +57,7 @@ def assert_finite(run: Path, step: int) -> None:
     assert names_not_finite(pv.load(f"{run}@last").state_dict()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("evaluates", "words"),
     [
@@ -82,6 +83,7 @@ def test_a_run_that_diverges_at_once_keeps_the_weights_that_it_started_from(
         assert len(json.loads((out / "bad_batch_step_1.json").read_text())["indices"]) == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clip", "value"), [(0.0, INF), (1.0, NAN)])
 def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: float, value: float
@@ -165,6 +167,7 @@ def test_a_state_that_is_not_finite_never_replaces_a_finite_one(
         assert names_not_finite(load_file(run / folder / "model.safetensors")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_a_figure_that_is_not_finite_is_shown_and_never_the_best(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
@@ -187,6 +190,7 @@ def test_a_figure_that_is_not_finite_is_shown_and_never_the_best(
     ]
 
 
+@pytest.mark.slow
 def test_a_run_without_a_finite_figure_has_no_best_model(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ def test_a_limit_ends_the_run_and_a_finished_run_resumes_to_itself(settings: Set
     assert equal(before, weights(resume(run.path, quiet=True).path / "last"))
 
 
+@pytest.mark.slow
 def test_patience_stops_a_run_that_no_longer_improves(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,11 +117,13 @@ def test_patience_stops_a_run_that_no_longer_improves(
     assert load_state(run.folder.checkpoint)[0].step == 6
 
 
+@pytest.mark.slow
 def test_a_time_budget_stops_a_run(settings: Settings) -> None:
     run = pretrain(**settings(steps=10_000, minutes=1e-4, quiet=True))
     assert 1 <= load_state(run.folder.checkpoint)[0].step < 50
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +163,7 @@ def test_too_many_unreadable_samples_stop_a_run(settings: Settings, tmp_path: Pa
         pretrain(**settings(data=str(tmp_path / "data"), size=8, channels=1, quiet=True))
 
 
+@pytest.mark.slow
 def test_a_few_unreadable_samples_do_not_stop_a_run_that_has_read_little(
     settings: Settings, tmp_path: Path
 ) -> None:
@@ -175,6 +179,7 @@ def test_a_few_unreadable_samples_do_not_stop_a_run_that_has_read_little(
     pretrain(**settings(data=str(tmp_path / "data"), size=8, channels=1, quiet=True))
 
 
+@pytest.mark.slow
 def test_fine_tuning_takes_the_encoder_and_leaves_the_decoder(
     settings: Settings, tmp_path: Path
 ) -> None:

@@ -179,6 +179,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "PATIENCE", 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast")
 def test_a_process_of_another_host_counts_while_it_gives_signs_of_life(folder: Path) -> None:
     notes: list[str] = []
@@ -324,6 +325,7 @@ def test_a_run_whose_folder_is_lost_saves_its_state_beside(
         assert load_state(tmp_path / "elsewhere" / "checkpoints" / "last.pt")[0].step == 8
 
 
+@pytest.mark.slow
 def test_a_run_that_is_lost_before_its_end_is_not_made_again_by_the_command_line(
     settings: Settings,
     tmp_path: Path,

@@ -206,6 +206,7 @@ DAMAGES: list[tuple[Damage, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("damage", "words"), DAMAGES, ids=[words[:40] for _, words in DAMAGES])
 def test_a_state_that_this_run_would_not_save_is_refused_and_nothing_loaded(
     tmp_path: Path, states: dict[str, State], damage: Damage, words: str

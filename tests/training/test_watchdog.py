@@ -59,6 +59,7 @@ def test_a_loader_that_hangs_is_interrupted_and_named() -> None:
     assert signal.getsignal(signal.SIGALRM) is before
 
 
+@pytest.mark.slow
 def test_a_loader_that_is_merely_slow_is_left_alone() -> None:
     def slow() -> Iterator[int]:
         for index in range(3):
@@ -79,6 +80,7 @@ def test_zero_waits_for_ever_without_a_thread() -> None:
     assert list(watch(count_threads(), 10.0)) == [1]
 
 
+@pytest.mark.slow
 def test_time_in_the_step_does_not_count() -> None:
     for _ in watch(range(2), 0.3):
         time.sleep(0.45)
@@ -122,6 +124,7 @@ list(watchdog.watch(Deaf(), 0.3))
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_be_interrupted_is_ended_with_its_message() -> None:
     done = subprocess.run(
         [sys.executable, "-c", STUCK],
@@ -135,6 +138,7 @@ def test_a_process_that_cannot_be_interrupted_is_ended_with_its_message() -> Non
     assert "in __next__" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wait", "work", "told"), [(3e-3, 3e-3, True), (0.0, 2e-3, False)])
 def test_a_loader_slower_than_the_step_is_said_once(wait: float, work: float, told: bool) -> None:
     notes: list[str] = []

@@ -102,6 +102,7 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch(
     assert not same(other[0], whole[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_gradients_are_clipped_to_the_norm_that_is_set(
     settings: Settings, seen: Seen, accumulate: int
@@ -125,6 +126,7 @@ def test_the_default_is_to_clip_at_one(settings: Settings, seen: Seen) -> None:
     assert seen.norm() == pytest.approx(1.0, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_average_is_what_is_evaluated_saved_and_resumed_from(
     settings: Settings, seen: Seen, tmp_path: Path
 ) -> None:

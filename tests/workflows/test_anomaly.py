@@ -72,6 +72,7 @@ def test_the_map_peaks_where_the_square_was_pasted(spoilt: Path) -> None:
     assert inside > 24
 
 
+@pytest.mark.slow
 def test_scores_are_relative_to_a_reference_of_the_normal_class(spoilt: Path) -> None:
     quick = {"repeats": 1, "draw": 0}
     plain = find(spoilt / "square", settings=quick)
@@ -87,6 +88,7 @@ def test_scores_are_relative_to_a_reference_of_the_normal_class(spoilt: Path) ->
     assert describe(fine[0])["error/image"] == by_name[fine[0].name].errors["image"]
 
 
+@pytest.mark.slow
 def test_a_reference_with_the_class_that_is_normal_is_cut_to_it() -> None:
     settings, loaded = pv.AnomalySettings(repeats=1), load_with_info(DIGITS)
     maker = error_maps(loaded, None, repeats=1, ratio=None, seed=0)
@@ -107,6 +109,7 @@ def test_scores_combine_the_modalities_that_a_sample_holds() -> None:
     assert Scale().percentile(3.0) is None
 
 
+@pytest.mark.slow
 def test_the_masks_of_a_seed_are_the_same_in_any_batch(spoilt: Path) -> None:
     quick = {"repeats": 1, "draw": 3}
     one = find(spoilt / "square", settings={"batch_size": 7, **quick})
@@ -118,6 +121,7 @@ def test_the_masks_of_a_seed_are_the_same_in_any_batch(spoilt: Path) -> None:
     assert [x.row.name for x in one.maps] == [row.name for row in one.rows[:3]]
 
 
+@pytest.mark.slow
 def test_files_hold_every_score_and_the_maps_of_the_strangest(spoilt: Path, tmp_path: Path) -> None:
     (spoilt / "square" / "fine" / "bad.png").write_bytes(b"no picture")
     try:

@@ -119,6 +119,7 @@ def test_several_answers_are_averaged_each_in_pieces_of_a_size(
 # -- films -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_figures_are_of_films_and_not_of_views(film_run: pv.Run, films: Path) -> None:
     source = open_data(str(films), val_share=0.5).splits["val"]
     result = pv.evaluate(film_run.path, split="val", views=VIEWS)
@@ -138,6 +139,7 @@ def test_figures_are_of_films_and_not_of_views(film_run: pv.Run, films: Path) ->
     assert "views" not in json.loads(film_run.folder.results.read_text())["val"]
 
 
+@pytest.mark.slow
 def test_predictions_are_one_per_film_and_the_mean_over_its_views(
     film_run: pv.Run, films: Path
 ) -> None:
@@ -167,6 +169,7 @@ def test_predictions_are_one_per_film_and_the_mean_over_its_views(
     )
 
 
+@pytest.mark.slow
 def test_tars_have_the_views_of_folders(film_run: pv.Run, films: Path, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("day\nnight\n")
     with tarfile.open(tmp_path / "val-0.tar", "w") as tar:
@@ -184,6 +187,7 @@ def test_tars_have_the_views_of_folders(film_run: pv.Run, films: Path, tmp_path:
     assert result.figures["samples"] == 12
 
 
+@pytest.mark.slow
 def test_ready_clips_of_several_labels_have_views(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     video = rng.integers(0, 256, (20, 1, 6, 8, 12), np.uint8)

@@ -13,6 +13,7 @@ from perceivers.training.config import MlmConfig, build_config
 from perceivers.workflows.preparing import prepare_mlm
 
 
+@pytest.mark.slow
 def test_options_reach_fresh_and_trained_models(
     made: Path, mlm_run: pv.Run, tmp_path: Path
 ) -> None:

@@ -311,6 +311,7 @@ def test_addresses_are_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert Path(shlex.split(proposal.commands[-1])[-1]).is_file()
 
 
+@pytest.mark.slow
 def test_arrays_are_predicted_from_their_own_file(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     images = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8), dtype=np.uint8)

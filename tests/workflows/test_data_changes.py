@@ -107,6 +107,7 @@ def test_a_run_is_repeated_from_any_folder(project: Path) -> None:
     assert again.config.data == str(project / "photos")
 
 
+@pytest.mark.slow
 def test_a_model_to_start_from_is_found_from_any_folder(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +186,7 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CHANGES)
 def test_changed_data_are_refused_unless_accepted(
     project: Path, capsys: pytest.CaptureFixture[str], kind: str

@@ -28,6 +28,7 @@ def batch_of(specs: dict[str, Any], size: int, **rest: Any) -> Batch:
     return Batch(inputs, None, torch.arange(size), [], **rest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "specs", "flat"),
     [
@@ -105,6 +106,7 @@ def test_files_are_read_and_bad_ones_named(tmp_path: Path) -> None:
     assert "bad.png" in found.skipped[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".npz", ".csv"])
 def test_a_file_holds_what_memory_does(tmp_path: Path, suffix: str) -> None:
     memory = pv.embed("hip_digits", "digits", split="val")

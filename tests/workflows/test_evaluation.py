@@ -15,6 +15,7 @@ def copied(run: pv.Run, to: Path) -> pv.Run:
     return pv.Run(shutil.copytree(run.path, to))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["mlm_run", "clip_run", "multilabel_run", "multitask_run", "flow_run", "text_run"]
 )
@@ -32,6 +33,7 @@ def test_results_are_kept_beside_the_run(
     assert set(json.loads(run.folder.results.read_text())) == {"val"}
 
 
+@pytest.mark.slow
 def test_the_figures_do_not_depend_on_the_batch(
     clip_run: pv.Run, multitask_run: pv.Run, flow_run: pv.Run
 ) -> None:
@@ -42,6 +44,7 @@ def test_the_figures_do_not_depend_on_the_batch(
         assert parts == pytest.approx(whole, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_folder_is_evaluated_on_stated_data(
     made: Path, mlm_run: pv.Run, multilabel_run: pv.Run, multitask_run: pv.Run, flow_run: pv.Run
 ) -> None:

@@ -160,6 +160,7 @@ def test_built_in_sets_are_explained_eight_at_most(save: Save, tmp_path: Path) -
     assert len(written) == 9
 
 
+@pytest.mark.slow
 def test_an_earlier_overview_is_not_replaced_unasked(save: Save, tmp_path: Path) -> None:
     model, path = save("perceiver_nano", {"image": Image(8, 8, 1)}), picture(tmp_path / "a.png")
     (tmp_path / "overview.png").write_bytes(b"old")

@@ -87,6 +87,7 @@ def flow_scale(model: str | Path) -> float:
     return find_settings(FlowConfig, load_with_info(model), run_config(model)).scale
 
 
+@pytest.mark.slow
 def test_the_scale_of_a_run_is_used(flow_run: pv.Run, made: Path, tmp_path: Path) -> None:
     assert flow_scale(flow_run.path) == 20.0
     assert flow_scale(f"{flow_run.path}@last") == 20.0

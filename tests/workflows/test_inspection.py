@@ -8,6 +8,7 @@ from perceivers.workflows import inspection
 from perceivers.workflows.inspection import describe_models, describe_weights, diagnose
 
 
+@pytest.mark.slow
 def test_every_variant_of_every_family_is_counted() -> None:
     rows = {row.name: row for row in describe_models()}
     assert list(rows) == pv.list_models()

@@ -47,6 +47,7 @@ def without_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_advise", lambda *_: "")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_advice")
 def test_a_run_that_does_not_fit_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
@@ -102,6 +103,7 @@ def test_a_model_that_cannot_fit_says_so() -> None:
     assert "Take a smaller model" in refusal(configure(memory_limit=1e-4))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_advice")
 def test_the_check_can_be_switched_off() -> None:
     refusal(configure(batch_size=512, memory_limit=0.1))
@@ -110,6 +112,7 @@ def test_the_check_can_be_switched_off() -> None:
         configure(memory_limit=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_advice")
 def test_small_runs_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     def count(*_: Any, **__: Any) -> None:
@@ -126,6 +129,7 @@ def test_small_runs_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the machine leaves 0.2 GB" in refusal(configure(batch_size=1024))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classify", "pretrain"])
 def test_the_estimate_is_that_of_a_real_step(task: str) -> None:
     found = subject(configure(task, batch_size=32), task)
@@ -142,6 +146,7 @@ def test_the_estimate_is_that_of_a_real_step(task: str) -> None:
     assert counted.host == pytest.approx(2 * weights + loaders + max(seen.peak, saved), rel=0.02)
 
 
+@pytest.mark.slow
 def test_workers_and_processes_add_to_it() -> None:
     alone = subject(configure()).estimate().host
     assert subject(configure(workers=4)).estimate().host > alone

@@ -78,6 +78,7 @@ def test_parts_of_a_batch_take_less_memory() -> None:
     assert parts.largest_batch == pytest.approx(whole.largest_batch, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_measured_step_takes_the_place_of_the_peak() -> None:
     plan = plan_training(
         PlanSettings(

@@ -64,6 +64,7 @@ def test_several_tasks_answer_each_for_itself(multitask_run: pv.Run) -> None:
     assert 0.5 <= record["moods"]["probability"] <= 1.0
 
 
+@pytest.mark.slow
 def test_films_are_classified_with_their_sound(
     made: Path, clip_run: pv.Run, tmp_path: Path
 ) -> None:

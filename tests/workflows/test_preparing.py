@@ -104,6 +104,7 @@ def test_flow_is_learned_from_warped_photographs(flow_run: pv.Run) -> None:
     assert figures == flow_run.evaluate(split="val")  # validation pairs are always the same
 
 
+@pytest.mark.slow
 def test_a_choice_of_units_is_learned(tmp_path: Path) -> None:
     run = making.quietly(pv.train, model="entity_set_nano", data="selection", out=tmp_path / "run")
     assert run.model().family == "entity_set"
@@ -148,6 +149,7 @@ def test_masked_bytes_fine_tune_to_every_kind_of_label(
     )
 
 
+@pytest.mark.slow
 def test_an_auto_encoder_fine_tunes_to_a_classifier(
     made: Path, clip_run: pv.Run, picture_run: pv.Run, pictures_with_classes: Path, tmp_path: Path
 ) -> None:
@@ -175,6 +177,7 @@ def pictures_with_classes(tmp_path: Path) -> Path:
     return tmp_path / "classes"
 
 
+@pytest.mark.slow
 def test_pre_training_continues(
     made: Path, mlm_run: pv.Run, clip_run: pv.Run, tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def write_arrays(path: Path, **arrays: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_probe_of_digits_knows_more_than_nothing(tmp_path: Path) -> None:
     """Data without a test split: validation is what figures are of."""
     source = pv.open_data("digits").splits["train"]
@@ -157,6 +158,7 @@ def test_what_a_sample_lacks_is_zero() -> None:
     assert found.sum(1).tolist() == [16.0, 0.0]
 
 
+@pytest.mark.slow
 def test_several_columns_and_numbers_are_probed_one_by_one() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((40, 4)).astype(np.float32)

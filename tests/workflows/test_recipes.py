@@ -115,6 +115,7 @@ def test_a_copy_is_the_file_and_is_not_replaced_unasked(tmp_path: Path) -> None:
     assert path.read_text() == find_recipe("masked_bytes").text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_is_a_config_of_its_task(name: str, tmp_path: Path) -> None:
     settings = read_yaml(copy_recipe(name, tmp_path))

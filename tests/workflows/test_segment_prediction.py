@@ -194,6 +194,7 @@ def test_the_report_shows_examples(segment_run: pv.Run, tmp_path: Path) -> None:
     assert any(row[0] == "iou/right" for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "head"),
     [("hip_nano", "full"), ("hip_nano", "bottleneck"), ("perceiver_io_nano", "family")],
@@ -215,6 +216,7 @@ def test_other_systems_answer_too(halves: Path, tmp_path: Path, model: str, head
     assert all(not m.error for m in predict_masks(run.path, [picture], tmp_path / "out"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["hiera_nano", "hip_nano"])
 def test_pre_trained_encoders_are_taken_over(halves: Path, tmp_path: Path, model: str) -> None:
     before = making.quietly(pv.pretrain, model=model, data=halves, out=tmp_path / "before", size=32)

@@ -34,6 +34,7 @@ def test_films_come_back_with_their_sound(made: Path, clip_run: pv.Run, tmp_path
         assert min(picture.size) > 100
 
 
+@pytest.mark.slow
 def test_pictures_come_back_and_hidden_tokens_are_drawn(
     made: Path, picture_run: pv.Run, tmp_path: Path
 ) -> None:
@@ -71,6 +72,7 @@ def test_sounds_come_back_as_wav(made: Path, tmp_path: Path) -> None:
     assert np.allclose(soundfile.read(written[0])[0], given[first : first + 640], atol=2e-4)
 
 
+@pytest.mark.slow
 def test_an_unreadable_film_does_not_end_the_job(
     made: Path, clip_run: pv.Run, tmp_path: Path
 ) -> None:

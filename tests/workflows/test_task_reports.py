@@ -22,6 +22,7 @@ SECTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_report_shows_the_task(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> None:
     made = request.getfixturevalue(name)
@@ -45,6 +46,7 @@ VERBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VERBS)
 def test_the_commands_of_a_report_are_those_of_its_task(
     request: pytest.FixtureRequest, tmp_path: Path, name: str

@@ -84,6 +84,7 @@ def test_a_resumed_run_equals_one_that_nothing_disturbed(
     assert logged[0] == logged[1]
 
 
+@pytest.mark.slow
 def test_a_seed_makes_a_run(settings: dict[str, Any], tmp_path: Path) -> None:
     settings |= {"steps": 2}
     runs = [
@@ -94,6 +95,7 @@ def test_a_seed_makes_a_run(settings: dict[str, Any], tmp_path: Path) -> None:
     assert not same(weights(runs[0]), weights(runs[2]))
 
 
+@pytest.mark.slow
 def test_recomputing_changes_no_weight(settings: dict[str, Any], tmp_path: Path) -> None:
     settings |= {"steps": 2, "model_options": {}}
     plain, thrifty = (
@@ -120,6 +122,7 @@ def test_recomputing_reaches_the_model(
     assert seen == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "bf16-pure"])
 def test_half_precision_trains_and_saves_what_loads(
     settings: dict[str, Any], tmp_path: Path, precision: str
@@ -170,6 +173,7 @@ def test_other_tasks_train_in_half_precision(made: Path, tmp_path: Path, task: s
     assert kinds == {torch.float32}
 
 
+@pytest.mark.slow
 def test_an_average_of_the_weights_is_what_is_saved(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -66,6 +66,7 @@ def test_a_finished_run_loads_and_evaluates_as_it_did(past: Path, name: str) -> 
     check(maker.describe(past / "runs" / "finished" / name), EXPECTED[name]["finished"], name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_a_stopped_run_resumes_to_the_same_metrics_and_says_what_was_not_checked(
     past: Path, name: str, capsys: pytest.CaptureFixture[str]
