@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "finite",
         "foreign",
         "limits",
+        "machine",
         "reading",
         "text_names",
         "array_files",

@@ -22,6 +22,7 @@ from perceivers.adapters.contents import (
 )
 from perceivers.adapters.elements import ElementAdapter
 from perceivers.errors import ConfigError
+from perceivers.nn.linear import Linear
 from perceivers.nn.positions import (
     FourierPositions,
     LearnedPositions,
@@ -78,10 +79,8 @@ class Positions(nn.Module):
                     **shape,
                 )
         self.dim = config.project or width
-        self.project = nn.Linear(width, config.project) if config.project else None
-        self.extra = nn.ModuleList(
-            nn.Linear(self.dim, self.dim) for _ in range(config.extra_layers)
-        )
+        self.project = Linear(width, config.project) if config.project else None
+        self.extra = nn.ModuleList(Linear(self.dim, self.dim) for _ in range(config.extra_layers))
 
     def forward(self, dtype: torch.dtype) -> Float[Tensor, "1 N P"]:
         """Return the positions of the grid, one copy for every batch."""
@@ -141,7 +140,7 @@ class TokenReader(nn.Module):
                     f"input {name!r}: dim={config.dim} maps what a point holds besides its "
                     f"coordinates, which is nothing here; map its positions with project"
                 )
-            self.linear = nn.Linear(self.content.dim, config.dim)
+            self.linear = Linear(self.content.dim, config.dim)
         width = self.content.dim if self.linear is None else config.dim
         own = self.content.num_axes if isinstance(self.content, Coordinates) else 0
         self.positions = None

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers.errors import ConfigError
+from perceivers.nn.linear import Linear, linear
 
 AttentionPath = Literal["sdpa", "reference"]
 
@@ -176,10 +177,10 @@ class CrossAttention(Attention):
                 raise ConfigError(
                     f"cross-attention {name}={width} is not a multiple of num_heads={num_heads}"
                 )
-        self.q = nn.Linear(query_dim, qk_dim)
-        self.k = nn.Linear(kv_dim, qk_dim)
-        self.v = nn.Linear(kv_dim, v_dim)
-        self.out = nn.Linear(v_dim, out_dim)
+        self.q = Linear(query_dim, qk_dim)
+        self.k = Linear(kv_dim, qk_dim)
+        self.v = Linear(kv_dim, v_dim)
+        self.out = Linear(v_dim, out_dim)
 
     def forward(
         self,
@@ -214,7 +215,7 @@ class CrossAttention(Attention):
         # The key bias shifts all scores of a query alike, so softmax cannot see it; a zero multiple
         # keeps it in the graph, which data-parallel training requires of every parameter.
         unseen_bias = 0.0 * self.k.bias.sum()
-        q = (q * scale + unseen_bias) @ self.k.weight  # [., G, N, Ckv]
+        q = linear(q * scale + unseen_bias, self.k.weight.t())  # [., G, N, Ckv]
         q = q.expand(batch, -1, -1, -1)
         folded = self._fold(kv)
         mixed = self._attend(self._fold(q), folded, folded, mask, groups)  # [B, G, N, Ckv]
@@ -237,8 +238,9 @@ class CrossAttention(Attention):
         # SDPA divides by sqrt(width) while the scores belong to width qk_dim.
         k = self.k(kv) * (width / self.q.out_features) ** 0.5
         # The query bias gives every key a score of its own; it meets a one behind the query.
-        k = torch.cat([k @ self.q.weight, (k @ self.q.bias).unsqueeze(-1)], -1)  # [B, G, M, Cq + 1]
-        v = F.linear(self.v(kv), self.out.weight)  # [B, G, M, Co]
+        scores = linear(k, self.q.weight.t())
+        k = torch.cat([scores, (k @ self.q.bias).unsqueeze(-1)], -1)  # [B, G, M, Cq + 1]
+        v = linear(self.v(kv), self.out.weight)  # [B, G, M, Co]
         q = F.pad(queries, (0, 1), value=1.0)
         q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
         q = q.expand(batch, -1, -1, -1)
@@ -278,8 +280,8 @@ class SelfAttention(Attention):
                     f"self-attention {name}={width} is not a multiple of num_heads={num_heads}"
                 )
         self.widths = (qk_dim, qk_dim, v_dim)
-        self.qkv = nn.Linear(dim, 2 * qk_dim + v_dim)
-        self.out = nn.Linear(v_dim, dim)
+        self.qkv = Linear(dim, 2 * qk_dim + v_dim)
+        self.out = Linear(v_dim, dim)
 
     def forward(
         self, x: Float[Tensor, "B G N C"], mask: Bool[Tensor, "#B G #N N"] | None = None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from perceivers.nn.attention import CrossAttention, SelfAttention
+from perceivers.nn.linear import Linear
 from perceivers.nn.mlp import Mlp
 
 
@@ -67,7 +68,7 @@ class Read(nn.Module):
     ) -> None:
         super().__init__()
         self.residual = residual
-        self.skip = nn.Linear(skip_dim, query_dim) if skip_dim not in {0, query_dim} else None
+        self.skip = Linear(skip_dim, query_dim) if skip_dim not in {0, query_dim} else None
         self.norm_query = nn.LayerNorm(query_dim)
         self.norm_tokens = nn.LayerNorm(token_dim)
         self.attention = CrossAttention(

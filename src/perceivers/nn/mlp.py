@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, suggest
+from perceivers.nn.linear import Linear
 
 
 def squared_relu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -53,8 +54,8 @@ class Mlp(nn.Module):
 
     def __init__(self, *, dim: int, ratio: int, activation: str) -> None:
         super().__init__()
-        self.hidden = nn.Linear(dim, ratio * dim)
-        self.out = nn.Linear(ratio * dim, dim)
+        self.hidden = Linear(dim, ratio * dim)
+        self.out = Linear(ratio * dim, dim)
         self.activation = get_activation(activation)
 
     def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:

@@ -1,19 +1,29 @@
 """What is here: the named models, and what this machine can do."""
 
-import os
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from perceivers.checkpoints.catalogue import CATALOGUE, ReleasedWeights
+from perceivers.errors import ConfigError
+from perceivers.machine import core_count, cpu_name
 from perceivers.models.registry import FAMILIES, create_model, find_family, list_models
+from perceivers.nn.linear_choice import (
+    choose_library,
+    measure_speeds,
+    multiply,
+    multiply_half,
+    onednn_works,
+)
 from perceivers.types import Audio, Bytes, Image, Points, Video
 from perceivers.version import __version__
 
@@ -141,26 +151,14 @@ def describe_weights(pattern: str = "*") -> list[ReleasedWeights]:
     return [w for w in CATALOGUE if fnmatch(w.name, pattern) or fnmatch(w.variant, pattern)]
 
 
-def cpu_flags() -> set[str]:
-    """Instruction sets of this CPU, where the system tells."""
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return set()
-    lines = [line for line in path.read_text().splitlines() if line.startswith("flags")]
-    return set(lines[0].partition(":")[2].split()) if lines else set()
-
-
 def diagnose() -> list[tuple[str, str, bool]]:
     """Return (what, finding, whether it is fine) for everything that matters."""
-    flags = cpu_flags()
-    fast_bf16 = bool(flags & {"avx512_bf16", "amx_bf16"})
-    cores = os.process_cpu_count() if sys.version_info >= (3, 13) else os.cpu_count()
     findings = [
         ("perceivers", __version__, True),
         ("Python", platform.python_version(), sys.version_info >= (3, 11)),
         ("torch", torch.__version__, True),
-        ("CPU", f"{cores} cores, {torch.get_num_threads()} torch threads", True),
-        ("bf16 on CPU", "fast" if fast_bf16 else "slow here; float32 is used", True),
+        ("CPU", f"{cpu_name()}, {core_count()} cores, {torch.get_num_threads()} threads", True),
+        ("matrix products", *describe_products()),
     ]
     if torch.cuda.is_available():
         findings.append(("CUDA", torch.cuda.get_device_name(), True))
@@ -173,6 +171,19 @@ def diagnose() -> list[tuple[str, str, bool]]:
         findings.append((f"extra {extra}", note + remedy, not missing))
     findings.append(("a forward and backward pass", *try_model()))
     return findings
+
+
+def describe_products() -> tuple[str, bool]:
+    """Say how fast matrices are multiplied here, and by what they will be."""
+    ways: dict[str, Callable[..., Tensor]] = {"torch": F.linear}
+    if onednn_works():
+        ways["onednn"] = multiply
+    ways["bf16 autocast"] = multiply_half
+    speeds = ", ".join(f"{n} {v / 1e9:.0f}" for n, v in measure_speeds(ways).items())
+    try:
+        return f"{speeds} GFLOP/s; float32 by {choose_library()}", True
+    except ConfigError as error:
+        return str(error), False
 
 
 def is_installed(package: str) -> bool:

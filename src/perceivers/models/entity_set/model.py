@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.adapters import ElementAdapter
@@ -27,6 +27,7 @@ from perceivers.models.flat.config import config_from_json, config_to_json
 from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.models.perceiver_io import DecoderConfig, Output, PerceiverIO, PerceiverIOConfig
 from perceivers.nn.init import init_linears_
+from perceivers.nn.linear import Linear
 from perceivers.settings import Count, Settings, change
 from perceivers.types import ModalitySpec
 
@@ -140,10 +141,10 @@ class EntitySet(SavedModule):
         (self.name,) = config.inputs
         dim = config.embed_dim
         self.body = PerceiverIO(config.body)
-        self.embed = nn.Linear(self.body.decoder.dim, dim)
-        self.pool = nn.Linear(self.body.decoder.dim, dim)
-        self.pointer_query = nn.Linear(dim, dim) if config.pointer else None
-        self.pointer_key = nn.Linear(dim, dim) if config.pointer else None
+        self.embed = Linear(self.body.decoder.dim, dim)
+        self.pool = Linear(self.body.decoder.dim, dim)
+        self.pointer_query = Linear(dim, dim) if config.pointer else None
+        self.pointer_key = Linear(dim, dim) if config.pointer else None
         for module in (self.embed, self.pool, self.pointer_query, self.pointer_key):
             if module is not None:
                 init_linears_(module)

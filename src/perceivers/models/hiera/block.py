@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from perceivers.nn.attention import Attention
 from perceivers.nn.blocks import DropPath
+from perceivers.nn.linear import Linear
 from perceivers.nn.mask_units import pool_tokens
 from perceivers.nn.mlp import Mlp
 
@@ -36,8 +37,8 @@ class UnitAttention(Attention):
         super().__init__(num_heads=num_heads)
         self.stride = stride
         self.local = local
-        self.qkv = nn.Linear(dim, 3 * dim_out)
-        self.out = nn.Linear(dim_out, dim_out)
+        self.qkv = Linear(dim, 3 * dim_out)
+        self.out = Linear(dim_out, dim_out)
 
     def forward(self, x: Float[Tensor, "B U T C"]) -> Float[Tensor, "B U t D"]:
         """Return the attended tokens."""
@@ -102,7 +103,7 @@ class HieraBlock(nn.Module):
         self.stride = stride
         self.widens = dim != dim_out
         self.norm_attention = nn.LayerNorm(dim, eps=NORM_EPSILON)
-        self.shortcut = nn.Linear(dim, dim_out) if self.widens and shortcut == "project" else None
+        self.shortcut = Linear(dim, dim_out) if self.widens and shortcut == "project" else None
         self.attention = UnitAttention(
             dim=dim, dim_out=dim_out, num_heads=num_heads, stride=stride, local=local
         )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from perceivers.models.hiera.block import NORM_EPSILON, HieraBlock
 from perceivers.models.hiera.config import HieraConfig
 from perceivers.models.hiera.encoder import Encoded
+from perceivers.nn.linear import Linear
 from perceivers.nn.mask_units import gather_units
 from perceivers.nn.positions import interpolate_table
 
@@ -34,7 +35,7 @@ class StageFusion(nn.Module):
         super().__init__()
         self.tokens = config.layout.tokens(config.pools)
         self.merges = nn.ModuleList(
-            nn.Linear(
+            Linear(
                 config.dims[stage] * config.layout.stride ** (config.pools - stage), config.dims[-1]
             )
             for stage in range(config.pools)
@@ -63,7 +64,7 @@ class HieraPatchDecoder(nn.Module):
         self.layout, self.pools = config.layout, config.pools
         self.native = tuple(u * s for u, s in zip(self._units(config), self._side(), strict=True))
         self.fusion = StageFusion(config)
-        self.embed = nn.Linear(config.dims[-1], settings.dim)
+        self.embed = Linear(config.dims[-1], settings.dim)
         self.mask_token = nn.Parameter(torch.zeros(settings.dim))
         self.positions = nn.Parameter(torch.zeros(prod(self.native), settings.dim))
         self.blocks = nn.ModuleList(
@@ -76,7 +77,7 @@ class HieraPatchDecoder(nn.Module):
             for _ in range(settings.depth)
         )
         self.norm = nn.LayerNorm(settings.dim, eps=NORM_EPSILON)
-        self.predict = nn.Linear(settings.dim, config.target_dim)
+        self.predict = Linear(settings.dim, config.target_dim)
 
     def forward(
         self,

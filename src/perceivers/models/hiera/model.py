@@ -22,6 +22,7 @@ from perceivers.models.hiera.encoder import Encoded, HieraEncoder
 from perceivers.models.hiera.initialise import initialise
 from perceivers.models.hiera.positions import carry_positions, split_window
 from perceivers.models.hiera.segmentation import SegmentationHead
+from perceivers.nn.linear import Linear
 from perceivers.nn.mask_units import gather_units
 from perceivers.settings import change
 from perceivers.types import ModalitySpec
@@ -61,7 +62,7 @@ class Hiera(Backbone):
     def _make_head(self) -> nn.Module | None:
         config = self.config
         if config.head.kind == "mean":
-            return nn.Linear(config.dims[-1], config.head.num_outputs)
+            return Linear(config.dims[-1], config.head.num_outputs)
         if config.head.kind == "segmentation":
             return SegmentationHead(config)
         return None

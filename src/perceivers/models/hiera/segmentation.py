@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from perceivers.models.hiera.block import NORM_EPSILON
 from perceivers.models.hiera.config import HieraConfig
+from perceivers.nn.linear import Linear
 
 LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -30,10 +31,10 @@ class SegmentationHead(nn.Module):
         self.stride = config.patch_stride
         head = config.head
         self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=NORM_EPSILON) for dim in config.dims)
-        self.laterals = nn.ModuleList(nn.Linear(dim, head.dim) for dim in config.dims)
+        self.laterals = nn.ModuleList(Linear(dim, head.dim) for dim in config.dims)
         self.norm = nn.LayerNorm(head.dim, eps=NORM_EPSILON)
         self.dropout = nn.Dropout(config.dropout_rate)
-        self.out = nn.Linear(head.dim, head.num_outputs)
+        self.out = Linear(head.dim, head.num_outputs)
 
     def forward(self, maps: Sequence[Float[Tensor, "B _ ..."]]) -> Float[Tensor, "B N *size"]:
         """Return logits for every element of the (padded) input."""

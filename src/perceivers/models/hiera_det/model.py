@@ -18,6 +18,7 @@ from perceivers.models.hiera.initialise import DEVIATION, HEAD_SCALE
 from perceivers.models.hiera_det.config import HieraDetConfig, check_smallest
 from perceivers.models.hiera_det.encoder import HieraDetEncoder
 from perceivers.models.hiera_det.positions import WindowPositions
+from perceivers.nn.linear import Linear
 from perceivers.settings import change
 from perceivers.types import ModalitySpec
 
@@ -46,7 +47,7 @@ class HieraDet(Backbone):
         self.norm = self.head = None
         if config.head.kind == "mean":
             self.norm = nn.LayerNorm(config.dims[-1], eps=NORM_EPSILON)
-            self.head = nn.Linear(config.dims[-1], config.head.num_outputs)
+            self.head = Linear(config.dims[-1], config.head.num_outputs)
         self.dropout = nn.Dropout(config.dropout_rate)
         self.init_weights()
 

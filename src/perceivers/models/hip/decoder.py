@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from perceivers.models.hip.config import HiPConfig
 from perceivers.models.hip.encoder import Encoded, make_block
 from perceivers.nn.blocks import Read
+from perceivers.nn.linear import Linear
 from perceivers.nn.regroup import regroup
 
 
@@ -64,7 +65,7 @@ class ReadOut(nn.Module):
             activation=config.activation,
             residual=False,
         )
-        self.unembed = nn.ModuleDict({n: nn.Linear(query_dim, c) for n, c in outputs.items()})
+        self.unembed = nn.ModuleDict({n: Linear(query_dim, c) for n, c in outputs.items()})
 
     def forward(
         self,

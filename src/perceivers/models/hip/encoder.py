@@ -18,6 +18,7 @@ from perceivers.masking import MaskPlan
 from perceivers.models.hip.config import HiPConfig
 from perceivers.nn.blocks import PerceiverBlock, Read, SelfAttentionLayer
 from perceivers.nn.grouping import GroupLayout, Share
+from perceivers.nn.linear import Linear
 from perceivers.nn.positions import FourierPositions, LearnedPositions
 from perceivers.nn.regroup import regroup
 
@@ -103,7 +104,7 @@ class InputEmbedding(nn.Module):
         specs = config.grouped_inputs
         self.adapters = nn.ModuleDict({n: ElementAdapter(n, s) for n, s in specs.items()})
         self.embed = nn.ModuleDict(
-            {n: nn.Linear(s.channels, config.token_dim) for n, s in specs.items()}
+            {n: Linear(s.channels, config.token_dim) for n, s in specs.items()}
         )
         self.positions = nn.ModuleDict(
             {
@@ -122,7 +123,7 @@ class InputEmbedding(nn.Module):
             "slot": [str(place) for place in range(config.position_slots)],
         }[config.project_positions]
         self.project = nn.ModuleDict(
-            {key: nn.Linear(config.position_dim, config.token_dim, bias=False) for key in keys}
+            {key: Linear(config.position_dim, config.token_dim, bias=False) for key in keys}
         )
 
     def rows(self, layout: GroupLayout, share: Share) -> Float[Tensor, "1 g S P"]:
@@ -206,7 +207,7 @@ class LabelEmbedding(nn.Module):
         specs = {name: config.inputs[name] for name in config.labels}
         self.adapters = nn.ModuleDict({n: ElementAdapter(n, s) for n, s in specs.items()})
         self.embed = nn.ModuleDict(
-            {n: nn.Linear(s.channels, config.label_dim) for n, s in specs.items()}
+            {n: Linear(s.channels, config.label_dim) for n, s in specs.items()}
         )
         self.positions = nn.ModuleDict(
             {

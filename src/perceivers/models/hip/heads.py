@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from perceivers.models.hip.config import HiPConfig
 from perceivers.nn.blocks import Read
+from perceivers.nn.linear import Linear
 
 
 class QueryHead(nn.Module):
@@ -21,7 +22,7 @@ class QueryHead(nn.Module):
         dim = config.levels[config.processor].latent_dim
         self.query = nn.Parameter(torch.zeros(1, dim))
         self.read = Read(query_dim=dim, token_dim=dim, activation=config.activation, residual=False)
-        self.logits = nn.Linear(dim, config.head.num_outputs)
+        self.logits = Linear(dim, config.head.num_outputs)
 
     def forward(self, latents: Float[Tensor, "B 1 N C"]) -> Float[Tensor, "B K"]:
         """Return logits."""
@@ -35,7 +36,7 @@ class MeanHead(nn.Module):
         super().__init__()
         dim = config.levels[config.processor].latent_dim
         self.norm = nn.LayerNorm(dim)
-        self.logits = nn.Linear(dim, config.head.num_outputs)
+        self.logits = Linear(dim, config.head.num_outputs)
 
     def forward(self, latents: Float[Tensor, "B 1 N C"]) -> Float[Tensor, "B K"]:
         """Return logits."""

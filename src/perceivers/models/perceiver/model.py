@@ -23,6 +23,7 @@ from perceivers.models.flat.encoded import Encoded
 from perceivers.models.flat.initialise import initialise
 from perceivers.models.flat.trunk import Trunk
 from perceivers.models.perceiver.config import PerceiverConfig
+from perceivers.nn.linear import Linear
 from perceivers.settings import change
 from perceivers.types import ModalitySpec
 
@@ -56,7 +57,7 @@ class Perceiver(SavedModule):
         )
         self.trunk = Trunk(config.trunk, self.inputs.dim)
         dim, outputs = config.trunk.latent_dim, config.num_outputs
-        self.head = nn.Linear(dim, outputs) if outputs else None
+        self.head = Linear(dim, outputs) if outputs else None
         self.init_weights()
 
     def init_weights(self) -> None:

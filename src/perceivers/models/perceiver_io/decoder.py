@@ -10,7 +10,6 @@ from math import prod
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from perceivers.adapters.multimodal import Tokens
 from perceivers.adapters.tokens import Positions
@@ -18,6 +17,7 @@ from perceivers.adapters.upsampling import GridUpsample
 from perceivers.errors import InputError
 from perceivers.models.perceiver_io.config import Output, PerceiverIOConfig
 from perceivers.nn.blocks import Read
+from perceivers.nn.linear import Linear, linear
 
 # Queries of a grid up to which their Fourier features are kept.
 CACHED_QUERIES = 2**16
@@ -93,8 +93,8 @@ class TanhMlp(nn.Module):
 
     def __init__(self, dim: int, outputs: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, outputs)
+        self.hidden = Linear(dim, dim)
+        self.out = Linear(dim, outputs)
 
     def forward(self, x: Float[Tensor, "*B E"]) -> Float[Tensor, "*B K"]:
         """Return the values."""
@@ -113,7 +113,7 @@ class TiedHead(nn.Module):
 
     def __init__(self, outputs: int, dim: int, rows_dim: int) -> None:
         super().__init__()
-        self.project = nn.Linear(dim, rows_dim) if dim != rows_dim else None
+        self.project = Linear(dim, rows_dim) if dim != rows_dim else None
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(
@@ -122,7 +122,7 @@ class TiedHead(nn.Module):
         """Return a score per entry."""
         if self.project is not None:
             x = self.project(x)
-        return F.linear(x, rows.to(x.dtype), self.bias.to(x.dtype))
+        return linear(x, rows.to(x.dtype), self.bias.to(x.dtype))
 
 
 class Decoder(nn.Module):
@@ -170,7 +170,7 @@ class Decoder(nn.Module):
             qk_dim=decoder.qk_dim,
             v_dim=decoder.v_dim,
         )
-        self.project = nn.Linear(self.dim, decoder.project) if decoder.project else None
+        self.project = Linear(self.dim, decoder.project) if decoder.project else None
         width = decoder.project or self.dim
         self.heads = nn.ModuleDict()
         for name, output in config.outputs.items():
@@ -186,7 +186,7 @@ class Decoder(nn.Module):
             elif output.head == "tanh_mlp":
                 self.heads[name] = TanhMlp(width, values)
             elif output.head == "linear" and values:
-                self.heads[name] = nn.Linear(width, values)
+                self.heads[name] = Linear(width, values)
 
     def make_queries(
         self, name: str, tokens: Tokens, ids: Tensor | None, dtype: torch.dtype
