@@ -72,7 +72,7 @@ ALLOWED = {
     "training/sharded_state.py": {"safe_open": CHECKED},
     "training/signals.py": {"os.open": "the null device"},
     "workflows/embedding.py": {"np.memmap": OURS, "path.open": OUT, "spool.open": OUT},
-    "workflows/inspection.py": {"path.read_text": "/proc/cpuinfo"},
+    "machine.py": {"path.read_text": "/proc/cpuinfo"},
     "workflows/recipes.py": {"path.read_text": "packaged recipes"},
 }
 

@@ -216,7 +216,8 @@ class Trainer:
         for number, part in enumerate(cut, start=1):
             share = len(part.index) / len(batch.index)
             with self.runtime.without_sync(self.module, on=number < len(cut)):
-                losses = self.module(part.to(self.runtime.device), generator)
+                with self.runtime.autocast():
+                    losses = self.module(part.to(self.runtime.device), generator)
                 self.runtime.backward(losses.total * share)
             loss += losses.total.detach() * share
             for name, value in losses.parts.items():

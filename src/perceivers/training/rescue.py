@@ -17,7 +17,7 @@ from perceivers.training.run_folder import TASKS, RunFolder
 
 def keep_records(folder: RunFolder) -> dict[str, bytes]:
     """Return the small files that a run writes once, when it starts."""
-    paths = (folder.addresses, folder.data_record, folder.data_names)
+    paths = (folder.addresses, folder.data_record, folder.data_names, folder.numerics)
     return {path.name: read_file(path) for path in paths if path.is_file()}
 
 

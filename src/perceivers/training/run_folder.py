@@ -90,6 +90,11 @@ class RunFolder:
         return self.path / "data_names.json.gz"
 
     @property
+    def numerics(self) -> Path:
+        """Precision and library of matrix products, as chosen when the run started."""
+        return self.path / "numerics.json"
+
+    @property
     def unreadable(self) -> Path:
         """Samples that could not be read, one JSON record per line; missing without any."""
         return self.path / "unreadable.jsonl"

@@ -26,8 +26,9 @@ from perceivers.training.launching import free_port, next_port, start_processes
 from perceivers.training.sharded_state import check_parts_known
 from perceivers.training.sharding import gather_whole, shard_task
 
+Resolved = Literal["float32", "bf16", "bf16-pure"]
 FabricPrecision = Literal["32-true", "bf16-mixed", "bf16-true"]
-PRECISIONS: dict[str, FabricPrecision] = {
+PRECISIONS: dict[Resolved, FabricPrecision] = {
     "float32": "32-true",
     "bf16": "bf16-mixed",
     "bf16-pure": "bf16-true",
@@ -71,9 +72,10 @@ class Runtime:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         precision = config.precision
         if precision == "auto":
-            # Most CPUs emulate bf16, several times slower than float32.
+            # On a CPU that depends on the model: see use_precision.
             precision = "bf16" if device == "cuda" else "float32"
-        self.precision = precision
+        self.precision: Resolved = precision
+        self._own_autocast = False
         alone = config.devices * config.nodes == 1 and config.strategy == "auto"
         self.strategy = "single" if alone else config.strategy.replace("auto", "ddp")
         check_devices(config, device)
@@ -165,8 +167,15 @@ class Runtime:
             found = get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
         return gather_whole(found).to(self.device)
 
+    def use_precision(self, precision: Resolved) -> None:
+        """Compute in what was measured to be faster, where ``precision: auto`` began as float32."""
+        self._own_autocast = precision == "bf16" and self.precision == "float32"
+        self.precision = precision
+
     def autocast(self) -> AbstractContextManager[Any]:
-        """Precision for code that does not go through a wrapped module."""
+        """Precision of what is computed inside, by a wrapped module or without one."""
+        if self._own_autocast:
+            return torch.autocast(self.device.type, torch.bfloat16)
         return self.fabric.autocast()
 
     # -- agreement ---------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from perceivers.errors import ConfigError, RunError, is_users, suggest
 from perceivers.files import make_folder, real_path, remove_leftovers
 from perceivers.models.registry import FAMILIES, find_family, list_models
 from perceivers.models.tables import position_tables
+from perceivers.nn.linear import use_linear
 from perceivers.settings import (
     all_unused,
     check_again,
@@ -42,6 +43,7 @@ from perceivers.training.listeners import (
 )
 from perceivers.training.loggers import check_installed, make_loggers
 from perceivers.training.loop import Loaders, Trainer
+from perceivers.training.numerics import recall_numerics, write_numerics
 from perceivers.training.run_folder import TASKS, RunFolder
 from perceivers.training.run_lock import RunLock, refuse_if_in_use
 from perceivers.training.runtime import Runtime
@@ -49,6 +51,7 @@ from perceivers.workflows.data_changes import check_presence, compare_data
 from perceivers.workflows.earlier_runs import prepare_again
 from perceivers.workflows.effects import check_effects
 from perceivers.workflows.memory import check_memory
+from perceivers.workflows.numerics import choose_numerics
 from perceivers.workflows.preparing import PREPARE, Prepared, typed_info
 from perceivers.workflows.run import Run
 
@@ -209,7 +212,15 @@ def resume(
                     with tolerating("unused"):
                         now = replace(config, **moved)
                     record.append(partial(folder.write_config, task, now))
-            _run(config, task, prepared, folder, runtime, record, quiet=quiet, resuming=True)
+            numerics, notes = runtime.from_main(
+                recall_numerics(folder, runtime.device.type, runtime.precision)
+                if runtime.is_main
+                else None
+            )
+            prepared.notes.extend(notes)
+            runtime.use_precision(numerics.precision)
+            with use_linear(numerics.linear):
+                _run(config, task, prepared, folder, runtime, record, quiet=quiet, resuming=True)
         return _report(folder, runtime)
 
 
@@ -278,12 +289,17 @@ def _start(verb: str, config: TrainConfig | None, settings: dict[str, Any]) -> R
                 found = take_fingerprint(prepared.dataset)
                 record.append(partial(write_fingerprint, folder, found))
                 folder.check_free(overwrite=overwrite)
+            numerics = choose_numerics(config, prepared, runtime)
+            runtime.use_precision(numerics.precision)
+            if runtime.is_main:
+                record.append(partial(write_numerics, folder, numerics))
                 make_folder(folder.path)
                 held.enter_context(RunLock(folder.path, note_on(quiet)))
                 folder.create(task, typed, overwrite=overwrite)
                 save_positions(prepared.task.model, folder)
             runtime.barrier()
-            _run(config, task, prepared, folder, runtime, record, quiet=quiet, resuming=False)
+            with use_linear(numerics.linear):
+                _run(config, task, prepared, folder, runtime, record, quiet=quiet, resuming=False)
         return _report(folder, runtime)
 
 
