@@ -1002,6 +1002,7 @@ def test_every_verb_helps(call: Call, verb: str) -> None:
         "probe": ["run", "--data", "--out", "--pool"],
         "anomaly": ["run", "--out", "--reference", "--normal", "--repeats"],
         "plan": ["--model", "--data", "--inputs", "--device", "--hourly_cost"],
+        "bench": ["--models", "--sizes", "--rounds", "--no-peers", "--memory_limit", "--out"],
         "data": ["address", "--labels", "--limit", "--json"],
         "export": ["run", "--format", "--part", "--out", "--overwrite"],
         "convert": ["source", "out", "--verify", "--config", "--overwrite"],

@@ -23,6 +23,7 @@ NEEDED: dict[str, list[str]] = {
     "reconstruct": ["hip_digits_mae", "x.png", "--out", "OUT"],
     "explain": ["hip_digits", "x.png", "--out", "OUT"],
     "plan": ["--model", "hip_nano", "--inputs", '{"image": {"height": 8, "width": 8}}'],
+    "bench": ["--models", "hip_nano", "--sizes", "8", "--no-peers", "--out", "OUT"],
     "data": ["check", "digits"],
 }
 # Their numbers are fields of configs, whose files and flags are walked with them.

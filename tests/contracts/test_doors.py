@@ -47,6 +47,9 @@ CHECKED = "the path was looked at before"
 OURS = "of what this process wrote"
 OUT = "writes"
 ALLOWED = {
+    "bench/child.py": {"json.load": "a request of the process that started this one"},
+    "bench/children.py": {"json.loads": "answers of a process of ours"},
+    "bench/memory.py": {"STATUS.read_text": "the system's"},
     "checkpoints/loading.py": {"load_file": CHECKED},
     "checkpoints/pickled.py": {"torch.load": CHECKED, "zipfile.ZipFile": CHECKED},
     "checkpoints/torch_archive.py": {"zipfile.ZipFile": CHECKED},

@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("tasks", "data", "checkpoints"),
     ("training",),
-    ("report", "exporting", "plan"),
+    ("report", "exporting", "plan", "bench"),
     ("workflows",),
     ("cli",),
     ("__main__",),

@@ -408,6 +408,10 @@ ALWAYS: Mapping[str, str] = {
         "accumulate precision recompute settings samples steps device memory devices measure "
         "sample_bytes hourly_cost"
     ),
+    "BenchSettings": (
+        "each changes what is measured or written: models sizes passes rounds peers reference "
+        "memory_limit batch_size threads precision device timeout"
+    ),
     "AnomalySettings": "each changes scores or maps: repeats ratio top draw batch_size seed",
     "Views": "views that would all be the same are refused: temporal spatial",
     "PositionConfig": "tests/adapters changes it: kind",

@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "report": ("using", "report", "write a run's report anew"),
     "export": ("using", "export", "write ONNX or torch.export, run it and compare"),
     "plan": ("planning", "plan", "parameters, operations, memory, hours, largest batch"),
+    "bench": ("benchmarking", "bench", "time and memory of models side by side, here"),
     "data": ("data", "data", "check what an address holds, and what to run on it"),
     "convert": ("tools", "convert", "convert released parameters, and verify them"),
     "doctor": ("tools", "doctor", "check this machine and installation"),

@@ -13,19 +13,15 @@ from numpy.typing import NDArray
 
 from perceivers.report import style
 from perceivers.report.figures.curves import smooth
+from perceivers.report.figures.keys import draw_keys, keys_height, line_look, place_keys
 from perceivers.report.page import Page, tidy
 
 Records = Sequence[Mapping[str, Any]]
 Quantity = tuple[str, str]
 
-# The common palette and the rest of Okabe and Ito's; more runs than colours change the dashes.
-_COLOURS = (*style.CYCLE, "#e69f00", "#56b4e9", style.INK)
-_DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)))
 _MIN_POINTS_TO_SMOOTH = 20
 _TICK_ROOM = 0.62
 _COLUMN_GAP = 0.35
-_KEY_LINE = 0.28
-_KEY_GAP = 0.3
 _BELOW = 0.52
 
 
@@ -44,8 +40,8 @@ def draw_comparison(
     Returns:
         The path.
     """
-    keys = _place_keys(list(runs))
-    legend = (1 + max((row for _, row, _ in keys), default=0)) * style.line_height(style.TEXT_SIZE)
+    keys = place_keys(list(runs))
+    legend = keys_height(keys)
     heading = style.line_height(style.HEADING_SIZE) + 0.06
     odd = len(quantities) % 2
     height = 2.6 if len(quantities) == 1 else 1.95
@@ -60,7 +56,7 @@ def draw_comparison(
     note = "Lines of training figures are moving averages." if smoothed else ""
     body = legend + 0.16 + rows * row_height - 0.08
     page = Page(style.WIDTH, body, title=title, note=note)
-    _draw_legend(page, keys)
+    draw_keys(page, keys)
     half = (style.WIDTH - _COLUMN_GAP) / 2
     for index, quantity in enumerate(quantities):
         wide = bool(odd and index == 0)
@@ -74,37 +70,6 @@ def draw_comparison(
         small = style.SMALL_SIZE
         page.lines(middle, under, ["step"], size=small, color=style.MUTED, align="center")
     return page.save(path)
-
-
-def _place_keys(names: Sequence[str]) -> list[tuple[str, int, float]]:
-    """Lay the legend out: name, row, and inches from the left."""
-    placed: list[tuple[str, int, float]] = []
-    row, x = 0, 0.0
-    for name in names:
-        name = style.shorten(name, style.WIDTH - _KEY_LINE - 0.1, style.TEXT_SIZE)
-        width = _KEY_LINE + 0.08 + style.text_width(name, style.TEXT_SIZE)
-        if x and x + width > style.WIDTH:
-            row, x = row + 1, 0.0
-        placed.append((name, row, x))
-        x += width + _KEY_GAP
-    return placed
-
-
-def _draw_legend(page: Page, keys: Sequence[tuple[str, int, float]]) -> None:
-    """Draw a stroke and a name per run."""
-    step = style.line_height(style.TEXT_SIZE)
-    for index, (name, row, x) in enumerate(keys):
-        axes = page.axes(x, row * step, _KEY_LINE, step)
-        axes.set_axis_off()
-        axes.set_ylim(0, 1)
-        axes.plot([0, 1], [0.5, 0.5], linewidth=2.0, **_look(index))
-        page.lines(x + _KEY_LINE + 0.08, row * step, [name])
-
-
-def _look(index: int) -> dict[str, Any]:
-    """Colour and dashes of a run."""
-    turn, colour = divmod(index, len(_COLOURS))
-    return {"color": _COLOURS[colour], "linestyle": _DASHES[turn % len(_DASHES)]}
 
 
 def _points(
@@ -143,7 +108,7 @@ def _draw_panel(
             markeredgecolor=style.PAPER,
             markeredgewidth=0.6,
             clip_on=False,
-            **_look(index),
+            **line_look(index),
         )
         drawn.append(values)
         last = max(last, float(steps[-1]))

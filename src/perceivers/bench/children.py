@@ -1,0 +1,140 @@
+"""Starting the process of a measurement, and telling how it ended."""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from perceivers.bench.child import OUT_OF_MEMORY, Request
+from perceivers.bench.settings import Pass
+
+Status = Literal["measured", "out of memory", "too slow", "failed"]
+# The child imports what this process does, whatever lies in the working directory.
+PROGRAM = "import sys; sys.path[:] = {path!r}; from perceivers.bench.child import main; main()"
+TAIL = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One pass of one model at one size.
+
+    Args:
+        model: As it was asked for.
+        size: Pixels per side.
+        round: Counted from 1.
+        name: The pass.
+        status: ``measured``, or why it was not.
+        seconds: Median of ``repeats`` passes.
+        repeats: Timed passes.
+        peak_bytes: The most that the process, or the GPU, held up to the end of the pass.
+        kept_bytes: What the forward pass of a step leaves for its backward pass.
+        parameters: Of the model.
+        linear: Library of its matrix products on a CPU; None for other libraries' models.
+        message: Why it was not measured.
+        inferred: It was not tried, because the same model ended so before at this or a smaller
+            size.
+    """
+
+    model: str
+    size: int
+    round: int
+    name: Pass
+    status: Status
+    seconds: float | None = None
+    repeats: int = 0
+    peak_bytes: int | None = None
+    kept_bytes: int | None = None
+    parameters: int | None = None
+    linear: str | None = None
+    message: str = ""
+    inferred: bool = False
+
+
+def run_child(request: Request, *, timeout: float, turn: int = 1) -> list[Measurement]:
+    """Measure a model in a process of its own.
+
+    Args:
+        request: What is measured.
+        timeout: Seconds after which the process is ended.
+        turn: The round.
+
+    Returns:
+        One measurement per pass, in order.
+    """
+    program = PROGRAM.format(path=[path for path in sys.path if path])
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+        too_slow = False
+        try:
+            text, _ = process.communicate(json.dumps(request.to_json()).encode(), timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            text, _ = process.communicate()
+            too_slow = True
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        errors.seek(0)
+        said = errors.read().decode(errors="backslashreplace")
+    answers = [json.loads(line) for line in text.decode().splitlines() if line.startswith("{")]
+    status, message = _ending(process.returncode, said)
+    if too_slow:
+        status, message = "too slow", f"it took more than {timeout:g} s (--timeout)"
+    return _pair(request, answers, status, message, turn)
+
+
+def _ending(code: int, said: str) -> tuple[Status, str]:
+    """Say how a process ended that did not answer for a pass."""
+    if code == -signal.SIGKILL:
+        return "out of memory", "the system ended the process, as it does when memory runs out"
+    if code < 0:
+        return "failed", f"the process ended with signal {-code}"
+    last = said[-TAIL:].strip().splitlines()
+    return "failed", last[-1] if last else f"the process ended with status {code}"
+
+
+def _pair(
+    request: Request, answers: Sequence[dict[str, Any]], status: Status, message: str, turn: int
+) -> list[Measurement]:
+    """Give every pass its answer; those after one that failed share its end."""
+    done = {answer["pass"]: answer for answer in answers if answer["status"] == "measured"}
+    ends = [answer for answer in answers if answer["status"] != "measured"]
+    peak = None
+    if ends:
+        known: Status = "out of memory" if ends[0]["status"] == OUT_OF_MEMORY else "failed"
+        status, message, peak = known, ends[0]["message"], ends[0].get("peak") or None
+    found = []
+    for name in request.passes:
+        where: dict[str, Any] = {
+            "model": request.model,
+            "size": request.size,
+            "round": turn,
+            "name": name,
+        }
+        if name in done:
+            answer = done[name]
+            found.append(
+                Measurement(
+                    **where,
+                    status="measured",
+                    seconds=answer["seconds"],
+                    repeats=answer["repeats"],
+                    peak_bytes=answer["peak"],
+                    kept_bytes=answer["kept"],
+                    parameters=answer["parameters"],
+                    linear=answer["linear"],
+                )
+            )
+        else:
+            found.append(Measurement(**where, status=status, message=message, peak_bytes=peak))
+    return found

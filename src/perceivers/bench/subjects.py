@@ -1,0 +1,164 @@
+"""The models that can be measured: ours by name, and the same ones in other libraries.
+
+``build_subject`` returns the module and the input that it reads; ``peers.py`` builds the others.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perceivers.bench.peers import RESNETS, build_official, build_resnet, build_transformers
+from perceivers.errors import ConfigError, UserError, suggest
+from perceivers.models.registry import create_model, list_models
+from perceivers.types import IMAGENET_MEAN, IMAGENET_STD, Image
+from perceivers.version import __version__
+
+NUM_CLASSES = 1000
+HIERAS = [f"hiera_{size}_224" for size in ("tiny", "small", "base", "base_plus", "large", "huge")]
+PERCEIVERS = [f"perceiver_io_imagenet_{kind}" for kind in ("learned", "fourier", "conv")]
+# Library -> what has to be installed, and the models that it has.
+LIBRARIES: dict[str, tuple[str, list[str]]] = {
+    "transformers": ("transformers", [*PERCEIVERS, *HIERAS, *RESNETS]),
+    "hiera": ("hiera-transformer", HIERAS),
+}
+ALWAYS = "transformers:resnet_50"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is measured.
+
+    Args:
+        name: How a user names it.
+        library: Where it comes from; empty for this one.
+        variant: Its name there.
+    """
+
+    name: str
+    library: str
+    variant: str
+
+    @property
+    def label(self) -> str:
+        """What tables and figures call it."""
+        return f"{self.variant} ({self.library})" if self.library else self.variant
+
+    @property
+    def version(self) -> str:
+        """Of the library."""
+        return version(LIBRARIES[self.library][0]) if self.library else __version__
+
+
+@dataclass(frozen=True)
+class Built:
+    """A module with an input of its own.
+
+    Args:
+        module: With fresh weights.
+        pictures: ``[B, 3, size, size]``; raw for ours, normalised for the others.
+        run: Returns logits ``[B, classes]``.
+    """
+
+    module: nn.Module
+    pictures: Tensor
+    run: Callable[[Tensor], Tensor]
+
+
+def find_subject(name: str) -> Subject:
+    """Return the model that a user names.
+
+    Raises:
+        ConfigError: There is none of this name, or its library is not installed.
+    """
+    library, colon, variant = name.partition(":")
+    if not colon:
+        if name not in list_models():
+            near = suggest(name, list_models())
+            raise ConfigError(f"model {name!r} is unknown; 'perceivers models' lists all{near}")
+        return Subject(name, "", name)
+    if library not in LIBRARIES:
+        raise ConfigError(
+            f"model {name!r}: library {library!r} is unknown; choose from {list(LIBRARIES)}"
+        )
+    package, variants = LIBRARIES[library]
+    if variant not in variants:
+        near = suggest(variant, variants)
+        raise ConfigError(f"model {name!r}: from {library} there are {variants}{near}")
+    if not is_there(library):
+        raise ConfigError(f"model {name!r} needs its library: pip install {package}")
+    return Subject(name, library, variant)
+
+
+def is_there(library: str) -> bool:
+    """Whether another library is installed."""
+    try:
+        version(LIBRARIES[library][0])
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def add_peers(names: Sequence[str]) -> list[str]:
+    """Return names followed by those of the same models in installed libraries, and ResNet-50."""
+    here = [library for library in LIBRARIES if is_there(library)]
+    found = [*names]
+    for name in names:
+        found += [f"{library}:{name}" for library in here if name in LIBRARIES[library][1]]
+    found += [ALWAYS] * ("transformers" in here)
+    return list(dict.fromkeys(found))
+
+
+def check_sizes(subjects: Sequence[Subject], sizes: Sequence[int]) -> None:
+    """Make sure that every model can have every size, before anything is measured.
+
+    Raises:
+        ConfigError: Names the model, the size and the reason.
+    """
+    for variant in {s.variant: None for s in subjects if s.variant not in RESNETS}:
+        for size in sizes:
+            try:
+                with torch.device("meta"):
+                    model = create(variant, size)
+                if getattr(model.config, "num_classes", None) != NUM_CLASSES:
+                    raise ConfigError("it is no classifier of images")
+            except UserError as error:
+                raise ConfigError(
+                    f"{variant} cannot be measured on images of {size} x {size} pixels: {error}"
+                ) from None
+
+
+def create(variant: str, size: int) -> Any:
+    """Build one of our classifiers, of square images."""
+    image = Image(size, size, 3, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return create_model(variant, inputs={"image": image}, num_classes=NUM_CLASSES)
+
+
+def build_subject(subject: Subject, size: int, batch: int, device: torch.device) -> Built:
+    """Build a model and its input on a device.
+
+    Args:
+        subject: From ``find_subject``.
+        size: Pixels per side.
+        batch: Images.
+        device: Where.
+    """
+    raw = torch.rand(batch, 3, size, size, device=device)
+    if not subject.library:
+        model = create(subject.variant, size).to(device)
+        return Built(model, raw, model)
+    pictures = (raw - 0.45) / 0.225
+    if subject.variant in RESNETS:
+        module = build_resnet(subject.variant, NUM_CLASSES)
+    else:
+        with torch.device("meta"):
+            config = create(subject.variant, size).config
+        build = build_official if subject.library == "hiera" else build_transformers
+        module = build(config)
+    module = module.to(device)
+    if subject.library == "hiera":
+        return Built(module, pictures, module)
+    return Built(module, pictures, lambda x: module(x).logits)
