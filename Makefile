@@ -65,7 +65,7 @@ wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --outdir dist
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/bench_memory.py
+	$(BIN)/perceivers bench
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache

@@ -1,14 +1,13 @@
-"""Our Hiera beside Hugging Face's and the official package's: same weights, one process.
+"""Masked Hiera beside Hugging Face's and the official package's: same weights, one process.
 
     python benchmarks/bench_hiera.py --models tiny base --rounds 9 --out results.json
 
 Needs ``transformers``; the official package (``pip install --no-deps hiera-transformer``) joins in
-where it is installed. It asks timm for two small classes, DropPath and Mlp; where timm does not
-import, stand-ins of the same function take their place. All dropout is off, and the largest
-difference of the outputs is printed. Times are interleaved, A B A B on one thread after a warm-up;
-a ratio is the median of the ratios of neighbours, with its range, in wall and in processor time.
-The second table compares a step of masked auto-encoding with a dense training step of the same
-encoder, beside the ratio of what is computed.
+where it is installed. All dropout is off, and the largest difference of the outputs is printed.
+Times are interleaved, A B A B on one thread after a warm-up; a ratio is the median of the ratios of
+neighbours, with its range, in wall and in processor time. The second table compares a step of
+masked auto-encoding with a dense training step of the same encoder, beside the ratio of what is
+computed. Classifiers are measured by ``perceivers bench``, each in a process of its own.
 """
 
 import argparse
@@ -17,9 +16,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -28,15 +25,16 @@ from torch import Tensor, nn
 import perceivers as pv
 from measuring import (
     count_flops,
-    describe_machine,
     keep_freed_memory,
     measure_times,
     mib,
     ratios,
-    saved_bytes,
     show,
     show_ratios,
 )
+from perceivers.bench.machine import describe_machine
+from perceivers.bench.memory import saved_bytes
+from perceivers.bench.peers import import_official
 from perceivers.checkpoints.hiera_arguments import constructor_arguments
 from perceivers.checkpoints.hiera_files import save_official
 from perceivers.checkpoints.hiera_hugging_face import class_of_hiera, save_hiera_folder
@@ -47,39 +45,7 @@ SIZES = ("tiny", "small", "base", "base_plus", "large")
 Run = Callable[[], Tensor]
 
 
-class StandInMlp(nn.Module):
-    """timm's two-layer perceptron, as far as the official package uses it."""
-
-    def __init__(self, dim: int, hidden: int, act_layer: type[nn.Module] = nn.GELU) -> None:
-        super().__init__()
-        self.fc1, self.act, self.fc2 = nn.Linear(dim, hidden), act_layer(), nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform every token on its own."""
-        return self.fc2(self.act(self.fc1(x)))
-
-
-class StandInDropPath(nn.Identity):
-    """timm's stochastic depth at rate 0."""
-
-
-def import_official() -> Any:
-    """Return the official package, or None where it is not installed."""
-    try:
-        import_module("timm.models.layers")
-    except (ImportError, RuntimeError):
-        names = ("timm", "timm.models", "timm.models.layers")
-        made = {name: ModuleType(name) for name in names}
-        layers: Any = made["timm.models.layers"]
-        layers.Mlp, layers.DropPath = StandInMlp, StandInDropPath
-        sys.modules.update(made)
-    try:
-        return import_module("hiera")
-    except ImportError:
-        return None
-
-
-def make_theirs(ours: Any, plan: pv.MaskPlan | None) -> dict[str, tuple[nn.Module, Any]]:
+def make_theirs(ours: Any, plan: pv.MaskPlan) -> dict[str, tuple[nn.Module, Any]]:
     """Return the other libraries' modules with our weights, and how each is called."""
     made: dict[str, tuple[nn.Module, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -88,25 +54,19 @@ def make_theirs(ours: Any, plan: pv.MaskPlan | None) -> dict[str, tuple[nn.Modul
         hugging_face = load_hugging_face(Path(folder) / "hf", name).eval()
         save_official(ours, Path(folder) / "model.pth")
         state = torch.load(Path(folder) / "model.pth", weights_only=True)["model_state"]
-    if plan is None:
-        made["hugging face"] = hugging_face, lambda x: hugging_face(x).logits
-    else:
-        # It keeps the units of least noise.
-        noise = torch.ones(len(plan.kept["image"]), 49).scatter(1, plan.kept["image"], 0.0)
-        made["hugging face"] = hugging_face, lambda x: hugging_face(x, noise=noise).loss
-    official = import_official()
-    if official is not None:
-        kind = official.Hiera if plan is None else official.MaskedAutoencoderHiera
-        theirs = kind(**constructor_arguments(ours.config, "official"))
-        theirs.load_state_dict(state)
-        theirs.eval()
-        if plan is None:
-            theirs.head.act_func = nn.Identity()
-            made["official"] = theirs, theirs
-        else:
-            keep = torch.zeros(len(plan.kept["image"]), 49, dtype=torch.bool)
-            keep.scatter_(1, plan.kept["image"], True)
-            made["official"] = theirs, lambda x: theirs(x, mask=keep)[0]
+    # It keeps the units of least noise.
+    noise = torch.ones(len(plan.kept["image"]), 49).scatter(1, plan.kept["image"], 0.0)
+    made["hugging face"] = hugging_face, lambda x: hugging_face(x, noise=noise).loss
+    try:
+        official = import_official()
+    except ImportError:
+        return made
+    theirs = official.MaskedAutoencoderHiera(**constructor_arguments(ours.config, "official"))
+    theirs.load_state_dict(state)
+    theirs.eval()
+    keep = torch.zeros(len(plan.kept["image"]), 49, dtype=torch.bool)
+    keep.scatter_(1, plan.kept["image"], True)
+    made["official"] = theirs, lambda x: theirs(x, mask=keep)[0]
     return made
 
 
@@ -130,16 +90,16 @@ def plain(run: Run) -> Callable[[], None]:
     return call
 
 
-def compare(name: str, batch: int, rounds: int, *, masked: bool) -> list[dict[str, Any]]:
+def compare(name: str, batch: int, rounds: int) -> list[dict[str, Any]]:
     """Measure one size against every library that is here."""
     torch.manual_seed(0)
-    ours = pv.create_model(f"{'mae_' if masked else ''}hiera_{name}_224").eval()
+    ours = pv.create_model(f"mae_hiera_{name}_224").eval()
     raw = torch.rand(batch, 3, 224, 224)
     given = ours.input.normalise(raw.movedim(1, -1), torch.float32).movedim(-1, 1).contiguous()
-    plan = pv.draw_unit_plan("image", 49, batch, ratio=0.6) if masked else None
+    plan = pv.draw_unit_plan("image", 49, batch, ratio=0.6)
 
     def run_ours() -> Tensor:
-        return ours(raw) if plan is None else pv.mae_losses(ours, {"image": raw}, plan).total
+        return pv.mae_losses(ours, {"image": raw}, plan).total
 
     rows = []
     for library, (theirs, call) in make_theirs(ours, plan).items():
@@ -154,11 +114,11 @@ def compare(name: str, batch: int, rounds: int, *, masked: bool) -> list[dict[st
             "step": {"theirs": step(run_theirs, theirs), "ours": step(run_ours, ours)},
         }
         kept = [
-            saved_bytes(run, (*model.parameters(), *model.buffers(), raw, given))
+            saved_bytes(run, (*model.parameters(), *model.buffers(), raw, given))[0]
             for run, model in ((run_ours, ours), (run_theirs, theirs))
         ]
         row: dict[str, Any] = {
-            "model": f"{'mae ' if masked else ''}{name}",
+            "model": name,
             "library": library,
             "relative_difference": float((a - b).abs().max() / b.abs().max()),
             "kept": kept,
@@ -206,8 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "sparse": [],
     }
     for name in args.models:
-        for masked in (False, True):
-            results["beside"] += compare(name, args.batch, args.rounds, masked=masked)
+        results["beside"] += compare(name, args.batch, args.rounds)
         results["sparse"].append(compare_sparse(name, args.batch, args.rounds))
         if args.out:
             args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

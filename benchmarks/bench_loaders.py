@@ -22,7 +22,8 @@ from typing import Any
 import torch
 import yaml
 
-from measuring import describe_machine, show
+from measuring import show
+from perceivers.bench.machine import describe_machine
 from perceivers.data import Batch, make_train_loader
 from perceivers.tasks import Task
 from perceivers.training.config import TrainConfig, build_config

@@ -35,15 +35,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import perceivers as pv
-from measuring import (
-    allocated,
-    describe_machine,
-    measure_times,
-    mib,
-    saved_bytes,
-    show,
-    spread,
-)
+from measuring import allocated, measure_times, mib, show, spread
+from perceivers.bench.machine import describe_machine
+from perceivers.bench.memory import saved_bytes
 from perceivers.models.hip import HiP
 from perceivers.nn.attention import AttentionPath, CrossAttention, use_attention
 from perceivers.tasks.mae import mae_losses
@@ -153,7 +147,7 @@ def kept_bytes(workload: Workload, way: Way) -> int:
     """Count what one forward pass of a workload saves for its backward pass."""
     own = (*workload.model.parameters(), *workload.model.buffers(), *workload.given)
     with workload.running(way):
-        return saved_bytes(workload.loss, own)
+        return saved_bytes(workload.loss, own)[0]
 
 
 def measure_memory(workload: Workload, way: Way) -> dict[str, int]:

@@ -1,6 +1,8 @@
 """Our Perceiver IO beside Hugging Face's, with the same weights, in one process.
 
-    python benchmarks/bench_transformers.py --models language fourier --out results.json
+    python benchmarks/bench_transformers.py --models language flow --out results.json
+
+Classifiers of pictures are measured by ``perceivers bench``, each in a process of its own.
 
 Every model is built here in the flavour ``hf``, written as a Hugging Face folder and loaded by
 that library, dropout off, so that both hold the same weights and compute the same function; the
@@ -30,15 +32,15 @@ import perceivers as pv
 from measuring import (
     allocated,
     count_flops,
-    describe_machine,
     keep_freed_memory,
     measure_times,
     mib,
     ratios,
-    saved_bytes,
     show,
     show_ratios,
 )
+from perceivers.bench.machine import describe_machine
+from perceivers.bench.memory import saved_bytes
 from perceivers.checkpoints.hugging_face import save_hugging_face
 from perceivers.checkpoints.hugging_face_config import (
     class_of,
@@ -51,8 +53,7 @@ from perceivers.models import PerceiverIO
 from perceivers.models.saving import ModelInfo
 from perceivers.types import FIRST_BYTE
 
-MODELS = ("language", "learned", "fourier", "conv", "flow", "multimodal")
-VARIANTS = {name: f"perceiver_io_imagenet_{name}" for name in ("learned", "fourier", "conv")}
+MODELS = ("language", "flow", "multimodal")
 SUBSAMPLED = {"image": 1024, "audio": 64}
 
 
@@ -71,7 +72,7 @@ class Pair:
 def build(name: str, *, small: bool) -> PerceiverIO:
     """Build a preset in the flavour of the port; ``small`` shrinks what 24 GB cannot train."""
     torch.manual_seed(0)
-    model = pv.create_model(VARIANTS.get(name, f"perceiver_io_{name}"))
+    model = pv.create_model(f"perceiver_io_{name}")
     config = with_flavour(model.config, "hf")
     if small:
         kind = kind_of(config)
@@ -110,18 +111,14 @@ def make_pair(name: str, *, small: bool) -> Pair:
     raw = torch.rand(1, *spec.raw_shape, generator=draw)
     adapter = ours.adapter(key)
     given = adapter.unflatten(adapter.normalise(adapter.flatten(raw), torch.float32))
-    if name == "flow":
-        frames = given.transpose(1, 2).flatten(0, 1)
-        windows = F.unfold(frames, 3, padding=1).unflatten(1, (spec.channels, 9))
-        given = windows.transpose(1, 2).reshape(1, 2, -1, *spec.grid[1:])
+    frames = given.transpose(1, 2).flatten(0, 1)
+    windows = F.unfold(frames, 3, padding=1).unflatten(1, (spec.channels, 9))
+    given = windows.transpose(1, 2).reshape(1, 2, -1, *spec.grid[1:])
 
-        def run() -> list[Tensor]:
-            return [ours(raw).movedim(1, -1)]
+    def run() -> list[Tensor]:
+        return [ours(raw).movedim(1, -1)]
 
-        return Pair(name, ours, theirs, run, lambda: [theirs(inputs=given).logits], (raw, given))
-    return Pair(
-        name, ours, theirs, lambda: [ours(raw)], lambda: [theirs(inputs=given).logits], (raw, given)
-    )
+    return Pair(name, ours, theirs, run, lambda: [theirs(inputs=given).logits], (raw, given))
 
 
 def make_multimodal(ours: PerceiverIO, theirs: Any, draw: torch.Generator) -> Pair:
@@ -201,7 +198,7 @@ def compare(pair: Pair, rounds: int, *, train: bool) -> dict[str, Any]:
         pair.ours.train()
         figures["step"] = ratios(measure_times(steps, rounds))
         figures["kept"] = [
-            saved_bytes(run, (*model.parameters(), *model.buffers(), *pair.given))
+            saved_bytes(run, (*model.parameters(), *model.buffers(), *pair.given))[0]
             for run, model in ((pair.run_ours, pair.ours), (pair.run_theirs, pair.theirs))
         ]
     return figures

@@ -1,42 +1,22 @@
-"""What the benchmarks measure with: saved bytes, allocations, interleaved times, tables."""
+"""What the benchmarks measure with: allocations, interleaved times, operations, tables."""
 
 import ctypes
 import os
-import platform
-import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 MIB = 2**20
 # mallopt's names in glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-
-
-def saved_bytes(run: Callable[[], Any], own: Iterable[Tensor]) -> int:
-    """Count the bytes of all storages that ``run`` saves for a backward pass, but for ``own``."""
-    excluded = {tensor.untyped_storage().data_ptr() for tensor in own}
-    seen: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in excluded:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = run()  # keeps the graph, so no address is used twice
-    del result
-    return sum(seen.values())
 
 
 @contextmanager
@@ -115,28 +95,6 @@ def count_flops(run: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False, custom_mapping={fused: attention}) as counter:
         run()
     return counter.get_total_flops()
-
-
-def describe_machine() -> dict[str, Any]:
-    """Return what the numbers depend on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
-
-    def entry(name: str) -> str:
-        found = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
-        return found.group(1) if found else ""
-
-    return {
-        "cpu": entry("model name") or platform.processor(),
-        "cpu_family_model": f"{entry('cpu family')}/{entry('model')}",
-        "cores": os.cpu_count(),
-        "load_average": [round(x, 2) for x in os.getloadavg()],
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
-    }
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -17,9 +17,10 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lists_are_separated_by_spaces_or_commas() -> None:
-    words: str = "--models hip_16,hip_256 hip_nano --sizes 224 384,512 --passes forward,step"
+    words = "--models hip_16,hip_256 hip_nano --sizes 224 384,512 --passes forward,step"
     words += " --memory_limit 4,16 --no-peers --rounds 3 --threads 2 --precision bf16 --out x"
-    settings, out, overwrite, quiet = parse(words.split())
+    argv: list[str] = [*words.split()]
+    settings, out, overwrite, quiet = parse(argv)
     assert settings == BenchSettings(
         models=("hip_16", "hip_256", "hip_nano"),
         sizes=(224, 384, 512),
