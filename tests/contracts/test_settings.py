@@ -382,7 +382,7 @@ ALWAYS: Mapping[str, str] = {
     "TrainConfig": (
         "what is trained, on what, how long; unknown columns are refused: model data out "
         "steps batch_size accumulate labels modalities inputs seed optimizer schedule augment"
-        " integer_labels modality_dropout ema recompute model_options precision device "
+        " integer_labels modality_dropout ema recompute compile model_options precision device "
         "devices nodes strategy workers log_every eval_every checkpoint_every minutes limit "
         "max_bad_share loader_timeout memory_limit loggers"
     ),

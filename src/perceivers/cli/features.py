@@ -6,7 +6,7 @@ from pathlib import Path
 
 from perceivers.cli.parser import VerbParser
 from perceivers.cli.tables import print_table
-from perceivers.cli.using import RUN_HELP
+from perceivers.cli.using import RUN_HELP, add_compile, tell_note
 from perceivers.errors import ConfigError
 from perceivers.files import write_json
 from perceivers.workflows.anomaly import Anomalies, AnomalySettings, find_anomalies
@@ -34,6 +34,7 @@ def embed(argv: list[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=64, help="samples at once")
     parser.add_argument("--workers", type=int, default=0, help="processes that read a data set")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
+    add_compile(parser)
     args = parser.parse_args(argv)
     done = write_features(
         args.run,
@@ -44,6 +45,8 @@ def embed(argv: list[str]) -> int:
         batch_size=args.batch_size,
         workers=args.workers,
         overwrite=args.overwrite,
+        compile=args.compile,
+        note=tell_note,
     )
     _tell_skipped(done.skipped)
     sys.stdout.write(f"{done.path}: {done.count} features of {done.width} values\n")

@@ -40,8 +40,14 @@ def evaluate(argv: list[str]) -> int:
         "--subsets", action="store_true", help="figures of every combination of modalities too"
     )
     _add_views(parser)
+    add_compile(parser)
     args = parser.parse_args(argv)
     views = Views(temporal=args.temporal_views, spatial=args.spatial_views)
+    if args.subsets and args.compile:
+        raise ConfigError(
+            "--compile has no effect with --subsets, whose batches have sizes of their own; leave "
+            "one of them out"
+        )
     if args.subsets and views.count > 1:
         raise ConfigError(f"views are {views}, but combinations are evaluated in one view each")
     # First, since it refuses models of one modality.
@@ -54,6 +60,8 @@ def evaluate(argv: list[str]) -> int:
         workers=args.workers,
         limit=args.limit,
         views=views,
+        compile=args.compile,
+        note=tell_note,
     )
     for name, value in result.figures.items():
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)
@@ -124,18 +132,41 @@ def predict(argv: list[str]) -> int:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     _add_views(parser)
+    add_compile(parser)
     args = parser.parse_args(argv)
     views = Views(temporal=args.temporal_views, spatial=args.spatial_views)
     texts = [] if args.text is None else [args.text]
-    options = {"out": args.out, "pad": args.pad, "overwrite": args.overwrite}
     records = list(
-        run_prediction(args.run, args.files, texts=texts, top=args.top, views=views, **options)
+        run_prediction(
+            args.run,
+            args.files,
+            texts=texts,
+            top=args.top,
+            views=views,
+            out=args.out,
+            pad=args.pad,
+            overwrite=args.overwrite,
+            compile=args.compile,
+            note=tell_note,
+        )
     )
     sys.stdout.write(describe_predictions(args.run, records, args.out))
     failed = [record for record in records if "error" in record]
     for record in failed:
         sys.stderr.write(f"skipped {record['file']}: {record['error']}\n")
     return 2 if len(failed) == len(records) else 0
+
+
+def add_compile(parser: VerbParser) -> None:
+    """Add the option that compiles the model."""
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the model first: pays for many full batches"
+    )
+
+
+def tell_note(text: str) -> None:
+    """Say something beside the output."""
+    sys.stderr.write(f"{text}\n")
 
 
 def _add_views(parser: VerbParser) -> None:

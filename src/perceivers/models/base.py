@@ -61,6 +61,10 @@ class Model(Protocol):
         """Trade time for memory in the backward pass."""
         ...
 
+    def compiled_parts(self) -> list[nn.Module]:
+        """Return the modules that ``torch.compile`` compiles, each on its own."""
+        ...
+
     def resized(self, inputs: Mapping[str, ModalitySpec]) -> Any:
         """Return a copy for other input sizes."""
         ...
@@ -78,12 +82,21 @@ class SavedModule(nn.Module):
     Attributes:
         family: Name in the registry.
         core: Prefixes of the parameters that fine-tuning carries over.
+        repeated: Types of the modules that are compiled, each on its own.
         config: The complete description.
     """
 
     family: str
     core: tuple[str, ...]
+    repeated: tuple[type[nn.Module], ...]
     config: Any
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """Return the modules that ``torch.compile`` compiles, each on its own.
+
+        They repeat, so few graphs serve many of them, and none contains another.
+        """
+        return [module for module in self.modules() if isinstance(module, self.repeated)]
 
     def as_dict(self, inputs: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor]:
         """Accept one bare tensor for a model with one modality.

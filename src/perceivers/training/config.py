@@ -133,6 +133,9 @@ class TrainConfig(Settings, prefix=""):
     """Decay of an average of the weights that is evaluated and saved instead; 0 switches it off."""
     recompute: bool = False
     """Recompute self-attention layers in the backward pass: less memory, more time."""
+    compile: bool = False
+    """Compile the model's blocks (torch.compile): faster steps, after a warm-up that is reported.
+    Repeats itself bit for bit, but not the numbers of an uncompiled run."""
     model_options: dict[str, Any] = field(default_factory=dict)
     """Fields of the model's config to override, for instance drop_path_rate: 0.1."""
     precision: Precision = "auto"

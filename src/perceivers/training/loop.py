@@ -20,6 +20,7 @@ from torch import Tensor
 from perceivers.data import Batch
 from perceivers.errors import DataError, FolderLostError, RunError
 from perceivers.files import check_held, write_json
+from perceivers.models.compiling import compile_parts
 from perceivers.models.saving import ModelInfo, save_folder
 from perceivers.tasks import Task
 from perceivers.tasks.presence import dropout_rates
@@ -113,6 +114,9 @@ class Trainer:
         self.listeners = listeners
         self.task = task
         task.model.set_recompute(config.recompute)
+        whole = config.batch_size
+        sizes = (whole // config.accumulate, whole)  # of training, and of evaluation
+        self.compiled = compile_parts(task.model, sizes, on=config.compile)
         task.modality_dropout = dropout_rates(task.model, config.modality_dropout)
         self.module, self.optimizer = runtime.setup(
             task, lambda: make_optimizer(task.model, config.optimizer)
@@ -215,7 +219,10 @@ class Trainer:
         cut = batch.split(config.accumulate)
         for number, part in enumerate(cut, start=1):
             share = len(part.index) / len(batch.index)
-            with self.runtime.without_sync(self.module, on=number < len(cut)):
+            with (
+                self.compiled.batch(len(part.index)),
+                self.runtime.without_sync(self.module, on=number < len(cut)),
+            ):
                 with self.runtime.autocast():
                     losses = self.module(part.to(self.runtime.device), generator)
                 self.runtime.backward(losses.total * share)
@@ -232,7 +239,13 @@ class Trainer:
             self.average.update(first=step == 0)
         self.progress.step += 1
         self.progress.seconds += time.perf_counter() - began
+        self._tell_compiled()
         self._log(loss, parts, lr, len(batch.index), time.perf_counter() - began)
+
+    def _tell_compiled(self) -> None:
+        """Say how long compilation took, where something was compiled."""
+        if text := self.compiled.news():
+            self.emit(Noted(text))
 
     def _check_steps(self) -> None:
         """Stop at a loss or gradient that is not finite, before it reaches the weights.
@@ -368,7 +381,8 @@ class Trainer:
         self._require_finite()
         with self._averaged():
             with self.runtime.autocast():
-                figures = task.evaluate(self._validation_batches())
+                figures = task.evaluate(self.compiled.batches(self._validation_batches()))
+            self._tell_compiled()
             free_gathered(task)
             # Decisions must be the same in all processes, to the last bit.
             figures = self.runtime.from_main(figures)

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from perceivers.errors import ConfigError
+from perceivers.models.compiling import check_compiler
 from perceivers.tasks import Task
 from perceivers.training.alarm import Alarm
 from perceivers.training.config import TrainConfig
@@ -263,3 +264,19 @@ def check_devices(config: TrainConfig, device: str) -> None:
         check_parts_known()
     if device == "mps" and (config.devices * config.nodes > 1 or config.strategy != "auto"):
         raise ConfigError("device mps works alone; leave out devices, nodes and strategy")
+    if config.compile:
+        check_compilation(config, device)
+
+
+def check_compilation(config: TrainConfig, device: str) -> None:
+    """Find out before the run starts whether its model can be compiled.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if config.strategy == "fsdp":
+        raise ConfigError(
+            "compile=True does not work with strategy fsdp, which gathers the weights of a block "
+            "while it runs; use strategy ddp, or leave compile out"
+        )
+    check_compiler(device)

@@ -20,9 +20,11 @@ from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import Batch
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.escaping import write_csv
+from perceivers.models.compiling import Uncompiled
 from perceivers.settings import Count, Natural, checked
 from perceivers.tasks.answers import check_answer
 from perceivers.tasks.presence import held_modalities
+from perceivers.workflows.compiling import Note, compile_loaded, tell
 from perceivers.workflows.feeding import Feed, Portion, open_feed
 from perceivers.workflows.origin import own_data, run_config
 
@@ -74,6 +76,8 @@ def embed(
     pool: Pool = "mean",
     batch_size: Count = 64,
     workers: Natural = 0,
+    compile: bool = False,  # noqa: A002 - the setting's name, as in training
+    note: Note | None = None,
 ) -> Features:
     """Return the features of files, or of a data set, in memory.
 
@@ -85,11 +89,15 @@ def embed(
             the cells of a Hiera's last map; ``flat`` puts them side by side, cells row by row.
         batch_size: Samples at once.
         workers: Processes that read a data set.
+        compile: Compile the model for full batches; pays where there are many.
+        note: Told how long compilation took.
 
     Raises:
         UserError: Nothing is there, nothing can be read, or a setting is unknown.
     """
-    parts, feed, skipped = _start(model, data, split, pool, batch_size, workers)
+    parts, feed, skipped = _start(
+        model, data, split, pool, batch_size, workers, compiles=compile, note=note
+    )
     rows, names, splits, labels, targets = [], [], [], [], []
     for features, portion in parts:
         rows.append(features)
@@ -119,6 +127,8 @@ def write_features(
     batch_size: Count = 64,
     workers: Natural = 0,
     overwrite: bool = False,
+    compile: bool = False,  # noqa: A002 - the setting's name, as in training
+    note: Note | None = None,
 ) -> Written:
     """Write the features of files, or of a data set, holding no more of them than a batch.
 
@@ -135,6 +145,8 @@ def write_features(
         batch_size: As for ``embed``.
         workers: As for ``embed``.
         overwrite: Replace an existing file.
+        compile: As for ``embed``.
+        note: As for ``embed``.
 
     Raises:
         UserError: As for ``embed``; or ``out`` exists, or has another ending.
@@ -144,7 +156,9 @@ def write_features(
         raise ConfigError(f"--out {out}: features are written as {' or '.join(SUFFIXES)}")
     if path.exists() and not overwrite:
         raise ConfigError(f"{out} exists; pass --overwrite or another --out")
-    parts, feed, skipped = _start(model, data, split, pool, batch_size, workers)
+    parts, feed, skipped = _start(
+        model, data, split, pool, batch_size, workers, compiles=compile, note=note
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"model": np.array(str(model)), "pool": np.array(pool)}
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
@@ -164,6 +178,9 @@ def _start(
     pool: str,
     batch_size: int,
     workers: int,
+    *,
+    compiles: bool,
+    note: Note | None,
 ) -> tuple[Iterator[tuple[NDArray[np.float32], Portion]], Feed, list[str]]:
     """Open the model and what it reads."""
     if pool not in POOLS:
@@ -174,11 +191,17 @@ def _start(
     words = [str(each) for each in given] or [own_data(model, config)]
     feed = open_feed(loaded, config, words, split=split, batch_size=batch_size, workers=workers)
     skipped: list[str] = []
-    return feature_batches(loaded.model, feed, pool, skipped), feed, skipped
+    compiled = compile_loaded(loaded, batch_size, on=compiles)
+    return feature_batches(loaded.model, feed, pool, skipped, compiled, note), feed, skipped
 
 
 def feature_batches(
-    model: Any, feed: Feed, pool: str, skipped: list[str]
+    model: Any,
+    feed: Feed,
+    pool: str,
+    skipped: list[str],
+    compiled: Uncompiled,
+    note: Note | None,
 ) -> Iterator[tuple[NDArray[np.float32], Portion]]:
     """Yield the features ``[B, D]`` of batch after batch; names what could not be read.
 
@@ -187,14 +210,18 @@ def feature_batches(
         feed: What it reads.
         pool: One of ``POOLS``.
         skipped: Takes ``path: reason`` of samples that could not be read.
+        compiled: The model's parts.
+        note: Told what compilation came to.
     """
     model.eval()
     for portion in feed.read():
         skipped += portion.batch.bad
-        features = pooled_features(model, portion.batch, pool)
+        with compiled.batch(len(portion.batch)):
+            features = pooled_features(model, portion.batch, pool)
         for row, name in zip(features, portion.names, strict=True):
             check_answer(row, str(name))
         yield features.numpy(), portion
+    tell(compiled, note)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from perceivers.data.flow_pairs import FlowPairs
 from perceivers.data.held_out import open_held_out
 from perceivers.data.joined import SEPARATOR
 from perceivers.data.views import Views
-from perceivers.errors import DataError
+from perceivers.errors import ConfigError, DataError
 from perceivers.settings import Count, Natural, checked
 from perceivers.tasks import Classification, ClassificationConfig
 from perceivers.tasks.answers import Choices
@@ -29,6 +29,7 @@ from perceivers.training.run_folder import RunFolder
 from perceivers.types import Array, ModalitySpec
 from perceivers.workflows.averaging import average_views
 from perceivers.workflows.class_matching import check_classes
+from perceivers.workflows.compiling import Note, compile_loaded, tell
 from perceivers.workflows.objectives import find_settings, rebuild_task
 from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.origin import own_data, run_config
@@ -62,6 +63,8 @@ def evaluate(
     workers: Natural = 0,
     limit: Natural = 0,
     views: Views | None = None,
+    compile: bool = False,  # noqa: A002 - the setting's name, as in training
+    note: Note | None = None,
 ) -> Evaluation:
     """Evaluate a run (its best model) or a model folder.
 
@@ -76,12 +79,15 @@ def evaluate(
         limit: Dry run: at most this many batches; 0 means all.
         views: Parts of each sample over which a classifier's probabilities are averaged, such as
             ``Views(temporal=5, spatial=3)``; one in the middle when not given.
+        compile: Compile the model for full batches; pays where there are many.
+        note: Told how long compilation took.
 
     Raises:
         UserError: There is nothing to evaluate, or the data or the views do not fit.
     """
     views = views or Views()
-    loaded = average_views(load_with_info(model), views, batch_size)
+    loaded = load_with_info(model)
+    single, loaded = loaded, average_views(loaded, views, batch_size)
     config = run_config(model)
     path, which = split_address(model)
     recorded = None
@@ -95,17 +101,24 @@ def evaluate(
     skipped: list[str] = []
     if isinstance(source, FlowPairs):
         # Measured pairs have sizes of their own, which no batch could hold.
+        if compile:
+            raise ConfigError(
+                f"compile=True has no effect on the measured pairs of {dataset.address}, which are "
+                f"evaluated one at a time; leave it out"
+            )
         scale = find_settings(FlowConfig, loaded, config).scale
         pairs = (source.read(index) for index in range(len(source))[: limit or None])
         figures = evaluate_pairs(loaded.model, pairs, scale=scale)
         return Evaluation(figures, (), None, skipped)
     loader = make_eval_loader(source, specs, batch_size=batch_size, workers=workers, views=views)
-    batches = _collect_bad(loader, skipped, limit)
+    compiled = compile_loaded(single, batch_size, views, on=compile)
+    batches = compiled.batches(_collect_bad(loader, skipped, limit))
     if loaded.info.task == "classify":
         result = evaluate_classifier(loaded, batches, skipped)
     else:
         task = rebuild_task(loaded, config)
         result = Evaluation(task.evaluate(batches), (), None, skipped)
+    tell(compiled, note)
     if recorded is not None:
         matrix = None if result.matrix is None else result.matrix.tolist()
         seen = {"views": str(views)} if views.count > 1 else {}

@@ -18,6 +18,7 @@ from perceivers.tasks.segmentation import segmented_modality
 from perceivers.types import Points
 from perceivers.workflows.averaging import check_views
 from perceivers.workflows.cloud_prediction import predict_clouds
+from perceivers.workflows.compiling import Note, compile_loaded, tell
 from perceivers.workflows.flow_prediction import predict_flow, predicts_flow
 from perceivers.workflows.prediction import (
     RECORD_TASKS,
@@ -57,6 +58,8 @@ def predict(
     out: str | Path | None = None,
     pad: bool = False,
     overwrite: bool = False,
+    compile: bool = False,  # noqa: A002 - the setting's name, as in training
+    note: Note | None = None,
 ) -> Iterator[Record]:
     """Yield a record per file, and per text; a file that cannot be read has ``error`` instead.
 
@@ -82,6 +85,9 @@ def predict(
             their folder: ``masks``, ``flow`` or ``reconstructed`` when not given.
         pad: Flow: repeat the edge of images below a tile's size instead of refusing them.
         overwrite: Replace what is in ``out``.
+        compile: Compile the model for full batches; pays where there are many, and serves answers
+            that are records of files.
+        note: Told how long compilation took.
 
     Raises:
         UserError: The model was not trained for a task that predicts, a path does not exist, a text
@@ -92,22 +98,54 @@ def predict(
     kind = find_kind(loaded, model)
     if pad and kind != "flow":
         raise ConfigError(f"{model} computes no flow, so there is nothing to pad; leave out pad")
+    if compile:
+        check_compiled(loaded, model, kind)
     if kind != "records":
         if texts:
             raise ConfigError(f"{model} {FILES[kind].does}; give files, not texts (--text)")
         folder = out or FILES[kind].folder
         yield from FILES[kind].answer(Request(model, loaded, paths, folder, pad, overwrite))
         return
+    compiled = compile_loaded(loaded, batch_size, views, on=compile)
     records = predict_records(
-        loaded, model, paths, texts=texts, top=top, batch_size=batch_size, views=views
+        loaded,
+        model,
+        paths,
+        texts=texts,
+        top=top,
+        batch_size=batch_size,
+        views=views,
+        compiled=compiled,
     )
     if out is None:
         yield from records
+        tell(compiled, note)
         return
     check_out(Path(out), overwrite=overwrite)
     found = list(records)
+    tell(compiled, note)
     write_predictions(found, Path(out))
     yield from found
+
+
+def check_compiled(loaded: Loaded, model: str | Path, kind: str) -> None:
+    """Refuse to compile where a model is given one sample at a time.
+
+    Args:
+        loaded: The model.
+        model: Names it, for messages.
+        kind: How it answers.
+
+    Raises:
+        ConfigError: It answers with files, or fills in texts.
+    """
+    if kind == "records" and loaded.info.task != "mlm":
+        return
+    does = FILES[kind].does if kind in FILES else "fills in [MASK] of texts"
+    raise ConfigError(
+        f"compile=True has no effect on {model}: it {does}, one sample at a time, and batches are "
+        f"what is compiled; leave it out"
+    )
 
 
 def find_kind(loaded: Loaded, model: str | Path) -> str:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded
-from perceivers.data import find_files, make_eval_loader, open_samples, read_files
+from perceivers.data import Batch, find_files, make_eval_loader, open_samples, read_files
 from perceivers.data.byte_codec import decode_ids, encode_text, pad_ids, wrap_ids
 from perceivers.data.files import pair_files
 from perceivers.data.views import Views
 from perceivers.errors import ConfigError, DataError
 from perceivers.escaping import write_csv
 from perceivers.files import write_atomic
+from perceivers.models.compiling import Uncompiled
 from perceivers.reading import read_file
 from perceivers.tasks.answers import NO_ANSWER, check_answer, is_answer
 from perceivers.tasks.mlm import text_modality
@@ -41,6 +42,7 @@ def predict_records(
     top: int = 5,
     batch_size: int = 32,
     views: Views,
+    compiled: Uncompiled,
 ) -> Iterator[dict[str, Any]]:
     """Yield a record per file, and per text; ``predicting.predict`` says what is in them.
 
@@ -53,6 +55,7 @@ def predict_records(
         top: Classes listed per file, at least 1.
         batch_size: Files at once; where there are several views of each, views at once.
         views: Parts of each file over which a classifier's probabilities are averaged.
+        compiled: The model's parts.
 
     Raises:
         UserError: A path does not exist, a text is too long, or the views do not fit.
@@ -66,15 +69,20 @@ def predict_records(
         yield from _fill(loaded, paths, texts)
         return
     if texts:
-        yield from _answer_texts(loaded, texts, top)
+        yield from _answer_texts(loaded, texts, top, compiled)
     if is_data_file(paths):
-        yield from _answer_samples(loaded, str(paths[0]), top, batch_size, views)
+        yield from _answer_samples(loaded, str(paths[0]), top, batch_size, views, compiled)
     elif paths:
-        yield from _answer_files(loaded, paths, top, batch_size, views)
+        yield from _answer_files(loaded, paths, top, batch_size, views, compiled)
 
 
 def _answer_files(
-    loaded: Loaded, paths: Sequence[str | Path], top: int, batch_size: int, views: Views
+    loaded: Loaded,
+    paths: Sequence[str | Path],
+    top: int,
+    batch_size: int,
+    views: Views,
+    compiled: Uncompiled,
 ) -> Iterator[dict[str, Any]]:
     """Yield a record per file, or per sample of several files paired by name, readable or not."""
     specs, may_lack = loaded.model.config.data_inputs, can_lack(loaded.model)
@@ -82,8 +90,7 @@ def _answer_files(
     samples = [list(parts.values()) for parts in pair_files(files, tuple(specs))]
     for names, batch in read_files(files, specs, batch_size, views, may_lack=may_lack):
         if names:
-            held = held_modalities(loaded.model, batch)
-            records = _records(loaded, answer(loaded.model, batch.inputs, held), top)
+            records = _answer_batch(loaded, batch, top, compiled)
             for index, record in zip(batch.index.tolist(), records, strict=True):
                 several = {"files": samples[index]} if len(samples[index]) > 1 else {}
                 yield {"file": samples[index][0], **several, **record}
@@ -92,21 +99,29 @@ def _answer_files(
             yield {"file": file, "error": reason}
 
 
+def _answer_batch(
+    loaded: Loaded, batch: Batch, top: int, compiled: Uncompiled
+) -> list[dict[str, Any]]:
+    """Return a record per sample; nothing is compiled while a caller holds one of them."""
+    held = held_modalities(loaded.model, batch)
+    with compiled.batch(len(batch)):
+        return _records(loaded, answer(loaded.model, batch.inputs, held), top)
+
+
 def is_data_file(paths: Sequence[str | Path]) -> bool:
     """Tell whether one path is given, of a file whose parts are samples."""
     return len(paths) == 1 and str(paths[0]).lower().endswith(DATA_ENDINGS)
 
 
 def _answer_samples(
-    loaded: Loaded, address: str, top: int, batch_size: int, views: Views
+    loaded: Loaded, address: str, top: int, batch_size: int, views: Views, compiled: Uncompiled
 ) -> Iterator[dict[str, Any]]:
     """Yield a record per sample of a data address; samples may lack modalities."""
     specs = loaded.model.config.data_inputs
     for source in open_samples(address).values():
         loader = make_eval_loader(source, specs, batch_size=batch_size, views=views, strict=True)
         for batch in loader:
-            held = held_modalities(loaded.model, batch)
-            records = _records(loaded, answer(loaded.model, batch.inputs, held), top)
+            records = _answer_batch(loaded, batch, top, compiled)
             for index, record in zip(batch.index.tolist(), records, strict=True):
                 yield {"file": str(source.names[index]), **record}
             for text in batch.bad:
@@ -114,12 +129,16 @@ def _answer_samples(
                 yield {"file": file, "error": reason}
 
 
-def _answer_texts(loaded: Loaded, texts: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
+def _answer_texts(
+    loaded: Loaded, texts: Sequence[str], top: int, compiled: Uncompiled
+) -> Iterator[dict[str, Any]]:
     """Yield a record per text."""
     name, spec = _text_input(loaded)
     for text in texts:
         ids = text_ids(text, spec, f"text {text[:40]!r}")
-        yield {"text": text, **_records(loaded, loaded.model({name: ids}), top)[0]}
+        with compiled.batch(1):
+            record = _records(loaded, loaded.model({name: ids}), top)[0]
+        yield {"text": text, **record}
 
 
 def text_ids(text: str | bytes, spec: Bytes, where: str, *, parse_masks: bool = False) -> Tensor:

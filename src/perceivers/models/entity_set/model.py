@@ -26,6 +26,7 @@ from perceivers.models.flat.carry import check_resizable, flat_layer_depths
 from perceivers.models.flat.config import config_from_json, config_to_json
 from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.models.perceiver_io import DecoderConfig, Output, PerceiverIO, PerceiverIOConfig
+from perceivers.nn.blocks import Read, SelfAttentionLayer
 from perceivers.nn.init import init_linears_
 from perceivers.nn.linear import Linear
 from perceivers.settings import Count, Settings, change
@@ -133,6 +134,7 @@ class EntitySet(SavedModule):
     family = "entity_set"
     # What fine-tuning carries over: everything but the embeddings and the pointer.
     core = ("body.",)
+    repeated = (Read, SelfAttentionLayer)
     config: EntitySetConfig
 
     def __init__(self, config: EntitySetConfig) -> None:

@@ -15,7 +15,7 @@ from perceivers.adapters import ElementAdapter
 from perceivers.errors import ConfigError, InputError
 from perceivers.masking import MaskPlan, draw_units
 from perceivers.models.hiera.backbone import Backbone, Pyramid
-from perceivers.models.hiera.block import NORM_EPSILON
+from perceivers.models.hiera.block import NORM_EPSILON, HieraBlock
 from perceivers.models.hiera.config import HieraConfig, check_size
 from perceivers.models.hiera.decoder import HieraPatchDecoder
 from perceivers.models.hiera.encoder import Encoded, HieraEncoder
@@ -42,6 +42,7 @@ class Hiera(Backbone):
     family = "hiera"
     # What fine-tuning carries over. The norm of an auto-encoder's tokens becomes that of the mean.
     core = ("encoder.", "norm.")
+    repeated = (HieraBlock,)
     config: HieraConfig
 
     def __init__(self, config: HieraConfig) -> None:

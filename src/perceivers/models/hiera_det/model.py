@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from perceivers.adapters import ElementAdapter
 from perceivers.models.hiera.backbone import Backbone, Pyramid
-from perceivers.models.hiera.block import NORM_EPSILON
+from perceivers.models.hiera.block import NORM_EPSILON, HieraBlock
 from perceivers.models.hiera.initialise import DEVIATION, HEAD_SCALE
 from perceivers.models.hiera_det.config import HieraDetConfig, check_smallest
 from perceivers.models.hiera_det.encoder import HieraDetEncoder
@@ -37,6 +37,7 @@ class HieraDet(Backbone):
     family = "hiera_det"
     # What fine-tuning carries over: all but the read-out, which a trunk does not have.
     core = ("encoder.",)
+    repeated = (HieraBlock,)
     config: HieraDetConfig
 
     def __init__(self, config: HieraDetConfig) -> None:

@@ -17,7 +17,7 @@ from perceivers.models.hip.config import HiPConfig
 from perceivers.models.hip.decoder import HiPDecoder, ReadOut
 from perceivers.models.hip.encoder import Encoded, HiPEncoder, gather_slots
 from perceivers.models.hip.heads import MeanHead, QueryHead
-from perceivers.nn.blocks import PerceiverBlock
+from perceivers.nn.blocks import PerceiverBlock, Read, SelfAttentionLayer
 from perceivers.nn.grouping import GroupLayout
 from perceivers.nn.init import init_linears_, truncated_normal_
 from perceivers.nn.positions import LearnedPositions, resize_table
@@ -43,6 +43,7 @@ class HiP(SavedModule):
     family = "hip"
     # What fine-tuning carries over: everything up to the processor.
     core = ("encoder.",)
+    repeated = (Read, SelfAttentionLayer)
     config: HiPConfig
 
     def __init__(self, config: HiPConfig) -> None:

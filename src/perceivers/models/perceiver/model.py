@@ -23,6 +23,7 @@ from perceivers.models.flat.encoded import Encoded
 from perceivers.models.flat.initialise import initialise
 from perceivers.models.flat.trunk import Trunk
 from perceivers.models.perceiver.config import PerceiverConfig
+from perceivers.nn.blocks import Read, SelfAttentionLayer
 from perceivers.nn.linear import Linear
 from perceivers.settings import change
 from perceivers.types import ModalitySpec
@@ -44,6 +45,7 @@ class Perceiver(SavedModule):
     family = "perceiver"
     # What fine-tuning carries over: everything up to the latents.
     core = ("inputs.", "trunk.")
+    repeated = (Read, SelfAttentionLayer)
     config: PerceiverConfig
 
     def __init__(self, config: PerceiverConfig) -> None:

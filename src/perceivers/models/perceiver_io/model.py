@@ -30,6 +30,7 @@ from perceivers.models.flat.initialise import initialise
 from perceivers.models.flat.trunk import Trunk
 from perceivers.models.perceiver_io.config import Output, PerceiverIOConfig
 from perceivers.models.perceiver_io.decoder import Decoder, LearnedQueries, TiedHead, pick_rows
+from perceivers.nn.blocks import Read, SelfAttentionLayer
 from perceivers.nn.space_depth import depth_to_space, space_to_depth
 from perceivers.settings import change
 from perceivers.types import ModalitySpec
@@ -50,6 +51,7 @@ class PerceiverIO(SavedModule):
     family = "perceiver_io"
     # What fine-tuning carries over: everything up to the latents.
     core = ("inputs.", "trunk.")
+    repeated = (Read, SelfAttentionLayer)
     config: PerceiverIOConfig
 
     def __init__(self, config: PerceiverIOConfig) -> None:
