@@ -16,7 +16,13 @@ ABOUT = {
     "command": "perceivers bench",
     "date": "2026-11-30",
     "rounds": 3,
-    "machine": {"cpu": "a CPU", "gpu": None, "torch": "2.13.0", "threads": 2},
+    "machine": {
+        "cpu": "a CPU",
+        "gpu": None,
+        "torch": "2.13.0",
+        "threads": 2,
+        "load_average": [0.1, 0.2, 0.3],
+    },
 }
 
 
@@ -121,15 +127,16 @@ def test_tables_hold_every_number() -> None:
     settings = BenchSettings(passes=("step",), memory_limit=(4.0,))
     text = write_tables(settings, rows, largest, reference=PERCEIVER_IO, about=ABOUT)
     for line in (
-        "a CPU, 2 threads, torch 2.13.0, float32, batch 1, 2026-11-30. Medians of 3 rounds",
+        "a CPU, 2 threads, torch 2.13.0, float32, batch 1, 2026-11-30, load average 0.1 before",
+        "Medians of 3 rounds with their range; peak memory of the whole process",
         f"| size (inputs) | {PERCEIVER_IO} | hip_16 |",
         "| 224 (50,176) | 8.00 s [6.00-9.00], 2 GB | 2.00 s [1.80-2.00], 3 GB |",
         "| 512 (262,144) | out of memory | failed |",
         "| 224 (50,176) | 1.00 | 4.00 [3.00-5.00] (paper: 3.72) |",
         "| 224 (50,176) | 50.2 | 50.2 |",
         "| bytes per further input | 1,000 | 1,000 |",
-        "| 4 GB | hip_16 | 2016 x 2016 | 4,064,256 | 3.95 GB | 2048: out of memory |",
-        f"| 4 GB | {PERCEIVER_IO} | none | - | - | 32: out of memory |",
+        "| 4 GB | hip_16 | 2016 x 2016 | 4,064,256 | 3.95 GB | 2048: out of memory | 1024 x 1024 |",
+        f"| 4 GB | {PERCEIVER_IO} | none | - | - | 32: out of memory | 512 x 512 |",
         "- hip_16, 512, step: ValueError: no",
     ):
         assert line in text

@@ -60,6 +60,7 @@ def bench(
     **settings: Any,
 ) -> tuple[benchmarking.Bench, Machine, Sequence[str]]:
     machine = Machine(ends)
+    monkeypatch.setattr("os.getloadavg", lambda: (0.1, 0.1, 0.1))
     monkeypatch.setattr(benchmarking, "run_child", machine)
     monkeypatch.setattr(benchmarking, "free_host_memory", lambda: Free(20e9, "the machine"))
     lines: list[str] = []
@@ -147,6 +148,13 @@ def test_a_memory_limit_shows_who_runs_out_first(
     assert not machine.requests[-1].timed
     assert "The largest image that trains" in (tmp_path / "table.md").read_text()
     assert len(json.loads((tmp_path / "bench.json").read_text())["largest"]) == 4
+
+
+def test_a_busy_machine_is_pointed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarking, "BUSY", 0.0)
+    monkeypatch.setattr(benchmarking, "draw_throughput", lambda *given, **more: None)
+    _, _, lines = bench(tmp_path, monkeypatch, rounds=1)
+    assert lines[0].startswith("note: other programs compute too (load average 0.1 on ")
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_is(

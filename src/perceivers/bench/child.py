@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from math import inf
 from statistics import median
 from typing import Any
 
@@ -153,8 +154,7 @@ def measure(request: Request, answer: Callable[[Mapping[str, Any]], None]) -> No
         if device.type == "cuda":
             total = torch.cuda.get_device_properties(device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, request.limit / total))
-        else:
-            PeakWatch(request.limit, give_up).start()
+        PeakWatch(inf if device.type == "cuda" else request.limit, give_up).start()
         torch.manual_seed(0)
         subject = find_subject(request.model)
         built = build_subject(subject, request.size, request.batch_size, device)

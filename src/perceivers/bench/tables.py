@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from perceivers.bench.paper import LARGEST as PAPER_LARGEST
 from perceivers.bench.searching import LARGEST, Largest
 from perceivers.bench.settings import PASSES, BenchSettings, Pass
 from perceivers.bench.subjects import find_subject
@@ -67,14 +68,15 @@ def describe(settings: BenchSettings, about: Mapping[str, Any], *, ranges: bool 
         ranges: Whether ranges are shown too.
     """
     machine = about["machine"]
+    load = machine["load_average"][0]
     where = machine["gpu"] if settings.computes_on == "cuda" else machine["cpu"]
     threads = _count(settings.threads or machine["threads"], "thread")
     held = "on the GPU" if settings.computes_on == "cuda" else "of the whole process"
     rounds = _count(about["rounds"], "round") + (" with their range" if ranges else "")
     return (
         f"{where}, {threads}, torch {machine['torch']}, {settings.computes_in}, batch "
-        f"{settings.batch_size}, {about['date']}. Medians of {rounds}; peak memory {held}; GB is "
-        f"10^9 bytes."
+        f"{settings.batch_size}, {about['date']}, load average {load} before. "
+        f"Medians of {rounds}; peak memory {held}; GB is 10^9 bytes."
     )
 
 
@@ -142,8 +144,11 @@ def _largest(found: Sequence[Largest]) -> str:
         after = MISSING if each.next_size is None else f"{each.next_size}: {each.next_status}"
         label = find_subject(each.model).label
         inputs = f"{each.size**2:,}" if each.size else MISSING
-        body.append([f"{each.limit / GB:g} GB", label, fits, inputs, peak, after])
+        paper = PAPER_LARGEST.get(each.model)
+        cells = [f"{each.limit / GB:g} GB", label, fits, inputs, peak, after]
+        body.append([*cells, MISSING if paper is None else f"{paper} x {paper}"])
     columns = ["limit", "model", "largest image", "inputs", "peak memory", "next size tried"]
+    columns.append("largest in the paper's table")
     return markdown(columns, body)
 
 

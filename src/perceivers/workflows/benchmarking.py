@@ -28,6 +28,8 @@ from perceivers.version import __version__
 # What a measurement may take of the free memory, where no limit is given: a machine that runs out
 # of it ends processes, not always the one that took it.
 USABLE = 0.95
+# Load per core above which times say little.
+BUSY = 0.5
 RECORD, TABLE, FIGURE = "bench.json", "table.md", "bench.png"
 Report = Callable[[str], None]
 
@@ -135,7 +137,7 @@ class Runner:
         self.settings, self.subjects, self.folder = settings, subjects, folder
         self._report = report
         self._reference = choose_reference(settings, [subject.name for subject in subjects])
-        self._about = {
+        self._about: dict[str, Any] = {
             "command": command or "perceivers bench",
             "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
             "machine": describe_machine(),
@@ -147,6 +149,13 @@ class Runner:
     def run(self) -> Bench:
         """Measure everything."""
         bench = None
+        machine = self._about["machine"]
+        load, cores = machine["load_average"][0], machine["cores"] or 1
+        if load > BUSY * cores:
+            self._report(
+                f"note: other programs compute too (load average {load} on {cores} cores), so "
+                f"times are longer than on a quiet machine; memory is not affected"
+            )
         for turn in range(1, self.settings.rounds + 1):
             for size in sorted(self.settings.sizes):
                 for subject in self.subjects:
@@ -156,7 +165,7 @@ class Runner:
         if self.settings.memory_limit:
             for subject in self.subjects:
                 self.largest += self._search(subject)
-            bench = self._write()
+                bench = self._write()
         assert bench is not None
         return bench
 
