@@ -5,8 +5,9 @@
 One small model of each family. A step is forward and backward of its task, features are what
 ``embed`` computes. Both ways run in one process and in turn, A B A B, on the same compiled model:
 the uncompiled way leaves the compiled code aside. A ratio is the median of the ratios of
-neighbours, with its range. Warm-up is measured twice: with an empty cache of compiled code, and
-with the one that this leaves on the disk, as a second run finds it.
+neighbours, with its range, in wall and in process CPU time. Warm-up is measured twice: with an
+empty cache of compiled code, and with the one that this leaves on the disk, as a second run finds
+it.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from typing import Any
 import torch
 
 import perceivers as pv
-from measuring import describe_machine, keep_freed_memory, measure_times, ratios, show, spread
+from measuring import keep_freed_memory, measure_times, ratios, show, show_ratios
+from perceivers.bench.machine import describe_machine
 from perceivers.data import Batch
 from perceivers.models.compiling import CompiledParts
 from perceivers.tasks import (
@@ -139,7 +141,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
             "theirs": lambda run=run: run(compiled=False),
             "ours": lambda run=run: run(compiled=True),
         }
-        row[name] = ratios(measure_times(runs, rounds))["wall"]
+        row[name] = ratios(measure_times(runs, rounds))
     return row
 
 
@@ -149,6 +151,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--cache", type=Path, help="compiled code to begin with and to keep; none when not given"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -160,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "rows": [],
     }
     with tempfile.TemporaryDirectory() as cache:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(args.cache or cache)
         for name in args.cases:
             results["rows"].append(measure(CASES[name], args.rounds))
             if args.out:
@@ -170,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{row['model']}, batch {row['batch']}",
             f"{row['parts']} in {row['graphs']}",
             *(
-                f"{spread(row[n]['speedup'])} ({row[n]['seconds'][1]:.3f} s)"
+                f"{show_ratios(row[n])}, {row[n]['cpu']['seconds'][1]:.2f} s"
                 for n in ("step", "features")
             ),
             *(f"{row[n][0]:.0f} s + {row[n][1]:.0f} s" for n in ("cold", "cached")),
@@ -178,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for row in results["rows"]
     ]
     columns = ("model", "parts in graphs", "step", "features", "warm-up", "from the cache")
-    show("uncompiled / compiled in time (uncompiled seconds)", columns, rows)
+    show("uncompiled / compiled in time (wall / processor), uncompiled seconds", columns, rows)
 
 
 if __name__ == "__main__":

@@ -134,8 +134,8 @@ class TrainConfig(Settings, prefix=""):
     recompute: bool = False
     """Recompute self-attention layers in the backward pass: less memory, more time."""
     compile: bool = False
-    """Compile the model's blocks (torch.compile): faster steps, after a warm-up that is reported.
-    Repeats itself bit for bit, but not the numbers of an uncompiled run."""
+    """Compile the model's blocks (torch.compile), which takes a warm-up that is reported; gives
+    little on CPUs. Repeats itself bit for bit, but not the numbers of an uncompiled run."""
     model_options: dict[str, Any] = field(default_factory=dict)
     """Fields of the model's config to override, for instance drop_path_rate: 0.1."""
     precision: Precision = "auto"
