@@ -1,6 +1,7 @@
 """Precision and library of matrix products: chosen when a run starts, and kept when it resumes."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from safetensors.torch import load_file
 
 import perceivers as pv
 from perceivers.errors import CheckpointError
+from perceivers.models.hip import encoder
 from perceivers.nn import linear as linear_module
 from perceivers.nn import linear_choice
 from perceivers.nn.linear_choice import onednn_works
 from perceivers.training.loop import Interrupted, Trainer
+from perceivers.training.numerics import Numerics
 from perceivers.workflows import numerics as choosing
 from perceivers.workflows.preparing import PREPARE
 
@@ -70,7 +73,8 @@ def test_a_run_resumes_with_the_library_that_it_began_with(
     resumed = pv.resume(tmp_path / "half", quiet=True)
     assert equal(whole.path, resumed.path)
     kept = json.loads((resumed.path / "numerics.json").read_text(encoding="utf-8"))
-    assert kept == {"device": "cpu", "precision": "float32", "linear": library}
+    expected = {"device": "cpu", "precision": "float32", "linear": library, "chunks": True}
+    assert kept == expected
 
 
 def test_a_run_from_before_goes_on_with_torch_s_products_and_says_so(
@@ -80,7 +84,10 @@ def test_a_run_from_before_goes_on_with_torch_s_products_and_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(linear_module, "LEAST_PRODUCTS", 1 << 10)
+    monkeypatch.setattr(encoder, "CHUNKED_FROM", 1)
+    monkeypatch.setattr(encoder, "CHUNK_SLOTS", 1 << 9)
     monkeypatch.setenv("PERCEIVERS_LINEAR", "torch")
+    monkeypatch.setattr(choosing, "Numerics", partial(Numerics, chunks=False))
     whole = pv.train(**SETTINGS, steps=6, out=str(tmp_path / "whole"))
     halfway(tmp_path / "half")
     (tmp_path / "half" / "numerics.json").unlink()
@@ -96,6 +103,7 @@ def test_a_run_from_before_goes_on_with_torch_s_products_and_says_so(
     [
         ({"linear": "onednn"}, "torch", "multiplied matrices by onednn, and goes on with torch"),
         ({"device": "cuda", "precision": "bf16"}, "", "computed in bf16 on cuda, and goes on in"),
+        ({"chunks": 1}, "", "is damaged: chunks is 1, expected True or False"),
         ({"linear": "abacus"}, "", "is damaged: linear is 'abacus', expected torch or onednn"),
     ],
 )

@@ -180,7 +180,11 @@ class PerceiverBlock(nn.Module):
         skip: Float[Tensor, "B G N S"] | None = None,
     ) -> Float[Tensor, "B G n C"]:
         """Return the latents; with ``recompute`` the backward pass computes layers again."""
-        x = self.read(self._queries(tokens), tokens, mask, skip)
+        queries = self.queries(tokens.shape[0], tokens.device)
+        return self.transform(self.read(queries, tokens, mask, skip))
+
+    def transform(self, x: Float[Tensor, "B G n C"]) -> Float[Tensor, "B G n C"]:
+        """Pass what was read through the self-attention layers."""
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, x, use_reentrant=False)
@@ -188,14 +192,20 @@ class PerceiverBlock(nn.Module):
                 x = layer(x)
         return x
 
-    def _queries(self, tokens: Tensor) -> Tensor:
-        """The latents for this batch: all of them once, or a random subset per sample and group."""
+    @property
+    def runs_as_it_is(self) -> bool:
+        """Whether calling its parts is calling it: it has no hooks, and was not compiled."""
+        hooks = (self._forward_hooks, self._forward_pre_hooks, self._backward_hooks)
+        return not any(hooks) and self._compiled_call_impl is None
+
+    def queries(self, batch: int, device: torch.device) -> Float[Tensor, "#B G n C"]:
+        """The latents for a batch: all of them once, or a random subset per sample and group."""
         latents = self.latents.unsqueeze(0)  # [1, G, N, C]
         _, groups, num, dim = latents.shape
         if not self.training or self.train_latents in {None, num}:
             return latents
-        noise = torch.rand(tokens.shape[0], groups, num, device=tokens.device)
+        noise = torch.rand(batch, groups, num, device=device)
         chosen = noise.argsort(-1)[..., : self.train_latents]
-        return latents.expand(tokens.shape[0], -1, -1, -1).gather(
+        return latents.expand(batch, -1, -1, -1).gather(
             2, chosen.unsqueeze(-1).expand(-1, -1, -1, dim)
         )

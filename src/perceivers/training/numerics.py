@@ -5,11 +5,15 @@
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import get_args
 
 from perceivers.errors import CheckpointError
 from perceivers.files import read_json_file, write_json
+from perceivers.nn.chunking import use_chunks
+from perceivers.nn.linear import use_linear
 from perceivers.nn.linear_choice import VARIABLE, Library, choose_library, onednn_works
 from perceivers.training.run_folder import RunFolder
 from perceivers.training.runtime import Resolved
@@ -23,11 +27,19 @@ class Numerics:
         device: Type of the devices that it was chosen for.
         precision: Of the steps and evaluations.
         linear: Library of float32 matrix products on CPUs.
+        chunks: Whether long reads of many groups are computed a few groups at a time.
     """
 
     device: str
     precision: Resolved
     linear: Library
+    chunks: bool = True
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Compute like this inside the block; the precision is the runtime's."""
+        with use_linear(self.linear), use_chunks(on=self.chunks):
+            yield
 
 
 def write_numerics(folder: RunFolder, numerics: Numerics) -> None:
@@ -51,10 +63,10 @@ def recall_numerics(
     """
     if not folder.numerics.exists():
         note = (
-            "this run began before matrix products could be computed by oneDNN, and goes on with "
-            "torch's own"
+            "this run began before matrix products could be computed by oneDNN and long inputs in "
+            "chunks, and goes on with torch's own products and without chunks"
         )
-        return Numerics(device, precision, "torch"), [note]
+        return Numerics(device, precision, "torch", chunks=False), [note]
     kept = _read(folder)
     notes = []
     if kept.device == device:
@@ -74,17 +86,18 @@ def recall_numerics(
             f"this run multiplied matrices by {kept.linear}, and goes on with {linear}; its "
             f"figures may differ in the last digits from here on"
         )
-    return Numerics(device, precision, linear), notes
+    return Numerics(device, precision, linear, kept.chunks), notes
 
 
 def _read(folder: RunFolder) -> Numerics:
     found = read_json_file(folder.numerics)
-    rules = {"precision": get_args(Resolved), "linear": get_args(Library)}
+    rules = {"precision": get_args(Resolved), "linear": get_args(Library), "chunks": (True, False)}
     for name, known in rules.items():
-        if found.get(name) not in known:
+        value = found.get(name)
+        if value not in known or type(value) is not type(known[0]):
             raise CheckpointError(
-                f"{folder.numerics} is damaged: {name} is {found.get(name)!r}, expected "
-                f"{' or '.join(known)}; restore it, or delete it to go on in float32 with torch's "
-                f"own products"
+                f"{folder.numerics} is damaged: {name} is {value!r}, expected "
+                f"{' or '.join(map(str, known))}; restore it, or delete it to go on in float32 "
+                f"with torch's own products"
             )
-    return Numerics(str(found.get("device")), found["precision"], found["linear"])
+    return Numerics(str(found.get("device")), found["precision"], found["linear"], found["chunks"])

@@ -19,7 +19,6 @@ from perceivers.errors import ConfigError, RunError, is_users, suggest
 from perceivers.files import make_folder, real_path, remove_leftovers
 from perceivers.models.registry import FAMILIES, find_family, list_models
 from perceivers.models.tables import position_tables
-from perceivers.nn.linear import use_linear
 from perceivers.settings import (
     all_unused,
     check_again,
@@ -219,7 +218,7 @@ def resume(
             )
             prepared.notes.extend(notes)
             runtime.use_precision(numerics.precision)
-            with use_linear(numerics.linear):
+            with numerics.used():
                 _run(config, task, prepared, folder, runtime, record, quiet=quiet, resuming=True)
         return _report(folder, runtime)
 
@@ -298,7 +297,7 @@ def _start(verb: str, config: TrainConfig | None, settings: dict[str, Any]) -> R
                 folder.create(task, typed, overwrite=overwrite)
                 save_positions(prepared.task.model, folder)
             runtime.barrier()
-            with use_linear(numerics.linear):
+            with numerics.used():
                 _run(config, task, prepared, folder, runtime, record, quiet=quiet, resuming=False)
         return _report(folder, runtime)
 

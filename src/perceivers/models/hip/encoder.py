@@ -17,10 +17,15 @@ from perceivers.errors import InputError, suggest
 from perceivers.masking import MaskPlan
 from perceivers.models.hip.config import HiPConfig
 from perceivers.nn.blocks import PerceiverBlock, Read, SelfAttentionLayer
+from perceivers.nn.chunking import map_chunks, may_chunk
 from perceivers.nn.grouping import GroupLayout, Share
 from perceivers.nn.linear import Linear
 from perceivers.nn.positions import FourierPositions, LearnedPositions
 from perceivers.nn.regroup import regroup
+
+# Slots of a batch from which the first read is computed in chunks, and slots of a chunk.
+CHUNKED_FROM = 1 << 18
+CHUNK_SLOTS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -179,20 +184,33 @@ class InputEmbedding(nn.Module):
         """Embedded elements of one modality with their positions, ``[B, g, K, E]``."""
         if raw is None:
             return rows.new_zeros(batch, rows.shape[1], rows.shape[2], self.config.input_dim)
-        adapter = self.adapters[share.name]
-        embed = self.embed[share.name]
-        assert isinstance(adapter, ElementAdapter)
+        values = self.slots(raw, share)
+        return self.embed_slots(
+            share.name, values if kept is None else gather_slots(values, kept), rows
+        )
+
+    def slots(self, raw: Tensor, share: Share) -> Shaped[Tensor, "B g S c"]:
+        """Raw values of one modality, grouped; a view wherever nothing is padded."""
+        values = self._adapter(share.name).flatten(raw)
+        return share.split(values if values.ndim == 3 else values.unsqueeze(-1))
+
+    def embed_slots(
+        self, name: str, values: Shaped[Tensor, "B g K c"], rows: Float[Tensor, "#B g K P"]
+    ) -> Float[Tensor, "B g K E"]:
+        """Embed raw values of one modality, and add or append their position rows."""
+        adapter, embed = self._adapter(name), self.embed[name]
         assert isinstance(embed, nn.Linear)
-        values = adapter.flatten(raw)
-        values = share.split(values if values.ndim == 3 else values.unsqueeze(-1))
-        if kept is not None:
-            values = gather_slots(values, kept)
         if adapter.spec.kind == "labels":
             values = values.squeeze(-1)
         x = embed(adapter.normalise(values, embed.weight.dtype))
         if self.config.positions == "learned":
             return x + rows
         return torch.cat([x, rows.to(x.dtype).expand(x.shape[0], -1, -1, -1)], -1)
+
+    def _adapter(self, name: str) -> ElementAdapter:
+        adapter = self.adapters[name]
+        assert isinstance(adapter, ElementAdapter)
+        return adapter
 
 
 class LabelEmbedding(nn.Module):
@@ -259,17 +277,69 @@ class HiPEncoder(nn.Module):
         grouped = self._check(inputs)
         check_present(present or {}, inputs)
         layout = self.config.layout(tuple(grouped))
-        x, mask = self.inputs(grouped, layout, plan, present or {})
         labels = self._labels(inputs)
-        levels: list[Tensor] = []
-        for index, block in enumerate(self.blocks):
-            if index:
-                x = regroup(x, self.config.levels[index].num_groups, self.config.regroup)
+        first, *rest = self.blocks
+        assert isinstance(first, PerceiverBlock)
+        if plan is None and not present and self._reads_in_chunks(grouped, layout):
+            x = first.transform(self._read_in_chunks(grouped, layout))
+        else:
+            x = first(*self.inputs(grouped, layout, plan, present or {}))
+        levels: list[Tensor] = [x]
+        for index, block in enumerate(rest, start=1):
+            x = regroup(x, self.config.levels[index].num_groups, self.config.regroup)
             if index == self.config.processor and self.labels is not None:
                 x = torch.cat([x, *self.labels(inputs, labels, x.shape[0])], dim=2)
-            x = block(x, mask if index == 0 else None)
+            x = block(x)
             levels.append(x)
         return Encoded(levels=tuple(levels), layout=layout, labels=labels)
+
+    def _reads_in_chunks(self, inputs: Mapping[str, Tensor], layout: GroupLayout) -> bool:
+        """Tell whether the first read is long enough, and nobody wants to see it as a whole."""
+        first = self.blocks[0]
+        assert isinstance(first, PerceiverBlock)
+        batch = next(iter(inputs.values())).shape[0]
+        slots = sum(share.num_groups * share.slots for share in layout.shares)
+        return (
+            batch * slots >= CHUNKED_FROM
+            and layout.axis == "groups"
+            and all(share.name in inputs for share in layout.shares)
+            and first.read.attention.path == "sdpa"
+            and first.runs_as_it_is
+            and may_chunk()
+        )
+
+    def _read_in_chunks(
+        self, inputs: Mapping[str, Tensor], layout: GroupLayout
+    ) -> Float[Tensor, "B G N C"]:
+        """Embed and read a few groups at a time; only raw inputs and latents are kept."""
+        first, embedding = self.blocks[0], self.inputs
+        assert isinstance(first, PerceiverBlock)
+        raw = next(iter(inputs.values()))
+        queries, found, start = first.queries(raw.shape[0], raw.device), [], 0
+        for share in layout.shares:
+            name, groups = share.name, share.num_groups
+
+            def read(
+                values: Tensor, rows: Tensor, asked: Tensor, real: Tensor, name: str = name
+            ) -> Tensor:
+                tokens = embedding.embed_slots(name, values, rows)
+                mask = None
+                if layout.is_padded:
+                    tokens = torch.where(real.unsqueeze(-1), tokens, 0.0)
+                    mask = real.unsqueeze(2) if self.config.mask_padding else None
+                return first.read(asked, tokens, mask)
+
+            pieces = (
+                embedding.slots(inputs[name], share),
+                embedding.rows(layout, share),
+                queries[:, start : start + groups],
+                share.valid(raw.device).unsqueeze(0),
+            )
+            modules = (embedding.embed[name], first.read)
+            length = max(1, CHUNK_SLOTS // (raw.shape[0] * share.slots))
+            found.append(map_chunks(read, pieces, modules, length=length))
+            start += groups
+        return torch.cat(found, dim=1) if len(found) > 1 else found[0]
 
     def _labels(self, inputs: Mapping[str, Tensor]) -> tuple[str, ...]:
         """The bottleneck labels that get a token: all declared, or (as released) those given."""
