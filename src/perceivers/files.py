@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from perceivers.errors import CheckpointError
 from perceivers.foreign import parse_json
@@ -63,8 +63,13 @@ def _held_root(path: Path) -> str | None:
     return next((root for root in HELD if text == root or text.startswith(root + os.sep)), None)
 
 
-def write_atomic(path: Path, content: bytes | str) -> Path:
-    """Write beside ``path``, flush to disk, then rename; the old file survives any failure."""
+def write_atomic(path: Path, content: bytes | str | Callable[[IO[bytes]], None]) -> Path:
+    """Write beside ``path``, flush to disk, then rename; the old file survives any failure.
+
+    Args:
+        path: The file.
+        content: What it will hold, or a function that writes that into an open file.
+    """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     # An answer is never lost for a name.
@@ -72,7 +77,10 @@ def write_atomic(path: Path, content: bytes | str) -> Path:
     try:
         with inside_held(path):
             with temporary.open("wb") as file:
-                file.write(data)
+                if isinstance(data, bytes):
+                    file.write(data)
+                else:
+                    data(file)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

@@ -4,15 +4,20 @@ A run whose processes hold the whole model writes one file. One that spreads it 
 writes a folder ``step_N`` of parts, and then a small file that names the folder: a run that is
 killed while writing goes on from the one before. Either is read under any strategy and by any
 number of processes.
+
+The state is copied when a save begins, and written later, while the run goes on.
 """
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from perceivers.checkpoints.loading import load_state as load_weights
@@ -22,14 +27,16 @@ from perceivers.training.averaging import WeightAverage
 from perceivers.training.optimizer_state import Named, load_by_name, state_by_name
 from perceivers.training.run_folder import RunFolder
 from perceivers.training.runtime import Runtime
-from perceivers.training.sharded_state import read_parts, write_parts
-from perceivers.training.sharding import spread_like
+from perceivers.training.saving import HostCopies
+from perceivers.training.sharded_state import begin_parts, finish_parts, read_parts
+from perceivers.training.sharding import gather_whole, spread_like
 from perceivers.training.state import Progress, check_names, describe, load_state, save_state
 from perceivers.training.state_checks import StateChecker
 
 REST = "progress.pt"
 PARTS = re.compile(r"step_[0-9]{1,16}")
 WindowState = list[dict[str, Tensor]]
+Weights = dict[str, Tensor]
 
 
 class Checkpoints:
@@ -56,6 +63,9 @@ class Checkpoints:
         self.model = model
         self.optimizer = optimizer
         self.average = average
+        self._copies = HostCopies()
+        # What is written beside the steps must not meet what the steps send each other.
+        self._group = runtime.make_group() if runtime.is_sharded else None
 
     # -- saving ------------------------------------------------------------------------------
 
@@ -64,65 +74,116 @@ class Checkpoints:
         states, _ = state_by_name(self.optimizer, self.model)
         return flatten(self.model.state_dict(), states, self.average)[0]
 
-    def save(self, progress: Progress, window: WindowState) -> None:
-        """Write the state; all processes must call this, and return when it is complete."""
+    def gather_weights(self, *, copy: bool = False) -> Weights:
+        """Return the whole weights as they are now; all processes must call this.
+
+        Args:
+            copy: Return copies in main memory instead of what training goes on to change.
+
+        Returns:
+            Weights by name on the main process, nothing elsewhere.
+        """
+        found: Weights = {}
+        for name, tensor in self.model.state_dict().items():
+            whole = gather_whole(tensor)
+            if self.runtime.is_main:
+                found[name] = whole.to("cpu", copy=True) if copy else whole
+        return found
+
+    def begin(
+        self, progress: Progress, window: WindowState, write_model: Callable[[Weights], None]
+    ) -> Callable[[], None]:
+        """Copy the state; all processes must call this.
+
+        Args:
+            progress: Where the run stands.
+            window: The losses since the last record.
+            write_model: Called on the main process before the state is written, with the weights
+                that are evaluated.
+
+        Returns:
+            What writes the copy. It may run beside the steps, in all processes, and must be done
+            before the next save begins.
+        """
+        progress = replace(progress)
         if self.runtime.is_sharded:
-            self._save_parts(progress, window)
-        elif self.runtime.is_main:
-            self._save_whole(progress, window)
-        self.runtime.barrier()
+            return self._begin_parts(progress, window, write_model)
+        if self.runtime.is_main:
+            return self._begin_whole(progress, window, write_model)
+        return lambda: None
 
-    def _save_whole(self, progress: Progress, window: WindowState) -> None:
+    def _begin_whole(
+        self, progress: Progress, window: WindowState, write_model: Callable[[Weights], None]
+    ) -> Callable[[], None]:
         states, groups = state_by_name(self.optimizer, self.model)
-        tensors: dict[str, Any] = {
-            "model": self.model.state_dict(),
-            "optimizer": {
-                "states": states,
-                "groups": groups,
-                "unused": self._unused(states),
-            },
-            "window": window,
-        }
-        if self.average is not None:
-            tensors["average"] = self.average.parameters
-        save_state(self.folder.checkpoint, progress, tensors)
-        self.folder.pointer.unlink(missing_ok=True)
-        self._remove_parts()
+        live, numbers = flatten(self.model.state_dict(), states, self.average)
+        copies = self._copies.take(live)
+        folder, unused = self.folder, self._unused(states)
+        window = [{name: value.cpu() for name, value in step.items()} for step in window]
 
-    def _save_parts(self, progress: Progress, window: WindowState) -> None:
+        def write() -> None:
+            self._copies.wait()
+            model, moments, average = unflatten(copies, numbers)
+            write_model({name: average.get(name, tensor) for name, tensor in model.items()})
+            # A state may hold nothing, and is recorded even so.
+            moments = {name: moments.get(name, {}) for name in states}
+            tensors: dict[str, Any] = {
+                "model": model,
+                "optimizer": {"states": moments, "groups": groups, "unused": unused},
+                "window": window,
+            }
+            if self.average is not None:
+                tensors["average"] = average
+            save_state(folder.checkpoint, progress, tensors)
+            folder.pointer.unlink(missing_ok=True)
+            _remove_parts(folder)
+
+        return write
+
+    def _begin_parts(
+        self, progress: Progress, window: WindowState, write_model: Callable[[Weights], None]
+    ) -> Callable[[], None]:
         states, groups = state_by_name(self.optimizer, self.model)
         tensors, numbers = flatten(self.model.state_dict(), states, self.average)
-        name = f"step_{progress.step}"
-        folder = self.folder.pointer.parent / name
+        run, name = self.folder, f"step_{progress.step}"
+        folder = run.pointer.parent / name
         if self.runtime.is_main:
             # What stands there was never finished, or was left by a run that went on elsewhere.
-            self._remove_parts(but=self._current_parts())
+            _remove_parts(run, but=_current_parts(run))
             make_folder(folder)
             shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
             rest = {"groups": groups, "window": window, "numbers": numbers, "shapes": shapes}
             rest["unused"] = self._unused(states)
             save_state(folder / REST, progress, rest)
+        with nullcontext() if self.average is None else self.average.swapped():
+            weights = self.gather_weights(copy=True)
         self.runtime.barrier()
-        write_parts(folder, tensors)
-        self.runtime.barrier()
-        if self.runtime.is_main:
-            write_json(self.folder.pointer, {"folder": name, "step": progress.step})
-            self.folder.checkpoint.unlink(missing_ok=True)
-            self._remove_parts(but=name)
+        parts = begin_parts(folder, tensors, self._group)
+
+        def write() -> None:
+            failure = None
+            try:
+                if self.runtime.is_main:
+                    write_model(weights)
+                finish_parts(parts)
+            except Exception as error:
+                failure = error
+            # Every process must come to this, or the others would wait for it.
+            failed: list[Any] = [None] * self.runtime.world_size
+            dist.all_gather_object(failed, failure is not None, group=self._group)
+            if failure is not None:
+                raise failure
+            if self.runtime.is_main and not any(failed):
+                write_json(run.pointer, {"folder": name, "step": progress.step})
+                run.checkpoint.unlink(missing_ok=True)
+                _remove_parts(run, but=name)
+
+        return write
 
     def _unused(self, states: Named) -> list[str]:
         """Parameters that never had a gradient, so that a lost state is told from none."""
         trained = (n for n, p in self.model.named_parameters() if p.requires_grad)
         return [name for name in trained if name not in states]
-
-    def _remove_parts(self, but: str = "") -> None:
-        for path in self.folder.pointer.parent.glob("step_*"):
-            if path.name != but:
-                shutil.rmtree(path)
-
-    def _current_parts(self) -> str:
-        pointer = self.folder.pointer
-        return str(read_json_file(pointer)["folder"]) if pointer.is_file() else ""
 
     # -- resuming ----------------------------------------------------------------------------
 
@@ -228,6 +289,17 @@ class Checkpoints:
             optimizer["unused"] = rest["unused"]
         state = {"model": model, "optimizer": optimizer, "window": rest["window"]}
         return progress, {**state, **({"average": average} if average else {})}
+
+
+def _remove_parts(folder: RunFolder, but: str = "") -> None:
+    for path in folder.pointer.parent.glob("step_*"):
+        if path.name != but:
+            shutil.rmtree(path)
+
+
+def _current_parts(folder: RunFolder) -> str:
+    pointer = folder.pointer
+    return str(read_json_file(pointer)["folder"]) if pointer.is_file() else ""
 
 
 def check_numbers(numbers: Any) -> None:

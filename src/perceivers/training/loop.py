@@ -43,8 +43,9 @@ from perceivers.training.optimizers import make_optimizer, set_learning_rate
 from perceivers.training.rescue import keep_records, make_rescue_folder
 from perceivers.training.run_folder import RunFolder
 from perceivers.training.runtime import Runtime
+from perceivers.training.saving import Writer
 from perceivers.training.schedules import schedule_scale
-from perceivers.training.sharding import free_gathered, gather_whole
+from perceivers.training.sharding import free_gathered
 from perceivers.training.signals import Interrupted, StopRequest
 from perceivers.training.state import Progress
 from perceivers.training.watchdog import watch
@@ -128,6 +129,8 @@ class Trainer:
             lambda: self.emit(Noted("finishing this step and saving; once more to stop at once"))
         )
         self._guard = FiniteGuard(runtime, self.checkpoints.tensors, config.log_every)
+        self._writer = Writer()
+        # Of the last save that was begun; it is on disk after ``_finish_saving``.
         self._saved_step = self._finite_step = self._evaluated_step = -1
         self._window = Window()
         self._records: dict[str, bytes] = {}
@@ -159,6 +162,9 @@ class Trainer:
             return self._train(resume=resume)
         except FolderLostError as error:
             lost = self._rescue(error)
+        finally:
+            # After an error of another kind: that one is told, and what is whole stays.
+            self._writer.finish()
         raise lost
 
     def _train(self, *, resume: bool) -> Progress:
@@ -183,7 +189,7 @@ class Trainer:
                     reason = "stopped early"
                     break
                 if step % self.config.checkpoint_every == 0:
-                    self._save()
+                    self._begin_saving()
                 if asked:
                     self._save()
                     self.emit(Finished(step=step, reason="interrupted"))
@@ -263,7 +269,7 @@ class Trainer:
             self._save()
             kept = f"the weights before this step are saved in {self._newest}"
         else:
-            kept = self._kept
+            kept = self._describe_kept()
         raise step_error(found, str(path), kept, self._remedy)
 
     def _require_finite(self) -> None:
@@ -274,7 +280,7 @@ class Trainer:
         self._check_steps()
         names = self._guard.find_tensors()
         if names:
-            raise state_error(names, step, self._kept, self._remedy)
+            raise state_error(names, step, self._describe_kept(), self._remedy)
         self._finite_step = step
 
     def _require_best(self) -> None:
@@ -292,8 +298,9 @@ class Trainer:
         folder = self.folder
         return folder.checkpoint if folder.checkpoint.is_file() else folder.pointer
 
-    @property
-    def _kept(self) -> str:
+    def _describe_kept(self) -> str:
+        """Name the last state, once it is on disk; all processes must call this."""
+        self._finish_saving()
         return (
             f"the last finite state, after {self._saved_step} steps, is kept in {self._newest} "
             f"(perceivers resume {self.folder.path}) and {self.folder.last_model}"
@@ -379,6 +386,8 @@ class Trainer:
         if self._evaluated_step == progress.step:
             return
         self._require_finite()
+        # Its loaders may fork, which no other thread should be in the middle of anything for.
+        self._finish_saving()
         with self._averaged():
             with self.runtime.autocast():
                 figures = task.evaluate(self.compiled.batches(self._validation_batches()))
@@ -393,7 +402,9 @@ class Trainer:
             if is_best:
                 progress.best, progress.best_step = signed, progress.step
                 progress.evaluations_since_best = 0
-                self._save_model(self.folder.best_model.name, figures)
+                weights = self.checkpoints.gather_weights()
+                if self.runtime.is_main:
+                    self._write_model(self.folder.best_model, weights, progress.step, figures)
             else:
                 progress.evaluations_since_best += 1
         self._evaluated_step = progress.step
@@ -428,39 +439,59 @@ class Trainer:
             self._report_bad(batch, "val")
             yield batch.to(self.runtime.device)
 
-    def _save_model(self, name: str, figures: dict[str, float]) -> None:
-        """Write a model folder; all processes must call this, as they may hold parts."""
-        state: dict[str, Tensor] = {}
-        for key, tensor in self.task.model.state_dict().items():
-            whole = gather_whole(tensor)
-            if self.runtime.is_main:
-                state[key] = whole.cpu() if self.runtime.is_sharded else whole
-        if not self.runtime.is_main:
-            return
+    def _write_model(
+        self, folder: Path, weights: dict[str, Tensor], step: int, figures: dict[str, float]
+    ) -> None:
+        """Write a model folder; of the model itself only its settings are read."""
         info = replace(
             self.info,
-            provenance={**self.info.provenance, "step": self.progress.step},
+            provenance={**self.info.provenance, "step": step},
             metrics={f"val {key}": value for key, value in figures.items()},
         )
-        save_folder(self.task.model, self.folder.path / name, info, state=state, overwrite=True)
+        save_folder(self.task.model, folder, info, state=weights, overwrite=True)
 
     def _save(self) -> None:
-        """Save the training state, once per step."""
-        if self._saved_step == self.progress.step:
+        """Save the training state, once per step, and wait until it is on disk."""
+        self._begin_saving()
+        self._finish_saving()
+
+    def _begin_saving(self) -> None:
+        """Copy the training state, once per step, and write it while the run goes on."""
+        step = self.progress.step
+        if self._saved_step == step:
             return
         self._require_finite()
-        self._check_folder()
-        with self._averaged():
-            self._save_model(self.folder.last_model.name, {})
+        self._finish_saving()
         self._add_up_counts()
         self._window.share(self.runtime)
-        self.checkpoints.save(self.progress, self._window.to_state())
-        self._saved_step = self.progress.step
+        last = self.folder.last_model
+        work = self.checkpoints.begin(
+            self.progress,
+            self._window.to_state(),
+            lambda weights: self._write_model(last, weights, step, {}),
+        )
+        self._writer.start(work)
+        self._saved_step = step
 
-    def _check_folder(self) -> None:
-        """Stop where the run folder is no longer this run's; all processes must call this."""
-        found = ""
-        if self.runtime.is_main:
+    def _finish_saving(self) -> None:
+        """Wait until what is being saved is on disk; all processes must call this.
+
+        Raises:
+            FolderLostError: The run folder is gone.
+            OSError: The state could not be written; the one before it stays.
+        """
+        failure = self._writer.finish()
+        self._check_folder(str(failure) if isinstance(failure, FolderLostError) else "")
+        if failure is not None:
+            raise failure
+
+    def _check_folder(self, found: str = "") -> None:
+        """Stop where the run folder is no longer this run's; all processes must call this.
+
+        Args:
+            found: What the main process already knows of that.
+        """
+        if self.runtime.is_main and not found:
             try:
                 check_held(self.folder.path)
             except FolderLostError as error:
@@ -475,6 +506,7 @@ class Trainer:
         """Save the state beside the lost folder; return what to say."""
         if self.runtime.world_size > 1 and not lost.agreed:
             return lost  # the other processes are on their way, and would not save with this one
+        self._writer.finish()  # whatever became of it: everything is written again
         step, progress = self.progress.step, self.progress
         # The best model was in the lost folder; the next evaluation chooses another.
         progress.best, progress.best_step, progress.evaluations_since_best = None, 0, 0

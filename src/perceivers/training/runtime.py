@@ -92,6 +92,7 @@ class Runtime:
             strategy=self._make_strategy(config, device),
         )
         processes = config.devices * config.nodes
+        self._timeout = timedelta(minutes=config.timeout_minutes)
         self._alarm = Alarm(processes, children) if processes > 1 else None
         self.fabric.launch()
         if self._alarm is not None:
@@ -218,6 +219,12 @@ class Runtime:
     def from_main(self, value: Any) -> Any:
         """Return the main process's value of something small and picklable."""
         return self.gather(value if self.is_main else None)[0]
+
+    def make_group(self) -> dist.ProcessGroup:
+        """Return another group of all processes, for work beside the steps; on the CPU."""
+        group = dist.new_group(backend="gloo", timeout=self._timeout)
+        assert isinstance(group, dist.ProcessGroup)  # every process is a member
+        return group
 
     def barrier(self) -> None:
         """Wait for all processes."""

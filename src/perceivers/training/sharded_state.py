@@ -5,6 +5,7 @@ The files are safetensors: nothing in them is executed.
 
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from perceivers.errors import CheckpointError, ConfigError, plain_reason
 from perceivers.reading import check_file
@@ -42,11 +44,15 @@ def check_parts_known() -> None:
         )
 
 
-def write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write every process's part of tensors; all processes must call this.
+def begin_parts(
+    folder: Path, tensors: Mapping[str, Tensor], group: ProcessGroup | None
+) -> "Future[Any]":
+    """Copy this process's part of tensors, and begin to write it; all processes must call this.
 
-    Raises:
-        OSError: A process could not write.
+    Args:
+        folder: Where to.
+        tensors: By name.
+        group: Of all processes, used by nothing else while parts are written.
     """
     assert HuggingFaceStorageWriter is not None
     state: dict[str, Any] = {
@@ -55,8 +61,19 @@ def write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items()
     }
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writing = async_save(state, storage_writer=writer, process_group=group)
+    assert isinstance(writing, Future)  # the copy is done
+    return writing
+
+
+def finish_parts(writing: "Future[Any]") -> None:
+    """Wait until all processes have written their parts.
+
+    Raises:
+        OSError: A process could not write.
+    """
     try:
-        save(state, storage_writer=writer)
+        writing.result()
     except CheckpointException as error:
         for failure, _ in error.failures.values():
             if isinstance(failure, OSError):
@@ -77,7 +94,7 @@ def read_parts(
     No process waits for another.
 
     Args:
-        folder: What ``write_parts`` wrote.
+        folder: What ``begin_parts`` wrote.
         shapes: Of the whole tensors.
         likes: The tensor that each is to be loaded into, by name; those that are not named here, or
             have another shape, are read whole.

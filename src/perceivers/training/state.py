@@ -1,11 +1,10 @@
 """Training state on disk: written completely or not at all, read without executing anything."""
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -30,10 +29,42 @@ class Progress:
 
 
 def save_state(path: Path, progress: Progress, tensors: dict[str, Any]) -> None:
-    """Write progress and state dicts atomically."""
-    buffer = io.BytesIO()
-    torch.save({"progress": vars(progress), **tensors}, buffer)
-    write_atomic(path, buffer.getvalue())
+    """Write progress and state dicts atomically.
+
+    Raises:
+        OSError: The file could not be written.
+    """
+
+    def write(file: IO[bytes]) -> None:
+        sink = _Sink(file)
+        torch.save({"progress": vars(progress), **tensors}, sink)  # pyright: ignore[reportArgumentType]
+        if sink.error is not None:
+            raise sink.error
+
+    write_atomic(path, write)
+
+
+class _Sink:
+    """Where torch.save writes: an error of the disk inside it would come out as another one.
+
+    Straight into the file, as a copy of the whole state in memory would take as long as writing.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write, or remember why that failed."""
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Leave that to whoever opened the file."""
 
 
 def load_state(path: Path) -> tuple[Progress, dict[str, Any]]:

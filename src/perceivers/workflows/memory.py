@@ -41,8 +41,9 @@ ELEMENT_BYTES, PARAMETER_BYTES, WEIGHT_BYTES = 1 << 16, 16, 64
 SURELY_FREE = 0.25
 # A batch is stacked from its samples; each worker also holds two that wait.
 COPIES, WORKER_COPIES = 2, 3
-# A checkpoint is put together in memory, and copied once.
-SAVED_COPIES = 2
+# The whole state is copied to be written beside the steps; a model folder's file is put together in
+# memory, and copied once.
+MODEL_COPIES = 2
 HALVINGS = 7
 
 
@@ -141,15 +142,15 @@ class Subject:
         exact = step is not None
         moments = weights.optimizer_bytes / shards
         average = weights.bytes / shards if config.ema else 0.0
-        saved = SAVED_COPIES * (weights.bytes / shards + moments + average)
+        held = weights.bytes / shards + moments + average
+        saved = held + MODEL_COPIES * weights.bytes
         batch = config.batch_size * self.sample_bytes
         loaders = batch * (WORKER_COPIES * config.workers if config.workers else COPIES)
         if self.device.type == "cuda":
-            held = weights.bytes / shards + moments + average
             return Need(held + peak, config.devices * (loaders + saved), exact)
         # The weights are there already, where they are those of the run.
         fresh = 0.0 if self.task is self.prepared.task else float(weights.bytes)
-        every = fresh + moments + average + loaders + max(peak, saved)
+        every = fresh + moments + average + loaders + peak + saved
         return Need(0.0, config.devices * every, exact)
 
     @property
