@@ -68,7 +68,7 @@ def test_a_run_that_was_interrupted_and_resumed_ends_with_the_same_bits(
 
 def records(path: Path) -> list[dict[str, float]]:
     """Everything in metrics.jsonl but times."""
-    timed = {"seconds", "samples_per_second"}
+    timed = {"seconds", "samples_per_second", "data_wait"}
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [{key: line[key] for key in line if key not in timed} for line in lines]
 
@@ -221,7 +221,7 @@ def test_metrics_are_one_record_per_line(tmp_path: Path) -> None:
     writer = JsonlWriter(tmp_path / "m.jsonl")
     events: list[Event] = [
         Started(step=0, total=2),
-        Stepped(2, 2, 0.5, {"image": 0.25}, 0.1, 10.0, 1.0),
+        Stepped(2, 2, 0.5, {"image": 0.25}, 0.1, 10.0, 1.0, 0.125),
         Finished(2, "done"),
     ]
     for event in events:
@@ -229,6 +229,7 @@ def test_metrics_are_one_record_per_line(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "m.jsonl").read_text())
     assert record["loss"] == 0.5
     assert record["loss/image"] == 0.25
+    assert record["data_wait"] == 0.125
 
 
 def test_a_truncated_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The watchdog: ends a run whose loader hangs, with the place, and says once when it is slow."""
 
+import json
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from perceivers.errors import DataError
 from perceivers.training import watchdog
 from perceivers.training.state import load_state
 from perceivers.training.watchdog import LoaderStalledError, watch
+from perceivers.training.window import Window
 from perceivers.workflows import run as run_module
 from perceivers.workflows.training import pretrain, resume
 
@@ -166,6 +168,33 @@ def test_the_first_batch_may_take_its_time() -> None:
     for _ in watch(batches(), 0.0, note=notes.append):
         time.sleep(1e-3)
     assert not notes
+
+
+def test_records_hold_the_part_of_the_time_that_steps_waited_for_data(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "write_run_report", lambda folder: folder.report)
+    original = loaders._TrainStream.__getitems__
+
+    def read(self: Any, positions: list[int]) -> Any:
+        time.sleep(0.1)
+        return original(self, positions)
+
+    monkeypatch.setattr(loaders._TrainStream, "__getitems__", read)
+    run = pretrain(**settings(steps=4, eval_every=4, log_every=2, quiet=True))
+    lines = [json.loads(line) for line in run.folder.metrics.read_text().splitlines()]
+    first, second = (line for line in lines if line["split"] == "train")
+    assert 0 < first["data_wait"] < 1
+    # Between the two records there are steps and waits, and nothing else.
+    steps = second["seconds"] - first["seconds"]
+    assert 0.2 / (0.2 + 4 * steps) < second["data_wait"] < 1
+
+
+def test_waiting_is_measured_over_the_time_since_the_last_record() -> None:
+    window = Window(began=time.perf_counter() - 4.0)
+    assert window.data_wait == 0
+    window.waited += 1.0
+    assert window.data_wait == pytest.approx(0.25, rel=0.01)
 
 
 @pytest.mark.slow

@@ -31,8 +31,8 @@ def summary(name: str, **changes: Any) -> Summary:
     made: dict[str, Any] = {
         "settings": {"steps": 4, "optimizer.lr": 1e-3, "out": f"runs/{name}", "ema": 0.0},
         "records": [
-            record(2, 1.0, samples_per_second=10.0, seconds=1.0),
-            record(4, 0.5, samples_per_second=30.0, seconds=2.5),
+            record(2, 1.0, samples_per_second=10.0, seconds=1.0, data_wait=0.5),
+            record(4, 0.5, samples_per_second=30.0, seconds=2.5, data_wait=0.25),
             {"step": 4, "split": "val", "top1": 0.75},
         ],
         "best": {"top1": 0.8},
@@ -86,6 +86,7 @@ def test_costs_are_time_rate_and_size() -> None:
     assert rows["steps"] == ("4", "0")
     assert rows["training time, seconds"] == ("2.5", "0.0")
     assert rows["samples per second"] == ("20", "-")  # the median of 10 and 30
+    assert rows["data wait, fraction"] == ("0.375", "-")
     assert rows["best model at step"] == ("2", "2")
 
 

@@ -54,6 +54,12 @@ class Summary:
         return float(median(rates)) if rates else None
 
     @property
+    def data_wait(self) -> float | None:
+        """Fraction of the time spent waiting for data, the median of all records."""
+        waits = [r["data_wait"] for r in self.records if "data_wait" in r]
+        return float(median(waits)) if waits else None
+
+    @property
     def last(self) -> Mapping[str, float]:
         """Figures of the last evaluation on the validation split."""
         found = [record for record in self.records if record.get("split") == "val"]
@@ -106,8 +112,9 @@ def costs_table(runs: Sequence[Summary]) -> Table:
         ("best model at step", *(_count(run.best_step) for run in runs)),
         ("training time, seconds", *(f"{run.seconds:,.1f}" for run in runs)),
         ("samples per second", *(_figure(run.rate) for run in runs)),
+        ("data wait, fraction", *(_figure(run.data_wait) for run in runs)),
     ]
-    note = "Training time leaves out evaluation and waiting for data; rates are medians."
+    note = "Training time leaves out evaluation and waiting for data; rates and waits are medians."
     return Table(header=("", *(run.name for run in runs)), rows=rows, note=note)
 
 

@@ -9,7 +9,7 @@ from perceivers.foreign import parse_json
 from perceivers.reading import read_file
 
 # What every reader of records takes for a number.
-NUMBERS = ("step", "loss", "lr", "seconds", "samples_per_second")
+NUMBERS = ("step", "loss", "lr", "seconds", "samples_per_second", "data_wait")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

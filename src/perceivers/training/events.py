@@ -15,7 +15,10 @@ class Started:
 
 @dataclass(frozen=True)
 class Stepped:
-    """Training figures averaged since the last such event."""
+    """Training figures averaged since the last such event.
+
+    ``data_wait`` is the part of the time since then in which the main process waited for batches.
+    """
 
     step: int
     total: int
@@ -24,6 +27,7 @@ class Stepped:
     lr: float
     samples_per_second: float
     seconds: float
+    data_wait: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ def as_record(event: Event) -> dict[str, Any] | None:
     """Return what is recorded of an event; None when nothing is.
 
     ``step`` and ``split`` come first, then figures by name: training has ``loss``, its parts as
-    ``loss/NAME``, ``lr``, ``samples_per_second`` and the training time so far in ``seconds``.
+    ``loss/NAME``, ``lr``, ``samples_per_second``, the training time so far in ``seconds``, and in
+    ``data_wait`` the fraction of the time since the last record that was spent waiting for data.
     """
     if isinstance(event, Stepped):
         return {
@@ -100,6 +101,7 @@ def as_record(event: Event) -> dict[str, Any] | None:
             "lr": event.lr,
             "samples_per_second": round(event.samples_per_second, 2),
             "seconds": round(event.seconds, 2),
+            "data_wait": round(event.data_wait, 4),
         }
     if isinstance(event, Evaluated):
         return {"step": event.step, "split": "val", **event.figures}
@@ -205,7 +207,10 @@ class ConsoleProgress:
         if isinstance(event, Started):
             self._start(event)
         elif isinstance(event, Stepped):
-            self._last = f"loss {event.loss:.4f}  {event.samples_per_second:,.0f} samples/s"
+            self._last = (
+                f"loss {event.loss:.4f}  {event.samples_per_second:,.0f} samples/s  "
+                f"data wait {100 * event.data_wait:.0f} %"
+            )
             if self._progress is not None and self._task is not None:
                 self._progress.update(self._task, completed=event.step, figures=self._last)
         elif isinstance(event, Evaluated):

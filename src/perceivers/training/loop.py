@@ -177,6 +177,7 @@ class Trainer:
             self.emit(Noted(f"all {total} steps are done; there is nothing left to train"))
         reason = "all steps done"
         with torch.random.fork_rng(), self._stop.listening():
+            self._window.began = time.perf_counter()
             if not resume:
                 self._save()  # the first step may already spoil the weights
             for batch in self._training_batches():
@@ -331,6 +332,7 @@ class Trainer:
                 lr=lr,
                 samples_per_second=window.samples / max(window.seconds, 1e-9),
                 seconds=self.progress.seconds,
+                data_wait=window.data_wait,
             )
         )
         self._check_folder()
@@ -429,7 +431,11 @@ class Trainer:
             workers=self.config.workers,
             note=lambda text: self.emit(Noted(text)),
             on_stall=self._save if self.runtime.world_size == 1 else None,
+            on_wait=self._add_wait,
         )
+
+    def _add_wait(self, seconds: float) -> None:
+        self._window.waited += seconds
 
     def _validation_batches(self) -> Iterator[Batch]:
         """Validation batches on the device; what cannot be read is named."""

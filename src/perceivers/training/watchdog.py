@@ -51,6 +51,7 @@ def watch(
     workers: int = 0,
     note: Callable[[str], None] | None = None,
     on_stall: Callable[[], None] | None = None,
+    on_wait: Callable[[float], None] | None = None,
 ) -> Iterator[T]:
     """Pass batches on; stop when none comes in time, and note once when they hold up the steps.
 
@@ -62,6 +63,7 @@ def watch(
         note: Told, at most once, that over ``SLOW_BATCHES`` batches more than ``SLOW_SHARE`` of the
             time went into waiting for data.
         on_stall: Called before the error is raised, to save what there is.
+        on_wait: Told of every batch how many seconds it was waited for.
 
     Raises:
         LoaderStalledError: No batch came within ``seconds``; says where the program hung.
@@ -81,7 +83,9 @@ def watch(
                 if on_stall is not None:
                     on_stall()
                 raise LoaderStalledError(_message(seconds, step, workers, guard.place)) from error
-            pace.receive()
+            waited = pace.receive()
+            if on_wait is not None:
+                on_wait(waited)
             yield batch
             step += 1
     finally:
@@ -237,20 +241,22 @@ class _Pace:
         if torch.cuda.is_initialized():
             self.marks.append((_mark(), None))
 
-    def receive(self) -> None:
-        """A batch is here."""
+    def receive(self) -> float:
+        """A batch is here; return the seconds since it was asked for."""
         self.received = time.perf_counter()
+        seconds = self.received - self.asked
         if self.note is None:
-            return
+            return seconds
         self.batches += 1
         if self.marks:
             self.marks[-1] = (self.marks[-1][0], _mark())
         if not self.batches:
             self.marks.clear()
-            return
-        self.waited += self.received - self.asked
+            return seconds
+        self.waited += seconds
         if self.batches == SLOW_BATCHES:
             self._judge()
+        return seconds
 
     def _judge(self) -> None:
         """Look back over a window and start another."""

@@ -1,5 +1,6 @@
 """Training figures between two records."""
 
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,14 @@ class Window:
     parts: list[dict[str, Tensor]] = field(default_factory=list)
     seconds: float = 0.0
     samples: int = 0
+    waited: float = 0.0
+    """Seconds for which this process waited for batches."""
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def data_wait(self) -> float:
+        """The part of the time since the last record that went into waiting for batches, 0..1."""
+        return self.waited / max(time.perf_counter() - self.began, 1e-9)
 
     def add(self, loss: Tensor, parts: dict[str, Tensor], *, samples: int, seconds: float) -> None:
         """Add a step's figures."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -313,7 +314,11 @@ def curves_section(report: Report) -> Section:
         keys=[*keys, "lr"],
         title="Training",
     )
-    return Section(title="Curves", figures=[(path, "From metrics.jsonl.")])
+    waits = [record["data_wait"] for record in report.records if "data_wait" in record]
+    text = (
+        f"Waiting for data took {100 * median(waits):.0f} % of the time (median)." if waits else ""
+    )
+    return Section(title="Curves", text=text, figures=[(path, "From metrics.jsonl.")])
 
 
 def unreadable_section(folder: RunFolder) -> Section | None:

@@ -23,6 +23,7 @@ _LABELS = {
     "top5": "top-5 accuracy",
     "grad_norm": "gradient norm",
     "samples_per_second": "samples per second",
+    "data_wait": "fraction of the time spent waiting for data",
 }
 _TICK_ROOM = 0.62
 _END_ROOM = 0.92
