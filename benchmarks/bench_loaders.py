@@ -7,7 +7,10 @@ workers; then training steps are computed on one batch that is at hand. The rati
 samples per second over the step's. From 1.2 on, a loader that works beside the step never makes it
 wait. Times are by the wall clock, after two warm-up batches or steps; workers' start is left out.
 With as many workers as cores, the loader alone has the whole machine, and so has the step: a ratio
-of r then means that loading costs 1 / r of what the step does.
+of r then means that loading costs 1 / r of what the step does. ``cpu`` compares a loader in this
+process with the step by the processor's clock, which other programs do not slow down.
+
+The whole pipeline counts: reading, decoding, cropping, other changes, putting the batch together.
 """
 
 import argparse
@@ -47,12 +50,20 @@ class Case:
 
 CASES = (
     Case("masked_photographs", "images/trashnet-256"),
+    Case("nano_photographs", "images/trashnet-256"),
+    Case("hip_photographs", "images/trashnet-256"),
     Case("photographs", "images/trashnet-256"),
     Case("masked_clips", "av/grid-s1"),
+    Case("clip_autoencoding", "av/grid-s1"),
     Case("sound_labels", "av/grid-s1", ("command", "digit")),
+    Case("sounds", "audio/esc10"),
+    Case("spoken_words", "audio/fsdd"),
     Case("point_clouds", "points/omniglot-strokes", ("alphabet",)),
     Case("text_classification", "text/dbpedia14-small"),
+    Case("texts", "text/dbpedia14-small"),
+    Case("masked_bytes", "text/dbpedia14-small"),
     Case("segmentation", "segmentation/camvid"),
+    Case("optical_flow", "warps:images/trashnet-256"),
 )
 
 
@@ -60,23 +71,32 @@ def configure(case: Case, root: Path) -> tuple[str, TrainConfig]:
     """Return the task and the settings of a recipe."""
     settings: dict[str, Any] = yaml.safe_load(find_recipe(case.recipe).text)
     task = settings.pop("task")
-    own: dict[str, Any] = {"data": str(root / case.data), "out": "unused"}
+    kind, colon, path = case.data.rpartition(":")
+    own: dict[str, Any] = {"data": f"{kind}{colon}{root / path}", "out": "unused"}
     if case.labels:
         own["labels"] = list(case.labels)
     return task, build_config(TASKS[task], {**settings, **own})
 
 
-def loader_rate(prepared: Prepared, config: TrainConfig, workers: int, batches: int) -> float:
+@dataclass(frozen=True)
+class Rate:
+    """Samples per second, by the wall clock and of this process's processor time."""
+
+    wall: float
+    cpu: float
+
+
+def loader_rate(prepared: Prepared, config: TrainConfig, workers: int, batches: int) -> Rate:
     """Return the samples per second of a loader alone."""
     # What workers read ahead while the clock does not run must not count.
     count = WARM_UP + batches + 2 * workers
     loader = iter(read(prepared, replace(config, workers=workers), count))
     for _ in range(WARM_UP):
         next(loader)
-    began, samples = time.perf_counter(), 0
+    began, cpu, samples = time.perf_counter(), time.process_time(), 0
     for batch in loader:
         samples += len(batch)
-    return samples / (time.perf_counter() - began)
+    return Rate(samples / (time.perf_counter() - began), samples / (time.process_time() - cpu))
 
 
 def read(prepared: Prepared, config: TrainConfig, num_steps: int) -> Iterator[Batch]:
@@ -93,18 +113,19 @@ def read(prepared: Prepared, config: TrainConfig, num_steps: int) -> Iterator[Ba
     )
 
 
-def step_rate(task: Task, batch: Batch, config: TrainConfig, steps: int) -> float:
+def step_rate(task: Task, batch: Batch, config: TrainConfig, steps: int) -> Rate:
     """Return the samples per second that training steps ask for."""
     task.train()
     optimizer = make_optimizer(task.model, config.optimizer)
-    began = 0.0
+    began = cpu = 0.0
     for step in range(WARM_UP + steps):
         if step == WARM_UP:
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.process_time()
         task(batch, torch.Generator().manual_seed(step)).total.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return steps * len(batch) / (time.perf_counter() - began)
+    samples = steps * len(batch)
+    return Rate(samples / (time.perf_counter() - began), samples / (time.process_time() - cpu))
 
 
 def measure(case: Case, root: Path, *, batches: int, steps: int, workers: list[int]) -> dict:
@@ -119,9 +140,10 @@ def measure(case: Case, root: Path, *, batches: int, steps: int, workers: list[i
         "data": case.data,
         "model": config.model,
         "batch_size": config.batch_size,
-        "demand": round(demand, 2),
-        "loader": {count: round(rate, 2) for count, rate in rates.items()},
-        "ratio": {count: round(rate / demand, 2) for count, rate in rates.items()},
+        "demand": round(demand.wall, 2),
+        "loader": {count: round(rate.wall, 2) for count, rate in rates.items()},
+        "ratio": {count: round(rate.wall / demand.wall, 2) for count, rate in rates.items()},
+        "cpu_ratio": round(rates["0"].cpu / demand.cpu, 2) if "0" in rates else None,
         "bytes_per_sample": sum(t.nbytes for t in batch.inputs.values()) // len(batch),
         "types": {key: str(t.dtype).removeprefix("torch.") for key, t in batch.inputs.items()},
     }
@@ -154,13 +176,20 @@ def main() -> None:
     counts = [str(count) for count in args.workers]
     show(
         "Samples per second: the step's demand, the loader, and their ratio",
-        ("recipe", "model", "demand", *(f"loader, {count} workers" for count in counts)),
+        (
+            "recipe",
+            "model",
+            "demand",
+            *(f"loader, {count} workers" for count in counts),
+            "CPU ratio",
+        ),
         [
             (
                 row["recipe"],
                 row["model"],
                 f"{row['demand']:.1f}",
                 *(f"{row['loader'][c]:.1f} ({row['ratio'][c]:.2f})" for c in counts),
+                str(row["cpu_ratio"]),
             )
             for row in rows
         ],
