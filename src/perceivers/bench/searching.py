@@ -44,7 +44,7 @@ class Search:
 
     Args:
         model: Its name.
-        probe: Runs one step of a size within a limit in bytes.
+        probe: Runs steps of a size within a limit in bytes.
         start: The first size to try.
     """
 

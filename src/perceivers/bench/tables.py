@@ -49,7 +49,7 @@ def write_tables(
         title = "**MB that the forward pass of a step keeps for its backward pass**"
         parts += [title, _kept(own, models, settings.batch_size)]
     if largest:
-        title = "**The largest image that trains (one step, forward and backward)**"
+        title = "**The largest image that trains (two steps, forward and backward)**"
         parts += [title, _largest(largest)]
     notes = dict.fromkeys(
         f"- {find_subject(row.model).label}, {row.size}, {row.name}: {row.message}"

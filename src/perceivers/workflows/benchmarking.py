@@ -274,7 +274,8 @@ class Runner:
             limits=settings.memory_limit,
             title="Time and memory over the number of inputs",
             note=describe(settings, self._about, ranges=False)
-            + (" A cross marks the first size at which memory ran out." if crosses else ""),
+            + (" A cross marks the first size at which memory ran out." if crosses else "")
+            + (" Dashed: --memory_limit." if settings.memory_limit else ""),
         )
 
 
