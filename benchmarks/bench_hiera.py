@@ -114,7 +114,7 @@ def compare(name: str, batch: int, rounds: int) -> list[dict[str, Any]]:
             "step": {"theirs": step(run_theirs, theirs), "ours": step(run_ours, ours)},
         }
         kept = [
-            saved_bytes(run, (*model.parameters(), *model.buffers(), raw, given))[0]
+            saved_bytes(run, (*model.parameters(), *model.buffers(), raw, given))
             for run, model in ((run_ours, ours), (run_theirs, theirs))
         ]
         row: dict[str, Any] = {

@@ -147,7 +147,7 @@ def kept_bytes(workload: Workload, way: Way) -> int:
     """Count what one forward pass of a workload saves for its backward pass."""
     own = (*workload.model.parameters(), *workload.model.buffers(), *workload.given)
     with workload.running(way):
-        return saved_bytes(workload.loss, own)[0]
+        return saved_bytes(workload.loss, own)
 
 
 def measure_memory(workload: Workload, way: Way) -> dict[str, int]:

@@ -198,7 +198,7 @@ def compare(pair: Pair, rounds: int, *, train: bool) -> dict[str, Any]:
         pair.ours.train()
         figures["step"] = ratios(measure_times(steps, rounds))
         figures["kept"] = [
-            saved_bytes(run, (*model.parameters(), *model.buffers(), *pair.given))[0]
+            saved_bytes(run, (*model.parameters(), *model.buffers(), *pair.given))
             for run, model in ((pair.run_ours, pair.ours), (pair.run_theirs, pair.theirs))
         ]
     return figures

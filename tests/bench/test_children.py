@@ -11,6 +11,7 @@ from perceivers.bench import child, children
 from perceivers.bench.child import Request
 from perceivers.bench.children import run_child
 from perceivers.bench.memory import peak_memory
+from perceivers.models.hip import encoder
 
 
 def request(**changes: Any) -> Request:
@@ -38,16 +39,16 @@ FORWARD = {
     "seconds": 0.5,
     "repeats": 2,
     "peak": 10,
-    "kept": 1,
     "parameters": 3,
     "linear": None,
 }
+KEPT = {"status": "kept", "kept": 7}
 
 
 @pytest.mark.parametrize(
     ("program", "statuses", "message"),
     [
-        (answers(FORWARD, {**FORWARD, "pass": "step"}), ("measured", "measured"), ""),
+        (answers(FORWARD, {**FORWARD, "pass": "step"}, KEPT), ("measured", "measured"), ""),
         (
             answers(FORWARD, {"status": "out of memory", "peak": 11, "message": "too much"}),
             ("measured", "out of memory"),
@@ -89,6 +90,7 @@ def test_every_end_of_a_process_has_a_status_and_a_message(
     if statuses[0] == "measured":
         assert (found[0].seconds, found[0].peak_bytes, found[0].repeats) == (0.5, 10, 2)
         assert found[0].parameters == 3
+    assert [each.kept_bytes for each in found] == [None, 7 if "kept" in program else None]
 
 
 def test_a_real_process_measures_and_its_imports_are_ours(
@@ -175,3 +177,14 @@ def test_the_peak_is_what_the_system_counts() -> None:
     del block
     # It stays where it was.
     assert peak_memory() >= before
+
+
+def test_a_step_whose_first_read_is_computed_in_chunks_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its backward pass asks for the saved tensors themselves."""
+    monkeypatch.setattr(child, "PeakWatch", NoWatch)
+    monkeypatch.setattr(encoder, "CHUNKED_FROM", 1)
+    found: list[Any] = []
+    child.measure(request(threads=None, timed=False, passes=("step",)), found.append)
+    assert found[0]["status"] == "measured"

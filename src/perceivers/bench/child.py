@@ -82,14 +82,14 @@ class Meter:
 
         Returns:
             ``seconds`` (median; None where it is not timed), ``repeats``, ``peak`` bytes of the
-            process or on the GPU, ``kept`` bytes for the backward pass (None without one),
-            ``parameters``, and ``linear``, the library of matrix products (None for peers).
+            process or on the GPU, ``parameters``, and ``linear``, the library of matrix products
+            (None for peers).
         """
         self.module.train(name == "step")
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         run = self.step if name == "step" else self.forward
-        kept = run(count=True)
+        run()
         if not self._timed:
             run()  # a second one takes up to a tenth more, as freed memory is in pieces by then
         times: list[float] = []
@@ -102,27 +102,28 @@ class Meter:
             "seconds": median(times) if times else None,
             "repeats": len(times),
             "peak": self.peak(),
-            "kept": kept,
             "linear": linear_library() if self._is_ours else None,
             "parameters": sum(p.numel() for p in self.module.parameters()),
         }
 
-    def forward(self, *, count: bool = False) -> None:
+    def forward(self) -> None:
         """Compute logits without gradients."""
         with torch.no_grad():
             self._loss()
 
-    def step(self, *, count: bool = False) -> int | None:
-        """Compute the loss of a classifier and its gradients; with ``count`` the bytes kept."""
+    def step(self) -> None:
+        """Compute the loss of a classifier and its gradients."""
         self.module.zero_grad(set_to_none=True)
-        kept, loss = None, None
-        if count:
-            own = (*self.module.parameters(), *self.module.buffers(), self.pictures, self.targets)
-            kept, loss = saved_bytes(self._loss, own)
-        else:
-            loss = self._loss()
-        loss.backward()
-        return kept
+        self._loss().backward()
+
+    def count_kept(self) -> int:
+        """Count the bytes that the forward pass of a step keeps for its backward pass.
+
+        Without a backward pass: some need the very tensors that they saved, not a hook's.
+        """
+        self.module.zero_grad(set_to_none=True)
+        own = (*self.module.parameters(), *self.module.buffers(), self.pictures, self.targets)
+        return saved_bytes(self._loss, own)
 
     def peak(self) -> int:
         """Return the most bytes so far, of the process or on the GPU."""
@@ -167,6 +168,9 @@ def measure(request: Request, answer: Callable[[Mapping[str, Any]], None]) -> No
                 give_up(result["peak"])
                 return
             answer({"status": "measured", **result})
+        if request.timed and "step" in request.passes:
+            # Last, as it may take more memory than what was measured.
+            answer({"status": "kept", "kept": meter.count_kept()})
     except (MemoryError, torch.OutOfMemoryError) as error:
         give_up(0, _first_line(error))
     except RuntimeError as error:

@@ -108,7 +108,8 @@ def _pair(
 ) -> list[Measurement]:
     """Give every pass its answer; those after one that failed share its end."""
     done = {answer["pass"]: answer for answer in answers if answer["status"] == "measured"}
-    ends = [answer for answer in answers if answer["status"] != "measured"]
+    ends = [answer for answer in answers if answer["status"] not in {"measured", "kept"}]
+    kept = next((answer["kept"] for answer in answers if answer["status"] == "kept"), None)
     peak = None
     if ends:
         known: Status = "out of memory" if ends[0]["status"] == OUT_OF_MEMORY else "failed"
@@ -130,7 +131,7 @@ def _pair(
                     seconds=answer["seconds"],
                     repeats=answer["repeats"],
                     peak_bytes=answer["peak"],
-                    kept_bytes=answer["kept"],
+                    kept_bytes=kept if name == "step" else None,
                     parameters=answer["parameters"],
                     linear=answer["linear"],
                 )

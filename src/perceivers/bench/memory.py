@@ -61,12 +61,8 @@ class PeakWatch(threading.Thread):
             time.sleep(INTERVAL)
 
 
-def saved_bytes(run: Callable[[], Any], own: Iterable[Tensor]) -> tuple[int, Any]:
-    """Count the bytes of all storages that ``run`` saves for a backward pass, but for ``own``.
-
-    Returns:
-        The bytes, and the result of ``run``.
-    """
+def saved_bytes(run: Callable[[], Any], own: Iterable[Tensor]) -> int:
+    """Count the bytes of all storages that ``run`` saves for a backward pass, but for ``own``."""
     excluded = {tensor.untyped_storage().data_ptr() for tensor in own}
     seen: dict[int, int] = {}
 
@@ -78,4 +74,5 @@ def saved_bytes(run: Callable[[], Any], own: Iterable[Tensor]) -> tuple[int, Any
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = run()  # keeps the graph, so no address is used twice
-    return sum(seen.values()), result
+    del result
+    return sum(seen.values())
