@@ -80,6 +80,8 @@ def test_bytes_per_input_are_a_slope() -> None:
     assert kept_per_input(rows, "hip_16", 1) == pytest.approx(1000)
     assert kept_per_input(rows, "hip_16", 4) == pytest.approx(250)
     assert kept_per_input(rows[:2], "hip_16", 1) is None
+    smaller = replace(rows[1], inputs=1, kept_bytes=10**9)
+    assert kept_per_input([smaller, *rows], "hip_16", 1) == pytest.approx(1000)
 
 
 def test_the_reference_is_the_perceiver_io_or_the_first() -> None:

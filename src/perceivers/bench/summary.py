@@ -111,10 +111,11 @@ def kept_per_input(rows: Sequence[Row], model: str, batch_size: int) -> float | 
         batch_size: Samples of a step.
 
     Returns:
-        The slope between the smallest and the largest size; None with fewer than two.
+        The slope between the two largest sizes, as models may compute small inputs in another way;
+        None with fewer than two.
     """
     kept = {r.inputs: r.kept_bytes for r in rows if r.model == model and r.kept_bytes is not None}
     if len(kept) < 2:
         return None
-    small, large = min(kept), max(kept)
+    small, large = sorted(kept)[-2:]
     return (kept[large] - kept[small]) / (batch_size * (large - small))
