@@ -88,6 +88,19 @@ def test_four_bytes_are_kept_of_a_pixel(rng: torch.Generator, half: bool) -> Non
     assert kept[False] > 60
 
 
+def test_what_is_kept_may_be_moved_away(rng: torch.Generator) -> None:
+    model = pv.create_model("hip_nano", inputs={"image": pv.Image(32, 32, 3)}, num_classes=3)
+    x = torch.randn(1, 3, 32, 32, generator=rng)
+    model(x).sum().backward()
+    expected = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.numpy(), torch.from_numpy):
+        model(x).sum().backward()
+    for parameter, grad in zip(model.parameters(), expected, strict=True):
+        assert (parameter.grad is None) == (grad is None)
+        assert grad is None or torch.equal(parameter.grad, grad)
+
+
 def test_parameters_that_were_replaced_are_noticed(rng: torch.Generator) -> None:
     layer = nn.Linear(3, 2)
     x = torch.randn(1, 4, 5, 3, generator=rng)

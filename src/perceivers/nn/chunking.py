@@ -88,8 +88,10 @@ class _Chunks(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         """Compute all chunks and keep nothing of them."""
-        ctx.compute, ctx.modules, ctx.length, ctx.count = compute, modules, length, count
-        ctx.save_for_backward(*tensors)
+        ctx.compute, ctx.modules, ctx.length = compute, modules, length
+        # Not among the saved tensors, which hooks may move and copy: compute finds its own.
+        ctx.parameters = [(tensor, tensor._version) for tensor in tensors[count:]]
+        ctx.save_for_backward(*tensors[:count])
         device = tensors[0].device.type
         ctx.autocast = {
             "device_type": device,
@@ -105,18 +107,16 @@ class _Chunks(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Compute every chunk again, and its gradients."""
         (grad,) = grad_outputs
-        tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[4:]
-        pieces, kept = tensors[: ctx.count], tensors[ctx.count :]
+        pieces, wanted = ctx.saved_tensors, ctx.needs_input_grad[4:]
         parameters = _parameters(ctx.modules)
-        if len(kept) != len(parameters) or any(
-            a is not b for a, b in zip(kept, parameters, strict=True)
-        ):
+        used = [(id(tensor), version) for tensor, version in ctx.parameters]
+        if used != [(id(tensor), tensor._version) for tensor in parameters]:
             raise RuntimeError("parameters were replaced between the forward and backward pass")
         of_pieces = [
             torch.empty_like(piece) if want else None
             for piece, want in zip(pieces, wanted, strict=False)
         ]
-        learned = [p for p, want in zip(parameters, wanted[ctx.count :], strict=True) if want]
+        learned = [p for p, want in zip(parameters, wanted[len(pieces) :], strict=True) if want]
         sums: list[Tensor | None] = [None] * len(learned)
         start = 0
         for part in _cut(pieces, ctx.length):
@@ -139,5 +139,5 @@ class _Chunks(torch.autograd.Function):
                     sums[index] = value if before is None else before + value
             start = stop
         rest = iter(sums)
-        of_parameters = [next(rest) if want else None for want in wanted[ctx.count :]]
+        of_parameters = [next(rest) if want else None for want in wanted[len(pieces) :]]
         return (None, None, None, None, *of_pieces, *of_parameters)
