@@ -25,7 +25,7 @@ from perceivers.nn.regroup import regroup
 
 # Slots of a batch from which the first read is computed in chunks, and slots of a chunk.
 CHUNKED_FROM = 1 << 18
-CHUNK_SLOTS = 1 << 16
+CHUNK_SLOTS = 1 << 17
 
 
 @dataclass(frozen=True)
