@@ -114,7 +114,7 @@ def test_training_uses_a_random_subset_of_latents_per_sample_and_group(
     torch.manual_seed(0)
     block = build_block(rng, num_latents=6, train_latents=4).train()
     tokens = draw(rng, 5, 3, 9, 5)
-    chosen = block._queries(tokens)
+    chosen = block.queries(len(tokens), tokens.device)
     assert chosen.shape == (5, 3, 4, 8)
     matches = (chosen.unsqueeze(3) == block.latents.unsqueeze(1)).all(-1)  # [B, G, 4, 6]
     assert (matches.sum(-1) == 1).all()  # each is one of the group's own latents
@@ -123,7 +123,7 @@ def test_training_uses_a_random_subset_of_latents_per_sample_and_group(
     assert len(used[:, 0].unique(dim=0)) > 1  # samples differ in the same group
     assert len(used[0].unique(dim=0)) > 1  # groups differ in the same sample
     assert block(tokens).shape == (5, 3, 4, 8)
-    assert not torch.equal(block._queries(tokens), chosen)
+    assert not torch.equal(block.queries(len(tokens), tokens.device), chosen)
 
 
 def test_evaluation_uses_all_latents(rng: torch.Generator) -> None:

@@ -63,7 +63,7 @@ def equal(run: Checkpoints, other: Checkpoints) -> bool:
 
 def save(run: Checkpoints) -> State:
     window = [{"": torch.tensor(0.5), "image": torch.tensor(0.25)} for _ in range(STEPS)]
-    run.save(PROGRESS, window)
+    run.begin(PROGRESS, window, lambda _: None)()
     return torch.load(run.folder.checkpoint, weights_only=True)
 
 
@@ -304,7 +304,7 @@ def test_settings_that_an_older_torch_did_not_save_are_those_of_this_run(
 
 def test_a_state_before_the_first_step_has_no_moments(tmp_path: Path) -> None:
     run = make(tmp_path / "run")
-    run.save(Progress(), [])
+    run.begin(Progress(), [], lambda _: None)()
     other = make(tmp_path / "run", seed=1)
     other.restore(LAST)
     assert equal(run, other)
