@@ -171,7 +171,7 @@ def test_trackio_holds_every_figure_once_after_a_kill(tmp_path: Path) -> None:
     run_apart("trackio", tmp_path)
     found = read_trackio(tmp_path / "trackio", tmp_path / "run")
     assert found == pytest.approx(recorded(tmp_path / "run"))
-    assert len(found) == 26
+    assert len(found) == 30
 
 
 @pytest.mark.slow
@@ -179,7 +179,7 @@ def test_wandb_holds_every_figure_once_offline_after_a_kill(tmp_path: Path) -> N
     run_apart("wandb", tmp_path)
     found = read_wandb(tmp_path / "run")
     assert found == pytest.approx(recorded(tmp_path / "run"))
-    assert len(found) == 26
+    assert len(found) == 30
 
 
 APART = """
