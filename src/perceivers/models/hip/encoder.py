@@ -295,6 +295,8 @@ class HiPEncoder(nn.Module):
 
     def _reads_in_chunks(self, inputs: Mapping[str, Tensor], layout: GroupLayout) -> bool:
         """Tell whether the first read is long enough, and nobody wants to see it as a whole."""
+        if not may_chunk():  # asked first: a graph must not depend on the size of its batch
+            return False
         first = self.blocks[0]
         assert isinstance(first, PerceiverBlock)
         batch = next(iter(inputs.values())).shape[0]
@@ -305,7 +307,6 @@ class HiPEncoder(nn.Module):
             and all(share.name in inputs for share in layout.shares)
             and first.read.attention.path == "sdpa"
             and first.runs_as_it_is
-            and may_chunk()
         )
 
     def _read_in_chunks(
