@@ -2,7 +2,7 @@
 
 A measurement never comes out twice alike. What is chosen by one must, so that a run can be repeated
 to the bit: it is made once per processor, version of torch and number of threads, and written into
-the user's cache folder (``PERCEIVERS_CACHE`` sets another). Deleting the folder measures anew.
+the user's cache folder (``PERCEIVERS_CACHE`` sets another). Delete the folder to measure again.
 """
 
 import os
@@ -37,7 +37,8 @@ def cpu_entries() -> dict[str, str]:
 
 def cpu_flags() -> set[str]:
     """Instruction sets of this processor, where the system tells."""
-    return set(cpu_entries().get("flags", "").split())
+    entries = cpu_entries()
+    return set((entries.get("flags") or entries.get("Features", "")).split())  # x86, ARM
 
 
 def cpu_name() -> str:
@@ -65,7 +66,7 @@ def remembered(name: str, measure: Callable[[], str]) -> str:
     """
     path = _cache_file()
     key = f"{name} | {_machine()}"
-    with suppress(CheckpointError):  # missing or damaged: measured anew
+    with suppress(CheckpointError):  # missing or damaged: measure again
         found = read_json_file(path).get(key)
         if isinstance(found, str):
             return found

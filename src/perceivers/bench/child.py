@@ -22,7 +22,7 @@ from perceivers.bench.settings import Pass
 from perceivers.bench.subjects import NUM_CLASSES, Built, build_subject, find_subject
 from perceivers.nn.linear import linear_library
 
-# Fast passes are repeated, up to so many times and seconds; their median counts.
+# Most repetitions of a fast pass, and most seconds for them; their median counts.
 REPEATS, SECONDS = 10, 1.0
 # What torch says on a CPU, where it raises no exception of its own for it.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")

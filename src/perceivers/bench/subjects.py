@@ -72,7 +72,7 @@ def find_subject(name: str) -> Subject:
     """Return the model that a user names.
 
     Raises:
-        ConfigError: There is none of this name, or its library is not installed.
+        ConfigError: The name is unknown, or its library is not installed.
     """
     library, colon, variant = name.partition(":")
     if not colon:

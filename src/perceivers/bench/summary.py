@@ -32,7 +32,7 @@ class Row:
         status: Of the first round that went wrong; else ``measured``.
         seconds: Over the rounds; None where none was measured.
         speed: The reference's time over this one, of the same rounds.
-        paper: The same in the HiP paper, or in words why there is none.
+        paper: The ratio in the HiP paper, or a word such as "runs" where it gives none.
         peak_bytes: The most of all rounds.
         kept_bytes: For the backward pass.
         message: Why it was not measured.
@@ -52,7 +52,7 @@ class Row:
 
 
 def spread(values: Iterable[float]) -> Spread | None:
-    """Return the median and the range of numbers; None where there is none."""
+    """Return the median and the range of numbers; None for an empty list."""
     found = list(values)
     return Spread(median(found), min(found), max(found)) if found else None
 

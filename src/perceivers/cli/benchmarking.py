@@ -112,7 +112,7 @@ def read_number(name: str, word: str, kind: Any) -> Any:
     """Return a number.
 
     Raises:
-        ConfigError: The word is none.
+        ConfigError: The word is not a number.
     """
     try:
         return kind(word)

@@ -27,7 +27,7 @@ B = TypeVar("B", bound=Sized)
 
 
 class Uncompiled:
-    """A model that runs as it is: what ``CompiledParts`` does, without effect."""
+    """A model that is not compiled; it has the methods of ``CompiledParts``."""
 
     @contextmanager
     def batch(self, size: int) -> Iterator[None]:

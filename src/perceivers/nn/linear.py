@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from perceivers.nn.linear_choice import Library, choose_library, multiply
 
-# Below so many multiplications the way through Python costs more than oneDNN saves.
+# For fewer multiplications than this, the call from Python costs more than oneDNN saves.
 LEAST_PRODUCTS = 1 << 20
 # Matrices narrower than this are bounded by memory, and torch's own are as fast.
 LEAST_WIDTH = 8

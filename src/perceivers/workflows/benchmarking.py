@@ -70,7 +70,7 @@ def run_bench(
         settings: What is measured, and how often.
         out: Folder for ``bench.json``, ``table.md`` and ``bench.png``.
         overwrite: Replace those of an earlier bench.
-        command: Recorded as it is.
+        command: The command line, for the record.
         report: Called with a line per measurement.
 
     Raises:
@@ -122,7 +122,7 @@ class Runner:
         settings: What is measured, and how often.
         subjects: All models, in the order of a round.
         folder: Where results go.
-        command: Recorded as it is.
+        command: The command line, for the record.
         report: Called with a line per measurement.
     """
 

@@ -35,11 +35,9 @@ def choose_numerics(config: TrainConfig, prepared: Prepared, runtime: Runtime) -
         if may_use_bf16(config, runtime):
             subject = f"{prepared.task.model.config!r} {type(prepared.task).__name__}"
             name = f"precision of {zlib.crc32(subject.encode()):08x}, products by {library}"
-            precision = remembered(name, lambda: _faster(config, prepared, library))
-        half: Resolved = "bf16"
-        chosen = Numerics(
-            runtime.device.type, half if precision == "bf16" else runtime.precision, library
-        )
+            found = remembered(name, lambda: _faster(config, prepared, library))
+            precision = "bf16" if found == "bf16" else "float32"
+        chosen = Numerics(runtime.device.type, precision, library)
     return runtime.from_main(chosen)
 
 

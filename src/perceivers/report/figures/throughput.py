@@ -21,7 +21,7 @@ _CROSS, _CROSS_STEP = 0.96, 0.06
 # Within a decade; only the first where the axis is long.
 _TICKS = (1.0, 2.0, 5.0)
 _LONG = 2.5
-# The ends of an axis are at least so many times apart, so that it has ticks.
+# Least ratio of the ends of an axis; on a shorter one there might be no tick.
 _LEAST_RANGE = 5.0
 # Of the width of a panel, which a size takes, and a number of inputs.
 _SIZE_ROOM, _INPUTS_ROOM = 0.07, 0.12
