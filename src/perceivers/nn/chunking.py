@@ -2,7 +2,7 @@
 
 What a HiP makes of millions of raw elements before its first latents is far larger than inputs and
 latents together. Groups do not see one another there, so a few of them at a time give the same
-results, stay in the processor's cache, and leave nothing behind.
+results and leave nothing behind.
 
 Legend: B batch, G groups.
 """
