@@ -72,6 +72,8 @@ def test_a_run_resumes_with_the_library_that_it_began_with(
     monkeypatch.setattr(linear_choice, "remembered", lambda *_: other)
     resumed = pv.resume(tmp_path / "half", quiet=True)
     assert equal(whole.path, resumed.path)
+    opposite = pv.train(**SETTINGS, steps=6, out=str(tmp_path / "opposite"))
+    assert not equal(whole.path, opposite.path)  # so it matters which
     kept = json.loads((resumed.path / "numerics.json").read_text(encoding="utf-8"))
     expected = {"device": "cpu", "precision": "float32", "linear": library, "chunks": True}
     assert kept == expected
@@ -96,6 +98,10 @@ def test_a_run_from_before_goes_on_with_torch_s_products_and_says_so(
     resumed = pv.resume(tmp_path / "half")
     assert "goes on with torch's own" in " ".join(capsys.readouterr().err.split())
     assert equal(whole.path, resumed.path)
+    monkeypatch.setattr(choosing, "Numerics", Numerics)
+    monkeypatch.setenv("PERCEIVERS_LINEAR", "torch")
+    chunks = pv.train(**SETTINGS, steps=6, out=str(tmp_path / "chunks"))
+    assert not equal(whole.path, chunks.path)  # so both choices matter
 
 
 @pytest.mark.parametrize(
@@ -145,6 +151,8 @@ def test_auto_takes_what_was_measured_and_keeps_it(
     assert kept["precision"] == "bf16"
     assert equal(whole.path, resumed.path)
     assert equal(whole.path, asked.path)  # the same as asking for it
+    plain = pv.train(**SETTINGS, steps=6, out=str(tmp_path / "plain"), precision="float32")
+    assert not equal(whole.path, plain.path)
     short = pv.train(**SETTINGS, steps=5, out=str(tmp_path / "short"))
     kept = json.loads((short.path / "numerics.json").read_text(encoding="utf-8"))
     assert kept["precision"] == "float32"
