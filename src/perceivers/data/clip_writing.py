@@ -51,7 +51,7 @@ def write_clip(
     av = load_library("av")
     if audio is not None:
         audio = _check_wave(audio)
-        known = sorted(av.codec.Codec("aac", "w").audio_rates)
+        known = list_sound_rates()
         if sample_rate not in known:
             raise ConfigError(f"sample_rate is {sample_rate} Hz; mp4 takes one of {known}")
     buffer = io.BytesIO()
@@ -70,6 +70,15 @@ def write_clip(
         if audio is not None:
             _write_sound(container, sounds, audio, sample_rate)
     return write_atomic(path, buffer.getvalue())
+
+
+def list_sound_rates() -> list[int]:
+    """Return the sample rates in Hz that the sound of an ``.mp4`` may have.
+
+    Raises:
+        DataError: PyAV is not installed.
+    """
+    return sorted(load_library("av").codec.Codec("aac", "w").audio_rates)
 
 
 def write_wav(path: Path, audio: NDArray, sample_rate: int) -> Path:

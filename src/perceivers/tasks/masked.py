@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from perceivers.draws import Draws
@@ -48,10 +48,15 @@ class Imagined:
     hold those frames only.
     """
 
-    original: Float[Tensor, "B C *size"]
-    visible: Bool[Tensor, "B 1 *size"]
-    reconstructed: Float[Tensor, "B C *size"]
+    original: Shaped[Tensor, "B ..."]
+    visible: Bool[Tensor, "B ..."]
+    reconstructed: Shaped[Tensor, "B ..."]
     frame_step: int = 1
+
+    def take(self, rows: Bool[Tensor, " B"]) -> "Imagined":
+        """Return some of the samples."""
+        parts = (self.original[rows], self.visible[rows], self.reconstructed[rows])
+        return Imagined(*parts, frame_step=self.frame_step)
 
 
 @runtime_checkable
@@ -94,7 +99,19 @@ class MaskedObjective(Protocol):
         ...
 
     def imagine(
-        self, inputs: Mapping[str, Tensor], plan: MaskPlan, target: Target
+        self,
+        inputs: Mapping[str, Tensor],
+        plan: MaskPlan,
+        target: Target,
+        *,
+        shown: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Imagined]:
-        """Reconstruct everything, or what was hidden with the shown parts as they are."""
+        """Reconstruct everything, or what was hidden with the shown parts as they are.
+
+        Args:
+            inputs: Raw tensors by name.
+            plan: What is kept.
+            target: Space that the model predicts in.
+            shown: As for ``score``.
+        """
         ...

@@ -80,10 +80,15 @@ class ElementObjective:
         return scored
 
     def imagine(
-        self, inputs: Mapping[str, Tensor], plan: MaskPlan, target: Target
+        self,
+        inputs: Mapping[str, Tensor],
+        plan: MaskPlan,
+        target: Target,
+        *,
+        shown: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Imagined]:
         """Reconstruct all elements; see ``reconstruct_inputs``."""
-        made = reconstruct_inputs(self.model, inputs, plan, target)
+        made = reconstruct_inputs(self.model, inputs, plan, target, shown=shown)
         imagined = {}
         for name, reconstructed in made.items():
             adapter = self.model.adapter(name)
@@ -150,7 +155,12 @@ def element_errors(
 
 @torch.no_grad()
 def reconstruct_inputs(
-    model: HiP, inputs: Mapping[str, Tensor], plan: MaskPlan, target: Target
+    model: HiP,
+    inputs: Mapping[str, Tensor],
+    plan: MaskPlan,
+    target: Target,
+    *,
+    shown: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Return every element as the model imagines it from what the plan keeps, in the raw layout.
 
@@ -158,7 +168,8 @@ def reconstruct_inputs(
     are then borrowed from the original, which a caller must say.
     """
     hidden = model.config.labels
-    encoded = model.encode({n: x for n, x in inputs.items() if n not in hidden}, plan)
+    given = {n: x for n, x in inputs.items() if n not in hidden}
+    encoded = model.encode(given, plan, present=shown)
     predictions = model.reconstruct(encoded)
     pictures = {}
     for share in encoded.layout.shares:

@@ -78,13 +78,19 @@ class PatchObjective:
 
     @torch.no_grad()
     def imagine(
-        self, inputs: Mapping[str, Tensor], plan: MaskPlan, target: Target
+        self,
+        inputs: Mapping[str, Tensor],
+        plan: MaskPlan,
+        target: Target,
+        *,
+        shown: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Imagined]:
         """Reconstruct the hidden patches; shown ones, which are never scored, are the original's.
 
         A model of ``patch-normalised`` values only predicts deviations; mean and deviation of every
         patch are then borrowed from the original, which a caller must say.
         """
+        assert not shown
         model, config = self.model, self.model.config
         name = config.name
         encoded = model.encode(inputs, plan)
@@ -94,10 +100,10 @@ class PatchObjective:
             mean, deviation = patch_statistics(truth)
             made = made * deviation + mean
         kept = plan.kept[name]
-        shown = torch.zeros(truth.shape[:2], dtype=torch.bool, device=truth.device)
-        shown = shown.scatter(1, kept, value=True)[:, :, None, None].expand_as(truth)
-        made = torch.where(shown, truth, made)
-        visible = model.unpatch(shown, encoded.units)[:, :1]
+        seen = torch.zeros(truth.shape[:2], dtype=torch.bool, device=truth.device)
+        seen = seen.scatter(1, kept, value=True)[:, :, None, None].expand_as(truth)
+        made = torch.where(seen, truth, made)
+        visible = model.unpatch(seen, encoded.units)[:, :1]
         original, made = (
             model.input.denormalise(model.unpatch(x, encoded.units).movedim(1, -1)).movedim(-1, 1)
             for x in (truth, made)

@@ -1,6 +1,6 @@
 """What a masked auto-encoder imagines of pictures and clips: original, masked, reconstructed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,18 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image as Pillow
-from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded
-from perceivers.data import find_files, read_files
-from perceivers.data.clip_writing import write_clip, write_wav
+from perceivers.data import Batch, find_files, read_files
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.report.figures import draw_reconstructions
 from perceivers.tasks.answers import check_answer
 from perceivers.tasks.mae import objective_of
 from perceivers.tasks.masked import Imagined, MaskSettings
-from perceivers.types import Audio, Image, ModalitySpec, Video
+from perceivers.tasks.presence import can_lack, held_modalities
+from perceivers.types import FIRST_BYTE, Audio, Bytes, Image, ModalitySpec, Video
+from perceivers.workflows.signal_files import write_signal
 
 TARGET_NOTES: dict[str, str] = {
     "raw": "Trained on raw values; shown as predicted.",
@@ -35,8 +34,6 @@ TARGET_NOTES: dict[str, str] = {
 }
 MASK_GREY = 0.5
 SHOWN = 12
-# Rates that every player takes, where the data do not say.
-DEFAULT_FRAME_RATE, DEFAULT_SAMPLE_RATE = 25.0, 16_000
 
 
 @dataclass(frozen=True)
@@ -79,13 +76,13 @@ def picture_modality(model: Any) -> str:
     )
 
 
-def imagine(
-    model: Any, raw: Mapping[str, Tensor], settings: MaskSettings, seed: int
-) -> dict[str, Imagined]:
-    """Mask a batch and reconstruct it."""
+def imagine(model: Any, batch: Batch, settings: MaskSettings, seed: int) -> dict[str, Imagined]:
+    """Mask a batch and reconstruct it; of each modality only the samples that hold it."""
     objective = objective_of(model.eval())
-    plan = objective.draw(raw, settings, torch.Generator().manual_seed(seed))
-    return objective.imagine(raw, plan, settings.target)
+    plan = objective.draw(batch.inputs, settings, torch.Generator().manual_seed(seed))
+    held = held_modalities(model, batch)
+    made = objective.imagine(batch.inputs, plan, settings.target, shown=held)
+    return {name: each.take(held[name]) if name in held else each for name, each in made.items()}
 
 
 def as_pictures(imagined: Imagined) -> Pictures:
@@ -105,6 +102,8 @@ def reconstruct_masked(
     overwrite: bool,
 ) -> list[Path]:
     """Write ``NAME_original``, ``_masked`` and ``_reconstructed`` per file: png, mp4 or wav.
+
+    Files of several modalities are paired by name; a sample may lack some of them.
 
     Args:
         loaded: A masked auto-encoder.
@@ -136,31 +135,42 @@ def reconstruct_masked(
     batches: list[Pictures] = []
     bad: list[str] = []
     names: list[str] = []
-    for found, batch in read_files(files, specs, 16):
+    drawn: list[str] = []
+    for found, batch in read_files(files, specs, 16, may_lack=can_lack(loaded.model)):
         bad += batch.bad
         if not found:
             continue
         for file in found:
             names.append(unique_stem(file.stem, names))
-        for name, each in imagine(loaded.model, batch.inputs, settings, seed).items():
-            written += save_imagined(out, names[-len(found) :], each, specs[name])
-            if name == seen:
+        for name, each in imagine(loaded.model, batch, settings, seed).items():
+            stems = _stems_holding(batch, name, names[-len(found) :])
+            written += save_imagined(out, stems, each, specs[name])
+            if name == seen and stems:
                 batches.append(as_pictures(each))
+                drawn += stems
     if not written:
         raise DataError(f"no readable file among {len(files)}: {'; '.join(bad[:3])}")
     if not batches:
         return written
     title = f"Reconstruction from {100 * (1 - settings.ratio):.0f} % of the input"
     note = TARGET_NOTES[settings.target]
-    return [*written, draw_overview(overview, batches, names, title, note)]
+    return [*written, draw_overview(overview, batches, drawn, title, note)]
+
+
+def _stems_holding(batch: Batch, name: str, stems: Sequence[str]) -> list[str]:
+    """Return the names of the samples that hold a modality."""
+    there = batch.present.get(name)
+    return [s for row, s in enumerate(stems) if there is None or bool(there[row])]
 
 
 def save_imagined(
     folder: Path, stems: Sequence[str], imagined: Imagined, spec: ModalitySpec
 ) -> list[Path]:
-    """Write three files per sample; what was hidden is grey, or silent."""
+    """Write three files per sample; what was hidden is grey, silent, or an underscore."""
     folder.mkdir(parents=True, exist_ok=True)
     blank = 0.0 if isinstance(spec, Audio) else MASK_GREY
+    if isinstance(spec, Bytes):
+        blank = FIRST_BYTE + ord("_")
     parts = {
         "original": imagined.original,
         "masked": torch.where(imagined.visible, imagined.original, blank),
@@ -168,19 +178,13 @@ def save_imagined(
     }
     written = []
     for row, stem in enumerate(stems):
+        # What is no point is NaN before and after.
+        real = imagined.original[row].isfinite()
         for kind, signals in parts.items():
-            path, signal = folder / f"{stem}_{kind}", signals[row].float()
-            check_answer(signal, path.name)
-            if isinstance(spec, Video):
-                pixels = (signal.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-                rate = (spec.frame_rate or DEFAULT_FRAME_RATE) / imagined.frame_step
-                written.append(write_clip(path.with_suffix(".mp4"), pixels, rate, None, 0))
-            elif isinstance(spec, Audio):
-                rate = spec.sample_rate or DEFAULT_SAMPLE_RATE
-                wave = signal.clamp(-1, 1).numpy()
-                written.append(write_wav(path.with_suffix(".wav"), wave, rate))
-            elif isinstance(spec, Image):
-                written.append(save_picture(path.with_suffix(".png"), signal.numpy()))
+            signal = signals[row] if isinstance(spec, Bytes) else signals[row].float()
+            check_answer(signal[real], f"{stem}_{kind}")
+            step = imagined.frame_step
+            written += write_signal(folder, f"{stem}_{kind}", spec, signal, frame_step=step)
     return written
 
 
@@ -219,14 +223,3 @@ def unique_stem(stem: str, taken: Sequence[str]) -> str:
     while name in taken:
         name, count = f"{stem}-{count}", count + 1
     return name
-
-
-def save_picture(path: Path, array: NDArray[np.float32]) -> Path:
-    """Write one ``[C, H, W]`` array in 0..1 as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.round(array.clip(0, 1) * 255).astype(np.uint8)
-    if pixels.shape[0] not in {1, 3, 4}:
-        pixels = pixels[:1]
-    picture = pixels[0] if pixels.shape[0] == 1 else np.moveaxis(pixels, 0, -1)
-    Pillow.fromarray(picture).save(path)
-    return path

@@ -178,7 +178,10 @@ def pictures_section(report: Report) -> Section | None:
     )
     batch = next(iter(loader))
     settings = find_masking(loaded, config)
-    pictures = as_pictures(imagine(loaded.model, batch.inputs, settings, SHOWN_SEED)[name])
+    made = imagine(loaded.model, batch, settings, SHOWN_SEED)[name]
+    if not len(made.original):
+        return None
+    pictures = as_pictures(made)
     share = f"{100 * (1 - settings.ratio):.0f} %"
     path = draw_imagined(
         report.folder.figures / "reconstructions.png",

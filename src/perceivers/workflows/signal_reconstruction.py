@@ -3,7 +3,7 @@
 Paper: Perceiver IO (arXiv 2107.14795) Sec. 4.3: video, sound and label auto-encoded at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded
 from perceivers.data import Batch, find_files, read_files
-from perceivers.data.clip_writing import write_clip, write_wav
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.report.figures import draw_reconstructions
 from perceivers.tasks.answers import check_answer
@@ -22,14 +21,10 @@ from perceivers.tasks.autoencoding import (
     as_floats,
     decode_raw,
 )
-from perceivers.types import Audio, Image, Points, Video
-from perceivers.workflows.reconstruction import (
-    DEFAULT_FRAME_RATE,
-    DEFAULT_SAMPLE_RATE,
-    SHOWN,
-    save_picture,
-    unique_stem,
-)
+from perceivers.tasks.presence import can_lack, held_modalities
+from perceivers.types import Audio, Image, ModalitySpec, Video
+from perceivers.workflows.reconstruction import SHOWN, unique_stem
+from perceivers.workflows.signal_files import write_signal
 
 NOTE = "All that is shown passed the latent array; clipped to the signal's range."
 
@@ -65,52 +60,58 @@ def reconstruct_signals(
     files = find_files([str(path) for path in paths], tuple(specs))
     written: list[Path] = []
     names: list[str] = []
+    drawn: list[str] = []
     bad: list[str] = []
     shown: list[tuple[np.ndarray, ...]] = []
-    for found, batch in read_files(files, specs, 8):
+    frames = next((n for n in task.signals if isinstance(specs[n], Image | Video)), None)
+    for found, batch in read_files(files, specs, 8, may_lack=can_lack(loaded.model)):
         bad += batch.bad
         if not found:
             continue
+        held = held_modalities(loaded.model, batch)
         original, made, visible = _give_back(task, batch, seed)
         for row, file in enumerate(found):
             stem = unique_stem(file.stem, names)
             names.append(stem)
+            there = [n for n in task.signals if n not in held or bool(held[n][row])]
             for kind, signals in (("original", original), ("reconstructed", made)):
-                parts = {name: signal[row] for name, signal in signals.items()}
-                written += write_signals(out, f"{stem}_{kind}", parts, loaded)
-        frames = next((n for n in task.signals if isinstance(specs[n], Image | Video)), None)
+                parts = {name: signals[name][row] for name in there}
+                written += write_signals(out, f"{stem}_{kind}", parts, specs)
+            if frames in there:
+                drawn.append(stem)
         if frames is not None:
             seen = visible[frames].expand(-1, 1, *original[frames].shape[2:])
-            arrays = (original[frames], seen, made[frames])
+            rows = held.get(frames, torch.ones(len(batch), dtype=torch.bool))
+            arrays = (original[frames][rows], seen[rows], made[frames][rows])
             shown += zip(*(_middle(array).numpy() for array in arrays), strict=True)
     if not written:
         raise DataError(f"no readable file among {len(files)}: {'; '.join(bad[:3])}")
     if shown:
-        written.append(_overview(out / "overview.png", shown[:SHOWN], names[:SHOWN], config))
+        written.append(_overview(out / "overview.png", shown[:SHOWN], drawn[:SHOWN], config))
     return written
 
 
-def write_signals(out: Path, stem: str, signals: dict[str, Tensor], loaded: Loaded) -> list[Path]:
-    """Write one sample: a clip with its sound, or a file per modality (points as ``.npy``)."""
-    specs = loaded.model.config.inputs
-    sound = next((n for n in signals if isinstance(specs[n], Audio)), None)
-    rate = specs[sound].sample_rate or DEFAULT_SAMPLE_RATE if sound is not None else 0
-    wave = None if sound is None else signals[sound].clamp(-1, 1).numpy()
-    has_film = any(isinstance(specs[n], Video) for n in signals)
-    written = []
+def write_signals(
+    out: Path, stem: str, signals: Mapping[str, Tensor], specs: Mapping[str, ModalitySpec]
+) -> list[Path]:
+    """Write one sample: a clip with its sound, or a file per modality.
+
+    Args:
+        out: The folder.
+        stem: Name of the files without ending.
+        signals: Floats in the raw layout, by modality.
+        specs: What they are.
+    """
+    sound = None
+    has_film = any(isinstance(specs[name], Video) for name in signals)
     for name, signal in signals.items():
         spec = specs[name]
-        if isinstance(spec, Video):
-            pixels = (signal.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-            frame_rate = spec.frame_rate or DEFAULT_FRAME_RATE
-            written.append(write_clip(out / f"{stem}.mp4", pixels, frame_rate, wave, rate))
-        elif isinstance(spec, Image):
-            written.append(save_picture(out / f"{stem}.png", signal.numpy()))
-        elif name == sound and wave is not None and not has_film:
-            written.append(write_wav(out / f"{stem}.wav", wave, rate))
-        elif isinstance(spec, Points):
-            written.append(out / f"{stem}.npy")
-            np.save(written[-1], signal[torch.isfinite(signal).all(-1)].numpy())
+        if isinstance(spec, Audio) and has_film:
+            sound = (spec, signal)
+    written = []
+    for name, signal in signals.items():
+        if sound is None or not isinstance(specs[name], Audio):
+            written += write_signal(out, stem, specs[name], signal, sound=sound)
     return written
 
 
