@@ -12,18 +12,19 @@ from perceivers.data.views import Views
 from perceivers.errors import ConfigError
 from perceivers.exporting.files import SUFFIXES
 from perceivers.exporting.graphs import PARTS
-from perceivers.report.tables import per_class_table
+from perceivers.report.tables import fill_table, per_class_table
 from perceivers.training.run_folder import RunFolder
 from perceivers.workflows.comparing import compare_runs
 from perceivers.workflows.evaluation import evaluate as run_evaluation
 from perceivers.workflows.exporting import export as run_export
+from perceivers.workflows.fill_files import Filled
 from perceivers.workflows.predicting import describe_predictions
 from perceivers.workflows.predicting import predict as run_prediction
-from perceivers.workflows.reconstructing import describe_target
-from perceivers.workflows.reconstructing import reconstruct as run_reconstruction
+from perceivers.workflows.reconstructing import describe_target, reconstruct_files
 from perceivers.workflows.run import Run
 from perceivers.workflows.subsets import SubsetFigures, evaluate_subsets
 
+FILLED_HEADER = ("file", "filled in", "from", "error", "as")
 RUN_HELP = "run folder, RUN@last, or model folder"
 
 
@@ -39,17 +40,18 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument(
         "--subsets", action="store_true", help="figures of every combination of modalities too"
     )
+    parser.add_argument(
+        "--fill",
+        action="store_true",
+        help="also fill in each modality from all others, against the mean sample and against "
+        "another sample's input",
+    )
     _add_views(parser)
     add_compile(parser)
     args = parser.parse_args(argv)
     views = Views(temporal=args.temporal_views, spatial=args.spatial_views)
-    if args.subsets and args.compile:
-        raise ConfigError(
-            "--compile has no effect with --subsets, whose batches have sizes of their own; leave "
-            "one of them out"
-        )
-    if args.subsets and views.count > 1:
-        raise ConfigError(f"views are {views}, but combinations are evaluated in one view each")
+    if args.subsets:
+        _check_subsets(views, compiled=args.compile)
     # First, since it refuses models of one modality.
     combinations = _evaluate_subsets(args) if args.subsets else []
     result = run_evaluation(
@@ -60,6 +62,7 @@ def evaluate(argv: list[str]) -> int:
         workers=args.workers,
         limit=args.limit,
         views=views,
+        fill=args.fill,
         compile=args.compile,
         note=tell_note,
     )
@@ -70,6 +73,10 @@ def evaluate(argv: list[str]) -> int:
         sys.stdout.write(f"views: {views} of each sample, probabilities averaged\n")
     if combinations:
         _print_subsets(combinations, args.split)
+    if args.fill:
+        table = fill_table({each.modality: each.to_json() for each in result.fill})
+        print_table(table.header, table.rows, title=f"Filled in, {args.split}")
+        sys.stdout.write(f"{table.note}\n")
     if result.matrix is not None:
         table = per_class_table(result.matrix.numpy(), result.classes)
         print_table(table.header, table.rows, title=f"Per class, {args.split}")
@@ -79,6 +86,17 @@ def evaluate(argv: list[str]) -> int:
     if folder.config.is_file() and args.data is None and not args.limit:
         sys.stdout.write(f"report: {Run(folder.path).write_report()}\n")
     return 0
+
+
+def _check_subsets(views: Views, *, compiled: bool) -> None:
+    """Refuse settings without effect on combinations of modalities."""
+    if compiled:
+        raise ConfigError(
+            "--compile has no effect with --subsets, whose batches have sizes of their own; leave "
+            "one of them out"
+        )
+    if views.count > 1:
+        raise ConfigError(f"views are {views}, but combinations are evaluated in one view each")
 
 
 def _evaluate_subsets(args: Any) -> list[SubsetFigures]:
@@ -187,17 +205,39 @@ def reconstruct(argv: list[str]) -> int:
     parser.add_argument("run", help=RUN_HELP)
     parser.add_argument("files", nargs="+", help="files, or folders searched for files")
     parser.add_argument("--out", default="reconstructed", help="folder for what is written")
+    parser.add_argument(
+        "--fill",
+        nargs="+",
+        default=[],
+        metavar="MODALITY",
+        help="modalities to imagine as a whole, from the others; after the files",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the masks")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier files")
     args = parser.parse_args(argv)
-    written = run_reconstruction(
-        args.run, args.files, args.out, seed=args.seed, overwrite=args.overwrite
+    done = reconstruct_files(
+        args.run,
+        args.files,
+        args.out,
+        fill=args.fill,
+        seed=args.seed,
+        overwrite=args.overwrite,
+        note=tell_note,
     )
-    sys.stdout.write(f"{len(written)} files in {args.out}; see {written[-1]}\n")
+    sys.stdout.write(f"{len(done.written)} files in {args.out}; see {done.written[-1]}\n")
+    if done.filled:
+        print_table(FILLED_HEADER, [_describe_filled(each) for each in done.filled])
     note = describe_target(args.run)
     if note:
         sys.stdout.write(f"{note}\n")
     return 0
+
+
+def _describe_filled(filled: Filled) -> list[str]:
+    """Return a row on one modality of one file."""
+    error = "not known" if filled.error is None else f"{filled.error:.4f} {filled.unit}"
+    answer = filled.answer or Path(filled.written[0]).name
+    return [Path(filled.file).name, filled.modality, " + ".join(filled.given), error, answer]
 
 
 def report(argv: list[str]) -> int:

@@ -100,6 +100,7 @@ def make_eval_loader(
     world_size: int = 1,
     views: Views | None = None,
     strict: bool = False,
+    order_seed: Natural | None = None,
 ) -> torch_data.DataLoader[Batch]:
     """Return a loader of every readable sample once, in order; the last batch may be smaller.
 
@@ -120,6 +121,8 @@ def make_eval_loader(
             ``Batch.inputs`` holds all views of a sample one after the other, and the batch size
             counts views, but every batch holds at least one sample.
         strict: A text that is longer than its spec cannot be read, instead of being cut.
+        order_seed: Read in a random order, which this seed alone decides; that of the source when
+            not given.
 
     Raises:
         DataError: The specs do not fit the source; while reading: no sample can be read.
@@ -132,8 +135,11 @@ def make_eval_loader(
     reader = SampleReader(source, specs, AugmentConfig(), strict)
     num_samples = len(reader.source)
     num_batches = -(-num_samples // batch_size)
+    order = np.arange(num_samples)
+    if order_seed is not None:
+        order = np.random.default_rng(order_seed).permutation(num_samples)
     ranges = [
-        list(range(first * batch_size, min(num_samples, (first + 1) * batch_size)))
+        order[first * batch_size : (first + 1) * batch_size].tolist()
         for first in range(rank, num_batches, world_size)
     ]
     return _EvalLoader(

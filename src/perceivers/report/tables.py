@@ -1,6 +1,6 @@
 """Tables that are computed from results rather than copied from settings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,37 @@ def per_class_table(matrix: NDArray[Any], classes: Sequence[str]) -> Table:
         else "No samples."
     )
     header = ("class", "support", "recall", "precision", "most common confusion")
+    return Table(header=header, rows=rows, note=note)
+
+
+def fill_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Compare the errors of filling in each modality with those of two baselines.
+
+    Args:
+        found: As ``results.json`` records them, by modality.
+    """
+    splits = sorted({str(each["mean_of"]) for each in found.values()})
+    header = (
+        *("filled in", "from", "samples", "error", f"mean of {' or '.join(splits)}"),
+        *("input of another sample", "unit"),
+    )
+    rows = [
+        (
+            name,
+            " + ".join(each["given"]),
+            f"{each['samples']:,}",
+            *(
+                _UNDEFINED if each[key] is None else f"{each[key]:.4f}"
+                for key in ("error", "mean_error", "other_error")
+            ),
+            str(each["unit"]),
+        )
+        for name, each in found.items()
+    ]
+    note = (
+        "Each modality is hidden as a whole and filled in from the others. A model that uses its "
+        "input errs less than the mean sample does, and clearly more with another sample's input."
+    )
     return Table(header=header, rows=rows, note=note)
 
 

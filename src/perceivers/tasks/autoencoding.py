@@ -192,6 +192,16 @@ class Autoencoding(Task):
                 given[name] = torch.where(drawn.squeeze(1), -1, given[name])
         return self.model.encode(given, hidden=hidden, kept=kept, present=shown)
 
+    def encode_whole(self, inputs: Mapping[str, Tensor], shown: Mapping[str, Tensor]) -> Encoded:
+        """Encode all tokens of what samples show, with every label hidden.
+
+        Args:
+            inputs: Raw tensors by name, labels among them where the model answers one.
+            shown: Which samples show a modality, bool ``[B]``; all where not given.
+        """
+        size = next(iter(inputs.values())).shape[0]
+        return self._encode(inputs, {}, torch.ones(size, 1, dtype=torch.bool), shown)
+
     def encode_for_display(
         self, batch: TaskBatch, generator: torch.Generator
     ) -> tuple[Encoded, dict[str, Bool[Tensor, "B ..."]]]:

@@ -236,10 +236,11 @@ class RunFolder:
             numbers = isinstance(figures, dict) and all(
                 isinstance(value, int | float) for value in figures.values()
             )
-            if not numbers or not _is_square(matrix):
+            if not numbers or not _is_square(matrix) or not _is_fill(entry.get("fill", {})):
                 raise CheckpointError(
-                    f"{self.results} is damaged at {split!r}: expected numbers by name and a "
-                    f"square table of counts or null; delete the file and evaluate again"
+                    f"{self.results} is damaged at {split!r}: expected numbers by name, a square "
+                    f"table of counts or null, and errors by modality under 'fill'; delete the "
+                    f"file and evaluate again"
                 )
         return results
 
@@ -263,6 +264,18 @@ def _is_square(matrix: Any) -> bool:
         and len(row) == len(matrix)
         and all(type(count) is int and count >= 0 for count in row)
         for row in matrix
+    )
+
+
+def _is_fill(found: Any) -> bool:
+    """Tell whether ``evaluate --fill`` may have written this."""
+    return isinstance(found, dict) and all(
+        isinstance(each, dict)
+        and isinstance(each.get("given"), list)
+        and isinstance(each.get("samples"), int)
+        and {"unit", "mean_of", "other_error"} <= each.keys()
+        and all(isinstance(each.get(key), int | float) for key in ("error", "mean_error"))
+        for each in found.values()
     )
 
 

@@ -1,7 +1,7 @@
 """Evaluate a trained model on a split of its own or of other data."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from perceivers.errors import ConfigError, DataError
 from perceivers.settings import Count, Natural, checked
 from perceivers.tasks import Classification, ClassificationConfig
 from perceivers.tasks.answers import Choices
+from perceivers.tasks.filling import Filler
 from perceivers.tasks.flow import TARGET, FlowConfig, flow_modality
 from perceivers.tasks.metrics import device_of, new_accuracies, result, results, update
 from perceivers.tasks.presence import answer, held_modalities
@@ -30,6 +31,12 @@ from perceivers.types import Array, ModalitySpec
 from perceivers.workflows.averaging import average_views
 from perceivers.workflows.class_matching import check_classes
 from perceivers.workflows.compiling import Note, compile_loaded, tell
+from perceivers.workflows.filling import (
+    FillFigures,
+    describe_dropout,
+    measure_fill,
+    open_filler,
+)
 from perceivers.workflows.objectives import find_settings, rebuild_task
 from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.origin import own_data, run_config
@@ -45,12 +52,14 @@ class Evaluation:
         classes: Class names.
         matrix: Confusion counts ``[K, K]``, rows are the truth; none for pre-training.
         skipped: Samples that could not be read, as ``path: reason``.
+        fill: How well each modality is filled in from the others, where that was asked for.
     """
 
     figures: dict[str, Any]
     classes: tuple[str, ...]
     matrix: Tensor | None
     skipped: list[str]
+    fill: tuple[FillFigures, ...] = ()
 
 
 @checked
@@ -63,6 +72,7 @@ def evaluate(
     workers: Natural = 0,
     limit: Natural = 0,
     views: Views | None = None,
+    fill: bool = False,
     compile: bool = False,  # noqa: A002 - the setting's name, as in training
     note: Note | None = None,
 ) -> Evaluation:
@@ -79,16 +89,20 @@ def evaluate(
         limit: Dry run: at most this many batches; 0 means all.
         views: Parts of each sample over which a classifier's probabilities are averaged, such as
             ``Views(temporal=5, spatial=3)``; one in the middle when not given.
+        fill: Also fill in each modality from all others, and compare with the mean sample of the
+            training split and with the input of another sample.
         compile: Compile the model for full batches; pays where there are many.
-        note: Told how long compilation took.
+        note: Told how long compilation took, and what to beware of in ``fill``.
 
     Raises:
-        UserError: There is nothing to evaluate, or the data or the views do not fit.
+        UserError: There is nothing to evaluate, the data or the views do not fit, or the model
+            cannot fill in.
     """
     views = views or Views()
     loaded = load_with_info(model)
-    single, loaded = loaded, average_views(loaded, views, batch_size)
     config = run_config(model)
+    filler = _open_filler(loaded, config, views, compile, note) if fill else None
+    single, loaded = loaded, average_views(loaded, views, batch_size)
     path, which = split_address(model)
     recorded = None
     if config is not None and which != "last" and data is None and not limit:
@@ -100,16 +114,7 @@ def evaluate(
     check_classes(loaded, dataset, config)
     skipped: list[str] = []
     if isinstance(source, FlowPairs):
-        # Measured pairs have sizes of their own, which no batch could hold.
-        if compile:
-            raise ConfigError(
-                f"compile=True has no effect on the measured pairs of {dataset.address}, which are "
-                f"evaluated one at a time; leave it out"
-            )
-        scale = find_settings(FlowConfig, loaded, config).scale
-        pairs = (source.read(index) for index in range(len(source))[: limit or None])
-        figures = evaluate_pairs(loaded.model, pairs, scale=scale)
-        return Evaluation(figures, (), None, skipped)
+        return _evaluate_flow(loaded, config, source, dataset.address, limit, compile)
     loader = make_eval_loader(source, specs, batch_size=batch_size, workers=workers, views=views)
     compiled = compile_loaded(single, batch_size, views, on=compile)
     batches = compiled.batches(_collect_bad(loader, skipped, limit))
@@ -119,11 +124,60 @@ def evaluate(
         task = rebuild_task(loaded, config)
         result = Evaluation(task.evaluate(batches), (), None, skipped)
     tell(compiled, note)
+    if filler is not None:
+        options = {"batch_size": batch_size, "workers": workers, "limit": limit}
+        found = measure_fill(filler, dataset, specs, split, **options)
+        result = replace(result, fill=tuple(found))
     if recorded is not None:
-        matrix = None if result.matrix is None else result.matrix.tolist()
-        seen = {"views": str(views)} if views.count > 1 else {}
-        recorded.add_results(split, {"figures": result.figures, "confusion": matrix, **seen})
+        _record(recorded, split, result, views)
     return result
+
+
+def _record(folder: RunFolder, split: str, result: Evaluation, views: Views) -> None:
+    """Keep what was measured in the run folder."""
+    matrix = None if result.matrix is None else result.matrix.tolist()
+    extra: dict[str, Any] = {"views": str(views)} if views.count > 1 else {}
+    if result.fill:
+        extra["fill"] = {each.modality: each.to_json() for each in result.fill}
+    folder.add_results(split, {"figures": result.figures, "confusion": matrix, **extra})
+
+
+def _evaluate_flow(
+    loaded: Loaded,
+    config: TrainConfig | None,
+    source: FlowPairs,
+    address: str,
+    limit: int,
+    compiled: bool,
+) -> Evaluation:
+    """Evaluate measured pairs, which have sizes of their own that no batch could hold."""
+    if compiled:
+        raise ConfigError(
+            f"compile=True has no effect on the measured pairs of {address}, which are evaluated "
+            f"one at a time; leave it out"
+        )
+    scale = find_settings(FlowConfig, loaded, config).scale
+    pairs = (source.read(index) for index in range(len(source))[: limit or None])
+    figures = evaluate_pairs(loaded.model, pairs, scale=scale)
+    return Evaluation(figures, (), None, [])
+
+
+def _open_filler(
+    loaded: Loaded, config: TrainConfig | None, views: Views, compiled: bool, note: Note | None
+) -> Filler:
+    """Return what fills in, and say what to beware of."""
+    if views.count > 1:
+        raise ConfigError(f"views are {views}, but modalities are filled in from one view each")
+    if compiled:
+        raise ConfigError(
+            "compile has no effect on filling in modalities, whose batches have sizes of their "
+            "own; leave out compile or fill"
+        )
+    filler = open_filler(loaded, config)
+    warning = describe_dropout(filler, config, filler.names)
+    if warning and note is not None:
+        note(f"warning: {warning}")
+    return filler
 
 
 def open_for_model(

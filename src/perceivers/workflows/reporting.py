@@ -25,7 +25,7 @@ from perceivers.report.figures import (
 )
 from perceivers.report.html import Section, Table, write_html
 from perceivers.report.metrics import read_metrics
-from perceivers.report.tables import per_class_table
+from perceivers.report.tables import fill_table, per_class_table
 from perceivers.training.addresses import as_typed
 from perceivers.training.config import PretrainConfig, TrainConfig
 from perceivers.training.run_folder import RunFolder
@@ -121,6 +121,7 @@ def write_run_report(folder: RunFolder) -> Path:
         example = example_section(task, report.loaded, report.config, folder.figures)
         found = [figures_table(report.loaded, dict(report.results)), example]
         sections += [s for s in (*found, positions_section(report)) if s]
+    sections += [fill_section(split, e) for split, e in report.results.items() if "fill" in e]
     unreadable = unreadable_section(report.folder)
     sections += [unreadable] if unreadable else []
     sections += [curves_section(report), settings_section(report), commands_section(report)]
@@ -213,6 +214,11 @@ def read_start_positions(folder: RunFolder) -> tuple[dict[str, NDArray[Any]], st
 def _has_shape(tables: Mapping[str, NDArray[Any]], name: str, shape: Sequence[int]) -> bool:
     table = tables.get(name)
     return table is not None and table.shape == tuple(shape) and bool(np.isfinite(table).all())
+
+
+def fill_section(split: str, entry: Mapping[str, Any]) -> Section:
+    """Errors of modalities that were filled in from the others."""
+    return Section(title=f"Filled in ({split})", tables=[fill_table(entry["fill"])])
 
 
 def positions_section(report: Report) -> Section | None:

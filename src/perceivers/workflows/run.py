@@ -44,10 +44,20 @@ class Run:
         return load_with_info(f"{self.folder.path}@{which}").model
 
     def evaluate(
-        self, data: str | None = None, *, split: str = "test", views: Views | None = None
+        self,
+        data: str | None = None,
+        *,
+        split: str = "test",
+        views: Views | None = None,
+        fill: bool = False,
     ) -> dict[str, Any]:
-        """Return figures on a split; see ``perceivers.evaluate``."""
-        return evaluate(self.path, data=data, split=split, views=views).figures
+        """Return figures on a split; see ``perceivers.evaluate``.
+
+        With ``fill``, those of each modality that is filled in are under ``fill``, by its name.
+        """
+        found = evaluate(self.path, data=data, split=split, views=views, fill=fill)
+        filled = {each.modality: each.to_json() for each in found.fill}
+        return {**found.figures, "fill": filled} if fill else found.figures
 
     def predict(
         self,
@@ -69,11 +79,12 @@ class Run:
         paths: Sequence[str | Path],
         out: str | Path,
         *,
+        fill: Sequence[str] = (),
         seed: int = 0,
         overwrite: bool = False,
     ) -> list[Path]:
         """Write reconstructions of files; see ``perceivers.reconstruct``."""
-        return reconstruct(self.path, paths, out, seed=seed, overwrite=overwrite)
+        return reconstruct(self.path, paths, out, fill=fill, seed=seed, overwrite=overwrite)
 
     def write_report(self) -> Path:
         """Draw the figures anew and write ``report.html``."""

@@ -1,0 +1,239 @@
+"""Fill in a modality that a model is not given, from the others that it is.
+
+Errors are squared and in the units that the model reads (of a standardised modality: of the
+variance of its channel); of labels and texts they are cross-entropies in nats.
+
+Legend: B batch, N elements, C channels, K classes or bytes.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from perceivers.errors import DataError
+from perceivers.models.hip import HiP
+from perceivers.models.perceiver_io import PerceiverIO
+from perceivers.tasks.autoencoding import Autoencoding, AutoencodingConfig
+from perceivers.tasks.base import TaskBatch
+from perceivers.tasks.masked import Target
+from perceivers.tasks.presence import held_modalities
+from perceivers.types import PAD, ModalitySpec
+
+# Kinds whose elements are classes, and answered by scores.
+SCORED_KINDS = ("labels", "bytes")
+# Spaces of a masked autoencoder's prediction that need no value of the modality itself.
+FREE_TARGETS: tuple[Target, ...] = ("per-channel", "raw")
+
+
+@runtime_checkable
+class Filler(Protocol):
+    """One model family's side of filling in, made for one model.
+
+    Attributes:
+        model: What fills in.
+        names: The modalities that it can fill in.
+    """
+
+    model: Any
+    names: tuple[str, ...]
+
+    def fill(
+        self, inputs: Mapping[str, Tensor], held: Mapping[str, Tensor], name: str
+    ) -> Float[Tensor, "B N C"]:
+        """Predict a modality from all others, as values that the model reads, or as scores.
+
+        Args:
+            inputs: Raw tensors ``[B, ...]`` by name: all that the model reads, the modality's own
+                among them, which is not looked at.
+            held: Which samples hold a modality, bool ``[B]``; all where not given.
+            name: The modality.
+        """
+        ...
+
+
+class ElementFiller:
+    """HiP: the decoder answers the positions of every declared modality, given or not.
+
+    Args:
+        model: With a decoder, trained in a space of ``FREE_TARGETS``.
+    """
+
+    def __init__(self, model: HiP) -> None:
+        self.model = model.eval()
+        self.names = keep_fillable(model, model.config.inputs)
+
+    @torch.no_grad()
+    def fill(
+        self, inputs: Mapping[str, Tensor], held: Mapping[str, Tensor], name: str
+    ) -> Float[Tensor, "B N C"]:
+        """Encode everything but the modality; bottleneck labels are never shown in training."""
+        model = self.model
+        given = {n: inputs[n] for n in model.config.grouped_inputs}
+        encoded = model.encode(given, present=without(held, name, given))
+        return model.reconstruct(encoded)[name].float()
+
+
+class OutputFiller:
+    """Perceiver IO: queries made of positions ask for a modality, given or not.
+
+    Args:
+        model: An autoencoder.
+        config: Settings of its training.
+    """
+
+    def __init__(self, model: PerceiverIO, config: AutoencodingConfig) -> None:
+        self.task = Autoencoding(model, config).eval()
+        self.model = model
+        # Queries made of a modality's own tokens would be made of what is not there.
+        outputs = model.config.outputs.items()
+        self.names = keep_fillable(model, [n for n, o in outputs if o.queries != "tokens"])
+
+    @torch.no_grad()
+    def fill(
+        self, inputs: Mapping[str, Tensor], held: Mapping[str, Tensor], name: str
+    ) -> Float[Tensor, "B N C"]:
+        """Encode everything but the modality; labels are always hidden."""
+        model = self.model
+        given = {n: inputs[n] for n in model.config.data_inputs}
+        encoded = self.task.encode_whole(inputs, without(held, name, given))
+        made = model.decode(encoded, name).float()
+        if name in self.task.labels:
+            return made.reshape(len(made), -1, made.shape[-1])
+        return model.adapter(name).flatten(made)
+
+
+def keep_fillable(model: Any, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the modalities beside which the model reads another, labels not counted."""
+    return tuple(n for n in names if any(other != n for other in model.config.data_inputs))
+
+
+def without(
+    held: Mapping[str, Tensor], name: str, given: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return which samples hold what, once a modality is hidden from all of them."""
+    if name not in given:
+        return dict(held)
+    return {**held, name: torch.zeros(len(given[name]), dtype=torch.bool).to(given[name].device)}
+
+
+def collect_inputs(filler: Filler, batch: TaskBatch) -> dict[str, Tensor]:
+    """Return a batch's raw tensors by name, with its labels as a modality where the model has one.
+
+    Labels that a batch lacks are unknown (-1).
+    """
+    config = filler.model.config
+    inputs = {name: batch.inputs[name] for name in config.data_inputs}
+    size = len(next(iter(inputs.values())))
+    labels = [name for name in config.inputs if name not in inputs]
+    for name in labels:
+        inputs[name] = torch.full((size, *config.inputs[name].raw_shape), -1)
+    if batch.labels is not None and batch.labels.ndim == 1:
+        inputs |= dict.fromkeys(labels[:1], batch.labels)
+    return inputs
+
+
+def find_fillable(
+    filler: Filler, batch: TaskBatch, inputs: Mapping[str, Tensor], name: str
+) -> tuple[Bool[Tensor, " B"], Bool[Tensor, " B"]]:
+    """Return which samples hold something else to fill a modality in from, and which hold it too.
+
+    Args:
+        filler: Of the model.
+        batch: Some samples.
+        inputs: From ``collect_inputs``.
+        name: The modality.
+    """
+    size = len(next(iter(inputs.values())))
+    everywhere = torch.ones(size, dtype=torch.bool)
+    held = held_modalities(filler.model, batch)
+    others = [held.get(n, everywhere) for n in filler.model.config.data_inputs if n != name]
+    there = held.get(name, everywhere)
+    if name not in batch.inputs:
+        there = (inputs[name].reshape(size, -1) >= 0).any(1)
+    return torch.stack(others).any(0), there
+
+
+def true_elements(model: Any, name: str, raw: Tensor) -> tuple[Tensor, Bool[Tensor, "B N"]]:
+    """Return what a filled-in modality is compared with, and which elements there are.
+
+    Values ``[B, N, C]`` as the model reads them; of labels and texts class indices ``[B, N]``.
+    Unknown labels, padding of texts and missing points (NaN) are no elements.
+    """
+    adapter = model.adapter(name)
+    values = adapter.flatten(raw)
+    if adapter.spec.kind == "labels":
+        return values.clamp(min=0).long(), values >= 0
+    if adapter.spec.kind == "bytes":
+        return values.long(), values != PAD
+    truth = adapter.normalise(values, torch.float32)
+    real = ~truth.isnan().any(-1)
+    return torch.where(real.unsqueeze(-1), truth, 0.0), real
+
+
+def element_errors(model: Any, name: str, made: Tensor, truth: Tensor) -> Float[Tensor, "B N"]:
+    """Return the error of every element: squared, mean over channels; or cross-entropy.
+
+    Args:
+        model: Any family.
+        name: The modality.
+        made: Values or scores ``[#B, N, C]``.
+        truth: From ``true_elements``.
+    """
+    if model.adapter(name).spec.kind in SCORED_KINDS:
+        scores = F.log_softmax(made.float(), -1).expand(len(truth), -1, -1)
+        return -scores.gather(-1, truth.unsqueeze(-1)).squeeze(-1)
+    return (made - truth).square().mean(-1)
+
+
+def unit_of(spec: ModalitySpec) -> str:
+    """Return the unit of a modality's error.
+
+    ``variances`` of the standardisation, ``squared`` values where there is none, or ``nats``.
+    """
+    if spec.kind in SCORED_KINDS:
+        return "nats"
+    return "variances" if spec.std else "squared"
+
+
+class MeanSample:
+    """The mean of all samples, element by element: what is filled in without any input.
+
+    Of labels and texts it is how often each class stood at a place, with one more of each, so that
+    none is impossible.
+
+    Args:
+        model: Any family.
+        name: The modality.
+    """
+
+    def __init__(self, model: Any, name: str) -> None:
+        self.model, self.name = model, name
+        self.scored = model.adapter(name).spec.kind in SCORED_KINDS
+        self.total: Tensor | None = None
+        self.count: Tensor | None = None
+
+    def add(self, raw: Tensor) -> None:
+        """Add samples that hold the modality, ``[B, ...]``."""
+        truth, real = true_elements(self.model, self.name, raw)
+        if self.scored:
+            truth = F.one_hot(truth, self.model.adapter(self.name).spec.channels)
+        values = (truth.double() * real.unsqueeze(-1)).sum(0)
+        times = real.double().sum(0).unsqueeze(-1)
+        self.total = values if self.total is None else self.total + values
+        self.count = times if self.count is None else self.count + times
+
+    def predict(self) -> Float[Tensor, "1 N C"]:
+        """Return the mean, or log frequencies.
+
+        Raises:
+            DataError: No sample was added.
+        """
+        if self.total is None or self.count is None:
+            raise DataError(f"no sample holds {self.name!r}, so it has no mean")
+        if self.scored:
+            return ((self.total + 1) / (self.count + self.total.shape[-1])).log().float()[None]
+        return (self.total / self.count.clamp(min=1)).float()[None]
