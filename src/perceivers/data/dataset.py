@@ -51,6 +51,14 @@ class Dataset:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
+    def __repr__(self) -> str:
+        """Return the address, sizes and numbers of classes; sources hold names by the million."""
+        sizes = ", ".join(f"{name}={len(source)}" for name, source in self.splits.items())
+        classes = {"": self.classes, **self.columns}
+        counts = [f"{n or 'label'}={len(names)}" for n, names in classes.items() if names]
+        what = f"samples: {sizes}" + (f"; classes: {', '.join(counts)}" if counts else "")
+        return f"<Dataset {self.address} ({what})>"
+
     def read(
         self,
         split: str,
