@@ -106,6 +106,7 @@ def test_two_processes_compute_what_one_computes(tmp_path: Path) -> None:
         {"strategy": "ddp", **ALL},
         {"strategy": "fsdp", **ALL},
         {"strategy": "fsdp", "optimizer": {"name": "lamb"}},
+        {"strategy": "fsdp", "optimizer": {"name": "muon"}},
         {"strategy": "fsdp", "model": "perceiver_nano", "recompute": True},
         {"strategy": "fsdp", "model": "perceiver_io_nano"},
         {"strategy": "fsdp", "model": "hiera_nano", "size": 16, "recompute": True},

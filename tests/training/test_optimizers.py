@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from perceivers.training.optimizers import (
     UnclampedLamb,
     decays,
     make_optimizer,
+    muon_matrices,
     parameter_groups,
     set_learning_rate,
     unbiased_rate,
@@ -90,6 +92,63 @@ def test_layer_decay_falls_from_the_head_to_the_inputs(model: HiP) -> None:
     optimizer = make_optimizer(model, OptimizerConfig(layer_decay=0.5, position_lr=1.0))
     set_learning_rate(optimizer, 0.1)
     assert {g["lr"] for g in optimizer.param_groups} == {0.1 * 0.5**k for k in range(last + 1)}
+
+
+def one_step(model: HiP, lr: float, name: Literal["adamw", "muon"]) -> dict[str, torch.Tensor]:
+    """The update of every parameter of a copy of the model, from the same random gradients."""
+    model, generator = deepcopy(model), torch.Generator().manual_seed(0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    settings = OptimizerConfig(name=name, weight_decay=0.0, position_lr=1.0)
+    optimizer = make_optimizer(
+        model, replace(settings, matrix_lr=1.0) if name == "muon" else settings
+    )
+    set_learning_rate(optimizer, lr)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
+    return {name: p.detach() - before[name] for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("library", ["torch", "pytorch-optimizer"])
+def test_muon_makes_updates_of_matrices_orthogonal_and_leaves_the_rest_to_adamw(
+    model: HiP, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if library == "torch" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch.optim.Muon came with torch 2.9")
+    if library != "torch":
+        monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    lr = 1e-2
+    adamw, muon = one_step(model, lr, "adamw"), one_step(model, lr, "muon")
+    matrices = muon_matrices(model)
+    assert "encoder.blocks.0.read.attention.q.weight" in matrices
+    assert not matrices & {"encoder.inputs.embed.image.weight", "head.logits.weight"}
+    for name, update in muon.items():
+        if name not in matrices:
+            assert torch.equal(update, adamw[name]), name
+            continue
+        size = lr * 0.2 * max(update.shape) ** 0.5
+        stretch = torch.linalg.svdvals(update) / size
+        # Five iterations bring singular values near one; only the smallest stay behind.
+        assert 0.6 < float(stretch.median()) < 1.3, name
+        assert float(stretch.max()) < 1.35, name
+
+
+def test_muon_of_both_libraries_goes_on_from_a_saved_state(
+    model: HiP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        config = OptimizerConfig(name="muon")
+        pairs = [(each, make_optimizer(each, config)) for each in (model, deepcopy(model))]
+        for step in range(3):
+            for each, optimizer in pairs:
+                generator = torch.Generator().manual_seed(step)
+                for parameter in each.parameters():
+                    parameter.grad = torch.randn(parameter.shape, generator=generator)
+                optimizer.step()
+            pairs[1][1].load_state_dict(deepcopy(pairs[0][1].state_dict()))
+        for one, other in zip(pairs[0][0].parameters(), pairs[1][0].parameters(), strict=True):
+            assert torch.equal(one, other)
+        monkeypatch.delattr(torch.optim, "Muon", raising=False)
 
 
 def lamb_step(

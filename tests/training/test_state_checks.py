@@ -22,7 +22,7 @@ from perceivers.training.state import Progress
 from perceivers.types import Image
 
 State = dict[str, Any]
-Name = Literal["adamw", "lamb"]
+Name = Literal["adamw", "lamb", "muon"]
 STEPS, LAST = 3, 10
 WEIGHT = "encoder.inputs.embed.image.weight"
 PROGRESS = Progress(step=STEPS, best=-0.5, best_step=2, samples_read=24, seconds=1.5)
@@ -71,7 +71,7 @@ def save(run: Checkpoints) -> State:
 def states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, State]:
     """A sound state of each optimizer."""
     found = {}
-    for name in ("adamw", "lamb"):
+    for name in ("adamw", "lamb", "muon"):
         run = make(tmp_path_factory.mktemp(name) / "run", name)
         take_steps(run, STEPS, seed=0)
         found[name] = save(run)
@@ -85,7 +85,7 @@ def put(state: State, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
 def test_a_sound_state_is_restored_and_goes_on_bit_for_bit(tmp_path: Path, name: Name) -> None:
     run = make(tmp_path / "run", name)
     take_steps(run, STEPS, seed=0)

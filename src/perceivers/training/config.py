@@ -55,18 +55,24 @@ GENERATED = UsedIf("warps", True, otherwise="on measured pairs; they are for war
 class OptimizerConfig(Settings, prefix="optimizer."):
     """Update rule; weights decay, biases and norms do not, latents and tables if asked for."""
 
-    name: Literal["adamw", "lamb"] = "adamw"
-    """adamw, or lamb (the Perceiver family's; arXiv 1904.00962, weight norms not clamped)."""
+    name: Literal["adamw", "lamb", "muon"] = "adamw"
+    """adamw; lamb (as in the Perceiver papers; arXiv 1904.00962, weight norms not clamped); or
+    muon: orthogonalised updates for weight matrices (arXiv 2502.16982), adamw for the rest."""
     lr: Positive = 1e-3
     """Peak learning rate, per step of the whole batch."""
     betas: tuple[Rate, Rate] = (0.9, 0.95)
     """Decay rates of the two moments."""
+    momentum: Annotated[Rate, UsedIf("name", "muon")] = 0.95
+    """Decay rate of Muon's momentum."""
+    matrix_lr: Annotated[Positive, UsedIf("name", "muon")] = 3.0
+    """Factor on the learning rate of the matrices that Muon updates."""
     weight_decay: NonNegative = 0.05
     """Decay of weights, relative to the learning rate."""
     decay_arrays: Annotated[bool, UsedIf("weight_decay", above=0)] = False
     """Let latents, queries and position tables decay too, as the Perceiver recipes do."""
     eps: Positive | None = None
-    """Added to the root of the second moment; None takes 1e-8 for adamw and 1e-6 for lamb."""
+    """Added to the root of the second moment; None takes 1e-8 for adamw and muon, and 1e-6
+    for lamb."""
     layer_decay: Annotated[float, Range(above=0, most=1)] = 1.0
     """Factor per layer below the head on the learning rate; 1 trains all alike."""
     position_lr: Positive = 20.0

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from perceivers.models.base import Model
 from perceivers.nn.positions import LearnedPositions
 from perceivers.training.config import OptimizerConfig
+from perceivers.training.muon import MuonAdamW, is_matrix
 
 # nn has no common base of its norms; all models together use these two.
 NORMS = (nn.LayerNorm, nn.BatchNorm2d)
@@ -92,23 +93,48 @@ def decays(model: nn.Module, *, arrays: bool = False) -> set[str]:
     return chosen
 
 
+def muon_matrices(model: nn.Module) -> set[str]:
+    """Return the names of the weights that Muon updates: matrices of Linears behind the inputs.
+
+    Input embeddings stay with AdamW: their rows belong to single channels or bytes, which are no
+    directions of a common space.
+    """
+    assert isinstance(model, Model)
+    depths = model.layer_depths()
+    modules = dict(model.named_modules())
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if isinstance(modules[name.rpartition(".")[0]], nn.Linear)
+        and is_matrix(parameter)
+        and depths[name] > 0
+    }
+
+
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Group trainable parameters by decay and by learning-rate scale (``lr_scale``)."""
+    """Group trainable parameters by decay and by learning-rate scale (``lr_scale``).
+
+    With Muon, groups also say which rule updates them (``use_muon``).
+    """
     assert isinstance(model, Model)
     depths: Mapping[str, int] = model.layer_depths()
     deepest = max(depths.values())
     decaying = decays(model, arrays=config.decay_arrays)
     tables = {id(m.table) for m in model.modules() if isinstance(m, LearnedPositions)}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    matrices = muon_matrices(model) if config.name == "muon" else set()
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         scale = config.layer_decay ** (deepest - depths[name])
         if id(parameter) in tables:
             scale *= config.position_lr
+        if name in matrices:
+            scale *= config.matrix_lr
         decay = config.weight_decay if name in decaying else 0.0
-        groups.setdefault((decay, scale), []).append(parameter)
+        groups.setdefault((decay, scale, name in matrices), []).append(parameter)
     return [
         {"params": params, "weight_decay": decay, "lr_scale": scale}
-        for (decay, scale), params in groups.items()
+        | ({"use_muon": muon} if config.name == "muon" else {})
+        for (decay, scale, muon), params in groups.items()
     ]
 
 
@@ -131,8 +157,11 @@ class StateLayout:
     group_rates: tuple[str, ...] = ()
 
 
-def state_layout(optimizer: torch.optim.Optimizer) -> StateLayout:
-    """Return the layout of what ``make_optimizer`` makes."""
+def state_layout(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> StateLayout:
+    """Return the layout of a parameter group of what ``make_optimizer`` makes."""
+    if group.get("use_muon"):
+        counted = "ns_coeffs" in group  # pytorch-optimizer's, where torch has no Muon
+        return StateLayout(moments=("momentum_buffer",), group_counter="step" if counted else "")
     if isinstance(optimizer, UnclampedLamb):
         return StateLayout(
             moments=("exp_avg", "exp_avg_sq"),
@@ -140,7 +169,7 @@ def state_layout(optimizer: torch.optim.Optimizer) -> StateLayout:
             group_counter="step",
             group_rates=("betas", "moment_rates"),
         )
-    assert isinstance(optimizer, torch.optim.AdamW)
+    assert isinstance(optimizer, torch.optim.AdamW | MuonAdamW)
     return StateLayout(moments=("exp_avg", "exp_avg_sq"), counter="step")
 
 
@@ -165,6 +194,9 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
         # keeps the library from dividing the step by 1 - beta1^t, which would multiply the first
         # steps, already scaled by the trust ratio, by up to ten.
         return UnclampedLamb(groups, weight_decouple=False, adam_debias=True, **settings)
+    if config.name == "muon":
+        settings.setdefault("eps", 1e-8)
+        return MuonAdamW(groups, momentum=config.momentum, **settings)
     return torch.optim.AdamW(groups, fused=True, **settings)
 
 

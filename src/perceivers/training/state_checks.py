@@ -37,7 +37,7 @@ class StateChecker:
         self.model = model
         self.optimizer = optimizer
         self.averaged = averaged
-        self.layout: StateLayout = state_layout(optimizer)
+        self.layouts = _layouts(model, optimizer)
         self.weights: dict[str, Tensor] = model.state_dict()
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         self.trained = {n for n, p in self.parameters.items() if p.requires_grad}
@@ -86,9 +86,10 @@ class StateChecker:
             return [tuple(self.parameters[name].shape)]
         entry, _, owner = name.partition("/")
         if kind == "optimizer" and owner in self.parameters:
-            if entry in self.layout.moments:
+            layout = self.layouts.get(owner, StateLayout(moments=()))
+            if entry in layout.moments:
                 return [tuple(self.parameters[owner].shape)]
-            if entry in {self.layout.counter, *self.layout.scalars} - {""}:
+            if entry in {layout.counter, *layout.scalars} - {""}:
                 return [()]
         return []
 
@@ -129,15 +130,16 @@ class StateChecker:
         check_names("optimizer states", states, (), self.trained)
         if not step and states:
             raise CheckpointError("the optimizer has a state before the first step")
-        counts = [self._check_moments(name, state, step) for name, state in states.items()]
+        counts = {name: self._check_moments(name, state, step) for name, state in states.items()}
         if step and not states:
             raise CheckpointError(
                 f"the optimizer state is empty at step {step}, expected entries for "
                 f"{len(self.trained)} parameters"
             )
-        if self.layout.counter and step and max(counts) != min(step, LAST_COUNT):
+        counted = [count for name, count in counts.items() if self.layouts[name].counter]
+        if counted and step and max(counted) != min(step, LAST_COUNT):
             raise CheckpointError(
-                f"no parameter has counted {step} optimizer steps; the most is {max(counts)}"
+                f"no parameter has counted {step} optimizer steps; the most is {max(counted)}"
             )
         return self._check_unused(step, states, found.get("unused"))
 
@@ -172,7 +174,7 @@ class StateChecker:
         what = f"optimizer state of {name}"
         if not isinstance(state, Mapping):
             raise CheckpointError(f"{what} is {describe(state)}, expected entries by name")
-        layout, parameter = self.layout, self.parameters[name]
+        layout, parameter = self.layouts[name], self.parameters[name]
         counter = (layout.counter,) if layout.counter else ()
         check_names(what, state, (*layout.moments, *counter), layout.scalars)
         for entry in layout.moments:
@@ -207,10 +209,10 @@ class StateChecker:
                 f"those of this run ({len(order)}); optimizer settings cannot change when a run is "
                 f"resumed"
             )
-        layout = self.layout
-        varying = {layout.group_counter, *layout.group_rates} - {""} if step else set()
         for number, (group, mine) in enumerate(zip(groups, own, strict=True)):
             what = f"optimizer group {number}"
+            layout = state_layout(self.optimizer, mine)
+            varying = {layout.group_counter, *layout.group_rates} - {""} if step else set()
             # Versions of a library add settings; those of this run hold then.
             check_names(what, group, ("params", "lr", *varying), mine)
             wanted = {**mine, **group_rates(self.optimizer, mine.get("betas"), step)}
@@ -226,6 +228,16 @@ class StateChecker:
                         f"{what}, {key} is {_show(value)}, expected {_show(wanted[key])}; "
                         f"optimizer settings cannot change when a run is resumed"
                     )
+
+
+def _layouts(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, StateLayout]:
+    """Return what the optimizer keeps of each parameter, by its name."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        names[parameter]: state_layout(optimizer, group)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
 
 
 def check_tensor(
