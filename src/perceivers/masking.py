@@ -128,6 +128,34 @@ def draw_mask_plan(
     )
 
 
+def thin_masked(plan: MaskPlan, fraction: float, *, generator: Draws = None) -> MaskPlan:
+    """Return a packed plan whose ``masked`` holds a random part of the hidden slots.
+
+    What is left out is neither shown to the encoder nor asked of the decoder. Queries do not see
+    one another, so the loss keeps its expectation while most of the decoder's work is saved
+    (Perceiver IO, arXiv 2107.14795, Sec. 4.3, sub-samples its outputs in the same way).
+
+    Args:
+        plan: Packed, over slots.
+        fraction: Part of the hidden slots to keep, above 0; at least one slot stays.
+        generator: Source of randomness, one for all samples or one for each.
+
+    Raises:
+        ConfigError: The plan is dense: its form does not say which hidden slots are queried.
+    """
+    if not plan.is_packed:
+        raise ConfigError(
+            "only masks that hide the same number of elements in every group can be thinned; use "
+            "mask kind groupwise or independent, or query all hidden elements"
+        )
+    masked = {}
+    for name, ids in plan.masked.items():
+        noise = rand_rows(*ids.shape, generator=generator).to(ids.device)
+        count = max(round(fraction * ids.shape[-1]), 1)
+        masked[name] = ids.gather(-1, noise.argsort(-1)[..., :count].sort(-1).values)
+    return MaskPlan(kept=plan.kept, masked=masked, axis=plan.axis)
+
+
 def draw_unit_plan(
     name: str,
     num_units: int,

@@ -12,7 +12,7 @@ from torch import Tensor
 import perceivers as pv
 from perceivers.data import Batch
 from perceivers.errors import ConfigError
-from perceivers.masking import MaskPlan, draw_mask_plan
+from perceivers.masking import MaskPlan, draw_mask_plan, thin_masked
 from perceivers.models import HiP
 from perceivers.tasks import MaskedAutoencoding, MaskedAutoencodingConfig, mae_losses
 from perceivers.tasks.masked import Target
@@ -51,12 +51,12 @@ def elements(share: Any) -> list[tuple[int, int, int]]:
     return [(i, i // share.size, i % share.size) for i in range(share.length)]
 
 
-def is_visible(plan: MaskPlan, name: str, sample: int, group: int, slot: int) -> bool:
+def is_scored(plan: MaskPlan, name: str, sample: int, group: int, slot: int) -> bool:
     """Look one slot up in either form of a plan."""
-    source = plan.kept if plan.is_packed else plan.keep
+    source = plan.masked if plan.is_packed else plan.keep
     units = source[name][sample]
     row = units[group if len(units) > 1 else 0]
-    return slot in row.tolist() if plan.is_packed else bool(row[slot])
+    return slot in row.tolist() if plan.is_packed else not row[slot]
 
 
 @torch.no_grad()
@@ -76,7 +76,7 @@ def by_hand(
         errors = []
         for b in range(batch):
             for i, group, slot in elements(share):
-                if is_visible(plan, share.name, b, group, slot):
+                if not is_scored(plan, share.name, b, group, slot):
                     continue
                 total = 0.0
                 for c in range(spec.channels):
@@ -151,6 +151,42 @@ def test_weights_weigh_modalities(
         MaskedAutoencoding(model, MaskedAutoencodingConfig(weights={"bb": 1.0}))
 
 
+@pytest.mark.parametrize("kind", ["groupwise", "independent"])
+def test_a_thinned_plan_scores_some_of_the_hidden_elements_and_shows_no_more(
+    model: HiP, inputs: dict[str, Tensor], rng: torch.Generator, kind: Any
+) -> None:
+    plan = draw_mask_plan(model.layout(), 2, ratio=0.7, kind=kind, generator=rng)
+    thin = thin_masked(plan, 0.4, generator=rng)
+    for name in SPECS:
+        assert thin.kept[name] is plan.kept[name]
+        count = plan.masked[name].shape[-1]
+        assert thin.masked[name].shape == (*plan.masked[name].shape[:-1], round(0.4 * count))
+        pairs = zip(thin.masked[name].flatten(0, 1), plan.masked[name].flatten(0, 1), strict=True)
+        for some, all_of_them in pairs:
+            assert set(some.tolist()) < set(all_of_them.tolist())
+    losses = mae_losses(model, inputs, thin)
+    for name, value in by_hand(model, inputs, thin, "per-channel").items():
+        assert float(losses.parts[name]) == pytest.approx(value, rel=2e-6)
+    with pytest.raises(ConfigError, match="hide the same number of elements in every group"):
+        thin_masked(plan.to_dense(model.layout()), 0.4)
+
+
+def test_only_training_leaves_out_hidden_elements(
+    model: HiP, inputs: dict[str, Tensor], rng: torch.Generator
+) -> None:
+    tasks = [
+        MaskedAutoencoding(model, MaskedAutoencodingConfig(queried=queried))
+        for queried in (1.0, 0.3)
+    ]
+    batch = Batch(inputs=inputs, labels=None, index=torch.arange(2), bad=[])
+    assert tasks[0].evaluate([batch]) == tasks[1].evaluate([batch])
+    drawn = [float(task.train()(batch, torch.Generator().manual_seed(1)).total) for task in tasks]
+    assert drawn[0] != drawn[1]
+    for options in ({"kind": "uniform"}, {"kind": "groups"}):
+        with pytest.raises(ConfigError, match=r"queried=0\.3 needs masks of the kind groupwise"):
+            MaskedAutoencoding(model, MaskedAutoencodingConfig(queried=0.3, **options))
+
+
 def test_hidden_elements_reach_the_loss_only_as_targets(
     model: HiP, inputs: dict[str, Tensor], rng: torch.Generator
 ) -> None:
@@ -221,7 +257,7 @@ def test_labels_as_a_grouped_input_are_scored_where_hidden(rng: torch.Generator)
     errors = []
     for b in range(2):
         for i, group, slot in elements(share):
-            if not is_visible(plan, "text", b, group, slot):
+            if is_scored(plan, "text", b, group, slot):
                 scores = logits[b, i].tolist()
                 label = int(inputs["text"][b, i])
                 errors.append(-math.log(math.exp(scores[label]) / sum(map(math.exp, scores))))

@@ -7,7 +7,7 @@ Paper: HiP (arXiv 2202.10890) Sec. 3.3 hides raw elements (``masked_elements.py`
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from perceivers.draws import sample_generators
 from perceivers.errors import ConfigError, suggest
-from perceivers.masking import MaskKind, MaskPlan
-from perceivers.settings import NonNegative, Part, Settings
+from perceivers.masking import MaskKind, MaskPlan, thin_masked
+from perceivers.settings import NonNegative, Part, Range, Settings
 from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.tasks.masked import MaskedObjective, MaskSettings, Scored, Target
 from perceivers.tasks.masked_elements import ElementObjective
@@ -29,6 +29,8 @@ OBJECTIVES: Mapping[str, Callable[[Any], MaskedObjective]] = {
     "hip": ElementObjective,
     "hiera": PatchObjective,
 }
+# Masks that hide the same number of elements in every group, so that some may be left out.
+THINNED: tuple[MaskKind, ...] = ("groupwise", "independent")
 # Evaluation draws the same masks every time.
 EVALUATION_SEED = 20_220_222
 
@@ -49,6 +51,9 @@ class MaskedAutoencodingConfig(Settings, prefix="mask."):
     patch. None takes per-channel for HiP and patch-normalised for Hiera."""
     weights: dict[str, NonNegative] = field(default_factory=dict)
     """Weight per modality in the total; 1 where not given."""
+    queried: Annotated[float, Range(above=0, most=1)] = 1.0
+    """Fraction of the hidden elements that a training step reconstructs, drawn at random; the rest
+    is neither shown nor scored, which saves time. Evaluation scores all. HiP only."""
 
     def settings(self, model: Any) -> MaskSettings:
         """Return the settings for a model, its system's own where none are given.
@@ -67,6 +72,11 @@ class MaskedAutoencodingConfig(Settings, prefix="mask."):
                     f"mask {name} {value!r} is not for the {model.family} family; use one of "
                     f"{list(known)}{suggest(value, known)}"
                 )
+        if self.queried < 1 and (self.kind or defaults.kind) not in THINNED:
+            raise ConfigError(
+                f"mask.queried={self.queried} needs masks of the kind {' or '.join(THINNED)} (HiP); "
+                f"what {self.kind or defaults.kind} masks hide is scored as a whole"
+            )
         return MaskSettings(
             ratio=defaults.ratio if self.ratio is None else self.ratio,
             kind=self.kind or defaults.kind,
@@ -176,6 +186,8 @@ class MaskedAutoencoding(Task):
         inputs = batch.inputs
         draws = sample_generators(generator, batch.position)
         plan = self.objective.draw(inputs, self.settings, draws)
+        if self.training and self.config.queried < 1:
+            plan = thin_masked(plan, self.config.queried, generator=draws)
         if batch.labels is not None and self.model.family == "hip":
             inputs = {**inputs, **dict.fromkeys(self.model.config.labels[:1], batch.labels)}
         held = held_modalities(self.model, batch)
