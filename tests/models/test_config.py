@@ -197,6 +197,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"levels": (OUTER, OUTER, OUTER)}, r"the middle level has 6 groups; it must have 1"),
     (level(num_heads=3), r"level 1: latent_dim=16 must be a multiple of num_heads=3, and the 8 "),
     (level(num_cross_heads=3), r"the 8 channels below it of num_cross_heads=3"),
+    (level(num_cross_heads=2, cross_dim=9), r"cross_dim=9 of num_cross_heads=2"),
     (
         {"levels": (OUTER, MIDDLE, replace(OUTER, num_latents=8))},
         r"level 0 has 6 groups of 4 latents, its mirror 6 of 8; skip connections",

@@ -15,6 +15,18 @@ CASES = {
     "two, padded": ({"image": pv.Image(30, 31, 3), "audio": pv.Audio(1000, 1)}, {}),
     "padding seen": ({"image": pv.Image(30, 31, 3)}, {"mask_padding": False}),
     "Fourier": ({"image": pv.Image(32, 32, 3)}, {"positions": "fourier"}),
+    "product of content and position": (
+        {"image": pv.Image(32, 32, 3)},
+        {"position_product": True, "element_order": "morton"},
+    ),
+    "interpolated positions": (
+        {"image": pv.Image(30, 31, 3), "audio": pv.Audio(1000, 1)},
+        {"position_stride": 4, "project_positions": "modality", "position_dim": 8},
+    ),
+    "interpolated in another order": (
+        {"image": pv.Image(30, 31, 3)},
+        {"position_stride": 4, "element_order": "morton"},
+    ),
     "sub-sampled": ({"image": pv.Image(32, 32, 3)}, {}),
 }
 

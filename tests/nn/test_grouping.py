@@ -1,12 +1,14 @@
 """Grouping: split and merge, validity, isolation of modalities, error text."""
 
+from math import prod
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from perceivers.errors import ConfigError
-from perceivers.nn.grouping import concatenate, deal_groups
+from perceivers.nn.grouping import concatenate, deal_groups, morton_order
 
 
 @st.composite
@@ -89,3 +91,23 @@ def test_more_modalities_than_groups_are_refused() -> None:
         deal_groups({"a": 4, "b": 4, "c": 4}, 2)
     with pytest.raises(ConfigError, match=r"0 modalities \[\] cannot share 2 groups"):
         deal_groups({}, 2)
+
+
+@given(
+    grid=st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple), groups=st.integers(1, 5)
+)
+def test_merge_undoes_split_along_the_curve(grid: tuple[int, ...], groups: int) -> None:
+    count = prod(grid)
+    (share,) = deal_groups({"m": count}, groups, {"m": grid}).shares
+    x = torch.arange(1.0, 2 * count + 1).reshape(1, count, 2)
+    assert torch.equal(share.merge(share.split(x)), x)
+    assert morton_order(grid).sort().values.tolist() == list(range(count))
+
+
+def test_groups_along_the_curve_are_blocks() -> None:
+    (share,) = deal_groups({"m": 64}, 4, {"m": (8, 8)}).shares
+    cells = share.split(torch.arange(64).reshape(1, 64, 1))[0, ..., 0]
+    grid = torch.arange(64).reshape(8, 8)
+    corners = [grid[y : y + 4, x : x + 4] for y in (0, 4) for x in (0, 4)]
+    assert [sorted(c.tolist()) for c in cells] == [sorted(c.flatten().tolist()) for c in corners]
+    assert morton_order((2, 4)).tolist() == [0, 1, 4, 5, 2, 3, 6, 7]  # the long axis last

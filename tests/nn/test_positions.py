@@ -5,13 +5,16 @@ from math import cos, pi, sin
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from perceivers.errors import ConfigError
 from perceivers.nn.positions import (
     FourierPositions,
+    InterpolatedPositions,
     LearnedPositions,
     fourier_dim,
     fourier_features,
+    fourier_rows,
     grid_coordinates,
     resize_table,
 )
@@ -145,3 +148,31 @@ def test_grids_of_other_rank_are_refused(old: tuple[int, ...], new: tuple[int, .
     shown = "a position table on grid " + str(old).replace("(", r"\(").replace(")", r"\)")
     with pytest.raises(ConfigError, match=shown):
         resize_table(torch.zeros(torch.Size(old).numel(), 2), old, new)
+
+
+@pytest.mark.parametrize(
+    ("grid", "mode"), [((11,), "linear"), ((6, 9), "bilinear"), ((3, 5, 8), "trilinear")]
+)
+def test_interpolated_rows_are_those_of_torch_and_any_part_of_them(
+    rng: torch.Generator, grid: tuple[int, ...], mode: str
+) -> None:
+    positions = InterpolatedPositions(grid=grid, dim=4, stride=3).double()
+    table = torch.randn(*positions.table.shape, generator=rng, dtype=torch.float64)
+    positions.table.data = table
+    coarse = table.T.reshape(1, 4, *(-(-size // 3) for size in grid))
+    expected = F.interpolate(coarse, size=grid, mode=mode, align_corners=False)
+    rows = positions()
+    torch.testing.assert_close(rows, expected[0].flatten(1).T, rtol=0.0, atol=1e-6)
+    for start, stop in ((0, 1), (4, 11), (len(rows) - 3, len(rows))):
+        assert torch.equal(positions.part(start, stop), rows[start:stop])
+
+
+def test_fourier_rows_hold_waves_of_every_axis_from_one_cycle_to_a_quarter_of_its_cells() -> None:
+    rows = fourier_rows((8, 16), 10)  # two frequencies an axis; two channels are left over
+    y, x = (2 + 0.5) / 8, (5 + 0.5) / 16
+    angles = [2 * pi * f * place for place, last in ((y, 2), (x, 4)) for f in (1, last)]
+    pairs = [angles[:2], angles[2:]]
+    expected = [wave(angle) for pair in pairs for wave in (sin, cos) for angle in pair]
+    found = rows[2 * 16 + 5].tolist()
+    assert found == pytest.approx([*expected, 0.0, 0.0], abs=1e-6)
+    assert float(rows[:, :8].square().mean()) == pytest.approx(0.5, abs=1e-3)

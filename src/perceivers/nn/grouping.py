@@ -9,9 +9,10 @@ Paper: HiP (arXiv 2202.10890) Sec. 3; the arithmetic is that of the released cod
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,7 +25,8 @@ class Share:
 
     ``size`` elements sit at the start of each of its ``num_groups`` groups of ``slots`` slots;
     ``final_padding`` slots at the end of the modality and ``group_padding`` slots at the end of
-    each group hold nothing.
+    each group hold nothing. Elements are cut in their own order or, where ``grid`` gives the shape
+    of the grid on which they lie, along a Z-shaped curve through it (``morton_order``).
     """
 
     name: str
@@ -32,6 +34,7 @@ class Share:
     num_groups: int
     size: int
     slots: int
+    grid: tuple[int, ...] = ()
 
     @property
     def final_padding(self) -> int:
@@ -48,15 +51,25 @@ class Share:
         """Whether any slot holds nothing."""
         return self.num_groups * self.slots != self.length
 
+    @property
+    def is_reordered(self) -> bool:
+        """Whether elements are cut in another order than their own."""
+        return len(self.grid) > 1
+
     def split(self, x: Shaped[Tensor, "B N C"]) -> Shaped[Tensor, "B g S C"]:
         """Cut the elements into this share's groups, zeros in the empty slots."""
+        if self.is_reordered:
+            x = x.index_select(1, morton_order(self.grid).to(x.device))
         x = F.pad(x, (0, 0, 0, self.final_padding)) if self.final_padding else x
         x = x.unflatten(1, (self.num_groups, self.size))
         return F.pad(x, (0, 0, 0, self.group_padding)) if self.group_padding else x
 
     def merge(self, x: Shaped[Tensor, "B g S C"]) -> Shaped[Tensor, "B N C"]:
         """Undo ``split``: drop the empty slots."""
-        return x[:, :, : self.size].flatten(1, 2)[:, : self.length]
+        x = x[:, :, : self.size].flatten(1, 2)[:, : self.length]
+        if self.is_reordered:
+            x = x.index_select(1, inverse_morton_order(self.grid).to(x.device))
+        return x
 
     def valid(self, device: torch.device | None = None) -> Bool[Tensor, "g S"]:
         """True where a slot holds a real element."""
@@ -97,7 +110,34 @@ class GroupLayout:
         return x.split(sizes, dim=1 if self.axis == "groups" else 2)[index]
 
 
-def deal_groups(lengths: Mapping[str, int], num_groups: int) -> GroupLayout:
+@lru_cache(maxsize=64)
+def morton_order(grid: tuple[int, ...]) -> Int[Tensor, "N"]:
+    """Return the row-major indices of a grid's cells along a Z-shaped curve.
+
+    The bits of the coordinates are interleaved; cells that are near on the curve are near on every
+    axis, so equal pieces of it are blocks. The first axis varies slowest.
+    """
+    axes = torch.meshgrid(*[torch.arange(size) for size in grid], indexing="ij")
+    bits = max((size - 1).bit_length() for size in grid)
+    code = torch.zeros(grid, dtype=torch.int64)
+    for bit in reversed(range(bits)):
+        for axis, size in zip(axes, grid, strict=True):
+            if bit < (size - 1).bit_length():
+                code = 2 * code + (axis >> bit & 1)
+    return code.flatten().argsort()
+
+
+@lru_cache(maxsize=64)
+def inverse_morton_order(grid: tuple[int, ...]) -> Int[Tensor, "N"]:
+    """Return each cell's place on the curve."""
+    return morton_order(grid).argsort()
+
+
+def deal_groups(
+    lengths: Mapping[str, int],
+    num_groups: int,
+    grids: Mapping[str, tuple[int, ...]] | None = None,
+) -> GroupLayout:
     """Deal ``num_groups`` groups to modalities of the given lengths, in their order.
 
     Each modality gets one group; the others go one by one to the modality with most elements per
@@ -120,7 +160,14 @@ def deal_groups(lengths: Mapping[str, int], num_groups: int) -> GroupLayout:
     slots = max(sizes.values())
     return GroupLayout(
         shares=tuple(
-            Share(name=n, length=lengths[n], num_groups=dealt[n], size=sizes[n], slots=slots)
+            Share(
+                name=n,
+                length=lengths[n],
+                num_groups=dealt[n],
+                size=sizes[n],
+                slots=slots,
+                grid=(grids or {}).get(n, ()),
+            )
             for n in lengths
         )
     )

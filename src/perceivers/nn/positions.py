@@ -36,6 +36,50 @@ class LearnedPositions(nn.Module):
         return self.table
 
 
+class InterpolatedPositions(LearnedPositions):
+    """A learned row per block of cells; the rows of single elements are interpolated linearly.
+
+    A table with a row per element takes gigabytes from tens of millions of elements on, and as much
+    again for its gradient; this one takes ``stride`` to the power of the grid's axes less.
+
+    Args:
+        grid: Shape of the grid of elements.
+        dim: Channels P.
+        stride: Cells per block along every axis.
+    """
+
+    def __init__(self, *, grid: Sequence[int], dim: int, stride: int) -> None:
+        super().__init__(num_tokens=prod(coarse_grid(grid, stride)), dim=dim)
+        self.grid = tuple(grid)
+        self.coarse = coarse_grid(grid, stride)
+
+    def forward(self) -> Float[Tensor, "N P"]:
+        """Return the rows of all elements."""
+        return self.part(0, prod(self.grid))
+
+    def part(self, start: int, stop: int) -> Float[Tensor, "n P"]:
+        """Return the rows of the elements from ``start`` to ``stop``; only these are computed."""
+        line = prod(self.grid[1:])
+        first, last = start // line, -(-stop // line)
+        rows = self.table.unflatten(0, self.coarse)
+        for axis, (size, coarse) in enumerate(zip(self.grid, self.coarse, strict=True)):
+            cells = torch.arange(size, device=rows.device, dtype=torch.float32)
+            cells = cells[first:last] if axis == 0 else cells
+            # Half-cell convention: the rows stand in the middle of their blocks.
+            place = ((cells + 0.5) * (coarse / size) - 0.5).clamp(0, coarse - 1)
+            low = place.long()
+            high = (low + 1).clamp(max=coarse - 1)
+            weight = (place - low).to(rows.dtype).reshape(-1, *[1] * (rows.ndim - 1 - axis))
+            below, above = rows.index_select(axis, low), rows.index_select(axis, high)
+            rows = torch.lerp(below, above, weight)
+        return rows.reshape(-1, rows.shape[-1])[start - first * line : stop - first * line]
+
+
+def coarse_grid(grid: Sequence[int], stride: int) -> tuple[int, ...]:
+    """Return the shape of a grid of blocks of ``stride`` cells along every axis."""
+    return tuple(-(-size // stride) for size in grid)
+
+
 class FourierPositions(nn.Module):
     """Sines and cosines of the element's place on its grid; nothing learned, nothing stored.
 
@@ -75,6 +119,27 @@ class FourierPositions(nn.Module):
     def forward(self) -> Float[Tensor, "N P"]:
         """Return the features."""
         return self.features
+
+
+def fourier_rows(grid: Sequence[int], dim: int) -> Float[Tensor, "N P"]:
+    """Return sines and cosines of every cell's place, as the start of a learned table.
+
+    Each axis gets the same number of frequencies, evenly spaced from one cycle over the axis to one
+    cycle over four cells; channels that are left over are zero. The mean square of a full row is
+    one half.
+    """
+    bands = max(dim // (2 * len(grid)), 1)
+    waves = []
+    for axis, size in enumerate(grid):
+        cycles = torch.linspace(1.0, max(size / 4, 1.0), bands)
+        place = (torch.arange(size) + 0.5) / size
+        angle = 2 * pi * place.unsqueeze(-1) * cycles
+        shape = [1] * len(grid)
+        shape[axis] = size
+        wave = torch.cat([angle.sin(), angle.cos()], -1).reshape(*shape, -1)
+        waves.append(wave.expand(*grid, -1).reshape(prod(grid), -1))
+    rows = torch.cat(waves, -1)[:, :dim]
+    return F.pad(rows, (0, dim - rows.shape[1]))
 
 
 def fourier_dim(

@@ -40,6 +40,9 @@ class HiPLevel(Settings, prefix="level "):
     """Self-attention heads."""
     num_cross_heads: Count = 1
     """Heads with which the latents read the level below."""
+    cross_dim: Count | None = None
+    """Width of queries, keys and values in that read, a multiple of num_cross_heads; None takes the
+    width of the level below, as released."""
     mlp_ratio: Annotated[Count, DEEP] = 4
     """Hidden channels per channel in self-attention layers."""
     cross_mlp_ratio: Count = 1
@@ -87,6 +90,25 @@ class HiPConfig(Settings, prefix=""):
     position_slots: Natural = 0
     """Places that have a Linear of their own with project_positions='slot': the most modalities
     that one call holds."""
+    position_stride: Annotated[Count, UsedIf("positions", "learned")] = 1
+    """Cells along every axis of a grid that share a learned row; rows in between are interpolated.
+    For inputs of tens of millions of elements, whose own table would take gigabytes."""
+    position_init: Annotated[Literal["normal", "fourier"], UsedIf("positions", "learned")] = (
+        "normal"
+    )
+    """Learned rows start as noise, or as sines and cosines of the element's place; both are learned
+    from there."""
+    position_product: Annotated[bool, UsedIf("positions", "learned")] = False
+    """Add the product of embedded content and a Linear of the position row to every token, so that
+    one latent can take up several functionals of a group instead of nearly one."""
+    query_residual: Annotated[bool, UsedIf("decoder", True)] = False
+    """Add the query to what it reads in the reconstruction decoder."""
+    query_product: Annotated[bool, UsedIf("decoder", True)] = False
+    """Multiply what a query reads by a Linear of the query, and add it: the mirror of
+    position_product."""
+    element_order: Annotated[Literal["raster", "morton"], UsedIf("grouping", "deal")] = "raster"
+    """Order in which the elements of a grid are cut into groups: row by row (as released), or along
+    a Z-shaped curve, whose groups are blocks instead of strips."""
     grouping: Literal["deal", "concatenate"] = "deal"
     """Deal groups to modalities (HiP), or put all elements into one group (flat Perceiver IO)."""
     deal_over: Annotated[Literal["declared", "present"], DEALT] = "declared"
@@ -176,7 +198,10 @@ class HiPConfig(Settings, prefix=""):
             lengths = {name: lengths[name] for name in present if name in lengths}
         if self.grouping == "concatenate":
             return concatenate(lengths)
-        return deal_groups(lengths, self.levels[0].num_groups)
+        grids = {}
+        if self.element_order == "morton":
+            grids = {name: self.grouped_inputs[name].grid for name in lengths}
+        return deal_groups(lengths, self.levels[0].num_groups, grids)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; ``from_json`` restores it."""
@@ -220,10 +245,12 @@ def check_levels(config: HiPConfig) -> None:
         raise ConfigError(f"the middle level has {middle.num_groups} groups; it must have 1")
     below = config.input_dim
     for index, level in enumerate(levels):
-        if level.latent_dim % level.num_heads or below % level.num_cross_heads:
+        width = level.cross_dim or below
+        if level.latent_dim % level.num_heads or width % level.num_cross_heads:
+            what = f"cross_dim={width}" if level.cross_dim else f"the {width} channels below it"
             raise ConfigError(
                 f"level {index}: latent_dim={level.latent_dim} must be a multiple of "
-                f"num_heads={level.num_heads}, and the {below} channels below it of "
+                f"num_heads={level.num_heads}, and {what} of "
                 f"num_cross_heads={level.num_cross_heads}"
             )
         mirror = levels[len(levels) - 1 - index]

@@ -63,8 +63,9 @@ class ReadOut(nn.Module):
             query_dim=query_dim,
             token_dim=token_dim,
             activation=config.activation,
-            residual=False,
+            residual=config.query_residual,
         )
+        self.product = Linear(query_dim, query_dim, bias=False) if config.query_product else None
         self.unembed = nn.ModuleDict({n: Linear(query_dim, c) for n, c in outputs.items()})
 
     def forward(
@@ -78,7 +79,10 @@ class ReadOut(nn.Module):
         unembed = self.unembed[name]
 
         def answer(part: Tensor, latents: Tensor) -> Tensor:
-            return unembed(self.read(part, latents))
+            x = self.read(part, latents)
+            if self.product is not None:
+                x = x + x * self.product(part)
+            return unembed(x)
 
         return in_chunks(answer, queries, tokens, chunk or self.chunk)
 

@@ -5,7 +5,7 @@ Paper: HiP (arXiv 2202.10890) Sec. 3.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -20,8 +20,9 @@ from perceivers.nn.blocks import PerceiverBlock, Read, SelfAttentionLayer
 from perceivers.nn.chunking import map_chunks, may_chunk
 from perceivers.nn.grouping import GroupLayout, Share
 from perceivers.nn.linear import Linear
-from perceivers.nn.positions import FourierPositions, LearnedPositions
+from perceivers.nn.positions import FourierPositions, InterpolatedPositions, LearnedPositions
 from perceivers.nn.regroup import regroup
+from perceivers.types import ModalitySpec
 
 # Slots of a batch from which the first read is computed in chunks, and slots of a chunk.
 CHUNKED_FROM = 1 << 18
@@ -70,6 +71,7 @@ def make_block(config: HiPConfig, index: int) -> PerceiverBlock:
             num_heads=level.num_cross_heads,
             mlp_ratio=level.cross_mlp_ratio,
             activation=config.activation,
+            qk_dim=level.cross_dim,
             skip_dim=mirror.latent_dim if index > config.processor else 0,
         ),
         layers=[
@@ -97,6 +99,17 @@ def drop_path_rates(config: HiPConfig) -> list[float]:
     return [config.drop_path_rate * i / max(total - 1, 1) for i in range(total)]
 
 
+def make_positions(config: HiPConfig, spec: ModalitySpec) -> LearnedPositions | FourierPositions:
+    """Build the positions of a modality; learned ones are initialised by the model."""
+    if config.positions == "fourier":
+        return FourierPositions(grid=spec.grid, num_bands=config.num_bands, dim=config.fourier_dim)
+    if config.position_stride > 1:
+        return InterpolatedPositions(
+            grid=spec.grid, dim=config.position_dim, stride=config.position_stride
+        )
+    return LearnedPositions(num_tokens=spec.num_tokens, dim=config.position_dim)
+
+
 class InputEmbedding(nn.Module):
     """Raw tensors of all modalities to grouped tokens, and position rows to grouped queries.
 
@@ -112,14 +125,7 @@ class InputEmbedding(nn.Module):
             {n: Linear(s.channels, config.token_dim) for n, s in specs.items()}
         )
         self.positions = nn.ModuleDict(
-            {
-                name: LearnedPositions(num_tokens=spec.num_tokens, dim=config.position_dim)
-                if config.positions == "learned"
-                else FourierPositions(
-                    grid=spec.grid, num_bands=config.num_bands, dim=config.fourier_dim
-                )
-                for name, spec in specs.items()
-            }
+            {name: make_positions(config, spec) for name, spec in specs.items()}
         )
         # Keyed by modality or, for released parameters, by the modality's place in a call.
         keys = {
@@ -130,15 +136,35 @@ class InputEmbedding(nn.Module):
         self.project = nn.ModuleDict(
             {key: Linear(config.position_dim, config.token_dim, bias=False) for key in keys}
         )
+        self.product = (
+            Linear(config.token_dim, config.token_dim, bias=False)
+            if config.position_product
+            else None
+        )
 
     def rows(self, layout: GroupLayout, share: Share) -> Float[Tensor, "1 g S P"]:
         """Position rows of one modality, projected and grouped; one copy for the whole batch."""
-        rows = self.positions[share.name]()
+        rows = self._project(self.positions[share.name](), layout, share)
+        return share.split(rows.unsqueeze(0))
+
+    def rows_of_groups(
+        self, layout: GroupLayout, share: Share, groups: range
+    ) -> Float[Tensor, "1 g S P"]:
+        """The same for some of the groups, without computing the others; raster order only."""
+        positions = self.positions[share.name]
+        assert isinstance(positions, InterpolatedPositions)
+        start, stop = (
+            min(group * share.size, share.length) for group in (groups[0], groups[-1] + 1)
+        )
+        rows = self._project(positions.part(start, stop), layout, share)
+        return replace(share, length=stop - start, num_groups=len(groups)).split(rows.unsqueeze(0))
+
+    def _project(self, rows: Tensor, layout: GroupLayout, share: Share) -> Float[Tensor, "N E"]:
         if self.config.project_positions != "none":
             place = layout.shares.index(share)
             key = share.name if self.config.project_positions == "modality" else str(place)
             rows = self.project[key](rows)
-        return share.split(rows.unsqueeze(0))
+        return rows
 
     def forward(
         self,
@@ -203,6 +229,8 @@ class InputEmbedding(nn.Module):
         if adapter.spec.kind == "labels":
             values = values.squeeze(-1)
         x = embed(adapter.normalise(values, embed.weight.dtype))
+        if self.product is not None:
+            return x + rows + x * self.product(rows)
         if self.config.positions == "learned":
             return x + rows
         return torch.cat([x, rows.to(x.dtype).expand(x.shape[0], -1, -1, -1)], -1)
@@ -319,11 +347,21 @@ class HiPEncoder(nn.Module):
         queries, found, start = first.queries(raw.shape[0], raw.device), [], 0
         for share in layout.shares:
             name, groups = share.name, share.num_groups
+            # Interpolated rows are computed chunk by chunk, too: all of them take gigabytes.
+            inside = self.config.position_stride > 1 and not share.is_reordered
 
             def read(
-                values: Tensor, rows: Tensor, asked: Tensor, real: Tensor, name: str = name
+                values: Tensor,
+                rows: Tensor,
+                asked: Tensor,
+                real: Tensor,
+                share: Share = share,
+                inside: bool = inside,
             ) -> Tensor:
-                tokens = embedding.embed_slots(name, values, rows)
+                if inside:
+                    some = range(int(rows[0, 0]), int(rows[0, -1]) + 1)
+                    rows = embedding.rows_of_groups(layout, share, some)
+                tokens = embedding.embed_slots(share.name, values, rows)
                 mask = None
                 if layout.is_padded:
                     tokens = torch.where(real.unsqueeze(-1), tokens, 0.0)
@@ -332,11 +370,15 @@ class HiPEncoder(nn.Module):
 
             pieces = (
                 embedding.slots(inputs[name], share),
-                embedding.rows(layout, share),
+                torch.arange(groups)[None] if inside else embedding.rows(layout, share),
                 queries[:, start : start + groups],
                 share.valid(raw.device).unsqueeze(0),
             )
-            modules = (embedding.embed[name], first.read)
+            modules = [embedding.embed[name], first.read]
+            if embedding.product is not None:
+                modules.append(embedding.product)
+            if inside:
+                modules += [embedding.positions[name], *embedding.project.values()]
             length = max(1, CHUNK_SLOTS // (raw.shape[0] * share.slots))
             found.append(map_chunks(read, pieces, modules, length=length))
             start += groups

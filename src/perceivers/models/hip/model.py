@@ -6,6 +6,7 @@ Paper: HiP (arXiv 2202.10890); docs/hip.md maps its sections to this folder and 
 
 from collections.abc import Mapping
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from perceivers.models.hip.heads import MeanHead, QueryHead
 from perceivers.nn.blocks import PerceiverBlock, Read, SelfAttentionLayer
 from perceivers.nn.grouping import GroupLayout
 from perceivers.nn.init import init_linears_, truncated_normal_
-from perceivers.nn.positions import LearnedPositions, resize_table
+from perceivers.nn.positions import LearnedPositions, coarse_grid, fourier_rows, resize_table
 from perceivers.settings import change
 from perceivers.types import ModalitySpec
 
@@ -100,6 +101,13 @@ class HiP(SavedModule):
         for array in arrays:
             rows = array.numel() // array.shape[-1]
             truncated_normal_(array, rows**-0.5 if self.config.init == "paper" else BALANCED)
+        if self.config.position_init == "fourier":
+            for name, positions in self.encoder.inputs.positions.items():
+                assert isinstance(positions, LearnedPositions)
+                grid = coarse_grid(self.config.inputs[name].grid, self.config.position_stride)
+                dim = positions.table.shape[1]
+                with torch.no_grad():
+                    positions.table.copy_(fourier_rows(grid, dim) * BALANCED * 2**0.5)
         if self.decoder is not None:
             for readout in (self.decoder.readout, self.decoder.label_readout):
                 for linear in () if readout is None else readout.unembed.values():
@@ -262,7 +270,9 @@ class HiP(SavedModule):
             for part in ("inputs", "labels"):
                 key = f"encoder.{part}.positions.{name}.table"
                 if key in state:
-                    state[key] = resize_table(state[key], old[name].grid, spec.grid)
+                    stride = self.config.position_stride if part == "inputs" else 1
+                    grids = (coarse_grid(each.grid, stride) for each in (old[name], spec))
+                    state[key] = resize_table(state[key], *grids)
         model.load_state_dict(state)
         return model.train(self.training)
 

@@ -1,0 +1,107 @@
+"""Settings of HiP that make raw elements easier to learn from: each does what it says."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import perceivers as pv
+from perceivers.models import HiP
+from perceivers.models.hip.model import BALANCED
+from perceivers.nn.grouping import morton_order
+from perceivers.nn.positions import fourier_rows
+
+ALL: dict[str, Any] = {
+    "position_init": "fourier",
+    "position_product": True,
+    "query_product": True,
+    "query_residual": True,
+    "element_order": "morton",
+}
+
+
+def make(**options: Any) -> HiP:
+    inputs = {"image": pv.Image(8, 8, 3)}
+    return pv.create_model("hip_nano", inputs=inputs, **options).double().eval()
+
+
+def reconstruction(model: HiP, pixels: Tensor) -> Tensor:
+    """The reconstruction of a model whose last layer, zero at the start, is drawn."""
+    assert model.decoder is not None
+    unembed = model.decoder.readout.unembed["image"]
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(unembed.weight.shape, generator=generator, dtype=torch.float64)
+    unembed.weight.data = weight
+    return model(pixels)["image"]
+
+
+@pytest.fixture
+def pixels(rng: torch.Generator) -> Tensor:
+    return torch.rand(2, 3, 8, 8, generator=rng, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ["position_product", "query_product"])
+def test_a_product_with_zero_weights_changes_nothing(pixels: Tensor, name: str) -> None:
+    plain, changed = make(), make(**{name: True})
+    lacking = changed.load_state_dict(plain.state_dict(), strict=False)
+    home = "encoder.inputs" if name == "position_product" else "decoder.readout"
+    assert lacking.missing_keys == [f"{home}.product.weight"]
+    expected = reconstruction(plain, pixels)
+    assert not torch.allclose(reconstruction(changed, pixels), expected)
+    changed.get_parameter(f"{home}.product.weight").data.zero_()
+    torch.testing.assert_close(reconstruction(changed, pixels), expected)
+
+
+def test_the_residual_adds_the_query(pixels: Tensor) -> None:
+    plain, changed = make(), make(query_residual=True)
+    changed.load_state_dict(plain.state_dict())
+    assert not torch.allclose(reconstruction(changed, pixels), reconstruction(plain, pixels))
+
+
+def test_a_model_along_the_curve_is_a_raster_model_of_reordered_pixels(pixels: Tensor) -> None:
+    raster, curve = make(), make(element_order="morton")
+    order = morton_order((8, 8))
+    state = raster.state_dict()
+    key = "encoder.inputs.positions.image.table"
+    curve.load_state_dict({**state, key: state[key][order.argsort()]})
+    turned = pixels.flatten(2)[..., order].unflatten(2, (8, 8))
+    expected = reconstruction(raster, turned).flatten(2)
+    found = reconstruction(curve, pixels).flatten(2)[..., order]
+    torch.testing.assert_close(found, expected)
+
+
+def test_learned_positions_start_as_waves_of_the_size_of_noise() -> None:
+    model = make(position_init="fourier")
+    table = model.encoder.inputs.positions["image"].table.detach()
+    expected = fourier_rows((8, 8), 32).double() * BALANCED * 2**0.5
+    torch.testing.assert_close(table, expected, rtol=1e-6, atol=1e-6)
+    noise = make().encoder.inputs.positions["image"].table
+    assert float(table.std()) == pytest.approx(float(noise.detach().std()), rel=0.1)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_model_with_all_settings_resizes_and_survives_saving(
+    tmp_path: Any, pixels: Tensor, stride: int
+) -> None:
+    model = make(**ALL, position_stride=stride)
+    expected = reconstruction(model, pixels)
+    model.save_pretrained(tmp_path / "model")
+    loaded = pv.load(tmp_path / "model").double().eval()
+    assert loaded.config == model.config
+    torch.testing.assert_close(loaded(pixels)["image"], expected, rtol=1e-5, atol=1e-5)
+    larger = model.resized({"image": pv.Image(16, 16, 3)})
+    assert larger.encoder.inputs.positions["image"]().shape == (256, 32)
+    assert larger(torch.zeros(1, 3, 16, 16, dtype=torch.float64))["image"].shape == (1, 3, 16, 16)
+
+
+def test_wider_reads_have_the_width_asked_for() -> None:
+    first, *rest = make().config.levels
+    wide = replace(first, cross_dim=128, num_cross_heads=4)
+    attention = make(levels=(wide, *rest)).encoder.blocks[0].read.attention
+    assert (attention.q.out_features, attention.v.out_features, attention.num_heads) == (
+        128,
+        128,
+        4,
+    )
