@@ -1,0 +1,191 @@
+"""What a masked HiP has to beat: interpolation from the same visible elements.
+
+    python benchmarks/baseline_elements.py RUN --split test
+
+Reads a pre-training run of a HiP on images, audio or videos, draws the masks of its evaluation, and
+prints the mean squared error of hidden elements, in units of their variance over the training
+split, of
+
+- constant: the training mean of each channel,
+- nearest: the nearest visible element on the grid (frames count as one cell),
+- linear: linear interpolation between visible elements (Delaunay; nearest outside their hull),
+- wiener: the best linear predictor from the nearest visible elements (simple kriging) under the
+  stationary covariance of the training split,
+- model: the run's best weights.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.interpolate import LinearNDInterpolator
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+import perceivers as pv
+from perceivers.checkpoints.loading import load_with_info
+from perceivers.data import make_eval_loader
+from perceivers.draws import sample_generators
+from perceivers.masking import MaskPlan
+from perceivers.tasks.mae import EVALUATION_SEED, objective_of, weighted_mean
+from perceivers.tasks.masked_elements import visible_elements
+from perceivers.workflows.objectives import find_masking
+from perceivers.workflows.opening import open_dataset
+
+NEIGHBOURS = 48
+# Training samples from which the covariance is measured, and the noise that keeps it solvable.
+MEASURED, NOISE = 512, 1e-3
+
+
+class Predictor:
+    """Linear prediction from visible neighbours on a grid.
+
+    Args:
+        grid: Shape of the grid.
+        samples: Standardised training samples ``[B, N, C]``.
+    """
+
+    def __init__(self, grid: tuple[int, ...], samples: Tensor) -> None:
+        self.grid = grid
+        axes = [np.arange(size) for size in grid]
+        self.places = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(grid))
+        self.covariance = _covariance(samples, grid)
+
+    def fill(self, values: NDArray, visible: NDArray) -> dict[str, NDArray]:
+        """Return what each method makes of the hidden elements, ``[Q, C]``."""
+        seen, hidden = self.places[visible], self.places[~visible]
+        known = values[visible]
+        distance, neighbours = cKDTree(seen).query(hidden, k=min(NEIGHBOURS, len(seen)))
+        del distance
+        nearest = known[neighbours[:, 0]]
+        return {
+            "constant": np.zeros_like(nearest),
+            "nearest": nearest,
+            "linear": self._linear(seen, hidden, known, nearest),
+            "wiener": self._wiener(seen, hidden, known, neighbours),
+        }
+
+    def _linear(self, seen: NDArray, hidden: NDArray, known: NDArray, nearest: NDArray) -> NDArray:
+        if len(self.grid) == 1:
+            columns = [np.interp(hidden[:, 0], seen[:, 0], column) for column in known.T]
+            return np.stack(columns, -1)
+        found = LinearNDInterpolator(seen, known)(hidden)
+        return np.where(np.isnan(found), nearest, found)
+
+    def _wiener(
+        self, seen: NDArray, hidden: NDArray, known: NDArray, neighbours: NDArray
+    ) -> NDArray:
+        parts = []
+        for rows, places in zip(_chunks(neighbours), _chunks(hidden), strict=True):
+            around = seen[rows]  # [q, k, A]
+            between = self._lookup(around[:, :, None] - around[:, None])
+            between += NOISE * np.eye(rows.shape[1])
+            toward = self._lookup(around - places[:, None])
+            weights = np.linalg.solve(between, toward[..., None])[..., 0]
+            parts.append(np.einsum("qk,qkc->qc", weights, known[rows]))
+        return np.concatenate(parts)
+
+    def _lookup(self, lags: NDArray) -> NDArray:
+        return self.covariance[tuple(np.moveaxis(lags, -1, 0))].astype(np.float64)
+
+
+def _covariance(samples: Tensor, grid: tuple[int, ...]) -> NDArray:
+    """Return the mean covariance by lag (negative lags at the end), one at lag zero."""
+    padded = tuple(2 * size for size in grid)
+    axes = tuple(range(1, len(grid) + 1))
+    total = np.zeros(padded)
+    for sample in samples.numpy():
+        field = sample.T.reshape(-1, *grid)
+        total += np.fft.ifftn(np.abs(np.fft.fftn(field, padded, axes)) ** 2, axes=axes).real.sum(0)
+    # Pairs at every lag; where there is none, the covariance is never looked up.
+    counts = [np.concatenate([np.arange(n, -n, -1)]) for n in grid]
+    pairs = np.ones(padded)
+    for axis, count in enumerate(counts):
+        shape = [1] * len(grid)
+        shape[axis] = -1
+        pairs = pairs * np.abs(count).clip(1).reshape(shape)
+    mean = total / pairs
+    return mean / mean[(0,) * len(grid)]
+
+
+def _chunks(rows: NDArray, length: int = 2048) -> Iterator[NDArray]:
+    for start in range(0, len(rows), length):
+        yield rows[start : start + length]
+
+
+@torch.no_grad()
+def compare(run: str | Path, split: str, limit: int) -> dict[str, dict[str, float]]:
+    """Return the errors of every method by modality."""
+    config = pv.Run(run).config
+    assert isinstance(config, pv.PretrainConfig)
+    loaded, dataset = load_with_info(run), open_dataset(config)
+    model, settings = loaded.model.eval(), find_masking(loaded, config)
+    objective, specs = objective_of(model), model.config.data_inputs
+
+    def batches(wanted: str) -> Iterator[tuple[dict[str, Tensor], Tensor | None]]:
+        for batch in make_eval_loader(dataset.splits[wanted], specs, batch_size=32):
+            yield batch.inputs, batch.position
+
+    def tokens(inputs: dict[str, Tensor], name: str) -> Tensor:
+        adapter = model.adapter(name)
+        return adapter.normalise(adapter.flatten(inputs[name]), torch.float32)
+
+    measured = [inputs for inputs, _ in islice(batches("train"), -(-MEASURED // 32))]
+    centre, spread, predictors = {}, {}, {}
+    for name, spec in specs.items():
+        x = torch.cat([tokens(inputs, name) for inputs in measured])
+        centre[name], spread[name] = x.mean((0, 1)), x.std((0, 1))
+        predictors[name] = Predictor(spec.grid, (x - centre[name]) / spread[name])
+    generator = torch.Generator().manual_seed(EVALUATION_SEED)
+    sums = {
+        name: dict.fromkeys(("constant", "nearest", "linear", "wiener", "model"), 0.0)
+        for name in specs
+    }
+    seen = 0
+    for inputs, position in batches(split):
+        draws = sample_generators(generator, position)
+        plan: MaskPlan = objective.draw(inputs, settings, draws)
+        scored = objective.score(inputs, plan, settings.target)
+        count = len(next(iter(inputs.values())))
+        for name in specs:
+            scale = float((spread[name] ** 2).mean())
+            error = weighted_mean(scored[name].errors, scored[name].weight)
+            sums[name]["model"] += float(error) / scale * count
+            if seen >= limit:
+                continue
+            visible = visible_elements(model, plan, name)
+            flat = (
+                model.adapter(name).flatten(
+                    visible.expand(-1, specs[name].channels, *specs[name].grid).float()
+                )[..., 0]
+                > 0
+            )
+            values = ((tokens(inputs, name) - centre[name]) / spread[name]).numpy()
+            for sample, keep in zip(values, flat.numpy(), strict=True):
+                for method, guess in predictors[name].fill(sample, keep).items():
+                    sums[name][method] += float(((guess - sample[~keep]) ** 2).mean())
+        seen += count
+    baselines = min(seen, -(-limit // 32) * 32)
+    return {
+        name: {m: round(v / (seen if m == "model" else baselines), 4) for m, v in each.items()}
+        for name, each in sums.items()
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("run")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--limit", type=int, default=10_000, help="samples for the baselines")
+    args = parser.parse_args(argv)
+    print(json.dumps(compare(args.run, args.split, args.limit)))
+
+
+if __name__ == "__main__":
+    main()
