@@ -98,6 +98,15 @@ FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "drop_path_rescale": ({"drop_path_rate": 0.5}, {"drop_path_rescale": False}),
     "init": ({}, {"init": "paper"}),
     "decode_chunk": ({}, {"decode_chunk": 5}),
+    "position_stride": ({}, {"position_stride": 2}),
+    "position_init": ({}, {"position_init": "fourier"}),
+    "position_product": ({}, {"position_product": True}),
+    "embed_scale": ({}, {"embed_scale": 0.5}),
+    "query_residual": ({}, {"query_residual": True}),
+    "query_product": ({}, {"query_product": True}),
+    "query_heads": ({}, {"query_heads": 2}),
+    "query_elements": ({}, {"query_elements": True}),
+    "element_order": ({}, {"element_order": "morton"}),
 }
 LEVEL_FIELDS: dict[str, Any] = {
     "num_latents": 18,
@@ -107,6 +116,7 @@ LEVEL_FIELDS: dict[str, Any] = {
     "num_cross_heads": 2,
     "mlp_ratio": 2,
     "cross_mlp_ratio": 2,
+    "cross_dim": 12,
     "train_latents": 6,
 }
 HEAD_FIELDS: dict[str, Any] = {"kind": "dense_bottleneck", "num_outputs": 4, "modality": "a"}
@@ -197,6 +207,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"levels": (OUTER, OUTER, OUTER)}, r"the middle level has 6 groups; it must have 1"),
     (level(num_heads=3), r"level 1: latent_dim=16 must be a multiple of num_heads=3, and the 8 "),
     (level(num_cross_heads=3), r"the 8 channels below it of num_cross_heads=3"),
+    ({"query_heads": 3}, r"query_heads=3 must divide the 8 channels of the last level"),
     (level(num_cross_heads=2, cross_dim=9), r"cross_dim=9 of num_cross_heads=2"),
     (
         {"levels": (OUTER, MIDDLE, replace(OUTER, num_latents=8))},

@@ -8,23 +8,39 @@ import torch
 from torch import Tensor
 
 import perceivers as pv
+from perceivers.masking import draw_mask_plan
 from perceivers.models import HiP
+from perceivers.models.hip.encoder import gather_slots
 from perceivers.models.hip.model import BALANCED
+from perceivers.nn.attention import use_attention
 from perceivers.nn.grouping import morton_order
 from perceivers.nn.positions import fourier_rows
 
+PLAIN: dict[str, Any] = {
+    "position_init": "normal",
+    "position_product": False,
+    "query_product": False,
+    "query_residual": False,
+    "query_heads": 1,
+    "query_elements": False,
+    "embed_scale": 1.0,
+    "element_order": "raster",
+}
 ALL: dict[str, Any] = {
     "position_init": "fourier",
     "position_product": True,
     "query_product": True,
     "query_residual": True,
+    "query_heads": 4,
+    "query_elements": True,
+    "embed_scale": 0.3,
     "element_order": "morton",
 }
 
 
 def make(**options: Any) -> HiP:
     inputs = {"image": pv.Image(8, 8, 3)}
-    return pv.create_model("hip_nano", inputs=inputs, **options).double().eval()
+    return pv.create_model("hip_nano", inputs=inputs, **{**PLAIN, **options}).double().eval()
 
 
 def reconstruction(model: HiP, pixels: Tensor) -> Tensor:
@@ -60,9 +76,44 @@ def test_the_residual_adds_the_query(pixels: Tensor) -> None:
     assert not torch.allclose(reconstruction(changed, pixels), reconstruction(plain, pixels))
 
 
+def test_queries_read_visible_elements_of_their_group_and_no_hidden_ones(
+    pixels: Tensor, rng: torch.Generator
+) -> None:
+    model = make(**ALL)
+    reconstruction(model, pixels)  # draws the last layer
+    plan = draw_mask_plan(model.layout(), 2, ratio=0.5, generator=rng)
+    packed = model.reconstruct(model.encode({"image": pixels}, plan), plan)["image"]
+    dense_plan = plan.to_dense(model.layout())
+    dense = model.reconstruct(model.encode({"image": pixels}, dense_plan))["image"]
+    share = model.layout().shares[0]
+    torch.testing.assert_close(packed, gather_slots(share.split(dense), plan.masked["image"]))
+    changed = share.split(model.adapter("image").flatten(pixels)).clone()
+    ids = plan.masked["image"].expand(-1, share.num_groups, -1)[..., None].expand(-1, -1, -1, 3)
+    changed.scatter_(2, ids, 0.123)
+    other = {"image": model.adapter("image").unflatten(share.merge(changed))}
+    torch.testing.assert_close(model.reconstruct(model.encode(other, plan), plan)["image"], packed)
+
+
+def test_queries_start_as_interpolation_between_near_elements() -> None:
+    """Attention to elements falls with distance before anything is learned."""
+    inputs = {"audio": pv.Audio(512)}
+    options = {**ALL, "element_order": "raster", "query_heads": 1, "query_residual": False}
+    model = pv.create_model("hip_nano", inputs=inputs, **options).eval()
+    signal = 0.01 * torch.randn(1, 1, 512, generator=torch.Generator().manual_seed(0))
+    assert model.decoder is not None
+    with use_attention(model.decoder.readout, "reference", keep_weights=True) as found:
+        model({"audio": signal})
+        (weights,) = (module.weights for module in found.values())
+    assert weights is not None
+    of_elements = weights[0, 0, 0, :, -128:]  # one group: queries x elements
+    own = of_elements.diagonal().mean()
+    far = of_elements.diagonal(40).mean()
+    assert own > 3 * far
+
+
 def test_a_model_along_the_curve_is_a_raster_model_of_reordered_pixels(pixels: Tensor) -> None:
     raster, curve = make(), make(element_order="morton")
-    order = morton_order((8, 8))
+    order = torch.as_tensor(morton_order((8, 8)))
     state = raster.state_dict()
     key = "encoder.inputs.positions.image.table"
     curve.load_state_dict({**state, key: state[key][order.argsort()]})

@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Shaped
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -59,7 +61,7 @@ class Share:
     def split(self, x: Shaped[Tensor, "B N C"]) -> Shaped[Tensor, "B g S C"]:
         """Cut the elements into this share's groups, zeros in the empty slots."""
         if self.is_reordered:
-            x = x.index_select(1, morton_order(self.grid).to(x.device))
+            x = x.index_select(1, torch.as_tensor(morton_order(self.grid), device=x.device))
         x = F.pad(x, (0, 0, 0, self.final_padding)) if self.final_padding else x
         x = x.unflatten(1, (self.num_groups, self.size))
         return F.pad(x, (0, 0, 0, self.group_padding)) if self.group_padding else x
@@ -68,7 +70,7 @@ class Share:
         """Undo ``split``: drop the empty slots."""
         x = x[:, :, : self.size].flatten(1, 2)[:, : self.length]
         if self.is_reordered:
-            x = x.index_select(1, inverse_morton_order(self.grid).to(x.device))
+            x = x.index_select(1, torch.as_tensor(inverse_morton_order(self.grid), device=x.device))
         return x
 
     def valid(self, device: torch.device | None = None) -> Bool[Tensor, "g S"]:
@@ -111,26 +113,25 @@ class GroupLayout:
 
 
 @lru_cache(maxsize=64)
-def morton_order(grid: tuple[int, ...]) -> Int[Tensor, "N"]:
-    """Return the row-major indices of a grid's cells along a Z-shaped curve.
+def morton_order(grid: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return the row-major indices ``[N]`` of a grid's cells along a Z-shaped curve.
 
     The bits of the coordinates are interleaved; cells that are near on the curve are near on every
     axis, so equal pieces of it are blocks. The first axis varies slowest.
     """
-    axes = torch.meshgrid(*[torch.arange(size) for size in grid], indexing="ij")
-    bits = max((size - 1).bit_length() for size in grid)
-    code = torch.zeros(grid, dtype=torch.int64)
-    for bit in reversed(range(bits)):
+    axes = np.meshgrid(*[np.arange(size) for size in grid], indexing="ij")
+    code = np.zeros(grid, dtype=np.int64)
+    for bit in reversed(range(max((size - 1).bit_length() for size in grid))):
         for axis, size in zip(axes, grid, strict=True):
             if bit < (size - 1).bit_length():
                 code = 2 * code + (axis >> bit & 1)
-    return code.flatten().argsort()
+    return code.ravel().argsort(kind="stable")
 
 
 @lru_cache(maxsize=64)
-def inverse_morton_order(grid: tuple[int, ...]) -> Int[Tensor, "N"]:
-    """Return each cell's place on the curve."""
-    return morton_order(grid).argsort()
+def inverse_morton_order(grid: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return each cell's place on the curve, ``[N]``."""
+    return morton_order(grid).argsort(kind="stable")
 
 
 def deal_groups(

@@ -9,7 +9,7 @@ Paper: HiP (arXiv 2202.10890) Sec. 3.2; Fourier features: Perceiver (arXiv 2103.
 """
 
 from collections.abc import Sequence
-from math import pi, prod
+from math import log10, pi, prod
 
 import torch
 from jaxtyping import Float
@@ -124,21 +124,21 @@ class FourierPositions(nn.Module):
 def fourier_rows(grid: Sequence[int], dim: int) -> Float[Tensor, "N P"]:
     """Return sines and cosines of every cell's place, as the start of a learned table.
 
-    Each axis gets the same number of frequencies, evenly spaced from one cycle over the axis to one
-    cycle over four cells; channels that are left over are zero. The mean square of a full row is
-    one half.
+    Each axis gets the same number of frequencies, from one cycle over the axis to one cycle over
+    four cells in equal ratios: with equal differences, rows of cells far apart would be alike
+    again and again. Channels that are left over are zero; the mean square of a full row is a half.
     """
     bands = max(dim // (2 * len(grid)), 1)
     waves = []
     for axis, size in enumerate(grid):
-        cycles = torch.linspace(1.0, max(size / 4, 1.0), bands)
-        place = (torch.arange(size) + 0.5) / size
+        cycles = torch.logspace(0.0, log10(max(size / 4, 1.0)), bands, dtype=torch.float64)
+        place = (torch.arange(size, dtype=torch.float64) + 0.5) / size
         angle = 2 * pi * place.unsqueeze(-1) * cycles
         shape = [1] * len(grid)
         shape[axis] = size
         wave = torch.cat([angle.sin(), angle.cos()], -1).reshape(*shape, -1)
         waves.append(wave.expand(*grid, -1).reshape(prod(grid), -1))
-    rows = torch.cat(waves, -1)[:, :dim]
+    rows = torch.cat(waves, -1)[:, :dim].float()
     return F.pad(rows, (0, dim - rows.shape[1]))
 
 

@@ -15,7 +15,7 @@ from perceivers.errors import ConfigError, suggest
 from perceivers.nn.grouping import GroupLayout, concatenate, deal_groups
 from perceivers.nn.mlp import get_activation
 from perceivers.nn.positions import fourier_dim
-from perceivers.settings import Count, Natural, Rate, Settings, UsedIf, settle
+from perceivers.settings import Count, Natural, Positive, Rate, Settings, UsedIf, settle
 from perceivers.types import Bytes, ModalitySpec, Points, spec_from_json, spec_to_json
 
 HeadKind = Literal["none", "query", "mean", "label", "dense_bottleneck", "dense_full"]
@@ -101,14 +101,24 @@ class HiPConfig(Settings, prefix=""):
     position_product: Annotated[bool, UsedIf("positions", "learned")] = False
     """Add the product of embedded content and a Linear of the position row to every token, so that
     one latent can take up several functionals of a group instead of nearly one."""
+    embed_scale: Positive = 1.0
+    """Factor on the initial weights that embed content. The first read normalises tokens, which
+    squashes loud elements; content that is small beside positions stays nearly linear."""
     query_residual: Annotated[bool, UsedIf("decoder", True)] = False
     """Add the query to what it reads in the reconstruction decoder."""
     query_product: Annotated[bool, UsedIf("decoder", True)] = False
     """Multiply what a query reads by a Linear of the query, and add it: the mirror of
     position_product."""
+    query_heads: Annotated[Count, UsedIf("decoder", True)] = 1
+    """Heads with which reconstruction queries read."""
+    query_elements: Annotated[bool, UsedIf("decoder", True)] = False
+    """Let reconstruction queries read the visible elements of their group beside its latents: a skip
+    connection from the inputs. It starts as interpolation between near elements where the last
+    level is at least as wide as tokens."""
     element_order: Annotated[Literal["raster", "morton"], UsedIf("grouping", "deal")] = "raster"
     """Order in which the elements of a grid are cut into groups: row by row (as released), or along
-    a Z-shaped curve, whose groups are blocks instead of strips."""
+    a Z-shaped curve, whose groups are blocks instead of strips; this copies inputs and positions
+    once."""
     grouping: Literal["deal", "concatenate"] = "deal"
     """Deal groups to modalities (HiP), or put all elements into one group (flat Perceiver IO)."""
     deal_over: Annotated[Literal["declared", "present"], DEALT] = "declared"
@@ -149,6 +159,8 @@ class HiPConfig(Settings, prefix=""):
         check_levels(self)
         check_inputs(self)
         check_head(self)
+        if self.decoder:
+            check_queries(self)
         get_activation(self.activation)
 
     @property
@@ -185,6 +197,16 @@ class HiPConfig(Settings, prefix=""):
     def input_dim(self) -> int:
         """Channels of a token as the first block reads it."""
         return self.token_dim + (0 if self.positions == "learned" else self.fourier_dim)
+
+    @property
+    def multiplies_positions(self) -> bool:
+        """Whether tokens hold products of content and learned positions."""
+        return self.position_product and self.positions == "learned"
+
+    @property
+    def carries_elements(self) -> bool:
+        """Whether the decoder reads the tokens of the inputs."""
+        return self.query_elements and self.decoder
 
     @property
     def label_dim(self) -> int:
@@ -275,6 +297,15 @@ def check_levels(config: HiPConfig) -> None:
                     f"{before.num_groups * each} latents of one level cannot be dealt into "
                     f"{after.num_groups} groups of the next; choose num_latents so that they divide"
                 )
+
+
+def check_queries(config: HiPConfig) -> None:
+    """Check that the reconstruction decoder can read what it is asked to."""
+    width = config.levels[-1].latent_dim
+    if width % config.query_heads:
+        raise ConfigError(
+            f"query_heads={config.query_heads} must divide the {width} channels of the last level"
+        )
 
 
 def check_inputs(config: HiPConfig) -> None:

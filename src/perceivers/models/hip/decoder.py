@@ -7,7 +7,7 @@ Paper: HiP (arXiv 2202.10890) Sec. 3.
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,10 +18,15 @@ from perceivers.nn.linear import Linear
 from perceivers.nn.regroup import regroup
 
 
+# How much more alike queries and near elements are at the start than random projections make them.
+SHARPNESS = 2.0
+
+
 def in_chunks(
-    answer: Callable[[Tensor, Tensor], Tensor],
+    answer: Callable[[Tensor, Tensor, Tensor | None], Tensor],
     queries: Float[Tensor, "#B G Q P"],
     tokens: Float[Tensor, "B G M C"],
+    mask: Bool[Tensor, "#B G 1 M"] | None,
     size: int,
 ) -> Float[Tensor, "B G Q K"]:
     """Answer queries a chunk at a time; in training chunks are recomputed, so memory is bounded.
@@ -36,11 +41,11 @@ def in_chunks(
     parts = []
     for chunk in queries.split(size, dim=2):
         if recompute:
-            part = checkpoint(answer, chunk, tokens, use_reentrant=False)
+            part = checkpoint(answer, chunk, tokens, mask, use_reentrant=False)
             assert isinstance(part, Tensor)
             parts.append(part)
         else:
-            parts.append(answer(chunk, tokens))
+            parts.append(answer(chunk, tokens, mask))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
@@ -62,6 +67,7 @@ class ReadOut(nn.Module):
         self.read = Read(
             query_dim=query_dim,
             token_dim=token_dim,
+            num_heads=config.query_heads,
             activation=config.activation,
             residual=config.query_residual,
         )
@@ -74,17 +80,18 @@ class ReadOut(nn.Module):
         queries: Float[Tensor, "#B G Q P"],
         tokens: Float[Tensor, "B G M C"],
         chunk: int | None = None,
+        mask: Bool[Tensor, "#B G 1 M"] | None = None,
     ) -> Float[Tensor, "B G Q K"]:
         """Return the values of one modality at its queried positions."""
         unembed = self.unembed[name]
 
-        def answer(part: Tensor, latents: Tensor) -> Tensor:
-            x = self.read(part, latents)
+        def answer(part: Tensor, latents: Tensor, mask: Tensor | None) -> Tensor:
+            x = self.read(part, latents, mask)
             if self.product is not None:
                 x = x + x * self.product(part)
             return unembed(x)
 
-        return in_chunks(answer, queries, tokens, chunk or self.chunk)
+        return in_chunks(answer, queries, tokens, mask, chunk or self.chunk)
 
 
 class HiPDecoder(nn.Module):
@@ -100,6 +107,12 @@ class HiPDecoder(nn.Module):
             token_dim=config.levels[-1].latent_dim,
             query_dim=config.query_dim,
             outputs={name: spec.channels for name, spec in config.grouped_inputs.items()},
+        )
+        # Visible elements are read beside the latents, at the latents' width.
+        self.elements = (
+            Linear(config.input_dim, config.levels[-1].latent_dim)
+            if config.query_elements
+            else None
         )
         self.label_readout = (
             ReadOut(
@@ -120,3 +133,36 @@ class HiPDecoder(nn.Module):
             x = regroup(x, skip.shape[1], self.config.regroup)
             x = block(x, skip=skip)
         return x
+
+    @torch.no_grad()
+    def start_as_interpolation(self) -> None:
+        """Let queries and visible elements be compared by position from the first step on.
+
+        Queries and keys share their projection, so a score is high where position rows agree, and
+        attention to elements starts as a kernel around the query; every head has a width of its
+        own. From random weights, attention by position has to be found first: on raw audio the
+        loss stays on its plateau for hundreds of steps (docs/log.md).
+        """
+        if self.elements is None or self.elements.in_features > self.elements.out_features:
+            return
+        attention, width = self.readout.read.attention, self.elements.in_features
+        nn.init.eye_(self.elements.weight)  # tokens, then zeros
+        heads, queries = attention.num_heads, attention.q.weight
+        sharpness = SHARPNESS * (torch.linspace(0.5, 1.5, heads) if heads > 1 else torch.ones(1))
+        scale = sharpness.repeat_interleave(queries.shape[0] // heads).unsqueeze(1)
+        # Fourier features stand behind the content; learned rows are added to it.
+        places = slice(width - queries.shape[1], width)
+        attention.k.weight[:, places].copy_(queries * scale.to(queries))
+
+    def sources(
+        self, encoded: Encoded, latents: Float[Tensor, "B G N C"]
+    ) -> tuple[Float[Tensor, "B G M C"], Bool[Tensor, "#B G 1 M"] | None]:
+        """Return what reconstruction queries read: latents, and the visible elements if asked."""
+        if self.elements is None:
+            return latents, None
+        assert encoded.tokens is not None
+        sources = torch.cat([latents, self.elements(encoded.tokens)], dim=2)
+        if encoded.mask is None:
+            return sources, None
+        seen = encoded.mask.new_ones(*encoded.mask.shape[:3], latents.shape[2])
+        return sources, torch.cat([seen, encoded.mask], dim=3)

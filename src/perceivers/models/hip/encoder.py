@@ -33,13 +33,15 @@ CHUNK_SLOTS = 1 << 17
 class Encoded:
     """What the encoder leaves behind.
 
-    Latents of every level up to the processor, the grouping, and the bottleneck labels that had a
-    token.
+    Latents of every level up to the processor, the grouping, the bottleneck labels that had a
+    token, and, for ``query_elements``, the tokens that were read with their mask.
     """
 
     levels: tuple[Tensor, ...]
     layout: GroupLayout
     labels: tuple[str, ...] = ()
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
 
     @property
     def processor(self) -> Float[Tensor, "B 1 N C"]:
@@ -138,7 +140,7 @@ class InputEmbedding(nn.Module):
         )
         self.product = (
             Linear(config.token_dim, config.token_dim, bias=False)
-            if config.position_product
+            if config.multiplies_positions
             else None
         )
 
@@ -308,10 +310,12 @@ class HiPEncoder(nn.Module):
         labels = self._labels(inputs)
         first, *rest = self.blocks
         assert isinstance(first, PerceiverBlock)
+        tokens = mask = None
         if plan is None and not present and self._reads_in_chunks(grouped, layout):
             x = first.transform(self._read_in_chunks(grouped, layout))
         else:
-            x = first(*self.inputs(grouped, layout, plan, present or {}))
+            tokens, mask = self.inputs(grouped, layout, plan, present or {})
+            x = first(tokens, mask)
         levels: list[Tensor] = [x]
         for index, block in enumerate(rest, start=1):
             x = regroup(x, self.config.levels[index].num_groups, self.config.regroup)
@@ -319,7 +323,9 @@ class HiPEncoder(nn.Module):
                 x = torch.cat([x, *self.labels(inputs, labels, x.shape[0])], dim=2)
             x = block(x)
             levels.append(x)
-        return Encoded(levels=tuple(levels), layout=layout, labels=labels)
+        if not self.config.carries_elements:
+            tokens = mask = None
+        return Encoded(tuple(levels), layout, labels, tokens, mask)
 
     def _reads_in_chunks(self, inputs: Mapping[str, Tensor], layout: GroupLayout) -> bool:
         """Tell whether the first read is long enough, and nobody wants to see it as a whole."""
@@ -331,6 +337,7 @@ class HiPEncoder(nn.Module):
         slots = sum(share.num_groups * share.slots for share in layout.shares)
         return (
             batch * slots >= CHUNKED_FROM
+            and not self.config.carries_elements
             and layout.axis == "groups"
             and all(share.name in inputs for share in layout.shares)
             and first.read.attention.path == "sdpa"

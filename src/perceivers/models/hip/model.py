@@ -87,8 +87,11 @@ class HiP(SavedModule):
         | parameter | init |
         |---|---|
         | Linear weights | truncated normal, variance 1 / fan_in; biases 0 |
+        | embeddings of content | the same, times ``embed_scale`` |
         | unembedding of the reconstruction | 0: the first reconstruction is exactly 0 |
         | latents, positions, head query | ``balanced``: deviation 0.5; ``paper``: 1 / sqrt(rows) |
+        | positions with ``position_init: fourier`` | waves of the same mean square |
+        | scores of queries and elements (``query_elements``) | those of their position rows |
         | LayerNorm | scale 1, offset 0 |
 
         All draws are normal, cut at two deviations. A position row that is small beside the content
@@ -101,14 +104,19 @@ class HiP(SavedModule):
         for array in arrays:
             rows = array.numel() // array.shape[-1]
             truncated_normal_(array, rows**-0.5 if self.config.init == "paper" else BALANCED)
-        if self.config.position_init == "fourier":
+        if self.config.position_init == "fourier" and self.config.positions == "learned":
             for name, positions in self.encoder.inputs.positions.items():
                 assert isinstance(positions, LearnedPositions)
                 grid = coarse_grid(self.config.inputs[name].grid, self.config.position_stride)
                 dim = positions.table.shape[1]
                 with torch.no_grad():
                     positions.table.copy_(fourier_rows(grid, dim) * BALANCED * 2**0.5)
+        if self.config.embed_scale != 1:
+            for embed in self.encoder.inputs.embed.values():
+                assert isinstance(embed, nn.Linear)
+                embed.weight.data.mul_(self.config.embed_scale)
         if self.decoder is not None:
+            self.decoder.start_as_interpolation()
             for readout in (self.decoder.readout, self.decoder.label_readout):
                 for linear in () if readout is None else readout.unembed.values():
                     assert isinstance(linear, nn.Linear)
@@ -192,16 +200,18 @@ class HiP(SavedModule):
         """
         latents = self.decode(encoded)
         assert self.decoder is not None
+        sources, mask = self.decoder.sources(encoded, latents)
         predictions = {}
         for share in encoded.layout.shares:
             queries = self.encoder.inputs.rows(encoded.layout, share)  # [1, g, S, P]
             masked = None if plan is None else plan.masked.get(share.name)
             if masked is not None:
                 queries = gather_slots(queries, masked)
-            own = latents
+            own, seen = sources, mask
             if encoded.layout.axis == "groups":
-                own = encoded.layout.part(latents, share.name)
-            values = self.decoder.readout(share.name, queries, own, chunk_size)
+                own = encoded.layout.part(sources, share.name)
+                seen = None if mask is None else encoded.layout.part(mask, share.name)
+            values = self.decoder.readout(share.name, queries, own, chunk_size, seen)
             predictions[share.name] = values if masked is not None else share.merge(values)
         for name in encoded.labels:
             predictions[name] = self._read_label(name, encoded)

@@ -1,7 +1,9 @@
 """The named HiP configurations, a row per level as in the paper's table.
 
 Released: hip_16, hip_256, hip_mini, hip_16x3 and the flat io_*. Ours, sized for two CPU cores:
-hip_nano (64 to 1,024 inputs, seconds) and hip_tiny (1,024 to 16,384 inputs, minutes).
+hip_nano (64 to 1,024 inputs, seconds), hip_tiny (1,024 to 16,384 inputs, minutes) and hip_small (a
+step takes about four times as long as hip_tiny's). Ours have settings under which raw elements are
+learnable in minutes (docs/learning.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,6 +55,17 @@ def flat(
         "grouping": "concatenate",
     }
 
+
+# What made raw images and raw audio learnable (docs/learning.md).
+LEARNABLE: Mapping[str, Any] = {
+    "position_init": "fourier",
+    "position_product": True,
+    "embed_scale": 0.25,
+    "element_order": "morton",
+    "query_product": True,
+    "query_heads": 4,
+    "query_elements": True,
+}
 
 VARIANTS: dict[str, Mapping[str, Any]] = {
     "hip_16": {
@@ -116,6 +129,7 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
         ),
         "token_dim": 32,
         "position_dim": 32,
+        **LEARNABLE,
     },
     "hip_tiny": {
         "levels": hierarchy(
@@ -127,5 +141,18 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
         ),
         "token_dim": 32,
         "position_dim": 32,
+        **LEARNABLE,
+    },
+    "hip_small": {
+        "levels": hierarchy(
+            groups=(16, 4, 1, 4, 16),
+            depth=(2, 2, 3, 2, 2),
+            latents=(32, 64, 64, 64, 32),
+            dims=(128, 256, 384, 256, 128),
+            heads=(4, 8, 12, 8, 4),
+        ),
+        "token_dim": 32,
+        "position_dim": 32,
+        **LEARNABLE,
     },
 }
