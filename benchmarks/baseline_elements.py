@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.interpolate import LinearNDInterpolator
-from scipy.spatial import cKDTree
+from sklearn.neighbors import KDTree
 from torch import Tensor
 
 import perceivers as pv
@@ -60,8 +60,8 @@ class Predictor:
         """Return what each method makes of the hidden elements, ``[Q, C]``."""
         seen, hidden = self.places[visible], self.places[~visible]
         known = values[visible]
-        distance, neighbours = cKDTree(seen).query(hidden, k=min(NEIGHBOURS, len(seen)))
-        del distance
+        count = min(NEIGHBOURS, len(seen))
+        neighbours = KDTree(seen).query(hidden, k=count, return_distance=False)
         nearest = known[neighbours[:, 0]]
         return {
             "constant": np.zeros_like(nearest),

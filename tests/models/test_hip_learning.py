@@ -12,10 +12,11 @@ from perceivers.masking import draw_mask_plan
 from perceivers.models import HiP
 from perceivers.models.hip.encoder import gather_slots
 from perceivers.models.hip.model import BALANCED
-from perceivers.nn.attention import use_attention
+from perceivers.nn.attention import CrossAttention, use_attention
 from perceivers.nn.grouping import morton_order
 from perceivers.nn.positions import fourier_rows
 
+TABLE = "encoder.inputs.positions.image.table"
 PLAIN: dict[str, Any] = {
     "position_init": "normal",
     "position_product": False,
@@ -46,10 +47,9 @@ def make(**options: Any) -> HiP:
 def reconstruction(model: HiP, pixels: Tensor) -> Tensor:
     """The reconstruction of a model whose last layer, zero at the start, is drawn."""
     assert model.decoder is not None
-    unembed = model.decoder.readout.unembed["image"]
+    weight = model.get_parameter("decoder.readout.unembed.image.weight")
     generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(unembed.weight.shape, generator=generator, dtype=torch.float64)
-    unembed.weight.data = weight
+    weight.data = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
     return model(pixels)["image"]
 
 
@@ -115,8 +115,7 @@ def test_a_model_along_the_curve_is_a_raster_model_of_reordered_pixels(pixels: T
     raster, curve = make(), make(element_order="morton")
     order = torch.as_tensor(morton_order((8, 8)))
     state = raster.state_dict()
-    key = "encoder.inputs.positions.image.table"
-    curve.load_state_dict({**state, key: state[key][order.argsort()]})
+    curve.load_state_dict({**state, TABLE: state[TABLE][order.argsort()]})
     turned = pixels.flatten(2)[..., order].unflatten(2, (8, 8))
     expected = reconstruction(raster, turned).flatten(2)
     found = reconstruction(curve, pixels).flatten(2)[..., order]
@@ -125,11 +124,11 @@ def test_a_model_along_the_curve_is_a_raster_model_of_reordered_pixels(pixels: T
 
 def test_learned_positions_start_as_waves_of_the_size_of_noise() -> None:
     model = make(position_init="fourier")
-    table = model.encoder.inputs.positions["image"].table.detach()
+    table = model.get_parameter(TABLE).detach()
     expected = fourier_rows((8, 8), 32).double() * BALANCED * 2**0.5
     torch.testing.assert_close(table, expected, rtol=1e-6, atol=1e-6)
-    noise = make().encoder.inputs.positions["image"].table
-    assert float(table.std()) == pytest.approx(float(noise.detach().std()), rel=0.1)
+    noise = make().get_parameter(TABLE).detach()
+    assert float(table.std()) == pytest.approx(float(noise.std()), rel=0.1)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -143,16 +142,14 @@ def test_a_model_with_all_settings_resizes_and_survives_saving(
     assert loaded.config == model.config
     torch.testing.assert_close(loaded(pixels)["image"], expected, rtol=1e-5, atol=1e-5)
     larger = model.resized({"image": pv.Image(16, 16, 3)})
-    assert larger.encoder.inputs.positions["image"]().shape == (256, 32)
+    assert larger.get_parameter(TABLE).shape == ((16 // stride) ** 2, 32)
     assert larger(torch.zeros(1, 3, 16, 16, dtype=torch.float64))["image"].shape == (1, 3, 16, 16)
 
 
 def test_wider_reads_have_the_width_asked_for() -> None:
     first, *rest = make().config.levels
     wide = replace(first, cross_dim=128, num_cross_heads=4)
-    attention = make(levels=(wide, *rest)).encoder.blocks[0].read.attention
-    assert (attention.q.out_features, attention.v.out_features, attention.num_heads) == (
-        128,
-        128,
-        4,
-    )
+    attention = make(levels=(wide, *rest)).get_submodule("encoder.blocks.0.read.attention")
+    assert isinstance(attention, CrossAttention)
+    widths = (attention.q.out_features, attention.v.out_features)
+    assert (*widths, attention.num_heads) == (128, 128, 4)

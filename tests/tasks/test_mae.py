@@ -183,7 +183,7 @@ def test_only_training_leaves_out_hidden_elements(
     drawn = [float(task.train()(batch, torch.Generator().manual_seed(1)).total) for task in tasks]
     assert drawn[0] != drawn[1]
     for options in ({"kind": "uniform"}, {"kind": "groups"}):
-        with pytest.raises(ConfigError, match=r"queried=0\.3 needs masks of the kind groupwise"):
+        with pytest.raises(ConfigError, match=r"queried=0\.3 needs masks of kind groupwise"):
             MaskedAutoencoding(model, MaskedAutoencodingConfig(queried=0.3, **options))
 
 

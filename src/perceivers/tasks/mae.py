@@ -74,7 +74,7 @@ class MaskedAutoencodingConfig(Settings, prefix="mask."):
                 )
         if self.queried < 1 and (self.kind or defaults.kind) not in THINNED:
             raise ConfigError(
-                f"mask.queried={self.queried} needs masks of the kind {' or '.join(THINNED)} (HiP); "
+                f"mask.queried={self.queried} needs masks of kind {' or '.join(THINNED)} (HiP); "
                 f"what {self.kind or defaults.kind} masks hide is scored as a whole"
             )
         return MaskSettings(

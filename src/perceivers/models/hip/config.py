@@ -112,9 +112,9 @@ class HiPConfig(Settings, prefix=""):
     query_heads: Annotated[Count, UsedIf("decoder", True)] = 1
     """Heads with which reconstruction queries read."""
     query_elements: Annotated[bool, UsedIf("decoder", True)] = False
-    """Let reconstruction queries read the visible elements of their group beside its latents: a skip
-    connection from the inputs. It starts as interpolation between near elements where the last
-    level is at least as wide as tokens."""
+    """Let reconstruction queries read the visible elements of their group beside its latents: a
+    skip connection from the inputs. It starts as interpolation between near elements where the
+    last level is at least as wide as tokens."""
     element_order: Annotated[Literal["raster", "morton"], UsedIf("grouping", "deal")] = "raster"
     """Order in which the elements of a grid are cut into groups: row by row (as released), or along
     a Z-shaped curve, whose groups are blocks instead of strips; this copies inputs and positions

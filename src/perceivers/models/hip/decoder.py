@@ -17,7 +17,6 @@ from perceivers.nn.blocks import Read
 from perceivers.nn.linear import Linear
 from perceivers.nn.regroup import regroup
 
-
 # How much more alike queries and near elements are at the start than random projections make them.
 SHARPNESS = 2.0
 
