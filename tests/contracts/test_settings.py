@@ -94,6 +94,8 @@ TWO = {"a": Image(4, 4, 1), "b": Image(4, 4, 1)}
 WAVES = PositionConfig(kind="fourier", num_bands=2)
 ASKED = {"queries": "positions", "modality": "image"}
 FLAT = {"grouping": "concatenate", "levels": (HiPLevel(**LEVEL),)}
+WAVY = {"positions": "fourier"}
+ENCODER = {"decoder": False, "head": HiPHead(kind="mean", num_outputs=2)}
 CLIPS = {
     "inputs": {"video": Video(4, 16, 16)},
     "patch_kernel": (3, 3, 3),
@@ -270,6 +272,8 @@ def test_files_are_checked_alike() -> None:
 
 # A value of every setting that has a condition, and settings under which it has no effect and one.
 EFFECTS: Mapping[str, tuple[Any, Mapping[str, Any], Mapping[str, Any]]] = {
+    "OptimizerConfig.momentum": (0.9, {}, {"name": "muon"}),
+    "OptimizerConfig.matrix_lr": (1.0, {}, {"name": "muon"}),
     "OptimizerConfig.decay_arrays": (True, {"weight_decay": 0.0}, {}),
     "ScheduleConfig.constant": (0.3, {}, {"name": "constant-cosine"}),
     "AugmentConfig.magnitude": (7, {}, {"rand_augment": 1}),
@@ -326,15 +330,19 @@ EFFECTS: Mapping[str, tuple[Any, Mapping[str, Any], Mapping[str, Any]]] = {
     "HiPHead.num_outputs": (5, {}, {"kind": "mean"}),
     "HiPHead.modality": ("x", {"kind": "query", "num_outputs": 2}, {"kind": "label"}),
     "HiPConfig.num_bands": (2, {}, {"positions": "fourier"}),
+    "HiPConfig.position_stride": (2, WAVY, {}),
+    "HiPConfig.position_init": ("fourier", WAVY, {}),
+    "HiPConfig.position_product": (True, WAVY, {}),
+    "HiPConfig.query_residual": (True, ENCODER, {}),
+    "HiPConfig.query_product": (True, ENCODER, {}),
+    "HiPConfig.query_heads": (2, ENCODER, {}),
+    "HiPConfig.query_elements": (True, ENCODER, {}),
+    "HiPConfig.element_order": ("morton", FLAT, {}),
     "HiPConfig.deal_over": ("present", FLAT, {}),
     "HiPConfig.mask_padding": (False, FLAT, {}),
     "HiPConfig.regroup": ("transpose_reshape", FLAT, {}),
     "HiPConfig.drop_path_schedule": ("linear", {}, {"drop_path_rate": 0.1}),
-    "HiPConfig.decode_chunk": (
-        7,
-        {"decoder": False, "head": HiPHead(kind="mean", num_outputs=2)},
-        {},
-    ),
+    "HiPConfig.decode_chunk": (7, ENCODER, {}),
     "HieraHead.num_outputs": (5, {}, {"kind": "mean"}),
     "HieraHead.dim": (
         8,
@@ -387,7 +395,7 @@ ALWAYS: Mapping[str, str] = {
         "max_bad_share loader_timeout memory_limit loggers"
     ),
     "PretrainConfig": "refused by name if the model has no such part: mask",
-    "MaskedAutoencodingConfig": "refused for other families: ratio kind target weights",
+    "MaskedAutoencodingConfig": "refused for other families: ratio kind target weights queried",
     "ClassifyConfig": "refused where a family has no such head: head loss",
     "ClassificationConfig": "each changes the loss: label_smoothing mixup cutmix class_weights",
     "MlmConfig": "of the task: mlm",
@@ -429,12 +437,12 @@ ALWAYS: Mapping[str, str] = {
     "EntitySetConfig": "tests/models/test_entity_set.py changes each: inputs trunk token_dim "
     "embed_dim decoder pointer",
     "HiPLevel": "sizes of weights: num_groups num_latents latent_dim depth num_heads "
-    "num_cross_heads cross_mlp_ratio train_latents",
+    "num_cross_heads cross_dim cross_mlp_ratio train_latents",
     "HiPHead": "what the others depend on: kind",
     # Released models do not rescale; a rate that is set for fine-tuning acts as theirs did.
     "HiPConfig": "tests/models/test_config.py and test_hip.py; contradictions are refused: inputs "
-    "levels token_dim position_dim positions project_positions position_slots grouping labels "
-    "decoder head activation dropout_rate drop_path_rate drop_path_rescale init",
+    "levels token_dim position_dim positions project_positions position_slots embed_scale "
+    "grouping labels decoder head activation dropout_rate drop_path_rate drop_path_rescale init",
     "HieraHead": "what the others depend on: kind",
     "HieraDecoder": "tests/models/test_hiera_config.py changes each: dim depth num_heads order "
     "all_frames",
