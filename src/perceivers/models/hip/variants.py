@@ -1,8 +1,8 @@
 """The named HiP configurations, a row per level as in the paper's table.
 
 Released: hip_16, hip_256, hip_mini, hip_16x3 and the flat io_*. Ours, sized for two CPU cores:
-hip_nano (64 to 1,024 inputs, seconds), hip_tiny (1,024 to 16,384 inputs, minutes) and hip_small (a
-step takes about four times as long as hip_tiny's). Ours have settings under which raw elements are
+hip_nano (64 to 1,024 inputs, seconds), hip_tiny (1,024 to 16,384 inputs, minutes), hip_tiny_64 (to
+a million inputs) and hip_small (a step takes about four times as long as hip_tiny's). Ours have settings under which raw elements are
 learnable in minutes (docs/learning.md).
 """
 
@@ -134,6 +134,18 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "hip_tiny": {
         "levels": hierarchy(
             groups=(16, 4, 1, 4, 16),
+            depth=(1, 1, 3, 1, 1),
+            latents=(16, 32, 64, 32, 16),
+            dims=(64, 128, 192, 128, 64),
+            heads=(2, 4, 6, 4, 2),
+        ),
+        "token_dim": 32,
+        "position_dim": 32,
+        **LEARNABLE,
+    },
+    "hip_tiny_64": {
+        "levels": hierarchy(
+            groups=(64, 16, 1, 16, 64),
             depth=(1, 1, 3, 1, 1),
             latents=(16, 32, 64, 32, 16),
             dims=(64, 128, 192, 128, 64),
