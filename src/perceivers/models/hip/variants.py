@@ -2,8 +2,8 @@
 
 Released: hip_16, hip_256, hip_mini, hip_16x3 and the flat io_*. Ours, sized for two CPU cores:
 hip_nano (64 to 1,024 inputs, seconds), hip_tiny (1,024 to 16,384 inputs, minutes), hip_tiny_64 (to
-a million inputs) and hip_small (a step takes about four times as long as hip_tiny's). Ours have settings under which raw elements are
-learnable in minutes (docs/learning.md).
+a million inputs) and hip_small (a step takes about four times as long as hip_tiny's). Ours have
+settings under which raw elements are learnable in minutes (docs/learning.md).
 """
 
 from collections.abc import Mapping, Sequence
