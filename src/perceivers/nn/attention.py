@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from perceivers.errors import ConfigError
 from perceivers.nn.linear import Linear, linear
+from perceivers.nn.tracing import is_exporting
 
 AttentionPath = Literal["sdpa", "reference"]
 
@@ -83,7 +84,7 @@ def _open_mask(k: Tensor, mask: Tensor | None) -> Tensor | None:
 
     Values that are no NaN come out the same to the last bit.
     """
-    if mask is not None or k.device.type != "cpu" or torch.compiler.is_exporting():
+    if mask is not None or k.device.type != "cpu" or is_exporting():
         return mask
     few = k.shape[2] < MIN_CPU_KEYS
     return torch.ones(1, 1, 1, k.shape[2], dtype=torch.bool) if few else None
@@ -91,7 +92,7 @@ def _open_mask(k: Tensor, mask: Tensor | None) -> Tensor | None:
 
 def _is_free(size: int) -> bool:
     """Whether an exported graph leaves a size to its caller: it must not depend on it then."""
-    return torch.compiler.is_exporting() and isinstance(size, torch.SymInt)
+    return is_exporting() and isinstance(size, torch.SymInt)
 
 
 def attend_reference(

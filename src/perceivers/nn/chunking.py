@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from perceivers.nn.tracing import is_traced
+
 Compute = Callable[..., Tensor]
 
 
@@ -36,12 +38,7 @@ def use_chunks(*, on: bool) -> Iterator[None]:
 
 def may_chunk() -> bool:
     """Tell whether chunks are allowed, and nobody traces or transforms what is computed."""
-    return _Allowed.on and not (
-        torch.compiler.is_compiling()
-        or torch.compiler.is_exporting()
-        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        or torch._C._are_functorch_transforms_active()
-    )
+    return _Allowed.on and not is_traced()
 
 
 def map_chunks(
