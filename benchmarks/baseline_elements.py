@@ -16,9 +16,11 @@ split, of
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +34,7 @@ from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import make_eval_loader
 from perceivers.draws import sample_generators
 from perceivers.masking import MaskPlan
-from perceivers.tasks.mae import EVALUATION_SEED, objective_of, weighted_mean
+from perceivers.tasks.mae import EVALUATION_SEED, objective_of
 from perceivers.tasks.masked_elements import visible_elements
 from perceivers.workflows.objectives import find_masking
 from perceivers.workflows.opening import open_dataset
@@ -118,63 +120,100 @@ def _chunks(rows: NDArray, length: int = 2048) -> Iterator[NDArray]:
         yield rows[start : start + length]
 
 
+@dataclass(frozen=True)
+class Case:
+    """Held-out samples of one modality of a run, standardised by the training split.
+
+    Attributes:
+        model: The run's, in evaluation mode.
+        name: The modality.
+        centre: Mean per channel ``[C]`` of the training split, in the model's space.
+        spread: Deviation per channel ``[C]``.
+        predictor: Fitted to the training split.
+        tokens: Standardised samples ``[B, N, C]``.
+        visible: What the masks of the evaluation keep, bool ``[B, N]``.
+        reconstructed: What the model makes of it, standardised, ``[B, N, C]``.
+    """
+
+    model: Any
+    name: str
+    centre: Tensor
+    spread: Tensor
+    predictor: Predictor
+    tokens: Tensor
+    visible: Tensor
+    reconstructed: Tensor
+
+    def fill(self, index: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return a sample, which of its elements are visible, and what each method makes of it."""
+        sample, visible = self.tokens[index], self.visible[index]
+        found = self.predictor.fill(sample.numpy(), visible.numpy())
+        whole = {}
+        for method, guess in found.items():
+            whole[method] = sample.clone()
+            whole[method][~visible] = torch.as_tensor(guess, dtype=sample.dtype)
+        whole["model"] = torch.where(visible[:, None], sample, self.reconstructed[index])
+        return sample, visible, whole
+
+    def restore(self, tokens: Tensor) -> Tensor:
+        """Return one standardised sample in the raw layout."""
+        return self.model.adapter(self.name).restore((tokens * self.spread + self.centre)[None])[0]
+
+
 @torch.no_grad()
-def compare(run: str | Path, split: str, limit: int) -> dict[str, dict[str, float]]:
-    """Return the errors of every method by modality."""
+def open_cases(run: str | Path, split: str, limit: int, batch: int = 32) -> dict[str, Case]:
+    """Return the first ``limit`` samples of a split, by modality, with the run's reconstruction."""
     config = pv.Run(run).config
     assert isinstance(config, pv.PretrainConfig)
     loaded, dataset = load_with_info(run), open_dataset(config)
     model, settings = loaded.model.eval(), find_masking(loaded, config)
     objective, specs = objective_of(model), model.config.data_inputs
 
-    def batches(wanted: str) -> Iterator[tuple[dict[str, Tensor], Tensor | None]]:
-        for batch in make_eval_loader(dataset.splits[wanted], specs, batch_size=32):
-            yield batch.inputs, batch.position
-
-    def tokens(inputs: dict[str, Tensor], name: str) -> Tensor:
+    def tokens(inputs: Mapping[str, Tensor], name: str) -> Tensor:
         adapter = model.adapter(name)
         return adapter.normalise(adapter.flatten(inputs[name]), torch.float32)
 
-    measured = [inputs for inputs, _ in islice(batches("train"), -(-MEASURED // 32))]
-    centre, spread, predictors = {}, {}, {}
+    train = make_eval_loader(dataset.splits["train"], specs, batch_size=batch)
+    measured = [each.inputs for each in islice(train, -(-MEASURED // batch))]
+    generator = torch.Generator().manual_seed(EVALUATION_SEED)
+    parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in specs}
+    held_out = make_eval_loader(dataset.splits[split], specs, batch_size=batch)
+    for each in islice(held_out, -(-limit // batch)):
+        draws = sample_generators(generator, each.position)
+        plan: MaskPlan = objective.draw(each.inputs, settings, draws)
+        found = model.reconstruct(model.encode(each.inputs, plan.to_dense(model.layout())))
+        for name in specs:
+            visible = visible_elements(model, plan, name).flatten(1)
+            parts[name].append((tokens(each.inputs, name), visible, found[name].float()))
+    cases = {}
     for name, spec in specs.items():
         x = torch.cat([tokens(inputs, name) for inputs in measured])
-        centre[name], spread[name] = x.mean((0, 1)), x.std((0, 1))
-        predictors[name] = Predictor(spec.grid, (x - centre[name]) / spread[name])
-    generator = torch.Generator().manual_seed(EVALUATION_SEED)
-    sums = {
-        name: dict.fromkeys(("constant", "nearest", "linear", "wiener", "model"), 0.0)
-        for name in specs
-    }
-    seen = 0
-    for inputs, position in batches(split):
-        draws = sample_generators(generator, position)
-        plan: MaskPlan = objective.draw(inputs, settings, draws)
-        scored = objective.score(inputs, plan, settings.target)
-        count = len(next(iter(inputs.values())))
-        for name in specs:
-            scale = float((spread[name] ** 2).mean())
-            error = weighted_mean(scored[name].errors, scored[name].weight)
-            sums[name]["model"] += float(error) / scale * count
-            if seen >= limit:
-                continue
-            visible = visible_elements(model, plan, name)
-            flat = (
-                model.adapter(name).flatten(
-                    visible.expand(-1, specs[name].channels, *specs[name].grid).float()
-                )[..., 0]
-                > 0
-            )
-            values = ((tokens(inputs, name) - centre[name]) / spread[name]).numpy()
-            for sample, keep in zip(values, flat.numpy(), strict=True):
-                for method, guess in predictors[name].fill(sample, keep).items():
-                    sums[name][method] += float(((guess - sample[~keep]) ** 2).mean())
-        seen += count
-    baselines = min(seen, -(-limit // 32) * 32)
-    return {
-        name: {m: round(v / (seen if m == "model" else baselines), 4) for m, v in each.items()}
-        for name, each in sums.items()
-    }
+        centre, spread = x.mean((0, 1)), x.std((0, 1))
+        sample, visible, made = (torch.cat(each) for each in zip(*parts[name], strict=True))
+        predictor = Predictor(spec.grid, (x - centre) / spread)
+        standard = ((each - centre) / spread for each in (sample, made))
+        values, guesses = standard
+        cases[name] = Case(model, name, centre, spread, predictor, values, visible, guesses)
+    return cases
+
+
+def open_case(run: str | Path, name: str, count: int) -> Case:
+    """Return the first ``count`` test samples of one modality."""
+    return open_cases(run, "test", count, batch=count)[name]
+
+
+def compare(run: str | Path, split: str, limit: int) -> dict[str, dict[str, float]]:
+    """Return the errors of every method by modality."""
+    errors = {}
+    for name, case in open_cases(run, split, limit).items():
+        sums: dict[str, float] = {}
+        for index in range(len(case.tokens)):
+            sample, visible, found = case.fill(index)
+            for method, guess in found.items():
+                error = float((guess - sample)[~visible].square().mean())
+                sums[method] = sums.get(method, 0.0) + error
+        errors[name] = {method: round(s / len(case.tokens), 4) for method, s in sums.items()}
+    return errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -182,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--limit", type=int, default=10_000, help="samples for the baselines")
+    parser.add_argument("--limit", type=int, default=10_000, help="samples, in whole batches")
     args = parser.parse_args(argv)
     print(json.dumps(compare(args.run, args.split, args.limit)))
 
