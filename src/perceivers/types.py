@@ -11,10 +11,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from math import prod
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from perceivers.errors import ConfigError, suggest
-from perceivers.settings import Count, Finite, Natural, NonNegative, Positive, Settings
+from perceivers.settings import (
+    Count,
+    Finite,
+    Natural,
+    NonNegative,
+    Positive,
+    Range,
+    Settings,
+    UsedIf,
+)
 
 # Ids of the byte vocabulary: six special ones, then the 256 bytes (Perceiver IO Sec. 4.1).
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
@@ -23,6 +32,9 @@ BYTE_VOCABULARY = FIRST_BYTE + 256
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+ElementOrder: TypeAlias = Literal["in_place", "fixed", "per_sample"]
+OrderSeed: TypeAlias = Annotated[int, Range(0, 2**64 - 1), UsedIf("order", "fixed", "per_sample")]
 
 
 class ModalitySpec(Settings):
@@ -34,6 +46,9 @@ class ModalitySpec(Settings):
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    # Of those without an order of their own: labels and targets.
+    order: ElementOrder = "in_place"
+    order_seed: int = 0
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -77,6 +92,10 @@ class Image(ModalitySpec):
         channels: Channels C; 3 means RGB.
         mean: Subtracted per channel after scaling to 0..1 (none: 0).
         std: Divided by per channel (none: 1).
+        order: The order in which readers give the elements: ``in_place``, ``fixed`` (one
+            permutation for all samples) or ``per_sample`` (another one for every sample). It serves
+            to find out how much a model leans on order (``perceivers shuffle``).
+        order_seed: Seed of the permutations.
     """
 
     kind: ClassVar[str] = "image"
@@ -87,6 +106,8 @@ class Image(ModalitySpec):
     channels: Count = 3
     mean: tuple[Finite, ...] = ()
     std: tuple[Positive, ...] = ()
+    order: ElementOrder = field(default="in_place", repr=False)
+    order_seed: OrderSeed = field(default=0, repr=False)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -106,6 +127,8 @@ class Video(ModalitySpec):
         frame_rate: Frames per second the clip is sampled at; 0 when it does not matter.
         mean: As for ``Image``.
         std: As for ``Image``.
+        order: As for ``Image``.
+        order_seed: As for ``Image``.
     """
 
     kind: ClassVar[str] = "video"
@@ -118,6 +141,8 @@ class Video(ModalitySpec):
     frame_rate: NonNegative = 0.0
     mean: tuple[Finite, ...] = ()
     std: tuple[Positive, ...] = ()
+    order: ElementOrder = field(default="in_place", repr=False)
+    order_seed: OrderSeed = field(default=0, repr=False)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -135,6 +160,8 @@ class Audio(ModalitySpec):
         sample_rate: Samples per second in Hz; 0 when it does not matter.
         mean: Subtracted per channel.
         std: Divided by per channel.
+        order: As for ``Image``.
+        order_seed: As for ``Image``.
     """
 
     kind: ClassVar[str] = "audio"
@@ -145,6 +172,8 @@ class Audio(ModalitySpec):
     sample_rate: Natural = 0
     mean: tuple[Finite, ...] = ()
     std: tuple[Positive, ...] = ()
+    order: ElementOrder = field(default="in_place", repr=False)
+    order_seed: OrderSeed = field(default=0, repr=False)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -165,6 +194,8 @@ class Points(ModalitySpec):
         scale: ``unit``: readers centre every cloud and scale it into -1..1, axis by axis;
             ``centre``: they centre it and keep its unit, such as metres; ``floor``: so, too, but
             the last coordinate counts from its 2 % quantile, about the height above the ground.
+        order: As for ``Image``.
+        order_seed: As for ``Image``.
     """
 
     kind: ClassVar[str] = "points"
@@ -175,6 +206,8 @@ class Points(ModalitySpec):
     std: tuple[Positive, ...] = ()
     ragged: bool = False
     scale: Literal["none", "centre", "floor", "unit"] = "none"
+    order: ElementOrder = field(default="in_place", repr=False)
+    order_seed: OrderSeed = field(default=0, repr=False)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -200,6 +233,8 @@ class Array(ModalitySpec):
         channels: Values C per grid cell.
         mean: Subtracted per channel.
         std: Divided by per channel.
+        order: As for ``Image``.
+        order_seed: As for ``Image``.
     """
 
     kind: ClassVar[str] = "array"
@@ -208,6 +243,8 @@ class Array(ModalitySpec):
     channels: Count = 1
     mean: tuple[Finite, ...] = ()
     std: tuple[Positive, ...] = ()
+    order: ElementOrder = field(default="in_place", repr=False)
+    order_seed: OrderSeed = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         """Accept one integer or a list as the shape."""
@@ -261,6 +298,8 @@ class Bytes(ModalitySpec):
         length: Ids L per text, padding included.
         wrap: ``cls_sep`` puts CLS before and SEP after the text (as the Hugging Face tokenizer),
             ``none`` neither (as the released code); it counts in the length.
+        order: As for ``Image``.
+        order_seed: As for ``Image``.
     """
 
     kind: ClassVar[str] = "bytes"
@@ -270,6 +309,8 @@ class Bytes(ModalitySpec):
     channels: Count = field(default=BYTE_VOCABULARY, init=False)
     mean: tuple[Finite, ...] = field(default=(), init=False)
     std: tuple[Positive, ...] = field(default=(), init=False)
+    order: ElementOrder = field(default="in_place", repr=False)
+    order_seed: OrderSeed = field(default=0, repr=False)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -288,8 +329,14 @@ SPECS: dict[str, type[ModalitySpec]] = {
 
 
 def spec_to_json(spec: ModalitySpec) -> dict[str, Any]:
-    """Return a JSON-able description with the kind under ``type``."""
-    return {"type": spec.kind, **{f.name: getattr(spec, f.name) for f in fields(spec) if f.init}}
+    """Return a JSON-able description with the kind under ``type``.
+
+    The order of elements is left out where they are in place, as they are nearly always.
+    """
+    values = {f.name: getattr(spec, f.name) for f in fields(spec) if f.init}
+    if values.get("order") == "in_place":
+        del values["order"], values["order_seed"]
+    return {"type": spec.kind, **values}
 
 
 def spec_from_json(data: Mapping[str, Any]) -> ModalitySpec:

@@ -288,6 +288,10 @@ EFFECTS: Mapping[str, tuple[Any, Mapping[str, Any], Mapping[str, Any]]] = {
     "PlanSettings.peak": (9.0, {"measure": 1}, {}),
     "PlanSettings.utilisation": (0.5, {"measure": 1}, {}),
     "PlanSettings.sharded": (True, {}, {"devices": 2}),
+    **{
+        f"{kind}.order_seed": (5, {}, {"order": "fixed"})
+        for kind in ("Image", "Video", "Audio", "Points", "Array", "Bytes")
+    },
     "PositionConfig.num_bands": (4, {"kind": "learned", "dim": 4}, {"kind": "fourier"}),
     "PositionConfig.max_resolution": ((4,), {}, {"kind": "fourier"}),
     "PositionConfig.sine_only": (True, {}, {"kind": "fourier"}),
@@ -452,13 +456,13 @@ ALWAYS: Mapping[str, str] = {
     "HieraDetConfig": "tests/models/test_hiera_det.py; contradictions are refused: inputs dim "
     "num_heads depths windows global_blocks patch_kernel patch_stride pool position_grid mlp_ratio "
     "dropout_rate drop_path_rate head",
-    "Image": "what is read: height width channels mean std",
-    "Video": "what is read: frames height width channels frame_rate mean std",
-    "Audio": "what is read: samples channels sample_rate mean std",
-    "Points": "what is read: points channels mean std ragged scale",
-    "Array": "what is read: shape channels mean std",
+    "Image": "what is read: height width channels mean std order",
+    "Video": "what is read: frames height width channels frame_rate mean std order",
+    "Audio": "what is read: samples channels sample_rate mean std order",
+    "Points": "what is read: points channels mean std ragged scale order",
+    "Array": "what is read: shape channels mean std order",
     "Labels": "what is read: num_classes length",
-    "Bytes": "what is read: length wrap",
+    "Bytes": "what is read: length wrap order",
     "Mask": "what is read: height width num_classes ignore exif",
     "PointMask": "what is read: points num_classes ignore",
 }

@@ -12,6 +12,7 @@ from perceivers.data.augment import AugmentConfig
 from perceivers.data.augment_points import check_points
 from perceivers.data.augment_sounds import change_sound
 from perceivers.data.drawing import fit_encoded
+from perceivers.data.element_order import check_in_place, reorder_sample
 from perceivers.data.erasing import erase_box
 from perceivers.data.fits import check_whole, fit_sample, text_room
 from perceivers.data.masks import Mask
@@ -62,20 +63,26 @@ class SampleReader:
         """Compare the specs with the source before any worker starts."""
         check_sizes(self.specs)
         check_specs(self.source, self.specs)
+        if FLOW in self.specs:
+            check_in_place(self.specs, "optical flow")
         _check_augmentation(self.augment, self.specs)
         object.__setattr__(self, "source", cut_windows(self.source, self.specs))
 
-    def __call__(self, index: int, rng: np.random.Generator | None = None) -> dict[str, NDArray]:
+    def __call__(
+        self, index: int, rng: np.random.Generator | None = None, position: int | None = None
+    ) -> dict[str, NDArray]:
         """Return one array per modality in the raw layout, without a batch axis.
 
         Args:
             index: Sample in the source.
             rng: Where random views and parts come from; None looks at the centre, or the start.
+            position: Place in the stream of training, on which the order of elements depends where
+                every sample has its own; ``index`` when not given.
 
         Raises:
             DataError: The sample cannot be read.
         """
-        (fitted,) = self._read(index, [Look(rng, self.augment)])
+        (fitted,) = self._read(index, [Look(rng, self.augment)], position)
         return fitted
 
     def read_views(self, index: int, places: Sequence[Place]) -> list[dict[str, NDArray]]:
@@ -90,7 +97,9 @@ class SampleReader:
         """
         return self._read(index, [Look(place=place) for place in places])
 
-    def _read(self, index: int, looks: Sequence[Look]) -> list[dict[str, NDArray]]:
+    def _read(
+        self, index: int, looks: Sequence[Look], position: int | None = None
+    ) -> list[dict[str, NDArray]]:
         """Load one sample and fit it for every look."""
         if isinstance(self.source, PictureSource):
             encoded = self.source.encoded(index)
@@ -111,6 +120,7 @@ class SampleReader:
                     values[name] = erase_box(values[name], spec, look)
                 elif isinstance(spec, Audio):
                     values[name] = change_sound(values[name], look)
+            reorder_sample(values, specs, index if position is None else position)
         return fitted
 
     def _held(self, sample: RawSample, path: str) -> Mapping[str, ModalitySpec]:

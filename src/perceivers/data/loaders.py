@@ -2,7 +2,8 @@
 
 Training reads an endless stream: position p is sample ``order[p % n]`` of epoch ``p // n``, where
 the order is drawn from (seed, epoch), and what is random about a sample from (seed, epoch, sample).
-Nothing else enters, so a run that resumes at any step sees the batches it would have seen.
+Nothing else enters, so a run that resumes at any step sees the batches it would have seen. (Where a
+spec asks for another order of elements in every sample, that one is drawn from the position.)
 
 With k copies of every sample (``augment.copies``), position p is copy ``p % k`` of what stands at
 position ``p // k`` without copies, and what is random about it comes from (seed, epoch, sample,
@@ -189,7 +190,7 @@ class _TrainStream(torch_data.Dataset[Batch]):
             drawn, copy = divmod(position, self.reader.augment.copies)
             epoch, place = divmod(drawn, num_samples)
             wanted = int(_draw_order(self.seed, epoch, num_samples)[place])
-            index = self._read_next_readable(epoch, wanted, copy, samples, bad)
+            index = self._read_next_readable(epoch, wanted, copy, position, samples, bad)
             if index is None:
                 return stack_batch(self.reader, [], [], bad)
             indices.append(index)
@@ -200,6 +201,7 @@ class _TrainStream(torch_data.Dataset[Batch]):
         epoch: int,
         index: int,
         copy: int,
+        position: int,
         samples: list[dict[str, NDArray]],
         bad: list[str],
     ) -> int | None:
@@ -211,7 +213,7 @@ class _TrainStream(torch_data.Dataset[Batch]):
             key = (self.seed, epoch, candidate, *([copy] if copy else []))
             rng = np.random.default_rng(key)
             try:
-                samples.append(self.reader(candidate, rng))
+                samples.append(self.reader(candidate, rng, position))
             except DataError as error:
                 bad.append(str(error))
             else:

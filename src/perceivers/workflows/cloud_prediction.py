@@ -23,6 +23,7 @@ from perceivers.checkpoints.loading import Loaded
 from perceivers.data import AugmentConfig, find_files
 from perceivers.data.batches import stack_batch
 from perceivers.data.clouds import OFFSETS, read_ragged
+from perceivers.data.element_order import check_in_place
 from perceivers.data.fitting import SampleReader
 from perceivers.data.point_files import read_points
 from perceivers.data.scenes import Scenes
@@ -81,6 +82,7 @@ def predict_clouds(
     """
     if not paths:
         raise ConfigError("nothing to predict; give files of points or folders")
+    check_in_place(loaded.model.config.data_inputs, "a class for every point of a file")
     folder, files = Path(out), find_files([str(path) for path in paths], ("points",))
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {out} is a file; give a folder for the labelled clouds")

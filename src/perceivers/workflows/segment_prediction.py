@@ -28,6 +28,7 @@ from perceivers.data import find_files
 from perceivers.data.augment import place_view
 from perceivers.data.deep_pictures import is_deep, read_deep, to_drawn
 from perceivers.data.drawing import draw_picture, fit_array
+from perceivers.data.element_order import check_in_place
 from perceivers.data.pictures import convert_channels, read_bytes, read_picture
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import real_path, write_atomic
@@ -91,6 +92,7 @@ def predict_masks(
         )
     if not paths:
         raise ConfigError("nothing to predict; give pictures or folders")
+    check_in_place(loaded.model.config.data_inputs, "a mask of a picture")
     if is_data_file(paths):
         raise ConfigError(
             f"{paths[0]} holds samples, and masks are found in picture files alone; unpack it, and "
