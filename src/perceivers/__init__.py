@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from perceivers.types import Video as Video
     from perceivers.workflows.anomaly import AnomalySettings as AnomalySettings
     from perceivers.workflows.anomaly import find_anomalies as find_anomalies
+    from perceivers.workflows.bakeoff import bakeoff as bakeoff
     from perceivers.workflows.checking import check_data as check_data
     from perceivers.workflows.comparing import compare_runs as compare_runs
     from perceivers.workflows.conversion import convert as convert
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from perceivers.workflows.probing import probe as probe
     from perceivers.workflows.reconstructing import reconstruct as reconstruct
     from perceivers.workflows.run import Run as Run
+    from perceivers.workflows.shuffling import shuffle as shuffle
     from perceivers.workflows.subsets import evaluate_subsets as evaluate_subsets
     from perceivers.workflows.training import finetune as finetune
     from perceivers.workflows.training import pretrain as pretrain
@@ -67,6 +69,7 @@ _HOMES = {
     "training.config": ("ClassifyConfig", "OptimizerConfig", "PretrainConfig", "ScheduleConfig"),
     "types": ("Array", "Audio", "Bytes", "Image", "Labels", "Points", "Video"),
     "workflows.anomaly": ("AnomalySettings", "find_anomalies"),
+    "workflows.bakeoff": ("bakeoff",),
     "workflows.checking": ("check_data",),
     "workflows.comparing": ("compare_runs",),
     "workflows.conversion": ("convert",),
@@ -79,6 +82,7 @@ _HOMES = {
     "workflows.probing": ("probe",),
     "workflows.reconstructing": ("reconstruct",),
     "workflows.run": ("Run",),
+    "workflows.shuffling": ("shuffle",),
     "workflows.subsets": ("evaluate_subsets",),
     "workflows.training": ("finetune", "pretrain", "resume", "train"),
 }

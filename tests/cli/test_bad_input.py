@@ -429,6 +429,20 @@ def test_what_export_and_convert_require_is_named(refuse: Refuse) -> None:
     refuse(["convert"], r"source, out", r"convert --help")
 
 
+@pytest.mark.parametrize("verb", ["bakeoff", "shuffle"])
+def test_what_a_verb_that_compares_refuses_is_named(
+    refuse: Refuse, tmp_path: Path, verb: str
+) -> None:
+    refuse([verb], r"required: data|data.*required", rf"perceivers {verb} --help")
+    start = [verb, "digits", "--out", tmp_path / "a"]
+    refuse([*start, "--stps", "3"], r"did you mean '--steps'")
+    start += ["--steps", "3"]
+    refuse([*start, "--settings", '{"seed": 3}'], r"settings hold 'seed'")
+    refuse([*start, "--task", "clasify"], r"did you mean 'classify'")
+    refuse([verb, tmp_path / "none", *start[2:]], r"none")
+    assert not (tmp_path / "a" / f"{verb}.json").exists()
+
+
 def test_an_unknown_verb_is_answered_with_the_nearest(call: Call) -> None:
     outcome = call("finetun")
     assert outcome.code == 2
@@ -1004,6 +1018,8 @@ def test_every_verb_helps(call: Call, verb: str) -> None:
         "anomaly": ["run", "--out", "--reference", "--normal", "--repeats"],
         "plan": ["--model", "--data", "--inputs", "--device", "--hourly_cost"],
         "bench": ["--models", "--sizes", "--rounds", "--no-peers", "--memory_limit", "--out"],
+        "bakeoff": ["data", "--minutes", "--steps", "--models", "--out", "--overwrite"],
+        "shuffle": ["data", "--model", "--steps", "--seeds", "--batch_size", "--out"],
         "data": ["address", "--labels", "--limit", "--json"],
         "export": ["run", "--format", "--part", "--out", "--overwrite"],
         "convert": ["source", "out", "--verify", "--config", "--overwrite"],

@@ -24,6 +24,8 @@ NEEDED: dict[str, list[str]] = {
     "explain": ["hip_digits", "x.png", "--out", "OUT"],
     "plan": ["--model", "hip_nano", "--inputs", '{"image": {"height": 8, "width": 8}}'],
     "bench": ["--models", "hip_nano", "--sizes", "8", "--no-peers", "--out", "OUT"],
+    "bakeoff": ["digits", "--steps", "1"],
+    "shuffle": ["digits"],
     "data": ["check", "digits"],
 }
 # Their numbers are fields of configs, whose files and flags are walked with them.

@@ -43,7 +43,9 @@ from perceivers.settings import (
 from perceivers.training.config import TrainConfig, build_config
 from perceivers.training.run_folder import TASKS
 from perceivers.types import Array, Audio, Bytes, Image, Labels, Points, Video
+from perceivers.workflows.bakeoff_state import BakeoffSettings
 from perceivers.workflows.effects import REASONS
+from perceivers.workflows.shuffling import ShuffleSettings
 
 RUN: dict[str, Any] = {"model": "hip_nano", "data": "digits", "out": "run"}
 TRUNK: dict[str, Any] = {"num_latents": 4, "latent_dim": 8, "depth": 1}
@@ -60,6 +62,8 @@ CLOUD = {"points": Points(4)}
 REQUIRED: Mapping[type, Mapping[str, Any]] = {
     **dict.fromkeys((TrainConfig, *TASKS.values()), RUN),
     PlanSettings: {"model": "hip_nano"},
+    BakeoffSettings: {"data": "digits", "steps": 1},
+    ShuffleSettings: {"data": "digits"},
     Image: {"height": 4, "width": 4},
     Video: {"frames": 2, "height": 4, "width": 4},
     Audio: {"samples": 8},
@@ -423,6 +427,14 @@ ALWAYS: Mapping[str, str] = {
     "BenchSettings": (
         "each changes what is measured or written: models sizes passes rounds peers reference "
         "memory_limit batch_size threads precision device timeout"
+    ),
+    "BakeoffSettings": (
+        "each changes who competes or for how long: data minutes steps reduce task labels targets "
+        "models rates seed settings"
+    ),
+    "ShuffleSettings": (
+        "each changes all runs alike: data model steps seeds seed batch_size lr task labels "
+        "targets settings"
     ),
     "AnomalySettings": "each changes scores or maps: repeats ratio top draw batch_size seed",
     "Views": "views that would all be the same are refused: temporal spatial",

@@ -22,6 +22,8 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "finetune": ("training", "finetune", "fine-tune a trained model for a task"),
     "train": ("training", "train", "train a model for a task from scratch"),
     "resume": ("training", "resume", "continue a stopped run, exactly"),
+    "bakeoff": ("comparing", "bakeoff", "find the model for some data by trying all small ones"),
+    "shuffle": ("comparing", "shuffle", "how much a model leans on the order of elements"),
     "evaluate": ("using", "evaluate", "figures on held-back data"),
     "predict": ("using", "predict", "classify files, fill in texts, compute flow"),
     "embed": ("features", "embed", "write the features of files or a data set"),

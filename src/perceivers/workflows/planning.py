@@ -1,7 +1,7 @@
 """Plan a training run: tokens, parameters, operations, memory, largest batch, hours and cost."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -306,23 +306,48 @@ def _choose_machine(settings: PlanSettings) -> tuple[float, float]:
 
 def _measure(subject: _Subject, config: TrainConfig, settings: PlanSettings) -> float:
     """Return the seconds of a real step on this machine, the first one left out."""
+    parts = subject.make_batch(settings.batch_size).split(settings.accumulate)
+    half = settings.precision == "bf16"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    task = subject.build().train().to(device)
+    return time_steps(
+        subject.build(), parts, config, device=device, steps=settings.measure, half=half
+    )
+
+
+def time_steps(
+    task: Task,
+    parts: Sequence[Batch],
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    steps: int,
+    half: bool = False,
+) -> float:
+    """Return the seconds of a training step, the first one left out; the task is changed.
+
+    Args:
+        task: Moved to the device, and trained.
+        parts: The batch, in the parts in which it is computed.
+        config: Says which optimizer, and whether layers are recomputed.
+        device: Where to compute.
+        steps: How many to take the mean of, at least 1.
+        half: Compute in bf16 autocast.
+    """
+    task = task.train().to(device)
     task.model.set_recompute(config.recompute)
     optimizer = make_optimizer(task.model, config.optimizer)
-    parts = subject.make_batch(settings.batch_size).split(settings.accumulate)
     moved = [part.to(device) for part in parts]
     began = 0.0
-    for step in range(settings.measure + 1):
+    for step in range(steps + 1):
         if step == 1:
             began = _now(device)
         for part in moved:
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 losses = task(part, torch.Generator().manual_seed(step))
             (losses.total / len(moved)).backward()
         optimizer.step()
         optimizer.zero_grad()
-    return (_now(device) - began) / settings.measure
+    return (_now(device) - began) / steps
 
 
 def _now(device: torch.device) -> float:

@@ -72,18 +72,16 @@ def propose(
         setup = choose_setup(facts, "unlabelled", cuda=cuda)
         return _without_labels(facts, dataset, setup, run, cuda)
     setup = choose_setup(facts, PURPOSES[task], cuda=cuda)
-    common = _common_settings(facts, asked or {})
-    settings = {"task": task, **setup.options} if task != "classify" else dict(setup.options)
-    if task == "classify" and facts.labels[0].imbalance > UNBALANCED:
-        settings["loss"] = {"class_weights": "balanced"}
+    common = common_settings(facts, asked or {})
+    settings = task_settings(facts, task, setup)
     reason = f"{setup.reason} {_afford(settings, cuda)}"
     first: list[str] = []
     verb, model = "train", setup.model
     if _mostly_unlabelled(facts):
         before = choose_setup(facts, "unlabelled", cuda=cuda)
         pretrained = f"{run}_pretrained"
-        line = _train_line(
-            "pretrain", before.model, {**before.options, **common}, dataset, pretrained
+        line = train_line(
+            "pretrain", before.model, {**before.options, **common}, dataset.address, pretrained
         )
         first = [line]
         verb, model = "finetune", pretrained
@@ -91,7 +89,7 @@ def propose(
         reason += " Most samples have no label, so it learns from all of them first."
     commands = [
         *first,
-        _train_line(verb, model, {**settings, **common}, dataset, run),
+        train_line(verb, model, {**settings, **common}, dataset.address, run),
         _evaluate_line(dataset, run),
     ]
     predict = _predict_line(facts, dataset, run)
@@ -101,7 +99,7 @@ def propose(
         both = choose_setup(facts, PURPOSES[task], cuda=cuda, together=True)
         options = {**({"task": task} if task != "classify" else {}), **both.options, **common}
         reason += " One modality alone is learned sooner than both."
-        line = _train_line("train", both.model, options, dataset, f"{run}_both")
+        line = train_line("train", both.model, options, dataset.address, f"{run}_both")
         hints.append(f"to read both together, which takes many more steps: {line}")
     return Proposal(task, setup.recipe, reason, tuple(commands), tuple(hints))
 
@@ -168,10 +166,10 @@ def _without_labels(
     facts: DataFacts, dataset: Dataset, setup: Setup, run: str, cuda: bool
 ) -> Proposal:
     """Propose learning without labels, and a look at what was learned."""
-    common = _common_settings(facts, {})
+    common = common_settings(facts, {})
     options = {**setup.options, **common}
     commands = [
-        _train_line("pretrain", setup.model, options, dataset, run),
+        train_line("pretrain", setup.model, options, dataset.address, run),
         _evaluate_line(dataset, run),
     ]
     task = str(setup.options.get("task", "pretrain"))
@@ -188,7 +186,7 @@ def _without_labels(
     return Proposal(task, setup.recipe, reason, tuple(commands), tuple(_hints(facts)))
 
 
-def _common_settings(facts: DataFacts, asked: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def common_settings(facts: DataFacts, asked: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Return settings that follow from the data alone."""
     settings: dict[str, Any] = {key: list(columns) for key, columns in asked.items() if columns}
     looked_at = sum(split.looked_at for split in facts.splits.values())
@@ -213,11 +211,25 @@ def _mostly_unlabelled(facts: DataFacts) -> bool:
     )
 
 
-def _train_line(
-    verb: str, model: str, settings: Mapping[str, Any], dataset: Dataset, run: str
-) -> str:
-    """Return the line of a training verb."""
-    words = ["perceivers", verb, "--model", model, "--data", dataset.address]
+def task_settings(facts: DataFacts, task: str, setup: Setup) -> dict[str, Any]:
+    """Return a setup's settings for a supervised task, as ``train_line`` takes them."""
+    settings = {"task": task, **setup.options} if task != "classify" else dict(setup.options)
+    if task == "classify" and facts.labels[0].imbalance > UNBALANCED:
+        settings["loss"] = {"class_weights": "balanced"}
+    return settings
+
+
+def train_line(verb: str, model: str, settings: Mapping[str, Any], address: str, run: str) -> str:
+    """Return the line of a training verb.
+
+    Args:
+        verb: Such as ``train``.
+        model: A variant, or a run folder.
+        settings: Beside model, data and out; nested ones as mappings.
+        address: Of the data.
+        run: Folder of the run.
+    """
+    words = ["perceivers", verb, "--model", model, "--data", address]
     for key, value in settings.items():
         words += _flags(key, value)
     return shlex.join([*words, "--out", run])

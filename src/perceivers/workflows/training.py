@@ -74,7 +74,7 @@ def pretrain(config: TrainConfig | None = None, **settings: Any) -> Run:
         config: Complete settings; or give them as keywords.
         settings: ``task`` (pretrain, autoencode or mlm; the model's own when not given), fields of
             that task's config (``PretrainConfig``, ``AutoencodeConfig``, ``MlmConfig``), and
-            ``overwrite`` and ``quiet``.
+            ``overwrite``, ``quiet`` and ``report`` (on; off leaves ``report.html`` out).
 
     Raises:
         UserError: A setting, the data or the run folder is not usable; nothing was written.
@@ -88,7 +88,7 @@ def finetune(config: TrainConfig | None = None, **settings: Any) -> Run:
     Args:
         config: Complete settings; or give them as keywords.
         settings: ``task`` (classify, multilabel, multitask, flow, segment or regress), fields of
-            that task's config, and ``overwrite`` and ``quiet``.
+            that task's config, and ``overwrite``, ``quiet`` and ``report``.
 
     Raises:
         UserError: As for ``pretrain``.
@@ -159,13 +159,19 @@ def _check_model(verb: str, model: str) -> None:
 
 
 def resume(
-    run: str | Path, *, quiet: bool = False, accept_changed_data: bool = False, **changes: Any
+    run: str | Path,
+    *,
+    quiet: bool = False,
+    report: bool = True,
+    accept_changed_data: bool = False,
+    **changes: Any,
 ) -> Run:
     """Continue a run from its last checkpoint, exactly.
 
     Args:
         run: The run's folder.
         quiet: Show nothing.
+        report: Write ``report.html`` at the end.
         accept_changed_data: Go on although samples, labels or classes are no longer those that the
             run started on; what changed is kept in the run's ``data.json``.
         changes: ``devices``, ``nodes``, ``strategy``, ``batch_size`` or ``accumulate``, where the
@@ -220,7 +226,7 @@ def resume(
             runtime.use_precision(numerics.precision)
             with numerics.used():
                 _run(config, task, prepared, folder, runtime, record, quiet=quiet, resuming=True)
-        return _report(folder, runtime)
+        return _finish(folder, runtime, report=report)
 
 
 def change_processes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
@@ -265,6 +271,7 @@ def note_on_batches(before: TrainConfig, now: TrainConfig) -> list[str]:
 def _start(verb: str, config: TrainConfig | None, settings: dict[str, Any]) -> Run:
     """Check, create the run folder and run."""
     overwrite, quiet = (bool(settings.pop(name, False)) for name in ("overwrite", "quiet"))
+    report = bool(settings.pop("report", True))
     asked = settings.pop("task", None)
     if config is not None:
         asked = _task_of(verb, config, [*settings, *(["task"] if asked else [])])
@@ -299,7 +306,7 @@ def _start(verb: str, config: TrainConfig | None, settings: dict[str, Any]) -> R
             runtime.barrier()
             with numerics.used():
                 _run(config, task, prepared, folder, runtime, record, quiet=quiet, resuming=False)
-        return _report(folder, runtime)
+        return _finish(folder, runtime, report=report)
 
 
 def note_on(quiet: bool) -> Callable[[str], None]:
@@ -401,10 +408,10 @@ def _run(
     trainer.run(resume=resuming)
 
 
-def _report(folder: RunFolder, runtime: Runtime) -> Run:
-    """Write the run's report: one process is enough, and the others have parted."""
+def _finish(folder: RunFolder, runtime: Runtime, *, report: bool) -> Run:
+    """Return the run; only the main process writes its report."""
     run = Run(folder.path)
-    if runtime.is_main:
+    if report and runtime.is_main:
         run.write_report()
     return run
 

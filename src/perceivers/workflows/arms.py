@@ -1,0 +1,321 @@
+"""Train one of several models that are compared: to its end, whatever stopped it before.
+
+What came of an arm is kept in a JSON file beside its run folder, so that the same command continues
+after a kill: finished arms are read, an unfinished one is resumed.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perceivers.errors import (
+    ConfigError,
+    DataError,
+    FolderLostError,
+    InputError,
+    RunError,
+)
+from perceivers.files import make_folder, read_json_file, write_json
+from perceivers.report.metrics import read_metrics
+from perceivers.tasks import (
+    Autoencoding,
+    Classification,
+    MaskedAutoencoding,
+    MaskedLanguage,
+    Multitask,
+    OpticalFlow,
+    Regression,
+    Segmentation,
+    Task,
+)
+from perceivers.tasks.multilabel import Multilabel
+from perceivers.text_names import check_written_path
+from perceivers.training.launching import given_processes
+from perceivers.training.run_folder import RunFolder
+from perceivers.workflows import training
+from perceivers.workflows.comparing import summarise
+from perceivers.workflows.evaluation import evaluate
+
+# What torch says where a CPU's memory ends; it has no class of error for that.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+TABLE = "table.md"
+OF_TASK: Mapping[str, type[Task]] = {
+    "pretrain": MaskedAutoencoding,
+    "autoencode": Autoencoding,
+    "mlm": MaskedLanguage,
+    "classify": Classification,
+    "multilabel": Multilabel,
+    "multitask": Multitask,
+    "flow": OpticalFlow,
+    "segment": Segmentation,
+    "regress": Regression,
+}
+# Decided for all arms at once, or impossible where one process trains them one after the other.
+DECIDED = (
+    *("model", "task", "data", "out", "seed", "labels", "targets", "steps", "minutes", "limit"),
+    *("eval_every", "log_every", "checkpoint_every", "devices", "nodes", "strategy"),
+    *("overwrite", "quiet", "report"),
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A training run that is one of several.
+
+    Args:
+        name: Tells it from the others; also the name of its folder.
+        task: The task.
+        settings: Of the task's config, without ``out``.
+        folder: Where ``runs/NAME`` and ``results/NAME.json`` go.
+    """
+
+    name: str
+    task: str
+    settings: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        return self.folder / "runs" / self.name
+
+    @property
+    def record(self) -> Path:
+        """What came of it."""
+        return self.folder / "results" / f"{self.name}.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an arm.
+
+    Args:
+        name: Of the arm.
+        reason: Why there is no result; empty where there is one.
+        value: Best validation metric, at the evaluation that chose the model.
+        steps: Optimizer steps.
+        best_step: Step of the best model.
+        parameters: Of the model.
+        seconds: Training time, without evaluation and waiting for data.
+        wall_seconds: From start to end, of the last process that trained it.
+        metrics: By split.
+        curve: Step, training time in seconds and validation metric of every evaluation.
+    """
+
+    name: str
+    reason: str = ""
+    value: float | None = None
+    steps: int = 0
+    best_step: int = 0
+    parameters: int = 0
+    seconds: float = 0.0
+    wall_seconds: float = 0.0
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    curve: Sequence[tuple[int, float, float]] = ()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether there is no result to compare."""
+        return self.value is None or not isfinite(self.value)
+
+
+def metric_of(task: str) -> tuple[str, bool]:
+    """Return the validation metric that chooses models of a task, and whether higher is better."""
+    kind = OF_TASK[task]
+    return kind.best_metric, kind.higher_is_better
+
+
+def verb_of(task: str) -> str:
+    """Return the verb that trains a task from scratch."""
+    return "pretrain" if task in training.VERB_TASKS["pretrain"] else "train"
+
+
+def check_shared(settings: Mapping[str, Any]) -> None:
+    """Refuse training settings that a comparison decides itself.
+
+    Raises:
+        ConfigError: Names the first.
+    """
+    for name in DECIDED:
+        if name in settings:
+            raise ConfigError(
+                f"settings hold {name!r}, which is decided for all arms alike; give it as an "
+                f"option of its own where there is one, else leave it out"
+            )
+
+
+def prepare_folder(
+    folder: Path,
+    record: str,
+    settings: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    may_change: Sequence[str] = (),
+) -> None:
+    """Make a folder for several runs, or see that it holds those of the same settings.
+
+    Args:
+        folder: Where runs, results and the record go.
+        record: Name of the file that holds the settings.
+        settings: What is asked now.
+        overwrite: Delete what an earlier call left.
+        may_change: Settings that need not be those of the earlier call.
+
+    Raises:
+        RunError: It holds something else, or other settings; or several processes were started.
+    """
+    check_written_path(folder, "--out")
+    if given_processes() is not None:
+        raise RunError(
+            "several processes were started for this (torchrun or Slurm), but its runs train one "
+            "after the other in one process; start it without them"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"--out {folder} is a file; give a folder to create")
+    path = folder / record
+    if path.exists() and overwrite:
+        for name in ("runs", "results"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for old in (path, path.with_suffix(".png"), folder / TABLE):
+            old.unlink(missing_ok=True)
+    if path.exists():
+        before = read_json_file(path).get("settings", {})
+        changed = [
+            key
+            for key, value in settings.items()
+            if key not in may_change
+            and json.dumps(before.get(key), sort_keys=True) != json.dumps(value, sort_keys=True)
+        ]
+        if changed:
+            key = changed[0]
+            raise RunError(
+                f"{folder} was begun with {key}={before.get(key)!r}, and is asked to go on with "
+                f"{settings[key]!r}; repeat the settings to continue, give another --out, or "
+                f"--overwrite"
+            )
+    elif folder.is_dir() and any(e.name[:5] != ".lock" for e in folder.iterdir()):
+        raise RunError(f"{folder} already holds other files; give another --out")
+    make_folder(folder)
+
+
+def run_arm(arm: Arm, *, splits: Sequence[str] = ()) -> Outcome:
+    """Train an arm to its end, or read what came of it before.
+
+    Args:
+        arm: What is trained.
+        splits: Where its best model is evaluated too.
+
+    Returns:
+        Its outcome; one that failed says why, and is not tried again.
+
+    Raises:
+        Interrupted: Its state is saved; the next call resumes it.
+        UserError: A disk or a folder failed, which says nothing of the arm.
+    """
+    if arm.record.exists():
+        return read_outcome(arm.record)
+    began = time.perf_counter()
+    failures: list[str] = []
+    with collecting_failures(failures):
+        _train(arm)
+        outcome = _describe(arm, _evaluate(arm, splits), time.perf_counter() - began)
+    if failures:
+        outcome = Outcome(arm.name, reason=failures[0])
+    write_json(arm.record, asdict(outcome))
+    return outcome
+
+
+def read_outcome(path: Path) -> Outcome:
+    """Read what ``run_arm`` recorded."""
+    found = read_json_file(path)
+    return Outcome(**{**found, "curve": [tuple(point) for point in found["curve"]]})
+
+
+@contextmanager
+def collecting_failures(found: list[str]) -> Iterator[None]:
+    """Note why a model cannot be trained, instead of stopping the comparison.
+
+    Args:
+        found: The reason is appended to it.
+
+    Raises:
+        UserError: It concerns a disk or a folder, and not the model.
+    """
+    try:
+        yield
+    except (ConfigError, DataError, InputError, RunError) as error:
+        if isinstance(error, FolderLostError) or isinstance(error.__cause__, OSError):
+            raise
+        found.append(str(error))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        found.append(f"out of memory: {_first_line(error)}")
+    except RuntimeError as error:
+        if not any(words in str(error) for words in NO_MEMORY):
+            raise
+        found.append(f"out of memory: {_first_line(error)}")
+
+
+def _train(arm: Arm) -> None:
+    """Start the arm, or resume it where there is something to resume from."""
+    folder = RunFolder(arm.run)
+    if folder.has_checkpoint:
+        training.resume(arm.run, quiet=True, report=False)
+        return
+    start = getattr(training, verb_of(arm.task))
+    start(
+        task=arm.task,
+        **arm.settings,
+        out=str(arm.run),
+        overwrite=folder.config.is_file(),  # it was killed before its first checkpoint
+        quiet=True,
+        report=False,
+    )
+
+
+def _evaluate(arm: Arm, splits: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return metrics of the best model by split."""
+    return {split: evaluate(arm.run, split=split).figures for split in splits}
+
+
+def _describe(arm: Arm, metrics: Mapping[str, Any], wall: float) -> Outcome:
+    """Read from the run folder what is compared."""
+    folder, (metric, _) = RunFolder(arm.run), metric_of(arm.task)
+    found = summarise(folder, arm.name)
+    plain = {
+        split: {name: float(v) for name, v in values.items() if isinstance(v, int | float)}
+        for split, values in metrics.items()
+    }
+    return Outcome(
+        arm.name,
+        value=found.best.get(metric),
+        steps=found.steps,
+        best_step=found.best_step or 0,
+        parameters=found.parameters or 0,
+        seconds=found.seconds,
+        wall_seconds=round(wall, 2),
+        metrics={"val": dict(found.best), **plain},
+        curve=_read_curve(folder, metric),
+    )
+
+
+def _read_curve(folder: RunFolder, metric: str) -> list[tuple[int, float, float]]:
+    """Return step, training time and metric of every evaluation."""
+    records = read_metrics(folder.metrics)
+    seconds = {r["step"]: float(r["seconds"]) for r in records if r["split"] == "train"}
+    return [
+        (int(r["step"]), seconds.get(r["step"], 0.0), float(r[metric]))
+        for r in records
+        if r["split"] == "val" and metric in r
+    ]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,300 @@
+"""Find the model for some data: candidates train for equal time, the best go on, one wins.
+
+Validation alone chooses; the test split is measured once, for the winner. A rung trains its
+candidates from scratch with a schedule of its own length, because a learning rate that has not come
+down says little of what a run reaches: to continue the rung before would compare schedules that
+were cut short.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from perceivers.errors import ConfigError, RunError
+from perceivers.files import write_json
+from perceivers.training.run_lock import RunLock
+from perceivers.workflows.arms import (
+    Outcome,
+    metric_of,
+    prepare_folder,
+    run_arm,
+    verb_of,
+)
+from perceivers.workflows.bakeoff_report import write_report
+from perceivers.workflows.bakeoff_state import (
+    RECORD,
+    Bakeoff,
+    BakeoffSettings,
+    Rung,
+    arm_of,
+    load_state,
+    read_outcomes,
+    save_state,
+)
+from perceivers.workflows.candidates import list_candidates, study_data
+from perceivers.workflows.constant_answers import describe_constant, score_constant
+from perceivers.workflows.entries import (
+    Entry,
+    comparable,
+    drop_repeats,
+    examine,
+    make_config,
+)
+from perceivers.workflows.evaluation import evaluate
+from perceivers.workflows.halving import (
+    choose_survivors,
+    fit_steps,
+    plan_rungs,
+    rank,
+    spread_evaluations,
+)
+from perceivers.workflows.preparing import PREPARE
+from perceivers.workflows.proposing import free_run, train_line
+
+# Fewer steps than this say nothing of a model.
+LEAST_STEPS = 5
+# How many times as long as in the last rung the winner is proposed to train.
+LONGER = 4
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BakeoffResult:
+    """A finished bake-off.
+
+    Args:
+        folder: With ``bakeoff.json``, ``table.md`` and ``bakeoff.png``.
+        state: Everything that was found.
+        table: The tables as Markdown.
+    """
+
+    folder: Path
+    state: Bakeoff
+    table: str
+
+    @property
+    def winner(self) -> Entry:
+        """The entry that won."""
+        return self.state.entry(self.state.winner)
+
+    @property
+    def run(self) -> Path:
+        """Run folder of the winner in the last rung."""
+        return arm_of(self.state, self.folder, len(self.state.rungs) - 1, self.winner).run
+
+
+def bakeoff(
+    data: str,
+    *,
+    out: str | Path = "runs/bakeoff",
+    overwrite: bool = False,
+    report: Say | None = None,
+    **options: Any,
+) -> BakeoffResult:
+    """Let candidates compete for some data, or continue where the same call was stopped.
+
+    Args:
+        data: A data address.
+        out: Folder for the runs, ``bakeoff.json``, ``table.md`` and ``bakeoff.png``.
+        overwrite: Replace an earlier bake-off there instead of continuing it.
+        report: Called with a line per candidate.
+        options: Fields of ``BakeoffSettings``, ``minutes`` or ``steps`` among them.
+
+    Raises:
+        UserError: The data or a setting is not usable, no candidate fits, or ``out`` holds a
+            bake-off with other settings.
+        Interrupted: Stopped; the same call continues.
+    """
+    settings = BakeoffSettings(data=data, **options)
+    return run_bakeoff(settings, out, overwrite=overwrite, report=report)
+
+
+def run_bakeoff(
+    settings: BakeoffSettings,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    report: Say | None = None,
+) -> BakeoffResult:
+    """Do what ``bakeoff`` does, with settings that were made before."""
+    folder = Path(out)
+    prepare_folder(folder, RECORD, asdict(settings), overwrite=overwrite)
+    with RunLock(folder):
+        return _Runner(settings, folder, report or (lambda line: None)).run()
+
+
+class _Runner:
+    """One bake-off.
+
+    Args:
+        settings: What competes, and for how long.
+        folder: Where everything goes.
+        say: Called with a line per candidate.
+    """
+
+    def __init__(self, settings: BakeoffSettings, folder: Path, say: Say) -> None:
+        self.settings, self.folder, self.say = settings, folder, say
+
+    def run(self) -> BakeoffResult:
+        """Train what has not been trained, and choose."""
+        state = load_state(self.folder) or self._enter()
+        counts = plan_rungs(len(state.competing), self.settings.reduce)
+        for number in range(len(counts)):
+            state = self._run_rung(state, number, counts)
+        if not state.winner:
+            state = self._crown(state)
+        table = write_report(state, self.folder, read_outcomes(state, self.folder))
+        return BakeoffResult(self.folder, state, table)
+
+    def _save(self, state: Bakeoff) -> Bakeoff:
+        return save_state(state, self.folder)
+
+    def _enter(self) -> Bakeoff:
+        """Find the candidates, and what a constant answer reaches."""
+        asked = self.settings
+        study = study_data(asked.data, task=asked.task, labels=asked.labels, targets=asked.targets)
+        listed = list_candidates(
+            study, models=asked.models, rates=asked.rates, settings=asked.settings
+        )
+        entries: list[Entry] = []
+        known: dict[str, Entry] = {}
+        for candidate in listed:
+            own = {key: value for key, value in candidate.settings.items() if key != "optimizer"}
+            key = json.dumps(own, sort_keys=True)
+            if key not in known:
+                known[key] = examine(candidate, study.task, asked.data, timed=bool(asked.minutes))
+            elif known[key].reason:
+                continue  # another learning rate would not help
+            # Models that differ in that alone take as long; measured apart, they would not.
+            entry = replace(
+                known[key],
+                name=candidate.name,
+                slug=candidate.slug,
+                settings=candidate.settings,
+            )
+            self.say(f"{entry.name}: {entry.reason or f'{entry.parameters:,} parameters'}")
+            entries.append(entry)
+        entries = comparable(drop_repeats(entries, study.task, asked.data))
+        metric, higher = metric_of(study.task)
+        state = Bakeoff(asdict(asked), study.task, metric, higher, list(study.splits), entries)
+        if not state.competing:
+            raise ConfigError(
+                f"none of {len(entries)} candidates fits {asked.data}; the first: "
+                f"{entries[0].name}: {entries[0].reason}"
+            )
+        return self._save(replace(state, constant=self._constant(state)))
+
+    def _constant(self, state: Bakeoff) -> dict[str, Any]:
+        """Return the constant answer and its metric by split."""
+        config = make_config(state.task, state.competing[0].settings, self.settings.data)
+        prepared = PREPARE[state.task](config)
+        words = describe_constant(prepared)
+        held = [split for split in ("val", "test") if split in state.splits]
+        return {"what": words, **{s: score_constant(prepared, s) for s in held}} if words else {}
+
+    def _run_rung(self, state: Bakeoff, number: int, counts: Sequence[int]) -> Bakeoff:
+        """Train everyone who is in a rung, and choose who goes on."""
+        if number == len(state.rungs):
+            state = self._save(self._begin_rung(state, number))
+        rung = state.rungs[number]
+        if rung.kept:
+            return state
+        found: list[Outcome] = []
+        for slug in rung.steps:
+            outcome = self._train(state, number, slug)
+            found.append(outcome)
+            self.say(
+                f"rung {number + 1} of {len(counts)}, {state.entry(slug).name}, "
+                f"{rung.steps[slug]:,} steps: {self._show(state, outcome)}"
+            )
+        higher = state.higher_is_better
+        keep = counts[number + 1] if number + 1 < len(counts) else 1
+        kept = choose_survivors(found, keep, higher_is_better=higher)
+        if not kept:
+            first = rank(found, higher_is_better=higher)[0]
+            raise RunError(
+                f"every candidate failed in rung {number + 1}; the first: "
+                f"{state.entry(first.name).name}: {first.reason}"
+            )
+        # Those that go on train from scratch, so only the weights of the winner are needed.
+        needed = kept if number + 1 == len(counts) else []
+        self._drop_weights(state, number, [slug for slug in rung.steps if slug not in needed])
+        rungs = [*state.rungs[:number], replace(rung, kept=kept)]
+        state = self._save(replace(state, rungs=rungs))
+        write_report(state, self.folder, read_outcomes(state, self.folder))
+        return state
+
+    def _train(self, state: Bakeoff, number: int, slug: str) -> Outcome:
+        """Train one candidate of a rung, or read what came of it."""
+        rung, arm = state.rungs[number], arm_of(state, self.folder, number, state.entry(slug))
+        if rung.steps[slug] < LEAST_STEPS and self.settings.minutes:
+            words = f"{rung.steps[slug]} steps fit into {rung.seconds:.1f} s"
+            late = Outcome(arm.name, reason=f"{words}; at least {LEAST_STEPS} must")
+            write_json(arm.record, asdict(late))
+        return replace(run_arm(arm), name=slug)
+
+    def _begin_rung(self, state: Bakeoff, number: int) -> Bakeoff:
+        """Decide how long everyone trains, before anyone does."""
+        asked = self.settings
+        names = state.rungs[-1].kept if number else [entry.slug for entry in state.competing]
+        if asked.steps:
+            count = int(asked.steps * asked.reduce**number)
+            steps = dict.fromkeys(names, count)
+            every = {slug: spread_evaluations(count) for slug, count in steps.items()}
+            return replace(state, rungs=[*state.rungs, Rung(0.0, steps, every)])
+        rungs = len(plan_rungs(len(state.competing), asked.reduce))
+        seconds = 60 * asked.minutes / rungs / len(names)
+        before = read_outcomes(state, self.folder)[-1] if number else {}
+        fitted = {}
+        for slug in names:
+            entry = state.entry(slug)
+            step = entry.step_seconds
+            if slug in before and before[slug].seconds:
+                # A whole rung tells better than the first few steps.
+                step = before[slug].seconds / before[slug].steps
+            fitted[slug] = fit_steps(seconds, step + entry.read_seconds, entry.eval_seconds)
+        if all(steps < LEAST_STEPS for steps, _ in fitted.values()):
+            raise ConfigError(
+                f"minutes={asked.minutes:g} leave each of {len(names)} candidates {seconds:.1f} s, "
+                f"in which none takes {LEAST_STEPS} steps; give more minutes, or fewer models"
+            )
+        steps = {slug: count for slug, (count, _) in fitted.items()}
+        every = {slug: each for slug, (_, each) in fitted.items()}
+        return replace(state, rungs=[*state.rungs, Rung(round(seconds, 2), steps, every)])
+
+    def _drop_weights(self, state: Bakeoff, number: int, slugs: Sequence[str]) -> None:
+        """Delete weights and states; settings and curves stay."""
+        for slug in slugs:
+            run = arm_of(state, self.folder, number, state.entry(slug)).run
+            for name in ("checkpoints", "last", "model"):
+                shutil.rmtree(run / name, ignore_errors=True)
+
+    def _crown(self, state: Bakeoff) -> Bakeoff:
+        """Measure the winner on test, once, and say how to train it longer."""
+        last = len(state.rungs) - 1
+        slug = state.rungs[last].kept[0]
+        entry = state.entry(slug)
+        arm = arm_of(state, self.folder, last, entry)
+        test: dict[str, float] = {}
+        if "test" in state.splits:
+            found = evaluate(arm.run, split="test").figures
+            test = {name: float(v) for name, v in found.items() if isinstance(v, int | float)}
+        settings = {k: v for k, v in entry.settings.items() if k != "model"}
+        if state.task != "classify":
+            settings = {"task": state.task, **settings}
+        steps = LONGER * state.rungs[last].steps[slug]
+        every = spread_evaluations(steps)
+        settings |= {"seed": self.settings.seed, "steps": steps, "eval_every": every}
+        address = self.settings.data
+        command = train_line(
+            verb_of(state.task), str(entry.settings["model"]), settings, address, free_run(address)
+        )
+        return self._save(replace(state, winner=slug, test=test, command=command))
+
+    def _show(self, state: Bakeoff, outcome: Outcome) -> str:
+        if outcome.has_failed:
+            return f"failed: {outcome.reason}"
+        return f"{state.metric} {outcome.value:.4g} after {outcome.seconds:.1f} s"
