@@ -16,17 +16,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from perceivers.models import HiPConfig
+
 Options = dict[str, Any]
 
-RELEASED: Options = {
-    "position_init": "normal",
-    "position_product": False,
-    "embed_scale": 1.0,
-    "element_order": "raster",
-    "query_product": False,
-    "query_heads": 1,
-    "query_elements": False,
+# The recipes' own, and what they change.
+OURS: Options = {
+    "position_init": "fourier",
+    "position_product": True,
+    "embed_scale": 0.25,
+    "element_order": "morton",
+    "query_product": True,
+    "query_heads": 4,
+    "query_elements": True,
 }
+RELEASED: Options = {name: HiPConfig.__dataclass_fields__[name].default for name in OURS}
 # Arm -> fields of the model that differ from the recipe's, and the optimizer.
 ARMS: dict[str, tuple[Options, Sequence[str]]] = {
     "ours": ({}, ()),
@@ -55,7 +59,7 @@ def train(recipe: str, arm: str, seed: int, root: Path, out: Path) -> float:
         command = [sys.executable, "-m", "perceivers", "pretrain", "--config", recipe]
         command += ["--data", str(root / data), "--out", str(folder), "--overwrite", *flags]
         command += ["--seed", str(seed), "--steps", str(steps), "--eval_every", str(steps)]
-        command += ["--precision", "float32", "--model_options", json.dumps(options)]
+        command += ["--precision", "float32", "--model_options", json.dumps(OURS | options)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
     return [float(record["loss"]) for record in records if record.get("split") == "val"][-1]

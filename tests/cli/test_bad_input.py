@@ -354,7 +354,7 @@ def test_a_key_misspelt_in_yaml_is_answered_with_the_nearest(
         ({"ema": "high"}, [r"ema: expected float, found 'high'"]),
         (
             {"optimizer.name": "sgd"},
-            [r"optimizer\.name: expected one of 'adamw', 'lamb', found 'sgd'"],
+            [r"optimizer\.name: expected one of 'adamw', 'lamb', 'muon', found 'sgd'"],
         ),
         ({"mask.kind": "diagonal"}, [r"mask\.kind", r"diagonal", r"groupwise"]),
         ({"steps": 0}, [r"steps is 0; it must be at least 1"]),

@@ -48,8 +48,7 @@ def test_the_first_reconstruction_is_exactly_zero(rng: torch.Generator) -> None:
 
 @pytest.mark.parametrize("init", ["balanced", "paper"])
 def test_parameters_start_as_the_table_says(init: str) -> None:
-    noise = {"position_init": "normal", "query_elements": False}
-    model = create_model("hip_nano", inputs={"image": Image(32, 32)}, init=init, **noise)
+    model = create_model("hip_nano", inputs={"image": Image(32, 32)}, init=init)
     state = model.state_dict()
     balanced = {"encoder.blocks.0.latents": 0.5, "encoder.inputs.positions.image.table": 0.5}
     for name, deviation in balanced.items():

@@ -69,9 +69,7 @@ def test_chunks_give_the_same_results_and_gradients(rng: torch.Generator, case: 
 
 def kept_bytes(side: int, rng: torch.Generator, *, on: bool, half: bool) -> int:
     """Bytes that a forward pass over uint8 pixels keeps, weights and tables left out."""
-    specs = {"image": pv.Image(side, side, 3)}
-    # Along the curve, raw values and position rows are copied once.
-    model = pv.create_model("hip_nano", inputs=specs, num_classes=3, element_order="raster")
+    model = pv.create_model("hip_nano", inputs={"image": pv.Image(side, side, 3)}, num_classes=3)
     raw = torch.randint(0, 256, (1, 3, side, side), generator=rng, dtype=torch.uint8)
     known = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     found: dict[int, torch.UntypedStorage] = {}

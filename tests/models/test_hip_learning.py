@@ -17,16 +17,6 @@ from perceivers.nn.grouping import morton_order
 from perceivers.nn.positions import fourier_rows
 
 TABLE = "encoder.inputs.positions.image.table"
-PLAIN: dict[str, Any] = {
-    "position_init": "normal",
-    "position_product": False,
-    "query_product": False,
-    "query_residual": False,
-    "query_heads": 1,
-    "query_elements": False,
-    "embed_scale": 1.0,
-    "element_order": "raster",
-}
 ALL: dict[str, Any] = {
     "position_init": "fourier",
     "position_product": True,
@@ -41,7 +31,7 @@ ALL: dict[str, Any] = {
 
 def make(**options: Any) -> HiP:
     inputs = {"image": pv.Image(8, 8, 3)}
-    return pv.create_model("hip_nano", inputs=inputs, **{**PLAIN, **options}).double().eval()
+    return pv.create_model("hip_nano", inputs=inputs, **options).double().eval()
 
 
 def reconstruction(model: HiP, pixels: Tensor) -> Tensor:

@@ -75,13 +75,14 @@ def reconstruct(
     return reconstruct_files(model, paths, out, **options).written
 
 
+@checked
 def reconstruct_files(
     model: str | Path,
     paths: Sequence[str | Path],
     out: str | Path,
     *,
     fill: Sequence[str] = (),
-    seed: int = 0,
+    seed: Seed = 0,
     overwrite: bool = False,
     note: Note | None = None,
 ) -> Reconstruction:

@@ -1,9 +1,9 @@
 """The named HiP configurations, a row per level as in the paper's table.
 
 Released: hip_16, hip_256, hip_mini, hip_16x3 and the flat io_*. Ours, sized for two CPU cores:
-hip_nano (64 to 1,024 inputs, seconds), hip_tiny (1,024 to 16,384 inputs, minutes), hip_tiny_64 (to
-a million inputs) and hip_small (a step takes about four times as long as hip_tiny's). Ours have
-settings under which raw elements are learnable in minutes (docs/learning.md).
+hip_nano (64 to 1,024 inputs, seconds) and hip_tiny (1,024 to 16,384 inputs, minutes) as in the
+paper; hip_tiny_64 (to a million inputs) and hip_small (a step takes about four times as long as
+hip_tiny's) with settings under which raw elements are learnable in minutes (docs/learning.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -129,7 +129,6 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
         ),
         "token_dim": 32,
         "position_dim": 32,
-        **LEARNABLE,
     },
     "hip_tiny": {
         "levels": hierarchy(
@@ -141,7 +140,6 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
         ),
         "token_dim": 32,
         "position_dim": 32,
-        **LEARNABLE,
     },
     "hip_tiny_64": {
         "levels": hierarchy(
