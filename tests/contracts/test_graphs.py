@@ -20,11 +20,12 @@ from torch.nn import functional as F
 from perceivers.errors import CheckpointError
 from perceivers.exporting import files as exporting
 from perceivers.exporting.files import Exported, export_model
+from perceivers.exporting.tensors import random_raw
 from perceivers.masking import MaskPlan, draw_mask_plan
 from perceivers.models import HiP, HiPConfig, HiPHead, HiPLevel, create_model
 from perceivers.models.hip.variants import hierarchy
 from perceivers.tasks import MaskedAutoencodingConfig, mae_losses
-from perceivers.types import Array, Audio, Image, Labels, ModalitySpec
+from perceivers.types import Array, Audio, Bytes, Image, Labels, ModalitySpec, Points
 
 pytestmark = [pytest.mark.unhooked, pytest.mark.slow]
 
@@ -43,6 +44,12 @@ ROWS: Mapping[str, Mapping[str, Any]] = {
     "labels": {
         "inputs": {"image": PICTURE, "kind": Labels(5)},
         "labels": ("kind",),
+        "levels": TINY,
+        **WIDTHS,
+    },
+    # Texts and clouds that end early: what is hidden differs from sample to sample.
+    "ragged": {
+        "inputs": {"bytes": Bytes(22), "points": Points(19, 3, ragged=True)},
         "levels": TINY,
         **WIDTHS,
     },
@@ -80,16 +87,7 @@ def build(row: str, column: str) -> HiP:
 
 def draw(specs: Mapping[str, ModalitySpec], generator: torch.Generator) -> dict[str, Tensor]:
     """Draw two samples as loaders make them."""
-    drawn = {}
-    for name, spec in specs.items():
-        shape = (2, *spec.raw_shape)
-        if spec.kind == "image":
-            drawn[name] = torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
-        elif spec.kind == "labels":
-            drawn[name] = torch.randint(0, spec.channels, shape, generator=generator)
-        else:
-            drawn[name] = torch.randn(shape, generator=generator)
-    return drawn
+    return {name: random_raw(spec, 2, generator) for name, spec in specs.items()}
 
 
 @dataclass

@@ -9,7 +9,6 @@ Paper: Perceiver IO (arXiv 2107.14795) App. G to I; the released preprocessing b
 from itertools import pairwise
 from math import prod
 
-import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -213,8 +212,3 @@ def _check_axes(what: str, sizes: tuple[int, ...], spec: ModalitySpec) -> None:
             f"token {what}={sizes} has {len(sizes)} sizes for a {spec.kind} of {spec.grid}; give "
             f"one per axis"
         )
-
-
-def is_point(values: Float[Tensor, "B N C"]) -> Tensor:
-    """Return which rows are points: those without NaN, ``[B, N]``."""
-    return ~torch.isnan(values).any(-1)

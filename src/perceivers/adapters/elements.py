@@ -7,12 +7,12 @@ Paper: HiP (arXiv 2202.10890) Sec. 3.1: inputs are flattened, never embedded by 
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers.errors import InputError
-from perceivers.types import ModalitySpec
+from perceivers.types import PAD, ModalitySpec, Points
 
 # What an integer type's full scale is divided by to reach 0..1 (uint8) or -1..1 (int16).
 INTEGER_SCALE = {torch.uint8: 255.0, torch.int16: 32768.0}
@@ -54,6 +54,18 @@ class ElementAdapter(nn.Module):
         if self.spec.channels_first:
             return raw.flatten(2).transpose(1, 2)
         return raw.reshape(raw.shape[0], -1, self.spec.channels)
+
+    @property
+    def may_lack(self) -> bool:
+        """Whether samples may lack elements: texts are padded, ragged clouds hold fewer points."""
+        return self.spec.kind == "bytes" or (isinstance(self.spec, Points) and self.spec.ragged)
+
+    def real(self, raw: Tensor) -> Bool[Tensor, "B N"] | None:
+        """Return which elements are real, or None when all are: no padding, no absent points."""
+        if not self.may_lack:
+            return None
+        values = self.flatten(raw)
+        return values != PAD if self.spec.kind == "bytes" else is_point(values)
 
     def normalise(self, values: Tensor, dtype: torch.dtype) -> Float[Tensor, "*B C"]:
         """Turn flattened values into tokens: scale, subtract the mean, divide by the deviation.
@@ -122,3 +134,8 @@ class ElementAdapter(nn.Module):
                 f"input {self.name!r} has dtype {raw.dtype}; use float32, or uint8 (0..255) or "
                 f"int16"
             )
+
+
+def is_point(values: Float[Tensor, "*B C"]) -> Bool[Tensor, "*B"]:
+    """Return which rows are points: those without NaN."""
+    return ~torch.isnan(values).any(-1)

@@ -17,10 +17,9 @@ from perceivers.adapters.contents import (
     Coordinates,
     Elements,
     Patches,
-    is_point,
     make_content,
 )
-from perceivers.adapters.elements import ElementAdapter
+from perceivers.adapters.elements import ElementAdapter, is_point
 from perceivers.errors import ConfigError
 from perceivers.nn.linear import Linear
 from perceivers.nn.positions import (
@@ -29,7 +28,7 @@ from perceivers.nn.positions import (
     fourier_dim,
     fourier_features,
 )
-from perceivers.types import PAD, ModalitySpec, Points
+from perceivers.types import ModalitySpec
 
 
 class Positions(nn.Module):
@@ -172,7 +171,7 @@ class TokenReader(nn.Module):
             placed = isinstance(self.content, Coordinates)
             wide = torch.promote_types(dtype, torch.float32) if placed else dtype
             values = self.adapter.normalise(values, wide)
-            if self._is_ragged:
+            if self.adapter.may_lack:
                 values = torch.where(is_point(values).unsqueeze(-1), values, 0.0)
             x = self.content(values).to(dtype)
         if self.linear is not None:
@@ -189,20 +188,13 @@ class TokenReader(nn.Module):
 
     def real(self, raw: Tensor) -> Bool[Tensor, "B E"] | None:
         """Return which elements are real, or None when all are: no padding, no absent points."""
-        if self.adapter.spec.kind == "bytes":
-            return self.adapter.flatten(raw) != PAD
-        return is_point(self.adapter.flatten(raw)) if self._is_ragged else None
+        return self.adapter.real(raw)
 
     def cover(self, real: Bool[Tensor, "B E"]) -> Bool[Tensor, "B N"]:
         """Return which tokens are real; a patch is when one of its elements is."""
         if not isinstance(self.content, Elements | Patches):
             return real
         return self.content(real.unsqueeze(-1).float()).amax(-1) > 0
-
-    @property
-    def _is_ragged(self) -> bool:
-        spec = self.adapter.spec
-        return isinstance(spec, Points) and spec.ragged
 
 
 def default_tokens(spec: ModalitySpec) -> TokenConfig:

@@ -48,7 +48,8 @@ class MaskedAutoencodingConfig(Settings, prefix="mask."):
     target: Target | None = None
     """per-channel: standardised by the input's mean and std; raw: 0..1 units; group-normalised
     (HiP): standardised within each group of the sample; patch-normalised (Hiera): within each
-    patch. None takes per-channel for HiP and patch-normalised for Hiera."""
+    patch. None takes per-channel for HiP and texts, and patch-normalised for Hiera. Bytes have no
+    mean: they are scored by cross-entropy, whether per-channel or raw."""
     weights: dict[str, NonNegative] = field(default_factory=dict)
     """Weight per modality in the total; 1 where not given."""
     queried: Annotated[float, Range(above=0, most=1)] = 1.0
@@ -69,7 +70,7 @@ class MaskedAutoencodingConfig(Settings, prefix="mask."):
         ):
             if value is not None and value not in known:
                 raise ConfigError(
-                    f"mask {name} {value!r} is not for the {model.family} family; use one of "
+                    f"mask {name} {value!r} is not for this {model.family} model; use one of "
                     f"{list(known)}{suggest(value, known)}"
                 )
         if self.queried < 1 and (self.kind or defaults.kind) not in THINNED:

@@ -1,17 +1,20 @@
 """What masked auto-encoding asks of a system: how it hides, what it is scored on, how it looks.
 
-Legend: B batch; the shape of errors is the system's own.
+Legend: B batch, V entries of the byte vocabulary; the shape of errors is the system's own.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float, Shaped
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
 from perceivers.draws import Draws
 from perceivers.masking import MaskKind, MaskPlan
+from perceivers.types import FIRST_BYTE, PAD
 
 Target = Literal["raw", "per-channel", "group-normalised", "patch-normalised"]
 
@@ -44,8 +47,9 @@ class Scored:
 class Imagined:
     """A modality before and after, in its raw layout and units.
 
-    ``visible`` has one channel. Clips of which a model reconstructs one frame in ``frame_step``
-    hold those frames only.
+    ``visible`` has one channel, of texts none. Texts are ids of bytes, and their padding stays
+    padding; what is no point is NaN before and after. Clips of which a model reconstructs one frame
+    in ``frame_step`` hold those frames only.
     """
 
     original: Shaped[Tensor, "B ..."]
@@ -115,3 +119,15 @@ class MaskedObjective(Protocol):
             shown: As for ``score``.
         """
         ...
+
+
+def byte_errors(scores: Float[Tensor, "*B V"], ids: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """Return the cross-entropy of every byte, in nats."""
+    flat = scores.float().flatten(0, -2)
+    return F.cross_entropy(flat, ids.long().flatten(), reduction="none").view(ids.shape)
+
+
+def likeliest_bytes(scores: Float[Tensor, "*B V"], ids: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
+    """Return the ids of the likeliest bytes; special ids are no answers, and padding stays."""
+    best = scores[..., FIRST_BYTE:].argmax(-1) + FIRST_BYTE
+    return torch.where(ids == PAD, PAD, best)

@@ -1,22 +1,30 @@
 """Masked auto-encoding of raw elements: HiP hides slots of every group.
 
 Legend: B batch, g groups of a modality, S slots, Q masked slots, N elements, C channels.
-Paper: HiP (arXiv 2202.10890) Sec. 3.3; the loss is not stated there, ours is mean squared error.
+Paper: HiP (arXiv 2202.10890) Sec. 3.3; the loss is not stated there, ours is mean squared error,
+and cross-entropy for labels and bytes. What pads a text and rows that are no point weigh nothing.
 """
 
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from perceivers.adapters.elements import INDEXED, is_point
 from perceivers.draws import Draws
 from perceivers.masking import DEFAULT_MASK_RATIO, MaskKind, MaskPlan, draw_mask_plan
 from perceivers.models.hip import HiP
 from perceivers.models.hip.encoder import Encoded, gather_slots
-from perceivers.nn.grouping import Share
-from perceivers.tasks.masked import Imagined, MaskSettings, Scored, Target
+from perceivers.tasks.masked import (
+    Imagined,
+    MaskSettings,
+    Scored,
+    Target,
+    byte_errors,
+    likeliest_bytes,
+)
 
 GROUP_EPSILON = 1e-6
 
@@ -29,11 +37,14 @@ class ElementObjective:
     """
 
     kinds: tuple[MaskKind, ...] = ("groupwise", "independent", "groups", "uniform")
-    targets: tuple[Target, ...] = ("per-channel", "raw", "group-normalised")
     defaults = MaskSettings(DEFAULT_MASK_RATIO, "groupwise", "per-channel")
 
     def __init__(self, model: HiP) -> None:
         self.model = model
+        # Entries of a vocabulary have no mean to be standardised by.
+        values = any(spec.kind not in INDEXED for spec in model.config.grouped_inputs.values())
+        self.targets: tuple[Target, ...] = ("per-channel", "raw")
+        self.targets += ("group-normalised",) if values else ()
 
     def draw(
         self,
@@ -91,21 +102,32 @@ class ElementObjective:
         made = reconstruct_inputs(self.model, inputs, plan, target, shown=shown)
         imagined = {}
         for name, reconstructed in made.items():
-            adapter = self.model.adapter(name)
-            tokens = adapter.normalise(adapter.flatten(inputs[name]), torch.float32)
+            adapter, raw = self.model.adapter(name), inputs[name]
             visible = visible_elements(self.model, plan, name)
-            imagined[name] = Imagined(adapter.restore(tokens), visible, reconstructed.float())
+            if adapter.spec.kind == "bytes":
+                best = likeliest_bytes(reconstructed, raw)
+                imagined[name] = Imagined(raw, visible.squeeze(-1), best)
+                continue
+            tokens = adapter.normalise(adapter.flatten(raw), torch.float32)
+            reconstructed = reconstructed.float()
+            if (real := adapter.real(raw)) is not None:
+                reconstructed = reconstructed.where(real.unsqueeze(-1), torch.nan)
+            imagined[name] = Imagined(adapter.restore(tokens), visible, reconstructed)
         return imagined
 
 
 def group_statistics(
-    grouped: Float[Tensor, "B g S C"], share: Share
+    grouped: Float[Tensor, "B g S C"], real: Bool[Tensor, "#B g S"]
 ) -> tuple[Float[Tensor, "B g 1 C"], Float[Tensor, "B g 1 C"]]:
-    """Mean and standard deviation of the real elements of every group, per channel."""
-    real = share.valid(grouped.device)[None, :, :, None].to(grouped.dtype)
-    count = real.sum(2, keepdim=True).clamp(min=1.0)
-    mean = (grouped * real).sum(2, keepdim=True) / count
-    variance = ((grouped - mean).square() * real).sum(2, keepdim=True) / count
+    """Mean and standard deviation of the ``real`` elements of every group, per channel.
+
+    A group without any has mean 0.
+    """
+    real = real.unsqueeze(-1)
+    count = real.sum(2, keepdim=True).clamp(min=1)
+    # A product would let NaN through.
+    mean = torch.where(real, grouped, 0.0).sum(2, keepdim=True) / count
+    variance = torch.where(real, grouped - mean, 0.0).square().sum(2, keepdim=True) / count
     return mean, (variance + GROUP_EPSILON).sqrt()
 
 
@@ -115,36 +137,47 @@ def masked_targets(
     """Return what should be predicted, and the weight (0 or 1) of every element.
 
     Shapes follow ``HiP.reconstruct``: ``[B, g, Q, C]`` and ``[B|1, g, Q]`` for a packed plan,
-    ``[B, N, C]`` and ``[B, N]`` for a dense one. Padding weighs nothing.
+    ``[B, N, C]`` and ``[B, N]`` for a dense one. Of texts the ids are returned, ``[B, g, Q]`` or
+    ``[B, N]``. Padding and what is no point weigh nothing, and are finite.
     """
     share = next(share for share in encoded.layout.shares if share.name == name)
-    adapter = model.adapter(name)
-    values = adapter.flatten(raw)
-    labels = adapter.spec.kind == "labels"
-    grouped = share.split(values.unsqueeze(-1) if labels else values)
-    real = share.valid(raw.device).unsqueeze(0)  # [1, g, S]
-    dtype = torch.float32
-    mean = std = None
-    if target == "group-normalised" and not labels:
-        mean, std = group_statistics(adapter.normalise(grouped, dtype), share)
+    kind = model.adapter(name).spec.kind
+    grouped = model.encoder.inputs.slots(raw, share)
+    real = model.encoder.inputs.real(raw, share, raw.device)
+    statistics = None
+    if target == "group-normalised" and kind not in INDEXED:
+        statistics = group_statistics(model.adapter(name).normalise(grouped, torch.float32), real)
     if plan.is_packed:
         grouped = gather_slots(grouped, plan.masked[name])
         weight = gather_slots(real, plan.masked[name])
     else:
         weight = real & ~plan.keep[name]
-    tokens = adapter.normalise(grouped.squeeze(-1) if labels else grouped, dtype)
-    if mean is not None and std is not None:
+    truth = grouped.long() if kind == "bytes" else _values(model, name, grouped, statistics)
+    if not plan.is_packed:
+        truth, weight = share.merge(truth), share.merge(weight.unsqueeze(-1)).squeeze(-1)
+    return truth.squeeze(-1) if kind == "bytes" else truth, weight
+
+
+def _values(
+    model: HiP, name: str, grouped: Tensor, statistics: tuple[Tensor, Tensor] | None
+) -> Float[Tensor, "B g S C"]:
+    """Normalised values of some slots, one-hot rows of labels; zeros where there is no point."""
+    adapter = model.adapter(name)
+    values = grouped.squeeze(-1) if adapter.spec.kind == "labels" else grouped
+    tokens = adapter.normalise(values, torch.float32)
+    if statistics is not None:
+        mean, std = statistics
         tokens = (tokens - mean) / std
-    if plan.is_packed:
-        return tokens, weight
-    return share.merge(tokens), share.merge(weight.unsqueeze(-1)).squeeze(-1)
+    return torch.where(is_point(tokens).unsqueeze(-1), tokens, 0.0) if adapter.may_lack else tokens
 
 
 def element_errors(
     model: HiP, name: str, prediction: Tensor, truth: Tensor, target: Target
 ) -> Float[Tensor, "..."]:
-    """Mean squared error per element over its channels; cross-entropy for labels."""
+    """Mean squared error per element over its channels; cross-entropy for labels and bytes."""
     adapter = model.adapter(name)
+    if adapter.spec.kind == "bytes":
+        return byte_errors(prediction, truth)
     if adapter.spec.kind == "labels":
         return -(truth * F.log_softmax(prediction.float(), -1)).sum(-1)
     error = prediction.float() - truth
@@ -164,8 +197,9 @@ def reconstruct_inputs(
 ) -> dict[str, Tensor]:
     """Return every element as the model imagines it from what the plan keeps, in the raw layout.
 
-    With ``group-normalised`` the model only predicts deviations; mean and deviation of every group
-    are then borrowed from the original, which a caller must say.
+    Of texts and labels scores per entry come back. With ``group-normalised`` the model only
+    predicts deviations; mean and deviation of every group are then borrowed from the original,
+    which a caller must say.
     """
     hidden = model.config.labels
     given = {n: x for n, x in inputs.items() if n not in hidden}
@@ -174,9 +208,11 @@ def reconstruct_inputs(
     pictures = {}
     for share in encoded.layout.shares:
         adapter, prediction = model.adapter(share.name), predictions[share.name]
-        if target == "group-normalised" and adapter.spec.kind != "labels":
-            tokens = adapter.normalise(adapter.flatten(inputs[share.name]), torch.float32)
-            mean, std = group_statistics(share.split(tokens), share)
+        if target == "group-normalised" and adapter.spec.kind not in INDEXED:
+            raw = inputs[share.name]
+            tokens = adapter.normalise(model.encoder.inputs.slots(raw, share), torch.float32)
+            real = model.encoder.inputs.real(raw, share, raw.device)
+            mean, std = group_statistics(tokens, real)
             prediction = share.merge(share.split(prediction) * std + mean)
         pictures[share.name] = adapter.restore(prediction)
     return pictures

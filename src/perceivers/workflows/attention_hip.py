@@ -76,7 +76,7 @@ def read_hip(
         if values is None:
             model.encode(model.as_dict(inputs))
     levels = recorded.of(attentions)
-    field = group_field(model, layout, set(inputs))
+    field = group_field(model, layout, inputs)
     reads = []
     for words, chosen in choose_heads(levels[0], head):
         title = f"First level, {layout.num_groups} group{'' if layout.num_groups == 1 else 's'}"
@@ -117,13 +117,14 @@ def _route(model: HiP) -> str:
     )
 
 
-def group_field(model: HiP, layout: GroupLayout, given: set[str]) -> Field:
+def group_field(model: HiP, layout: GroupLayout, given: Mapping[str, Tensor]) -> Field:
     """Describe the slots of the first level: which hold an element, and where it lies."""
-    valid = [
-        (share.valid() & (share.name in given)).unsqueeze(0).unsqueeze(-1)
-        for share in layout.shares
-    ]
-    real = layout.join(valid)[0, ..., 0]  # [G, S]
+    embedding, parts = model.encoder.inputs, []
+    for share in layout.shares:
+        raw = given.get(share.name)
+        real = embedding.real(raw, share, model.encoder.blocks[0].latents.device)
+        parts.append(real & (raw is not None))
+    real = layout.join(parts)[0]  # [G, S]
 
     def unfold(values: Float[Tensor, "G S"]) -> dict[str, Tensor]:
         whole = values[None, ..., None]

@@ -16,7 +16,7 @@ from perceivers.nn.grouping import GroupLayout, concatenate, deal_groups
 from perceivers.nn.mlp import get_activation
 from perceivers.nn.positions import fourier_dim
 from perceivers.settings import Count, Natural, Positive, Rate, Settings, UsedIf, settle
-from perceivers.types import Bytes, ModalitySpec, Points, spec_from_json, spec_to_json
+from perceivers.types import Bytes, ModalitySpec, spec_from_json, spec_to_json
 
 HeadKind = Literal["none", "query", "mean", "label", "dense_bottleneck", "dense_full"]
 WITH_OUTPUTS = UsedIf("kind", "query", "mean", "dense_bottleneck", "dense_full")
@@ -125,7 +125,8 @@ class HiPConfig(Settings, prefix=""):
     """Deal groups over all declared modalities, absent ones being invalid; or (as released) over
     those present in a call."""
     mask_padding: Annotated[bool, DEALT] = True
-    """Hide padded slots from attention; the released code lets the latents attend to them."""
+    """Hide the slots that complete a group from attention; the released code lets the latents
+    attend to them. What pads a text, and rows that are no point, are hidden in either case."""
     regroup: Annotated[Literal["reshape", "transpose_reshape"], DEALT] = "reshape"
     """Which latents of one level form a group of the next."""
     labels: tuple[str, ...] = ()
@@ -177,6 +178,13 @@ class HiPConfig(Settings, prefix=""):
     def data_inputs(self) -> dict[str, ModalitySpec]:
         """The modalities that a data set must bring."""
         return self.grouped_inputs
+
+    @property
+    def byte_outputs(self) -> tuple[str, ...]:
+        """The texts of which a call scores every entry of the byte vocabulary, byte by byte."""
+        if self.head.kind != "none":
+            return ()
+        return tuple(n for n, spec in self.grouped_inputs.items() if isinstance(spec, Bytes))
 
     @property
     def num_classes(self) -> int:
@@ -312,19 +320,19 @@ def check_inputs(config: HiPConfig) -> None:
     """Check modalities, labels and positions."""
     if not config.grouped_inputs:
         raise ConfigError("a model needs at least one input modality that is not a label")
-    unread = [
-        name
-        for name, spec in config.inputs.items()
-        if isinstance(spec, Bytes) or (isinstance(spec, Points) and spec.ragged)
-    ]
-    if unread:
-        raise ConfigError(
-            f"a HiP reads elements that are all there, so not {unread} (bytes and ragged points "
-            f"may be padded); use a perceiver or perceiver_io variant, or points of one number"
-        )
     unknown = [name for name in config.labels if name not in config.inputs]
     if unknown:
         raise ConfigError(f"labels {unknown} are not among the inputs {list(config.inputs)}")
+    padded = [
+        name
+        for name in config.labels
+        if isinstance(spec := config.inputs[name], Bytes) or getattr(spec, "ragged", False)
+    ]
+    if padded:
+        raise ConfigError(
+            f"labels {padded} are texts or ragged points, which may be padded; a bottleneck label "
+            f"holds all of its elements, so leave them out of labels and read them as inputs"
+        )
     if config.labels and config.grouping == "concatenate":
         raise ConfigError("bottleneck labels need a hierarchy; a flat model takes labels as inputs")
     if any("." in name or not name for name in config.inputs):

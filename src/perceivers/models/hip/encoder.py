@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from perceivers.adapters import ElementAdapter
+from perceivers.adapters.elements import INDEXED, is_point
 from perceivers.adapters.presence import check_present
 from perceivers.errors import InputError, suggest
 from perceivers.masking import MaskPlan
@@ -115,7 +116,8 @@ def make_positions(config: HiPConfig, spec: ModalitySpec) -> LearnedPositions | 
 class InputEmbedding(nn.Module):
     """Raw tensors of all modalities to grouped tokens, and position rows to grouped queries.
 
-    Masked elements are left behind before anything is computed from them.
+    Masked elements are left behind before anything is computed from them. What pads a text and rows
+    that are no point are never attended to.
     """
 
     def __init__(self, config: HiPConfig) -> None:
@@ -124,7 +126,12 @@ class InputEmbedding(nn.Module):
         specs = config.grouped_inputs
         self.adapters = nn.ModuleDict({n: ElementAdapter(n, s) for n, s in specs.items()})
         self.embed = nn.ModuleDict(
-            {n: Linear(s.channels, config.token_dim) for n, s in specs.items()}
+            {
+                name: nn.Embedding(spec.channels, config.token_dim)
+                if spec.kind == "bytes"
+                else Linear(spec.channels, config.token_dim)
+                for name, spec in specs.items()
+            }
         )
         self.positions = nn.ModuleDict(
             {name: make_positions(config, spec) for name, spec in specs.items()}
@@ -185,14 +192,17 @@ class InputEmbedding(nn.Module):
         for share in layout.shares:
             kept = None if plan is None else plan.kept.get(share.name)
             rows = self.rows(layout, share)
-            real = share.valid(rows.device).unsqueeze(0)  # [1, g, S]
+            raw = inputs.get(share.name)
+            lacks = raw is not None and self.may_lack(share.name)
+            real = self.real(raw, share, rows.device)
             if kept is not None:
                 rows, real = gather_slots(rows, kept), gather_slots(real, kept)
-            x = self._tokens(inputs.get(share.name), share, rows, kept, batch)
-            if share.is_padded:
+            x = self._tokens(raw, share, rows, kept, batch)
+            if share.is_padded or lacks:
                 x = torch.where(real.unsqueeze(-1), x, 0.0)
-            seen = real if self.config.mask_padding else torch.ones_like(real)
-            if share.name not in inputs:
+            hidden |= lacks
+            seen = real if self.config.mask_padding or lacks else torch.ones_like(real)
+            if raw is None:
                 seen = torch.zeros_like(seen)
             elif plan is not None and share.name in plan.keep:
                 seen = seen & plan.keep[share.name]
@@ -217,6 +227,23 @@ class InputEmbedding(nn.Module):
             share.name, values if kept is None else gather_slots(values, kept), rows
         )
 
+    def may_lack(self, name: str) -> bool:
+        """Whether samples may lack elements of a modality."""
+        return self._adapter(name).may_lack
+
+    def real(
+        self, raw: Tensor | None, share: Share, device: torch.device
+    ) -> Bool[Tensor, "#B g S"]:
+        """Return which slots hold an element of a modality (would, without ``raw``).
+
+        The same for all samples, unless the modality is one of which samples may lack elements.
+        """
+        own = None if raw is None else self._adapter(share.name).real(raw)
+        if own is None:
+            return share.valid(device).unsqueeze(0)
+        # Exported graphs pad no booleans.
+        return share.split(own.to(torch.uint8).unsqueeze(-1)).squeeze(-1).bool()
+
     def slots(self, raw: Tensor, share: Share) -> Shaped[Tensor, "B g S c"]:
         """Raw values of one modality, grouped; a view wherever nothing is padded."""
         values = self._adapter(share.name).flatten(raw)
@@ -226,16 +253,26 @@ class InputEmbedding(nn.Module):
         self, name: str, values: Shaped[Tensor, "B g K c"], rows: Float[Tensor, "#B g K P"]
     ) -> Float[Tensor, "B g K E"]:
         """Embed raw values of one modality, and add or append their position rows."""
-        adapter, embed = self._adapter(name), self.embed[name]
-        assert isinstance(embed, nn.Linear)
-        if adapter.spec.kind == "labels":
-            values = values.squeeze(-1)
-        x = embed(adapter.normalise(values, embed.weight.dtype))
+        x = self._content(name, values)
         if self.product is not None:
             return x + rows + x * self.product(rows)
         if self.config.positions == "learned":
             return x + rows
         return torch.cat([x, rows.to(x.dtype).expand(x.shape[0], -1, -1, -1)], -1)
+
+    def _content(self, name: str, values: Shaped[Tensor, "B g K c"]) -> Float[Tensor, "B g K E"]:
+        """Embed raw values of one modality; what is no element becomes finite, no more."""
+        adapter, embed = self._adapter(name), self.embed[name]
+        if adapter.spec.kind in INDEXED:
+            values = values.squeeze(-1)
+        if isinstance(embed, nn.Embedding):
+            return embed(values.long())
+        assert isinstance(embed, nn.Linear)
+        elements = adapter.normalise(values, embed.weight.dtype)
+        if adapter.may_lack:
+            # Under a mask, too, NaN would reach the gradient of the weights.
+            elements = torch.where(is_point(elements).unsqueeze(-1), elements, 0.0)
+        return embed(elements)
 
     def _adapter(self, name: str) -> ElementAdapter:
         adapter = self.adapters[name]
@@ -356,6 +393,7 @@ class HiPEncoder(nn.Module):
             name, groups = share.name, share.num_groups
             # Interpolated rows are computed chunk by chunk, too: all of them take gigabytes.
             inside = self.config.position_stride > 1 and not share.is_reordered
+            lacks = embedding.may_lack(name)
 
             def read(
                 values: Tensor,
@@ -364,22 +402,23 @@ class HiPEncoder(nn.Module):
                 real: Tensor,
                 share: Share = share,
                 inside: bool = inside,
+                lacks: bool = lacks,
             ) -> Tensor:
                 if inside:
                     some = range(int(rows[0, 0]), int(rows[0, -1]) + 1)
                     rows = embedding.rows_of_groups(layout, share, some)
                 tokens = embedding.embed_slots(share.name, values, rows)
                 mask = None
-                if layout.is_padded:
+                if layout.is_padded or lacks:
                     tokens = torch.where(real.unsqueeze(-1), tokens, 0.0)
-                    mask = real.unsqueeze(2) if self.config.mask_padding else None
+                    mask = real.unsqueeze(2) if self.config.mask_padding or lacks else None
                 return first.read(asked, tokens, mask)
 
             pieces = (
                 embedding.slots(inputs[name], share),
                 torch.arange(groups)[None] if inside else embedding.rows(layout, share),
                 queries[:, start : start + groups],
-                share.valid(raw.device).unsqueeze(0),
+                embedding.real(inputs[name], share, raw.device),
             )
             modules = [embedding.embed[name], first.read]
             if embedding.product is not None:

@@ -34,8 +34,8 @@ class HiP(SavedModule):
 
     Calling it returns what the head promises, in training and evaluation alike: logits ``[B, K]``
     (query, mean, label), values in the modality's raw layout (dense heads), or without a head the
-    reconstruction of every input in its raw layout. One bare tensor is accepted when there is one
-    modality.
+    reconstruction of every input in its raw layout: of texts and labels scores per entry. One bare
+    tensor is accepted when there is one modality.
 
     Args:
         config: The complete description.
@@ -89,7 +89,7 @@ class HiP(SavedModule):
         | Linear weights | truncated normal, variance 1 / fan_in; biases 0 |
         | embeddings of content | the same, times ``embed_scale`` |
         | unembedding of the reconstruction | 0: the first reconstruction is exactly 0 |
-        | latents, positions, head query | ``balanced``: deviation 0.5; ``paper``: 1 / sqrt(rows) |
+        | latents, positions, bytes, head query | ``balanced``: std 0.5; ``paper``: 1 / sqrt(rows) |
         | positions with ``position_init: fourier`` | waves of the same mean square |
         | scores of queries and elements (``query_elements``) | those of their position rows |
         | LayerNorm | scale 1, offset 0 |
@@ -101,6 +101,7 @@ class HiP(SavedModule):
         arrays = [m.latents for m in self.modules() if isinstance(m, PerceiverBlock)]
         arrays += [m.table for m in self.modules() if isinstance(m, LearnedPositions)]
         arrays += [m.query for m in self.modules() if isinstance(m, QueryHead)]
+        arrays += [m.weight for m in self.modules() if isinstance(m, nn.Embedding)]
         for array in arrays:
             rows = array.numel() // array.shape[-1]
             truncated_normal_(array, rows**-0.5 if self.config.init == "paper" else BALANCED)
@@ -113,7 +114,7 @@ class HiP(SavedModule):
                     positions.table.copy_(fourier_rows(grid, dim) * BALANCED * 2**0.5)
         if self.config.embed_scale != 1:
             for embed in self.encoder.inputs.embed.values():
-                assert isinstance(embed, nn.Linear)
+                assert isinstance(embed, nn.Linear | nn.Embedding)
                 embed.weight.data.mul_(self.config.embed_scale)
         if self.decoder is not None:
             self.decoder.start_as_interpolation()
