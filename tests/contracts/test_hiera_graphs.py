@@ -28,7 +28,7 @@ from perceivers.masking import MaskPlan, draw_unit_plan
 from perceivers.models import Hiera, create_model
 from perceivers.models.saving import ModelInfo
 from perceivers.tasks import MaskedAutoencodingConfig, mae_losses
-from perceivers.types import Audio, Image, ModalitySpec, Video
+from perceivers.types import Audio, Bytes, Image, ModalitySpec, Video
 from perceivers.workflows.exporting import export
 
 pytestmark = [pytest.mark.unhooked, pytest.mark.slow]
@@ -57,6 +57,7 @@ ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "video": ("hiera_nano_video", {"inputs": CLIP, **CLASSES}),
     "audio": ("hiera_nano_audio", {"inputs": SOUND, **CLASSES}),
     "mae": ("mae_hiera_nano", {"inputs": PICTURE}),
+    "mae_text": ("mae_hiera_nano_text", {"inputs": {"bytes": Bytes(192)}}),
     "mae_video": ("mae_hiera_nano_video", {"inputs": CLIP, "decoder": {"all_frames": False}}),
 }
 PARTS: Mapping[str, Part] = {

@@ -1,20 +1,30 @@
 """Masked auto-encoding of mask units: Hiera hides whole units and predicts their pixels.
 
-Legend: B batch, U mask units, Q masked ones, T patches of a unit, P values of a patch.
+Legend: B batch, U mask units, Q masked ones, T patches of a unit, P values of a patch, n bytes of a
+patch, L bytes of a text.
 Paper: Hiera (arXiv 2306.00989) Sec. 4 and App. A; the target is MAE's (arXiv 2111.06377), each
-patch in units of its own mean and deviation (the unbiased one, as in the released code).
+patch in units of its own mean and deviation (the unbiased one, as in the released code). Bytes of
+texts are entries of a vocabulary and scored by cross-entropy; what pads a text weighs nothing.
 """
 
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from perceivers.draws import Draws
 from perceivers.masking import MaskKind, MaskPlan, draw_unit_plan
 from perceivers.models.hiera import Hiera
-from perceivers.tasks.masked import Imagined, MaskSettings, Scored, Target
+from perceivers.tasks.masked import (
+    Imagined,
+    MaskSettings,
+    Scored,
+    Target,
+    byte_errors,
+    likeliest_bytes,
+)
+from perceivers.types import PAD
 
 PATCH_EPSILON = 1e-6
 PICTURE_RATIO, CLIP_RATIO = 0.6, 0.9
@@ -28,16 +38,19 @@ class PatchObjective:
     """
 
     kinds: tuple[MaskKind, ...] = ("units",)
-    targets: tuple[Target, ...] = ("patch-normalised", "per-channel")
 
     def __init__(self, model: Hiera) -> None:
         self.model = model
+        # Bytes have no mean that a patch could be standardised by.
+        values: tuple[Target, ...] = ("patch-normalised", "per-channel")
+        texts: tuple[Target, ...] = ("per-channel", "raw")
+        self.targets = texts if model.config.reads_text else values
 
     @property
     def defaults(self) -> MaskSettings:
         """Hide 60 %, of clips 90 %."""
         clips = len(self.model.config.mask_unit) == 3
-        return MaskSettings(CLIP_RATIO if clips else PICTURE_RATIO, "units", "patch-normalised")
+        return MaskSettings(CLIP_RATIO if clips else PICTURE_RATIO, "units", self.targets[0])
 
     def draw(
         self,
@@ -48,7 +61,8 @@ class PatchObjective:
         """Draw units for every sample; the size of the batch decides."""
         config = self.model.config
         raw = self.model.as_dict(inputs)[config.name]
-        size = tuple(raw.shape[2:] if config.spec.channels_first else raw.shape[1:-1])
+        axes = slice(2, None) if config.spec.channels_first else slice(1, 1 + config.num_axes)
+        size = tuple(raw.shape[axes])
         return draw_unit_plan(
             config.name,
             self.model.num_units(size),
@@ -65,10 +79,17 @@ class PatchObjective:
         *,
         shown: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Scored]:
-        """Score every patch of the hidden units alike; a single modality is always shown."""
+        """Score every patch of the hidden units alike, of texts every byte.
+
+        A single modality is always shown.
+        """
         assert not shown
         name = self.model.config.name
         prediction = self.model.reconstruct(self.model.encode(inputs, plan), plan)
+        if self.model.config.reads_text:
+            ids = self.model.patch_ids(inputs[name], plan.masked[name])
+            errors = byte_errors(self.model.byte_scores(prediction), ids)
+            return {name: Scored(errors, ids != PAD)}
         truth = self.model.patches(inputs[name], plan.masked[name]).float()
         if target == "patch-normalised":
             mean, deviation = patch_statistics(truth)
@@ -93,6 +114,8 @@ class PatchObjective:
         assert not shown
         model, config = self.model, self.model.config
         name = config.name
+        if config.reads_text:
+            return {name: self._imagine_text(inputs[name], plan)}
         encoded = model.encode(inputs, plan)
         made = model.reconstruct(encoded).float()
         truth = model.patches(inputs[name]).float()
@@ -110,6 +133,20 @@ class PatchObjective:
         )
         step = config.patch[0] // config.target_patch[0]
         return {name: Imagined(original, visible, made, frame_step=step)}
+
+    def _imagine_text(self, raw: Int[Tensor, "B L"], plan: MaskPlan) -> Imagined:
+        """Fill hidden units with the likeliest bytes."""
+        model, name = self.model, self.model.config.name
+        encoded = model.encode({name: raw}, plan)
+        ids = model.patch_ids(raw)
+        shown = torch.zeros(ids.shape[:2], dtype=torch.bool, device=ids.device)
+        shown = shown.scatter(1, plan.kept[name], value=True)[:, :, None, None].expand_as(ids)
+        best = likeliest_bytes(model.byte_scores(model.reconstruct(encoded)), ids)
+        made = torch.where(shown, ids, best)
+        visible, made = (
+            model.unpatch(x, encoded.units, 1).squeeze(1)[:, : raw.shape[1]] for x in (shown, made)
+        )
+        return Imagined(raw, visible, made)
 
 
 def patch_statistics(

@@ -42,11 +42,6 @@ def configure(
     if values["inputs"] is None:
         raise ConfigError("this variant reads any size; say what with inputs={name: spec}")
     decoder = values.pop("decoder", True if autoencoder and num_classes is None else None)
-    if own_decoder is None and (decoder is True or isinstance(decoder, Mapping)):
-        raise ConfigError(
-            "this variant reads texts, whose bytes have no values to reconstruct, so it has no "
-            "decoder; pre-train texts with a perceiver_io model (--task mlm)"
-        )
     if decoder is True:
         decoder = own_decoder
     elif isinstance(decoder, Mapping):

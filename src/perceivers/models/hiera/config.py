@@ -173,6 +173,16 @@ class HieraConfig(OneInput):
         return self.head.num_outputs if self.head.kind == "mean" else 0
 
     @property
+    def byte_outputs(self) -> tuple[str, ...]:
+        """The text of which a call scores every entry of the byte vocabulary, byte by byte."""
+        return (self.name,) if self.decoder is not None and self.reads_text else ()
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the input is a text, whose bytes are entries of a vocabulary."""
+        return isinstance(self.spec, Bytes)
+
+    @property
     def num_axes(self) -> int:
         """Axes of the input."""
         return len(self.mask_unit)
@@ -226,7 +236,7 @@ class HieraConfig(OneInput):
 
     @property
     def target_dim(self) -> int:
-        """Values that one token of the decoder predicts."""
+        """Values that one token of the decoder predicts; of texts a score per entry and byte."""
         return prod(self.target_patch) * self.spec.channels
 
     # -- checks ------------------------------------------------------------------------------
@@ -278,11 +288,6 @@ class HieraConfig(OneInput):
                 f"inputs={dict(self.inputs)}: this Hiera has {rank} axes and reads one modality "
                 f"on such a grid (1: sound and texts, 2: pictures, 3: clips); 'perceivers models "
                 f"hiera*' lists the others"
-            )
-        if isinstance(specs[0], Bytes) and self.decoder is not None:
-            raise ConfigError(
-                f"inputs={dict(self.inputs)}: a Hiera reconstructs values, and bytes have none; "
-                f"build a classifier, or pre-train texts with a perceiver_io model (--task mlm)"
             )
         object.__setattr__(self, "inputs", dict(self.inputs))
         if not self.pad:

@@ -103,7 +103,9 @@ class HieraPatchDecoder(nn.Module):
     def _fill(self, shown: Tensor, encoded: Encoded) -> Tensor:
         """Put shown tokens at their unit, and the mask token everywhere else."""
         if encoded.kept is None:
-            return shown
+            # A zero multiple keeps the token in the graph: data-parallel training requires it of
+            # every parameter, and masked language modelling hides bytes, no units.
+            return shown + 0.0 * self.mask_token.to(shown.dtype)
         batch, _, tokens, dim = shown.shape
         # Autocast computes in half precision, and a scatter wants both sides alike.
         x = self.mask_token.to(shown.dtype).expand(batch, prod(encoded.units), tokens, dim)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from perceivers.adapters import ElementAdapter
@@ -79,6 +79,8 @@ class Hiera(Backbone):
     ) -> Float[Tensor, "B ..."] | dict[str, Tensor]:
         """Return logits ``[B, N]`` or ``[B, N, *size]``, the mean token, or a reconstruction.
 
+        The reconstruction of a text is a score per entry of the vocabulary, ``[B, L, V]``.
+
         Args:
             inputs: Raw tensor by the modality's name, or bare.
             pad: Fill the input up to whole mask units; the config's when not given.
@@ -91,7 +93,9 @@ class Hiera(Backbone):
         if self.decoder is not None:
             encoded = self.encoder(x)
             whole = self.unpatch(self.reconstruct(encoded), encoded.units)
-            return {self.config.name: crop(whole, self._reconstructed(raw.shape[2:]))}
+            whole = crop(whole, self._reconstructed(raw.shape[2:]))
+            # The raw layout of a text has no axis of channels; its scores come last.
+            return {self.config.name: whole.movedim(1, -1) if self.config.reads_text else whole}
         if isinstance(self.head, SegmentationHead):
             return crop(self.head(self._maps(self.encoder(x))), raw.shape[2:])
         encoded = self.encoder(x, self._drop_units(x))
@@ -160,6 +164,7 @@ class Hiera(Backbone):
         """Return the values of every patch of the masked units, or of all units without a plan.
 
         They are in the space that the model was trained in: normalised per channel or per patch.
+        Those of a text are scores; ``byte_scores`` sorts them by byte.
 
         Raises:
             ConfigError: The model was built without a decoder, or the plan does not speak of mask
@@ -192,9 +197,32 @@ class Hiera(Backbone):
         Raises:
             InputError: As ``forward``.
         """
-        config = self.config
-        x = self._normalise(self._raw(raw), pad)
-        rank = len(config.patch)
+        return self._cut(self._normalise(self._raw(raw), pad), masked)
+
+    def patch_ids(
+        self, raw: Int[Tensor, "B L"], masked: Tensor | None = None, *, pad: bool | None = None
+    ) -> Int[Tensor, "B Q T n"]:
+        """Return the byte ids of every patch of a text, where ``patches`` returns values.
+
+        Args:
+            raw: As ``forward`` takes it.
+            masked: Units ``[B, Q]``; all when not given.
+            pad: Fill the input up to whole mask units; the config's when not given.
+        """
+        return self._cut(self._whole(raw.long().unsqueeze(1), pad), masked)
+
+    def byte_scores(self, values: Float[Tensor, "B Q T P"]) -> Float[Tensor, "B Q T n V"]:
+        """Return the scores of every byte of a text's patches, as ``reconstruct`` returns them."""
+        entries = self.config.spec.channels
+        if self._order() == "channels_first":
+            return values.unflatten(-1, (entries, -1)).transpose(-1, -2)
+        return values.unflatten(-1, (-1, entries))
+
+    def _cut(
+        self, x: Shaped[Tensor, "B C *size"], masked: Tensor | None
+    ) -> Shaped[Tensor, "B Q T P"]:
+        """Cut what has whole mask units into patches, in unit order."""
+        config, rank = self.config, len(self.config.patch)
         grid = [size // patch for size, patch in zip(x.shape[2:], config.patch, strict=True)]
         cells = [n for pair in zip(grid, config.patch, strict=True) for n in pair]
         split = x.reshape(*x.shape[:2], *cells)
@@ -207,14 +235,23 @@ class Hiera(Backbone):
         return units if masked is None else gather_units(units, masked)
 
     def unpatch(
-        self, values: Shaped[Tensor, "B U T P"], units: tuple[int, ...]
+        self,
+        values: Shaped[Tensor, "B U T P"],
+        units: tuple[int, ...],
+        channels: int | None = None,
     ) -> Shaped[Tensor, "B C *size"]:
         """Put the patches of all units back where ``patches`` took them from.
 
         Where only a frame in several is reconstructed, those frames alone come back.
+
+        Args:
+            values: Patches of all units.
+            units: Mask units along each axis.
+            channels: Values per element; those of the input when not given, 1 for ``patch_ids``.
         """
         config = self.config
-        rank, channels, patch = len(units), config.spec.channels, config.target_patch
+        rank, patch = len(units), config.target_patch
+        channels = config.spec.channels if channels is None else channels
         grid = config.layout.merge(values, units, config.pools)
         first = self._order() == "channels_first"
         split = grid.unflatten(-1, (channels, *patch) if first else (*patch, channels))
@@ -291,6 +328,12 @@ class Hiera(Backbone):
     def _normalise(self, raw: Tensor, pad: bool | None) -> Float[Tensor, "B C *size"]:
         """Return the input in units of its statistics, of whole mask units."""
         x = self.input.normalise(raw.movedim(1, -1), self.encoder.stem.weight.dtype).movedim(-1, 1)
+        return self._whole(x, pad)
+
+    def _whole(
+        self, x: Shaped[Tensor, "B C *size"], pad: bool | None
+    ) -> Shaped[Tensor, "B C ..."]:
+        """Return an input of whole mask units, filled with zeros where padding is allowed."""
         size, unit = tuple(x.shape[2:]), self.config.unit_size
         if 0 in size or not (self.config.pad if pad is None else pad):
             check_size(size, unit)

@@ -2,7 +2,7 @@
 
 Every name has a twin ``mae_...`` with the decoder of masked auto-encoding, whose last stage does
 not pool. Ours, for two CPU cores, have smaller units, so that small inputs have enough to hide:
-hiera_nano (seconds), hiera_pico (minutes), the same for clips, and hiera_nano_audio.
+hiera_nano (seconds), hiera_pico (minutes), the same for clips, hiera_nano_audio, hiera_nano_text.
 Paper: Hiera (arXiv 2306.00989) App. A, the table of variants; clips of 16 frames at 224.
 """
 
@@ -79,13 +79,13 @@ def _ours() -> dict[str, dict[str, Any]]:
         "pool": (4,),
         "decoder": SMALL_DECODERS["nano"],
     }
-    # Bytes have no values to reconstruct, so there is no decoder.
     made["hiera_nano_text"] = {
         **NANO,
         "patch_kernel": (9,),
         "patch_stride": (4,),
         "mask_unit": (16,),
         "pool": (4,),
+        "decoder": SMALL_DECODERS["nano"],
     }
     return made
 
@@ -108,6 +108,6 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     **{
         f"mae_{name}": {**settings, "autoencoder": True}
         for name, settings in CLASSIFIERS.items()
-        if settings.get("shortcut") != "pool" and name != "hiera_nano_text"
+        if settings.get("shortcut") != "pool"
     },
 }
