@@ -166,7 +166,7 @@ def test_data_of_another_kind_are_refused(
         (start("train", "flow", "warps:digits", model=flow), r"made of picture files, not of"),
         (start("train", "flow", warps), r"perceiver_io_nano is no flow model; use one of"),
         (start("train", "flow", warps, "--size", "32", model=flow), r"does not use size"),
-        (start("pretrain", "mlm", made / "sounds"), r"needs a Perceiver IO that reads bytes"),
+        (start("pretrain", "mlm", made / "sounds"), r"needs a model that reads bytes"),
         (
             start("pretrain", "autoencode", made / "texts.csv"),
             r"texts are pre-trained by --task mlm",

@@ -16,6 +16,7 @@ from perceivers.tasks.mlm import (
     MaskedLanguage,
     MaskedLanguageConfig,
     hide_words,
+    score_bytes,
     text_modality,
 )
 from perceivers.types import BYTE_VOCABULARY, CLS, FIRST_BYTE, MASK, PAD, SEP
@@ -211,14 +212,47 @@ def test_a_text_without_hidden_bytes_costs_nothing() -> None:
     assert task.evaluate([empty]) == {"loss": 0.0, "bits_per_byte": 0.0, "top1": 0.0}
 
 
-def test_a_real_model_sees_hidden_ids_and_gets_a_slope() -> None:
-    model = pv.create_model("perceiver_io_nano", inputs={"bytes": pv.Bytes(16)})
+@pytest.mark.parametrize("name", ["perceiver_io_nano", "hip_nano", "mae_hiera_nano_text"])
+def test_a_real_model_sees_hidden_ids_and_gets_a_slope(name: str) -> None:
+    model = pv.create_model(name, inputs={"bytes": pv.Bytes(64)})
     assert text_modality(model) == "bytes"
     task = MaskedLanguage(model, MaskedLanguageConfig(ratio=0.5))
-    losses = task(batch_of(ids_of("hello all of you", 16)), generator())
+    batch = batch_of(ids_of("hello all of you", 64))
+    losses = task(batch, generator())
     losses.total.backward()
     assert float(losses.total.detach()) > 1.0
     assert all(p.grad is not None for p in model.parameters())
+    assert set(task.evaluate([batch])) == {"loss", "bits_per_byte", "top1"}
+    # Every byte of the text may be asked for, hidden or not.
+    assert score_bytes(model, batch.inputs, {}).shape == (1, 64, BYTE_VOCABULARY)
+
+
+def test_all_families_are_asked_for_the_same_hidden_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Tensor] = []
+
+    def remember(ids: Tensor, *given: Any) -> Any:
+        hidden = hide_words(ids, *given)
+        asked.append(hidden.masked)
+        return hidden
+
+    monkeypatch.setattr("perceivers.tasks.mlm.hide_words", remember)
+    for name in ("perceiver_io_nano", "hip_nano", "mae_hiera_nano_text"):
+        model = pv.create_model(name, inputs={"bytes": pv.Bytes(192)})
+        batch = batch_of(ids_of(long_text(30), 192))
+        MaskedLanguage(model, MaskedLanguageConfig()).evaluate([batch])
+    assert bool(asked[0].any())
+    assert all(torch.equal(each, asked[0]) for each in asked[1:])
+
+
+def test_modalities_beside_the_text_are_read_with_it() -> None:
+    specs = {"bytes": pv.Bytes(16), "audio": pv.Audio(12)}
+    model = pv.create_model("hip_nano", inputs=specs)
+    nn.init.normal_(model.decoder.readout.unembed["bytes"].weight)  # starts at zero
+    batch = batch_of(ids_of("hello all of you", 16))
+    batch.inputs["audio"] = torch.randn(1, 1, 12, generator=generator())
+    losses = MaskedLanguage(model, MaskedLanguageConfig(ratio=0.5))(batch, generator())
+    losses.total.backward()
+    assert model.encoder.inputs.positions["audio"].table.grad.any()
 
 
 def test_models_that_answer_no_bytes_are_refused() -> None:
@@ -228,8 +262,10 @@ def test_models_that_answer_no_bytes_are_refused() -> None:
         ("perceiver_io_nano", picture, {}),
         ("perceiver_nano", text, {"num_classes": 3}),
         ("hip_nano", picture, {}),
+        ("hip_nano", text, {"num_classes": 3}),
+        ("hiera_nano_text", {"bytes": pv.Bytes(64)}, {}),
     ]
     for name, inputs, settings in cases:
         model = pv.create_model(name, inputs=inputs, **settings)
-        with pytest.raises(ConfigError, match=r"needs a Perceiver IO that reads bytes and answers"):
+        with pytest.raises(ConfigError, match=r"needs a model that reads bytes and answers"):
             MaskedLanguage(model, MaskedLanguageConfig())

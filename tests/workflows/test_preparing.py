@@ -224,7 +224,7 @@ def test_a_task_needs_a_model_that_can_answer_it(made: Path, tmp_path: Path) -> 
             {"task": "autoencode", "data": made / "texts.csv"},
             r"texts are pre-trained by --task mlm",
         ),
-        ({"task": "mlm", "data": made / "photographs"}, r"needs a Perceiver IO that reads bytes"),
+        ({"task": "mlm", "data": made / "photographs"}, r"needs a model that reads bytes"),
     ):
         with pytest.raises(ConfigError, match=message):
             making.quietly(pv.pretrain, model=making.NANO, out=out, **settings)

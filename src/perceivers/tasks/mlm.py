@@ -6,7 +6,7 @@ masked on its own with probability 0.15. What replaces a hidden byte is not stat
 are BERT's (arXiv 1810.04805), drawn per word.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import log
 from typing import Any, Literal, NamedTuple
@@ -14,13 +14,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from perceivers.draws import Draws, rand_rows, sample_generators
 from perceivers.errors import ConfigError
 from perceivers.settings import Fraction, Part, Settings
 from perceivers.tasks.answers import Choices
 from perceivers.tasks.base import Losses, Task, TaskBatch
+from perceivers.tasks.masked import byte_errors
 from perceivers.tasks.metrics import add_mean, device_of, new_means, results
 from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 from perceivers.types import BYTE_VOCABULARY, FIRST_BYTE, MASK
@@ -94,20 +94,39 @@ def text_modality(model: Any) -> str:
     Raises:
         ConfigError: There is none.
     """
+    outputs = getattr(model.config, "outputs", None)
     for name in getattr(model.config, "byte_outputs", ()):
-        if model.config.outputs[name].modality == name:
+        if outputs is None or outputs[name].modality == name:
             return name
     raise ConfigError(
-        "masked language modelling needs a Perceiver IO that reads bytes and answers them; build a "
-        "perceiver_io variant with inputs={'bytes': Bytes(length)} and without num_classes"
+        "masked language modelling needs a model that reads bytes and answers them; build a "
+        "perceiver_io or hip variant, or a hiera one for texts with decoder=True, with "
+        "inputs={'bytes': Bytes(length)} and without num_classes"
     )
+
+
+def score_bytes(
+    model: Any, inputs: Mapping[str, Tensor], shown: Mapping[str, Tensor]
+) -> Float[Tensor, "B L V"]:
+    """Return a score per entry of the vocabulary for every byte of the model's text.
+
+    Args:
+        model: One with a ``text_modality``.
+        inputs: Raw tensors by name; hidden bytes are mask ids.
+        shown: Which samples show a modality, bool ``[B]``, by name.
+    """
+    name = text_modality(model)
+    if hasattr(model.config, "outputs"):  # such a model is asked for one of its outputs
+        return answer(model, inputs, shown, outputs=[name]).float()
+    return answer(model, inputs, shown)[name].float()
 
 
 class MaskedLanguage(Task):
     """Predict hidden bytes.
 
     Args:
-        model: A Perceiver IO that answers its byte input with a score per entry.
+        model: One that answers its byte input with a score per entry: a Perceiver IO, or a HiP or
+            Hiera with its decoder.
         config: What is hidden.
     """
 
@@ -132,13 +151,13 @@ class MaskedLanguage(Task):
         hidden = hide_words(ids, self.config, sample_generators(generator, batch.position))
         inputs = {**batch.inputs, self.name: hidden.ids}
         shown = shown_modalities(self, batch, generator)
-        logits = answer(self.model, inputs, shown, outputs=[self.name]).float()
-        errors = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none")
+        logits = score_bytes(self.model, inputs, shown)
+        errors = byte_errors(logits, ids)
         masked = hidden.masked
         held = held_modalities(self.model, batch)
         if self.name in held:
             masked = masked & held[self.name].unsqueeze(1)
-        return errors.view_as(ids) * masked, logits, masked
+        return errors * masked, logits, masked
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Build the model of a run: with fresh weights, from trained ones, or around trained latents."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass, replace
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -35,8 +35,24 @@ def fresh_model(config: TrainConfig, specs: Mapping[str, ModalitySpec], **settin
         return create_model(config.model, inputs=specs, **settings, **options)
 
 
+def fresh_autoencoder(config: TrainConfig, specs: Mapping[str, ModalitySpec]) -> Any:
+    """Build a variant with the decoder of masked auto-encoding, if its family has one.
+
+    Args:
+        config: The run's settings.
+        specs: What it reads.
+    """
+    settings = FAMILIES[find_family(config.model)].autoencoder or {}
+    own = {key: value for key, value in settings.items() if key not in config.model_options}
+    return fresh_model(config, specs, **own)
+
+
 def fresh_or_continued(
-    config: TrainConfig, dataset: Dataset, extra: Mapping[str, ModalitySpec] | None = None
+    config: TrainConfig,
+    dataset: Dataset,
+    extra: Mapping[str, ModalitySpec] | None = None,
+    *,
+    build: Callable[[TrainConfig, Mapping[str, ModalitySpec]], Any] = fresh_model,
 ) -> tuple[Any, list[str]]:
     """Build a variant, or continue from trained weights; also return sentences for the console.
 
@@ -44,9 +60,10 @@ def fresh_or_continued(
         config: The run's settings.
         dataset: Opened data.
         extra: Modalities of a variant beside those of the data.
+        build: Builds a variant.
     """
     if config.model in list_models():
-        return fresh_model(config, {**data_specs(config, dataset), **(extra or {})}), []
+        return build(config, {**data_specs(config, dataset), **(extra or {})}), []
     loaded = with_options(load_for(config, dataset), config)
     return loaded.model, [f"continuing from the weights of {loaded.folder}"]
 

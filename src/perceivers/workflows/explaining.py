@@ -249,7 +249,8 @@ def prepare(model: Any, name: str, title: str, inputs: Mapping[str, Tensor]) -> 
     ``[MASK]`` in a text hides a byte; in a text without one, the word in the middle is hidden.
     """
     given, hidden = dict(inputs), {}
-    answers_bytes = bool(getattr(model.config, "byte_outputs", ()))
+    # The answer of a HiP that gives its text back is not drawn, so nothing is hidden from it.
+    answers_bytes = not isinstance(model, HiP) and bool(getattr(model.config, "byte_outputs", ()))
     for key, tensor in inputs.items():
         spec = model.config.inputs[key]
         if isinstance(spec, Bytes) and answers_bytes:

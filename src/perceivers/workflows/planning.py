@@ -34,7 +34,7 @@ from perceivers.training.config import TrainConfig, build_config
 from perceivers.training.optimizers import make_optimizer
 from perceivers.training.run_folder import TASKS
 from perceivers.types import SPECS, Labels, ModalitySpec, spec_from_json
-from perceivers.workflows.building import fresh_model
+from perceivers.workflows.building import fresh_autoencoder, fresh_model
 from perceivers.workflows.preparing import PREPARE
 
 # What can be planned from the sizes of inputs alone.
@@ -264,13 +264,10 @@ def _from_inputs(task: str, config: TrainConfig, settings: PlanSettings) -> _Sub
             model = fresh_model(config, specs, num_classes=count, head=head)
             return Classification(model, count, settings_of_task.loss, None)
         if task == "pretrain":
-            own = family.autoencoder or {}
-            own = {key: value for key, value in own.items() if key not in config.model_options}
-            return MaskedAutoencoding(fresh_model(config, specs, **own), settings_of_task.mask)
-        model = fresh_model(config, specs)
+            return MaskedAutoencoding(fresh_autoencoder(config, specs), settings_of_task.mask)
         if task == "mlm":
-            return MaskedLanguage(model, settings_of_task.mlm)
-        return Autoencoding(model, settings_of_task.autoencode)
+            return MaskedLanguage(fresh_autoencoder(config, specs), settings_of_task.mlm)
+        return Autoencoding(fresh_model(config, specs), settings_of_task.autoencode)
 
     return _Subject(build, lambda size: blank_batch(specs, size))
 

@@ -20,7 +20,7 @@ from perceivers.files import write_atomic
 from perceivers.models.compiling import Uncompiled
 from perceivers.reading import read_file
 from perceivers.tasks.answers import NO_ANSWER, check_answer, is_answer
-from perceivers.tasks.mlm import text_modality
+from perceivers.tasks.mlm import score_bytes, text_modality
 from perceivers.tasks.presence import answer, can_lack, held_modalities
 from perceivers.text_names import show_all
 from perceivers.types import FIRST_BYTE, MASK, Bytes
@@ -239,7 +239,7 @@ def _fill(
             if not (ids == MASK).any():
                 raise DataError(f"{where} has no [MASK]; write one for every byte to be filled in")
             # Only bytes are answers: a text has no special ids in its middle.
-            scores = loaded.model({name: ids}, outputs=[name]).float()[..., FIRST_BYTE:]
+            scores = score_bytes(loaded.model, {name: ids}, {})[..., FIRST_BYTE:]
             check_answer(scores, where)
         except DataError as error:
             if kind == "text":

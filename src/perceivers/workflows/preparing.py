@@ -48,6 +48,7 @@ from perceivers.training.config import (
 from perceivers.types import Array, Labels, ModalitySpec, Points
 from perceivers.workflows.building import (
     classifier,
+    fresh_autoencoder,
     fresh_model,
     fresh_or_continued,
     load_for,
@@ -92,9 +93,7 @@ def prepare_pretraining(config: PretrainConfig) -> Prepared:
                     f"model_options.labels needs labelled data, but {config.data} has no classes"
                 )
             specs |= {name: Labels(len(dataset.classes)) for name in config.model_options["labels"]}
-        settings = FAMILIES[find_family(config.model)].autoencoder or {}
-        own = {key: value for key, value in settings.items() if key not in config.model_options}
-        model = fresh_model(config, specs, **own)
+        model = fresh_autoencoder(config, specs)
     else:
         loaded = with_options(load_for(config, dataset), config)
         model = loaded.model
@@ -122,7 +121,7 @@ def prepare_pretraining(config: PretrainConfig) -> Prepared:
 def prepare_mlm(config: MlmConfig) -> Prepared:
     """Masked language modelling on bytes."""
     dataset = open_dataset(config)
-    model, notes = fresh_or_continued(config, dataset)
+    model, notes = fresh_or_continued(config, dataset, build=fresh_autoencoder)
     task = MaskedLanguage(model, config.mlm)
     notes = [*dataset.notes, *notes]
     return Prepared(task, dataset, model.config.data_inputs, _info(config, "mlm"), notes)

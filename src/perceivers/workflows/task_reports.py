@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
 from numpy.typing import NDArray
+from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded
 from perceivers.data import AugmentConfig, Batch, make_eval_loader
@@ -21,7 +23,7 @@ from perceivers.report.figures.top_views import choose_side, look_down, shade_he
 from perceivers.report.html import Section, Table
 from perceivers.tasks.autoencoding import Autoencoding, as_floats, decode_raw
 from perceivers.tasks.flow import TARGET, flow_modality
-from perceivers.tasks.mlm import EVALUATION_SEED, hide_words, text_modality
+from perceivers.tasks.mlm import EVALUATION_SEED, hide_words, score_bytes, text_modality
 from perceivers.tasks.presence import answer, held_modalities
 from perceivers.tasks.regression import Regression
 from perceivers.tasks.segmentation import IGNORED, Segmentation, element_logits, segmented_modality
@@ -34,7 +36,7 @@ from perceivers.training.config import (
     SegmentConfig,
     TrainConfig,
 )
-from perceivers.types import FIRST_BYTE, Image, Points, Video
+from perceivers.types import FIRST_BYTE, PAD, Image, Points, Video
 from perceivers.workflows.evaluation import open_for_model
 from perceivers.workflows.objectives import rebuild_task
 
@@ -92,20 +94,33 @@ def _texts(loaded: Loaded, config: MlmConfig) -> Section:
     ids = _first_batch(loaded, config, SHOWN).inputs[name].long()
     generator = torch.Generator().manual_seed(EVALUATION_SEED)
     hidden = hide_words(ids, config.mlm, generator)
-    best = loaded.model({name: hidden.ids}, outputs=[name]).argmax(-1)
-    lines = []
-    for row in range(len(ids)):
-        masked = hidden.masked[row]
-        shaded = torch.where(masked, FIRST_BYTE + ord("_"), ids[row])
-        filled = torch.where(masked, best[row], ids[row])
-        for label, text in (("hidden", shaded), ("filled", filled), ("truth ", ids[row])):
-            lines.append(f"{label} | {_one_line(decode_ids(text.numpy()))}")
-        lines.append("")
+    best = score_bytes(loaded.model, {name: hidden.ids}, {}).argmax(-1)
     text = (
         "Validation texts, not trained on. Hidden words are shown as underscores (some were shown "
         "to the model as other words); every hidden byte is filled with the likeliest one."
     )
-    return Section(title="Masked bytes", text=text, code="\n".join(lines).rstrip())
+    return Section(title="Masked bytes", text=text, code=list_texts(ids, hidden.masked, best))
+
+
+def list_texts(
+    ids: Int[Tensor, "B L"], masked: Bool[Tensor, "B L"], best: Int[Tensor, "B L"]
+) -> str:
+    """Return three lines per text: with underscores for what was hidden, filled in, and the truth.
+
+    Args:
+        ids: The texts.
+        masked: What was hidden.
+        best: What a model puts there.
+    """
+    lines = []
+    for row in range(len(ids)):
+        hidden = masked[row] & (ids[row] != PAD)
+        shaded = torch.where(hidden, FIRST_BYTE + ord("_"), ids[row])
+        filled = torch.where(hidden, best[row], ids[row])
+        for label, text in (("hidden", shaded), ("filled", filled), ("truth ", ids[row])):
+            lines.append(f"{label} | {_one_line(decode_ids(text.numpy()))}")
+        lines.append("")
+    return "\n".join(lines).rstrip()
 
 
 def _one_line(text: str, width: int = 150) -> str:
