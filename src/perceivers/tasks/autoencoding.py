@@ -19,6 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from perceivers.adapters import ElementAdapter
+from perceivers.adapters.elements import is_point
 from perceivers.draws import Draws, rand_rows, sample_generators
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.masking import count_kept
@@ -76,11 +78,19 @@ def element_targets(model: PerceiverIO, name: str, raw: Tensor) -> Float[Tensor,
         raw: Raw tensor ``[B, ...]``.
     """
     adapter, patch = model.adapter(name), model.config.outputs[name].patch
-    values = adapter.normalise(adapter.flatten(raw), torch.float32)
+    values = _elements(adapter, raw)
     if patch and prod(patch) > 1:
         grid = adapter.spec.grid
         return space_to_depth(values.transpose(1, 2).unflatten(2, grid), patch)
     return values
+
+
+def _elements(adapter: ElementAdapter, raw: Tensor) -> Float[Tensor, "B N C"]:
+    """Normalised values; a row that is no point is NaN throughout, whatever else stands in it."""
+    values = adapter.normalise(adapter.flatten(raw), torch.float32)
+    if not adapter.may_lack:
+        return values
+    return values.where(is_point(values).unsqueeze(-1), torch.nan)
 
 
 def as_floats(model: PerceiverIO, name: str, raw: Tensor) -> Float[Tensor, "B ..."]:
@@ -295,8 +305,7 @@ class Autoencoding(Task):
             for name in self.signals:
                 adapter = self.model.adapter(name)
                 made = adapter.flatten(self.model.decode(encoded, name).float())
-                truth = adapter.normalise(adapter.flatten(inputs[name]), torch.float32)
-                truth = _only_held(truth, held.get(name))
+                truth = _only_held(_elements(adapter, inputs[name]), held.get(name))
                 real = ~truth.isnan()
                 add_mean(means[name], self._error(made, truth), real.sum())
                 std = adapter.std.expand_as(truth)
