@@ -102,7 +102,9 @@ def _draw(found: Anomalies, each: AnomalyMap, stem: Path, limits: dict[str, floa
 
 
 def _as_floats(model: Any, name: str, raw: Tensor) -> Tensor:
-    """One raw sample as floats in its own layout."""
+    """One raw sample as floats in its own layout; the ids of a text as they are."""
     adapter = model.adapter(name)
+    if adapter.spec.kind == "bytes":
+        return raw
     tokens = adapter.normalise(adapter.flatten(raw.unsqueeze(0)), torch.float32)
     return adapter.restore(tokens).squeeze(0)

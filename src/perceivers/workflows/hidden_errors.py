@@ -6,7 +6,7 @@ not on its place.
 Legend: B batch, P passes, g groups of a modality, S slots, U mask units, T patches of a unit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,9 +22,10 @@ from perceivers.models.perceiver_io import PerceiverIO
 from perceivers.tasks import AutoencodingConfig
 from perceivers.tasks.answers import check_answer
 from perceivers.tasks.mae import OBJECTIVES, objective_of
-from perceivers.tasks.masked import MaskSettings, Target
+from perceivers.tasks.masked import MaskSettings, Target, byte_errors
 from perceivers.tasks.masked_patches import patch_statistics
 from perceivers.training.config import TrainConfig
+from perceivers.types import PAD, ModalitySpec
 from perceivers.workflows.covering import cover
 from perceivers.workflows.objectives import find_masking, recorded_settings
 
@@ -38,7 +39,9 @@ class ErrorMaps(Protocol):
     unit: str
 
     def __call__(self, inputs: Raw, held: Raw) -> dict[str, Tensor]:
-        """Return the mean squared error of every element where it was hidden, ``[B, *grid]``.
+        """Return the mean error of every element where it was hidden, ``[B, *grid]``.
+
+        NaN where a sample has no element: padding of texts, rows that are no point.
 
         Args:
             inputs: Raw tensors ``[B, ...]`` by name.
@@ -85,6 +88,11 @@ def error_maps(
             )
         hidden = ratio or (known.mask_ratio if known is not None else 0.0)
         return TokenErrors(model, hidden, repeats, generator)
+    if loaded.info.task == "mlm":
+        raise CheckpointError(
+            f"{loaded.folder} ({model.family}, task mlm) hides no parts of a signal, but bytes "
+            f"of texts by their ids; {advise(loaded)}"
+        )
     if model.family not in OBJECTIVES or model.decoder is None:
         raise CheckpointError(
             f"{loaded.folder} ({model.family}, task {loaded.info.task or 'not recorded'}) does not "
@@ -104,18 +112,28 @@ def advise(loaded: Loaded) -> str:
         loaded: A model that cannot.
     """
     kinds = {spec.kind for spec in loaded.model.config.data_inputs.values()}
-    if kinds <= {"bytes"}:
-        return (
-            f"there is no such model for texts; compare their features instead: perceivers embed "
-            f"{loaded.folder} ..."
-        )
-    # A HiP reads elements that are all there, so neither texts nor ragged points.
-    if kinds & {"bytes", "points"}:
+    # A HiP knows hidden points by their place in the file alone, which says little of them.
+    if "points" in kinds and "bytes" not in kinds:
         return (
             "give an autoencoder with hidden tokens: perceivers pretrain --task autoencode --model "
             "perceiver_io_nano --autoencode.mask_ratio 0.75 --data ... --out ..."
         )
     return "give a masked autoencoder: perceivers pretrain --model hip_tiny --data ... --out ..."
+
+
+def error_unit(specs: Collection[ModalitySpec], target: Target, note: str = "") -> str:
+    """Say what errors are measured in.
+
+    Args:
+        specs: Modalities that are scored.
+        target: Space of the values.
+        note: What a reader must know of values.
+    """
+    texts = sum(spec.kind == "bytes" for spec in specs)
+    values = f"squared error, {target} values{note}"
+    if not texts:
+        return values
+    return "nats per byte" if texts == len(specs) else f"{values}; nats per byte"
 
 
 @dataclass
@@ -147,7 +165,8 @@ class ElementErrors:
         self.target: Target = settings.target
         self.objective = objective_of(model)
         self.plans = cover_slots(model, settings, repeats, generator)
-        self.passes, self.unit = len(self.plans), f"squared error, {settings.target} values"
+        specs = model.config.grouped_inputs.values()
+        self.passes, self.unit = len(self.plans), error_unit(specs, settings.target)
 
     @torch.no_grad()
     def __call__(self, inputs: Raw, held: Raw) -> dict[str, Tensor]:
@@ -258,11 +277,15 @@ class PatchErrors:
         self, model: Hiera, settings: MaskSettings, repeats: int, generator: torch.Generator
     ) -> None:
         self.model, self.borrows = model, settings.target == "patch-normalised"
+        self.texts = model.config.reads_text
         units = model.num_units()
         kept = len(draw_units(torch.zeros(1, units), settings.ratio)[0][0]) if units > 1 else 0
         self.keep = cover(1, units, kept=kept, repeats=repeats, generator=generator)
         note = ", mean and deviation of every patch borrowed" if self.borrows else ""
-        self.passes, self.unit = len(self.keep), f"squared error, per-channel values{note}"
+        self.passes, self.unit = (
+            len(self.keep),
+            error_unit([model.config.spec], "per-channel", note),
+        )
 
     @torch.no_grad()
     def __call__(self, inputs: Raw, held: Raw) -> dict[str, Tensor]:
@@ -272,24 +295,34 @@ class PatchErrors:
         patch-normalised predictions are brought back to per-channel values first.
         """
         model, name = self.model, self.model.config.name
-        truth = model.patches(inputs[name]).float()  # [B, U, T, P]
-        mean, deviation = patch_statistics(truth)
+        raw = inputs[name]
+        # Patches of all units, [B, U, T, P].
+        truth = model.patch_ids(raw) if self.texts else model.patches(raw).float()
         size, units = len(truth), ()
-        errors, times = torch.zeros_like(truth), torch.zeros(truth.shape[1])
+        errors = torch.zeros(truth.shape, device=truth.device)
+        times = torch.zeros(truth.shape[1])
         for keep in self.keep:
             kept, masked = (ids.expand(size, -1) for ids in _ids(keep))
             plan = MaskPlan(kept={name: kept}, masked={name: masked}, axis="unit")
-            encoded = model.encode({name: inputs[name]}, plan)
+            encoded = model.encode({name: raw}, plan)
             made, hidden = model.reconstruct(encoded, plan).float(), masked[0]
-            if self.borrows:
-                made = made * deviation[:, hidden] + mean[:, hidden]
-            check_answer(made, f"reconstruction of {name}")
-            errors[:, hidden] += (made - truth[:, hidden]).square()
+            errors[:, hidden] += self._compare(made, truth[:, hidden])
             times[hidden] += 1
             units = encoded.units
-        laid = model.unpatch(errors / times[:, None, None], units).mean(1)  # [B, *size]
+        laid = model.unpatch(errors / times[:, None, None], units, 1 if self.texts else None)
         whole = tuple(slice(n) for n in model.config.spec.grid)
-        return {name: laid[(slice(None), *whole)]}
+        found = laid.mean(1)[(slice(None), *whole)]  # [B, *size]
+        return {name: found.masked_fill(raw == PAD, torch.nan) if self.texts else found}
+
+    def _compare(self, made: Tensor, truth: Tensor) -> Tensor:
+        """Return the error of every value of some patches, of texts of every byte."""
+        check_answer(made, f"reconstruction of {self.model.config.name}")
+        if self.texts:
+            return byte_errors(self.model.byte_scores(made), truth)
+        if self.borrows:
+            mean, deviation = patch_statistics(truth)
+            made = made * deviation + mean
+        return (made - truth).square()
 
 
 class TokenErrors:

@@ -1,4 +1,4 @@
-"""What a masked auto-encoder imagines of pictures and clips: original, masked, reconstructed."""
+"""What a masked auto-encoder imagines of signals: original, masked, reconstructed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from perceivers.tasks.answers import check_answer
 from perceivers.tasks.mae import objective_of
 from perceivers.tasks.masked import Imagined, MaskSettings
 from perceivers.tasks.presence import can_lack, held_modalities
-from perceivers.types import FIRST_BYTE, Audio, Bytes, Image, ModalitySpec, Video
+from perceivers.types import FIRST_BYTE, PAD, Bytes, Image, ModalitySpec, Video
 from perceivers.workflows.signal_files import write_signal
 
 TARGET_NOTES: dict[str, str] = {
@@ -101,8 +101,10 @@ def reconstruct_masked(
     seed: int,
     overwrite: bool,
 ) -> list[Path]:
-    """Write ``NAME_original``, ``_masked`` and ``_reconstructed`` per file: png, mp4 or wav.
+    """Write ``NAME_original``, ``_masked`` and ``_reconstructed`` per file.
 
+    Pictures become png, clips mp4, sounds wav, texts txt (a hidden byte is an underscore) and point
+    clouds npy and ply.
     Files of several modalities are paired by name; a sample may lack some of them.
 
     Args:
@@ -163,14 +165,16 @@ def _stems_holding(batch: Batch, name: str, stems: Sequence[str]) -> list[str]:
     return [s for row, s in enumerate(stems) if there is None or bool(there[row])]
 
 
+# What stands where something was hidden.
+BLANKS: dict[str, float] = {"audio": 0.0, "bytes": FIRST_BYTE + ord("_"), "points": float("nan")}
+
+
 def save_imagined(
     folder: Path, stems: Sequence[str], imagined: Imagined, spec: ModalitySpec
 ) -> list[Path]:
-    """Write three files per sample; what was hidden is grey, silent, or an underscore."""
+    """Write three files per sample; what was hidden is grey, silent, underscores, or left out."""
     folder.mkdir(parents=True, exist_ok=True)
-    blank = 0.0 if isinstance(spec, Audio) else MASK_GREY
-    if isinstance(spec, Bytes):
-        blank = FIRST_BYTE + ord("_")
+    blank = BLANKS.get(spec.kind, MASK_GREY)
     parts = {
         "original": imagined.original,
         "masked": torch.where(imagined.visible, imagined.original, blank),
@@ -181,8 +185,13 @@ def save_imagined(
         # What is no point is NaN before and after.
         real = imagined.original[row].isfinite()
         for kind, signals in parts.items():
-            signal = signals[row] if isinstance(spec, Bytes) else signals[row].float()
-            check_answer(signal[real], f"{stem}_{kind}")
+            signal = signals[row]
+            if isinstance(spec, Bytes):
+                signal = torch.where(imagined.original[row] == PAD, PAD, signal)
+            else:
+                signal = signal.float()
+            if kind != "masked":
+                check_answer(signal[real], f"{stem}_{kind}")
             step = imagined.frame_step
             written += write_signal(folder, f"{stem}_{kind}", spec, signal, frame_step=step)
     return written

@@ -29,7 +29,7 @@ from perceivers.report.tables import fill_table, per_class_table
 from perceivers.training.addresses import as_typed
 from perceivers.training.config import PretrainConfig, TrainConfig
 from perceivers.training.run_folder import RunFolder
-from perceivers.types import Image
+from perceivers.types import Bytes, Image
 from perceivers.version import __version__
 from perceivers.workflows.objectives import find_masking
 from perceivers.workflows.opening import open_dataset
@@ -40,7 +40,7 @@ from perceivers.workflows.reconstruction import (
     imagine,
     picture_modality,
 )
-from perceivers.workflows.task_reports import example_section, figures_table
+from perceivers.workflows.task_reports import example_section, figures_table, list_texts
 
 TITLES = {
     "pretrain": "Masked auto-encoding",
@@ -114,7 +114,8 @@ def write_run_report(folder: RunFolder) -> Path:
     task = folder.read_config()[0]
     sections = [overview_section(report)]
     if task == "pretrain":
-        sections += [s for s in (pictures_section(report), positions_section(report)) if s]
+        examples = (pictures_section(report), texts_section(report))
+        sections += [s for s in (*examples, positions_section(report)) if s]
     elif task == "classify":
         sections += classification_sections(report)
     else:
@@ -195,6 +196,27 @@ def pictures_section(report: Report) -> Section | None:
         f"{share} of the input and was asked for the others. {TARGET_NOTES[settings.target]}"
     )
     return Section(title="Reconstruction", text=text, figures=[(path, "Held-back pictures.")])
+
+
+def texts_section(report: Report) -> Section | None:
+    """Held-back texts, what the model saw of them, and what it put in place of the rest."""
+    config, loaded = report.config, report.loaded
+    assert isinstance(config, PretrainConfig)
+    specs = loaded.model.config.data_inputs
+    name = next((n for n, spec in specs.items() if isinstance(spec, Bytes)), None)
+    if name is None:
+        return None
+    source = open_dataset(config).splits["val"]
+    batch = next(iter(make_eval_loader(source, specs, batch_size=SHOWN)))
+    settings = find_masking(loaded, config)
+    found = imagine(loaded.model, batch, settings, SHOWN_SEED)[name]
+    text = (
+        f"Validation texts, not trained on. Masking is {settings.kind}: the model saw "
+        f"{100 * (1 - settings.ratio):.0f} % of the input; hidden bytes are underscores, and each "
+        f"is filled with the likeliest one."
+    )
+    code = list_texts(found.original, ~found.visible, found.reconstructed)
+    return Section(title="Reconstructed texts", text=text, code=code)
 
 
 def read_start_positions(folder: RunFolder) -> tuple[dict[str, NDArray[Any]], str]:

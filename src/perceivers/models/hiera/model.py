@@ -330,9 +330,7 @@ class Hiera(Backbone):
         x = self.input.normalise(raw.movedim(1, -1), self.encoder.stem.weight.dtype).movedim(-1, 1)
         return self._whole(x, pad)
 
-    def _whole(
-        self, x: Shaped[Tensor, "B C *size"], pad: bool | None
-    ) -> Shaped[Tensor, "B C ..."]:
+    def _whole(self, x: Shaped[Tensor, "B C *size"], pad: bool | None) -> Shaped[Tensor, "B C ..."]:
         """Return an input of whole mask units, filled with zeros where padding is allowed."""
         size, unit = tuple(x.shape[2:]), self.config.unit_size
         if 0 in size or not (self.config.pad if pad is None else pad):

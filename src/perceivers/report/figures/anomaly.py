@@ -1,6 +1,6 @@
-"""Where a model is wrong about a sample: heat over pixels, frames, seconds or points.
+"""Where a model is wrong about a sample: heat over pixels, frames, seconds, points or letters.
 
-Legend: C channels, T frames, H W rows and columns, S samples, P points.
+Legend: C channels, T frames, H W rows and columns, S samples, P points, L bytes.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from perceivers.errors import InputError
 from perceivers.report import style
+from perceivers.report.figures.attention_texts import TextCanvas
 from perceivers.report.page import Page, tidy
 
 HEAT = "YlOrRd"
@@ -32,10 +33,11 @@ class Heat:
     """A sample and its errors.
 
     Attributes:
-        kind: ``image``, ``video``, ``audio``, ``points``, or anything else.
-        signal: In the raw layout without a batch axis: ``[C, H, W]``, ``[C, T, H, W]``, ``[C, S]``
-            or ``[P, C]``; pictures in 0..1.
-        errors: One per element of the grid: ``[H, W]``, ``[T, H, W]``, ``[S]`` or ``[P]``; NaN
+        kind: ``image``, ``video``, ``audio``, ``points``, ``bytes``, or anything else.
+        signal: In the raw layout without a batch axis: ``[C, H, W]``, ``[C, T, H, W]``, ``[C, S]``,
+            ``[P, C]`` or ids ``[L]``; pictures in 0..1.
+        errors: One per element of the grid: ``[H, W]``, ``[T, H, W]``, ``[S]``, ``[P]`` or ``[L]``;
+            NaN
             where nothing is known. Clips may have errors of every n-th frame only.
         rate: Frames, or samples, per second; 0 counts them instead.
     """
@@ -181,6 +183,19 @@ def _draw_points(heat: Heat, limit: float, title: str, note: str) -> Page:
     return page
 
 
+def _draw_text(heat: Heat, limit: float, title: str, note: str) -> Page:
+    """The text on a ground that is shaded by its errors."""
+    _check(heat, heat.signal.shape)
+    canvas = TextCanvas(heat.signal)
+    top = canvas.height(style.WIDTH) + _GAP
+    page = Page(style.WIDTH, top + _WAVE_HEIGHT + _AXES_BELOW, title=title, note=note)
+    share = np.nan_to_num(np.asarray(heat.errors, np.float64) / limit).clip(0.0, 1.0)
+    canvas.paint(page, 0, 0, style.WIDTH, share, ())
+    name = f"error (colours end at {limit:.3g})"
+    _curve(page, top, np.arange(len(heat.errors)), heat.errors, name, "byte")
+    return page
+
+
 def _draw_values(heat: Heat, limit: float, title: str, note: str) -> Page:
     """Errors in the order of the elements, of what has no picture."""
     page = Page(style.WIDTH, _WAVE_HEIGHT + _AXES_BELOW, title=title, note=note)
@@ -194,6 +209,7 @@ _DRAWERS: dict[str, Callable[[Heat, float, str, str], Page]] = {
     "video": _draw_clip,
     "audio": _draw_wave,
     "points": _draw_points,
+    "bytes": _draw_text,
 }
 
 
