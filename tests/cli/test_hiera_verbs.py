@@ -149,7 +149,7 @@ def test_data_of_another_rank_and_sizes_of_broken_units_are_refused(
     )
     refuse(
         [*start, "--model", "hiera_nano", "--data", data / "pictures", "--mask.kind", "groupwise"],
-        r"mask kind 'groupwise' is not for the hiera family; use one of \['units'\]",
+        r"mask kind 'groupwise' is not for this hiera model; use one of \['units'\]",
     )
     assert not (tmp_path / "run").exists()
 

@@ -246,7 +246,7 @@ def test_parts_that_are_not_there_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"this model has no decoder; export part 'model' or 'en"):
         make_graph(build("classifier"), "autoencoder")
     groups = MaskedAutoencodingConfig(kind="groupwise")
-    with pytest.raises(ConfigError, match=r"mask kind 'groupwise' is not for the hiera family"):
+    with pytest.raises(ConfigError, match=r"mask kind 'groupwise' is not for this hiera model"):
         make_graph(build("mae"), "autoencoder", mask=groups)
     with pytest.raises(ConfigError, match=r"part 'decoder' belongs to the family perceiver_io"):
         make_graph(build("mae"), "decoder")

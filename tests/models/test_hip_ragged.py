@@ -199,7 +199,8 @@ def test_what_may_be_padded_is_no_bottleneck_label(name: str) -> None:
 def test_rows_of_bytes_start_as_other_learned_arrays() -> None:
     deviations = {}
     for init in ("balanced", "paper"):
-        model = pv.create_model("hip_nano", inputs={"bytes": pv.Bytes(64)}, init=init)
+        options: dict[str, Any] = {"init": init, "embed_scale": 1.0}
+        model = pv.create_model("hip_nano", inputs={"bytes": pv.Bytes(64)}, **options)
         deviations[init] = float(model.encoder.inputs.embed["bytes"].weight.std().detach())
     assert deviations["balanced"] == pytest.approx(0.5, rel=0.15)
     assert deviations["paper"] == pytest.approx(262**-0.5, rel=0.15)

@@ -51,7 +51,10 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return {"texts": tmp_path / "note.v2.txt", "clouds": tmp_path / "cloud.npy"}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow if "words" in case else []) for case in CASES],
+)
 def test_what_was_pre_trained_is_evaluated_and_fine_tuned(
     case: str, trained: Trained, made: Path, tmp_path: Path
 ) -> None:
@@ -113,14 +116,15 @@ def test_the_other_verbs_take_them(
         found = find_anomalies(run.path, [file], settings=settings)
         written = write_anomalies(found, tmp_path / "odd")
         assert len([path for path in written if path.suffix == ".png"]) == 1
-    if "hip" in case:
-        file = files["clouds" if "clouds" in case else "texts"]
-        assert pv.explain(run.path, [file], tmp_path / "maps")
     else:
         with pytest.raises(CheckpointError, match=r"task mlm\) hides no parts"):
             find_anomalies(run.path, [files["texts"]])
+    if "hip" in case:
+        file = files["clouds" if "clouds" in case else "texts"]
+        assert pv.explain(run.path, [file], tmp_path / "maps")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "task"), [("hip_nano", "pretrain"), ("hiera_nano_text", "mlm")])
 def test_their_memory_is_planned(model: str, task: str) -> None:
     settings = PlanSettings(model=model, task=task, inputs=TEXT, batch_size=4)

@@ -44,7 +44,7 @@ class PatchObjective:
         # Bytes have no mean that a patch could be standardised by.
         values: tuple[Target, ...] = ("patch-normalised", "per-channel")
         texts: tuple[Target, ...] = ("per-channel", "raw")
-        self.targets = texts if model.config.reads_text else values
+        self.targets: tuple[Target, ...] = texts if model.config.reads_text else values
 
     @property
     def defaults(self) -> MaskSettings:

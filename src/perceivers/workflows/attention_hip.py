@@ -120,9 +120,10 @@ def _route(model: HiP) -> str:
 def group_field(model: HiP, layout: GroupLayout, given: Mapping[str, Tensor]) -> Field:
     """Describe the slots of the first level: which hold an element, and where it lies."""
     embedding, parts = model.encoder.inputs, []
+    device = next(iter(given.values())).device
     for share in layout.shares:
         raw = given.get(share.name)
-        real = embedding.real(raw, share, model.encoder.blocks[0].latents.device)
+        real = embedding.real(raw, share, device)
         parts.append(real & (raw is not None))
     real = layout.join(parts)[0]  # [G, S]
 
