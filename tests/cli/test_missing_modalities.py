@@ -17,6 +17,8 @@ from perceivers.data.clip_writing import write_wav
 Call = Callable[..., Outcome]
 Refuse = Callable[..., str]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -139,6 +139,7 @@ def fill_others(batch: Batch, cell: Cell) -> Batch:
     return replaced(batch, inputs={**batch.inputs, name: raw})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", mark(SEVERAL))
 def test_what_stands_in_place_of_an_absent_modality_changes_nothing(cell: Cell) -> None:
     task, batch = made(cell, several=True)
@@ -153,6 +154,7 @@ def test_what_stands_in_place_of_an_absent_modality_changes_nothing(cell: Cell) 
     assert not same(learn(task, replaced(changed, present={})), first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", mark(CELLS))
 def test_saved_models_answer_the_same(cell: Cell, tmp_path: Path) -> None:
     task, batch = made(cell)

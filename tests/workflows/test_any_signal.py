@@ -14,6 +14,8 @@ from perceivers.plan.settings import PlanSettings
 from perceivers.workflows.anomaly import AnomalySettings, find_anomalies
 from perceivers.workflows.anomaly_files import write_anomalies
 
+pytestmark = pytest.mark.slow
+
 # Who is pre-trained on what.
 CASES: dict[str, dict[str, Any]] = {
     "hip texts": {"model": "hip_nano", "data": "texts.csv"},

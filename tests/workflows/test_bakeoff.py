@@ -134,6 +134,7 @@ def test_time_is_shared_equally_and_steps_follow_from_it(
         assert count * step == pytest.approx(7.5 - 5 * 0.01, abs=step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [2, 5])
 def test_the_same_call_continues_where_it_was_stopped(
     trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
@@ -207,6 +208,7 @@ def test_what_says_nothing_of_a_candidate_stops_everything(
     assert not (tmp_path / "a" / "results").exists()
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_continue_and_other_files_are_kept(
     trained: list[str], tmp_path: Path
 ) -> None:
@@ -254,6 +256,7 @@ def test_candidates_hold_the_proposal_and_every_small_family(made: Path) -> None
         list_candidates(study, models=["hip_nono"])
 
 
+@pytest.mark.slow
 def test_whether_a_candidate_fits_is_found_by_building_it() -> None:
     study = digits()
     nano, other = list_candidates(study, models=["hip_nano", "hiera_nano_text"], rates=[1e-3])

@@ -59,6 +59,7 @@ def equal(one: Path, other: Path) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("library", "other"), [("onednn", "torch"), ("torch", "onednn")])
 def test_a_run_resumes_with_the_library_that_it_began_with(
     halfway: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, library: str, other: str
@@ -135,6 +136,7 @@ def test_what_cannot_be_kept_is_said(
     assert said in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_auto_takes_what_was_measured_and_keeps_it(
     halfway: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

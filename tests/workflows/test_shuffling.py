@@ -66,6 +66,7 @@ def test_arms_train_alike_but_for_the_order(trained: list[Arm], tmp_path: Path) 
         assert image.width > 200
 
 
+@pytest.mark.slow
 def test_the_same_call_continues_with_the_next_arm(
     trained: list[Arm], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
