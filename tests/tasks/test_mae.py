@@ -12,7 +12,7 @@ from torch import Tensor
 import perceivers as pv
 from perceivers.data import Batch
 from perceivers.errors import ConfigError
-from perceivers.masking import MaskPlan, draw_mask_plan, thin_masked
+from perceivers.masking import MaskKind, MaskPlan, draw_mask_plan, thin_masked
 from perceivers.models import HiP
 from perceivers.tasks import MaskedAutoencoding, MaskedAutoencodingConfig, mae_losses
 from perceivers.tasks.masked import Target
@@ -182,9 +182,10 @@ def test_only_training_leaves_out_hidden_elements(
     assert tasks[0].evaluate([batch]) == tasks[1].evaluate([batch])
     drawn = [float(task.train()(batch, torch.Generator().manual_seed(1)).total) for task in tasks]
     assert drawn[0] != drawn[1]
-    for options in ({"kind": "uniform"}, {"kind": "groups"}):
+    kinds: tuple[MaskKind, ...] = ("uniform", "groups")
+    for kind in kinds:
         with pytest.raises(ConfigError, match=r"queried=0\.3 needs masks of kind groupwise"):
-            MaskedAutoencoding(model, MaskedAutoencodingConfig(queried=0.3, **options))
+            MaskedAutoencoding(model, MaskedAutoencodingConfig(queried=0.3, kind=kind))
 
 
 def test_hidden_elements_reach_the_loss_only_as_targets(
