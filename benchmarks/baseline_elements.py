@@ -104,15 +104,8 @@ def _covariance(samples: Tensor, grid: tuple[int, ...]) -> NDArray:
     for sample in samples.numpy():
         field = sample.T.reshape(-1, *grid)
         total += np.fft.ifftn(np.abs(np.fft.fftn(field, padded, axes)) ** 2, axes=axes).real.sum(0)
-    # Pairs at every lag; where there is none, the covariance is never looked up.
-    counts = [np.concatenate([np.arange(n, -n, -1)]) for n in grid]
-    pairs = np.ones(padded)
-    for axis, count in enumerate(counts):
-        shape = [1] * len(grid)
-        shape[axis] = -1
-        pairs = pairs * np.abs(count).clip(1).reshape(shape)
-    mean = total / pairs
-    return mean / mean[(0,) * len(grid)]
+    # Not divided by the number of pairs at each lag: only so are all systems of equations solvable.
+    return total / total[(0,) * len(grid)]
 
 
 def _chunks(rows: NDArray, length: int = 2048) -> Iterator[NDArray]:
@@ -205,7 +198,7 @@ def open_case(run: str | Path, name: str, count: int) -> Case:
 def compare(run: str | Path, split: str, limit: int) -> dict[str, dict[str, float]]:
     """Return the errors of every method by modality."""
     errors = {}
-    for name, case in open_cases(run, split, limit).items():
+    for name, case in open_cases(run, split, limit, batch=min(32, limit)).items():
         sums: dict[str, float] = {}
         for index in range(len(case.tokens)):
             sample, visible, found = case.fill(index)
