@@ -17,19 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from perceivers.models import HiPConfig
+from perceivers.models.hip.variants import LEARNABLE
 
 Options = dict[str, Any]
 
-# The recipes' own, and what they change.
-OURS: Options = {
-    "position_init": "fourier",
-    "position_product": True,
-    "embed_scale": 0.25,
-    "element_order": "morton",
-    "query_product": True,
-    "query_heads": 4,
-    "query_elements": True,
-}
+# What the recipes set, and the same fields as released.
+OURS: Options = dict(LEARNABLE)
 RELEASED: Options = {name: HiPConfig.__dataclass_fields__[name].default for name in OURS}
 # Arm -> fields of the model that differ from the recipe's, and the optimizer.
 ARMS: dict[str, tuple[Options, Sequence[str]]] = {

@@ -28,7 +28,7 @@ class BakeoffSettings(Settings, prefix=""):
     """Instead of minutes: steps of each candidate in the first rung, for equal results to the last
     bit; a later rung takes as many times more as it has fewer candidates (reduce)."""
     reduce: Annotated[int, Range(2)] = 3
-    """One in so many candidates goes on to the next rung."""
+    """One of this many candidates reaches the next rung."""
     task: str = ""
     """What is learned; what the data are for when not given."""
     labels: list[str] = field(default_factory=list)
