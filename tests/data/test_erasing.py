@@ -58,7 +58,7 @@ def test_pictures_are_erased_as_often_as_asked_and_never_in_evaluation() -> None
 
 
 def test_noise_is_standard_normal_for_the_model() -> None:
-    spec = Image(200, 200, 3, **STATISTICS)
+    spec = Image(200, 200, 3, mean=STATISTICS["mean"], std=STATISTICS["std"])
     picture = np.full((3, 200, 200), 255, np.uint8)
     erased = erase(picture, spec, 1)
     inside = (erased != 255).any(0)
