@@ -15,6 +15,7 @@ from perceivers.errors import ConfigError
 from perceivers.models import HiP, Output, PerceiverIO, PerceiverIOConfig, create_model
 from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.training.config import OptimizerConfig, ScheduleConfig
+from perceivers.training.muon import Muon
 from perceivers.training.optimizers import (
     UnclampedLamb,
     decays,
@@ -109,14 +110,9 @@ def one_step(model: HiP, lr: float, name: Literal["adamw", "muon"]) -> dict[str,
     return {name: p.detach() - before[name] for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("library", ["torch", "pytorch-optimizer"])
 def test_muon_makes_updates_of_matrices_orthogonal_and_leaves_the_rest_to_adamw(
-    model: HiP, library: str, monkeypatch: pytest.MonkeyPatch
+    model: HiP,
 ) -> None:
-    if library == "torch" and not hasattr(torch.optim, "Muon"):
-        pytest.skip("torch.optim.Muon came with torch 2.9")
-    if library != "torch":
-        monkeypatch.delattr(torch.optim, "Muon", raising=False)
     lr = 1e-2
     adamw, muon = one_step(model, lr, "adamw"), one_step(model, lr, "muon")
     matrices = muon_matrices(model)
@@ -133,22 +129,37 @@ def test_muon_makes_updates_of_matrices_orthogonal_and_leaves_the_rest_to_adamw(
         assert float(stretch.max()) < 1.35, name
 
 
-def test_muon_of_both_libraries_goes_on_from_a_saved_state(
-    model: HiP, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for _ in range(2):
-        config = OptimizerConfig(name="muon")
-        pairs = [(each, make_optimizer(each, config)) for each in (model, deepcopy(model))]
-        for step in range(3):
-            for each, optimizer in pairs:
-                generator = torch.Generator().manual_seed(step)
-                for parameter in each.parameters():
-                    parameter.grad = torch.randn(parameter.shape, generator=generator)
-                optimizer.step()
-            pairs[1][1].load_state_dict(deepcopy(pairs[0][1].state_dict()))
-        for one, other in zip(pairs[0][0].parameters(), pairs[1][0].parameters(), strict=True):
-            assert torch.equal(one, other)
-        monkeypatch.delattr(torch.optim, "Muon", raising=False)
+def test_muon_goes_on_from_a_saved_state(model: HiP) -> None:
+    config = OptimizerConfig(name="muon")
+    pairs = [(each, make_optimizer(each, config)) for each in (model, deepcopy(model))]
+    for step in range(3):
+        for each, optimizer in pairs:
+            generator = torch.Generator().manual_seed(step)
+            for parameter in each.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+        pairs[1][1].load_state_dict(deepcopy(pairs[0][1].state_dict()))
+    for one, other in zip(pairs[0][0].parameters(), pairs[1][0].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="it came with torch 2.9")
+@pytest.mark.parametrize("shape", [(24, 80), (80, 24), (32, 32)])
+def test_muon_is_torchs_but_for_the_rounding_of_bf16(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=generator)
+    parameters = [nn.Parameter(start.clone()) for _ in range(2)]
+    ours = Muon([{"params": [parameters[0]]}], lr=0.02, momentum=0.9, weight_decay=0.1)
+    theirs = torch.optim.Muon(
+        [parameters[1]], lr=0.02, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+    )
+    for _ in range(3):
+        gradient = torch.randn(shape, generator=generator)
+        for parameter, optimizer in zip(parameters, (ours, theirs), strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    moved = (parameters[1] - start).norm()
+    assert float((parameters[0] - parameters[1]).detach().norm() / moved.detach()) < 0.02
 
 
 def lamb_step(

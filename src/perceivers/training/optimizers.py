@@ -160,8 +160,7 @@ class StateLayout:
 def state_layout(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> StateLayout:
     """Return the layout of a parameter group of what ``make_optimizer`` makes."""
     if group.get("use_muon"):
-        counted = "ns_coeffs" in group  # pytorch-optimizer's, where torch has no Muon
-        return StateLayout(moments=("momentum_buffer",), group_counter="step" if counted else "")
+        return StateLayout(moments=("momentum_buffer",))
     if isinstance(optimizer, UnclampedLamb):
         return StateLayout(
             moments=("exp_avg", "exp_avg_sq"),
