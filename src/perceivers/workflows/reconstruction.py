@@ -1,6 +1,6 @@
 """What a masked auto-encoder imagines of signals: original, masked, reconstructed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from perceivers.tasks.answers import check_answer
 from perceivers.tasks.mae import objective_of
 from perceivers.tasks.masked import Imagined, MaskSettings
 from perceivers.tasks.presence import can_lack, held_modalities
-from perceivers.types import FIRST_BYTE, PAD, Bytes, Image, ModalitySpec, Video
+from perceivers.types import Image, ModalitySpec, Video
+from perceivers.workflows.overviews import GREY, draw_signals, split_parts
 from perceivers.workflows.signal_files import write_signal
 
 TARGET_NOTES: dict[str, str] = {
@@ -32,7 +33,6 @@ TARGET_NOTES: dict[str, str] = {
         "were borrowed from the original."
     ),
 }
-MASK_GREY = 0.5
 SHOWN = 12
 
 
@@ -57,7 +57,7 @@ class Pictures:
     @property
     def masked(self) -> NDArray[np.float32]:
         """What the model saw, the rest grey."""
-        return np.where(self.visible, self.original, np.float32(MASK_GREY))
+        return np.where(self.visible, self.original, np.float32(GREY))
 
 
 def picture_modality(model: Any) -> str:
@@ -111,8 +111,8 @@ def reconstruct_masked(
         loaded: A masked auto-encoder.
         settings: What is hidden, and the target space.
         paths: Files of the model's kind, or folders searched for them.
-        out: Folder for the files and, of pictures and clips, ``overview.png``, which names the
-            target space.
+        out: Folder for the files, ``overview.png``, which names the target space, and, with several
+            modalities, ``overview_NAME.png`` for each further one.
         seed: Seed of the masks.
         overwrite: Replace files of an earlier call in ``out``.
 
@@ -132,12 +132,10 @@ def reconstruct_masked(
         raise ConfigError(f"{overview} exists; pass --overwrite or another --out")
     specs = loaded.model.config.data_inputs
     files = find_files([str(path) for path in paths], tuple(specs))
-    seen = next((n for n, spec in specs.items() if isinstance(spec, Image | Video)), None)
     written: list[Path] = []
-    batches: list[Pictures] = []
+    shown: dict[str, list[tuple[Imagined, list[str]]]] = {}
     bad: list[str] = []
     names: list[str] = []
-    drawn: list[str] = []
     for found, batch in read_files(files, specs, 16, may_lack=can_lack(loaded.model)):
         bad += batch.bad
         if not found:
@@ -147,16 +145,35 @@ def reconstruct_masked(
         for name, each in imagine(loaded.model, batch, settings, seed).items():
             stems = _stems_holding(batch, name, names[-len(found) :])
             written += save_imagined(out, stems, each, specs[name])
-            if name == seen and stems:
-                batches.append(as_pictures(each))
-                drawn += stems
+            kept = shown.setdefault(name, [])
+            if stems and sum(len(drawn) for _, drawn in kept) < SHOWN:
+                kept.append((each, stems))
     if not written:
         raise DataError(f"no readable file among {len(files)}: {'; '.join(bad[:3])}")
-    if not batches:
-        return written
     title = f"Reconstruction from {100 * (1 - settings.ratio):.0f} % of the input"
-    note = TARGET_NOTES[settings.target]
-    return [*written, draw_overview(overview, batches, drawn, title, note)]
+    return [*written, *_draw_overviews(out, shown, specs, title, TARGET_NOTES[settings.target])]
+
+
+def _draw_overviews(
+    out: Path,
+    shown: Mapping[str, Sequence[tuple[Imagined, Sequence[str]]]],
+    specs: Mapping[str, ModalitySpec],
+    title: str,
+    note: str,
+) -> list[Path]:
+    """Draw a figure per modality; that of images or video, else of the first, is the overview."""
+    drawn = [name for name in specs if shown.get(name)]
+    main = next((n for n in drawn if isinstance(specs[n], Image | Video)), drawn[0])
+    written = []
+    for name in sorted(drawn, key=lambda name: name == main):
+        path = out / ("overview.png" if name == main else f"overview_{name}.png")
+        if isinstance(specs[name], Image | Video):
+            pictures = [as_pictures(each) for each, _ in shown[name]]
+            stems = [stem for _, stems in shown[name] for stem in stems]
+            written.append(draw_overview(path, pictures, stems, title, note))
+        else:
+            written.append(draw_signals(path, shown[name], specs[name], title=title, note=note))
+    return written
 
 
 def _stems_holding(batch: Batch, name: str, stems: Sequence[str]) -> list[str]:
@@ -165,31 +182,17 @@ def _stems_holding(batch: Batch, name: str, stems: Sequence[str]) -> list[str]:
     return [s for row, s in enumerate(stems) if there is None or bool(there[row])]
 
 
-# What stands where something was hidden.
-BLANKS: dict[str, float] = {"audio": 0.0, "bytes": FIRST_BYTE + ord("_"), "points": float("nan")}
-
-
 def save_imagined(
     folder: Path, stems: Sequence[str], imagined: Imagined, spec: ModalitySpec
 ) -> list[Path]:
     """Write three files per sample; what was hidden is grey, silent, underscores, or left out."""
     folder.mkdir(parents=True, exist_ok=True)
-    blank = BLANKS.get(spec.kind, MASK_GREY)
-    parts = {
-        "original": imagined.original,
-        "masked": torch.where(imagined.visible, imagined.original, blank),
-        "reconstructed": imagined.reconstructed,
-    }
     written = []
     for row, stem in enumerate(stems):
         # What is no point is NaN before and after.
         real = imagined.original[row].isfinite()
-        for kind, signals in parts.items():
+        for kind, signals in split_parts(imagined, spec).items():
             signal = signals[row]
-            if isinstance(spec, Bytes):
-                signal = torch.where(imagined.original[row] == PAD, PAD, signal)
-            else:
-                signal = signal.float()
             if kind != "masked":
                 check_answer(signal[real], f"{stem}_{kind}")
             step = imagined.frame_step

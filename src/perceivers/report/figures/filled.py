@@ -38,12 +38,20 @@ class FilledRow:
     original: Sequence[NDArray[Any] | str]
 
 
-def draw_filled(path: Path, rows: Sequence[FilledRow], *, title: str, note: str) -> Path:
+def draw_filled(
+    path: Path,
+    rows: Sequence[FilledRow],
+    *,
+    columns: Sequence[str] = COLUMNS,
+    title: str,
+    note: str,
+) -> Path:
     """Draw a row per sample: given, filled in, original.
 
     Args:
         path: Where the PNG goes.
         rows: At least one.
+        columns: What stands above the three columns.
         title: Heading of the figure.
         note: How to read it.
 
@@ -53,7 +61,7 @@ def draw_filled(path: Path, rows: Sequence[FilledRow], *, title: str, note: str)
     if not rows:
         raise InputError("nothing to draw; give at least one row")
     step = style.line_height(style.SMALL_SIZE)
-    columns = COLUMNS if any(row.original for row in rows) else COLUMNS[:2]
+    columns = columns if any(row.original for row in rows) else columns[:2]
     cells = [[row.given, row.filled, row.original][: len(columns)] for row in rows]
     heights = [max(sum(_height(p) + _PART_GAP for p in cell) for cell in row) for row in cells]
     body = step + sum(height + step + _GAP for height in heights)
