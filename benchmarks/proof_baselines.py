@@ -25,7 +25,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
-from baseline_bytes import score_ngrams
+from baseline_bytes import score_counts
 from baseline_flow import mean_error
 from baseline_masked import compare_with_mean
 from perceivers.data import make_eval_loader
@@ -269,8 +269,8 @@ def _is_high(scene: NDArray[Any], around: int, height: float) -> NDArray[np.int6
 def byte_ngrams(data: Dataset, order: int) -> float:
     """Bits per hidden byte of counts of up to so many bytes, in texts as long as the recipe's."""
     split = "test" if "test" in data.splits else "val"
-    _, found = score_ngrams(data, split, TEXT_LENGTH, [order])
-    return found[order][0]
+    _, found = score_counts(data, split, TEXT_LENGTH, [order])
+    return found[f"{order}-grams"][0]
 
 
 def no_motion(data: Dataset) -> float:
