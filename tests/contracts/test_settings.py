@@ -346,6 +346,8 @@ EFFECTS: Mapping[str, tuple[Any, Mapping[str, Any], Mapping[str, Any]]] = {
     "HiPConfig.query_heads": (2, ENCODER, {}),
     "HiPConfig.query_elements": (True, ENCODER, {}),
     "HiPConfig.element_order": ("morton", FLAT, {}),
+    "HiPConfig.element_layers": (2, FLAT, {}),
+    "HiPConfig.element_heads": (2, {}, {"element_layers": 1}),
     "HiPConfig.deal_over": ("present", FLAT, {}),
     "HiPConfig.mask_padding": (False, FLAT, {}),
     "HiPConfig.regroup": ("transpose_reshape", FLAT, {}),
@@ -407,7 +409,8 @@ ALWAYS: Mapping[str, str] = {
     "ClassifyConfig": "refused where a family has no such head: head loss",
     "ClassificationConfig": "each changes the loss: label_smoothing mixup cutmix class_weights",
     "MlmConfig": "of the task: mlm",
-    "MaskedLanguageConfig": "each changes what is hidden: ratio unit mask_share random_share",
+    "MaskedLanguageConfig": "each changes what is hidden: ratio train_ratio unit mask_share "
+    "random_share",
     "AutoencodeConfig": "of the task: autoencode",
     "AutoencodingConfig": "each changes the loss: points mask_ratio loss weights",
     "MultitaskConfig": "changes the loss: label_smoothing",

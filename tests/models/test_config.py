@@ -107,6 +107,8 @@ FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "query_heads": ({}, {"query_heads": 2}),
     "query_elements": ({}, {"query_elements": True}),
     "element_order": ({}, {"element_order": "morton"}),
+    "element_layers": ({}, {"element_layers": 1}),
+    "element_heads": ({"element_layers": 1}, {"element_heads": 2}),
 }
 LEVEL_FIELDS: dict[str, Any] = {
     "num_latents": 18,

@@ -26,6 +26,7 @@ ALL: dict[str, Any] = {
     "query_elements": True,
     "embed_scale": 0.3,
     "element_order": "morton",
+    "element_layers": 2,
 }
 
 
@@ -134,6 +135,43 @@ def test_a_model_with_all_settings_resizes_and_survives_saving(
     larger = model.resized({"image": pv.Image(16, 16, 3)})
     assert larger.get_parameter(TABLE).shape == ((16 // stride) ** 2, 32)
     assert larger(torch.zeros(1, 3, 16, 16, dtype=torch.float64))["image"].shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize(("layers", "far"), [(1, False), (2, True)])
+def test_elements_meet_in_their_group_and_then_across_its_border(
+    pixels: Tensor, layers: int, far: bool
+) -> None:
+    model = make(element_layers=layers)
+    assert model.encoder.elements is not None
+    for name, weight in model.encoder.elements.named_parameters():
+        if name.endswith("out.weight"):  # they start at zero, as if there were no layers
+            weight.data = 0.1 * torch.ones_like(weight)
+    pixels.requires_grad_()
+    first = model.forward_features(pixels).levels[0]
+    (gradient,) = torch.autograd.grad(first[:, 0].square().sum(), pixels)
+    reached = gradient.flatten(2).unflatten(2, (4, 16)).abs().amax((0, 1, 3)) > 0
+    # The groups form a ring: the last one meets the first.
+    assert reached.tolist() == [True, far, False, far]
+
+
+def test_layers_among_elements_start_as_if_they_were_not_there(pixels: Tensor) -> None:
+    plain, layered = make(), make(element_layers=2)
+    state = {k: v for k, v in layered.state_dict().items() if "elements" not in k}
+    plain.load_state_dict(state)
+    torch.testing.assert_close(reconstruction(layered, pixels), reconstruction(plain, pixels))
+
+
+def test_elements_are_compared_by_place_at_the_start() -> None:
+    inputs = {"audio": pv.Audio(512)}
+    options = {**ALL, "element_layers": 1, "element_heads": 1}
+    model = pv.create_model("hip_nano", inputs=inputs, **options).eval()
+    assert model.encoder.elements is not None
+    with use_attention(model.encoder.elements, "reference", keep_weights=True) as found:
+        model({"audio": torch.zeros(1, 1, 512)})
+        (weights,) = (module.weights for module in found.values())
+    assert weights is not None
+    own, far = weights[0, 0, 0].diagonal().mean(), weights[0, 0, 0].diagonal(40).mean()
+    assert own > 3 * far
 
 
 def test_wider_reads_have_the_width_asked_for() -> None:

@@ -138,9 +138,11 @@ class SelfAttentionLayer(nn.Module):
         self.dropout = nn.Dropout(dropout_rate)
         self.drop_path = DropPath(drop_path_rate, rescale=drop_path_rescale)
 
-    def forward(self, x: Float[Tensor, "B G N C"]) -> Float[Tensor, "B G N C"]:
-        """Return the transformed latents."""
-        x = x + self.drop_path(self.dropout(self.attention(self.norm_attention(x))))
+    def forward(
+        self, x: Float[Tensor, "B G N C"], mask: Bool[Tensor, "#B G #N N"] | None = None
+    ) -> Float[Tensor, "B G N C"]:
+        """Return the transformed latents; those where ``mask`` is False are never attended to."""
+        x = x + self.drop_path(self.dropout(self.attention(self.norm_attention(x), mask)))
         return x + self.drop_path(self.dropout(self.mlp(self.norm_mlp(x))))
 
 

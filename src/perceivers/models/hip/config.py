@@ -104,6 +104,12 @@ class HiPConfig(Settings, prefix=""):
     embed_scale: Positive = 1.0
     """Factor on the initial weights that embed content. The first read normalises tokens, which
     squashes loud elements; content that is small beside positions stays nearly linear."""
+    element_layers: Annotated[Natural, UsedIf("grouping", "deal")] = 0
+    """Self-attention layers in which the elements of a group meet before the latents read them. In
+    every other layer groups are shifted by half, so that neighbours across a border meet, too.
+    Time grows with the square of a group's visible elements."""
+    element_heads: Annotated[Count, UsedIf("element_layers", above=0)] = 4
+    """Heads of these layers; must divide the channels of a token."""
     query_residual: Annotated[bool, UsedIf("decoder", True)] = False
     """Add the query to what it reads in the reconstruction decoder."""
     query_product: Annotated[bool, UsedIf("decoder", True)] = False
@@ -160,6 +166,11 @@ class HiPConfig(Settings, prefix=""):
         check_levels(self)
         check_inputs(self)
         check_head(self)
+        if self.element_layers and self.input_dim % self.element_heads:
+            raise ConfigError(
+                f"element_heads={self.element_heads} must divide the {self.input_dim} channels of "
+                f"a token"
+            )
         if self.decoder:
             check_queries(self)
         get_activation(self.activation)

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from perceivers.models.hip.config import HiPConfig
+from perceivers.models.hip.elements import share_scores
 from perceivers.models.hip.encoder import Encoded, make_block
 from perceivers.nn.blocks import Read
 from perceivers.nn.linear import Linear
 from perceivers.nn.regroup import regroup
-
-# How much more alike queries and near elements are at the start than random projections make them.
-SHARPNESS = 2.0
 
 
 def in_chunks(
@@ -146,12 +144,10 @@ class HiPDecoder(nn.Module):
             return
         attention, width = self.readout.read.attention, self.elements.in_features
         nn.init.eye_(self.elements.weight)  # tokens, then zeros
-        heads, queries = attention.num_heads, attention.q.weight
-        sharpness = SHARPNESS * (torch.linspace(0.5, 1.5, heads) if heads > 1 else torch.ones(1))
-        scale = sharpness.repeat_interleave(queries.shape[0] // heads).unsqueeze(1)
+        queries = attention.q.weight
         # Fourier features stand behind the content; learned rows are added to it.
         places = slice(width - queries.shape[1], width)
-        attention.k.weight[:, places].copy_(queries * scale.to(queries))
+        attention.k.weight[:, places].copy_(share_scores(queries, attention.num_heads))
 
     def sources(
         self, encoded: Encoded, latents: Float[Tensor, "B G N C"]

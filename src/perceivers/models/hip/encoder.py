@@ -17,6 +17,7 @@ from perceivers.adapters.presence import check_present
 from perceivers.errors import InputError, suggest
 from perceivers.masking import MaskPlan
 from perceivers.models.hip.config import HiPConfig
+from perceivers.models.hip.elements import ElementMixing
 from perceivers.nn.blocks import PerceiverBlock, Read, SelfAttentionLayer
 from perceivers.nn.chunking import map_chunks, may_chunk
 from perceivers.nn.grouping import GroupLayout, Share
@@ -326,6 +327,7 @@ class HiPEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.inputs = InputEmbedding(config)
+        self.elements = ElementMixing(config) if config.element_layers else None
         self.labels = LabelEmbedding(config) if config.labels else None
         self.blocks = nn.ModuleList(make_block(config, i) for i in range(config.processor + 1))
 
@@ -352,6 +354,8 @@ class HiPEncoder(nn.Module):
             x = first.transform(self._read_in_chunks(grouped, layout))
         else:
             tokens, mask = self.inputs(grouped, layout, plan, present or {})
+            if self.elements is not None:
+                tokens = self.elements(tokens, mask)
             x = first(tokens, mask)
         levels: list[Tensor] = [x]
         for index, block in enumerate(rest, start=1):
@@ -375,6 +379,7 @@ class HiPEncoder(nn.Module):
         return (
             batch * slots >= CHUNKED_FROM
             and not self.config.carries_elements
+            and self.elements is None
             and layout.axis == "groups"
             and all(share.name in inputs for share in layout.shares)
             and first.read.attention.path == "sdpa"

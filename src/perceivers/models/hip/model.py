@@ -16,6 +16,7 @@ from perceivers.masking import MaskPlan
 from perceivers.models.base import SavedModule
 from perceivers.models.hip.config import HiPConfig
 from perceivers.models.hip.decoder import HiPDecoder, ReadOut
+from perceivers.models.hip.elements import ElementMixing
 from perceivers.models.hip.encoder import Encoded, HiPEncoder, gather_slots
 from perceivers.models.hip.heads import MeanHead, QueryHead
 from perceivers.nn.blocks import PerceiverBlock, Read, SelfAttentionLayer
@@ -116,6 +117,8 @@ class HiP(SavedModule):
             for embed in self.encoder.inputs.embed.values():
                 assert isinstance(embed, nn.Linear | nn.Embedding)
                 embed.weight.data.mul_(self.config.embed_scale)
+        if self.encoder.elements is not None:
+            self.encoder.elements.start_near()
         if self.decoder is not None:
             self.decoder.start_as_interpolation()
             for readout in (self.decoder.readout, self.decoder.label_readout):
@@ -240,6 +243,9 @@ class HiP(SavedModule):
         """
         depth = 1
         depths: dict[str, int] = {}
+        for i in range(self.config.element_layers):
+            depths[f"encoder.elements.layers.{i}."] = depth
+            depth += 1
         blocks = [(f"encoder.blocks.{i}", block) for i, block in enumerate(self.encoder.blocks)]
         if self.decoder is not None:
             blocks += [(f"decoder.blocks.{i}", b) for i, b in enumerate(self.decoder.blocks)]
@@ -258,7 +264,7 @@ class HiP(SavedModule):
     def set_recompute(self, on: bool = True) -> None:
         """Recompute self-attention layers in the backward pass: less memory, more time."""
         for module in self.modules():
-            if isinstance(module, PerceiverBlock):
+            if isinstance(module, PerceiverBlock | ElementMixing):
                 module.recompute = on
 
     def resized(self, inputs: Mapping[str, ModalitySpec]) -> "HiP":

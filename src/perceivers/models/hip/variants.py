@@ -3,7 +3,8 @@
 Released: hip_16, hip_256, hip_mini, hip_16x3 and the flat io_*. Ours, sized for two CPU cores:
 hip_nano (64 to 1,024 inputs, seconds) and hip_tiny (1,024 to 16,384 inputs, minutes) as in the
 paper; hip_tiny_64 (to a million inputs) and hip_small (a step takes about four times as long as
-hip_tiny's) with settings under which raw elements are learnable in minutes (docs/learning.md).
+hip_tiny's) with settings under which raw elements are learnable in minutes (docs/learning.md);
+hip_text_tiny for texts of 64 to 1,024 bytes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -164,5 +165,21 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
         "token_dim": 32,
         "position_dim": 32,
         **LEARNABLE,
+        "element_layers": 3,
+    },
+    "hip_text_tiny": {
+        "levels": hierarchy(
+            groups=(4, 1, 4),
+            depth=(1, 2, 1),
+            latents=(16, 32, 16),
+            dims=(128, 256, 128),
+            heads=(4, 8, 4),
+        ),
+        "token_dim": 128,
+        "position_dim": 128,
+        **LEARNABLE,
+        # The embedding of a byte is no loud or quiet element: it counts as much as its place.
+        "embed_scale": 1.0,
+        "element_layers": 4,
     },
 }
