@@ -205,6 +205,17 @@ def test_evaluation_hides_the_same_bytes_every_time() -> None:
     assert torch.equal(model.shown[0], model.shown[1])
 
 
+def test_training_may_hide_more_than_evaluation() -> None:
+    config = MaskedLanguageConfig(ratio=0.1, train_ratio=0.8, mask_share=1.0, random_share=0.0)
+    model = Constant(torch.zeros(BYTE_VOCABULARY))
+    task, batch = MaskedLanguage(model, config), batch_of(ids_of(long_text(2000)))
+    task.train()(batch, generator())
+    task.evaluate([batch])
+    letters = (ids_of(long_text(2000)) != FIRST_BYTE + ord(" ")).sum()
+    shares = [float((shown == MASK).sum() / letters) for shown in model.shown]
+    assert shares == pytest.approx([0.8, 0.1], abs=0.04)
+
+
 def test_a_text_without_hidden_bytes_costs_nothing() -> None:
     task = MaskedLanguage(Constant(torch.zeros(BYTE_VOCABULARY)), MaskedLanguageConfig())
     empty = batch_of(torch.full((2, 4), PAD))

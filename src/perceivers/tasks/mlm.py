@@ -7,7 +7,7 @@ are BERT's (arXiv 1810.04805), drawn per word.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from typing import Any, Literal, NamedTuple
 
@@ -35,6 +35,8 @@ class MaskedLanguageConfig(Settings, prefix="mlm."):
 
     ratio: Part = 0.15
     """Probability with which a word (or a byte) is hidden."""
+    train_ratio: Part | None = None
+    """The same in training, where it differs: hiding more gives a step more to learn from."""
     unit: Literal["word", "byte"] = "word"
     """word: all bytes between whitespace together; byte: each on its own."""
     mask_share: Fraction = 0.8
@@ -148,7 +150,10 @@ class MaskedLanguage(Task):
     ) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L V"], Bool[Tensor, "B L"]]:
         """Cross-entropy of every byte (0 where it was shown), logits, and what was hidden."""
         ids = batch.inputs[self.name].long()
-        hidden = hide_words(ids, self.config, sample_generators(generator, batch.position))
+        config = self.config
+        if self.training and config.train_ratio is not None:
+            config = replace(config, ratio=config.train_ratio)
+        hidden = hide_words(ids, config, sample_generators(generator, batch.position))
         inputs = {**batch.inputs, self.name: hidden.ids}
         shown = shown_modalities(self, batch, generator)
         logits = score_bytes(self.model, inputs, shown)

@@ -2,7 +2,8 @@
 
 Every name has a twin ``mae_...`` with the decoder of masked auto-encoding, whose last stage does
 not pool. Ours, for two CPU cores, have smaller units, so that small inputs have enough to hide:
-hiera_nano (seconds), hiera_pico (minutes), the same for clips, hiera_nano_audio, hiera_nano_text.
+hiera_nano (seconds), hiera_pico (minutes), the same for clips, hiera_nano_audio, hiera_nano_text
+(patches of bytes) and hiera_pico_text (single bytes).
 Paper: Hiera (arXiv 2306.00989) App. A, the table of variants; clips of 16 frames at 224.
 """
 
@@ -86,6 +87,18 @@ def _ours() -> dict[str, dict[str, Any]]:
         "mask_unit": (16,),
         "pool": (4,),
         "decoder": SMALL_DECODERS["nano"],
+    }
+    # A token per byte, and units that hold a few words: what is near decides which byte it is.
+    made["hiera_pico_text"] = {
+        **NANO,
+        "dim": 64,
+        "num_heads": 2,
+        "depths": (3, 1, 2),
+        "patch_kernel": (7,),
+        "patch_stride": (1,),
+        "mask_unit": (64,),
+        "pool": (4,),
+        "decoder": HieraDecoder(dim=192, depth=1, num_heads=4),
     }
     return made
 
