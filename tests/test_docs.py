@@ -67,12 +67,17 @@ def test_pages_are_ascii(page: Path) -> None:
     assert page.read_text().isascii()
 
 
+def marks_of(code: str) -> list[pytest.MarkDecorator]:
+    """What exports cannot run under the hook that checks shapes; what trains many models is slow."""
+    marks = [pytest.mark.unhooked] if "pv.export(" in code else []
+    return [*marks, pytest.mark.slow] if "pv.bakeoff(" in code else marks
+
+
 SNIPPETS = [
-    # What exports cannot run under the hook that checks shapes.
     pytest.param(
         code,
         id=f"{page.stem}-{number}",
-        marks=[pytest.mark.unhooked] if "pv.export(" in code else [],
+        marks=marks_of(code),
     )
     for page in PAGES
     for number, code in enumerate(blocks(page.read_text(), "python", RUNNABLE))

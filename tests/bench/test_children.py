@@ -93,6 +93,7 @@ def test_every_end_of_a_process_has_a_status_and_a_message(
     assert [each.kept_bytes for each in found] == [None, 7 if "kept" in program else None]
 
 
+@pytest.mark.slow
 def test_a_real_process_measures_and_its_imports_are_ours(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -904,7 +904,9 @@ def test_a_folder_that_cannot_be_written_is_said(
     assert "resume" not in message  # there is nothing to resume
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_saves_its_state_and_resumes_exactly(
     call: Call,
     starting: Starting,

@@ -104,7 +104,11 @@ def test_a_run_folder_gives_back_the_config_of_its_task(tmp_path: Path, task: st
     [
         ("mlm", {"mlm": {"ration": 0.3}}, r"unknown setting mlm\.ration; did you mean 'ratio'\?"),
         ("mlm", {"mlm": {"ratio": 0}}, r"mlm\.ratio is 0\.0; it must be in \(0, 1\)"),
-        ("mlm", {"mlm": 3}, r"setting mlm is 3; it must hold settings of its own \(ratio, unit"),
+        (
+            "mlm",
+            {"mlm": 3},
+            r"setting mlm is 3; it must hold settings of its own \(ratio, train_ratio",
+        ),
         ("mlm", {"mlm": {"unit": "x"}}, r"unit"),
         (
             "autoencode",

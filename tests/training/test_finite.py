@@ -133,9 +133,9 @@ def spoil_buffer(trainer: Trainer) -> None:
     ("spoil", "name"),
     [
         (spoil_weight, "model/"),
-        (spoil_moment, "optimizer/exp_avg_sq/"),
-        (spoil_average, "average/"),
-        (spoil_buffer, "model/running_mean"),
+        pytest.param(spoil_moment, "optimizer/exp_avg_sq/", marks=pytest.mark.slow),
+        pytest.param(spoil_average, "average/", marks=pytest.mark.slow),
+        pytest.param(spoil_buffer, "model/running_mean", marks=pytest.mark.slow),
     ],
 )
 def test_a_state_that_is_not_finite_never_replaces_a_finite_one(

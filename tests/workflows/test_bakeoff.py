@@ -121,6 +121,7 @@ def test_a_model_is_looked_at_once_whatever_its_learning_rates(
     assert steps[2] == steps[3]
 
 
+@pytest.mark.slow
 def test_time_is_shared_equally_and_steps_follow_from_it(
     trained: list[str], tmp_path: Path
 ) -> None:
@@ -159,6 +160,7 @@ def test_the_same_call_continues_where_it_was_stopped(
     assert trained == order
 
 
+@pytest.mark.slow
 def test_who_diverges_or_does_not_fit_loses_and_says_why(
     trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +272,7 @@ def test_whether_a_candidate_fits_is_found_by_building_it() -> None:
     assert "GB" in entries.examine(large, study.task, "digits", timed=False).reason
 
 
+@pytest.mark.slow
 def test_losses_of_other_masks_do_not_compete() -> None:
     study = study_data("digits", task="pretrain")
     listed = list_candidates(

@@ -80,6 +80,7 @@ def test_a_run_resumes_with_the_library_that_it_began_with(
     assert kept == expected
 
 
+@pytest.mark.slow
 def test_a_run_from_before_goes_on_with_torch_s_products_and_says_so(
     halfway: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -109,7 +110,12 @@ def test_a_run_from_before_goes_on_with_torch_s_products_and_says_so(
     ("record", "environment", "said"),
     [
         ({"linear": "onednn"}, "torch", "multiplied matrices by onednn, and goes on with torch"),
-        ({"device": "cuda", "precision": "bf16"}, "", "computed in bf16 on cuda, and goes on in"),
+        pytest.param(
+            {"device": "cuda", "precision": "bf16"},
+            "",
+            "computed in bf16 on cuda, and goes on in",
+            marks=pytest.mark.slow,
+        ),
         ({"chunks": 1}, "", "is damaged: chunks is 1, expected True or False"),
         ({"linear": "abacus"}, "", "is damaged: linear is 'abacus', expected torch or onednn"),
     ],
