@@ -68,7 +68,7 @@ def test_pages_are_ascii(page: Path) -> None:
 
 
 def marks_of(code: str) -> list[pytest.MarkDecorator]:
-    """What exports cannot run under the hook that checks shapes; what trains many models is slow."""
+    """Exports cannot run under the hook that checks shapes; training many models is slow."""
     marks = [pytest.mark.unhooked] if "pv.export(" in code else []
     return [*marks, pytest.mark.slow] if "pv.bakeoff(" in code else marks
 
