@@ -24,6 +24,8 @@ COLOURS = "magma"
 
 _GAP = 0.25
 _WAVE_WIDTH = 4.3
+# Room for the numbers beside a close-up.
+_LABELS = 0.5
 _BOX = (style.WIDTH - _WAVE_WIDTH - 2 * _GAP) / 2
 _HEIGHT = 1.15
 
@@ -74,7 +76,7 @@ def draw_sounds(path: Path, rows: Sequence[SoundRow], *, title: str, note: str) 
         name = style.shorten(row.name, style.WIDTH, style.SMALL_SIZE)
         page.lines(0, y, [name], size=style.SMALL_SIZE, color=style.MUTED)
         y += line + 0.05
-        _draw_close_up(page.axes(0.35, y, _WAVE_WIDTH - 0.35, _HEIGHT), row)
+        _draw_close_up(page.axes(_LABELS, y, _WAVE_WIDTH - _LABELS, _HEIGHT), row)
         levels = [decibels(wave, row.rate) for wave in (row.original, row.reconstructed)]
         top = float(levels[0].max())
         for left, level in zip(lefts, levels, strict=True):
@@ -123,7 +125,7 @@ def _draw_close_up(axes: Axes, row: SoundRow) -> None:
 
 def _draw_key(page: Page) -> None:
     """Name the lines of the close-ups in their colours."""
-    x = 0.35
+    x = _LABELS
     for words, colour in (
         ("original", style.MUTED),
         ("reconstructed", style.BLUE),
