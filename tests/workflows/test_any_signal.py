@@ -74,7 +74,8 @@ def test_hidden_parts_are_reconstructed_as_files(
     case: str, trained: Trained, files: dict[str, Path], tmp_path: Path
 ) -> None:
     file = files[case.split()[1]]
-    written = trained(case).reconstruct([file], tmp_path / "out")
+    *written, overview = trained(case).reconstruct([file], tmp_path / "out")
+    assert overview.name == "overview.png"
     assert [path.name for path in written] == [
         f"{file.stem}_{kind}{ending}"
         for kind in ("original", "masked", "reconstructed")
