@@ -17,7 +17,7 @@ from perceivers.tasks.answers import check_answer
 from perceivers.tasks.mae import objective_of
 from perceivers.tasks.masked import Imagined, MaskSettings
 from perceivers.tasks.presence import can_lack, held_modalities
-from perceivers.types import Image, ModalitySpec, Video
+from perceivers.types import Bytes, Image, ModalitySpec, Video
 from perceivers.workflows.overviews import GREY, draw_signals, split_parts
 from perceivers.workflows.signal_files import write_signal
 
@@ -33,6 +33,7 @@ TARGET_NOTES: dict[str, str] = {
         "were borrowed from the original."
     ),
 }
+TEXT_NOTE = "The likeliest byte at every place; hidden bytes are underscores."
 SHOWN = 12
 
 
@@ -172,7 +173,9 @@ def _draw_overviews(
             stems = [stem for _, stems in shown[name] for stem in stems]
             written.append(draw_overview(path, pictures, stems, title, note))
         else:
-            written.append(draw_signals(path, shown[name], specs[name], title=title, note=note))
+            spec = specs[name]
+            about = TEXT_NOTE if isinstance(spec, Bytes) else note
+            written.append(draw_signals(path, shown[name], spec, title=title, note=about))
     return written
 
 
