@@ -2,12 +2,13 @@
 
     python benchmarks/baseline_elements.py RUN --split test
 
-Reads a pre-training run of a HiP on images, audio or videos, draws the masks of its evaluation, and
-prints the mean squared error of hidden elements, in units of their variance over the training
-split, of
+Reads a pre-training run of a HiP on images, audio, videos or points, draws the masks of its
+evaluation, and prints the mean squared error of hidden elements, in units of their variance over
+the training split, of
 
 - constant: the training mean of each channel,
-- nearest: the nearest visible element on the grid (frames count as one cell),
+- nearest: the nearest visible element on the grid (frames count as one cell; points are in the
+  order of their file, such as along a stroke or a scan line),
 - linear: linear interpolation between visible elements (Delaunay; nearest outside their hull),
 - wiener: the best linear predictor from the nearest visible elements (simple kriging) under the
   stationary covariance of the training split,
@@ -30,6 +31,7 @@ from sklearn.neighbors import KDTree
 from torch import Tensor
 
 import perceivers as pv
+from perceivers.adapters.elements import is_point
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import make_eval_loader
 from perceivers.draws import sample_generators
@@ -49,7 +51,7 @@ class Predictor:
 
     Args:
         grid: Shape of the grid.
-        samples: Standardised training samples ``[B, N, C]``.
+        samples: Standardised training samples ``[B, N, C]``, NaN where there is no point.
     """
 
     def __init__(self, grid: tuple[int, ...], samples: Tensor) -> None:
@@ -58,10 +60,15 @@ class Predictor:
         self.places = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(grid))
         self.covariance = _covariance(samples, grid)
 
-    def fill(self, values: NDArray, visible: NDArray) -> dict[str, NDArray]:
-        """Return what each method makes of the hidden elements, ``[Q, C]``."""
-        seen, hidden = self.places[visible], self.places[~visible]
-        known = values[visible]
+    def fill(self, known: NDArray, visible: NDArray, hidden: NDArray) -> dict[str, NDArray]:
+        """Return what each method makes of the hidden elements, ``[Q, C]``.
+
+        Args:
+            known: Values of the visible elements ``[K, C]``.
+            visible: Which elements are visible, bool ``[N]``.
+            hidden: Which are to be filled in, bool ``[N]``.
+        """
+        seen, hidden = self.places[visible], self.places[hidden]
         count = min(NEIGHBOURS, len(seen))
         neighbours = KDTree(seen).query(hidden, k=count, return_distance=False)
         nearest = known[neighbours[:, 0]]
@@ -101,7 +108,7 @@ def _covariance(samples: Tensor, grid: tuple[int, ...]) -> NDArray:
     padded = tuple(2 * size for size in grid)
     axes = tuple(range(1, len(grid) + 1))
     total = np.zeros(padded)
-    for sample in samples.numpy():
+    for sample in samples.nan_to_num().numpy():
         field = sample.T.reshape(-1, *grid)
         total += np.fft.ifftn(np.abs(np.fft.fftn(field, padded, axes)) ** 2, axes=axes).real.sum(0)
     # Not divided by the number of pairs at each lag: only so are all systems of equations solvable.
@@ -125,6 +132,7 @@ class Case:
         predictor: Fitted to the training split.
         tokens: Standardised samples ``[B, N, C]``.
         visible: What the masks of the evaluation keep, bool ``[B, N]``.
+        hidden: What they hide, without rows that are no point, bool ``[B, N]``.
         reconstructed: What the model makes of it, standardised, ``[B, N, C]``.
     """
 
@@ -135,17 +143,18 @@ class Case:
     predictor: Predictor
     tokens: Tensor
     visible: Tensor
+    hidden: Tensor
     reconstructed: Tensor
 
     def fill(self, index: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return a sample, which of its elements are visible, and what each method makes of it."""
-        sample, visible = self.tokens[index], self.visible[index]
-        found = self.predictor.fill(sample.numpy(), visible.numpy())
+        sample, visible, hidden = self.tokens[index], self.visible[index], self.hidden[index]
+        found = self.predictor.fill(sample[visible].numpy(), visible.numpy(), hidden.numpy())
         whole = {}
         for method, guess in found.items():
             whole[method] = sample.clone()
-            whole[method][~visible] = torch.as_tensor(guess, dtype=sample.dtype)
-        whole["model"] = torch.where(visible[:, None], sample, self.reconstructed[index])
+            whole[method][hidden] = torch.as_tensor(guess, dtype=sample.dtype)
+        whole["model"] = torch.where(hidden[:, None], self.reconstructed[index], sample)
         return sample, visible, whole
 
     def restore(self, tokens: Tensor) -> Tensor:
@@ -181,12 +190,16 @@ def open_cases(run: str | Path, split: str, limit: int, batch: int = 32) -> dict
     cases = {}
     for name, spec in specs.items():
         x = torch.cat([tokens(inputs, name) for inputs in measured])
-        centre, spread = x.mean((0, 1)), x.std((0, 1))
+        points = x[is_point(x)]
+        centre, spread = points.mean(0), points.std(0)
         sample, visible, made = (torch.cat(each) for each in zip(*parts[name], strict=True))
+        real = is_point(sample)
         predictor = Predictor(spec.grid, (x - centre) / spread)
         standard = ((each - centre) / spread for each in (sample, made))
         values, guesses = standard
-        cases[name] = Case(model, name, centre, spread, predictor, values, visible, guesses)
+        cases[name] = Case(
+            model, name, centre, spread, predictor, values, visible & real, ~visible & real, guesses
+        )
     return cases
 
 
@@ -200,12 +213,13 @@ def compare(run: str | Path, split: str, limit: int) -> dict[str, dict[str, floa
     errors = {}
     for name, case in open_cases(run, split, limit, batch=min(32, limit)).items():
         sums: dict[str, float] = {}
-        for index in range(len(case.tokens)):
-            sample, visible, found = case.fill(index)
+        for index, hidden in enumerate(case.hidden):
+            sample, _, found = case.fill(index)
             for method, guess in found.items():
-                error = float((guess - sample)[~visible].square().mean())
+                error = float((guess - sample)[hidden].double().square().mean(1).sum())
                 sums[method] = sums.get(method, 0.0) + error
-        errors[name] = {method: round(s / len(case.tokens), 4) for method, s in sums.items()}
+        count = int(case.hidden.sum())
+        errors[name] = {method: round(total / count, 4) for method, total in sums.items()}
     return errors
 
 

@@ -21,8 +21,8 @@ from perceivers.models.hip.variants import LEARNABLE
 
 Options = dict[str, Any]
 
-# What the recipes set, and the same fields as released.
-OURS: Options = dict(LEARNABLE)
+# What the recipes set (layers among elements: those of raw_images), and the same as released.
+OURS: Options = {**LEARNABLE, "element_layers": 3}
 RELEASED: Options = {name: HiPConfig.__dataclass_fields__[name].default for name in OURS}
 # Arm -> fields of the model that differ from the recipe's, and the optimizer.
 ARMS: dict[str, tuple[Options, Sequence[str]]] = {
@@ -34,11 +34,12 @@ ARMS: dict[str, tuple[Options, Sequence[str]]] = {
     "without waves": ({"position_init": "normal"}, ()),
     "with AdamW": ({}, ("--optimizer.name", "adamw")),
     "without blocks": ({"element_order": "raster"}, ()),
+    "without element_layers": ({"element_layers": 0}, ()),
 }
 # Recipe, data below the root, steps; audio has one axis, so blocks are strips there.
 SETS: dict[str, tuple[str, int]] = {
-    "raw_images": ("images/trashnet-256", 120),
-    "raw_audio": ("audio/fsdd", 200),
+    "raw_images": ("images/trashnet-256", 100),
+    "raw_audio": ("audio/fsdd", 150),
 }
 
 
