@@ -348,6 +348,10 @@ EFFECTS: Mapping[str, tuple[Any, Mapping[str, Any], Mapping[str, Any]]] = {
     "HiPConfig.element_order": ("morton", FLAT, {}),
     "HiPConfig.element_layers": (2, FLAT, {}),
     "HiPConfig.element_heads": (2, {}, {"element_layers": 1}),
+    "HiPConfig.element_rotary": (True, {}, {"element_layers": 1, "element_heads": 1}),
+    "HiPConfig.latent_head": (True, ENCODER, {}),
+    "MaskedAutoencodingConfig.teacher": ("runs/a", {}, {"target": "latent"}),
+    "MaskedAutoencodingConfig.latent_weight": (0.5, {}, {"target": "latent"}),
     "HiPConfig.deal_over": ("present", FLAT, {}),
     "HiPConfig.mask_padding": (False, FLAT, {}),
     "HiPConfig.regroup": ("transpose_reshape", FLAT, {}),
@@ -464,7 +468,7 @@ ALWAYS: Mapping[str, str] = {
     "grouping labels decoder head activation dropout_rate drop_path_rate drop_path_rescale init",
     "HieraHead": "what the others depend on: kind",
     "HieraDecoder": "tests/models/test_hiera_config.py changes each: dim depth num_heads order "
-    "all_frames",
+    "all_frames latent_head",
     "HieraConfig": "tests/models/test_hiera_config.py changes each: inputs dim num_heads depths "
     "patch_kernel patch_stride mask_unit pool num_pools local_stages mlp_ratio shortcut "
     "layer_scale positions dropout_rate drop_path_rate unit_drop_rate pad feature_norms head init",

@@ -109,6 +109,11 @@ FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "element_order": ({}, {"element_order": "morton"}),
     "element_layers": ({}, {"element_layers": 1}),
     "element_heads": ({"element_layers": 1}, {"element_heads": 2}),
+    "element_rotary": (
+        {"element_layers": 1, "element_heads": 1},
+        {"element_rotary": True},
+    ),
+    "latent_head": ({}, {"latent_head": True}),
 }
 LEVEL_FIELDS: dict[str, Any] = {
     "num_latents": 18,
@@ -209,6 +214,11 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"levels": (OUTER, OUTER, OUTER)}, r"the middle level has 6 groups; it must have 1"),
     (level(num_heads=3), r"level 1: latent_dim=16 must be a multiple of num_heads=3, and the 8 "),
     (level(num_cross_heads=3), r"the 8 channels below it of num_cross_heads=3"),
+    ({"element_layers": 1, "element_heads": 3}, r"element_heads=3 must divide the 8 channels"),
+    (
+        {"element_layers": 1, "element_heads": 8, "element_rotary": True},
+        r"a head has 1 channels \(8 over element_heads=8\), which must be even and at least",
+    ),
     ({"query_heads": 3}, r"query_heads=3 must divide the 8 channels of the last level"),
     (level(num_cross_heads=2, cross_dim=9), r"cross_dim=9 of num_cross_heads=2"),
     (

@@ -64,6 +64,7 @@ DECODERS: list[tuple[str, Any]] = [
     ("num_heads", 2),
     ("order", "channels_last"),
     ("all_frames", True),
+    ("latent_head", True),
 ]
 
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 import perceivers as pv
-from perceivers.masking import draw_mask_plan
+from perceivers.masking import MaskKind, draw_mask_plan
 from perceivers.models import HiP
 from perceivers.models.hip.encoder import gather_slots
 from perceivers.models.hip.model import BALANCED
-from perceivers.nn.attention import CrossAttention, use_attention
+from perceivers.nn.attention import CrossAttention, rotate, use_attention
 from perceivers.nn.grouping import morton_order
-from perceivers.nn.positions import fourier_rows
+from perceivers.nn.positions import fourier_rows, rotary_angles
 
 TABLE = "encoder.inputs.positions.image.table"
 ALL: dict[str, Any] = {
@@ -27,6 +27,7 @@ ALL: dict[str, Any] = {
     "embed_scale": 0.3,
     "element_order": "morton",
     "element_layers": 2,
+    "element_rotary": True,
 }
 
 
@@ -179,6 +180,35 @@ def test_elements_are_compared_by_place_at_the_start() -> None:
     assert weights is not None
     own, far = weights[0, 0, 0].diagonal().mean(), weights[0, 0, 0].diagonal(40).mean()
     assert own > 3 * far
+
+
+def test_rotary_scores_depend_on_how_far_apart_tokens_are() -> None:
+    grid, pairs = (9,), 4
+    angles = rotary_angles(grid, pairs)[None, None].double()
+    q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0)).double()
+    q, k = (rotate(each.expand(1, 1, 9, 8), angles, 1)[0, 0] for each in (q, k))
+    scores = q @ k.T
+    for lag in range(-4, 5):
+        along = scores.diagonal(lag)
+        torch.testing.assert_close(along, along[:1].expand_as(along), rtol=0, atol=1e-5)
+    assert scores[0, 4] != pytest.approx(float(scores[0, 0]), abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["groupwise", "independent"])
+def test_rotary_positions_stay_with_their_elements_when_others_are_left_behind(
+    pixels: Tensor, kind: MaskKind
+) -> None:
+    model = make(element_layers=1, element_rotary=True, element_order="morton")
+    for name, weight in model.encoder.named_parameters():
+        if "elements" in name and name.endswith("out.weight"):
+            weight.data = torch.randn(
+                weight.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+            )
+    draws = torch.Generator().manual_seed(0)
+    plan = draw_mask_plan(model.layout(), 2, ratio=0.5, kind=kind, generator=draws)
+    packed = model.encode({"image": pixels}, plan).processor
+    dense = model.encode({"image": pixels}, plan.to_dense(model.layout())).processor
+    torch.testing.assert_close(packed, dense)
 
 
 def test_wider_reads_have_the_width_asked_for() -> None:

@@ -44,6 +44,8 @@ class Family:
     paper: str
     autoencoder: Mapping[str, Any] | None = None
     """Settings that give a variant the decoder of masked auto-encoding; None where it has none."""
+    with_latent_head: Callable[[Any], Any] | None = None
+    """Return a config of which the decoder predicts latents, too; None where it has none."""
     as_segmenter: Callable[..., Any] | None = None
     """``as_segmenter(config, num_classes, modality, head)``: classes for every element of a
     modality; None where the system has no such read-out."""
@@ -58,6 +60,7 @@ FAMILIES: dict[str, Family] = {
         hip_build.as_classifier,
         "arXiv 2202.10890",
         autoencoder={},
+        with_latent_head=hip_build.with_latent_head,
         as_segmenter=hip_build.as_segmenter,
     ),
     "perceiver": Family(
@@ -85,6 +88,7 @@ FAMILIES: dict[str, Family] = {
         hiera_build.as_classifier,
         "arXiv 2306.00989",
         autoencoder={"decoder": True},
+        with_latent_head=hiera_build.with_latent_head,
         as_segmenter=hiera_build.as_segmenter,
     ),
     "hiera_det": Family(

@@ -285,11 +285,37 @@ class SelfAttention(Attention):
         self.out = Linear(v_dim, dim)
 
     def forward(
-        self, x: Float[Tensor, "B G N C"], mask: Bool[Tensor, "#B G #N N"] | None = None
+        self,
+        x: Float[Tensor, "B G N C"],
+        mask: Bool[Tensor, "#B G #N N"] | None = None,
+        angles: Float[Tensor, "#B G N P"] | None = None,
     ) -> Float[Tensor, "B G N C"]:
-        """Return the attended tokens."""
-        q, k, v = (self._fold(part) for part in self.qkv(x).split(self.widths, -1))
+        """Return the attended tokens.
+
+        Args:
+            x: Tokens.
+            mask: Which tokens may be attended to; all where not given.
+            angles: Rotary positions: by how much each pair of a head's channels is turned.
+        """
+        q, k, v = self.qkv(x).split(self.widths, -1)
+        if angles is not None:
+            q, k = (rotate(part, angles, self.num_heads) for part in (q, k))
+        q, k, v = (self._fold(part) for part in (q, k, v))
         return self.out(self._attend(q, k, v, mask, x.shape[1]))
+
+
+def rotate(
+    x: Float[Tensor, "B G N C"], angles: Float[Tensor, "#B G N P"], num_heads: int
+) -> Float[Tensor, "B G N C"]:
+    """Turn pairs of channels, so that scores depend on where tokens are from one another.
+
+    Rotary positions (RoFormer, arXiv 2104.09864): channel i of a head is paired with channel
+    P + i, and every head is turned alike.
+    """
+    first, second = x.unflatten(-1, (num_heads, 2, -1)).unbind(-2)
+    cos, sin = (part.to(x.dtype).unsqueeze(-2) for part in (angles.cos(), angles.sin()))
+    turned = torch.stack([first * cos - second * sin, first * sin + second * cos], -2)
+    return turned.flatten(-3)
 
 
 @contextmanager

@@ -139,10 +139,16 @@ class SelfAttentionLayer(nn.Module):
         self.drop_path = DropPath(drop_path_rate, rescale=drop_path_rescale)
 
     def forward(
-        self, x: Float[Tensor, "B G N C"], mask: Bool[Tensor, "#B G #N N"] | None = None
+        self,
+        x: Float[Tensor, "B G N C"],
+        mask: Bool[Tensor, "#B G #N N"] | None = None,
+        angles: Float[Tensor, "#B G N P"] | None = None,
     ) -> Float[Tensor, "B G N C"]:
-        """Return the transformed latents; those where ``mask`` is False are never attended to."""
-        x = x + self.drop_path(self.dropout(self.attention(self.norm_attention(x), mask)))
+        """Return the transformed latents; those where ``mask`` is False are never attended to.
+
+        ``angles`` are rotary positions, see ``SelfAttention``.
+        """
+        x = x + self.drop_path(self.dropout(self.attention(self.norm_attention(x), mask, angles)))
         return x + self.drop_path(self.dropout(self.mlp(self.norm_mlp(x))))
 
 

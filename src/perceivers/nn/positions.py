@@ -128,18 +128,34 @@ def fourier_rows(grid: Sequence[int], dim: int) -> Float[Tensor, "N P"]:
     four cells in equal ratios: with equal differences, rows of cells far apart would be alike
     again and again. Channels that are left over are zero; the mean square of a full row is a half.
     """
-    bands = max(dim // (2 * len(grid)), 1)
-    waves = []
+    waves = [
+        torch.cat([angle.sin(), angle.cos()], -1)
+        for angle in _axis_angles(grid, max(dim // (2 * len(grid)), 1))
+    ]
+    rows = torch.cat(waves, -1)[:, :dim].float()
+    return F.pad(rows, (0, dim - rows.shape[1]))
+
+
+def rotary_angles(grid: Sequence[int], pairs: int) -> Float[Tensor, "N pairs"]:
+    """Return the angles by which pairs of channels are turned in rotary attention (``rotate``).
+
+    Frequencies are those of ``fourier_rows``; pairs that are left over are not turned.
+    """
+    angles = torch.cat(_axis_angles(grid, max(pairs // len(grid), 1)), -1)[:, :pairs].float()
+    return F.pad(angles, (0, pairs - angles.shape[1]))
+
+
+def _axis_angles(grid: Sequence[int], bands: int) -> list[Tensor]:
+    """Return the phase of every cell in each of an axis's waves ``[N, bands]``, axis by axis."""
+    found = []
     for axis, size in enumerate(grid):
         cycles = torch.logspace(0.0, log10(max(size / 4, 1.0)), bands, dtype=torch.float64)
         place = (torch.arange(size, dtype=torch.float64) + 0.5) / size
-        angle = 2 * pi * place.unsqueeze(-1) * cycles
         shape = [1] * len(grid)
         shape[axis] = size
-        wave = torch.cat([angle.sin(), angle.cos()], -1).reshape(*shape, -1)
-        waves.append(wave.expand(*grid, -1).reshape(prod(grid), -1))
-    rows = torch.cat(waves, -1)[:, :dim].float()
-    return F.pad(rows, (0, dim - rows.shape[1]))
+        angle = (2 * pi * place.unsqueeze(-1) * cycles).reshape(*shape, bands)
+        found.append(angle.expand(*grid, bands).reshape(prod(grid), bands))
+    return found
 
 
 def fourier_dim(

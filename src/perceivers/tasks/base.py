@@ -1,7 +1,8 @@
 """What the training loop asks of a task."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -48,16 +49,20 @@ class Task(nn.Module, ABC):
         higher_is_better: Its direction.
         modality_dropout: Probability that training hides a modality from a sample, for every one
             that the model reads; none hides nothing (``tasks.presence.dropout_rates``).
+        averaged: Gives the model its averaged weights for a while; they are its own in a run that
+            averages none.
     """
 
     best_metric: str
     higher_is_better: bool
     modality_dropout: Mapping[str, float]
+    averaged: Callable[[], AbstractContextManager[None]]
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         self.modality_dropout = {}
+        self.averaged = nullcontext
 
     @abstractmethod
     def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:

@@ -16,9 +16,17 @@ from torch import Tensor
 from perceivers.draws import sample_generators
 from perceivers.errors import ConfigError, suggest
 from perceivers.masking import MaskKind, MaskPlan, thin_masked
-from perceivers.settings import NonNegative, Part, Range, Settings
+from perceivers.settings import NonNegative, Part, Positive, Range, Settings, UsedIf
 from perceivers.tasks.base import Losses, Task, TaskBatch
-from perceivers.tasks.masked import MaskedObjective, MaskSettings, Scored, Target
+from perceivers.tasks.masked import (
+    LATENTS,
+    AskedTarget,
+    MaskedObjective,
+    MaskSettings,
+    Scored,
+    Target,
+    Taught,
+)
 from perceivers.tasks.masked_elements import ElementObjective
 from perceivers.tasks.masked_patches import PatchObjective
 from perceivers.tasks.metrics import add_mean, device_of, new_means, results, total_weight
@@ -31,6 +39,7 @@ OBJECTIVES: Mapping[str, Callable[[Any], MaskedObjective]] = {
 }
 # Masks that hide the same number of elements in every group, so that some may be left out.
 THINNED: tuple[MaskKind, ...] = ("groupwise", "independent")
+LATENT = UsedIf("target", "latent")
 # Evaluation draws the same masks every time.
 EVALUATION_SEED = 20_220_222
 
@@ -45,11 +54,17 @@ class MaskedAutoencodingConfig(Settings, prefix="mask."):
     kind: MaskKind | None = None
     """HiP: groupwise (the paper's), independent, groups or uniform; Hiera: units. None takes the
     paper's."""
-    target: Target | None = None
+    target: AskedTarget | None = None
     """per-channel: standardised by the input's mean and std; raw: 0..1 units; group-normalised
     (HiP): standardised within each group of the sample; patch-normalised (Hiera): within each
     patch. None takes per-channel for HiP and texts, and patch-normalised for Hiera. Bytes have no
-    mean: they are scored by cross-entropy, whether per-channel or raw."""
+    mean: they are scored by cross-entropy, whether per-channel or raw. latent: as None, and the
+    latents that a teacher has of the whole input are predicted, too."""
+    teacher: Annotated[str, LATENT] = ""
+    """A run or model folder of a masked autoencoder of the same shape, which stays as it is; empty:
+    the average of the weights in training teaches (needs ema)."""
+    latent_weight: Annotated[Positive, LATENT] = 1.0
+    """Weight of predicted latents in the total, beside reconstruction."""
     weights: dict[str, NonNegative] = field(default_factory=dict)
     """Weight per modality in the total; 1 where not given."""
     queried: Annotated[float, Range(above=0, most=1)] = 1.0
@@ -64,14 +79,16 @@ class MaskedAutoencodingConfig(Settings, prefix="mask."):
         """
         objective = objective_of(model)
         defaults = objective.defaults
+        target = None if self.target == "latent" else self.target
         for name, value, known in (
             ("kind", self.kind, objective.kinds),
-            ("target", self.target, objective.targets),
+            ("target", target, objective.targets),
         ):
             if value is not None and value not in known:
                 raise ConfigError(
                     f"mask {name} {value!r} is not for this {model.family} model; use one of "
-                    f"{list(known)}{suggest(value, known)}"
+                    f"{[*known, 'latent'] if name == 'target' else list(known)}"
+                    f"{suggest(value, known)}"
                 )
         if self.queried < 1 and (self.kind or defaults.kind) not in THINNED:
             raise ConfigError(
@@ -81,7 +98,7 @@ class MaskedAutoencodingConfig(Settings, prefix="mask."):
         return MaskSettings(
             ratio=defaults.ratio if self.ratio is None else self.ratio,
             kind=self.kind or defaults.kind,
-            target=self.target or defaults.target,
+            target=target or defaults.target,
         )
 
 
@@ -99,6 +116,26 @@ def objective_of(model: Any) -> MaskedObjective:
     if model.decoder is None:
         raise ConfigError("masked auto-encoding needs a model with decoder=True")
     return OBJECTIVES[model.family](model)
+
+
+def check_teacher(model: Any, teacher: Any) -> None:
+    """Reject a teacher that reads other inputs than the model, or sees them in other shapes.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if teacher.family != model.family or dict(teacher.config.inputs) != dict(model.config.inputs):
+        raise ConfigError(
+            f"mask.teacher is a {teacher.family} model of {dict(teacher.config.inputs)}, but the "
+            f"model to be taught is a {model.family} model of {dict(model.config.inputs)}; both "
+            f"must read the same"
+        )
+    theirs, ours = objective_of(teacher).latent_shapes, objective_of(model).latent_shapes
+    if theirs != ours:
+        raise ConfigError(
+            f"the latents of mask.teacher have shapes {theirs}, those of the model to be taught "
+            f"{ours}; use a teacher of the same variant"
+        )
 
 
 def weighted_mean(errors: Tensor, weight: Tensor) -> Float[Tensor, ""]:
@@ -163,24 +200,63 @@ def check_weights(model: Any, weights: Mapping[str, float]) -> None:
 class MaskedAutoencoding(Task):
     """Pre-training: a fresh mask for every batch.
 
+    With ``target: latent`` it also predicts the latents that a teacher has of whole inputs; the
+    teacher is a trained model that stays as it is (SALT, arXiv 2509.24317) or the average of the
+    model's own weights (data2vec, arXiv 2202.03555). Only hidden elements count for ``loss``, by
+    which the best weights are chosen.
+
     Args:
-        model: With a decoder.
+        model: With a decoder, and a ``latent_head`` for latent targets.
         config: What is hidden and how it is scored.
+        teacher: For latent targets; without, the averaged weights teach in training, and latents
+            are left out of evaluation.
+
+    Raises:
+        ConfigError: The model does not mask in this way, or the teacher's latents are not shaped
+            like the model's.
     """
 
     best_metric = "loss"
     higher_is_better = False
 
-    def __init__(self, model: Any, config: MaskedAutoencodingConfig) -> None:
+    def __init__(
+        self, model: Any, config: MaskedAutoencodingConfig, teacher: Any | None = None
+    ) -> None:
         super().__init__(model)
         self.objective = objective_of(model)
         self.settings = config.settings(model)
         check_weights(model, config.weights)
+        if config.target == "latent" and not self.objective.predicts_latents:
+            raise ConfigError(
+                "mask.target=latent trains a model whose decoder predicts latents, and this one "
+                "has no latent_head; start from a variant name, with these weights as mask.teacher"
+            )
         self.config = config
+        self.weights = {**config.weights, LATENTS: config.latent_weight}
+        if teacher is not None:
+            check_teacher(model, teacher)
+        # Inside a tuple it is no part of the module, so it is neither trained nor saved.
+        self._teacher = () if teacher is None else (teacher.eval().requires_grad_(False),)
 
     def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:
         """Draw a plan and return its losses."""
-        return sum_losses(self._score(batch, generator), self.config.weights)
+        return sum_losses(self._score(batch, generator), self.weights)
+
+    def _teach(self, inputs: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> Taught | None:
+        """Return the latents to be predicted, or None where the target is not latent."""
+        if self.config.target != "latent":
+            return None
+        if self._teacher:
+            teacher = self._teacher[0].to(device_of(self.model))
+            return objective_of(teacher).teach(inputs, held)
+        if not self.training:
+            return None
+        # Before the model is run with its own weights: its graph must not see them change.
+        self.model.eval()
+        with self.averaged():
+            taught = self.objective.teach(inputs, held)
+        self.model.train()
+        return taught
 
     def _score(self, batch: TaskBatch, generator: torch.Generator) -> dict[str, Scored]:
         """Errors of what a fresh plan hides, of the modalities that samples hold."""
@@ -193,7 +269,10 @@ class MaskedAutoencoding(Task):
             inputs = {**inputs, **dict.fromkeys(self.model.config.labels[:1], batch.labels)}
         held = held_modalities(self.model, batch)
         shown = shown_modalities(self, batch, generator)
-        scored = self.objective.score(inputs, plan, self.settings.target, shown=shown)
+        taught = self._teach(inputs, held)
+        scored = self.objective.score(
+            inputs, plan, self.settings.target, shown=shown, taught=taught
+        )
         return {name: each.only(held, name) for name, each in scored.items()}
 
     @torch.no_grad()
@@ -202,7 +281,8 @@ class MaskedAutoencoding(Task):
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
         self.eval()
         # Of all that the model reconstructs: processes merge the same figures, whatever they saw.
-        means = new_means(self.model.config.inputs, device_of(self.model))
+        names = [*self.model.config.inputs, *([LATENTS] if self._teacher else [])]
+        means = new_means(names, device_of(self.model))
         for batch in batches:
             for name, each in self._score(batch, generator).items():
                 count = each.weight.expand_as(each.errors).sum()
@@ -210,6 +290,6 @@ class MaskedAutoencoding(Task):
         seen = {name: int(total_weight(mean)) for name, mean in means.items()}
         figures = {name: value for name, value in results(means).items() if seen[name]}
         weights = self.config.weights
-        loss = sum(weights.get(name, 1.0) * value for name, value in figures.items())
+        loss = sum(weights.get(n, 1.0) * value for n, value in figures.items() if n != LATENTS)
         parts = {f"loss/{name}": value for name, value in figures.items()}
         return {"loss": loss, **(parts if len(parts) > 1 else {})}

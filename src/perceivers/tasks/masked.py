@@ -17,6 +17,12 @@ from perceivers.masking import MaskKind, MaskPlan
 from perceivers.types import FIRST_BYTE, PAD
 
 Target = Literal["raw", "per-channel", "group-normalised", "patch-normalised"]
+# What may be asked for: one of them, or the usual one and a teacher's latents.
+AskedTarget = Literal["raw", "per-channel", "group-normalised", "patch-normalised", "latent"]
+
+
+# Among the losses of modalities, whose names hold no dot: the error of predicted latents.
+LATENTS = "teacher.latents"
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,10 @@ class MaskSettings:
     ratio: float
     kind: MaskKind
     target: Target
+
+
+# Latents of a whole input, as a teacher sees it.
+Taught = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,16 @@ class MaskedObjective(Protocol):
         """The system's own settings."""
         ...
 
+    @property
+    def predicts_latents(self) -> bool:
+        """Whether the model's decoder has a ``latent_head``."""
+        ...
+
+    @property
+    def latent_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of what ``teach`` returns, without the axes that depend on the inputs."""
+        ...
+
     def draw(
         self,
         inputs: Mapping[str, Tensor],
@@ -91,6 +111,7 @@ class MaskedObjective(Protocol):
         target: Target,
         *,
         shown: Mapping[str, Tensor] | None = None,
+        taught: Taught | None = None,
     ) -> dict[str, Scored]:
         """Encode what the plan keeps, reconstruct what it hides, and compare.
 
@@ -99,6 +120,19 @@ class MaskedObjective(Protocol):
             plan: What is kept.
             target: Space of the errors.
             shown: Which samples show a modality to the encoder, bool ``[B]``, by name.
+            taught: A teacher's latents of these inputs (``teach``), to be predicted, too; their
+                errors come back as ``LATENTS``.
+        """
+        ...
+
+    def teach(
+        self, inputs: Mapping[str, Tensor], held: Mapping[str, Tensor] | None = None
+    ) -> Taught:
+        """Return the latents of whole inputs, normalised over their channels.
+
+        Args:
+            inputs: Raw tensors by name.
+            held: Which samples hold a modality, bool ``[B]``, by name.
         """
         ...
 
@@ -119,6 +153,11 @@ class MaskedObjective(Protocol):
             shown: As for ``score``.
         """
         ...
+
+
+def normalise_latents(x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
+    """Return latents with mean 0 and variance 1 over their channels, in float32."""
+    return F.layer_norm(x.float(), x.shape[-1:])
 
 
 def byte_errors(scores: Float[Tensor, "*B V"], ids: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:

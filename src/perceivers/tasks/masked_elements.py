@@ -18,12 +18,15 @@ from perceivers.masking import DEFAULT_MASK_RATIO, MaskKind, MaskPlan, draw_mask
 from perceivers.models.hip import HiP
 from perceivers.models.hip.encoder import Encoded, gather_slots
 from perceivers.tasks.masked import (
+    LATENTS,
     Imagined,
     MaskSettings,
     Scored,
     Target,
+    Taught,
     byte_errors,
     likeliest_bytes,
+    normalise_latents,
 )
 
 GROUP_EPSILON = 1e-6
@@ -69,13 +72,18 @@ class ElementObjective:
         target: Target,
         *,
         shown: Mapping[str, Tensor] | None = None,
+        taught: Taught | None = None,
     ) -> dict[str, Scored]:
         """Score hidden elements; bottleneck labels are never shown and always predicted."""
         model, hidden = self.model, self.model.config.labels
-        given = {n: x for n, x in inputs.items() if n not in hidden}
-        encoded = model.encode(given, plan, present=shown)
-        scored = {}
-        for name, prediction in model.reconstruct(encoded, plan).items():
+        assert model.decoder is not None
+        encoded = model.encode(self._given(inputs), plan, present=shown)
+        levels, scored = model.decoder.levels(encoded), {}
+        if taught is not None:
+            guesses = zip(model.decoder.predict_latents(levels), taught, strict=True)
+            errors = [(guess.float() - x).square().mean((1, 2, 3)) for guess, x in guesses]
+            scored[LATENTS] = Scored(torch.stack(errors, 1), torch.ones_like(errors[0])[:, None])
+        for name, prediction in model.reconstruct(encoded, plan, latents=levels[-1]).items():
             if name not in inputs:
                 continue
             if name in hidden:
@@ -89,6 +97,30 @@ class ElementObjective:
             errors = element_errors(model, name, prediction, truth, target)
             scored[name] = Scored(errors, known)
         return scored
+
+    @torch.no_grad()
+    def teach(
+        self, inputs: Mapping[str, Tensor], held: Mapping[str, Tensor] | None = None
+    ) -> Taught:
+        """Return the latents of every level below the processor, the uppermost first."""
+        encoded = self.model.encode(self._given(inputs), present=held)
+        return tuple(normalise_latents(level) for level in reversed(encoded.levels[:-1]))
+
+    @property
+    def predicts_latents(self) -> bool:
+        """Whether the decoder predicts the latents of an encoder."""
+        return self.model.config.latent_head
+
+    @property
+    def latent_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Groups, latents of a group and channels, by level."""
+        config = self.model.config
+        below = reversed(config.levels[: config.processor])
+        return tuple((each.num_groups, each.num_latents, each.latent_dim) for each in below)
+
+    def _given(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The modalities that are encoded: all but bottleneck labels."""
+        return {n: x for n, x in inputs.items() if n not in self.model.config.labels}
 
     def imagine(
         self,

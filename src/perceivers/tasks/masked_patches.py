@@ -16,13 +16,17 @@ from torch import Tensor
 from perceivers.draws import Draws
 from perceivers.masking import MaskKind, MaskPlan, draw_unit_plan
 from perceivers.models.hiera import Hiera
+from perceivers.nn.mask_units import gather_units
 from perceivers.tasks.masked import (
+    LATENTS,
     Imagined,
     MaskSettings,
     Scored,
     Target,
+    Taught,
     byte_errors,
     likeliest_bytes,
+    normalise_latents,
 )
 from perceivers.types import PAD
 
@@ -78,14 +82,48 @@ class PatchObjective:
         target: Target,
         *,
         shown: Mapping[str, Tensor] | None = None,
+        taught: Taught | None = None,
     ) -> dict[str, Scored]:
         """Score every patch of the hidden units alike, of texts every byte.
 
         A single modality is always shown.
         """
         assert not shown
+        encoded, scored = self.model.encode(inputs, plan), {}
+        if taught is None:
+            prediction = self.model.reconstruct(encoded, plan)
+        else:
+            prediction, guess = self.model.reconstruct_latents(encoded, plan)
+            latents = gather_units(taught[0], plan.masked[self.model.config.name])
+            errors = (guess.float() - latents).square().mean(-1)
+            scored[LATENTS] = Scored(errors, torch.ones_like(errors))
+        return {**scored, **self._score_patches(inputs, plan, target, prediction)}
+
+    @torch.no_grad()
+    def teach(
+        self, inputs: Mapping[str, Tensor], held: Mapping[str, Tensor] | None = None
+    ) -> Taught:
+        """Return the fused tokens of all mask units ``[B, U, T, C]``."""
+        assert not held
+        return (normalise_latents(self.model.fuse(self.model.encode(inputs))),)
+
+    @property
+    def predicts_latents(self) -> bool:
+        """Whether the decoder predicts the tokens of an encoder."""
+        decoder = self.model.config.decoder
+        return decoder is not None and decoder.latent_head
+
+    @property
+    def latent_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Tokens of a mask unit, and their channels."""
+        config = self.model.config
+        return ((config.layout.tokens(config.pools), config.dims[-1]),)
+
+    def _score_patches(
+        self, inputs: Mapping[str, Tensor], plan: MaskPlan, target: Target, prediction: Tensor
+    ) -> dict[str, Scored]:
+        """Compare the values of hidden units."""
         name = self.model.config.name
-        prediction = self.model.reconstruct(self.model.encode(inputs, plan), plan)
         if self.model.config.reads_text:
             ids = self.model.patch_ids(inputs[name], plan.masked[name])
             errors = byte_errors(self.model.byte_scores(prediction), ids)

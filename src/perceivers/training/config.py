@@ -213,6 +213,22 @@ class PretrainConfig(TrainConfig):
 
     mask: MaskedAutoencodingConfig = field(default_factory=MaskedAutoencodingConfig)
 
+    def __post_init__(self) -> None:
+        """Reject latent targets that nobody teaches."""
+        super().__post_init__()
+        if self.mask.target != "latent" or self.mask.teacher:
+            return
+        if not self.ema:
+            raise ConfigError(
+                "mask.target=latent needs a teacher: give mask.teacher, a run or model folder of a "
+                "masked autoencoder, or ema (0.99, say), so that averaged weights teach"
+            )
+        if self.strategy == "fsdp":
+            raise ConfigError(
+                "averaged weights cannot teach with strategy fsdp, where no process holds them as "
+                "a whole; use strategy ddp, or give mask.teacher"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig(TrainConfig):

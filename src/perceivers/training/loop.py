@@ -123,6 +123,7 @@ class Trainer:
             task, lambda: make_optimizer(task.model, config.optimizer)
         )
         self.average = WeightAverage(task.model, config.ema) if config.ema else None
+        task.averaged = self._averaged
         self.checkpoints = Checkpoints(folder, runtime, task.model, self.optimizer, self.average)
         self.progress = Progress()
         self._stop = StopRequest(

@@ -13,7 +13,7 @@ from perceivers.data import Dataset
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.models.registry import FAMILIES, create_model, find_family, list_models
 from perceivers.settings import change, named
-from perceivers.training.config import TrainConfig
+from perceivers.training.config import PretrainConfig, TrainConfig
 from perceivers.types import Image, ModalitySpec, Points
 from perceivers.workflows.opening import data_specs
 
@@ -42,9 +42,16 @@ def fresh_autoencoder(config: TrainConfig, specs: Mapping[str, ModalitySpec]) ->
         config: The run's settings.
         specs: What it reads.
     """
-    settings = FAMILIES[find_family(config.model)].autoencoder or {}
+    family = FAMILIES[find_family(config.model)]
+    settings = family.autoencoder or {}
     own = {key: value for key, value in settings.items() if key not in config.model_options}
-    return fresh_model(config, specs, **own)
+    model = fresh_model(config, specs, **own)
+    latent = isinstance(config, PretrainConfig) and config.mask.target == "latent"
+    if not latent or family.with_latent_head is None:
+        return model
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        return family.module(family.with_latent_head(model.config))
 
 
 def fresh_or_continued(

@@ -109,11 +109,15 @@ def prepare_pretraining(config: PretrainConfig) -> Prepared:
             f"{config.model} has no decoder, so it cannot reconstruct; pre-training continues from "
             f"pre-trained runs, or starts from a variant name"
         )
-    task = MaskedAutoencoding(model, config.mask)
+    teacher = load_with_info(config.mask.teacher).model if config.mask.teacher else None
+    task = MaskedAutoencoding(model, config.mask, teacher)
     classes = dataset.classes if model.family == "hip" and model.config.labels else ()
     info = _info(config, "pretrain", classes)
-    # As resolved for the model family, so that later defaults change nothing.
-    masking = {**info.objective, **asdict(task.settings)}
+    # As resolved for the model family, so that later defaults change nothing. A teacher belongs to
+    # training: what is saved reconstructs, and is evaluated by that.
+    of_training = {"teacher", "latent_weight"}
+    masking = {key: value for key, value in info.objective.items() if key not in of_training}
+    masking |= asdict(task.settings)
     info = replace(info, target=task.settings.target, objective=masking)
     return Prepared(task, dataset, model.config.data_inputs, info, notes)
 

@@ -123,3 +123,9 @@ def as_segmenter(config: HieraConfig, num_classes: int, modality: str, head: str
             f"{config.name!r} from the 'pyramid' of its stages"
         )
     return as_classifier(config, num_classes, "segmentation")
+
+
+def with_latent_head(config: HieraConfig) -> HieraConfig:
+    """Return a config whose decoder, which it must have, also predicts latents."""
+    assert config.decoder is not None
+    return change(config, decoder=change(config.decoder, latent_head=True))

@@ -62,6 +62,9 @@ class HieraDecoder(Settings, prefix="decoder."):
     video models last."""
     all_frames: bool = False
     """Video: reconstruct every frame of a patch; the released models only its first."""
+    latent_head: bool = False
+    """Let a Linear predict the tokens that an encoder has of the whole input; mask.target latent
+    trains it."""
 
     def __post_init__(self) -> None:
         """Reject a width that the heads do not divide."""

@@ -78,6 +78,7 @@ class HieraPatchDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(settings.dim, eps=NORM_EPSILON)
         self.predict = Linear(settings.dim, config.target_dim)
+        self.latent_head = Linear(settings.dim, config.dims[-1]) if settings.latent_head else None
 
     def forward(
         self,
@@ -85,7 +86,16 @@ class HieraPatchDecoder(nn.Module):
         encoded: Encoded,
         masked: Int[Tensor, "B Q"] | None = None,
     ) -> Float[Tensor, "B q T P"]:
-        """Return the values of the patches of ``masked`` units, or of all.
+        """Return the values of the patches of ``masked`` units, or of all; see ``decode``."""
+        return self.predict(self.decode(tokens, encoded, masked))
+
+    def decode(
+        self,
+        tokens: Float[Tensor, "B K T C"],
+        encoded: Encoded,
+        masked: Int[Tensor, "B Q"] | None = None,
+    ) -> Float[Tensor, "B q T D"]:
+        """Return what patches are predicted from, of ``masked`` units or of all.
 
         Args:
             tokens: The fused, normalised stages.
@@ -98,7 +108,10 @@ class HieraPatchDecoder(nn.Module):
             x = block(x)
         if masked is not None:
             x = gather_units(x, masked)
-        return self.predict(self.norm(x))
+        if self.latent_head is not None:
+            # Data-parallel training requires every parameter in the graph, whether it is asked.
+            x = x + 0.0 * (self.latent_head.weight.sum() + self.latent_head.bias.sum())
+        return self.norm(x)
 
     def _fill(self, shown: Tensor, encoded: Encoded) -> Tensor:
         """Put shown tokens at their unit, and the mask token everywhere else."""

@@ -171,16 +171,44 @@ class Hiera(Backbone):
                 units.
             InputError: The plan is for another batch or another size.
         """
+        tokens = self.fuse(encoded)
+        assert self.decoder is not None
+        return self.decoder(tokens, encoded, self._masked(encoded, plan))
+
+    def fuse(self, encoded: Encoded) -> Float[Tensor, "B K T C"]:
+        """Return the fused, normalised stages of an auto-encoder.
+
+        Raises:
+            ConfigError: The model was built without a decoder.
+        """
         if self.decoder is None:
             raise ConfigError(
                 "this model has no decoder; build it with decoder=True to reconstruct"
             )
         assert self.norm is not None
-        tokens = self.norm(self.decoder.fusion(encoded.stages))
+        return self.norm(self.decoder.fusion(encoded.stages))
+
+    def reconstruct_latents(
+        self, encoded: Encoded, plan: MaskPlan | None = None
+    ) -> tuple[Float[Tensor, "B Q T P"], Float[Tensor, "B Q T C"]]:
+        """Return values as ``reconstruct`` does, and the predicted tokens of the same units.
+
+        Raises:
+            ConfigError: As ``reconstruct``, or the decoder has no ``latent_head``.
+        """
+        tokens = self.fuse(encoded)
+        assert self.decoder is not None
+        if self.decoder.latent_head is None:
+            raise ConfigError("this model predicts no latents; build it with latent_head=True")
+        x = self.decoder.decode(tokens, encoded, self._masked(encoded, plan))
+        return self.decoder.predict(x), self.decoder.latent_head(x)
+
+    def _masked(self, encoded: Encoded, plan: MaskPlan | None) -> Int[Tensor, "B Q"] | None:
+        """The units that a plan hides; None asks for all."""
         if plan is None:
-            return self.decoder(tokens, encoded)
-        self._check_plan(plan, tokens.shape[0], prod(encoded.units))
-        return self.decoder(tokens, encoded, plan.masked[self.config.name])
+            return None
+        self._check_plan(plan, encoded.stages[-1].shape[0], prod(encoded.units))
+        return plan.masked[self.config.name]
 
     # -- patches -----------------------------------------------------------------------------
 

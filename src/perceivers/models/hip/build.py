@@ -84,3 +84,8 @@ def as_segmenter(config: HiPConfig, num_classes: int, modality: str, head: str) 
     kind = "dense_full" if full else "dense_bottleneck"
     made = HiPHead(kind=kind, num_outputs=num_classes, modality=modality)
     return change(config, decoder=full, head=made)
+
+
+def with_latent_head(config: HiPConfig) -> HiPConfig:
+    """Return a config whose decoder also predicts latents."""
+    return change(config, latent_head=True)

@@ -110,6 +110,9 @@ class HiPConfig(Settings, prefix=""):
     Time grows with the square of a group's visible elements."""
     element_heads: Annotated[Count, UsedIf("element_layers", above=0)] = 4
     """Heads of these layers; must divide the channels of a token."""
+    element_rotary: Annotated[bool, UsedIf("element_layers", above=0)] = False
+    """Turn queries and keys of these layers by the elements' places (rotary positions), so that
+    attention depends on how far apart two elements are. A head needs two channels per axis."""
     query_residual: Annotated[bool, UsedIf("decoder", True)] = False
     """Add the query to what it reads in the reconstruction decoder."""
     query_product: Annotated[bool, UsedIf("decoder", True)] = False
@@ -121,6 +124,9 @@ class HiPConfig(Settings, prefix=""):
     """Let reconstruction queries read the visible elements of their group beside its latents: a
     skip connection from the inputs. It starts as interpolation between near elements where the
     last level is at least as wide as tokens."""
+    latent_head: Annotated[bool, UsedIf("decoder", True)] = False
+    """Let a Linear per level of the decoder predict the latents that the mirrored level of an
+    encoder has of the whole input; mask.target latent trains it."""
     element_order: Annotated[Literal["raster", "morton"], UsedIf("grouping", "deal")] = "raster"
     """Order in which the elements of a grid are cut into groups: row by row (as released), or along
     a Z-shaped curve, whose groups are blocks instead of strips; this copies inputs and positions
@@ -166,13 +172,15 @@ class HiPConfig(Settings, prefix=""):
         check_levels(self)
         check_inputs(self)
         check_head(self)
-        if self.element_layers and self.input_dim % self.element_heads:
-            raise ConfigError(
-                f"element_heads={self.element_heads} must divide the {self.input_dim} channels of "
-                f"a token"
-            )
+        if self.element_layers:
+            check_elements(self)
         if self.decoder:
             check_queries(self)
+        if self.latent_head and not self.processor:
+            raise ConfigError(
+                "latent_head predicts the latents of levels below the processor; a flat model has "
+                "one level only, so leave it out"
+            )
         get_activation(self.activation)
 
     @property
@@ -324,6 +332,20 @@ def check_queries(config: HiPConfig) -> None:
     if width % config.query_heads:
         raise ConfigError(
             f"query_heads={config.query_heads} must divide the {width} channels of the last level"
+        )
+
+
+def check_elements(config: HiPConfig) -> None:
+    """Check that tokens are wide enough for the heads among elements."""
+    width, heads = config.input_dim, config.element_heads
+    if width % heads:
+        raise ConfigError(f"element_heads={heads} must divide the {width} channels of a token")
+    axes = max(len(spec.grid) for spec in config.grouped_inputs.values())
+    if config.element_rotary and (width // heads % 2 or width // heads < 2 * axes):
+        raise ConfigError(
+            f"element_rotary turns pairs of channels, one or more per axis: a head has "
+            f"{width // heads} channels ({width} over element_heads={heads}), which must be even "
+            f"and at least {2 * axes} for inputs of {axes} axes"
         )
 
 

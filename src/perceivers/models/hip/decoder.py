@@ -111,6 +111,14 @@ class HiPDecoder(nn.Module):
             if config.query_elements
             else None
         )
+        self.latent_heads = (
+            nn.ModuleList(
+                Linear(config.levels[i].latent_dim, config.levels[-1 - i].latent_dim)
+                for i in indices
+            )
+            if config.latent_head
+            else None
+        )
         self.label_readout = (
             ReadOut(
                 config,
@@ -124,12 +132,30 @@ class HiPDecoder(nn.Module):
 
     def forward(self, encoded: Encoded) -> Float[Tensor, "B G N C"]:
         """Return the latents of the last level."""
-        levels: Sequence[Tensor] = encoded.levels
-        x = encoded.processor
-        for block, skip in zip(self.blocks, reversed(levels[:-1]), strict=True):
-            x = regroup(x, skip.shape[1], self.config.regroup)
-            x = block(x, skip=skip)
-        return x
+        return self.levels(encoded)[-1]
+
+    def levels(self, encoded: Encoded) -> list[Float[Tensor, "B _ _ _"]]:
+        """Return the latents of the processor, then of every level of the decoder."""
+        found = [encoded.processor]
+        for block, skip in zip(self.blocks, reversed(encoded.levels[:-1]), strict=True):
+            x = regroup(found[-1], skip.shape[1], self.config.regroup)
+            found.append(block(x, skip=skip))
+        if self.latent_heads is not None:
+            # Data-parallel training requires every parameter in the graph, whether it is asked.
+            unasked = sum((weight.sum() for weight in self.latent_heads.parameters()), start=0.0)
+            found[-1] = found[-1] + 0.0 * unasked
+        return found
+
+    def predict_latents(
+        self, levels: Sequence[Float[Tensor, "B _ _ _"]]
+    ) -> list[Float[Tensor, "B _ _ _"]]:
+        """Return what the decoder's levels make of the latents of the mirrored encoder levels.
+
+        Args:
+            levels: From ``levels``.
+        """
+        assert self.latent_heads is not None
+        return [head(x) for head, x in zip(self.latent_heads, levels[1:], strict=True)]
 
     @torch.no_grad()
     def start_as_interpolation(self) -> None:

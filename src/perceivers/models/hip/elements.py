@@ -7,6 +7,8 @@ layer the groups are shifted by half of their length: the elements at a border m
 Legend: B batch, G groups, K visible slots of a group, E token width.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -14,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from perceivers.models.hip.config import HiPConfig
 from perceivers.nn.blocks import SelfAttentionLayer
+from perceivers.nn.grouping import GroupLayout, Share
+from perceivers.nn.positions import rotary_angles
 
 # How much more alike queries and near elements are at the start than random projections make them.
 SHARPNESS = 2.0
@@ -39,21 +43,49 @@ class ElementMixing(nn.Module):
             for _ in range(config.element_layers)
         )
         self.recompute = False
+        self.rotary = config.element_rotary
+        pairs = config.input_dim // config.element_heads // 2
+        for name, spec in config.grouped_inputs.items() if self.rotary else ():
+            # Buffers of their own, as a module's names and a modality's may clash.
+            angles = rotary_angles(spec.grid, pairs)
+            self.register_buffer(f"angles_{name}", angles, persistent=False)
+
+    def angles(
+        self, layout: GroupLayout, pick: Callable[[Tensor, Share], Tensor]
+    ) -> Float[Tensor, "b G K P"] | None:
+        """Return the rotary positions of the visible slots, or None without.
+
+        Args:
+            layout: How modalities share the groups.
+            pick: Leaves the visible ones of a modality's slots ``[1, g, S, P]``.
+        """
+        if not self.rotary:
+            return None
+        parts = []
+        for share in layout.shares:
+            angles = getattr(self, f"angles_{share.name}")
+            parts.append(pick(share.split(angles.unsqueeze(0)), share))
+        batch = max(part.shape[0] for part in parts)
+        return layout.join([part.expand(batch, -1, -1, -1) for part in parts])
 
     def forward(
-        self, tokens: Float[Tensor, "B G K E"], mask: Bool[Tensor, "#B G 1 K"] | None
+        self,
+        tokens: Float[Tensor, "B G K E"],
+        mask: Bool[Tensor, "#B G 1 K"] | None,
+        angles: Float[Tensor, "#B G K P"] | None = None,
     ) -> Float[Tensor, "B G K E"]:
         """Return the tokens after they met; those where ``mask`` is False are not attended to."""
         half = tokens.shape[2] // 2
         for index, layer in enumerate(self.layers):
             shift = half if index % 2 else 0
             x, seen = shift_groups(tokens, shift), mask
+            turned = None if angles is None else shift_groups(angles, shift)
             if mask is not None:
                 seen = shift_groups(mask.transpose(2, 3), shift).transpose(2, 3)
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, seen, use_reentrant=False)
+                x = checkpoint(layer, x, seen, turned, use_reentrant=False)
             else:
-                x = layer(x, seen)
+                x = layer(x, seen, turned)
             tokens = shift_groups(x, -shift)
         return tokens
 

@@ -355,7 +355,7 @@ class HiPEncoder(nn.Module):
         else:
             tokens, mask = self.inputs(grouped, layout, plan, present or {})
             if self.elements is not None:
-                tokens = self.elements(tokens, mask)
+                tokens = self.elements(tokens, mask, self._angles(layout, plan))
             x = first(tokens, mask)
         levels: list[Tensor] = [x]
         for index, block in enumerate(rest, start=1):
@@ -367,6 +367,18 @@ class HiPEncoder(nn.Module):
         if not self.config.carries_elements:
             tokens = mask = None
         return Encoded(tuple(levels), layout, labels, tokens, mask)
+
+    def _angles(
+        self, layout: GroupLayout, plan: MaskPlan | None
+    ) -> Float[Tensor, "b G K P"] | None:
+        """Rotary positions of the visible elements, where the layers among them have any."""
+        kept = {} if plan is None else plan.kept
+
+        def pick(angles: Tensor, share: Share) -> Tensor:
+            return gather_slots(angles, kept[share.name]) if share.name in kept else angles
+
+        assert self.elements is not None
+        return self.elements.angles(layout, pick)
 
     def _reads_in_chunks(self, inputs: Mapping[str, Tensor], layout: GroupLayout) -> bool:
         """Tell whether the first read is long enough, and nobody wants to see it as a whole."""

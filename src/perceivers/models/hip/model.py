@@ -190,7 +190,12 @@ class HiP(SavedModule):
         return self.decoder(encoded)
 
     def reconstruct(
-        self, encoded: Encoded, plan: MaskPlan | None = None, *, chunk_size: int | None = None
+        self,
+        encoded: Encoded,
+        plan: MaskPlan | None = None,
+        *,
+        chunk_size: int | None = None,
+        latents: Float[Tensor, "B G N C"] | None = None,
     ) -> dict[str, Tensor]:
         """Return normalised values per modality.
 
@@ -201,8 +206,9 @@ class HiP(SavedModule):
             encoded: From ``encode``.
             plan: The plan the encoding was made with.
             chunk_size: Queries per group alive at once; the config's when not given.
+            latents: From ``decode``, if they are there already.
         """
-        latents = self.decode(encoded)
+        latents = self.decode(encoded) if latents is None else latents
         assert self.decoder is not None
         sources, mask = self.decoder.sources(encoded, latents)
         predictions = {}
