@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import perceivers as pv
-from perceivers.bench.machine import describe_machine
+from perceivers.bench.children import describe_machine
 from perceivers.checkpoints.loading import transfer_encoder
 from perceivers.data import make_eval_loader, open_data
 from perceivers.training.config import OptimizerConfig, ScheduleConfig

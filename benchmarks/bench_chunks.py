@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import perceivers as pv
 from measuring import show
-from perceivers.bench.machine import describe_machine
+from perceivers.bench.children import describe_machine
 from perceivers.nn.chunking import use_chunks
 
 

@@ -25,7 +25,7 @@ import torch
 
 import perceivers as pv
 from measuring import keep_freed_memory, measure_times, ratios, show, show_ratios
-from perceivers.bench.machine import describe_machine
+from perceivers.bench.children import describe_machine
 from perceivers.data import Batch
 from perceivers.models.compiling import CompiledParts
 from perceivers.tasks import (

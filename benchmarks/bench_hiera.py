@@ -32,9 +32,9 @@ from measuring import (
     show,
     show_ratios,
 )
-from perceivers.bench.machine import describe_machine
-from perceivers.bench.memory import saved_bytes
-from perceivers.bench.peers import import_official
+from perceivers.bench.child import saved_bytes
+from perceivers.bench.children import describe_machine
+from perceivers.bench.subjects import import_official
 from perceivers.checkpoints.hiera_arguments import constructor_arguments
 from perceivers.checkpoints.hiera_files import save_official
 from perceivers.checkpoints.hiera_hugging_face import class_of_hiera, save_hiera_folder

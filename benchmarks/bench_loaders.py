@@ -26,7 +26,7 @@ import torch
 import yaml
 
 from measuring import show
-from perceivers.bench.machine import describe_machine
+from perceivers.bench.children import describe_machine
 from perceivers.data import Batch, make_train_loader
 from perceivers.tasks import Task
 from perceivers.training.config import TrainConfig, build_config

@@ -36,8 +36,8 @@ from torch.nn import functional as F
 
 import perceivers as pv
 from measuring import allocated, measure_times, mib, show, spread
-from perceivers.bench.machine import describe_machine
-from perceivers.bench.memory import saved_bytes
+from perceivers.bench.child import saved_bytes
+from perceivers.bench.children import describe_machine
 from perceivers.models.hip import HiP
 from perceivers.nn.attention import AttentionPath, CrossAttention, use_attention
 from perceivers.tasks.mae import mae_losses

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from measuring import show
-from perceivers.bench.machine import describe_machine
+from perceivers.bench.children import describe_machine
 from perceivers.training.loop import Trainer
 from perceivers.workflows import run as run_module
 from perceivers.workflows.training import pretrain

@@ -39,8 +39,8 @@ from measuring import (
     show,
     show_ratios,
 )
-from perceivers.bench.machine import describe_machine
-from perceivers.bench.memory import saved_bytes
+from perceivers.bench.child import saved_bytes
+from perceivers.bench.children import describe_machine
 from perceivers.checkpoints.hugging_face import save_hugging_face
 from perceivers.checkpoints.hugging_face_config import (
     class_of,

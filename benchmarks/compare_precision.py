@@ -20,7 +20,7 @@ import torch
 
 import perceivers as pv
 from measuring import show
-from perceivers.bench.machine import describe_machine
+from perceivers.bench.children import describe_machine
 from perceivers.training.config import read_yaml
 from perceivers.workflows.recipes import settings_file
 

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 import perceivers
-from perceivers.bench.machine import describe_machine
+from perceivers.bench.children import describe_machine
 from perceivers.data.dataset import Dataset
 from perceivers.data.views import Views
 from perceivers.training.config import FlowTrainConfig

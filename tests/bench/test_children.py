@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from perceivers.bench import child, children
-from perceivers.bench.child import Request
+from perceivers.bench.child import Request, peak_memory
 from perceivers.bench.children import run_child
-from perceivers.bench.memory import peak_memory
 from perceivers.models.hip import encoder
 
 

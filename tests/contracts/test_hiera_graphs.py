@@ -22,8 +22,7 @@ from torch.nn import functional as F
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.exporting import export_model
 from perceivers.exporting import files as exporting
-from perceivers.exporting.graphs import Part, make_graph
-from perceivers.exporting.tensors import draw_raw, random_raw
+from perceivers.exporting.graphs import Part, draw_raw, make_graph, random_raw
 from perceivers.masking import MaskPlan, draw_unit_plan
 from perceivers.models import Hiera, create_model
 from perceivers.models.saving import ModelInfo

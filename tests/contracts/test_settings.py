@@ -28,7 +28,7 @@ from perceivers.models.hip import HiPConfig, HiPHead, HiPLevel
 from perceivers.models.perceiver import PerceiverConfig
 from perceivers.models.perceiver_io import PerceiverIOConfig
 from perceivers.models.perceiver_io.config import DecoderConfig, Output
-from perceivers.plan.settings import PlanSettings
+from perceivers.plan.estimates import PlanSettings
 from perceivers.settings import (
     Range,
     Settings,

@@ -22,8 +22,8 @@ from perceivers.plan.counting import (
     Weights,
     count_weights,
     extrapolate,
+    fused_attention,
 )
-from perceivers.plan.recording import fused_attention
 from perceivers.tasks import (
     Autoencoding,
     AutoencodingConfig,

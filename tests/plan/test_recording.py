@@ -2,7 +2,7 @@
 
 import torch
 
-from perceivers.plan.recording import StepRecorder
+from perceivers.plan.counting import StepRecorder
 
 
 def test_a_product_counts_two_operations_per_multiplication() -> None:

@@ -16,20 +16,18 @@ from perceivers.report.figures.attention import (
     full_colour,
     strongest_share,
 )
-from perceivers.report.figures.attention_canvases import (
+from perceivers.report.figures.canvases import (
     ClipCanvas,
     PictureCanvas,
     PointsCanvas,
+    TextCanvas,
     WaveCanvas,
     blend,
+    break_lines,
     condense,
     envelope,
-    upsample,
-)
-from perceivers.report.figures.attention_texts import (
-    TextCanvas,
-    break_lines,
     split_cells,
+    upsample,
     without_padding,
 )
 from perceivers.types import CLS, FIRST_BYTE, MASK, PAD, SEP

@@ -19,9 +19,9 @@ from perceivers.report.figures import (
     draw_reconstructions,
     pictures,
 )
-from perceivers.report.figures.components import colours, principal_components, similarity
 from perceivers.report.figures.curves import smooth
-from perceivers.report.figures.pictures import to_pictures
+from perceivers.report.figures.positions import colours, principal_components, similarity
+from perceivers.report.figures.reconstruction import to_pictures
 
 
 @pytest.fixture

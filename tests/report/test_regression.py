@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from perceivers.errors import InputError
-from perceivers.report.figures.regression import draw_regression
+from perceivers.report.figures.scores import draw_regression
 
 
 def test_a_panel_per_target_and_unknown_values_left_out(tmp_path: Path) -> None:

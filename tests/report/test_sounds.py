@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from perceivers.errors import InputError
-from perceivers.report.figures.sounds import SoundRow, close_up, decibels, draw_sounds
+from perceivers.report.figures.reconstruction import SoundRow, close_up, decibels, draw_sounds
 
 
 @pytest.mark.parametrize(("rate", "pitch"), [(8000, 1000.0), (16000, 3000.0), (44100, 440.0)])

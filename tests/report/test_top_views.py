@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from perceivers.errors import InputError
-from perceivers.report.figures.top_views import choose_side, look_down, shade_heights
+from perceivers.report.figures.canvases import choose_side, look_down, shade_heights
 
 
 def test_the_highest_point_is_seen_and_y_goes_up() -> None:

@@ -10,7 +10,7 @@ from tests.workflows import making
 
 import perceivers as pv
 from perceivers.errors import CheckpointError
-from perceivers.plan.settings import PlanSettings
+from perceivers.plan.estimates import PlanSettings
 from perceivers.workflows.anomaly import AnomalySettings, find_anomalies
 from perceivers.workflows.anomaly_files import write_anomalies
 

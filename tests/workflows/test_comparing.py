@@ -17,7 +17,7 @@ from perceivers.report.comparison import (
     results_table,
     short_names,
 )
-from perceivers.report.figures.comparison import draw_comparison
+from perceivers.report.figures.curves import draw_comparison
 from perceivers.training.config import PretrainConfig, build_config
 from perceivers.training.run_folder import RunFolder
 from perceivers.workflows.comparing import compare_runs

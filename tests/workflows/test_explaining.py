@@ -15,7 +15,7 @@ from perceivers.data.byte_codec import encode_text
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.models import create_model
 from perceivers.models.saving import ModelInfo
-from perceivers.report.figures.attention_canvases import ClipCanvas, PictureCanvas, WaveCanvas
+from perceivers.report.figures.canvases import ClipCanvas, PictureCanvas, WaveCanvas
 from perceivers.types import (
     MASK,
     PAD,

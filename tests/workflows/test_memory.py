@@ -12,8 +12,8 @@ import torch
 import perceivers as pv
 from perceivers.errors import ConfigError
 from perceivers.nn.chunking import use_chunks
-from perceivers.plan.free_memory import Free
-from perceivers.plan.recording import StepRecorder
+from perceivers.plan.counting import StepRecorder
+from perceivers.plan.machines import Free
 from perceivers.training.config import TrainConfig, build_config
 from perceivers.training.run_folder import TASKS
 from perceivers.workflows import memory

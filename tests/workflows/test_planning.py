@@ -9,8 +9,8 @@ import torch
 
 from perceivers.errors import ConfigError
 from perceivers.models.registry import create_model
-from perceivers.plan.settings import PlanSettings
-from perceivers.plan.tokens import count_tokens
+from perceivers.plan.counting import count_tokens
+from perceivers.plan.estimates import PlanSettings
 from perceivers.types import Audio, Bytes, Image, Video
 from perceivers.workflows.planning import (
     choose_planned_task,

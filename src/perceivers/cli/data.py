@@ -8,8 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from perceivers.cli.parser import VerbParser, fail
-from perceivers.cli.tables import print_table
+from perceivers.cli.parser import VerbParser, fail, print_table
 from perceivers.data.inspecting import LIMIT, DataFacts
 from perceivers.data.inspecting_labels import LabelFacts
 from perceivers.data.inspecting_modalities import ModalityFacts, title_modality

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from perceivers.errors import CheckpointError, ConfigError
-from perceivers.exporting.graphs import Part, make_graph
-from perceivers.exporting.tensors import Graph
+from perceivers.exporting.graphs import Graph, Part, make_graph
 from perceivers.files import write_json
 from perceivers.models.saving import ModelInfo
 from perceivers.tasks import MaskedAutoencodingConfig

@@ -3,20 +3,272 @@
 Legend: B batch, N latents, D their channels.
 """
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
+from perceivers.adapters.multimodal import Tokens
 from perceivers.errors import ConfigError, suggest
-from perceivers.exporting.autoencoder import autoencoder_graph
-from perceivers.exporting.decoder import decoder_graph
-from perceivers.exporting.tensors import BATCH, Graph, draw_raw, inputs_of
+from perceivers.masking import MaskAxis, MaskPlan
 from perceivers.models.entity_set import EntitySet
+from perceivers.models.flat.encoded import Encoded
 from perceivers.models.hiera import Hiera
 from perceivers.models.hiera_det import HieraDet
 from perceivers.models.hip import HiP
 from perceivers.models.perceiver_io import PerceiverIO
 from perceivers.tasks import MaskedAutoencodingConfig
+from perceivers.tasks.mae import OBJECTIVES, objective_of
+from perceivers.types import FIRST_BYTE, PAD, ModalitySpec, Points
+
+# -- A graph of tensors, and random tensors to trace and compare it with -------------------------
+#
+# Legend: B batch, N elements.
+
+
+BATCH = "batch"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module with positional tensors, and what they are called.
+
+    Attributes:
+        module: Its ``forward`` takes ``*tensors`` and returns a tuple.
+        inputs: Names of the tensors.
+        outputs: Names of the results.
+        raw: The modalities among the inputs.
+        sample: Draws the inputs for a batch size, from a generator.
+        free: Sizes that a caller may choose, by axis, for each input.
+        largest: The largest value of a free size, where there is one.
+    """
+
+    module: nn.Module
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    raw: Mapping[str, ModalitySpec]
+    sample: Callable[[int, torch.Generator], tuple[Tensor, ...]]
+    free: tuple[Mapping[int, str], ...]
+    largest: Mapping[str, int] = field(default_factory=dict)
+
+    def example(self, batch: int, seed: int) -> tuple[Tensor, ...]:
+        """Draw random inputs of the right kinds."""
+        return self.sample(batch, torch.Generator().manual_seed(seed))
+
+
+def inputs_of(model: Any) -> Mapping[str, ModalitySpec]:
+    """Return what a graph of the model reads; labels that a HiP only predicts are not read."""
+    return model.config.grouped_inputs if isinstance(model, HiP) else model.config.inputs
+
+
+def random_raw(spec: ModalitySpec, batch: int, generator: torch.Generator) -> Tensor:
+    """Random raw samples: bytes for pictures, indices for labels and texts, normal floats else.
+
+    Texts end in padding, and clouds that may be ragged in absent points, another number for every
+    sample.
+    """
+    shape = (batch, *spec.raw_shape)
+    if spec.kind in {"image", "video"}:
+        return torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
+    if spec.kind == "labels":
+        return torch.randint(0, spec.channels, shape, generator=generator)
+    # How many elements a text or a cloud has: at least one.
+    length = torch.randint(1, spec.num_tokens + 1, (batch, 1), generator=generator)
+    absent = torch.arange(spec.num_tokens) >= length  # [B, N]
+    if spec.kind == "bytes":
+        ids = torch.randint(FIRST_BYTE, spec.channels, shape, generator=generator)
+        return torch.where(absent, PAD, ids)
+    values = torch.randn(shape, generator=generator)
+    if isinstance(spec, Points) and spec.ragged:
+        return torch.where(absent.unsqueeze(-1), torch.nan, values)
+    return values
+
+
+def draw_raw(
+    raw: Mapping[str, ModalitySpec], batch: int, generator: torch.Generator
+) -> tuple[Tensor, ...]:
+    """Draw random raw samples of every modality."""
+    return tuple(random_raw(spec, batch, generator) for spec in raw.values())
+
+
+# -- The masked auto-encoder as a graph: raw tensors and a mask plan in, predictions out ---------
+#
+# The plan is what the system makes of it: kept and masked slots of groups (HiP) or mask units
+# (Hiera), or what is kept as booleans.
+#
+# Legend: B batch.
+
+
+class Autoencoder(nn.Module):
+    """The whole masked auto-encoder: raw inputs and a plan in, normalised predictions out.
+
+    Args:
+        model: With a decoder.
+        names: The modalities that it is given.
+        like: A plan of the form that the graph takes.
+    """
+
+    def __init__(self, model: Any, names: tuple[str, ...], like: MaskPlan) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+        self.axis: MaskAxis = like.axis
+        self.forms = ("kept", "masked") if like.is_packed else ("keep",)
+
+    def tensors_of(self, plan: MaskPlan) -> tuple[Tensor, ...]:
+        """Return a plan as the graph takes it: form by form, every modality."""
+        return tuple(getattr(plan, form)[n].contiguous() for form in self.forms for n in self.names)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the prediction of every modality, as the model's ``reconstruct`` does."""
+        count = len(self.names)
+        parts = (tensors[at : at + count] for at in range(0, len(tensors), count))
+        raw, *forms = (dict(zip(self.names, part, strict=True)) for part in parts)
+        plan = MaskPlan(**dict(zip(self.forms, forms, strict=True)), axis=self.axis)
+        values = self.model.reconstruct(self.model.encode(raw, plan), plan)
+        return tuple(values.values()) if isinstance(values, dict) else (values,)
+
+
+def autoencoder_graph(model: Any, mask: MaskedAutoencodingConfig) -> Graph:
+    """Wrap the masked auto-encoder.
+
+    Args:
+        model: With a decoder, of a system that masks.
+        mask: The share and kind of what is hidden; the graph takes plans of this form.
+
+    Raises:
+        ConfigError: The model has no masked auto-encoder, or does not mask in this way.
+    """
+    if model.family not in OBJECTIVES:
+        raise ConfigError(
+            f"part 'autoencoder' belongs to the families {' and '.join(OBJECTIVES)}, this model is "
+            f"a {model.family}; export part 'model'"
+        )
+    if model.decoder is None:
+        raise ConfigError("this model has no decoder; export part 'model' or 'encoder'")
+    raw, settings, objective = inputs_of(model), mask.settings(model), objective_of(model)
+    names = tuple(raw)
+
+    def draw(batch: int, generator: torch.Generator) -> tuple[tuple[Tensor, ...], MaskPlan]:
+        tensors = draw_raw(raw, batch, generator)
+        given = dict(zip(names, tensors, strict=True))
+        return tensors, objective.draw(given, settings, generator)
+
+    _, like = draw(1, torch.Generator().manual_seed(0))
+    module = Autoencoder(model, names, like)
+
+    def sample(batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        tensors, plan = draw(batch, generator)
+        return (*tensors, *module.tensors_of(plan))
+
+    plans = tuple(f"{n}_{form}" for form in module.forms for n in names)
+    predicted = (*names, *model.config.labels) if isinstance(model, HiP) else names
+    return Graph(
+        module=module,
+        inputs=(*names, *plans),
+        outputs=tuple(f"{n}_prediction" for n in predicted),
+        raw=raw,
+        sample=sample,
+        free=tuple({0: BATCH} for _ in (*names, *plans)),
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# The decoder of a Perceiver IO as a graph of its own: encode once, then ask as often as you like.
+#
+# Legend: B batch, N latents, D their channels, O queries. Paper: Perceiver IO (arXiv 2107.14795)
+# Sec. 3.2.
+
+
+QUERIES = "queries"
+
+
+class DecoderOnly(nn.Module):
+    """Latents ``[B, N, D]`` and flat indices of queries ``[O]`` in, values ``[B, O, K]`` out.
+
+    A raw tensor comes between them when the queries are made of its tokens, and ``keep``
+    ``[B, O]`` after them when some queries may ask for what is padded.
+
+    Args:
+        model: A Perceiver IO.
+        output: The output it answers.
+        keep: Whether ``keep`` is among the tensors.
+    """
+
+    def __init__(self, model: PerceiverIO, output: str, *, keep: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.output = output
+        self.keep = keep
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the values of the queries."""
+        latents, *raw, ids = tensors[:-1] if self.keep else tensors
+        modality = self.model.config.outputs[self.output].modality
+        parts = {}
+        if raw:
+            parts[modality] = self.model.inputs.reader(modality)(raw[0], latents.dtype)
+        # The latents stand for what was read: decoding looks at nothing but the parts.
+        tokens = Tokens(array=latents, valid=None, parts=parts, real={})
+        encoded = Encoded(latents=latents, tokens=tokens)
+        keep = tensors[-1] if self.keep else None
+        return (self.model.decode(encoded, self.output, ids=ids, keep=keep),)
+
+
+def decoder_graph(model: Any, output: str | None) -> Graph:
+    """Wrap the decoder; as many queries may be asked for at once as the model decodes in a chunk.
+
+    Args:
+        model: A Perceiver IO.
+        output: What is asked; may be left out when there is one output.
+
+    Raises:
+        ConfigError: The model has no queries, or not this output.
+    """
+    if not isinstance(model, PerceiverIO):
+        raise ConfigError(
+            f"part 'decoder' belongs to the family perceiver_io, this model is a {model.family}; "
+            f"export part 'model' or 'encoder'"
+        )
+    names = list(model.config.outputs)
+    name = names[0] if output is None and len(names) == 1 else output
+    if name not in names:
+        raise ConfigError(
+            f"output {output!r} is unknown; say which of {names} the decoder is to answer"
+            + suggest(str(output), names)
+        )
+    config = model.config.outputs[name]
+    spec = model.config.inputs.get(config.modality)
+    raw = {config.modality: spec} if spec is not None and config.queries == "tokens" else {}
+    absent = spec is not None and (
+        spec.kind == "bytes" or (isinstance(spec, Points) and spec.ragged)
+    )
+    keep = absent and config.mask_padding
+    total, trunk = model.num_queries(name), model.config.trunk
+
+    def sample(batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        latents = torch.randn(batch, trunk.num_latents, trunk.latent_dim, generator=generator)
+        asked = min(batch + 2, model.config.decoder.chunk)  # another number for every batch size
+        ids = torch.randint(total, (asked,), generator=generator)
+        kept = torch.rand(batch, asked, generator=generator) < 0.7
+        return (latents, *draw_raw(raw, batch, generator), ids, *([kept] if keep else []))
+
+    return Graph(
+        module=DecoderOnly(model, name, keep=keep),
+        inputs=("latents", *raw, "ids", *(["keep"] if keep else [])),
+        outputs=("output",),
+        raw=raw,
+        sample=sample,
+        free=(
+            *({0: BATCH} for _ in ("latents", *raw)),
+            {0: QUERIES},
+            *([{0: BATCH, 1: QUERIES}] if keep else []),
+        ),
+        largest={QUERIES: model.config.decoder.chunk},
+    )
+
 
 Part = Literal["model", "encoder", "decoder", "autoencoder"]
 # Their features are a map per stage.

@@ -6,19 +6,147 @@ whatever the size of the model. Where a step looks at values, which fake tensors
 same is counted on real ones.
 """
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import astuple, dataclass, replace
-from typing import Any, Literal
+from math import prod
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from perceivers.adapters.multimodal import TokenReaders
 from perceivers.data import Batch
-from perceivers.plan.recording import StepRecorder
 from perceivers.tasks import Task
+
+# ------------------------------------------------------------------------------------------------
+# Operations and live bytes of what runs, operation by operation, on real tensors and fake ones.
+#
+# Operations are counted with the formulas of torch's own counter (``FlopCounterMode``), which
+# cannot be used beside: its hooks on modules keep tensors alive that a step would free.
+
+
+class StepRecorder(TorchDispatchMode):
+    """Counts floating-point operations, and the bytes of storages that are alive.
+
+    Storages are counted as they were asked for; an allocator rounds them up, and keeps some that
+    are free.
+
+    Args:
+        known: Tensors that were there before, such as weights.
+
+    Attributes:
+        flops: So far; a multiplication and an addition are two.
+        now: Bytes alive.
+        peak: The most so far.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.flops = self.now = self.peak = 0
+        self._formulas: dict[Any, Any] = {**flop_registry, **fused_attention()}
+        self._alive: dict[int, int] = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run an operation, and count it and what it makes."""
+        result = func(*args, **(kwargs or {}))
+        formula = self._formulas.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        """Count a tensor's storage, once."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive:
+            return
+        self._alive[key] = storage.nbytes()
+        self.now += self._alive[key]
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, key).atexit = False
+
+    def _free(self, key: int) -> None:
+        """Take off a storage that is gone; its address may be used again."""
+        self.now -= self._alive.pop(key)
+
+
+def fused_attention() -> dict[Any, Any]:
+    """Return formulas of what torch's counter leaves out: fused attention on the CPU."""
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
+        return sdpa_flop_count(q.shape, k.shape, v.shape)
+
+    def backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
+        return sdpa_backward_flop_count(gradient.shape, q.shape, k.shape, v.shape)
+
+    aten: Any = torch.ops.aten
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+
+
+# -- How many tokens a model makes of each modality, and into how many groups they go ------------
+
+
+class ModalityTokens(NamedTuple):
+    """One modality as a model reads it.
+
+    Args:
+        name: The modality.
+        elements: Raw elements of a sample, such as pixels, samples, bytes or points.
+        tokens: What the model's first layer reads; those of a HiP are the elements.
+        groups: Groups that share the tokens; 1 where there are none.
+    """
+
+    name: str
+    elements: int
+    tokens: int
+    groups: int
+
+
+def count_tokens(model: Any) -> list[ModalityTokens]:
+    """Count the tokens of every modality that data must bring.
+
+    Args:
+        model: Of any family.
+    """
+    specs = model.config.data_inputs
+    if model.family == "hip":
+        shares = {share.name: share for share in model.config.layout().shares}
+        return [
+            ModalityTokens(name, spec.num_tokens, spec.num_tokens, shares[name].num_groups)
+            for name, spec in specs.items()
+        ]
+    adapters = [m for m in model.modules() if isinstance(m, TokenReaders)]
+    if adapters:
+        made = adapters[0].num_tokens
+        return [ModalityTokens(name, specs[name].num_tokens, made[name], 1) for name in specs]
+    found = []
+    for name, spec in specs.items():
+        stride = (
+            model.config.stride(0) if hasattr(model.config, "stride") else (1,) * len(spec.grid)
+        )
+        sides = [-(-size // step) for size, step in zip(spec.grid, stride, strict=True)]
+        found.append(ModalityTokens(name, spec.num_tokens, prod(sides), 1))
+    return found
+
 
 Precision = Literal["float32", "bf16", "bf16-pure"]
 # What is computed where a step needs values.

@@ -1,12 +1,21 @@
-"""Accelerators by name: memory, and what the vendors state as their peak.
+"""Accelerators by name, and how much memory a process can still take on this machine."""
 
-Peaks are dense matrix products in bf16, without sparsity, from the vendors' data sheets; a training
-step reaches a share of them.
-"""
-
+import os
+import resource
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
 
 from perceivers.errors import ConfigError, suggest
+
+# -- Accelerators by name: memory, and what the vendors state as their peak ----------------------
+#
+# Peaks are dense matrix products in bf16, without sparsity, from the vendors' data sheets; a
+# training step reaches a share of them.
+
 
 GIGA, TERA = 1e9, 1e12
 
@@ -55,3 +64,101 @@ def find_machine(name: str) -> Machine:
             f"--memory and --peak{suggest(name, MACHINES)}"
         )
     return MACHINES[name]
+
+
+# ------------------------------------------------------------------------------------------------
+# How much memory a process can still take on this machine: of the system, a container, a GPU.
+
+
+SYSTEM = Path("/")
+
+
+class Free(NamedTuple):
+    """Bytes that can still be taken, and what limits them."""
+
+    bytes: float
+    limit: str
+
+
+def free_host_memory(root: Path = SYSTEM) -> Free:
+    """Return how much main memory is free; the least of all limits, infinite where none is known.
+
+    Args:
+        root: Where ``proc`` and ``sys`` lie.
+    """
+    return min(
+        [*_of_system(root), *_of_groups(root), *_of_process(root), Free(float("inf"), "no limit")]
+    )
+
+
+def free_device_memory(device: torch.device) -> Free:
+    """Return how much memory of a GPU is free, what this process holds without need included."""
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return Free(float(free + unused), f"the memory of {torch.cuda.get_device_name(device)}")
+
+
+def _of_system(root: Path) -> Iterator[Free]:
+    for line in _read(root / "proc/meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable" and rest.split():
+            yield Free(float(rest.split()[0]) * 1024, "the machine's free memory")
+            return
+    # Systems without /proc say at least how much is built in.
+    if not (root / "proc").exists() and "SC_PHYS_PAGES" in os.sysconf_names:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        yield Free(float(total), "the machine's memory")
+
+
+def _of_groups(root: Path) -> Iterator[Free]:
+    """Limits of the control groups that hold this process, of version 2 and of version 1."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        kinds, _, path = rest.partition(":")
+        if number != "0" and "memory" not in kinds.split(","):
+            continue
+        base = root / "sys/fs/cgroup" / ("" if number == "0" else "memory")
+        limit, used, cache = (
+            ("memory.max", "memory.current", "inactive_file")
+            if number == "0"
+            else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        )
+        group = base / path.strip().lstrip("/")
+        # Groups are nested, and inside a container the path may not be visible.
+        for folder in dict.fromkeys([group, *group.parents, base]):
+            if not folder.is_relative_to(base):
+                continue
+            most, taken = _number(folder / limit), _number(folder / used)
+            if most is not None and taken is not None:
+                freed = _entry(folder / "memory.stat", cache)
+                yield Free(max(0.0, most - taken + freed), "the memory limit of the container")
+
+
+def _of_process(root: Path) -> Iterator[Free]:
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    pages = _read(root / "proc/self/statm").split()
+    if most != resource.RLIM_INFINITY and pages:
+        taken = int(pages[0]) * os.sysconf("SC_PAGE_SIZE")
+        yield Free(max(0.0, float(most - taken)), "the memory limit of the process (ulimit -v)")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> float | None:
+    """Return the number in a file; None where there is none, such as ``max``."""
+    text = _read(path).strip()
+    return float(text) if text.isdigit() else None
+
+
+def _entry(path: Path, name: str) -> float:
+    """Return one line's number of a file of names and numbers; 0 where it is missing."""
+    for line in _read(path).splitlines():
+        key, _, value = line.partition(" ")
+        if key == name and value.strip().isdigit():
+            return float(value)
+    return 0.0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from perceivers.files import write_atomic
 from perceivers.models.registry import find_family
-from perceivers.report.figures.bakeoff import Candidate, Curve, draw_bakeoff
+from perceivers.report.figures.trials import Candidate, Curve, draw_bakeoff
 from perceivers.report.style import number
 from perceivers.workflows.arms import TABLE, Outcome
 from perceivers.workflows.bakeoff_state import Bakeoff

@@ -30,8 +30,8 @@ from perceivers.data.scenes import Scenes
 from perceivers.data.sources import EncodedClip
 from perceivers.errors import ConfigError, DataError
 from perceivers.files import real_path, write_atomic
+from perceivers.report.figures.canvases import choose_side, look_down
 from perceivers.report.figures.segmentation import class_colours
-from perceivers.report.figures.top_views import choose_side, look_down
 from perceivers.tasks.answers import check_answer
 from perceivers.tasks.segmentation import IGNORED, element_logits, segmented_modality
 from perceivers.types import Points

@@ -16,9 +16,9 @@ from perceivers.report.comparison import (
     results_table,
     short_names,
 )
-from perceivers.report.figures.comparison import draw_comparison
+from perceivers.report.figures.curves import draw_comparison
 from perceivers.report.html import Section, write_html
-from perceivers.report.metrics import read_metrics
+from perceivers.report.tables import read_metrics
 from perceivers.training.run_folder import RunFolder
 from perceivers.version import __version__
 

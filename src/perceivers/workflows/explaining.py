@@ -23,14 +23,14 @@ from perceivers.models.hip import HiP
 from perceivers.models.perceiver import Perceiver
 from perceivers.models.perceiver_io import PerceiverIO
 from perceivers.report.figures.attention import Panel, PanelSection, draw_attention
-from perceivers.report.figures.attention_canvases import (
+from perceivers.report.figures.canvases import (
     Canvas,
     ClipCanvas,
     PictureCanvas,
     PointsCanvas,
+    TextCanvas,
     WaveCanvas,
 )
-from perceivers.report.figures.attention_texts import TextCanvas
 from perceivers.settings import Range, checked
 from perceivers.tasks.flow import FlowConfig
 from perceivers.tasks.mlm import WHITESPACE

@@ -27,8 +27,7 @@ from perceivers.plan.counting import (
     meta_copy,
 )
 from perceivers.plan.estimates import USABLE
-from perceivers.plan.free_memory import Free, free_device_memory, free_host_memory
-from perceivers.plan.machines import GIGA
+from perceivers.plan.machines import GIGA, Free, free_device_memory, free_host_memory
 from perceivers.tasks import Task
 from perceivers.training.config import TrainConfig
 from perceivers.types import ModalitySpec

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from perceivers.data.byte_codec import decode_ids
-from perceivers.report.figures.filled import FilledRow, draw_filled
+from perceivers.report.figures.reconstruction import FilledRow, SoundRow, draw_filled, draw_sounds
 from perceivers.report.figures.samples import SampleBox, draw_parts
-from perceivers.report.figures.sounds import SoundRow, draw_sounds
 from perceivers.tasks.masked import Imagined
 from perceivers.types import FIRST_BYTE, PAD, Audio, Bytes, ModalitySpec
 from perceivers.workflows.signal_files import sound_rate

@@ -12,17 +12,23 @@ from perceivers.data import Batch, make_train_loader
 from perceivers.data.batches import BLANK_DTYPES
 from perceivers.errors import ConfigError, suggest
 from perceivers.models.registry import FAMILIES, find_family, list_models
-from perceivers.plan.counting import StepCounter, StepCounts, Weights, count_weights
+from perceivers.plan.counting import (
+    ModalityTokens,
+    StepCounter,
+    StepCounts,
+    Weights,
+    count_tokens,
+    count_weights,
+)
 from perceivers.plan.estimates import (
     Duration,
     Memory,
+    PlanSettings,
     estimate_duration,
     estimate_memory,
     spare_memory,
 )
 from perceivers.plan.machines import GIGA, TERA, find_machine
-from perceivers.plan.settings import PlanSettings
-from perceivers.plan.tokens import ModalityTokens, count_tokens
 from perceivers.tasks import (
     Autoencoding,
     Classification,

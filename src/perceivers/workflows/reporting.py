@@ -24,8 +24,7 @@ from perceivers.report.figures import (
     draw_positions,
 )
 from perceivers.report.html import Section, Table, write_html
-from perceivers.report.metrics import read_metrics
-from perceivers.report.tables import fill_table, per_class_table
+from perceivers.report.tables import fill_table, per_class_table, read_metrics
 from perceivers.training.addresses import as_typed
 from perceivers.training.config import PretrainConfig, TrainConfig
 from perceivers.training.run_folder import RunFolder

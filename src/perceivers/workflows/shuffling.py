@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from perceivers.errors import ConfigError
 from perceivers.files import write_atomic, write_json
-from perceivers.report.figures.shuffling import draw_shuffling
+from perceivers.report.figures.trials import draw_shuffling
 from perceivers.report.style import number
 from perceivers.settings import Count, Positive, Seed, Settings
 from perceivers.tasks.segmentation import TARGET as MASKS

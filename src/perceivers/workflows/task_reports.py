@@ -16,10 +16,10 @@ from perceivers.data.batches import read_readable
 from perceivers.data.byte_codec import decode_ids
 from perceivers.data.fitting import SampleReader
 from perceivers.report.figures import draw_reconstructions
+from perceivers.report.figures.canvases import choose_side, look_down, shade_heights
 from perceivers.report.figures.flow import draw_flow
-from perceivers.report.figures.regression import draw_regression
+from perceivers.report.figures.scores import draw_regression
 from perceivers.report.figures.segmentation import draw_masks
-from perceivers.report.figures.top_views import choose_side, look_down, shade_heights
 from perceivers.report.html import Section, Table
 from perceivers.tasks.autoencoding import Autoencoding, as_floats, decode_raw
 from perceivers.tasks.flow import TARGET, flow_modality

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from perceivers.errors import InputError
 from perceivers.report import style
-from perceivers.report.figures.attention_texts import TextCanvas
-from perceivers.report.page import Page, tidy
+from perceivers.report.figures.canvases import TextCanvas
+from perceivers.report.style import Page, tidy
 
 HEAT = "YlOrRd"
 MAX_FRAMES = 6

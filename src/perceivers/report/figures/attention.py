@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from perceivers.errors import InputError
 from perceivers.report import style
-from perceivers.report.figures.attention_canvases import HEAT, Canvas
-from perceivers.report.page import Page
+from perceivers.report.figures.canvases import HEAT, Canvas
+from perceivers.report.style import Page
 
 COLUMNS = 5
 STRONGEST = 0.01

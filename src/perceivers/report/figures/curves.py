@@ -1,11 +1,11 @@
-"""Training curves: one panel per quantity; lines are labelled at their ends, without a legend."""
+"""Training curves of one run and of several: one panel per quantity."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, isfinite, log10
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +13,69 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from numpy.typing import NDArray
 
 from perceivers.report import style
-from perceivers.report.page import Page, tidy
+from perceivers.report.style import Page, tidy
+
+# ------------------------------------------------------------------------------------------------
+# The key above a figure of several lines: a stroke and a name for each, in as many rows as
+# needed.
+#
+# Lines are told apart by colour, and by dashes where there are more lines than colours.
+
+
+# The common palette and the rest of Okabe and Ito's.
+_COLOURS = (*style.CYCLE, "#e69f00", "#56b4e9", style.INK)
+_DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)))
+_STROKE = 0.28
+_GAP = 0.3
+
+
+class Key(NamedTuple):
+    """A name in the key, its row, and inches from the left."""
+
+    name: str
+    row: int
+    x: float
+
+
+def place_keys(names: Sequence[str]) -> list[Key]:
+    """Lay a key out."""
+    placed: list[Key] = []
+    row, x = 0, 0.0
+    for name in names:
+        name = style.shorten(name, style.WIDTH - _STROKE - 0.1, style.TEXT_SIZE)
+        width = _STROKE + 0.08 + style.text_width(name, style.TEXT_SIZE)
+        if x and x + width > style.WIDTH:
+            row, x = row + 1, 0.0
+        placed.append(Key(name, row, x))
+        x += width + _GAP
+    return placed
+
+
+def keys_height(keys: Sequence[Key]) -> float:
+    """Return the height of a key, in inches."""
+    return (1 + max((key.row for key in keys), default=0)) * style.line_height(style.TEXT_SIZE)
+
+
+def draw_keys(page: Page, keys: Sequence[Key]) -> None:
+    """Draw a stroke and a name per line, from the top of a page."""
+    step = style.line_height(style.TEXT_SIZE)
+    for index, (name, row, x) in enumerate(keys):
+        axes = page.axes(x, row * step, _STROKE, step)
+        axes.set_axis_off()
+        axes.set_ylim(0, 1)
+        axes.plot([0, 1], [0.5, 0.5], linewidth=2.0, **line_look(index))
+        page.lines(x + _STROKE + 0.08, row * step, [name])
+
+
+def line_look(index: int) -> dict[str, Any]:
+    """Return the colour and the dashes of a line, as matplotlib's keywords."""
+    turn, colour = divmod(index, len(_COLOURS))
+    return {"color": _COLOURS[colour], "linestyle": _DASHES[turn % len(_DASHES)]}
+
+
+# ------------------------------------------------------------------------------------------------
+# Training curves: one panel per quantity; lines are labelled at their ends, without a legend.
+
 
 _LABELS = {
     "loss": "loss",
@@ -263,3 +325,111 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[str, str, float]]) -> None:
             va="center",
             parse_math=False,
         )
+
+
+# -- Curves of several runs in one panel per quantity, under one legend --------------------------
+
+
+Records = Sequence[Mapping[str, Any]]
+Quantity = tuple[str, str]
+
+_RUNS_GAP = 0.35
+_BELOW = 0.52
+
+
+def draw_comparison(
+    path: Path, *, runs: Mapping[str, Records], quantities: Sequence[Quantity], title: str
+) -> Path:
+    """Draw how quantities changed over the steps of several runs.
+
+    Args:
+        path: Where the PNG goes.
+        runs: Lines of ``metrics.jsonl`` of each run, under the name that the legend gives it.
+        quantities: Pairs of split and key, such as ``("train", "loss")``; one panel each. A run
+            that did not record one is missing from its panel.
+        title: Heading of the figure.
+
+    Returns:
+        The path.
+    """
+    keys = place_keys(list(runs))
+    legend = keys_height(keys)
+    heading = style.line_height(style.HEADING_SIZE) + 0.06
+    odd = len(quantities) % 2
+    height = 2.6 if len(quantities) == 1 else 1.95
+    row_height = heading + height + _BELOW
+    rows = (len(quantities) + odd) // 2
+    smoothed = any(
+        len(_points(records, quantity)[0]) >= _MIN_POINTS_TO_SMOOTH
+        for records in runs.values()
+        for quantity in quantities
+        if quantity[0] == "train"
+    )
+    note = "Lines of training figures are moving averages." if smoothed else ""
+    body = legend + 0.16 + rows * row_height - 0.08
+    page = Page(style.WIDTH, body, title=title, note=note)
+    draw_keys(page, keys)
+    half = (style.WIDTH - _RUNS_GAP) / 2
+    for index, quantity in enumerate(quantities):
+        wide = bool(odd and index == 0)
+        row, column = divmod(index + odd if not wide else 0, 2)
+        x, y = column * (half + _RUNS_GAP), legend + 0.16 + row * row_height
+        width = (style.WIDTH if wide else half) - _TICK_ROOM - 0.1
+        page.lines(x, y, [" ".join(quantity)], size=style.HEADING_SIZE)
+        axes = page.axes(x + _TICK_ROOM, y + heading, width, height)
+        _draw_runs(axes, [_points(records, quantity) for records in runs.values()])
+        middle, under = x + _TICK_ROOM + width / 2, y + heading + height + 0.22
+        small = style.SMALL_SIZE
+        page.lines(middle, under, ["step"], size=small, color=style.MUTED, align="center")
+    return page.save(path)
+
+
+def _points(
+    records: Records, quantity: Quantity
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return steps and finite values of a quantity."""
+    split, key = quantity
+    found: dict[float, float] = {}
+    for record in records:
+        value = record.get(key)
+        if record.get("split") == split and isinstance(value, Real) and isfinite(float(value)):
+            found[float(record["step"])] = float(value)
+    steps = sorted(found)
+    return np.asarray(steps), np.asarray([found[step] for step in steps])
+
+
+def _draw_runs(
+    axes: Axes, lines: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]
+) -> None:
+    """Draw one quantity of all runs that recorded it."""
+    tidy(axes)
+    drawn: list[NDArray[np.float64]] = []
+    last = 0.0
+    for index, (steps, values) in enumerate(lines):
+        if not len(steps):
+            continue
+        if len(values) >= _MIN_POINTS_TO_SMOOTH:
+            values = smooth(values)
+        marker = "o" if len(values) <= 20 else ""
+        axes.plot(
+            steps,
+            values,
+            linewidth=1.6,
+            marker=marker,
+            markersize=3.6,
+            markeredgecolor=style.PAPER,
+            markeredgewidth=0.6,
+            clip_on=False,
+            **line_look(index),
+        )
+        drawn.append(values)
+        last = max(last, float(steps[-1]))
+    axes.set_xlim(0, last or 1.0)
+    low = min((float(values.min()) for values in drawn), default=0.0)
+    high = max((float(values.max()) for values in drawn), default=1.0)
+    margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
+    axes.set_ylim(low - margin if low < 0 or low > margin else 0.0, high + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=(1, 2, 2.5, 5, 10)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value, digits=6)))

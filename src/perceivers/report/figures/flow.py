@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from perceivers.errors import InputError
 from perceivers.report import style
-from perceivers.report.page import Page
+from perceivers.report.style import Page
 
 # Steps of the wheel from one colour to the next, and which channels rise (1) or fall (-1) on the
 # way: red - yellow - green - cyan - blue - magenta - red.

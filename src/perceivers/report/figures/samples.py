@@ -13,12 +13,17 @@ from numpy.typing import NDArray
 
 from perceivers.errors import InputError
 from perceivers.report import style
-from perceivers.report.figures.attention_canvases import envelope
+from perceivers.report.figures.canvases import (
+    NOTHING,
+    choose_side,
+    envelope,
+    look_down,
+    shade_heights,
+)
 from perceivers.report.figures.flow import flow_to_colour
-from perceivers.report.figures.pictures import to_pictures
+from perceivers.report.figures.reconstruction import to_pictures
 from perceivers.report.figures.segmentation import IGNORED, class_colours, overlay_mask
-from perceivers.report.figures.top_views import NOTHING, choose_side, look_down, shade_heights
-from perceivers.report.page import Page
+from perceivers.report.style import Page
 
 COLUMNS = 4
 FRAMES_SHOWN = 4

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from perceivers.errors import InputError
 from perceivers.report import style
-from perceivers.report.figures.pictures import to_pictures
-from perceivers.report.page import Page
+from perceivers.report.figures.reconstruction import to_pictures
+from perceivers.report.style import Page
 
 IGNORED = 255
 # What has no class.

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from perceivers.report import style
-from perceivers.report.figures.keys import draw_keys, keys_height, line_look, place_keys
-from perceivers.report.page import Page, tidy
+from perceivers.report.figures.curves import draw_keys, keys_height, line_look, place_keys
+from perceivers.report.style import Page, tidy
 
 _HEIGHT = 2.5
 _TICK_ROOM = 0.62

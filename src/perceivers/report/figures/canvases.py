@@ -1,23 +1,96 @@
-"""Inputs on which attention is drawn as heat: pictures, clips, waves and point sets.
-
-A canvas holds one input and knows how tall it is at a width. Heat is the attention of a token as a
-share of that which gets the full colour, 0..1, on the input's token grid.
-
-Legend: H W rows and columns, T frames, S samples, P points, C channels.
-"""
+"""What heat is drawn on: pictures, clips, waves, point sets and texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.font_manager import FontProperties, fontManager, get_font
 from numpy.typing import NDArray
 
 from perceivers.errors import InputError
 from perceivers.report import style
-from perceivers.report.page import Page
+from perceivers.report.style import Page
+from perceivers.types import BOS, CLS, EOS, FIRST_BYTE, MASK, PAD, SEP
+
+# -- Point clouds from above: which point is seen in every pixel ---------------------------------
+#
+# Legend: P points, S side of the view in pixels.
+
+
+# Where no point is seen.
+NOTHING = -1
+# Pixels per point, so that most of them hold one.
+FILL = 2
+MIN_SIDE, MAX_SIDE = 32, 1024
+
+
+def choose_side(num_points: int) -> int:
+    """Return a side in pixels at which most points of a cloud are seen and most pixels hold one."""
+    return int(np.clip(round((FILL * num_points) ** 0.5), MIN_SIDE, MAX_SIDE))
+
+
+def look_down(cloud: NDArray, side: int) -> Int[np.ndarray, "S S"]:
+    """Return the row of the highest point in every pixel, y upwards, -1 where there is none.
+
+    Pixels without a point show that of a neighbour, so that sparse clouds are not speckled.
+
+    Args:
+        cloud: Points ``[P, C]`` of at least x and y; rows of NaN are none. Without z later ones
+            cover earlier ones.
+        side: Pixels S along both sides; the longer one of the cloud fills it.
+
+    Raises:
+        InputError: Fewer than two values per point.
+    """
+    if cloud.ndim != 2 or cloud.shape[1] < 2:
+        raise InputError(f"points have shape {cloud.shape}; a view from above needs [P, 2 or more]")
+    real = np.flatnonzero(~np.isnan(cloud).any(axis=1))
+    seen = np.full((side, side), NOTHING)
+    if not len(real):
+        return seen
+    places = cloud[real, :2].astype(np.float64)
+    low, reach = places.min(axis=0), float(np.ptp(places, axis=0).max()) or 1.0
+    cells = np.minimum(((places - low) / reach * side).astype(int), side - 1)
+    order = (
+        np.argsort(cloud[real, 2], kind="stable") if cloud.shape[1] > 2 else np.arange(len(real))
+    )
+    # The last one written is the highest.
+    seen[side - 1 - cells[order, 1], cells[order, 0]] = real[order]
+    for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
+        moved = np.roll(seen, step, axis)
+        edge = 0 if step > 0 else -1
+        moved[(edge, slice(None)) if axis == 0 else (slice(None), edge)] = NOTHING
+        seen = np.where(seen == NOTHING, moved, seen)
+    return seen
+
+
+def shade_heights(cloud: NDArray, seen: Int[np.ndarray, "S S"]) -> NDArray[np.float32]:
+    """Return grey values ``[1, S, S]`` in 0..1 by height, the lowest dark; black without a point.
+
+    Args:
+        cloud: Points ``[P, C]``; all have the same shade where there is no z.
+        seen: From ``look_down``.
+    """
+    heights = cloud[:, 2] if cloud.shape[1] > 2 else np.zeros(len(cloud))
+    there = heights[seen[seen != NOTHING]]
+    if not len(there):
+        return np.zeros((1, *seen.shape), np.float32)
+    low, high = np.percentile(there, (1, 99))
+    shades = 0.15 + 0.85 * np.clip((heights[seen] - low) / max(high - low, 1e-9), 0, 1)
+    return np.where(seen == NOTHING, 0.0, shades).astype(np.float32)[None]
+
+
+# -- Inputs on which attention is drawn as heat: pictures, clips, waves and point sets -----------
+#
+# A canvas holds one input and knows how tall it is at a width. Heat is the attention of a token
+# as a share of that which gets the full colour, 0..1, on the input's token grid.
+#
+# Legend: H W rows and columns, T frames, S samples, P points, C channels.
+
 
 Heat = NDArray[np.float64]
 Place = tuple[float, ...]
@@ -309,3 +382,169 @@ def _bare(axes: Axes) -> None:
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set(color=style.FRAME, linewidth=style.HAIRLINE)
+
+
+# ------------------------------------------------------------------------------------------------
+# Texts on which attention is drawn as a shaded ground: one cell per character, in a fixed pitch.
+#
+# Legend: L ids of bytes.
+
+
+MONOSPACE = "DejaVu Sans Mono"
+# The pitch is whole pixels at the density of the figures, so that long lines do not drift.
+PITCH = 14 / style.DPI
+SIZE = 14 / style.DPI * 72 / 0.60205
+LINE = 30 / style.DPI
+# How special ids and invisible characters are shown.
+SPECIAL = {
+    PAD: "\u2205",
+    BOS: "\u00ab",
+    EOS: "\u00bb",
+    MASK: "\u25a1",
+    CLS: "\u25b7",
+    SEP: "\u25c1",
+}
+SPECIAL_NAMES = {PAD: "PAD", BOS: "BOS", EOS: "EOS", MASK: "MASK", CLS: "CLS", SEP: "SEP"}
+VISIBLE = {"\n": "\u21b5", "\t": "\u2192", "\r": "\u240d"}
+_NO_GLYPH = "\u25a1"
+_GROUND = 0.75
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One character, or one special id: its glyph and the ids ``[first, end)`` it is made of."""
+
+    glyph: str
+    first: int
+    end: int
+    special: bool = False
+    ends_line: bool = False
+
+
+@dataclass(frozen=True)
+class TextCanvas:
+    """Ids ``[L]`` of one text; padding at the end is left out and counted."""
+
+    ids: NDArray[Any]
+    wide = True
+
+    def height(self, width: float) -> float:
+        """Height of all lines."""
+        return len(break_lines(split_cells(self.ids), int(width / PITCH))) * LINE
+
+    @property
+    def caption(self) -> str:
+        """What the special signs in this text are, and how much padding is left out."""
+        ids = without_padding(self.ids)
+        found = [number for number in SPECIAL if (ids == number).any()]
+        words = [f"{SPECIAL[number]} {SPECIAL_NAMES[number]}" for number in found]
+        padded = len(self.ids) - len(ids)
+        words += [f"{padded} padded places after the end, which nothing can read"] if padded else []
+        return "; ".join(words)
+
+    def paint(
+        self, page: Page, x: float, y: float, width: float, heat: Heat | None, mark: Place
+    ) -> None:
+        """Draw the lines on a ground that is shaded by heat."""
+        columns = int(width / PITCH)
+        lines = break_lines(split_cells(self.ids), columns)
+        marked = int(mark[0] * len(self.ids)) if mark else -1
+        for row, line in enumerate(lines):
+            at = y + row * LINE
+            if heat is not None and line:
+                strength = [float(heat.reshape(-1)[c.first : c.end].max()) for c in line]
+                ground = HEAT(_GROUND * np.asarray(strength))[None, :, :3]
+                axes = page.axes(x, at, len(line) * PITCH, LINE)
+                axes.imshow(ground, aspect="auto", interpolation="nearest")
+                axes.set_axis_off()
+            for column, cell in enumerate(line):
+                if cell.first <= marked < cell.end:
+                    self._frame(page, x + column * PITCH, at)
+            plain = "".join(" " if cell.special else cell.glyph for cell in line)
+            special = "".join(cell.glyph if cell.special else " " for cell in line)
+            _write(page, x, at, plain, style.INK)
+            _write(page, x, at, special, MARK)
+
+    def _frame(self, page: Page, x: float, y: float) -> None:
+        """Draw a box around the cell that is spoken of."""
+        axes = page.axes(x, y, PITCH, LINE)
+        axes.patch.set_alpha(0.0)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set(color=MARK, linewidth=1.6)
+
+
+def without_padding(ids: NDArray[Any]) -> NDArray[Any]:
+    """Return ids ``[L]`` up to the last that is not padding."""
+    real = np.flatnonzero(ids != PAD)
+    return ids[: real[-1] + 1] if len(real) else ids[:0]
+
+
+def split_cells(ids: NDArray[Any]) -> list[Cell]:
+    """Divide ids ``[L]`` into characters and special ids; bytes that are no UTF-8 stand alone."""
+    shown = without_padding(ids)
+    cells: list[Cell] = []
+    first = 0
+    while first < len(shown):
+        value = int(shown[first])
+        if value < FIRST_BYTE:
+            cells.append(Cell(SPECIAL[value], first, first + 1, special=True))
+            first += 1
+            continue
+        char, size = _read_character(shown[first : first + 4])
+        cells.append(Cell(_glyph(char), first, first + size, ends_line=char == "\n"))
+        first += size
+    return cells
+
+
+def break_lines(cells: Sequence[Cell], columns: int) -> list[list[Cell]]:
+    """Break cells into lines of at most so many, after a space where there is one."""
+    lines: list[list[Cell]] = [[]]
+    for cell in cells:
+        if len(lines[-1]) == columns:
+            spaces = [place for place, each in enumerate(lines[-1]) if each.glyph == " "]
+            cut = spaces[-1] + 1 if spaces else columns
+            lines[-1:] = [lines[-1][:cut], lines[-1][cut:]]
+        lines[-1].append(cell)
+        if cell.ends_line:
+            lines.append([])
+    return lines if lines[-1] or len(lines) == 1 else lines[:-1]
+
+
+def _read_character(ids: NDArray[Any]) -> tuple[str, int]:
+    """Return the character at the start of some ids and how many bytes it takes."""
+    for size in range(1, len(ids) + 1):
+        part = ids[:size]
+        if (part < FIRST_BYTE).any():
+            break
+        try:
+            return bytes((part - FIRST_BYTE).astype(np.uint8)).decode("utf-8"), size
+        except UnicodeDecodeError:
+            continue
+    return "\ufffd", 1
+
+
+def _glyph(char: str) -> str:
+    """Return what is printed for a character: one glyph of the fixed pitch."""
+    char = VISIBLE.get(char, char)
+    face = get_font(fontManager.findfont(FontProperties(family=MONOSPACE)))
+    drawable = char.isprintable() and bool(face.get_char_index(ord(char)))
+    return char if drawable else _NO_GLYPH
+
+
+def _write(page: Page, x: float, y: float, line: str, color: str) -> None:
+    """Write one line in the fixed pitch."""
+    if line.strip():
+        axes = page.axes(x, y, max(len(line), 1) * PITCH, LINE)
+        axes.set_axis_off()
+        axes.text(
+            0.0,
+            0.28,
+            line,
+            transform=axes.transAxes,
+            fontproperties=FontProperties(family=MONOSPACE, size=SIZE),
+            color=color,
+            va="baseline",
+            parse_math=False,
+        )
