@@ -19,7 +19,7 @@ import perceivers as pv
 from perceivers.checkpoints.loading import transfer_encoder
 from perceivers.data import make_eval_loader, open_data
 from perceivers.models.hip import HiP
-from perceivers.nn.init import truncated_normal_
+from perceivers.nn.linear import truncated_normal_
 from perceivers.nn.positions import LearnedPositions
 from perceivers.training.config import OptimizerConfig, ScheduleConfig
 from perceivers.training.optimizers import make_optimizer, set_learning_rate

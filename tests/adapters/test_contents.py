@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from perceivers.adapters.config import PositionConfig, TokenConfig
-from perceivers.adapters.contents import ConvStem, make_content, pad_same
 from perceivers.adapters.elements import is_point
+from perceivers.adapters.tokens import ConvStem, make_content, pad_same
 from perceivers.errors import ConfigError
 from perceivers.types import Audio, Bytes, Image, ModalitySpec, Points, Video
 

@@ -107,11 +107,11 @@ def test_imports_only_go_down(path: Path) -> None:
         ("models/hip/model.py", "from perceivers.tasks import x", "models imports tasks"),
         ("masking.py", "from perceivers.adapters import x", "masking imports adapters"),
         ("training/loop.py", "from perceivers import report", "training imports report"),
-        ("nn/mlp.py", "def f():\n    from perceivers.cli import x", "nn imports cli"),
-        ("nn/mlp.py", "from . import init", "relative import"),
+        ("nn/blocks.py", "def f():\n    from perceivers.cli import x", "nn imports cli"),
+        ("nn/blocks.py", "from . import init", "relative import"),
         ("training/loop.py", "from lightning.fabric import Fabric", "imports lightning; only"),
         ("elsewhere.py", "from perceivers.nn import x", "perceivers.elsewhere has no layer"),
-        ("nn/mlp.py", "from perceivers.elsewhere import x", "perceivers.elsewhere has no layer"),
+        ("nn/blocks.py", "from perceivers.elsewhere import x", "perceivers.elsewhere has no layer"),
     ],
 )
 def test_the_check_notices(name: str, text: str, offence: str) -> None:

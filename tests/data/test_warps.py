@@ -18,7 +18,7 @@ from perceivers.data.folders import PictureFiles, read_folder
 from perceivers.data.sources import Source
 from perceivers.data.warps import WarpedPairs, make_warps
 from perceivers.errors import ConfigError, DataError
-from perceivers.nn.sampling import pixel_places, sample_pixels
+from perceivers.nn.patches import pixel_places, sample_pixels
 
 HEIGHT, WIDTH = 40, 56
 WriteFolder = Callable[[Mapping[str, bytes]], Path]

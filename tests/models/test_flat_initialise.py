@@ -12,7 +12,7 @@ from perceivers.errors import ConfigError
 from perceivers.models import Perceiver, PerceiverIO, create_model
 from perceivers.models.flat.carry import carry_tables, check_resizable, pin_waves
 from perceivers.models.flat.initialise import BALANCED, PAPER_SIGMA
-from perceivers.nn.init import TRUNCATED_STD
+from perceivers.nn.linear import TRUNCATED_STD
 from perceivers.types import Array, Audio, Bytes, Image, ModalitySpec, Video
 
 LEARNED = TokenConfig(positions=PositionConfig(kind="learned", dim=64, project=32))

@@ -14,7 +14,7 @@ from perceivers.adapters.upsampling import GridUpsample
 from perceivers.checkpoints.loading import load
 from perceivers.errors import ConfigError, InputError
 from perceivers.models import DecoderConfig, Output, PerceiverIO, PerceiverIOConfig
-from perceivers.nn.space_depth import space_to_depth
+from perceivers.nn.patches import space_to_depth
 from perceivers.types import Array, Audio, Image, ModalitySpec, Video
 
 INPUTS: dict[str, ModalitySpec] = {

@@ -7,8 +7,15 @@ import torch
 from torch import Tensor
 
 from perceivers.errors import ConfigError
-from perceivers.nn.blocks import DropPath, PerceiverBlock, Read, SelfAttentionLayer
-from perceivers.nn.mlp import ACTIVATIONS, Mlp, squared_relu
+from perceivers.nn.blocks import (
+    ACTIVATIONS,
+    DropPath,
+    Mlp,
+    PerceiverBlock,
+    Read,
+    SelfAttentionLayer,
+    squared_relu,
+)
 
 
 def draw(rng: torch.Generator, *shape: int) -> Tensor:

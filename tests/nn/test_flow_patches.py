@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from perceivers.errors import InputError
-from perceivers.nn.flow_patches import extract_flow_patches
+from perceivers.nn.patches import extract_flow_patches
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dmr_blocks.npz"
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from perceivers.nn.init import TRUNCATED_STD, init_linears_, truncated_normal_
+from perceivers.nn.linear import TRUNCATED_STD, init_linears_, truncated_normal_
 
 
 def test_a_truncated_normal_has_the_deviation_asked_for() -> None:

@@ -15,9 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import perceivers as pv
 from perceivers.errors import ConfigError
 from perceivers.nn import linear as linear_module
-from perceivers.nn import linear_choice
-from perceivers.nn.linear import Linear, linear, use_linear
-from perceivers.nn.linear_choice import Library, choose_library, onednn_works
+from perceivers.nn import linear as linear_module
+from perceivers.nn.linear import Library, Linear, choose_library, linear, onednn_works, use_linear
 
 needs_onednn = pytest.mark.skipif(not onednn_works(), reason="this torch lacks oneDNN's product")
 
@@ -29,7 +28,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def count(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         counted.append(x.numel())
-        return linear_choice.multiply(x, weight, bias)
+        return linear_module.multiply(x, weight, bias)
 
     monkeypatch.setattr(linear_module, "multiply", count)
     return counted
@@ -134,8 +133,8 @@ def test_the_choice_is_asked_measured_and_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     measured = iter([3.0, 0.5])
-    monkeypatch.setattr(linear_choice, "measure_gain", lambda: next(measured))
-    monkeypatch.setattr(linear_choice, "onednn_works", lambda: True)
+    monkeypatch.setattr(linear_module, "measure_gain", lambda: next(measured))
+    monkeypatch.setattr(linear_module, "onednn_works", lambda: True)
     monkeypatch.setenv("PERCEIVERS_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("PERCEIVERS_LINEAR", raising=False)
     assert [choose_library(), choose_library()] == ["onednn"] * 2  # measured once
@@ -153,7 +152,7 @@ def test_a_torch_without_the_operator_keeps_its_own(monkeypatch: pytest.MonkeyPa
     def gone(*_: object) -> torch.Tensor:
         raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
 
-    monkeypatch.setattr(linear_choice, "multiply", gone)
+    monkeypatch.setattr(linear_module, "multiply", gone)
     monkeypatch.delenv("PERCEIVERS_LINEAR", raising=False)
     assert choose_library() == "torch"
     monkeypatch.setenv("PERCEIVERS_LINEAR", "onednn")

@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from perceivers.nn.attention import CrossAttention, SelfAttention, attend, use_attention
-from perceivers.nn.blocks import Read, SelfAttentionLayer
-from perceivers.nn.grouping import deal_groups
-from perceivers.nn.mlp import Mlp
+from perceivers.nn.blocks import Mlp, Read, SelfAttentionLayer
+from perceivers.nn.grouping import deal_groups, regroup
 from perceivers.nn.positions import fourier_dim, fourier_features, grid_coordinates
-from perceivers.nn.regroup import regroup
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 Arrays = Mapping[str, NDArray[Any]]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perceivers.errors import ConfigError
-from perceivers.nn.regroup import regroup
+from perceivers.nn.grouping import regroup
 
 
 def numbered(batch: int, groups: int, num: int) -> torch.Tensor:

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from perceivers.adapters.config import TokenConfig
-from perceivers.adapters.contents import ConvStem
+from perceivers.adapters.tokens import ConvStem
 from perceivers.nn.attention import use_attention
-from perceivers.nn.blocks import Read, SelfAttentionLayer
-from perceivers.nn.mlp import Mlp
+from perceivers.nn.blocks import Mlp, Read, SelfAttentionLayer
 from perceivers.types import Image
 
 GOLDEN = Path(__file__).parents[1] / "golden"

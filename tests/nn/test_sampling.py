@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 import torch
 
-from perceivers.nn.sampling import pixel_places, sample_pixels
+from perceivers.nn.patches import pixel_places, sample_pixels
 
 How = Literal["bilinear", "bicubic"]
 

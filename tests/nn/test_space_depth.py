@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from perceivers.errors import InputError
-from perceivers.nn.space_depth import depth_to_space, space_to_depth
+from perceivers.nn.patches import depth_to_space, space_to_depth
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dmr_blocks.npz"
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perceivers.errors import ConfigError, InputError
-from perceivers.nn.tiles import (
+from perceivers.nn.patches import (
     blend_tiles,
     crop_to_size,
     cut_tiles,

@@ -13,8 +13,8 @@ import perceivers as pv
 from perceivers.errors import CheckpointError
 from perceivers.models.hip import encoder
 from perceivers.nn import linear as linear_module
-from perceivers.nn import linear_choice
-from perceivers.nn.linear_choice import onednn_works
+from perceivers.nn import linear as linear_module
+from perceivers.nn.linear import onednn_works
 from perceivers.training.loop import Interrupted, Trainer
 from perceivers.training.numerics import Numerics
 from perceivers.workflows import numerics as choosing
@@ -70,7 +70,7 @@ def test_a_run_resumes_with_the_library_that_it_began_with(
     halfway(tmp_path / "half")
     # Another process measures the opposite.
     monkeypatch.delenv("PERCEIVERS_LINEAR")
-    monkeypatch.setattr(linear_choice, "remembered", lambda *_: other)
+    monkeypatch.setattr(linear_module, "remembered", lambda *_: other)
     resumed = pv.resume(tmp_path / "half", quiet=True)
     assert equal(whole.path, resumed.path)
     opposite = pv.train(**SETTINGS, steps=6, out=str(tmp_path / "opposite"))
@@ -96,7 +96,7 @@ def test_a_run_from_before_goes_on_with_torch_s_products_and_says_so(
     halfway(tmp_path / "half")
     (tmp_path / "half" / "numerics.json").unlink()
     monkeypatch.delenv("PERCEIVERS_LINEAR")
-    monkeypatch.setattr(linear_choice, "remembered", lambda *_: "onednn")
+    monkeypatch.setattr(linear_module, "remembered", lambda *_: "onednn")
     resumed = pv.resume(tmp_path / "half")
     assert "goes on with torch's own" in " ".join(capsys.readouterr().err.split())
     assert equal(whole.path, resumed.path)

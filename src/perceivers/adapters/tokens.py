@@ -5,30 +5,229 @@ Papers: Perceiver (arXiv 2103.03206) Sec. 3.2; Perceiver IO (arXiv 2107.14795) A
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers.adapters.config import PositionConfig, TokenConfig
-from perceivers.adapters.contents import (
-    Coordinates,
-    Elements,
-    Patches,
-    make_content,
-)
 from perceivers.adapters.elements import ElementAdapter, is_point
 from perceivers.errors import ConfigError
 from perceivers.nn.linear import Linear
+from perceivers.nn.patches import FRAMES, extract_flow_patches, space_to_depth
 from perceivers.nn.positions import (
     FourierPositions,
     LearnedPositions,
     fourier_dim,
     fourier_features,
 )
-from perceivers.types import ModalitySpec
+from perceivers.types import BYTE_VOCABULARY, ModalitySpec
+
+# ------------------------------------------------------------------------------------------------
+# What a token holds before it knows its place: elements, patches, windows, convolved pixels,
+# rows.
+#
+# Every content maps normalised elements ``[B, N, C]`` of a spec to ``[B, M, D]`` on a token grid.
+#
+# Legend: B batch, N elements, M tokens, C channels of an element, D channels of a token. Paper:
+# Perceiver IO (arXiv 2107.14795) App. G to I; the released preprocessing blocks.
+
+CONV_KERNEL, CONV_STRIDE, POOL_KERNEL = 7, 2, 3
+
+
+class Content(nn.Module):
+    """Base: a token grid and a token width.
+
+    Attributes:
+        grid: Shape of the token grid.
+        dim: Channels of a token.
+    """
+
+    def __init__(self, grid: tuple[int, ...], dim: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.dim = dim
+
+
+class Elements(Content):
+    """One token per element, or per every n-th along each axis."""
+
+    def __init__(self, spec: ModalitySpec, stride: tuple[int, ...]) -> None:
+        stride = stride or (1,) * len(spec.grid)
+        _check_axes("stride", stride, spec)
+        super().__init__(
+            tuple(-(-n // s) for n, s in zip(spec.grid, stride, strict=True)), spec.channels
+        )
+        self.full, self.stride = spec.grid, stride
+
+    def forward(self, values: Float[Tensor, "B N C"]) -> Float[Tensor, "B M C"]:
+        """Return the kept elements."""
+        if max(self.stride) == 1:
+            return values
+        kept = tuple(slice(None, None, step) for step in self.stride)
+        return values.unflatten(1, self.full)[(slice(None), *kept)].flatten(1, -2)
+
+
+class Patches(Content):
+    """Space-to-depth: a token is a patch, its channels fastest."""
+
+    def __init__(self, spec: ModalitySpec, patch: tuple[int, ...]) -> None:
+        _check_axes("patch", patch, spec)
+        wrong = [(n, p) for n, p in zip(spec.grid, patch, strict=True) if n % p]
+        if wrong:
+            raise ConfigError(
+                f"a {spec.kind} of {spec.grid} cannot be cut into patches of {patch}: "
+                f"{wrong[0][0]} is no multiple of {wrong[0][1]}; choose sizes that divide"
+            )
+        super().__init__(
+            tuple(n // p for n, p in zip(spec.grid, patch, strict=True)),
+            prod(patch) * spec.channels,
+        )
+        self.full, self.patch = spec.grid, patch
+
+    def forward(self, values: Float[Tensor, "B N C"]) -> Float[Tensor, "B M D"]:
+        """Return the patches."""
+        return space_to_depth(values.transpose(1, 2).unflatten(2, self.full), self.patch)
+
+
+class FramePatches(Content):
+    """A token per pixel: the 3x3 windows around it in both frames, zeros outside (flow)."""
+
+    def __init__(self, spec: ModalitySpec) -> None:
+        _check_pair("content 'frame_patches'", spec)
+        super().__init__(spec.grid[1:], 2 * 9 * spec.channels)
+        self.full = spec.grid
+
+    def forward(self, values: Float[Tensor, "B N C"]) -> Float[Tensor, "B M D"]:
+        """Return the windows, first frame first."""
+        return extract_flow_patches(values.transpose(1, 2).unflatten(2, self.full))
+
+
+class ConvStem(Content):
+    """Convolution 7x7 by 2, batch norm, ReLU, pooling 3x3 by 2; once or several times.
+
+    ``same`` pads as TensorFlow does, unevenly for even sizes: 224 becomes 56. ``hf`` is the port's:
+    3 on every side of the convolution, nothing before the pooling; 224 becomes 55.
+
+    The two frames of a video are one picture of twice the channels (flow, App. H). With
+    ``contrast`` every pixel is first compared with the mean of the square around it.
+    """
+
+    def __init__(self, spec: ModalitySpec, config: TokenConfig) -> None:
+        if spec.kind == "video":
+            _check_pair("content 'conv'", spec)
+        elif spec.kind != "image":
+            raise ConfigError(
+                f"a convolutional stem reads images and videos of 2 frames, not {spec.kind}"
+            )
+        grid = picture = spec.grid[-2:]
+        for _ in range(config.num_convs):
+            if config.padding == "same":
+                grid = tuple(((n + 1) // 2 + 1) // 2 for n in grid)
+            else:
+                grid = tuple(((n - 1) // 2 + 1 - POOL_KERNEL) // 2 + 1 for n in grid)
+        if min(grid) < 1:
+            raise ConfigError(f"an image of {spec.grid} is too small for {config.num_convs} convs")
+        super().__init__(grid, config.dim)
+        frames = spec.num_tokens // prod(picture)
+        self.full, self.padding, self.contrast = picture, config.padding, config.contrast
+        widths = [frames * spec.channels, *[config.dim] * config.num_convs]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, CONV_KERNEL, CONV_STRIDE, bias=False) for a, b in pairwise(widths)
+        )
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(config.dim) if config.batch_norm else nn.Identity() for _ in self.convs
+        )
+
+    def forward(self, values: Float[Tensor, "B N C"]) -> Float[Tensor, "B M D"]:
+        """Return the convolved pixels."""
+        # [B, C T, H, W]: the frames of a channel beside one another
+        x = values.transpose(1, 2).flatten(1).unflatten(1, (-1, *self.full))
+        if self.contrast:
+            around = self.contrast // 2
+            x = x - F.avg_pool2d(x, self.contrast, 1, around, count_include_pad=False)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            same = self.padding == "same"
+            x = pad_same(x, CONV_KERNEL, 0.0) if same else F.pad(x, (CONV_KERNEL // 2,) * 4)
+            x = F.relu(norm(conv(x)))
+            x = pad_same(x, POOL_KERNEL, float("-inf")) if same else x
+            x = F.max_pool2d(x, POOL_KERNEL, CONV_STRIDE)
+        return x.flatten(2).transpose(1, 2)
+
+
+def pad_same(x: Float[Tensor, "B C H W"], kernel: int, value: float) -> Float[Tensor, "B C Hp Wp"]:
+    """Pad so that a window moved by two gives half the size, rounded up; the odd cell goes last."""
+    sides = []
+    for size in (x.shape[3], x.shape[2]):  # the last axis first, as F.pad wants it
+        total = max((-(-size // CONV_STRIDE) - 1) * CONV_STRIDE + kernel - size, 0)
+        sides += [total // 2, total - total // 2]
+    return F.pad(x, sides, value=value)
+
+
+class ByteEmbedding(Content):
+    """A learned row per byte id."""
+
+    def __init__(self, spec: ModalitySpec, dim: int) -> None:
+        if spec.kind != "bytes":
+            raise ConfigError(f"an embedding reads bytes, not {spec.kind}")
+        super().__init__(spec.grid, dim)
+        self.rows = nn.Embedding(BYTE_VOCABULARY, dim)
+
+    def forward(self, ids: Integer[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
+        """Return the rows; ids may have any integer type."""
+        return self.rows(ids.long())
+
+
+class Coordinates(Content):
+    """Points: what is left when the first channels have become positions; often nothing."""
+
+    def __init__(self, spec: ModalitySpec, num_axes: int) -> None:
+        if spec.kind != "points" or num_axes > spec.channels:
+            raise ConfigError(
+                f"coordinates need points with at least {num_axes} channels, not {spec}; give "
+                f"max_resolution one length per coordinate"
+            )
+        super().__init__(spec.grid, spec.channels - num_axes)
+        self.num_axes = num_axes
+
+    def forward(self, values: Float[Tensor, "B N C"]) -> Float[Tensor, "B N D"]:
+        """Return the channels behind the coordinates."""
+        return values[..., self.num_axes :]
+
+
+def make_content(spec: ModalitySpec, config: TokenConfig) -> Content:
+    """Build the content that a config names."""
+    if config.content == "patches":
+        return Patches(spec, config.patch)
+    if config.content == "frame_patches":
+        return FramePatches(spec)
+    if config.content == "conv":
+        return ConvStem(spec, config)
+    if config.content == "embedding":
+        return ByteEmbedding(spec, config.dim)
+    if spec.kind == "bytes":
+        raise ConfigError("bytes are embedded; use token content 'embedding'")
+    if config.content == "coordinates":
+        return Coordinates(spec, len(config.positions.max_resolution or (0,) * spec.channels))
+    return Elements(spec, config.stride)
+
+
+def _check_pair(what: str, spec: ModalitySpec) -> None:
+    if spec.kind != "video" or spec.grid[0] != FRAMES:
+        raise ConfigError(
+            f"{what} needs a video of 2 frames, not {spec}; optical flow compares two"
+        )
+
+
+def _check_axes(what: str, sizes: tuple[int, ...], spec: ModalitySpec) -> None:
+    if len(sizes) != len(spec.grid):
+        raise ConfigError(
+            f"token {what}={sizes} has {len(sizes)} sizes for a {spec.kind} of {spec.grid}; give "
+            f"one per axis"
+        )
 
 
 class Positions(nn.Module):

@@ -29,7 +29,7 @@ from perceivers.data.motions import Motion, draw_blob, draw_motion, frame_places
 from perceivers.data.sources import PictureSource, Source
 from perceivers.data.views import Look
 from perceivers.errors import ConfigError, DataError
-from perceivers.nn.sampling import sample_pixels
+from perceivers.nn.patches import sample_pixels
 from perceivers.types import Image
 
 # Before the address of photographs, from which pairs are generated.

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers.errors import ConfigError
+from perceivers.nn.chunking import is_exporting
 from perceivers.nn.linear import Linear, linear
-from perceivers.nn.tracing import is_exporting
 
 AttentionPath = Literal["sdpa", "reference"]
 

@@ -10,10 +10,11 @@ Paper: HiP (arXiv 2202.10890) Sec. 3; the arithmetic is that of the released cod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -183,3 +184,32 @@ def concatenate(lengths: Mapping[str, int]) -> GroupLayout:
         ),
         axis="slots",
     )
+
+
+# -- Regrouping: which latents of one level form a group of the next -----------------------------
+#
+# Legend: B batch, G groups before, g groups after, N tokens per group, C channels. Paper: HiP
+# (arXiv 2202.10890) Sec. 3, "reshape" (the paper's) and "transpose_reshape".
+
+Regroup = Literal["reshape", "transpose_reshape"]
+
+
+def regroup(
+    x: Float[Tensor, "B G N C"], num_groups: int, how: Regroup = "reshape"
+) -> Float[Tensor, "B g n C"]:
+    """Deal the latents of all groups into ``num_groups`` groups.
+
+    ``reshape`` merges neighbours, or splits a group into consecutive runs; ``transpose_reshape``
+    gives every new group latents of all old groups.
+
+    Raises:
+        ConfigError: The latents do not divide evenly.
+    """
+    batch, groups, num, channels = x.shape
+    if groups * num % num_groups:
+        raise ConfigError(
+            f"{groups} groups of {num} latents cannot be dealt into {num_groups} equal groups"
+        )
+    if how == "transpose_reshape":
+        x = x.transpose(1, 2)  # [B, N, G, C]
+    return x.reshape(batch, num_groups, groups * num // num_groups, channels)

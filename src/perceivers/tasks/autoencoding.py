@@ -27,7 +27,7 @@ from perceivers.masking import count_kept
 from perceivers.models.flat.encoded import Encoded
 from perceivers.models.perceiver_io import Output, PerceiverIO
 from perceivers.models.perceiver_io.decoder import pick_rows
-from perceivers.nn.space_depth import space_to_depth
+from perceivers.nn.patches import space_to_depth
 from perceivers.settings import Fraction, Natural, NonNegative, Rate, Settings
 from perceivers.tasks.answers import Choices
 from perceivers.tasks.base import Losses, Task, TaskBatch

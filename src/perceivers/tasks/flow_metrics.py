@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from perceivers.errors import InputError
-from perceivers.nn.sampling import pixel_places, sample_pixels
+from perceivers.nn.patches import pixel_places, sample_pixels
 
 # KITTI 2015 (Menze and Geiger): an outlier is off by more than both of these.
 OUTLIER_PIXELS = 3.0

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from perceivers.nn.tiles import blend_tiles, crop_to_size, cut_tiles, pad_to_tile, tile_places
+from perceivers.nn.patches import blend_tiles, crop_to_size, cut_tiles, pad_to_tile, tile_places
 from perceivers.tasks.flow import FLOW_SCALE, TARGET, flow_modality
 from perceivers.tasks.flow_metrics import end_point_error, outlier_share
 

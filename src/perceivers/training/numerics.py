@@ -13,8 +13,7 @@ from typing import get_args
 from perceivers.errors import CheckpointError
 from perceivers.files import read_json_file, write_json
 from perceivers.nn.chunking import use_chunks
-from perceivers.nn.linear import use_linear
-from perceivers.nn.linear_choice import VARIABLE, Library, choose_library, onednn_works
+from perceivers.nn.linear import VARIABLE, Library, choose_library, onednn_works, use_linear
 from perceivers.training.run_folder import RunFolder
 from perceivers.training.runtime import Resolved
 

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from perceivers.models.hip import HiP
 from perceivers.models.hip.heads import QueryHead
-from perceivers.nn.grouping import GroupLayout
-from perceivers.nn.regroup import Regroup, regroup
+from perceivers.nn.grouping import GroupLayout, Regroup, regroup
 from perceivers.workflows.attention_maps import (
     Answer,
     Explanation,

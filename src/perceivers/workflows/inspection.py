@@ -17,7 +17,7 @@ from perceivers.checkpoints.catalogue import CATALOGUE, ReleasedWeights
 from perceivers.errors import ConfigError
 from perceivers.machine import core_count, cpu_name
 from perceivers.models.registry import FAMILIES, create_model, find_family, list_models
-from perceivers.nn.linear_choice import (
+from perceivers.nn.linear import (
     choose_library,
     measure_speeds,
     multiply,

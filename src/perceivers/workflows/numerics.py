@@ -7,8 +7,7 @@ import torch
 
 from perceivers.data import Batch, make_train_loader
 from perceivers.machine import has_fast_bf16, remembered
-from perceivers.nn.linear import use_linear
-from perceivers.nn.linear_choice import Library, choose_library
+from perceivers.nn.linear import Library, choose_library, use_linear
 from perceivers.tasks import Task
 from perceivers.training.config import TrainConfig
 from perceivers.training.numerics import Numerics, Resolved

@@ -27,8 +27,7 @@ from perceivers.models.flat.config import config_from_json, config_to_json
 from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.models.perceiver_io import DecoderConfig, Output, PerceiverIO, PerceiverIOConfig
 from perceivers.nn.blocks import Read, SelfAttentionLayer
-from perceivers.nn.init import init_linears_
-from perceivers.nn.linear import Linear
+from perceivers.nn.linear import Linear, init_linears_
 from perceivers.settings import Count, Settings, change
 from perceivers.types import ModalitySpec
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from perceivers.adapters.multimodal import TokenReaders
 from perceivers.models.flat.trunk import Trunk
 from perceivers.nn.attention import Attention
-from perceivers.nn.init import TRUNCATED_STD, truncated_normal_
-from perceivers.nn.mlp import Mlp
+from perceivers.nn.blocks import Mlp
+from perceivers.nn.linear import TRUNCATED_STD, truncated_normal_
 from perceivers.nn.positions import LearnedPositions
 
 PAPER_SIGMA = 0.02

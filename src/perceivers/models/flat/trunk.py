@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from perceivers.errors import ConfigError
-from perceivers.nn.blocks import Read, SelfAttentionLayer
-from perceivers.nn.mlp import get_activation
+from perceivers.nn.blocks import Read, SelfAttentionLayer, get_activation
 from perceivers.settings import Count, Natural, Rate, Settings, UsedIf
 
 DEEP, REREAD = UsedIf("depth", above=0), UsedIf("num_reads", above=1)

@@ -12,10 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from perceivers.nn.attention import Attention
-from perceivers.nn.blocks import DropPath
+from perceivers.nn.blocks import DropPath, Mlp
 from perceivers.nn.linear import Linear
 from perceivers.nn.mask_units import pool_tokens
-from perceivers.nn.mlp import Mlp
 
 NORM_EPSILON = 1e-6
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from torch import nn
 
 from perceivers.errors import ConfigError, suggest
+from perceivers.nn.blocks import get_activation
 from perceivers.nn.grouping import GroupLayout, concatenate, deal_groups
-from perceivers.nn.mlp import get_activation
 from perceivers.nn.positions import fourier_dim
 from perceivers.settings import Count, Natural, Positive, Rate, Settings, UsedIf, settle
 from perceivers.types import Bytes, ModalitySpec, spec_from_json, spec_to_json

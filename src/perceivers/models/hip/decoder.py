@@ -15,8 +15,8 @@ from perceivers.models.hip.config import HiPConfig
 from perceivers.models.hip.elements import share_scores
 from perceivers.models.hip.encoder import Encoded, make_block
 from perceivers.nn.blocks import Read
+from perceivers.nn.grouping import regroup
 from perceivers.nn.linear import Linear
-from perceivers.nn.regroup import regroup
 
 
 def in_chunks(

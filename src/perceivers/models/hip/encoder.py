@@ -13,17 +13,16 @@ from torch import Tensor, nn
 
 from perceivers.adapters import ElementAdapter
 from perceivers.adapters.elements import INDEXED, is_point
-from perceivers.adapters.presence import check_present
+from perceivers.adapters.multimodal import check_present
 from perceivers.errors import InputError, suggest
 from perceivers.masking import MaskPlan
 from perceivers.models.hip.config import HiPConfig
 from perceivers.models.hip.elements import ElementMixing
 from perceivers.nn.blocks import PerceiverBlock, Read, SelfAttentionLayer
 from perceivers.nn.chunking import map_chunks, may_chunk
-from perceivers.nn.grouping import GroupLayout, Share
+from perceivers.nn.grouping import GroupLayout, Share, regroup
 from perceivers.nn.linear import Linear
 from perceivers.nn.positions import FourierPositions, InterpolatedPositions, LearnedPositions
-from perceivers.nn.regroup import regroup
 from perceivers.types import ModalitySpec
 
 # Slots of a batch from which the first read is computed in chunks, and slots of a chunk.

@@ -21,7 +21,7 @@ from perceivers.models.hip.encoder import Encoded, HiPEncoder, gather_slots
 from perceivers.models.hip.heads import MeanHead, QueryHead
 from perceivers.nn.blocks import PerceiverBlock, Read, SelfAttentionLayer
 from perceivers.nn.grouping import GroupLayout
-from perceivers.nn.init import init_linears_, truncated_normal_
+from perceivers.nn.linear import init_linears_, truncated_normal_
 from perceivers.nn.positions import LearnedPositions, coarse_grid, fourier_rows, resize_table
 from perceivers.settings import change
 from perceivers.types import ModalitySpec

@@ -31,7 +31,7 @@ from perceivers.models.flat.trunk import Trunk
 from perceivers.models.perceiver_io.config import Output, PerceiverIOConfig
 from perceivers.models.perceiver_io.decoder import Decoder, LearnedQueries, TiedHead, pick_rows
 from perceivers.nn.blocks import Read, SelfAttentionLayer
-from perceivers.nn.space_depth import depth_to_space, space_to_depth
+from perceivers.nn.patches import depth_to_space, space_to_depth
 from perceivers.settings import change
 from perceivers.types import ModalitySpec
 
