@@ -35,10 +35,9 @@ from measuring import (
 from perceivers.bench.child import saved_bytes
 from perceivers.bench.children import describe_machine
 from perceivers.bench.subjects import import_official
-from perceivers.checkpoints.hiera_arguments import constructor_arguments
-from perceivers.checkpoints.hiera_files import save_official
-from perceivers.checkpoints.hiera_hugging_face import class_of_hiera, save_hiera_folder
-from perceivers.checkpoints.verify_hugging_face import load_hugging_face
+from perceivers.checkpoints.hiera_files import class_of_hiera, save_hiera_folder, save_official
+from perceivers.checkpoints.hiera_names import constructor_arguments
+from perceivers.checkpoints.verify import load_hugging_face
 from perceivers.models.saving import ModelInfo
 
 SIZES = ("tiny", "small", "base", "base_plus", "large")

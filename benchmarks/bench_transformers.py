@@ -47,8 +47,8 @@ from perceivers.checkpoints.hugging_face_config import (
     config_from_hugging_face,
     config_to_hugging_face,
 )
-from perceivers.checkpoints.kinds import kind_of, with_flavour
-from perceivers.checkpoints.verify_hugging_face import load_hugging_face
+from perceivers.checkpoints.names import kind_of, with_flavour
+from perceivers.checkpoints.verify import load_hugging_face
 from perceivers.models import PerceiverIO
 from perceivers.models.saving import ModelInfo
 from perceivers.types import FIRST_BYTE

@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 import perceivers as pv
+from perceivers.checkpoints.catalogue import FOLDER
 from perceivers.checkpoints.loading import Loaded, load_with_info
-from perceivers.checkpoints.own_weights import FOLDER
 from perceivers.files import write_atomic
 from perceivers.models.saving import ModelInfo, model_card, save_folder
 from perceivers.report.figures import draw_curves

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import perceivers
-from perceivers.checkpoints.own_weights import own_names
+from perceivers.checkpoints.catalogue import own_names
 from perceivers.cli.main import VERBS, main
 from perceivers.errors import ConfigError
 from perceivers.training.run_folder import TASKS

@@ -18,8 +18,8 @@ from perceivers.checkpoints.hugging_face import (
     read_hugging_face,
     save_hugging_face,
 )
-from perceivers.checkpoints.kinds import with_flavour
-from perceivers.checkpoints.verify_hugging_face import verify_hugging_face
+from perceivers.checkpoints.names import with_flavour
+from perceivers.checkpoints.verify import verify_hugging_face
 from perceivers.models import PerceiverIO
 from perceivers.models.perceiver_io.build import configure
 from perceivers.models.perceiver_io.variants import VARIANTS

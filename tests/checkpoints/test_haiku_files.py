@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import perceivers as pv
 from perceivers.checkpoints import haiku_perceiver
+from perceivers.checkpoints.bundle import read_parameter_pickle
 from perceivers.checkpoints.haiku_perceiver import (
     RELEASES,
     find_release,
@@ -19,7 +20,6 @@ from perceivers.checkpoints.haiku_perceiver import (
     params_from_model,
 )
 from perceivers.checkpoints.loading import load_with_info
-from perceivers.checkpoints.unpickle import read_parameter_pickle
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.models import PerceiverIO, create_model
 

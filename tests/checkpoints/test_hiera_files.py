@@ -13,14 +13,18 @@ from torch import Tensor
 
 import perceivers as pv
 from perceivers.checkpoints.foreign import find_layout
-from perceivers.checkpoints.hiera_arguments import constructor_arguments, stated_by_hub
 from perceivers.checkpoints.hiera_files import (
     hiera_from_tensors,
     save_official,
     save_timm,
     tell_library,
 )
-from perceivers.checkpoints.hiera_names import Library, hiera_entries
+from perceivers.checkpoints.hiera_names import (
+    Library,
+    constructor_arguments,
+    hiera_entries,
+    stated_by_hub,
+)
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.checkpoints.torch_files import read_tensor_file
 from perceivers.checkpoints.verify_hiera import import_package

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import perceivers as pv
 from perceivers.checkpoints import verify_hiera as verifying
-from perceivers.checkpoints.hiera_hugging_face import (
+from perceivers.checkpoints.hiera_files import (
     class_of_hiera,
     hiera_from_hugging_face,
     read_hiera_folder,

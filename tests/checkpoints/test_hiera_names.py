@@ -11,8 +11,8 @@ from perceivers.checkpoints.hiera_names import (
     fusion_layout,
     grid_layout,
     hiera_entries,
+    name_variant,
 )
-from perceivers.checkpoints.hiera_shapes import name_variant
 from perceivers.errors import CheckpointError
 from perceivers.models import create_model
 from perceivers.models.hiera import Hiera, HieraConfig, HieraHead

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import perceivers as pv
-from perceivers.checkpoints import verify_hugging_face as verifying
+from perceivers.checkpoints import verify as verifying
 from perceivers.checkpoints.hugging_face import model_from_hugging_face, read_hugging_face
 from perceivers.checkpoints.loading import load_with_info
-from perceivers.checkpoints.verify_hugging_face import load_hugging_face, verify_hugging_face
+from perceivers.checkpoints.verify import load_hugging_face, verify_hugging_face
 from perceivers.errors import CheckpointError, ConfigError, LicenseWarning
 
 transformers = pytest.importorskip("transformers")

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 import perceivers as pv
-from perceivers.checkpoints.loading import find_model_folder, load_with_info
-from perceivers.checkpoints.own_weights import (
+from perceivers.checkpoints.catalogue import (
     FOLDER,
     find_own_weights,
     list_own_weights,
     own_names,
 )
+from perceivers.checkpoints.loading import find_model_folder, load_with_info
 from perceivers.errors import CheckpointError
 from perceivers.models import list_models
 

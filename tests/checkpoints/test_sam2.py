@@ -14,13 +14,15 @@ from perceivers.checkpoints.foreign import FOREIGN_LAYOUTS, find_layout
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.checkpoints.names import take_from_model
 from perceivers.checkpoints.sam2 import (
+    Sam2Naming,
     find_trunk,
     model_from_sam2,
     read_sam2_folder,
+    sam2_entries,
     sam2_from_tensors,
     split_trunk,
+    turn_table,
 )
-from perceivers.checkpoints.sam2_names import Sam2Naming, sam2_entries, turn_table
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.models import HieraDet, create_model
 from perceivers.models.hiera_det.variants import SAM2_INPUT

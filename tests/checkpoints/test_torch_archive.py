@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from perceivers.checkpoints.torch_archive import Inert, StoredTensor, TorchArchive
-from perceivers.checkpoints.torch_files import read_tensor_file
-from perceivers.checkpoints.weight_sets import find_sets
+from perceivers.checkpoints.torch_files import find_sets, read_tensor_file
 from perceivers.errors import CheckpointError
 
 

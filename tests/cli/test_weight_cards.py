@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from perceivers.checkpoints.catalogue import own_names
 from perceivers.checkpoints.loading import load_with_info
-from perceivers.checkpoints.own_weights import own_names
 
 ROOT = Path(__file__).resolve().parents[2]
 # Data addresses below the folder of real data; digits come with scikit-learn.

@@ -15,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import perceivers as pv
 from perceivers.errors import ConfigError
 from perceivers.nn import linear as linear_module
-from perceivers.nn import linear as linear_module
 from perceivers.nn.linear import Library, Linear, choose_library, linear, onednn_works, use_linear
 
 needs_onednn = pytest.mark.skipif(not onednn_works(), reason="this torch lacks oneDNN's product")

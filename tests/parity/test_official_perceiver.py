@@ -17,9 +17,8 @@ from perceivers.checkpoints.haiku_perceiver import (
     model_from_entries,
     params_from_model,
 )
-from perceivers.checkpoints.kinds import kind_of, with_flavour
-from perceivers.checkpoints.verify import Difference
-from perceivers.checkpoints.verify_perceiver import verify_archive
+from perceivers.checkpoints.names import kind_of, with_flavour
+from perceivers.checkpoints.verify import Difference, verify_archive
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.models import Output, PerceiverIO, PerceiverIOConfig
 

@@ -10,11 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 import perceivers as pv
-from perceivers.checkpoints import verify_sam2 as verifying
+from perceivers.checkpoints import verify as verifying
 from perceivers.checkpoints.names import take_from_model
-from perceivers.checkpoints.sam2 import Sam2Weights, model_from_sam2, split_trunk
-from perceivers.checkpoints.sam2_names import sam2_entries
-from perceivers.checkpoints.verify_sam2 import (
+from perceivers.checkpoints.sam2 import Sam2Weights, model_from_sam2, sam2_entries, split_trunk
+from perceivers.checkpoints.verify import (
     describe_trunk,
     load_hugging_face_trunk,
     picture_size,

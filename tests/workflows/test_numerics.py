@@ -13,7 +13,6 @@ import perceivers as pv
 from perceivers.errors import CheckpointError
 from perceivers.models.hip import encoder
 from perceivers.nn import linear as linear_module
-from perceivers.nn import linear as linear_module
 from perceivers.nn.linear import onednn_works
 from perceivers.training.loop import Interrupted, Trainer
 from perceivers.training.numerics import Numerics

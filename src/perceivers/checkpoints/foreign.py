@@ -19,9 +19,8 @@ from perceivers.checkpoints.hiera_files import (
 )
 from perceivers.checkpoints.hiera_names import Library
 from perceivers.checkpoints.sam2 import find_trunk, sam2_from_tensors
-from perceivers.checkpoints.verify import Difference, Precision
+from perceivers.checkpoints.verify import Difference, Precision, verify_sam2_tensors
 from perceivers.checkpoints.verify_hiera import verify_hiera_tensors
-from perceivers.checkpoints.verify_sam2 import verify_sam2_tensors
 from perceivers.errors import CheckpointError
 
 Tensors = Mapping[str, Tensor]

@@ -18,14 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from perceivers.checkpoints.haiku_kinds import OWN_KIND
-from perceivers.checkpoints.kinds import (
+from perceivers.checkpoints.names import (
+    Entry,
     Flavour,
+    Part,
+    Scheme,
     describe_differences,
+    expand,
+    fill_model,
     kind_of,
     modality_role,
+    take_from_model,
     with_flavour,
 )
-from perceivers.checkpoints.names import Entry, Part, Scheme, expand, fill_model, take_from_model
 from perceivers.errors import CheckpointError
 from perceivers.files import write_atomic
 from perceivers.models import Perceiver, PerceiverConfig, PerceiverIO, PerceiverIOConfig

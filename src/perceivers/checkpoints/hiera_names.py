@@ -1,19 +1,25 @@
-"""The names of a Hiera's tensors in the official files, in timm's and in Hugging Face's, as ours.
-
-One table per library says which module of theirs is which of ours; a library that lacks a row has
-no place for it. Rows of the fused query, key and value have the same order in all of them.
-"""
+"""Names, shapes and arguments of a Hiera in official, timm's and Hugging Face's terms."""
 
 from collections.abc import Iterator, Mapping
-from math import prod
-from typing import Literal
+from itertools import pairwise
+from math import isqrt, prod
+from typing import Any, Literal
 
 from torch import Tensor
 
 from perceivers.checkpoints.names import Entry, Layout, Turn
-from perceivers.errors import CheckpointError
+from perceivers.errors import CheckpointError, ConfigError, suggest
 from perceivers.models.hiera import HieraConfig
+from perceivers.models.hiera.build import configure
+from perceivers.models.hiera.variants import VARIANTS
 from perceivers.nn.mask_units import UnitLayout
+from perceivers.types import IMAGENET_MEAN, IMAGENET_STD, Image, Video, spec_to_json
+
+# ------------------------------------------------------------------------------------------------
+# The names of a Hiera's tensors in the official files, in timm's and in Hugging Face's, as ours.
+#
+# One table per library says which module of theirs is which of ours; a library that lacks a row
+# has no place for it. Rows of the fused query, key and value have the same order in all of them.
 
 Library = Literal["official", "timm", "hf"]
 
@@ -230,3 +236,307 @@ def fusion_layout(pool: tuple[int, ...], levels: int) -> Turn:
         return layout.merge(tokens, whole).movedim(-1, 1)
 
     return Turn(into, back)
+
+
+# -- What the shapes of a Hiera's tensors say of the model, and what they leave open -------------
+#
+# Shapes give the depths, widths, classes, tables and decoder. They do not give heads, strides and
+# pools: those are the released ones at the released widths, and must be stated at any other.
+
+# Heads of the first stage at the released widths, and of the decoder.
+RELEASED_HEADS = {96: 1, 112: 2, 144: 2, 256: 4}
+RELEASED_DECODER_HEADS = {512: 16}
+# Strides, mask units and pools of the released models, by the number of axes.
+RELEASED_SIZES: Mapping[int, Mapping[str, tuple[int, ...]]] = {
+    2: {"patch_stride": (4, 4), "mask_unit": (8, 8), "pool": (2, 2)},
+    3: {"patch_stride": (2, 4, 4), "mask_unit": (1, 8, 8), "pool": (1, 2, 2)},
+}
+# The size that window tables were trained at; their own sizes do not tell.
+WINDOW_SIZE = 256
+# Where the released layer scales start; what was learned does not tell.
+LAYER_SCALE = 1e-5
+STEM = "patch_embed.proj.weight"
+
+
+def config_from_shapes(
+    tensors: Mapping[str, Tensor], stated: Mapping[str, Any], source: str
+) -> HieraConfig:
+    """Describe the Hiera that a file of the official names, or of timm's, was saved from.
+
+    Args:
+        tensors: The file's content.
+        stated: Fields of ``HieraConfig`` as plain data; they win over what shapes say.
+        source: For messages.
+
+    Raises:
+        CheckpointError: Something is neither told by shapes nor stated.
+        ConfigError: A stated field is unknown or impossible.
+    """
+    unknown = sorted(stated.keys() - HieraConfig.__dataclass_fields__.keys())
+    if unknown:
+        raise ConfigError(
+            f"a Hiera has no setting {unknown[0]!r}; its settings are "
+            f"{sorted(HieraConfig.__dataclass_fields__)}"
+            + suggest(unknown[0], HieraConfig.__dataclass_fields__)
+        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    try:
+        told = _read_encoder(shapes) | _positions(shapes)
+        told |= _ends(shapes)
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{source} is not a Hiera's: no usable {error} in it") from error
+    values = _merge(told, stated)
+    _require(values, source)
+    if "inputs" not in values:
+        values["inputs"] = _inputs(shapes, values, source)
+    return HieraConfig.from_json(values)
+
+
+def name_variant(config: HieraConfig) -> str:
+    """Return the named model that a configuration is, whatever its classes; else an empty string.
+
+    Auto-encoders are compared with auto-encoders.
+    """
+    for name, settings in VARIANTS.items():
+        if not settings.get("inputs"):
+            continue
+        known = configure(settings, inputs=None, num_classes=None, head="query", overrides={})
+        if _comparable(known) == _comparable(config):
+            return name
+    return ""
+
+
+def _comparable(config: HieraConfig) -> dict[str, Any]:
+    """Everything that fixes tensors and arithmetic, but the head's width."""
+    left_out = {"head", "init", "layer_scale", "drop_path_rate", "unit_drop_rate"}
+    data = {name: value for name, value in config.to_json().items() if name not in left_out}
+    return {**data, "scaled": config.layer_scale is not None}
+
+
+def _read_encoder(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Widths and depths; a stage begins where a block's norms differ in width."""
+    dim, _, *kernel = shapes[STEM]
+    widths: list[tuple[int, int]] = []
+    while f"blocks.{len(widths)}.norm1.weight" in shapes:
+        block = f"blocks.{len(widths)}"
+        widths.append((shapes[f"{block}.norm1.weight"][0], shapes[f"{block}.norm2.weight"][0]))
+    starts = [0, *(i for i, (wide_in, out) in enumerate(widths) if wide_in != out), len(widths)]
+    projects = len(starts) < 3 or f"blocks.{starts[1]}.proj.weight" in shapes
+    return {
+        "dim": dim,
+        "patch_kernel": kernel,
+        "depths": [end - start for start, end in pairwise(starts)],
+        "mlp_ratio": shapes["blocks.0.mlp.fc1.weight"][0] // widths[0][1],
+        "shortcut": "project" if projects else "pool",
+        "layer_scale": LAYER_SCALE if "blocks.0.ls1.gamma" in shapes else None,
+        **RELEASED_SIZES.get(len(kernel), {}),
+        **({"num_heads": RELEASED_HEADS[dim]} if dim in RELEASED_HEADS else {}),
+    }
+
+
+def _positions(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    if "pos_embed_spatial" in shapes:
+        return {"positions": "separable"}
+    if "pos_embed_win" in shapes:
+        return {
+            "positions": "window",
+            "position_grid": shapes["pos_embed"][2:],
+            "mask_unit": shapes["pos_embed_win"][2:],
+        }
+    return {"positions": "absolute"}
+
+
+def _ends(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The decoder of an auto-encoder, or the classes."""
+    if "decoder_embed.weight" not in shapes:
+        head = next((n for n in ("head.projection", "head.fc") if f"{n}.weight" in shapes), "")
+        if not head:
+            return {}
+        return {"head": {"kind": "mean", "num_outputs": shapes[f"{head}.weight"][0]}}
+    dim, depth, fused = shapes["decoder_embed.weight"][0], 0, 0
+    while f"decoder_blocks.{depth}.norm1.weight" in shapes:
+        depth += 1
+    while f"multi_scale_fusion_heads.{fused}.weight" in shapes:
+        fused += 1
+    video = len(shapes[STEM]) == 5
+    decoder: dict[str, Any] = {"dim": dim, "depth": depth}
+    decoder["order"] = "channels_last" if video else "channels_first"
+    if dim in RELEASED_DECODER_HEADS:
+        decoder["num_heads"] = RELEASED_DECODER_HEADS[dim]
+    told = {"decoder": decoder, "num_pools": fused, "init": "autoencoder"}
+    if fused:
+        # The last of the fusions joins what one pooling would join.
+        told["pool"] = shapes[f"multi_scale_fusion_heads.{fused - 1}.weight"][2:]
+    return told
+
+
+def _merge(told: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """What was stated over what was told, field by field inside the head and the decoder too."""
+    merged = {**told, **stated}
+    for name in ("head", "decoder"):
+        if isinstance(told.get(name), Mapping) and isinstance(stated.get(name), Mapping):
+            merged[name] = {**told[name], **stated[name]}
+    return merged
+
+
+def _require(values: Mapping[str, Any], source: str) -> None:
+    """Name what no shape tells, before a default is taken for it."""
+    missing = [
+        name for name in ("num_heads", "patch_stride", "mask_unit", "pool") if name not in values
+    ]
+    if isinstance(values.get("decoder"), Mapping) and "num_heads" not in values["decoder"]:
+        missing.append("decoder.num_heads")
+    if missing:
+        raise CheckpointError(
+            f"{source} is of no released size (first stage {values['dim']} channels wide), and "
+            f"shapes do not tell {', '.join(missing)}; give --config with a JSON file that does, "
+            f'such as {{"num_heads": 1}} or {{"decoder": {{"num_heads": 16}}}}'
+        )
+
+
+def _inputs(
+    shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, Any], source: str
+) -> dict[str, Any]:
+    """A square input that the tables fit, under the name of the released models."""
+    channels, stride = shapes[STEM][1], values["patch_stride"]
+    given: dict[str, Any] = {}
+    if channels == len(IMAGENET_MEAN):
+        given = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    if values["positions"] == "window" and len(stride) == 2:
+        return {"image": spec_to_json(Image(WINDOW_SIZE, WINDOW_SIZE, channels, **given))}
+    if values["positions"] == "separable":
+        side = _side(shapes["pos_embed_spatial"][1], source)
+        frames = shapes["pos_embed_temporal"][1] * stride[0]
+        spec = Video(frames, side * stride[1], side * stride[2], channels, **given)
+        return {"video": spec_to_json(spec)}
+    if len(stride) != 2 or "pos_embed" not in shapes:
+        raise CheckpointError(
+            f"{source}: its tables do not tell the size of the input; give --config with a JSON "
+            f'file that holds "inputs"'
+        )
+    side = _side(shapes["pos_embed"][1], source)
+    return {"image": spec_to_json(Image(side * stride[0], side * stride[1], channels, **given))}
+
+
+def _side(cells: int, source: str) -> int:
+    """The side of a square of so many cells."""
+    side = isqrt(cells)
+    if side**2 != cells:
+        raise CheckpointError(
+            f"{source}: a table of {cells} positions is no square; give --config with a JSON file "
+            f'that holds "inputs"'
+        )
+    return side
+
+
+# -- Constructor arguments of the official Hiera and of timm's, in our terms and back ------------
+#
+# Both libraries write some of them beside their weights on the Hugging Face hub, and both are
+# built with them to be compared with.
+
+
+def constructor_arguments(config: HieraConfig, library: Library) -> dict[str, Any]:
+    """Return what the class of the official package, or of timm, is built with.
+
+    Args:
+        config: The complete description.
+        library: ``official`` or ``timm``.
+    """
+    arguments: dict[str, Any] = {
+        "in_chans": config.spec.channels,
+        "embed_dim": config.dim,
+        "num_heads": config.num_heads,
+        "stages": config.depths,
+        "q_pool": config.pools,
+        "q_stride": config.pool,
+        "mask_unit_size": config.mask_unit,
+        "mask_unit_attn": tuple(i < config.local_stages for i in range(len(config.depths))),
+        "patch_kernel": config.patch_kernel,
+        "patch_stride": config.patch_stride,
+        "patch_padding": tuple(size // 2 for size in config.patch_kernel),
+        "mlp_ratio": float(config.mlp_ratio),
+        "sep_pos_embed": config.positions == "separable",
+    }
+    size = tuple(config.spec.grid)
+    if library == "timm":
+        return arguments | {
+            "img_size": size,
+            "num_classes": config.num_classes,
+            "use_expand_proj": config.shortcut == "project",
+            "init_values": config.layer_scale,
+            "abs_win_pos_embed": config.positions == "window",
+            **({"global_pos_size": config.position_grid} if config.position_grid else {}),
+        }
+    if config.decoder is not None:
+        arguments |= {
+            "decoder_embed_dim": config.decoder.dim,
+            "decoder_depth": config.decoder.depth,
+            "decoder_num_heads": config.decoder.num_heads,
+        }
+    return arguments | {"input_size": size, "num_classes": config.num_classes or 1}
+
+
+def stated_by_hub(stated: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return what a ``config.json`` of either library on the hub says, as fields of our config.
+
+    Sizes that shapes tell are left to them.
+
+    Args:
+        stated: The file's content: ``architecture`` and ``pretrained_cfg`` of timm, or the
+            constructor arguments of the official class.
+        source: For messages.
+
+    Raises:
+        CheckpointError: An argument has no counterpart here.
+    """
+    if isinstance(stated.get("pretrained_cfg"), Mapping):
+        return _stated_by_timm(stated["pretrained_cfg"])
+    names = {
+        "num_heads": "num_heads",
+        "patch_stride": "patch_stride",
+        "mask_unit_size": "mask_unit",
+        "q_stride": "pool",
+        "drop_path_rate": "drop_path_rate",
+    }
+    fields = {ours: stated[theirs] for theirs, ours in names.items() if theirs in stated}
+    kernel, padding = stated.get("patch_kernel"), stated.get("patch_padding")
+    if kernel and padding and [size // 2 for size in kernel] != list(padding):
+        raise CheckpointError(
+            f"{source}: patch_padding {padding} is not half of patch_kernel {kernel}; only that is "
+            f"supported"
+        )
+    if "mask_unit_attn" in stated:
+        fields["local_stages"] = count_local(stated["mask_unit_attn"], source)
+    if "decoder_num_heads" in stated:
+        fields["decoder"] = {"num_heads": stated["decoder_num_heads"]}
+    return fields
+
+
+def count_local(local: Any, source: str) -> int:
+    """Return how many stages attend inside mask units; they must be the first ones.
+
+    Raises:
+        CheckpointError: A local stage follows a global one.
+    """
+    flags = [bool(flag) for flag in local]
+    if flags != sorted(flags, reverse=True):
+        raise CheckpointError(
+            f"{source}: stages attend inside mask units as {flags}; only the first ones may"
+        )
+    return sum(flags)
+
+
+def _stated_by_timm(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The size and statistics of the input."""
+    size = given.get("input_size")
+    if not size:
+        return {}
+    statistics: dict[str, Any] = {
+        name: tuple(given[name]) for name in ("mean", "std") if given.get(name)
+    }
+    if len(size) == 4:
+        channels, frames, height, width = size
+        clip = Video(frames, height, width, channels, **statistics)
+        return {"inputs": {"video": spec_to_json(clip)}}
+    channels, height, width = size
+    return {"inputs": {"image": spec_to_json(Image(height, width, channels, **statistics))}}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from perceivers.adapters.config import PositionConfig, TokenConfig
-from perceivers.checkpoints.kinds import Kind, modality_role
+from perceivers.checkpoints.names import Kind, modality_role
 from perceivers.errors import CheckpointError, suggest
 from perceivers.models import DecoderConfig, Output, PerceiverIOConfig
 from perceivers.models.flat.trunk import TrunkConfig

@@ -9,8 +9,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from perceivers.checkpoints.catalogue import warn_of_license
-from perceivers.checkpoints.own_weights import find_own_weights, own_names
+from perceivers.checkpoints.catalogue import find_own_weights, own_names, warn_of_license
 from perceivers.errors import CheckpointError, plain_reason, suggest
 from perceivers.files import read_json_file
 from perceivers.finite import list_names, names_not_finite

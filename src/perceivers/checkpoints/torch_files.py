@@ -1,22 +1,223 @@
 """Reading tensors by name from files of PyTorch and of safetensors, without executing anything."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from perceivers.checkpoints.loading import read_tensors
-from perceivers.checkpoints.pickled import check_dense, read_pickled
-from perceivers.checkpoints.torch_archive import Inert, StoredTensor, TorchArchive, is_archive
-from perceivers.checkpoints.weight_sets import (
-    Candidate,
-    Entries,
-    choose_weights,
-    find_sets,
-    strip_wrappers,
+from perceivers.checkpoints.torch_archive import (
+    Inert,
+    StoredTensor,
+    TorchArchive,
+    check_dense,
+    is_archive,
+    read_pickled,
 )
-from perceivers.errors import CheckpointError
+from perceivers.errors import CheckpointError, ConfigError
+
+# -- Which tensors of a training script's file are the model's weights ---------------------------
+#
+# Scripts wrap weights in dictionaries, put prefixes before their names, and keep an average
+# beside them. A *set* is a dictionary of tensors by name; its weights are what lies below the
+# shortest prefix that makes the names known.
+
+# Put into names by torch.compile, FSDP and activation checkpointing, at any depth.
+INFIX = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+AVERAGED = re.compile(r"(^|[._-])(ema|avg|averaged?|swa|moving)([._-]|\d|$)|ema$")
+MAX_DEPTH = 4
+# Fewer tensors than this below a prefix are no model.
+LEAST = 8
+Entries = Mapping[str, Any]
+
+
+class Candidate(NamedTuple):
+    """Tensors with known names.
+
+    Attributes:
+        name: Where they lie: the keys of the file and the prefix of the names, joined by dots.
+        entries: By name, without the prefix.
+        notes: What was left out or stripped.
+    """
+
+    name: str
+    entries: Entries
+    notes: tuple[str, ...] = ()
+
+    @property
+    def averaged(self) -> bool:
+        """Whether its name says that it is an average over training."""
+        return bool(AVERAGED.search(self.name.lower()))
+
+
+def find_sets(content: Any) -> dict[str, Entries]:
+    """Return the dictionaries of tensors in a file by the keys that lead to them, from the top.
+
+    Args:
+        content: Of a ``TorchArchive``; stand-ins of whole modules give their parameters.
+    """
+    found: dict[str, Entries] = {}
+    seen: set[int] = set()
+
+    def visit(value: Any, path: tuple[str, ...]) -> None:
+        # What is referred to twice is one set, and a loop of references ends.
+        if id(value) in seen or len(path) > MAX_DEPTH:
+            return
+        seen.add(id(value))
+        if isinstance(value, Inert):
+            if entries := dict(_module_tensors(value, "", set())):
+                found[".".join(path)] = entries
+                return
+            value = value.entries or (value.state if isinstance(value.state, Mapping) else {})
+        if not isinstance(value, Mapping):
+            return
+        tensors = {k: v for k, v in value.items() if isinstance(v, StoredTensor)}
+        if tensors and all(isinstance(key, str) for key in value):
+            found[".".join(path)] = value
+        for key, entry in value.items():
+            if isinstance(entry, Mapping | Inert):
+                visit(entry, (*path, str(key)))
+
+    visit(content, ())
+    return found
+
+
+def _module_tensors(module: Inert, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Yield the parameters and buffers of a pickled ``nn.Module``, named as in its state dict."""
+    state = module.state
+    if not isinstance(state, Mapping) or "_parameters" not in state or id(module) in seen:
+        return
+    seen.add(id(module))
+    passing = state.get("_non_persistent_buffers_set", ())
+    for group in ("_parameters", "_buffers"):
+        held = state.get(group)
+        for name, tensor in (held if isinstance(held, Mapping) else {}).items():
+            if isinstance(tensor, StoredTensor) and name not in passing:
+                yield f"{prefix}{name}", tensor
+    parts = state.get("_modules")
+    for name, part in (parts if isinstance(parts, Mapping) else {}).items():
+        if isinstance(part, Inert):
+            yield from _module_tensors(part, f"{prefix}{name}.", seen)
+
+
+def choose_weights(
+    sets: Mapping[str, Entries], wanted: str | None, tells: Callable[[Entries], bool], source: str
+) -> Candidate | None:
+    """Return the weights of a model; None where no set has known names.
+
+    Args:
+        sets: From ``find_sets``, or tensors by name under an empty key.
+        wanted: ``raw``, ``ema``, or the name of a candidate; None takes the raw ones, and says so
+            where there are averaged ones too.
+        tells: Whether names are known.
+        source: For messages.
+
+    Raises:
+        ConfigError: There are no such weights.
+        CheckpointError: Several sets are possible, and none was chosen.
+    """
+    found = [c for name, entries in sets.items() for c in _candidates(name, entries, tells)]
+    if not found:
+        return None
+    found.sort(key=lambda candidate: candidate.averaged)
+    names = ", ".join(
+        f"{c.name or 'top level'}{' (averaged)' if c.averaged else ''}" for c in found
+    )
+    if wanted in {None, "raw", "ema"}:
+        fitting = [c for c in found if c.averaged == (wanted == "ema")]
+        if wanted is None and not fitting:
+            fitting = found
+    else:
+        fitting = [c for c in found if c.name == wanted]
+    if not fitting:
+        raise ConfigError(
+            f"{source} has no weights {wanted!r} (--weights); it holds: {names}; choose 'raw', "
+            f"'ema' or one of these names"
+        )
+    if len(fitting) > 1:
+        raise CheckpointError(
+            f"{source} holds several sets of weights: {names}; choose one by its name with "
+            f"--weights (Python: weights=)"
+        )
+    chosen = fitting[0]
+    if wanted is None and len(found) > 1:
+        said = (
+            f"{source} holds several sets of weights: {names}; {chosen.name!r} is read, and "
+            f"--weights ema reads the averaged one"
+        )
+        chosen = chosen._replace(notes=(said, *chosen.notes))
+    return chosen
+
+
+def strip_wrappers(entries: Entries) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return tensors without what wrappers put into their names, and a note.
+
+    Raises:
+        CheckpointError: Two tensors would have one name.
+    """
+    plain = {INFIX.sub("", name): entry for name, entry in entries.items()}
+    if len(plain) != len(entries):
+        raise CheckpointError(
+            "two tensors have one name once '_orig_mod.' is stripped; save the weights of one model"
+        )
+    found = sorted({match for name in entries for match in INFIX.findall(name)})
+    notes = (f"{', '.join(map(repr, found))} stripped from the names",) if found else ()
+    while plain and all(name.startswith("module.") for name in plain):
+        plain = {name.removeprefix("module."): entry for name, entry in plain.items()}
+        notes = (*notes, "'module.' stripped from the names")
+    return plain, notes
+
+
+def _candidates(name: str, held: Entries, tells: Callable[[Entries], bool]) -> Iterator[Candidate]:
+    """Yield what lies below the shortest prefixes that make the names of a set known."""
+    tensors = {
+        k: v for k, v in held.items() if not isinstance(v, Mapping | Inert) and _is_tensor(v)
+    }
+    plain, notes = strip_wrappers(tensors)
+    taken: list[str] = []
+    for prefix in _prefixes(plain):
+        if any(prefix.startswith(shorter) for shorter in taken):
+            continue
+        below = {k.removeprefix(prefix): v for k, v in plain.items() if k.startswith(prefix)}
+        if not _knows(tells, below):
+            continue
+        taken.append(prefix)
+        told = list(notes)
+        if prefix:
+            told.append(f"{prefix!r} stripped from the names")
+        if others := [k for k in plain if not k.startswith(prefix)]:
+            told.append(
+                f"{len(others)} tensors beside {prefix!r} are not used: {', '.join(others[:4])}"
+                + (", ..." if len(others) > 4 else "")
+            )
+        yield Candidate(".".join(filter(None, (name, prefix.rstrip(".")))), below, tuple(told))
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, StoredTensor) or hasattr(value, "dtype")
+
+
+def _knows(tells: Callable[[Entries], bool], entries: Entries) -> bool:
+    """Return whether names are known; those of several models at once are not."""
+    try:
+        return tells(entries)
+    except CheckpointError:
+        return False
+
+
+def _prefixes(names: Entries) -> list[str]:
+    """Return the beginnings that several names share, up to a dot, the shortest first."""
+    counts: dict[str, int] = {"": len(names)}
+    for name in names:
+        parts = name.split(".")
+        for depth in range(1, min(len(parts), MAX_DEPTH + 1)):
+            prefix = ".".join(parts[:depth]) + "."
+            counts[prefix] = counts.get(prefix, 0) + 1
+    kept = [prefix for prefix, count in counts.items() if not prefix or count >= LEAST]
+    return sorted(kept, key=lambda prefix: (prefix.count("."), prefix))
+
 
 PICKLED = {".pth", ".pt", ".bin", ".ckpt"}
 TENSOR_FILES = {*PICKLED, ".safetensors"}

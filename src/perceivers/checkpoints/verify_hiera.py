@@ -17,9 +17,8 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 
 from perceivers.checkpoints.bundle import Archive, check_comparable, largest_output
-from perceivers.checkpoints.hiera_arguments import constructor_arguments
 from perceivers.checkpoints.hiera_files import has_norm
-from perceivers.checkpoints.hiera_names import Library
+from perceivers.checkpoints.hiera_names import Library, constructor_arguments
 from perceivers.checkpoints.hugging_face import HuggingFaceFolder
 from perceivers.checkpoints.verify import (
     TOLERANCES,
@@ -28,8 +27,8 @@ from perceivers.checkpoints.verify import (
     compare_live,
     compare_output,
     in_precision,
+    load_hugging_face,
 )
-from perceivers.checkpoints.verify_hugging_face import load_hugging_face
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.masking import MaskPlan, draw_units
 from perceivers.models.hiera import Hiera

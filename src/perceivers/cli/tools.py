@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from perceivers.checkpoints.own_weights import OwnWeights, list_own_weights
+from perceivers.checkpoints.catalogue import OwnWeights, list_own_weights
 from perceivers.cli.parser import VerbParser, fail, print_table
 from perceivers.errors import ConfigError
 from perceivers.models.registry import list_models

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import torch
 
-from perceivers.checkpoints.pickled import read_pickled
+from perceivers.checkpoints.torch_archive import read_pickled
 from perceivers.errors import CheckpointError
 from perceivers.files import write_atomic
 

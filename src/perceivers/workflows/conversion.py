@@ -9,6 +9,7 @@ from perceivers.checkpoints.bundle import (
     check_bundle,
     parse_datasets,
     read_archive,
+    read_parameter_pickle,
     require,
 )
 from perceivers.checkpoints.catalogue import warn_of_license
@@ -20,20 +21,23 @@ from perceivers.checkpoints.haiku_perceiver import (
     model_from_release,
     save_haiku,
 )
-from perceivers.checkpoints.hiera_hugging_face import read_hiera_folder, save_hiera_folder
+from perceivers.checkpoints.hiera_files import read_hiera_folder, save_hiera_folder
 from perceivers.checkpoints.hugging_face import (
     model_from_hugging_face,
     read_hugging_face,
     save_hugging_face,
 )
-from perceivers.checkpoints.kinds import FLAVOURS, Flavour, kind_of
 from perceivers.checkpoints.loading import Loaded, check_finite, load, load_with_info
+from perceivers.checkpoints.names import FLAVOURS, Flavour, kind_of
 from perceivers.checkpoints.torch_files import TENSOR_FILES, is_tensor_file, read_tensor_file
-from perceivers.checkpoints.unpickle import read_parameter_pickle
-from perceivers.checkpoints.verify import Difference, Precision, verify_bundle
+from perceivers.checkpoints.verify import (
+    Difference,
+    Precision,
+    verify_archive,
+    verify_bundle,
+    verify_hugging_face,
+)
 from perceivers.checkpoints.verify_hiera import verify_hiera_folder
-from perceivers.checkpoints.verify_hugging_face import verify_hugging_face
-from perceivers.checkpoints.verify_perceiver import verify_archive
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.files import read_json_file
 from perceivers.models.hiera import Hiera

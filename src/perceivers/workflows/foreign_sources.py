@@ -19,14 +19,12 @@ from perceivers.checkpoints.foreign import (
     find_layout,
     is_known,
 )
-from perceivers.checkpoints.hiera_arguments import stated_by_hub
-from perceivers.checkpoints.hiera_hugging_face import hiera_from_hugging_face, read_hiera_folder
-from perceivers.checkpoints.hiera_shapes import name_variant
+from perceivers.checkpoints.hiera_files import hiera_from_hugging_face, read_hiera_folder
+from perceivers.checkpoints.hiera_names import name_variant, stated_by_hub
 from perceivers.checkpoints.sam2 import SAM2_FOLDERS, model_from_sam2, read_sam2_folder
 from perceivers.checkpoints.torch_files import find_folder_file, read_known_weights
-from perceivers.checkpoints.verify import Difference, Precision
+from perceivers.checkpoints.verify import Difference, Precision, verify_sam2
 from perceivers.checkpoints.verify_hiera import verify_hiera_archive, verify_hiera_folder
-from perceivers.checkpoints.verify_sam2 import verify_sam2
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.files import read_json_file
 from perceivers.models.hiera import Hiera
