@@ -21,8 +21,7 @@ from perceivers.checkpoints.hugging_face import (
 from perceivers.checkpoints.names import with_flavour
 from perceivers.checkpoints.verify import verify_hugging_face
 from perceivers.models import PerceiverIO
-from perceivers.models.perceiver_io.build import configure
-from perceivers.models.perceiver_io.variants import VARIANTS
+from perceivers.models.perceiver_io.variants import VARIANTS, configure
 from perceivers.models.saving import ModelInfo
 
 pytest.importorskip("transformers")

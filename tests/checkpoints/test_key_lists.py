@@ -12,8 +12,7 @@ from perceivers.checkpoints.names import fused_rows
 from perceivers.errors import CheckpointError
 from perceivers.models import PerceiverIO
 from perceivers.models.flat.trunk import TrunkConfig
-from perceivers.models.perceiver_io.build import configure
-from perceivers.models.perceiver_io.variants import VARIANTS
+from perceivers.models.perceiver_io.variants import VARIANTS, configure
 
 # Keys of the state dictionaries of that library's classes at full size.
 KEYS = {

@@ -10,8 +10,13 @@ from torch import Tensor, nn
 from perceivers.adapters.config import PositionConfig, TokenConfig
 from perceivers.errors import ConfigError
 from perceivers.models import Perceiver, PerceiverIO, create_model
-from perceivers.models.flat.carry import carry_tables, check_resizable, pin_waves
-from perceivers.models.flat.initialise import BALANCED, PAPER_SIGMA
+from perceivers.models.flat.trunk import (
+    BALANCED,
+    PAPER_SIGMA,
+    carry_tables,
+    check_resizable,
+    pin_waves,
+)
 from perceivers.nn.linear import TRUNCATED_STD
 from perceivers.types import Array, Audio, Bytes, Image, ModalitySpec, Video
 

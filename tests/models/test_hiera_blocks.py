@@ -16,7 +16,7 @@ from tests.models.hiera_making import (
 from torch import Tensor
 
 from perceivers.models import create_model
-from perceivers.models.hiera.block import HieraBlock, UnitAttention
+from perceivers.models.hiera.encoder import HieraBlock, UnitAttention
 from perceivers.nn.mask_units import gather_units, pool_tokens
 
 TINY_STRIDES = [1, 4, 1, 4, 1, 1, 1, 1, 1, 1, 4, 1]

@@ -11,7 +11,7 @@ from tests.models.hiera_making import CLASSES, DECODER, EXACT, MAP, PICTURE, bui
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.errors import ConfigError
 from perceivers.models import Hiera, HieraConfig, HieraDecoder, HieraHead, create_model
-from perceivers.models.hiera.build import as_classifier
+from perceivers.models.hiera.variants import as_classifier
 from perceivers.types import Image, Video
 
 BASE = HieraConfig(**PICTURE, head=CLASSES)

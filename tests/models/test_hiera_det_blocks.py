@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.errors import ConfigError
-from perceivers.models.hiera_det.encoder import WindowBlock
-from perceivers.models.hiera_det.positions import WindowPositions
+from perceivers.models.hiera_det.model import WindowBlock, WindowPositions
 
 
 def draw(rng: torch.Generator, *shape: int) -> Tensor:

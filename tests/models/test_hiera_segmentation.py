@@ -6,7 +6,7 @@ from tests.models.hiera_making import EXACT, KINDS, MAP, PICTURE, build_hiera, d
 from torch.nn import functional as F
 
 from perceivers.models import Hiera, HieraConfig, HieraHead
-from perceivers.models.hiera.segmentation import SegmentationHead
+from perceivers.models.hiera.decoder import SegmentationHead
 from perceivers.types import Image
 
 

@@ -34,8 +34,7 @@ from perceivers.checkpoints.names import (
 from perceivers.errors import CheckpointError
 from perceivers.files import write_atomic
 from perceivers.models import Perceiver, PerceiverConfig, PerceiverIO, PerceiverIOConfig
-from perceivers.models.perceiver_io.build import configure
-from perceivers.models.perceiver_io.variants import VARIANTS
+from perceivers.models.perceiver_io.variants import VARIANTS, configure
 
 MLP = {"mlp.hidden": "/mlp/linear", "mlp.out": "/mlp/linear_1"}
 SCHEME = Scheme(

@@ -10,8 +10,7 @@ from torch import Tensor
 from perceivers.checkpoints.names import Entry, Layout, Turn
 from perceivers.errors import CheckpointError, ConfigError, suggest
 from perceivers.models.hiera import HieraConfig
-from perceivers.models.hiera.build import configure
-from perceivers.models.hiera.variants import VARIANTS
+from perceivers.models.hiera.variants import VARIANTS, configure
 from perceivers.nn.mask_units import UnitLayout
 from perceivers.types import IMAGENET_MEAN, IMAGENET_STD, Image, Video, spec_to_json
 

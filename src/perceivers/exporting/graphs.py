@@ -14,7 +14,7 @@ from perceivers.adapters.multimodal import Tokens
 from perceivers.errors import ConfigError, suggest
 from perceivers.masking import MaskAxis, MaskPlan
 from perceivers.models.entity_set import EntitySet
-from perceivers.models.flat.encoded import Encoded
+from perceivers.models.flat.trunk import Encoded
 from perceivers.models.hiera import Hiera
 from perceivers.models.hiera_det import HieraDet
 from perceivers.models.hip import HiP

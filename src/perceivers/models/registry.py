@@ -9,21 +9,18 @@ from torch import nn
 
 from perceivers.errors import ConfigError, suggest
 from perceivers.models.entity_set import EntitySet, EntitySetConfig
-from perceivers.models.entity_set import variants as entity_set
+from perceivers.models.entity_set import model as entity_set
 from perceivers.models.hiera import Hiera, HieraConfig, HieraHead
-from perceivers.models.hiera import build as hiera_build
 from perceivers.models.hiera import variants as hiera
 from perceivers.models.hiera_det import HieraDet, HieraDetConfig
-from perceivers.models.hiera_det import build as hiera_det_build
 from perceivers.models.hiera_det import variants as hiera_det
 from perceivers.models.hip import HiP, HiPConfig, HiPHead
-from perceivers.models.hip import build as hip_build
 from perceivers.models.hip import variants as hip
 from perceivers.models.perceiver import Perceiver, PerceiverConfig
 from perceivers.models.perceiver import variants as perceiver
 from perceivers.models.perceiver_io import PerceiverIO, PerceiverIOConfig
-from perceivers.models.perceiver_io import build as perceiver_io_build
 from perceivers.models.perceiver_io import variants as perceiver_io
+from perceivers.nn.positions import LearnedPositions
 from perceivers.settings import change
 from perceivers.types import ModalitySpec
 
@@ -56,12 +53,12 @@ FAMILIES: dict[str, Family] = {
         HiPConfig,
         HiP,
         hip.VARIANTS,
-        hip_build.configure,
-        hip_build.as_classifier,
+        hip.configure,
+        hip.as_classifier,
         "arXiv 2202.10890",
         autoencoder={},
-        with_latent_head=hip_build.with_latent_head,
-        as_segmenter=hip_build.as_segmenter,
+        with_latent_head=hip.with_latent_head,
+        as_segmenter=hip.as_segmenter,
     ),
     "perceiver": Family(
         PerceiverConfig,
@@ -75,28 +72,28 @@ FAMILIES: dict[str, Family] = {
         PerceiverIOConfig,
         PerceiverIO,
         perceiver_io.VARIANTS,
-        perceiver_io_build.configure,
-        perceiver_io_build.as_classifier,
+        perceiver_io.configure,
+        perceiver_io.as_classifier,
         "arXiv 2107.14795",
-        as_segmenter=perceiver_io_build.as_segmenter,
+        as_segmenter=perceiver_io.as_segmenter,
     ),
     "hiera": Family(
         HieraConfig,
         Hiera,
         hiera.VARIANTS,
-        hiera_build.configure,
-        hiera_build.as_classifier,
+        hiera.configure,
+        hiera.as_classifier,
         "arXiv 2306.00989",
         autoencoder={"decoder": True},
-        with_latent_head=hiera_build.with_latent_head,
-        as_segmenter=hiera_build.as_segmenter,
+        with_latent_head=hiera.with_latent_head,
+        as_segmenter=hiera.as_segmenter,
     ),
     "hiera_det": Family(
         HieraDetConfig,
         HieraDet,
         hiera_det.VARIANTS,
-        hiera_det_build.configure,
-        hiera_det_build.as_classifier,
+        hiera_det.configure,
+        hiera_det.as_classifier,
         "arXiv 2408.00714",
     ),
     "entity_set": Family(
@@ -183,3 +180,18 @@ def create_model(
 def rebuild(model: Any, **changes: Any) -> Any:
     """Build a fresh model from another's config with some fields replaced."""
     return type(model)(change(model.config, **changes))
+
+
+# -- The learned position tables of a model, whatever its family ---------------------------------
+
+
+def position_tables(model: Any) -> dict[str, LearnedPositions]:
+    """Return the learned positions of a model's inputs, by modality."""
+    if model.family == "hip":
+        found = dict(model.encoder.inputs.positions.items())
+    elif model.family in {"perceiver", "perceiver_io"}:
+        readers = {name: model.inputs.reader(name) for name in model.config.inputs}
+        found = {n: r.positions.source for n, r in readers.items() if r.positions is not None}
+    else:
+        found = {}
+    return {n: table for n, table in found.items() if isinstance(table, LearnedPositions)}

@@ -24,7 +24,7 @@ from perceivers.adapters.elements import is_point
 from perceivers.draws import Draws, rand_rows, sample_generators
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.masking import count_kept
-from perceivers.models.flat.encoded import Encoded
+from perceivers.models.flat.trunk import Encoded
 from perceivers.models.perceiver_io import Output, PerceiverIO
 from perceivers.models.perceiver_io.decoder import pick_rows
 from perceivers.nn.patches import space_to_depth

@@ -6,7 +6,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from perceivers.models.hiera.block import HieraBlock
+from perceivers.models.hiera.encoder import HieraBlock
 from perceivers.nn.blocks import PerceiverBlock, SelfAttentionLayer
 from perceivers.tasks import Task
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from perceivers.adapters.multimodal import Tokens
 from perceivers.models.entity_set import EntitySet
-from perceivers.models.flat.encoded import Encoded
+from perceivers.models.flat.trunk import Encoded
 from perceivers.models.perceiver import Perceiver
 from perceivers.models.perceiver_io import PerceiverIO
 from perceivers.types import MASK, Labels

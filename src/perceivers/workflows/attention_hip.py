@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from perceivers.models.hip import HiP
-from perceivers.models.hip.heads import QueryHead
+from perceivers.models.hip.decoder import QueryHead
 from perceivers.nn.grouping import GroupLayout, Regroup, regroup
 from perceivers.workflows.attention_maps import (
     Answer,

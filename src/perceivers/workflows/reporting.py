@@ -16,7 +16,7 @@ from perceivers.data import make_eval_loader
 from perceivers.errors import DataError, RunError, UserError, plain_reason
 from perceivers.files import make_folder
 from perceivers.foreign import read_text
-from perceivers.models.tables import position_tables
+from perceivers.models.registry import position_tables
 from perceivers.report.figures import (
     draw_confusion,
     draw_curves,

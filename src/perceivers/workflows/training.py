@@ -17,8 +17,7 @@ from perceivers.data.fingerprints import take_fingerprint
 from perceivers.data.fitting import SampleReader
 from perceivers.errors import ConfigError, RunError, is_users, suggest
 from perceivers.files import make_folder, real_path, remove_leftovers
-from perceivers.models.registry import FAMILIES, find_family, list_models
-from perceivers.models.tables import position_tables
+from perceivers.models.registry import FAMILIES, find_family, list_models, position_tables
 from perceivers.settings import (
     all_unused,
     check_again,

@@ -1,7 +1,6 @@
 """Hiera (arXiv 2306.00989): a hierarchy of mask units for signals, pictures and clips."""
 
-from perceivers.models.hiera.backbone import Pyramid
 from perceivers.models.hiera.config import HieraConfig, HieraDecoder, HieraHead
-from perceivers.models.hiera.model import Hiera
+from perceivers.models.hiera.model import Hiera, Pyramid
 
 __all__ = ["Hiera", "HieraConfig", "HieraDecoder", "HieraHead", "Pyramid"]

@@ -15,10 +15,9 @@ from perceivers.errors import ConfigError, InputError
 from perceivers.masking import MaskPlan
 from perceivers.models.base import SavedModule
 from perceivers.models.hip.config import HiPConfig
-from perceivers.models.hip.decoder import HiPDecoder, ReadOut
+from perceivers.models.hip.decoder import HiPDecoder, MeanHead, QueryHead, ReadOut
 from perceivers.models.hip.elements import ElementMixing
 from perceivers.models.hip.encoder import Encoded, HiPEncoder, gather_slots
-from perceivers.models.hip.heads import MeanHead, QueryHead
 from perceivers.nn.blocks import PerceiverBlock, Read, SelfAttentionLayer
 from perceivers.nn.grouping import GroupLayout
 from perceivers.nn.linear import init_linears_, truncated_normal_

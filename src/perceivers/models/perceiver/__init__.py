@@ -1,6 +1,5 @@
 """The original Perceiver (arXiv 2103.03206): latents read the inputs again and again."""
 
-from perceivers.models.perceiver.config import PerceiverConfig
-from perceivers.models.perceiver.model import Perceiver
+from perceivers.models.perceiver.model import Perceiver, PerceiverConfig
 
 __all__ = ["Perceiver", "PerceiverConfig"]

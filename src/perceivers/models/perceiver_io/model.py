@@ -17,17 +17,17 @@ from perceivers.adapters import ElementAdapter
 from perceivers.adapters.multimodal import TokenReaders
 from perceivers.errors import ConfigError, InputError, suggest
 from perceivers.models.base import SavedModule
-from perceivers.models.flat.carry import (
+from perceivers.models.flat.trunk import (
+    Encoded,
+    Trunk,
     carry_tables,
     check_resizable,
     flat_layer_depths,
+    initialise,
     pin_tokens,
     pin_waves,
     token_tables,
 )
-from perceivers.models.flat.encoded import Encoded
-from perceivers.models.flat.initialise import initialise
-from perceivers.models.flat.trunk import Trunk
 from perceivers.models.perceiver_io.config import Output, PerceiverIOConfig
 from perceivers.models.perceiver_io.decoder import Decoder, LearnedQueries, TiedHead, pick_rows
 from perceivers.nn.blocks import Read, SelfAttentionLayer
@@ -70,7 +70,7 @@ class PerceiverIO(SavedModule):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Initialise every parameter; ``models/flat/initialise.py`` lists how.
+        """Initialise every parameter; ``models/flat/trunk.py`` lists how.
 
         The bias of tied heads is zero, and so are heads of outputs that are read with the tokens,
         as in the released flow.
