@@ -28,8 +28,7 @@ from perceivers.bench.children import describe_machine
 from perceivers.checkpoints.loading import transfer_encoder
 from perceivers.data import make_eval_loader, open_data
 from perceivers.training.config import OptimizerConfig, ScheduleConfig
-from perceivers.training.optimizers import make_optimizer, set_learning_rate
-from perceivers.training.schedules import schedule_scale
+from perceivers.training.optimizers import make_optimizer, schedule_scale, set_learning_rate
 
 RESULTS = Path(__file__).parent / "results" / "ablations"
 BATCH = 64

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from perceivers.data import Source, open_data
 from perceivers.data.warps import make_warps
-from perceivers.tasks.flow_metrics import end_point_error
+from perceivers.tasks.flow import end_point_error
 
 REGULARISER = 1e-3
 

@@ -22,8 +22,7 @@ from perceivers.models.hip import HiP
 from perceivers.nn.linear import truncated_normal_
 from perceivers.nn.positions import LearnedPositions
 from perceivers.training.config import OptimizerConfig, ScheduleConfig
-from perceivers.training.optimizers import make_optimizer, set_learning_rate
-from perceivers.training.schedules import schedule_scale
+from perceivers.training.optimizers import make_optimizer, schedule_scale, set_learning_rate
 
 SETTINGS = ((0.02, 1.0), (0.125, 1.0), (0.5, 1.0), (1.0, 1.0), (0.02, 20.0), (0.5, 20.0))
 BATCH = 64

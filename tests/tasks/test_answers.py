@@ -7,8 +7,8 @@ import torch
 from tests.tasks.every_task import TASKS
 
 from perceivers.errors import DataError
-from perceivers.tasks.answers import Choices, check_answer, is_answer
-from perceivers.tasks.flow_metrics import outlier_share
+from perceivers.tasks.base import Choices, check_answer, is_answer
+from perceivers.tasks.flow import outlier_share
 
 INF, NAN = float("inf"), float("nan")
 # Of the truth alone; and a fraction of errors, whose worst value is 1.

@@ -8,7 +8,7 @@ import torch
 
 from perceivers.data.flow_pairs import open_flow_pairs
 from perceivers.errors import InputError
-from perceivers.tasks.flow_metrics import (
+from perceivers.tasks.flow import (
     end_point_error,
     end_point_errors,
     outlier_share,

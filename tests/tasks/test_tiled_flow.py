@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import perceivers as pv
 from perceivers.errors import InputError
-from perceivers.tasks.tiled_flow import evaluate_pairs, tiled_flow
+from perceivers.tasks.flow import evaluate_pairs, tiled_flow
 
 HEIGHT, WIDTH = 6, 8
 

@@ -19,7 +19,7 @@ from perceivers.training.launching import (
     own_command,
     start_processes,
 )
-from perceivers.training.optimizer_state import load_by_name, state_by_name
+from perceivers.training.optimizers import load_by_name, state_by_name
 from perceivers.training.runtime import check_devices
 from perceivers.workflows.training import change_processes, note_on_batches
 

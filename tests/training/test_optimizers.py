@@ -15,17 +15,17 @@ from perceivers.errors import ConfigError
 from perceivers.models import HiP, Output, PerceiverIO, PerceiverIOConfig, create_model
 from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.training.config import OptimizerConfig, ScheduleConfig
-from perceivers.training.muon import Muon
 from perceivers.training.optimizers import (
+    Muon,
     UnclampedLamb,
     decays,
     make_optimizer,
     muon_matrices,
     parameter_groups,
+    schedule_scale,
     set_learning_rate,
     unbiased_rate,
 )
-from perceivers.training.schedules import schedule_scale
 from perceivers.types import Image, ModalitySpec, Video
 
 WAVES = PositionConfig(kind="fourier", num_bands=4)

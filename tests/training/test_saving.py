@@ -13,8 +13,8 @@ from tests.training.conftest import Settings
 
 from perceivers.errors import FolderLostError, RunError
 from perceivers.training import checkpoints
+from perceivers.training.checkpoints import HostCopies, Writer
 from perceivers.training.loop import Trainer
-from perceivers.training.saving import HostCopies, Writer
 from perceivers.training.state import Progress, load_state, save_state
 from perceivers.workflows.training import resume, train
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from perceivers.training import signals
-from perceivers.training.signals import StopRequest
+from perceivers.training import watchdog as signals
 from perceivers.training.state import load_state
+from perceivers.training.watchdog import StopRequest
 
 HANGUP = signal.SIGHUP
 

@@ -159,7 +159,7 @@ def test_an_older_run_finds_relative_data_from_the_folder_it_was_started_in(
 
 
 def test_what_may_move_is_what_has_an_address() -> None:
-    from perceivers.training.addresses import ADDRESSES
+    from perceivers.training.launching import ADDRESSES
 
     assert set(MOVABLE) == set(ADDRESSES)
 

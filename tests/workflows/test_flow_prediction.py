@@ -13,8 +13,7 @@ import perceivers as pv
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.data.flow_files import read_flow
 from perceivers.errors import CheckpointError, ConfigError, DataError, InputError
-from perceivers.tasks.flow import FlowConfig
-from perceivers.tasks.tiled_flow import tiled_flow
+from perceivers.tasks.flow import FlowConfig, tiled_flow
 from perceivers.workflows.flow_prediction import predict_flow
 from perceivers.workflows.objectives import find_settings
 from perceivers.workflows.origin import run_config

@@ -29,8 +29,7 @@ from perceivers.models.perceiver_io import Output, PerceiverIO
 from perceivers.models.perceiver_io.decoder import pick_rows
 from perceivers.nn.patches import space_to_depth
 from perceivers.settings import Fraction, Natural, NonNegative, Rate, Settings
-from perceivers.tasks.answers import Choices
-from perceivers.tasks.base import Losses, Task, TaskBatch
+from perceivers.tasks.base import Choices, Losses, Task, TaskBatch
 from perceivers.tasks.metrics import (
     PERFECT_PSNR,
     add_mean,

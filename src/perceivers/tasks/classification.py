@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from perceivers.errors import DataError
 from perceivers.models.base import Model
 from perceivers.settings import Range, Rate, Settings
-from perceivers.tasks.answers import Choices
-from perceivers.tasks.base import Losses, Task, TaskBatch
+from perceivers.tasks.base import Choices, Losses, Task, TaskBatch
 from perceivers.tasks.metrics import (
     add_mean,
     device_of,

@@ -18,8 +18,7 @@ from torch import Tensor
 from perceivers.draws import Draws, rand_rows, sample_generators
 from perceivers.errors import ConfigError
 from perceivers.settings import Fraction, Part, Settings
-from perceivers.tasks.answers import Choices
-from perceivers.tasks.base import Losses, Task, TaskBatch
+from perceivers.tasks.base import Choices, Losses, Task, TaskBatch
 from perceivers.tasks.masked import byte_errors
 from perceivers.tasks.metrics import add_mean, device_of, new_means, results
 from perceivers.tasks.presence import answer, held_modalities, shown_modalities

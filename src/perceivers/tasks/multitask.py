@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, DataError
-from perceivers.tasks.answers import Choices
-from perceivers.tasks.base import Losses, Task, TaskBatch
+from perceivers.tasks.base import Choices, Losses, Task, TaskBatch
 from perceivers.tasks.metrics import (
     UNKNOWN,
     add_mean,

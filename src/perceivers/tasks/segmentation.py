@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, DataError
 from perceivers.settings import Range, Settings
-from perceivers.tasks.answers import Choices
-from perceivers.tasks.base import Losses, Task, TaskBatch
+from perceivers.tasks.base import Choices, Losses, Task, TaskBatch
 from perceivers.tasks.metrics import add_mean, device_of, new_means, new_metric, result, update
 from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 

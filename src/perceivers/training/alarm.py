@@ -23,7 +23,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 from perceivers.errors import FolderLostError, UserError, is_users
 from perceivers.training.launching import PARENT
-from perceivers.training.signals import Interrupted
+from perceivers.training.watchdog import Interrupted
 
 INTERVAL = 0.5
 # How long a process waits for another to say why a connection broke, in seconds.

@@ -10,6 +10,7 @@ The state is copied when a save begins, and written later, while the run goes on
 
 import re
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -24,14 +25,99 @@ from perceivers.checkpoints.loading import load_state as load_weights
 from perceivers.errors import CheckpointError
 from perceivers.files import make_folder, read_json_file, write_json
 from perceivers.training.averaging import WeightAverage
-from perceivers.training.optimizer_state import Named, load_by_name, state_by_name
+from perceivers.training.optimizers import Named, load_by_name, state_by_name
 from perceivers.training.run_folder import RunFolder
 from perceivers.training.runtime import Runtime
-from perceivers.training.saving import HostCopies
-from perceivers.training.sharded_state import begin_parts, finish_parts, read_parts
-from perceivers.training.sharding import gather_whole, spread_like
-from perceivers.training.state import Progress, check_names, describe, load_state, save_state
-from perceivers.training.state_checks import StateChecker
+from perceivers.training.sharding import (
+    begin_parts,
+    finish_parts,
+    gather_whole,
+    read_parts,
+    spread_like,
+)
+from perceivers.training.state import (
+    Progress,
+    StateChecker,
+    check_names,
+    describe,
+    load_state,
+    save_state,
+)
+
+# ------------------------------------------------------------------------------------------------
+# Saving beside the steps: the state is copied while the loop waits, and a thread writes the copy.
+#
+# What is written, and in which order, is said in ``checkpoints.py``.
+
+
+class HostCopies:
+    """Copies of tensors in main memory; each copy takes the place of the one before.
+
+    Fresh memory costs several times as much as copying, so it is kept from one save to the next.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+        self._copied: torch.cuda.Event | None = None
+
+    @torch.no_grad()
+    def take(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return copies by name; those on a GPU may be read after ``wait``."""
+        before, self._kept, self._copied = self._kept, {}, None
+        for name, tensor in tensors.items():
+            on_gpu = tensor.device.type == "cuda"
+            copy = before.get(name)
+            if copy is None or not _fits(copy, tensor):
+                copy = torch.empty_like(tensor, device="cpu", pin_memory=on_gpu)
+            # The next step is queued behind the copy, and changes nothing before it is done.
+            self._kept[name] = copy.copy_(tensor, non_blocking=on_gpu)
+            if on_gpu and self._copied is None:
+                self._copied = torch.cuda.Event()
+        if self._copied is not None:
+            self._copied.record()
+        return dict(self._kept)
+
+    def wait(self) -> None:
+        """Wait for the device to finish the copies."""
+        if self._copied is not None:
+            self._copied.synchronize()
+
+
+def _fits(copy: Tensor, tensor: Tensor) -> bool:
+    return copy.shape == tensor.shape and copy.dtype == tensor.dtype
+
+
+class Writer:
+    """Does one piece of work at a time in a thread.
+
+    A process that ends does not wait for it, so ``finish`` comes first wherever that matters.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Begin; ``finish`` must have been called since the last time."""
+        assert self._thread is None, "the work before this has not been waited for"
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._failure = error
+
+        self._thread = threading.Thread(target=run, name="saving", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> BaseException | None:
+        """Wait until the work is done; return the error that ended it, once."""
+        if self._thread is not None:
+            self._thread.join()  # may raise KeyboardInterrupt; then the work goes on
+            self._thread = None
+        failure, self._failure = self._failure, None
+        return failure
+
 
 REST = "progress.pt"
 PARTS = re.compile(r"step_[0-9]{1,16}")

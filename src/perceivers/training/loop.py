@@ -25,7 +25,7 @@ from perceivers.models.saving import ModelInfo, save_folder
 from perceivers.tasks import Task
 from perceivers.tasks.presence import dropout_rates
 from perceivers.training.averaging import WeightAverage
-from perceivers.training.checkpoints import Checkpoints
+from perceivers.training.checkpoints import Checkpoints, Writer
 from perceivers.training.config import TrainConfig
 from perceivers.training.events import (
     Evaluated,
@@ -39,16 +39,12 @@ from perceivers.training.events import (
     Unreadable,
 )
 from perceivers.training.finite import SETTINGS, FiniteGuard, state_error, step_error
-from perceivers.training.optimizers import make_optimizer, set_learning_rate
-from perceivers.training.rescue import keep_records, make_rescue_folder
-from perceivers.training.run_folder import RunFolder
+from perceivers.training.optimizers import make_optimizer, schedule_scale, set_learning_rate
+from perceivers.training.run_folder import RunFolder, keep_records, make_rescue_folder
 from perceivers.training.runtime import Runtime
-from perceivers.training.saving import Writer
-from perceivers.training.schedules import schedule_scale
 from perceivers.training.sharding import free_gathered
-from perceivers.training.signals import Interrupted, StopRequest
 from perceivers.training.state import Progress
-from perceivers.training.watchdog import watch
+from perceivers.training.watchdog import Interrupted, StopRequest, watch
 from perceivers.training.window import Window
 
 __all__ = ["Interrupted", "Loaders", "Trainer", "step_generator"]

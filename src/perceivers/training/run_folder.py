@@ -1,9 +1,18 @@
 """The run folder: everything one training run leaves behind; no other place names its files."""
 
+import gzip
+import json
+import os
 import platform
 import shutil
 import sys
-from dataclasses import dataclass
+import tempfile
+import time
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,16 +20,14 @@ from typing import Any
 import torch
 import yaml
 
+from perceivers.data.fingerprints import FORMAT, Fingerprint
 from perceivers.errors import CheckpointError, RunError
 from perceivers.files import make_folder, read_json_file, write_atomic, write_json
+from perceivers.foreign import parse_json
+from perceivers.limits import check_limit, get_limit
+from perceivers.reading import read_file
 from perceivers.settings import tolerating
 from perceivers.text_names import check_written_path
-from perceivers.training.addresses import (
-    as_typed,
-    describe_addresses,
-    find_addresses,
-    make_absolute,
-)
 from perceivers.training.config import (
     AutoencodeConfig,
     ClassifyConfig,
@@ -34,6 +41,12 @@ from perceivers.training.config import (
     TrainConfig,
     build_config,
     read_yaml,
+)
+from perceivers.training.launching import (
+    as_typed,
+    describe_addresses,
+    find_addresses,
+    make_absolute,
 )
 from perceivers.training.run_lock import LOCK_FILES, short_lock
 from perceivers.version import __version__
@@ -295,3 +308,106 @@ def environment() -> dict[str, Any]:
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         **packages,
     }
+
+
+# -- Fingerprints of a run's data in its folder: ``data.json`` and ``data_names.json.gz`` --------
+
+KEYS = ("classes", "columns", "targets", "mask_classes", "splits")
+
+
+def write_fingerprint(
+    folder: RunFolder, found: Fingerprint, *, accepted: list[str] | None = None
+) -> None:
+    """Write a fingerprint; changes that were accepted are kept in a list.
+
+    Args:
+        folder: Of the run.
+        found: What to write.
+        accepted: How these data differ from those before; None where nothing was accepted.
+    """
+    earlier = _read_digests(folder).get("accepted", []) if folder.data_record.exists() else []
+    if accepted:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        earlier = [*earlier, {"time": now, "differences": accepted}]
+    text = json.dumps(found.samples).encode()
+    # Names first: the digests say whether they belong to them.
+    write_atomic(folder.data_names, gzip.compress(text, compresslevel=1, mtime=0))
+    record: dict[str, Any] = {**found.digests, "names_crc": zlib.crc32(text)}
+    write_json(folder.data_record, {**record, "accepted": earlier})
+
+
+def read_fingerprint(folder: RunFolder) -> Fingerprint | None:
+    """Return the fingerprint that a run was started with; None for runs that have none.
+
+    Raises:
+        RunError: The record is damaged.
+    """
+    if not folder.data_record.exists():
+        return None
+    digests = _read_digests(folder)
+    samples: Mapping[str, Any] = {}
+    if folder.data_names.exists():
+        text = _unpack(folder)
+        if zlib.crc32(text) == digests.get("names_crc"):
+            parsed = parse_json(text, str(folder.data_names), error=RunError)
+            samples = parsed if isinstance(parsed, dict) else {}
+    return Fingerprint(digests, samples)
+
+
+def _read_digests(folder: RunFolder) -> dict[str, Any]:
+    found = read_json_file(folder.data_record)
+    whole = all(key in found for key in KEYS) and isinstance(found["splits"], dict)
+    if found.get("format") != FORMAT or not whole:
+        raise RunError(
+            f"{folder.data_record} is no record of a run's data of format {FORMAT}; restore it, or "
+            f"delete it to resume without comparing the data"
+        )
+    return found
+
+
+def _unpack(folder: RunFolder) -> bytes:
+    """Return the JSON of the names; empty where it is damaged, as it only makes messages."""
+    packed = read_file(folder.data_names, limit="json", error=RunError)
+    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        text = unpacker.decompress(packed, get_limit("json"))
+    except zlib.error:
+        return b""
+    if unpacker.unconsumed_tail:
+        check_limit("json", get_limit("json") + 1, str(folder.data_names), error=RunError)
+    return text
+
+
+# -- Where the state of a run goes when its folder was moved or removed while it was training ----
+
+
+def keep_records(folder: RunFolder) -> dict[str, bytes]:
+    """Return the small files that a run writes once, when it starts."""
+    paths = (folder.addresses, folder.data_record, folder.data_names, folder.numerics)
+    return {path.name: read_file(path) for path in paths if path.is_file()}
+
+
+def make_rescue_folder(
+    lost: RunFolder, config: TrainConfig, records: Mapping[str, bytes]
+) -> RunFolder:
+    """Make a run folder beside a lost one, with the run's settings and ``records``.
+
+    Where nothing can be written there, it is made in the working directory, or among temporary
+    files.
+
+    Raises:
+        RunError: There is no place to write.
+    """
+    path = Path(os.path.abspath(lost.path))  # noqa: PTH100 - links stay links
+    beside = next(parent for parent in path.parents if parent.is_dir())
+    name = f"{path.name}.rescued-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    task = next(task for task, kind in TASKS.items() if type(config) is kind)
+    for parent in (beside, Path.cwd(), Path(tempfile.gettempdir())):
+        with suppress(OSError):
+            (parent / name).mkdir()
+            folder = RunFolder(parent / name)
+            folder.create(task, replace(config, out=str(folder.path)))
+            for name, content in records.items():
+                write_atomic(folder.path / name, content)
+            return folder
+    raise RunError(f"{lost.path} is gone, and no folder could be made to save its state in")

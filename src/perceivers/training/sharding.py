@@ -1,13 +1,27 @@
 """Tensors that are spread over processes: their own part, the whole, and the way back."""
 
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from math import prod
+from pathlib import Path
+from typing import Any
+
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from perceivers.errors import CheckpointError, ConfigError, plain_reason
 from perceivers.models.hiera.encoder import HieraBlock
 from perceivers.nn.blocks import PerceiverBlock, SelfAttentionLayer
+from perceivers.reading import check_file
 from perceivers.tasks import Task
 
 # What is gathered, computed and freed at a time. All their parameters are used in ``forward``
@@ -50,3 +64,143 @@ def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
         return tensor
     tensor = tensor.to(like.device)
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+# -- Training state in parts: every process writes its own, any number of processes reads them ---
+#
+# The files are safetensors: nothing in them is executed.
+
+try:
+    from torch.distributed.checkpoint.hf_storage import (
+        HuggingFaceStorageReader,
+        HuggingFaceStorageWriter,
+    )
+except ImportError:  # an older torch
+    HuggingFaceStorageReader = HuggingFaceStorageWriter = None
+
+
+def check_parts_known() -> None:
+    """Find out before training whether this torch can write state in parts.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if HuggingFaceStorageWriter is None:
+        raise ConfigError(
+            f"strategy fsdp needs a torch that writes safetensors in parts, 2.9 or later; this is "
+            f"{torch.__version__}; upgrade it, or use --strategy ddp"
+        )
+
+
+def begin_parts(
+    folder: Path, tensors: Mapping[str, Tensor], group: ProcessGroup | None
+) -> "Future[Any]":
+    """Copy this process's part of tensors, and begin to write it; all processes must call this.
+
+    Args:
+        folder: Where to.
+        tensors: By name.
+        group: Of all processes, used by nothing else while parts are written.
+    """
+    assert HuggingFaceStorageWriter is not None
+    state: dict[str, Any] = {
+        # A number that is the same everywhere is written once.
+        name: tensor if _is_split(tensor) else gather_whole(tensor)
+        for name, tensor in tensors.items()
+    }
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writing = async_save(state, storage_writer=writer, process_group=group)
+    assert isinstance(writing, Future)  # the copy is done
+    return writing
+
+
+def finish_parts(writing: "Future[Any]") -> None:
+    """Wait until all processes have written their parts.
+
+    Raises:
+        OSError: A process could not write.
+    """
+    try:
+        writing.result()
+    except CheckpointException as error:
+        for failure, _ in error.failures.values():
+            if isinstance(failure, OSError):
+                raise failure from error
+        raise
+
+
+def _is_split(tensor: Tensor) -> bool:
+    placements = getattr(tensor, "placements", ())
+    return any(placement.is_shard() for placement in placements)
+
+
+def read_parts(
+    folder: Path, shapes: Mapping[str, Sequence[int]], likes: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Read tensors, each with the placement of what it is like: whole where that is whole.
+
+    No process waits for another.
+
+    Args:
+        folder: What ``begin_parts`` wrote.
+        shapes: Of the whole tensors.
+        likes: The tensor that each is to be loaded into, by name; those that are not named here, or
+            have another shape, are read whole.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+    """
+    assert HuggingFaceStorageReader is not None
+    reader = HuggingFaceStorageReader(str(folder))
+    try:
+        for part in sorted(folder.glob("*.safetensors")):
+            # Torch's reader believes what a header says of places and sizes; this one does not.
+            check_file(part, error=CheckpointError)
+            with safe_open(part, framework="pt"):
+                pass
+        entries = reader.read_metadata().state_dict_metadata
+        lost = sorted(
+            name
+            for name, shape in shapes.items()
+            if name not in entries or not _is_whole(entries[name], shape)
+        )
+        if lost:
+            raise CheckpointError(
+                f"{folder} is not a complete training checkpoint: {len(lost)} of {len(shapes)} "
+                f"tensors are missing or too short, such as {lost[0]}"
+            )
+        state: dict[str, Any] = {
+            name: _room_for(tuple(shape), _kind(entries[name]), likes.get(name))
+            for name, shape in shapes.items()
+        }
+        with warnings.catch_warnings():
+            # A single process may read what several wrote.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            load(state, storage_reader=reader, no_dist=True)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        # Torch's reader parses headers by hand: KeyError, TypeError, MemoryError, struct.error ...
+        raise CheckpointError(
+            f"{folder} is not a complete training checkpoint: {plain_reason(error)}"
+        ) from error
+    return state
+
+
+def _is_whole(entry: Any, shape: Sequence[int]) -> bool:
+    """Tell whether a tensor has its shape and every element lies in some part.
+
+    The last part alone tells the shape; without the others, elements would stay undefined.
+    """
+    held = sum(prod(chunk.sizes) for chunk in entry.chunks)
+    return list(entry.size) == list(shape) and held >= prod(shape)
+
+
+def _room_for(shape: tuple[int, ...], kind: torch.dtype, like: Tensor | None) -> Tensor:
+    if like is not None and tuple(like.shape) == shape:
+        return torch.empty_like(like, dtype=kind, requires_grad=False)
+    return torch.empty(shape, dtype=kind)
+
+
+def _kind(entry: Any) -> torch.dtype:
+    return entry.properties.dtype

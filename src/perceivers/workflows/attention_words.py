@@ -10,7 +10,7 @@ from torch import Tensor
 from perceivers.models.entity_set import EntitySet
 from perceivers.models.saving import ModelInfo
 from perceivers.report import style
-from perceivers.tasks.answers import is_answer
+from perceivers.tasks.base import is_answer
 from perceivers.tasks.flow import FLOW_SCALE, TARGET
 from perceivers.types import FIRST_BYTE, Labels
 from perceivers.workflows.attention_maps import Answer

@@ -32,7 +32,7 @@ from perceivers.errors import ConfigError, DataError
 from perceivers.files import real_path, write_atomic
 from perceivers.report.figures.canvases import choose_side, look_down
 from perceivers.report.figures.segmentation import class_colours
-from perceivers.tasks.answers import check_answer
+from perceivers.tasks.base import check_answer
 from perceivers.tasks.segmentation import IGNORED, element_logits, segmented_modality
 from perceivers.types import Points
 

@@ -5,10 +5,9 @@ from functools import partial
 
 from perceivers.data.fingerprints import compare_fingerprints, take_fingerprint
 from perceivers.errors import DataError, RunError
-from perceivers.training.addresses import ADDRESSES
 from perceivers.training.config import TrainConfig
-from perceivers.training.data_record import read_fingerprint, write_fingerprint
-from perceivers.training.run_folder import RunFolder
+from perceivers.training.launching import ADDRESSES
+from perceivers.training.run_folder import RunFolder, read_fingerprint, write_fingerprint
 from perceivers.workflows.preparing import Prepared
 
 

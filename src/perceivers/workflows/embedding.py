@@ -22,7 +22,7 @@ from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.escaping import write_csv
 from perceivers.models.compiling import Uncompiled
 from perceivers.settings import Count, Natural, checked
-from perceivers.tasks.answers import check_answer
+from perceivers.tasks.base import check_answer
 from perceivers.tasks.presence import held_modalities
 from perceivers.workflows.compiling import Note, compile_loaded, tell
 from perceivers.workflows.feeding import Feed, Portion, open_feed

@@ -18,13 +18,12 @@ from perceivers.data.views import Views
 from perceivers.errors import ConfigError, DataError
 from perceivers.settings import Count, Natural, checked
 from perceivers.tasks import Classification, ClassificationConfig
-from perceivers.tasks.answers import Choices
+from perceivers.tasks.base import Choices
 from perceivers.tasks.filling import Filler
-from perceivers.tasks.flow import TARGET, FlowConfig, flow_modality
+from perceivers.tasks.flow import TARGET, FlowConfig, evaluate_pairs, flow_modality
 from perceivers.tasks.metrics import device_of, new_accuracies, result, results, update
 from perceivers.tasks.presence import answer, held_modalities
 from perceivers.tasks.segmentation import TARGET as MASKS
-from perceivers.tasks.tiled_flow import evaluate_pairs
 from perceivers.training.config import RegressConfig, TrainConfig
 from perceivers.training.run_folder import RunFolder
 from perceivers.types import Array, ModalitySpec

@@ -16,7 +16,7 @@ from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.files import make_folder, write_atomic, write_json
 from perceivers.report.figures.reconstruction import FilledRow, draw_filled
 from perceivers.report.figures.samples import SampleBox, draw_parts
-from perceivers.tasks.answers import check_answer
+from perceivers.tasks.base import check_answer
 from perceivers.tasks.filling import (
     Filler,
     collect_inputs,

@@ -16,7 +16,7 @@ from perceivers.checkpoints.loading import Loaded
 from perceivers.data import Batch, Dataset, make_eval_loader
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.tasks import AutoencodingConfig
-from perceivers.tasks.answers import check_answer
+from perceivers.tasks.base import check_answer
 from perceivers.tasks.filling import (
     FREE_TARGETS,
     ElementFiller,

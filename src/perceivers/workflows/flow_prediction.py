@@ -19,9 +19,8 @@ from perceivers.data.pictures import convert_channels, read_bytes, read_picture
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import write_atomic
 from perceivers.report.figures.flow import flow_to_colour
-from perceivers.tasks.answers import check_answer
-from perceivers.tasks.flow import TARGET, FlowConfig
-from perceivers.tasks.tiled_flow import tiled_flow
+from perceivers.tasks.base import check_answer
+from perceivers.tasks.flow import TARGET, FlowConfig, tiled_flow
 from perceivers.workflows.objectives import find_settings
 from perceivers.workflows.origin import run_config
 

@@ -20,7 +20,7 @@ from perceivers.models.hiera import Hiera
 from perceivers.models.hip import HiP
 from perceivers.models.perceiver_io import PerceiverIO
 from perceivers.tasks import AutoencodingConfig
-from perceivers.tasks.answers import check_answer
+from perceivers.tasks.base import check_answer
 from perceivers.tasks.mae import OBJECTIVES, objective_of
 from perceivers.tasks.masked import MaskSettings, Target, byte_errors
 from perceivers.tasks.masked_patches import patch_statistics

@@ -10,8 +10,7 @@ from perceivers.machine import has_fast_bf16, remembered
 from perceivers.nn.linear import Library, choose_library, use_linear
 from perceivers.tasks import Task
 from perceivers.training.config import TrainConfig
-from perceivers.training.numerics import Numerics, Resolved
-from perceivers.training.runtime import Runtime
+from perceivers.training.runtime import Numerics, Resolved, Runtime
 from perceivers.workflows.preparing import Prepared
 
 # Measuring takes about a dozen passes; a shorter run stays in float32.

@@ -13,7 +13,7 @@ from perceivers.checkpoints.loading import Loaded
 from perceivers.data import Batch, find_files, read_files
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.report.figures import draw_reconstructions
-from perceivers.tasks.answers import check_answer
+from perceivers.tasks.base import check_answer
 from perceivers.tasks.mae import objective_of
 from perceivers.tasks.masked import Imagined, MaskSettings
 from perceivers.tasks.presence import can_lack, held_modalities

@@ -25,8 +25,8 @@ from perceivers.report.figures import (
 )
 from perceivers.report.html import Section, Table, write_html
 from perceivers.report.tables import fill_table, per_class_table, read_metrics
-from perceivers.training.addresses import as_typed
 from perceivers.training.config import PretrainConfig, TrainConfig
+from perceivers.training.launching import as_typed
 from perceivers.training.run_folder import RunFolder
 from perceivers.types import Bytes, Image
 from perceivers.version import __version__

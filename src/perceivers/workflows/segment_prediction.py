@@ -33,7 +33,7 @@ from perceivers.data.pictures import convert_channels, read_bytes, read_picture
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import real_path, write_atomic
 from perceivers.report.figures.segmentation import class_colours, overlay_mask
-from perceivers.tasks.answers import check_answer
+from perceivers.tasks.base import check_answer
 from perceivers.tasks.segmentation import element_logits, segmented_modality
 from perceivers.workflows.prediction import is_data_file
 

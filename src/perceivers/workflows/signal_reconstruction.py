@@ -14,13 +14,13 @@ from perceivers.checkpoints.loading import Loaded
 from perceivers.data import Batch, find_files, read_files
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.report.figures import draw_reconstructions
-from perceivers.tasks.answers import check_answer
 from perceivers.tasks.autoencoding import (
     Autoencoding,
     AutoencodingConfig,
     as_floats,
     decode_raw,
 )
+from perceivers.tasks.base import check_answer
 from perceivers.tasks.presence import can_lack, held_modalities
 from perceivers.types import Audio, Image, ModalitySpec, Video
 from perceivers.workflows.reconstruction import SHOWN, unique_stem

@@ -28,11 +28,9 @@ from perceivers.settings import (
 )
 from perceivers.tasks import MaskedAutoencoding
 from perceivers.tasks.presence import dropout_rates
-from perceivers.training.addresses import as_typed, make_absolute
 from perceivers.training.config import TrainConfig, build_config
-from perceivers.training.data_record import write_fingerprint
 from perceivers.training.events import Event, Listener, Noted, Started
-from perceivers.training.launching import fit_to_launcher, given_processes
+from perceivers.training.launching import as_typed, fit_to_launcher, given_processes, make_absolute
 from perceivers.training.listeners import (
     ConsoleProgress,
     JsonlWriter,
@@ -41,10 +39,9 @@ from perceivers.training.listeners import (
 )
 from perceivers.training.loggers import check_installed, make_loggers
 from perceivers.training.loop import Loaders, Trainer
-from perceivers.training.numerics import recall_numerics, write_numerics
-from perceivers.training.run_folder import TASKS, RunFolder
+from perceivers.training.run_folder import TASKS, RunFolder, write_fingerprint
 from perceivers.training.run_lock import RunLock, refuse_if_in_use
-from perceivers.training.runtime import Runtime
+from perceivers.training.runtime import Runtime, recall_numerics, write_numerics
 from perceivers.workflows.data_changes import check_presence, compare_data
 from perceivers.workflows.earlier_runs import prepare_again
 from perceivers.workflows.effects import check_effects
