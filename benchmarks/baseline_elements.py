@@ -38,8 +38,8 @@ from perceivers.draws import sample_generators
 from perceivers.masking import MaskPlan
 from perceivers.tasks.mae import EVALUATION_SEED, objective_of
 from perceivers.tasks.masked_elements import visible_elements
-from perceivers.workflows.objectives import find_masking
 from perceivers.workflows.opening import open_dataset
+from perceivers.workflows.preparing import find_masking
 
 NEIGHBOURS = 48
 # Training samples from which the covariance is measured, and the noise that keeps it solvable.

@@ -21,8 +21,8 @@ from perceivers.data import make_eval_loader
 from perceivers.draws import sample_generators
 from perceivers.tasks.mae import EVALUATION_SEED, objective_of, weighted_mean
 from perceivers.tasks.masked_patches import patch_statistics
-from perceivers.workflows.objectives import find_masking
 from perceivers.workflows.opening import open_dataset
+from perceivers.workflows.preparing import find_masking
 
 
 @torch.no_grad()

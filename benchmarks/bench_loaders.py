@@ -32,8 +32,8 @@ from perceivers.tasks import Task
 from perceivers.training.config import TrainConfig, build_config
 from perceivers.training.optimizers import make_optimizer
 from perceivers.training.run_folder import TASKS
+from perceivers.workflows.opening import find_recipe
 from perceivers.workflows.preparing import PREPARE, Prepared
-from perceivers.workflows.recipes import find_recipe
 
 WANTED = 1.2
 WARM_UP = 2

@@ -22,7 +22,7 @@ import perceivers as pv
 from measuring import show
 from perceivers.bench.children import describe_machine
 from perceivers.training.config import read_yaml
-from perceivers.workflows.recipes import settings_file
+from perceivers.workflows.opening import settings_file
 
 # Recipe: verb, data below --data, and what makes 200 steps take a minute.
 RECIPES: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -20,7 +20,7 @@ from perceivers.cli.main import VERBS, main
 from perceivers.errors import ConfigError
 from perceivers.training.run_folder import TASKS
 from perceivers.workflows import training
-from perceivers.workflows.recipes import list_recipes
+from perceivers.workflows.opening import list_recipes
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

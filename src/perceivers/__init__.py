@@ -45,15 +45,15 @@ if TYPE_CHECKING:
     from perceivers.workflows.conversion import convert as convert
     from perceivers.workflows.embedding import embed as embed
     from perceivers.workflows.evaluation import evaluate as evaluate
+    from perceivers.workflows.evaluation import evaluate_subsets as evaluate_subsets
     from perceivers.workflows.explaining import explain as explain
-    from perceivers.workflows.exporting import export as export
+    from perceivers.workflows.inspection import export as export
     from perceivers.workflows.planning import plan_training as plan_training
     from perceivers.workflows.predicting import predict as predict
     from perceivers.workflows.probing import probe as probe
     from perceivers.workflows.reconstructing import reconstruct as reconstruct
     from perceivers.workflows.run import Run as Run
     from perceivers.workflows.shuffling import shuffle as shuffle
-    from perceivers.workflows.subsets import evaluate_subsets as evaluate_subsets
     from perceivers.workflows.training import finetune as finetune
     from perceivers.workflows.training import pretrain as pretrain
     from perceivers.workflows.training import resume as resume

@@ -44,8 +44,8 @@ from perceivers.training.config import TrainConfig, build_config
 from perceivers.training.run_folder import TASKS
 from perceivers.types import Array, Audio, Bytes, Image, Labels, Points, Video
 from perceivers.workflows.bakeoff_state import BakeoffSettings
-from perceivers.workflows.effects import REASONS
 from perceivers.workflows.shuffling import ShuffleSettings
+from perceivers.workflows.starting import REASONS
 
 RUN: dict[str, Any] = {"model": "hip_nano", "data": "digits", "out": "run"}
 TRUNK: dict[str, Any] = {"num_latents": 4, "latent_dim": 8, "depth": 1}

@@ -12,9 +12,17 @@ from PIL import Image as Pillow
 import perceivers as pv
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.errors import CheckpointError, ConfigError, DataError
-from perceivers.workflows.anomaly import AnomalyRow, Scale, area, describe, measure, pool_errors
-from perceivers.workflows.anomaly_files import check_folder, write_anomalies
-from perceivers.workflows.feeding import open_feed
+from perceivers.workflows.anomaly import (
+    AnomalyRow,
+    Scale,
+    area,
+    check_folder,
+    describe,
+    measure,
+    pool_errors,
+    write_anomalies,
+)
+from perceivers.workflows.embedding import open_feed
 from perceivers.workflows.hidden_errors import error_maps
 
 DIGITS = "hip_digits_mae"

@@ -11,8 +11,7 @@ from tests.workflows import making
 import perceivers as pv
 from perceivers.errors import CheckpointError
 from perceivers.plan.estimates import PlanSettings
-from perceivers.workflows.anomaly import AnomalySettings, find_anomalies
-from perceivers.workflows.anomaly_files import write_anomalies
+from perceivers.workflows.anomaly import AnomalySettings, find_anomalies, write_anomalies
 
 pytestmark = pytest.mark.slow
 

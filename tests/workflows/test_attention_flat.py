@@ -13,7 +13,7 @@ from perceivers.models import create_model
 from perceivers.nn.attention import CrossAttention, use_attention
 from perceivers.types import MASK, Audio, Bytes, Image, Labels, ModalitySpec, Points, Video
 from perceivers.workflows import attention_maps
-from perceivers.workflows.attention_flat import read_flat
+from perceivers.workflows.attention import read_flat
 from perceivers.workflows.attention_maps import Explanation, TokenMap
 
 IMAGE: Mapping[str, ModalitySpec] = {"image": Image(6, 6, 1)}

@@ -12,7 +12,7 @@ from perceivers.errors import InputError
 from perceivers.models import HiPHead, create_model
 from perceivers.types import Array, Audio, Image, Labels, ModalitySpec
 from perceivers.workflows import attention_maps
-from perceivers.workflows.attention_hip import follow_down, read_hip
+from perceivers.workflows.attention import follow_down, read_hip
 from perceivers.workflows.attention_maps import Explanation, TokenMap
 
 IMAGE: Mapping[str, ModalitySpec] = {"image": Image(8, 8, 1)}

@@ -9,8 +9,8 @@ import torch
 from perceivers.models import create_model
 from perceivers.models.saving import ModelInfo
 from perceivers.types import Bytes, Image, Points, Video
+from perceivers.workflows.attention import Speaker, show_byte, show_chance
 from perceivers.workflows.attention_maps import Answer
-from perceivers.workflows.attention_words import Speaker, show_byte, show_chance
 
 
 def say(model: Any, answer: Answer, truth: dict[int, int] | None = None, **info: Any) -> str:

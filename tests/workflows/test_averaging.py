@@ -18,7 +18,7 @@ from perceivers.data import AugmentConfig, Views, open_data
 from perceivers.data.clip_writing import write_clip
 from perceivers.data.fitting import SampleReader
 from perceivers.errors import ConfigError
-from perceivers.workflows.averaging import ViewAverage, average_sigmoids, average_softmaxes
+from perceivers.workflows.comparing import ViewAverage, average_sigmoids, average_softmaxes
 
 VIEWS = Views(temporal=3, spatial=2)
 SMALL = {"video": {"frames": 2, "height": 8, "width": 8}}

@@ -16,11 +16,10 @@ import perceivers as pv
 from perceivers.errors import ConfigError, RunError
 from perceivers.report import style
 from perceivers.training.loop import Interrupted, Trainer
-from perceivers.workflows import arms, bakeoff, entries
+from perceivers.workflows import arms, bakeoff, candidates
 from perceivers.workflows.arms import Arm, Outcome
 from perceivers.workflows.bakeoff_state import BakeoffSettings, read_outcomes
-from perceivers.workflows.candidates import Study, list_candidates, small_models, study_data
-from perceivers.workflows.entries import Entry
+from perceivers.workflows.candidates import Entry, Study, list_candidates, small_models, study_data
 
 MODELS = ["hip_nano", "hip_tiny", "perceiver_io_nano", "perceiver_io_tiny", "perceiver_nano"]
 # Validation top-1 of each in a rung: later rungs change who is ahead.
@@ -262,14 +261,14 @@ def test_candidates_hold_the_proposal_and_every_small_family(made: Path) -> None
 def test_whether_a_candidate_fits_is_found_by_building_it() -> None:
     study = digits()
     nano, other = list_candidates(study, models=["hip_nano", "hiera_nano_text"], rates=[1e-3])
-    found = entries.examine(nano, study.task, "digits", timed=True)
+    found = candidates.examine(nano, study.task, "digits", timed=True)
     assert not found.reason
     assert found.parameters > 100_000
     assert found.step_seconds > 0
     assert found.eval_seconds > 0
-    assert entries.examine(other, study.task, "digits", timed=False).reason
+    assert candidates.examine(other, study.task, "digits", timed=False).reason
     large = list_candidates(study, models=["hip_nano"], settings={"memory_limit": 1e-4})[0]
-    assert "GB" in entries.examine(large, study.task, "digits", timed=False).reason
+    assert "GB" in candidates.examine(large, study.task, "digits", timed=False).reason
 
 
 @pytest.mark.slow
@@ -278,12 +277,12 @@ def test_losses_of_other_masks_do_not_compete() -> None:
     listed = list_candidates(
         study, models=["hiera_nano", "hip_nano"], rates=[1e-3], settings={"size": 32}
     )
-    found = [entries.examine(each, study.task, "digits", timed=False) for each in listed]
+    found = [candidates.examine(each, study.task, "digits", timed=False) for each in listed]
     assert [entry.reason for entry in found] == ["", ""]
-    hiera, hip = entries.comparable(found)
+    hiera, hip = candidates.comparable(found)
     assert "units masks" in hiera.reason
     assert not hip.reason
-    assert entries.comparable([found[0]]) == [found[0]]
+    assert candidates.comparable([found[0]]) == [found[0]]
 
 
 @pytest.mark.slow

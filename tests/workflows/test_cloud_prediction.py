@@ -14,7 +14,7 @@ from perceivers.data import open_data
 from perceivers.data.scenes import Scenes
 from perceivers.errors import ConfigError
 from perceivers.report.figures.segmentation import class_colours
-from perceivers.workflows.cloud_prediction import find_classes_of, predict_clouds
+from perceivers.workflows.dense_prediction import find_classes_of, predict_clouds
 from perceivers.workflows.evaluation import evaluate
 
 SIZES = (60, 45)

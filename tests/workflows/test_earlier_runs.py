@@ -10,7 +10,7 @@ import pytest
 
 import perceivers as pv
 from perceivers.training.run_folder import RunFolder
-from perceivers.workflows.earlier_runs import NOTE, prepare_again
+from perceivers.workflows.starting import NOTE, prepare_again
 
 
 def encode(*, sound: bool) -> bytes:

@@ -16,8 +16,7 @@ from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import Batch, Dataset
 from perceivers.errors import ConfigError, DataError, RunError
 from perceivers.types import Audio, Image
-from perceivers.workflows.embedding import pooled_features, write_features
-from perceivers.workflows.feeding import are_files, feed_dataset
+from perceivers.workflows.embedding import are_files, feed_dataset, pooled_features, write_features
 
 BOTH = {"image": Image(8, 8, 1), "audio": Audio(32)}
 

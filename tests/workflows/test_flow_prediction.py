@@ -14,9 +14,9 @@ from perceivers.checkpoints.loading import load_with_info
 from perceivers.data.flow_files import read_flow
 from perceivers.errors import CheckpointError, ConfigError, DataError, InputError
 from perceivers.tasks.flow import FlowConfig, tiled_flow
-from perceivers.workflows.flow_prediction import predict_flow
-from perceivers.workflows.objectives import find_settings
-from perceivers.workflows.origin import run_config
+from perceivers.workflows.dense_prediction import predict_flow
+from perceivers.workflows.foreign_sources import run_config
+from perceivers.workflows.preparing import find_settings
 
 
 @pytest.fixture

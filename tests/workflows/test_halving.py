@@ -3,7 +3,7 @@
 import pytest
 
 from perceivers.workflows.arms import Outcome
-from perceivers.workflows.halving import (
+from perceivers.workflows.candidates import (
     choose_survivors,
     find_front,
     fit_steps,

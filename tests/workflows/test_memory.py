@@ -16,9 +16,9 @@ from perceivers.plan.counting import StepRecorder
 from perceivers.plan.machines import Free
 from perceivers.training.config import TrainConfig, build_config
 from perceivers.training.run_folder import TASKS
-from perceivers.workflows import memory
-from perceivers.workflows.memory import Subject, check_memory
+from perceivers.workflows import starting
 from perceivers.workflows.preparing import PREPARE
+from perceivers.workflows.starting import Subject, check_memory
 
 CPU = torch.device("cpu")
 SETTINGS: dict[str, Any] = {"model": "hip_nano", "data": "digits", "out": "x", "device": "cpu"}
@@ -46,7 +46,7 @@ def subject(config: TrainConfig, task: str = "classify") -> Subject:
 @pytest.fixture
 def without_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes several counts."""
-    monkeypatch.setattr(memory, "_advise", lambda *_: "")
+    monkeypatch.setattr(starting, "_advise", lambda *_: "")
 
 
 @pytest.fixture
@@ -128,14 +128,14 @@ def test_small_runs_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     def count(*_: Any, **__: Any) -> None:
         raise AssertionError("counted")
 
-    monkeypatch.setattr(memory, "free_host_memory", lambda: Free(8e9, "the machine"))
+    monkeypatch.setattr(starting, "free_host_memory", lambda: Free(8e9, "the machine"))
     with monkeypatch.context() as patch:
         patch.setattr(Subject, "estimate", count)
         check(configure())
         with pytest.raises(AssertionError, match="counted"):
             check(configure(batch_size=1024))
     check(configure(batch_size=1024))
-    monkeypatch.setattr(memory, "free_host_memory", lambda: Free(2e8, "the machine"))
+    monkeypatch.setattr(starting, "free_host_memory", lambda: Free(2e8, "the machine"))
     assert "the machine leaves 0.2 GB" in refusal(configure(batch_size=1024))
 
 

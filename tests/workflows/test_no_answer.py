@@ -11,10 +11,10 @@ from PIL import Image
 import perceivers as pv
 from perceivers.errors import DataError
 from perceivers.models.saving import ModelInfo
+from perceivers.workflows.dense_prediction import find_mask_of
 from perceivers.workflows.embedding import embed
 from perceivers.workflows.evaluation import evaluate
 from perceivers.workflows.predicting import predict
-from perceivers.workflows.segment_prediction import find_mask_of
 
 HUGE = 1e36
 

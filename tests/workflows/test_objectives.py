@@ -13,7 +13,7 @@ from perceivers.checkpoints.loading import load_with_info
 from perceivers.errors import CheckpointError
 from perceivers.tasks import AutoencodingConfig, FlowConfig, MaskedLanguageConfig
 from perceivers.workflows.hidden_errors import error_maps
-from perceivers.workflows.objectives import (
+from perceivers.workflows.preparing import (
     OBJECTIVES,
     find_masking,
     find_settings,

@@ -16,9 +16,9 @@ from perceivers.cli.main import main
 from perceivers.data.flow_files import read_flow
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.training.run_folder import TASKS
-from perceivers.workflows.objectives import OBJECTIVES
 from perceivers.workflows.predicting import find_kind
 from perceivers.workflows.prediction import RECORD_TASKS
+from perceivers.workflows.preparing import RECORDED
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_every_task_has_a_way_to_predict(
     others = {"segment": "masks", "flow": "flow", "autoencode": "signals"}
     # Masked models alone predict nothing; they reconstruct.
     assert TASKS.keys() == {*RECORD_TASKS, *others, "pretrain"}
-    assert OBJECTIVES.keys() == TASKS.keys() - {"multitask"}
+    assert RECORDED.keys() == TASKS.keys() - {"multitask"}
     for run in (segmented[0], flow_run, clip_run):
         assert find_kind(load_with_info(run.path), run.path) == others[run.task]
 

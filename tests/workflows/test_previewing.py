@@ -10,8 +10,7 @@ from tests.workflows import making
 import perceivers as pv
 from perceivers.errors import ConfigError
 from perceivers.report.figures.samples import SampleBox, draw_parts
-from perceivers.workflows.checking import check_data
-from perceivers.workflows.previewing import describe_labels
+from perceivers.workflows.checking import check_data, describe_labels
 
 
 def write_masked(root: Path) -> Path:

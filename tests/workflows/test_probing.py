@@ -11,9 +11,17 @@ import perceivers as pv
 from perceivers.data import Batch, Dataset
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Array, Audio, Bytes, Image, Points, Video
-from perceivers.workflows.probes import Table, figures_of, fit_floor, fit_probes
-from perceivers.workflows.probing import Split, assign_roles, columns, probe_column
-from perceivers.workflows.simple_features import simple_features
+from perceivers.workflows.probing import (
+    Split,
+    Table,
+    assign_roles,
+    columns,
+    figures_of,
+    fit_floor,
+    fit_probes,
+    probe_column,
+    simple_features,
+)
 
 
 def blobs(seed: int, count: int = 60, spread: float = 0.1) -> Table:

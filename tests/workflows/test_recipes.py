@@ -15,7 +15,7 @@ from perceivers.training.config import build_config, read_yaml
 from perceivers.training.run_folder import TASKS
 from perceivers.types import ModalitySpec
 from perceivers.workflows.building import model_options
-from perceivers.workflows.recipes import copy_recipe, find_recipe, list_recipes, settings_file
+from perceivers.workflows.opening import copy_recipe, find_recipe, list_recipes, settings_file
 from perceivers.workflows.training import VERB_TASKS
 
 NAMES = [recipe.name for recipe in list_recipes()]

@@ -16,7 +16,7 @@ from perceivers.checkpoints.loading import load_with_info
 from perceivers.cli.main import main
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.report.figures.segmentation import class_colours
-from perceivers.workflows.segment_prediction import find_mask_of, predict_masks
+from perceivers.workflows.dense_prediction import find_mask_of, predict_masks
 from perceivers.workflows.task_reports import example_section, figures_table
 
 NAMES = ("left", "void", "right")

@@ -10,7 +10,7 @@ import torch
 import perceivers as pv
 from perceivers.data import Batch
 from perceivers.errors import ConfigError
-from perceivers.workflows.subsets import evaluate_subsets, restrict
+from perceivers.workflows.evaluation import evaluate_subsets, restrict
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ from perceivers.errors import ConfigError
 from perceivers.training.loop import Interrupted
 from perceivers.workflows.arms import TABLE
 from perceivers.workflows.bakeoff import run_bakeoff
-from perceivers.workflows.bakeoff_report import FIGURE
-from perceivers.workflows.bakeoff_state import RECORD, BakeoffSettings
+from perceivers.workflows.bakeoff_state import FIGURE, RECORD, BakeoffSettings
 from perceivers.workflows.benchmarking import FIGURE as BENCH_FIGURE
 from perceivers.workflows.benchmarking import RECORD as BENCH_RECORD
 from perceivers.workflows.benchmarking import TABLE as BENCH_TABLE

@@ -10,7 +10,7 @@ from perceivers.models.registry import list_models
 from perceivers.workflows.conversion import POSITIONS, TARGETS, Conversion
 from perceivers.workflows.conversion import convert as run_conversion
 from perceivers.workflows.inspection import describe_models, describe_weights, diagnose
-from perceivers.workflows.recipes import copy_recipe, find_recipe, list_recipes
+from perceivers.workflows.opening import copy_recipe, find_recipe, list_recipes
 
 
 def models(argv: list[str]) -> int:

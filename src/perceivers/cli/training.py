@@ -17,8 +17,8 @@ from perceivers.training.loop import Interrupted
 from perceivers.training.run_folder import TASKS, RunFolder
 from perceivers.workflows import training as workflows
 from perceivers.workflows.demo import run_demo
+from perceivers.workflows.opening import settings_file
 from perceivers.workflows.planning import Plan, plan_training, settings_from_recipe
-from perceivers.workflows.recipes import settings_file
 from perceivers.workflows.run import Run
 
 # -- The verb ``plan``: what a training run will take --------------------------------------------

@@ -14,21 +14,26 @@ from perceivers.exporting.graphs import PARTS
 from perceivers.files import write_json
 from perceivers.report.tables import fill_table, per_class_table
 from perceivers.training.run_folder import RunFolder
-from perceivers.workflows.anomaly import Anomalies, AnomalySettings, find_anomalies
-from perceivers.workflows.anomaly_files import check_folder, write_anomalies
+from perceivers.workflows.anomaly import (
+    Anomalies,
+    AnomalySettings,
+    check_folder,
+    find_anomalies,
+    write_anomalies,
+)
 from perceivers.workflows.comparing import compare_runs
 from perceivers.workflows.embedding import POOLS, write_features
+from perceivers.workflows.evaluation import SubsetFigures, evaluate_subsets
 from perceivers.workflows.evaluation import evaluate as run_evaluation
 from perceivers.workflows.explaining import draw_all
-from perceivers.workflows.exporting import export as run_export
-from perceivers.workflows.fill_files import Filled
+from perceivers.workflows.filling import Filled
+from perceivers.workflows.inspection import export as run_export
 from perceivers.workflows.predicting import describe_predictions
 from perceivers.workflows.predicting import predict as run_prediction
 from perceivers.workflows.probing import Probed
 from perceivers.workflows.probing import probe as run_probe
 from perceivers.workflows.reconstructing import describe_target, reconstruct_files
 from perceivers.workflows.run import Run
-from perceivers.workflows.subsets import SubsetFigures, evaluate_subsets
 
 # -- The verb that draws attention: explain ------------------------------------------------------
 

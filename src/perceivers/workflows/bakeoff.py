@@ -18,12 +18,13 @@ from perceivers.files import write_json
 from perceivers.training.run_lock import RunLock
 from perceivers.workflows.arms import (
     Outcome,
+    describe_constant,
     metric_of,
     prepare_folder,
     run_arm,
+    score_constant,
     verb_of,
 )
-from perceivers.workflows.bakeoff_report import write_report
 from perceivers.workflows.bakeoff_state import (
     RECORD,
     Bakeoff,
@@ -33,24 +34,23 @@ from perceivers.workflows.bakeoff_state import (
     load_state,
     read_outcomes,
     save_state,
+    write_report,
 )
-from perceivers.workflows.candidates import list_candidates, study_data
-from perceivers.workflows.constant_answers import describe_constant, score_constant
-from perceivers.workflows.entries import (
+from perceivers.workflows.candidates import (
     Entry,
+    choose_survivors,
     comparable,
     drop_repeats,
     examine,
-    make_config,
-)
-from perceivers.workflows.evaluation import evaluate
-from perceivers.workflows.halving import (
-    choose_survivors,
     fit_steps,
+    list_candidates,
+    make_config,
     plan_rungs,
     rank,
     spread_evaluations,
+    study_data,
 )
+from perceivers.workflows.evaluation import evaluate
 from perceivers.workflows.preparing import PREPARE
 from perceivers.workflows.proposing import free_run, train_line
 

@@ -5,16 +5,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from perceivers.data import Dataset, open_data
-from perceivers.data.flow_pairs import open_flow_pairs
+from perceivers.data import AugmentConfig, Dataset, decode_ids, open_data
+from perceivers.data.dataset import VOID
+from perceivers.data.fitting import SampleReader
+from perceivers.data.flow_pairs import FlowPairs, open_flow_pairs
 from perceivers.data.inspecting import LIMIT, DataFacts, Progress, inspect_data
-from perceivers.errors import DataError
+from perceivers.data.masks import kept_classes
+from perceivers.data.sources import Source, TargetSource
+from perceivers.errors import ConfigError, DataError
+from perceivers.report.figures.samples import SampleBox, draw_samples
+from perceivers.report.html import Section, write_html
 from perceivers.settings import Count, Part, checked
 from perceivers.training.config import FlowTrainConfig
+from perceivers.types import ModalitySpec
+from perceivers.version import __version__
 from perceivers.workflows.opening import WARPS, open_dataset
-from perceivers.workflows.previewing import check_preview, write_preview
 from perceivers.workflows.proposing import Proposal, propose, propose_flow
 
 # Height and width of generated frame pairs, as the recipe of flow reads them.
@@ -107,3 +116,132 @@ def _open_flow(address: str, val_share: float) -> Dataset | None:
             return None
     config = FlowTrainConfig(model="", data=address, out="", val_share=val_share)
     return open_dataset(config, frame_size=FRAME_SIZE)
+
+
+# -- Sheets of what a model would be given of some data: ``data check --preview`` ----------------
+
+SHOWN = 16
+NOTE = (
+    "As training gives them to a model by default: after crop, resampling and channels, before "
+    "normalisation. Videos: 4 frames of the clip. Audio: the first channel in -1..1. Points: from "
+    "above, y upwards, high points light."
+)
+
+
+def write_preview(dataset: Dataset, folder: str | Path, *, overwrite: bool = False) -> list[Path]:
+    """Write ``SPLIT.png``, a sheet of up to 16 samples spread over each split, and ``index.html``.
+
+    Args:
+        dataset: Opened data.
+        folder: Where to write.
+        overwrite: Replace an earlier preview.
+
+    Returns:
+        The sheets; the page is the last.
+
+    Raises:
+        ConfigError: ``folder`` is a file, or holds a preview already.
+        DataError: No sample can be read.
+    """
+    folder = Path(folder)
+    check_preview(folder, overwrite=overwrite)
+    classes = kept_classes(dataset.mask_classes, VOID)[0] if dataset.mask_classes else ()
+    sections, bad = [], []
+    for split, source in dataset.splits.items():
+        reader = _reader(dataset, source)
+        boxes, unread = _read_boxes(dataset, source, reader)
+        bad += unread
+        if boxes:
+            title = f"{dataset.address}: {split}"
+            sheet = draw_samples(
+                folder / f"{split}.png", boxes, classes=classes, title=title, note=NOTE
+            )
+            count = f"{len(boxes)} of {len(reader.source if reader else source)} samples"
+            caption = f"{count}, spread over the split."
+            specs = reader.specs if reader else {}
+            lines = [
+                f"{name}: {spec.kind} {'x'.join(map(str, spec.raw_shape))}"
+                for name, spec in specs.items()
+            ]
+            sections.append(
+                Section(
+                    title=split,
+                    text="\n\n".join([*lines, *(f"not readable: {each}" for each in unread[:5])]),
+                    figures=[(sheet, caption)],
+                )
+            )
+    if not sections:
+        raise DataError(f"no sample of {dataset.address} can be read: {'; '.join(bad[:3])}")
+    page = write_html(
+        folder / "index.html",
+        title="What a model would be given",
+        subtitle=dataset.address,
+        sections=sections,
+        footer=f"perceivers {__version__}",
+    )
+    return [*(section.figures[0][0] for section in sections), page]
+
+
+def check_preview(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that a preview cannot be written to, before samples are read.
+
+    Raises:
+        ConfigError: It is a file, or holds a preview already.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--preview {folder} is a file; give a folder for the sheets")
+    if (folder / "index.html").exists() and not overwrite:
+        raise ConfigError(f"{folder / 'index.html'} exists; pass --overwrite or another --preview")
+
+
+def _reader(dataset: Dataset, source: Source) -> SampleReader | None:
+    """Return training's reader; none of measured flow, whose pairs have sizes of their own."""
+    if isinstance(source, FlowPairs):
+        return None
+    return SampleReader(source, dataset.training_specs(), AugmentConfig())
+
+
+def _read_boxes(
+    dataset: Dataset, source: Source, reader: SampleReader | None
+) -> tuple[list[SampleBox], list[str]]:
+    """Read samples that are spread over a split, and name those that cannot be read."""
+    whole = source if reader is None else reader.source
+    places = np.unique(np.linspace(0, len(whole) - 1, min(SHOWN, len(whole))).round().astype(int))
+    boxes, bad = [], []
+    for place in places.tolist():
+        try:
+            arrays: dict[str, Any] = dict(whole.read(place)) if reader is None else reader(place)
+        except DataError as error:
+            bad.append(str(error))
+            continue
+        specs = {} if reader is None else reader.specs
+        kinds = {name: _kind(name, specs) for name in arrays}
+        texts = {n: _text(arrays[n]) for n, kind in kinds.items() if kind == "bytes"}
+        caption = describe_labels(dataset, whole, place)
+        boxes.append(SampleBox(arrays, kinds, caption, str(whole.names[place]), texts))
+    return boxes, bad
+
+
+def _kind(name: str, specs: dict[str, ModalitySpec] | Any) -> str:
+    return specs[name].kind if name in specs else {"video": "video"}.get(name, "array")
+
+
+def _text(ids: NDArray[Any]) -> str:
+    """Decode a text; PAD at its end is left out."""
+    return decode_ids(ids[: int(np.flatnonzero(ids).max(initial=-1)) + 1])
+
+
+def describe_labels(dataset: Dataset, source: Source, index: int) -> str:
+    """Return the labels and targets of a sample in words; empty where there are none."""
+    words = []
+    columns = dict(dataset.columns) or ({"label": dataset.classes} if dataset.classes else {})
+    if source.labels is not None and columns:
+        for (name, classes), label in zip(
+            columns.items(), np.atleast_1d(source.labels[index]).tolist(), strict=True
+        ):
+            known = classes[label] if label >= 0 else "unknown"
+            words.append(known if len(columns) == 1 else f"{name}: {known}")
+    targets = source.targets if isinstance(source, TargetSource) else None
+    if targets is not None:
+        words += [f"{n}: {v:.4g}" for n, v in zip(dataset.targets, targets[index], strict=True)]
+    return ", ".join(words)

@@ -1,7 +1,8 @@
 """Evaluate a trained model on a split of its own or of other data."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,174 @@ from perceivers.tasks.base import Choices
 from perceivers.tasks.filling import Filler
 from perceivers.tasks.flow import TARGET, FlowConfig, evaluate_pairs, flow_modality
 from perceivers.tasks.metrics import device_of, new_accuracies, result, results, update
-from perceivers.tasks.presence import answer, held_modalities
+from perceivers.tasks.presence import answer, can_lack, held_modalities
 from perceivers.tasks.segmentation import TARGET as MASKS
 from perceivers.training.config import RegressConfig, TrainConfig
 from perceivers.training.run_folder import RunFolder
 from perceivers.types import Array, ModalitySpec
-from perceivers.workflows.averaging import average_views
-from perceivers.workflows.class_matching import check_classes
-from perceivers.workflows.compiling import Note, compile_loaded, tell
+from perceivers.workflows.comparing import average_views
 from perceivers.workflows.filling import (
     FillFigures,
     describe_dropout,
     measure_fill,
     open_filler,
 )
-from perceivers.workflows.objectives import find_settings, rebuild_task
+from perceivers.workflows.foreign_sources import own_data, run_config
+from perceivers.workflows.numerics import Note, compile_loaded, tell
 from perceivers.workflows.opening import open_dataset
-from perceivers.workflows.origin import own_data, run_config
-from perceivers.workflows.preparing import find_mask_spec, sized_mask
+from perceivers.workflows.preparing import find_mask_spec, find_settings, rebuild_task, sized_mask
+
+# -- Compare the classes of data with a model's --------------------------------------------------
+
+Columns = Mapping[str, Sequence[str]]
+
+
+def check_classes(loaded: Loaded, dataset: Dataset, config: TrainConfig | None = None) -> None:
+    """Refuse data whose classes are not the model's.
+
+    Args:
+        loaded: The model.
+        dataset: Opened data.
+        config: The settings of the model's run, which say what masks ignore.
+
+    Raises:
+        DataError: Names differ, or there are no labels.
+    """
+    if loaded.info.task == "segment":
+        masks = find_mask_spec(loaded, config, dataset)[0]
+        dataset = replace(dataset, classes=masks, columns={})
+    columns = {name: tuple(names) for name, names in loaded.info.columns.items()}
+    found = dict(dataset.columns)
+    # Labels are told apart by their place, so the order of the columns counts.
+    if columns and list((found or {"label": dataset.classes}).items()) != list(columns.items()):
+        raise DataError(
+            f"the model knows the label columns {_shorten(columns)}, but {dataset.address} has "
+            f"{_shorten(found) or list(dataset.classes)}; evaluation needs the same columns and "
+            f"classes in the same order"
+        )
+    if columns:
+        return
+    knows = loaded.info.task == "classify" or bool(loaded.info.classes)
+    if knows and dataset.classes != loaded.info.classes:
+        raise DataError(
+            f"the model knows the classes {list(loaded.info.classes)}, but {dataset.address} has "
+            f"{list(dataset.classes)}; evaluation needs the same names in the same order"
+        )
+
+
+def _shorten(columns: Columns, shown: int = 4) -> dict[str, list[str]]:
+    """Columns with their first classes, for messages."""
+    return {
+        name: [*classes[:shown], *(["..."] if len(classes) > shown else [])]
+        for name, classes in columns.items()
+    }
+
+
+# -- How much a model knows from each combination of its modalities ------------------------------
+#
+# Paper: Perceiver (arXiv 2103.03206) Sec. 4.2 reports sound alone, pictures alone, and both.
+
+# Every combination is an evaluation of its own; of 6 modalities there are 63.
+MAX_MODALITIES = 6
+
+
+@dataclass(frozen=True)
+class SubsetFigures:
+    """What a model reaches with some modalities.
+
+    Attributes:
+        modalities: What it was shown.
+        samples: Samples that hold at least one of them; others were left out.
+        figures: Name to value.
+    """
+
+    modalities: tuple[str, ...]
+    samples: int
+    figures: dict[str, float]
+
+
+@checked
+def evaluate_subsets(
+    model: str | Path,
+    *,
+    data: str | None = None,
+    split: str = "test",
+    batch_size: Count = 64,
+    workers: Natural = 0,
+    limit: Natural = 0,
+) -> list[SubsetFigures]:
+    """Evaluate a model with every combination of its modalities; all of them come first.
+
+    A modality that is left out is hidden as if samples lacked it.
+
+    Args:
+        model: Run folder, ``RUN@last`` or model folder.
+        data: Data address; the run's own when not given.
+        split: ``test``, ``val`` or ``train``.
+        batch_size: Samples at once.
+        workers: Processes that read data.
+        limit: Dry run: at most this many batches; 0 means all.
+
+    Raises:
+        ConfigError: The model reads a single modality, or too many for all combinations.
+        UserError: As ``evaluate``.
+    """
+    loaded = load_with_info(model)
+    names = tuple(loaded.model.config.data_inputs)
+    if not can_lack(loaded.model) or len(names) > MAX_MODALITIES:
+        raise ConfigError(
+            f"{model} reads {len(names)} modalities ({', '.join(names)}); combinations are "
+            f"evaluated of 2 to {MAX_MODALITIES}"
+        )
+    config = run_config(model)
+    dataset, specs = open_for_model(loaded, config, data or own_data(model, config))
+    source = choose_split(dataset, split)
+    check_classes(loaded, dataset, config)
+    task = rebuild_task(loaded, config)
+    found = []
+    for count in range(len(names), 0, -1):
+        for shown in combinations(names, count):
+            loader = make_eval_loader(source, specs, batch_size=batch_size, workers=workers)
+            seen = _Counter()
+            batches = seen.count(restrict(islice(loader, limit or None), shown, names))
+            figures = task.evaluate(batches)
+            found.append(SubsetFigures(shown, seen.samples, figures))
+    return found
+
+
+def restrict(
+    batches: Iterable[Batch], shown: Sequence[str], names: Sequence[str]
+) -> Iterator[Batch]:
+    """Yield batches whose samples lack all modalities but some.
+
+    Samples that then hold nothing are left out, and batches without samples too.
+
+    Args:
+        batches: Of one view per sample.
+        shown: What stays.
+        names: All modalities that the model reads.
+    """
+    for batch in batches:
+        everywhere = torch.ones(len(batch), dtype=torch.bool)
+        nowhere = torch.zeros_like(everywhere)
+        held = {n: batch.present.get(n, everywhere) if n in shown else nowhere for n in names}
+        rows = torch.stack(list(held.values())).any(0).nonzero().flatten()
+        if len(rows):
+            batch.present = {**batch.present, **held}
+            yield batch.take(rows)
+
+
+class _Counter:
+    """Counts samples that pass by."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+
+    def count(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield what comes."""
+        for batch in batches:
+            self.samples += len(batch)
+            yield batch
 
 
 @dataclass(frozen=True)

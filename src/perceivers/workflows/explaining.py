@@ -36,13 +36,11 @@ from perceivers.tasks.flow import FlowConfig
 from perceivers.tasks.mlm import WHITESPACE
 from perceivers.training.config import TrainConfig
 from perceivers.types import FIRST_BYTE, MASK, Audio, Bytes, Image, ModalitySpec, Points, Video
-from perceivers.workflows.attention_flat import read_flat
-from perceivers.workflows.attention_hip import read_hip
+from perceivers.workflows.attention import Speaker, read_flat, read_hip
 from perceivers.workflows.attention_maps import WORTH_SAYING, Answer, Explanation, TokenMap
-from perceivers.workflows.attention_words import Speaker
 from perceivers.workflows.evaluation import open_for_model
-from perceivers.workflows.objectives import find_settings
-from perceivers.workflows.origin import run_config
+from perceivers.workflows.foreign_sources import run_config
+from perceivers.workflows.preparing import find_settings
 
 # Samples drawn of a data address, and in the overview.
 SAMPLES = 8

@@ -16,10 +16,14 @@ from perceivers.settings import Count, checked
 from perceivers.tasks.mae import OBJECTIVES
 from perceivers.tasks.segmentation import segmented_modality
 from perceivers.types import Points
-from perceivers.workflows.averaging import check_views
-from perceivers.workflows.cloud_prediction import predict_clouds
-from perceivers.workflows.compiling import Note, compile_loaded, tell
-from perceivers.workflows.flow_prediction import predict_flow, predicts_flow
+from perceivers.workflows.comparing import check_views
+from perceivers.workflows.dense_prediction import (
+    predict_clouds,
+    predict_flow,
+    predict_masks,
+    predicts_flow,
+)
+from perceivers.workflows.numerics import Note, compile_loaded, tell
 from perceivers.workflows.prediction import (
     RECORD_TASKS,
     check_out,
@@ -27,7 +31,6 @@ from perceivers.workflows.prediction import (
     write_predictions,
 )
 from perceivers.workflows.reconstructing import reconstruct
-from perceivers.workflows.segment_prediction import predict_masks
 
 Record = dict[str, Any]
 # Classes that a line about a file names.

@@ -24,7 +24,7 @@ from perceivers.tasks.mlm import score_bytes, text_modality
 from perceivers.tasks.presence import answer, can_lack, held_modalities
 from perceivers.text_names import show_all
 from perceivers.types import FIRST_BYTE, MASK, Bytes
-from perceivers.workflows.averaging import average_views
+from perceivers.workflows.comparing import average_views
 
 # Files whose samples are rows or members, which are opened by their address.
 DATA_ENDINGS = (".csv", ".jsonl", ".parquet", ".npz", ".tar")

@@ -3,26 +3,316 @@
 Legend: n samples, D width of a feature, T numbers to be predicted.
 """
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
 
+from perceivers.adapters.elements import INTEGER_SCALE
 from perceivers.checkpoints.loading import Loaded, load_with_info
-from perceivers.data import Dataset
+from perceivers.data import Batch, Dataset
 from perceivers.data.splits import hash_order
 from perceivers.errors import ConfigError, DataError
 from perceivers.settings import Count, Natural, checked
-from perceivers.types import ModalitySpec
-from perceivers.workflows.embedding import POOLS, Pool, pooled_features
+from perceivers.tasks.metrics import new_metric
+from perceivers.types import BYTE_VOCABULARY, FIRST_BYTE, Audio, Bytes, ModalitySpec, Points, Video
+from perceivers.types import Image as ImageSpec
+from perceivers.workflows.embedding import POOLS, Feed, Pool, feed_dataset, pooled_features
 from perceivers.workflows.evaluation import open_for_model
-from perceivers.workflows.feeding import Feed, feed_dataset
-from perceivers.workflows.origin import own_data, run_config
-from perceivers.workflows.probes import Kind, Table, fit_floor, fit_probes, need_sklearn
-from perceivers.workflows.simple_features import simple_features
+from perceivers.workflows.foreign_sources import own_data, run_config
+
+# -- Features that nobody learned: the floor beneath which a model's features are worth nothing --
+#
+# Legend: B batch, D width of a feature.
+
+# Pixels a side, bands of a spectrum, cells a side, values of an array: a few hundred numbers each.
+SIDE, BANDS, CELLS, VALUES = 16, 64, 12, 1024
+FRAME, HOP = 512, 256
+HASHES = 512
+
+
+def simple_features(batch: Batch, specs: Mapping[str, ModalitySpec]) -> Float[Tensor, "B D"]:
+    """Return small pictures, spectra, counts of bytes, or occupied cells, side by side.
+
+    | modality | feature |
+    |---|---|
+    | image | pixels, reduced to at most 16 x 16 by averages |
+    | video | the same of the mean frame, and of the mean change between frames |
+    | audio | mean and deviation over time of the log spectrum in 64 bands |
+    | points | a histogram over 12 x 12 cells of the first two coordinates, mean, deviation, count |
+    | bytes | counts of bytes, and of pairs in 512 buckets, square roots |
+    | other | the values, reduced to at most 1024 by averages |
+
+    What a sample lacks is zero.
+
+    Args:
+        batch: Raw tensors ``[B, ...]`` by name.
+        specs: What they are.
+    """
+    parts = []
+    for name, spec in specs.items():
+        raw = batch.inputs[name]
+        part = _one(raw, spec).float()
+        if name in batch.present:
+            part = part * batch.present[name].unsqueeze(1)
+        parts.append(part)
+    return torch.cat(parts, 1)
+
+
+def _one(raw: Tensor, spec: ModalitySpec) -> Float[Tensor, "B D"]:
+    """The feature of one modality."""
+    if isinstance(spec, Bytes):
+        return _bytes(raw)
+    if isinstance(spec, Points):
+        return _points(raw.float())
+    values = raw.float() / INTEGER_SCALE.get(raw.dtype, 1.0)
+    if isinstance(spec, ImageSpec):
+        return _small(values)
+    if isinstance(spec, Video):
+        changes = values.diff(dim=2).abs().mean(2) if values.shape[2] > 1 else values[:, :, 0]
+        return torch.cat([_small(values.mean(2)), _small(changes)], 1)
+    if isinstance(spec, Audio):
+        return _spectrum(values.mean(1))
+    flat = values.flatten(1)
+    if flat.shape[1] <= VALUES:
+        return flat
+    return F.adaptive_avg_pool1d(flat.unsqueeze(1), VALUES).squeeze(1)
+
+
+def _small(pictures: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+    height, width = pictures.shape[-2:]
+    return F.adaptive_avg_pool2d(pictures, (min(height, SIDE), min(width, SIDE))).flatten(1)
+
+
+def _spectrum(waves: Float[Tensor, "B S"]) -> Float[Tensor, "B D"]:
+    """Log magnitudes of overlapping windows; bands are narrow at the bottom and wide at the top."""
+    size = min(FRAME, waves.shape[1])
+    windows = waves.unfold(1, size, min(HOP, size)) * torch.hann_window(size, periodic=False)
+    magnitude = torch.fft.rfft(windows).abs()  # [B, T, size // 2 + 1]
+    bins = magnitude.shape[-1]
+    edges = torch.logspace(0, torch.log10(torch.tensor(float(bins))).item(), BANDS + 1)
+    edges = (edges - 1).round().long().clamp(max=bins - 1)
+    bands = torch.stack(
+        [magnitude[..., a : max(int(b), int(a) + 1)].mean(-1) for a, b in edges.unfold(0, 2, 1)], -1
+    )
+    level = (bands + 1e-4).log()
+    spread = level.std(1) if level.shape[1] > 1 else torch.zeros_like(level[:, 0])
+    return torch.cat([level.mean(1), spread], 1)
+
+
+def _points(points: Float[Tensor, "B P C"]) -> Float[Tensor, "B D"]:
+    """Where points lie, cloud by cloud; rows of NaN are no points."""
+    rows = []
+    for cloud in points:
+        real = cloud[torch.isfinite(cloud).all(1)]
+        cells = torch.zeros(CELLS * CELLS)
+        mean = spread = torch.zeros(cloud.shape[1])
+        if len(real):
+            low, high = real.amin(0), real.amax(0)
+            place = ((real - low) / (high - low).clamp(min=1e-6) * CELLS).long().clamp(0, CELLS - 1)
+            second = place[:, min(1, place.shape[1] - 1)]
+            cells = torch.bincount(place[:, 0] * CELLS + second, minlength=CELLS * CELLS)
+            cells = cells / len(real)
+            mean, spread = real.mean(0), real.std(0, correction=0)
+        count = torch.tensor([float(len(real))])
+        rows.append(torch.cat([cells, mean, spread, count]))
+    return torch.stack(rows)
+
+
+def _bytes(ids: Tensor) -> Float[Tensor, "B D"]:
+    """Square roots of counts, which tame what is frequent."""
+    single = torch.zeros(len(ids), BYTE_VOCABULARY).scatter_add(
+        1, ids, (ids >= FIRST_BYTE).to(torch.float32)
+    )
+    real = ((ids[:, :-1] >= FIRST_BYTE) & (ids[:, 1:] >= FIRST_BYTE)).to(torch.float32)
+    pairs = (ids[:, :-1] * 263 + ids[:, 1:]) % HASHES
+    double = torch.zeros(len(ids), HASHES).scatter_add(1, pairs, real)
+    return torch.cat([single, double], 1).sqrt()
+
+
+# ------------------------------------------------------------------------------------------------
+# What is fitted to frozen features: nearest neighbours and a linear model, chosen on validation.
+#
+# Fitting is scikit-learn's, figures are torchmetrics'.
+#
+# Legend: n samples, D width of a feature, T numbers to be predicted.
+
+NEIGHBOURS = (1, 3, 5, 10, 20, 50)
+METRICS = ("cosine", "euclidean")
+# Inverse strengths of logistic regression, and strengths of ridge regression.
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+PENALTIES = (1e-2, 1.0, 1e1, 1e2, 1e3, 1e4, 1e5)
+ROUNDS = 300
+Kind = Literal["classes", "numbers"]
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Features ``[n, D]`` and what is to be told from them: ``[n]`` classes or ``[n, T]`` numbers.
+
+    No answer is unknown.
+    """
+
+    x: NDArray[np.float32]
+    y: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One probe.
+
+    Attributes:
+        probe: ``k-NN``, ``linear``, ``majority`` or ``mean``.
+        chosen: The settings that did best where they were chosen.
+        chosen_figure: The figure that they were chosen by.
+        figures: Figures where the probe is reported.
+    """
+
+    probe: str
+    chosen: Mapping[str, Any]
+    chosen_figure: float
+    figures: dict[str, float]
+
+
+def need_sklearn() -> None:
+    """Refuse to start where scikit-learn is missing.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "probes are fitted by scikit-learn, which is not installed; run "
+            'pip install "perceivers[demo]"'
+        ) from error
+
+
+def fit_probes(fit: Table, choose: Table, report: Table, kind: Kind) -> list[Fitted]:
+    """Fit both probes on one part, choose their settings on another, and report on a third.
+
+    Features are standardised by the mean and deviation of the part that is fitted.
+
+    Args:
+        fit: What is fitted.
+        choose: What settings are chosen on.
+        report: What figures are of.
+        kind: What is predicted.
+    """
+    mean, deviation = fit.x.mean(0), fit.x.std(0)
+    scale = np.where(deviation > 1e-8, deviation, 1.0).astype(np.float32)
+    fit, choose, report = (Table((t.x - mean) / scale, t.y) for t in (fit, choose, report))
+    neighbours = _choose(_neighbours(fit, kind), choose, report, kind, "k-NN")
+    linear = _choose(_linear(fit, kind), choose, report, kind, "linear")
+    return [neighbours, linear]
+
+
+def fit_floor(fit: Table, choose: Table, report: Table, kind: Kind) -> Fitted:
+    """Answer every sample alike: with the most common class, or the mean."""
+    constant = np.bincount(fit.y).argmax() if kind == "classes" else fit.y.mean(0)
+
+    def answer(x: NDArray[np.float32]) -> NDArray[Any]:
+        return np.repeat(np.asarray(constant)[None], len(x), 0)
+
+    name = "majority" if kind == "classes" else "mean"
+    return _choose([({}, answer)], choose, report, kind, name)
+
+
+Answer = Callable[[NDArray[np.float32]], NDArray[Any]]
+Candidate = tuple[Mapping[str, Any], Answer]
+
+
+def _choose(
+    candidates: Sequence[Candidate], choose: Table, report: Table, kind: Kind, probe: str
+) -> Fitted:
+    """Keep the first of the best."""
+    best: tuple[float, Candidate] | None = None
+    for candidate in candidates:
+        value = figures_of(candidate[1](choose.x), choose.y, kind)[leading(kind)]
+        if best is None or value > best[0]:
+            best = (value, candidate)
+    assert best is not None
+    value, (chosen, answer) = best
+    return Fitted(probe, chosen, value, figures_of(answer(report.x), report.y, kind))
+
+
+def leading(kind: Kind) -> str:
+    """Return the figure that settings are chosen by."""
+    return "accuracy" if kind == "classes" else "r2"
+
+
+def figures_of(answers: NDArray[Any], truth: NDArray[Any], kind: Kind) -> dict[str, float]:
+    """Return accuracy and its mean over the classes there are; or R2, mean over numbers, and MAE.
+
+    Args:
+        answers: Classes ``[n]``, or numbers ``[n, T]``.
+        truth: As ``answers``.
+        kind: What they are.
+    """
+    given, wanted = torch.from_numpy(np.asarray(answers)), torch.from_numpy(np.asarray(truth))
+    if kind == "classes":
+        count = int(max(given.max(), wanted.max())) + 1
+        figures = {}
+        for name, average in (("accuracy", "micro"), ("macro", "macro")):
+            metric = new_metric(
+                "classification.MulticlassAccuracy", CPU, num_classes=max(count, 2), average=average
+            )
+            figures[name] = float(metric(given, wanted))
+        return figures
+    given, wanted = given.double().reshape(len(given), -1), wanted.double().reshape(len(wanted), -1)
+    error = float(new_metric("MeanAbsoluteError", CPU)(given, wanted))
+    if len(given) < 2:
+        return {"r2": float("nan"), "mae": error}
+    # Of one number torchmetrics wants one axis.
+    pair = (given.squeeze(1), wanted.squeeze(1)) if given.shape[1] == 1 else (given, wanted)
+    return {"r2": float(new_metric("R2Score", CPU)(*pair)), "mae": error}
+
+
+def _neighbours(fit: Table, kind: Kind) -> list[Candidate]:
+    """Every number of neighbours that there can be, by angle and by distance."""
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+
+    model: Any = KNeighborsClassifier if kind == "classes" else KNeighborsRegressor
+    return [
+        ({"k": k, "metric": metric}, model(k, metric=metric).fit(fit.x, fit.y).predict)
+        for metric in METRICS
+        for k in NEIGHBOURS
+        if k <= len(fit.x)
+    ]
+
+
+def _linear(fit: Table, kind: Kind) -> list[Candidate]:
+    """Every strength of regularisation, strongest first."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    if kind == "numbers":
+        return [
+            ({"alpha": alpha}, Ridge(alpha=alpha).fit(fit.x, fit.y).predict)
+            for alpha in reversed(PENALTIES)
+        ]
+    if len(np.unique(fit.y)) < 2:
+        raise ConfigError(
+            f"all {len(fit.y)} samples to fit are of one class; a probe needs at least two"
+        )
+    with warnings.catch_warnings():
+        # A fit that was stopped early is a candidate as good as its figure.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return [
+            ({"C": c}, LogisticRegression(C=c, max_iter=ROUNDS).fit(fit.x, fit.y).predict)
+            for c in STRENGTHS
+        ]
+
 
 # Of the training split, where validation is what figures are of.
 CHOOSING_SHARE = 0.2

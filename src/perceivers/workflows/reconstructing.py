@@ -10,13 +10,21 @@ from perceivers.settings import Seed, checked
 from perceivers.tasks import AutoencodingConfig
 from perceivers.tasks.mae import OBJECTIVES
 from perceivers.training.config import TrainConfig
-from perceivers.workflows.compiling import Note
-from perceivers.workflows.fill_files import Filled, check_fill, fill_files
-from perceivers.workflows.filling import describe_dropout, open_filler
-from perceivers.workflows.objectives import find_masking, find_settings
-from perceivers.workflows.origin import run_config
-from perceivers.workflows.reconstruction import TARGET_NOTES, reconstruct_masked
-from perceivers.workflows.signal_reconstruction import reconstruct_signals
+from perceivers.workflows.filling import (
+    Filled,
+    check_fill,
+    describe_dropout,
+    fill_files,
+    open_filler,
+)
+from perceivers.workflows.foreign_sources import run_config
+from perceivers.workflows.numerics import Note
+from perceivers.workflows.preparing import find_masking, find_settings
+from perceivers.workflows.reconstruction import (
+    TARGET_NOTES,
+    reconstruct_masked,
+    reconstruct_signals,
+)
 
 # Tasks whose models return their input; weights without a task may be of one.
 RECONSTRUCTING = ("", "pretrain", "autoencode")

@@ -8,18 +8,192 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image as Pillow
+from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded
 from perceivers.data import Batch, find_files, read_files
+from perceivers.data.byte_codec import decode_ids
+from perceivers.data.clip_writing import list_sound_rates, write_clip, write_wav
+from perceivers.data.point_writing import AXES, write_ply
 from perceivers.errors import CheckpointError, ConfigError, DataError
+from perceivers.files import write_atomic
 from perceivers.report.figures import draw_reconstructions
+from perceivers.report.figures.reconstruction import FilledRow, SoundRow, draw_filled, draw_sounds
+from perceivers.report.figures.samples import SampleBox, draw_parts
+from perceivers.tasks.autoencoding import (
+    Autoencoding,
+    AutoencodingConfig,
+    as_floats,
+    decode_raw,
+)
 from perceivers.tasks.base import check_answer
 from perceivers.tasks.mae import objective_of
 from perceivers.tasks.masked import Imagined, MaskSettings
 from perceivers.tasks.presence import can_lack, held_modalities
-from perceivers.types import Bytes, Image, ModalitySpec, Video
-from perceivers.workflows.overviews import GREY, draw_signals, split_parts
-from perceivers.workflows.signal_files import write_signal
+from perceivers.types import FIRST_BYTE, PAD, Audio, Bytes, Image, ModalitySpec, Points, Video
+
+# -- Figures of what a model reconstructed: one per modality, whatever its kind ------------------
+
+# Rows of a figure.
+SHOWN_PER_KIND = 6
+COLUMNS = ("what the model saw", "reconstructed", "original")
+# What stands where something was hidden.
+BLANKS: dict[str, float] = {"audio": 0.0, "bytes": FIRST_BYTE + ord("_"), "points": float("nan")}
+GREY = 0.5
+
+
+def split_parts(imagined: Imagined, spec: ModalitySpec) -> dict[str, Tensor]:
+    """Return ``original``, ``masked`` and ``reconstructed`` as they are written and drawn.
+
+    What was hidden is grey, silent, underscores, or no point; padding of texts stays padding.
+    """
+    parts = {
+        "original": imagined.original,
+        "masked": torch.where(imagined.visible, imagined.original, BLANKS.get(spec.kind, GREY)),
+        "reconstructed": imagined.reconstructed,
+    }
+    if isinstance(spec, Bytes):
+        blank = imagined.original == PAD
+        return {name: torch.where(blank, PAD, part) for name, part in parts.items()}
+    return {name: part.float() for name, part in parts.items()}
+
+
+def draw_signals(
+    path: Path,
+    batches: Sequence[tuple[Imagined, Sequence[str]]],
+    spec: ModalitySpec,
+    *,
+    title: str,
+    note: str,
+) -> Path:
+    """Draw the first samples of a modality that is neither images nor video.
+
+    Args:
+        path: Where the PNG goes.
+        batches: What was imagined of each batch, and the names of its samples.
+        spec: What they are.
+        title: Heading of the figure.
+        note: How to read it.
+    """
+    first = (
+        ""
+        if sum(len(names) for _, names in batches) <= SHOWN_PER_KIND
+        else f" The first {SHOWN_PER_KIND}."
+    )
+    if isinstance(spec, Audio):
+        sounds = [row for each, names in batches for row in _sound_rows(each, names, spec)]
+        about = f"{note} Left: 40 milliseconds around the loudest sample.{first}"
+        return draw_sounds(path, sounds[:SHOWN_PER_KIND], title=title, note=about)
+    rows = [row for each, names in batches for row in _filled_rows(each, names, spec)]
+    return draw_filled(path, rows[:SHOWN_PER_KIND], columns=COLUMNS, title=title, note=note + first)
+
+
+def _sound_rows(imagined: Imagined, names: Sequence[str], spec: Audio) -> list[SoundRow]:
+    """Return the first channel of every recording."""
+    rows = []
+    for row, name in enumerate(names):
+        waves = (imagined.original[row, 0], imagined.reconstructed[row, 0])
+        original, made = (wave.double().numpy() for wave in waves)
+        visible = imagined.visible[row, 0].numpy()
+        rows.append(SoundRow(name, original, made, visible, float(sound_rate(spec))))
+    return rows
+
+
+def _filled_rows(imagined: Imagined, names: Sequence[str], spec: ModalitySpec) -> list[FilledRow]:
+    """Return texts or clouds: what the model saw, what it made of that, and the original."""
+    parts = split_parts(imagined, spec)
+    columns = [parts[name] for name in ("masked", "reconstructed", "original")]
+    return [
+        FilledRow(name, *(_draw(column[row], spec) for column in columns))
+        for row, name in enumerate(names)
+    ]
+
+
+def _draw(signal: Tensor, spec: ModalitySpec) -> list[NDArray[np.uint8] | str]:
+    """Return a text, or an image of anything else."""
+    if isinstance(spec, Bytes):
+        return [decode_ids(signal[signal != PAD].numpy())]
+    box = SampleBox({"x": signal.numpy()}, {"x": spec.kind}, "", "", {})
+    return draw_parts(box, 0)
+
+
+# -- One signal of a model to a file that can be looked at, played or read -----------------------
+#
+# Images are written as ``.png``, clips as ``.mp4``, sound as ``.wav``, points as ``.npy`` and,
+# with three coordinates, ``.ply``, texts as ``.txt`` and other arrays as ``.npy``.
+
+# Rates that every player takes, where the data do not say.
+DEFAULT_FRAME_RATE, DEFAULT_SAMPLE_RATE = 25.0, 16_000
+
+
+def write_signal(
+    folder: Path,
+    stem: str,
+    spec: ModalitySpec,
+    signal: Tensor,
+    *,
+    frame_step: int = 1,
+    sound: tuple[Audio, Tensor] | None = None,
+) -> list[Path]:
+    """Write one signal; what lies outside its range is clipped.
+
+    Args:
+        folder: Where to; it exists.
+        stem: Name of the file without ending.
+        spec: What the signal is.
+        signal: Floats in the raw layout without a batch axis; of texts ids ``[L]``. A row of NaN is
+            no point.
+        frame_step: Frames of the spec per frame of a clip.
+        sound: Sound that a clip is written with, and what it is.
+
+    Raises:
+        UserError: The signal or its rate cannot be written, or a library is missing.
+    """
+    if isinstance(spec, Video):
+        pixels = (signal.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        wave, rate = None, 0
+        if sound is not None:
+            rate, wave = sound_rate(sound[0]), sound[1].clamp(-1, 1).numpy()
+        frame_rate = (spec.frame_rate or DEFAULT_FRAME_RATE) / frame_step
+        return [write_clip(folder / f"{stem}.mp4", pixels, frame_rate, wave, rate)]
+    if isinstance(spec, Audio):
+        wave = signal.clamp(-1, 1).numpy()
+        return [write_wav(folder / f"{stem}.wav", wave, sound_rate(spec))]
+    if isinstance(spec, Image):
+        return [save_picture(folder / f"{stem}.png", signal.numpy())]
+    if isinstance(spec, Bytes):
+        return [write_atomic(folder / f"{stem}.txt", decode_ids(signal.numpy()) + "\n")]
+    array = signal.numpy()
+    if isinstance(spec, Points):
+        array = array[np.isfinite(array).all(-1)]
+    path = folder / f"{stem}.npy"
+    np.save(path, array)
+    if not isinstance(spec, Points) or spec.channels < len(AXES):
+        return [path]
+    return [path, write_ply(folder / f"{stem}.ply", array)]
+
+
+def sound_rate(spec: Audio) -> int:
+    """Return the rate that sound is written at, in Hz."""
+    return spec.sample_rate or DEFAULT_SAMPLE_RATE
+
+
+def fits_clip(spec: Audio) -> bool:
+    """Tell whether a clip can be written with such sound."""
+    return spec.channels <= 2 and sound_rate(spec) in list_sound_rates()
+
+
+def save_picture(path: Path, array: NDArray[np.float32]) -> Path:
+    """Write one ``[C, H, W]`` array in 0..1 as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.round(array.clip(0, 1) * 255).astype(np.uint8)
+    if pixels.shape[0] not in {1, 3, 4}:
+        pixels = pixels[:1]
+    picture = pixels[0] if pixels.shape[0] == 1 else np.moveaxis(pixels, 0, -1)
+    Pillow.fromarray(picture).save(path)
+    return path
+
 
 TARGET_NOTES: dict[str, str] = {
     "raw": "Trained on raw values; shown as predicted.",
@@ -238,3 +412,146 @@ def unique_stem(stem: str, taken: Sequence[str]) -> str:
     while name in taken:
         name, count = f"{stem}-{count}", count + 1
     return name
+
+
+# ------------------------------------------------------------------------------------------------
+# Give back files through the latents: pictures as PNG, clips as playable mp4 with sound, wav.
+#
+# Paper: Perceiver IO (arXiv 2107.14795) Sec. 4.3: video, sound and label auto-encoded at once.
+
+NOTE = "All that is shown passed the latent array; clipped to the signal's range."
+
+
+@torch.no_grad()
+def reconstruct_signals(
+    loaded: Loaded,
+    config: AutoencodingConfig,
+    paths: Sequence[str | Path],
+    out: Path,
+    *,
+    seed: int,
+    overwrite: bool,
+) -> list[Path]:
+    """Write the original and the reconstruction of every file, and an overview of what is seen.
+
+    Args:
+        loaded: An auto-encoder.
+        config: What was hidden in training; a mask ratio hides tokens here too.
+        paths: Files of the model's kinds, or folders searched for them.
+        out: Folder for the files and ``overview.png`` (pictures, middle frames of clips).
+        seed: Seed of the masks.
+        overwrite: Replace files of an earlier call.
+
+    Raises:
+        UserError: The model gives nothing back, nothing is readable, or ``out`` holds files.
+    """
+    task = Autoencoding(loaded.model, config).eval()
+    if not task.signals:
+        raise CheckpointError("this model answers no signal; it cannot reconstruct")
+    _make_folder(out, overwrite)
+    specs = loaded.model.config.data_inputs
+    files = find_files([str(path) for path in paths], tuple(specs))
+    written: list[Path] = []
+    names: list[str] = []
+    drawn: list[str] = []
+    bad: list[str] = []
+    shown: list[tuple[np.ndarray, ...]] = []
+    frames = next((n for n in task.signals if isinstance(specs[n], Image | Video)), None)
+    for found, batch in read_files(files, specs, 8, may_lack=can_lack(loaded.model)):
+        bad += batch.bad
+        if not found:
+            continue
+        held = held_modalities(loaded.model, batch)
+        original, made, visible = _give_back(task, batch, seed)
+        for row, file in enumerate(found):
+            stem = unique_stem(file.stem, names)
+            names.append(stem)
+            there = [n for n in task.signals if n not in held or bool(held[n][row])]
+            for kind, signals in (("original", original), ("reconstructed", made)):
+                parts = {name: signals[name][row] for name in there}
+                written += write_signals(out, f"{stem}_{kind}", parts, specs)
+            if frames in there:
+                drawn.append(stem)
+        if frames is not None:
+            seen = visible[frames].expand(-1, 1, *original[frames].shape[2:])
+            rows = held.get(frames, torch.ones(len(batch), dtype=torch.bool))
+            arrays = (original[frames][rows], seen[rows], made[frames][rows])
+            shown += zip(*(_middle(array).numpy() for array in arrays), strict=True)
+    if not written:
+        raise DataError(f"no readable file among {len(files)}: {'; '.join(bad[:3])}")
+    if shown:
+        written.append(_overview(out / "overview.png", shown[:SHOWN], drawn[:SHOWN], config))
+    return written
+
+
+def write_signals(
+    out: Path, stem: str, signals: Mapping[str, Tensor], specs: Mapping[str, ModalitySpec]
+) -> list[Path]:
+    """Write one sample: a clip with its sound, or a file per modality.
+
+    Args:
+        out: The folder.
+        stem: Name of the files without ending.
+        signals: Floats in the raw layout, by modality.
+        specs: What they are.
+    """
+    sound = None
+    has_film = any(isinstance(specs[name], Video) for name in signals)
+    for name, signal in signals.items():
+        spec = specs[name]
+        if isinstance(spec, Audio) and has_film:
+            sound = (spec, signal)
+    written = []
+    for name, signal in signals.items():
+        if sound is None or not isinstance(specs[name], Audio):
+            written += write_signal(out, stem, specs[name], signal, sound=sound)
+    return written
+
+
+def _make_folder(out: Path, overwrite: bool) -> None:
+    """Make the folder, or require leave to write into one that holds files."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ConfigError(f"{out} holds files; pass --overwrite or another --out")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _give_back(
+    task: Autoencoding, batch: Batch, seed: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Return the signals of a batch, what comes back of them, and which elements were read."""
+    if task.labels:
+        batch.labels = torch.full((len(batch),), -1)
+    encoded, visible = task.encode_for_display(batch, torch.Generator().manual_seed(seed))
+    original = {n: as_floats(task.model, n, batch.inputs[n]) for n in task.signals}
+    made = {n: decode_raw(task.model, encoded, n) for n in task.signals}
+    # What is absent, a row of NaN among points, has nothing to be given back.
+    for name, signal in made.items():
+        check_answer(signal[original[name].isfinite()], f"reconstruction of {name}")
+    made = {n: x.where(original[n].isfinite(), torch.nan) for n, x in made.items()}
+    return original, made, visible
+
+
+def _middle(x: Tensor) -> Tensor:
+    """The middle frame of clips; pictures as they are."""
+    return x[:, :, x.shape[2] // 2] if x.ndim == 5 else x
+
+
+def _overview(
+    path: Path,
+    shown: Sequence[tuple[np.ndarray, ...]],
+    names: Sequence[str],
+    config: AutoencodingConfig,
+) -> Path:
+    original, visible, made = (np.stack(part) for part in zip(*shown, strict=True))
+    share = f"{100 * (1 - config.mask_ratio):.0f} %"
+    return draw_reconstructions(
+        path,
+        original=original.clip(0, 1),
+        visible=visible,
+        reconstructed=made.clip(0, 1),
+        names=names,
+        title=f"Reconstructed from {share} of the tokens",
+        note=NOTE,
+    )

@@ -30,8 +30,8 @@ from perceivers.training.launching import as_typed
 from perceivers.training.run_folder import RunFolder
 from perceivers.types import Bytes, Image
 from perceivers.version import __version__
-from perceivers.workflows.objectives import find_masking
 from perceivers.workflows.opening import open_dataset
+from perceivers.workflows.preparing import find_masking
 from perceivers.workflows.reconstruction import (
     TARGET_NOTES,
     as_pictures,

@@ -26,14 +26,13 @@ from perceivers.workflows.arms import (
     Arm,
     Outcome,
     check_shared,
+    describe_constant,
     metric_of,
     prepare_folder,
     run_arm,
+    score_constant,
 )
-from perceivers.workflows.candidates import Study, join, study_data
-from perceivers.workflows.constant_answers import describe_constant, score_constant
-from perceivers.workflows.entries import make_config
-from perceivers.workflows.halving import spread_evaluations
+from perceivers.workflows.candidates import Study, join, make_config, spread_evaluations, study_data
 from perceivers.workflows.preparing import PREPARE, Prepared
 
 RECORD, FIGURE = "shuffle.json", "shuffle.png"

@@ -38,7 +38,7 @@ from perceivers.training.config import (
 )
 from perceivers.types import FIRST_BYTE, PAD, Image, Points, Video
 from perceivers.workflows.evaluation import open_for_model
-from perceivers.workflows.objectives import rebuild_task
+from perceivers.workflows.preparing import rebuild_task
 
 SHOWN = 8
 PAIRS_SHOWN = 4

@@ -42,13 +42,16 @@ from perceivers.training.loop import Loaders, Trainer
 from perceivers.training.run_folder import TASKS, RunFolder, write_fingerprint
 from perceivers.training.run_lock import RunLock, refuse_if_in_use
 from perceivers.training.runtime import Runtime, recall_numerics, write_numerics
-from perceivers.workflows.data_changes import check_presence, compare_data
-from perceivers.workflows.earlier_runs import prepare_again
-from perceivers.workflows.effects import check_effects
-from perceivers.workflows.memory import check_memory
 from perceivers.workflows.numerics import choose_numerics
 from perceivers.workflows.preparing import PREPARE, Prepared, typed_info
 from perceivers.workflows.run import Run
+from perceivers.workflows.starting import (
+    check_effects,
+    check_memory,
+    check_presence,
+    compare_data,
+    prepare_again,
+)
 
 START_POSITIONS = "positions_before.npz"
 # What may differ when a run is resumed: how its work is shared out.

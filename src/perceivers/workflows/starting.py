@@ -1,12 +1,9 @@
-"""Before a run starts: does its first step fit into memory, and if not, what would?
-
-The step is counted without being computed. What does not fit is refused, because a system that runs
-out of memory kills the process without a word.
-"""
+"""What is checked before a run starts or goes on: settings, data of before, memory."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -15,9 +12,12 @@ import torch
 
 from perceivers.data import Batch
 from perceivers.data.batches import BLANK_DTYPES
+from perceivers.data.fingerprints import compare_fingerprints, take_fingerprint
 from perceivers.data.sources import PartialSource, TargetSource
-from perceivers.errors import ConfigError, UserError
-from perceivers.models.registry import list_models
+from perceivers.errors import ConfigError, DataError, RunError, UserError
+from perceivers.files import read_json_file
+from perceivers.models.registry import FAMILIES, list_models
+from perceivers.nn.positions import LearnedPositions
 from perceivers.plan.counting import (
     Precision,
     StepCounter,
@@ -28,11 +28,204 @@ from perceivers.plan.counting import (
 )
 from perceivers.plan.estimates import USABLE
 from perceivers.plan.machines import GIGA, Free, free_device_memory, free_host_memory
-from perceivers.tasks import Task
+from perceivers.settings import default_of, refuse_unused
+from perceivers.tasks import Autoencoding, Task
 from perceivers.training.config import TrainConfig
-from perceivers.types import ModalitySpec
+from perceivers.training.launching import ADDRESSES
+from perceivers.training.run_folder import RunFolder, read_fingerprint, write_fingerprint
+from perceivers.types import Image, ModalitySpec
 from perceivers.workflows.planning import blank_batch
-from perceivers.workflows.preparing import Prepared
+from perceivers.workflows.preparing import PREPARE, Prepared
+
+# -- Settings whose effect depends on the data and the model: those given in vain are refused ----
+#
+# Conditions on other settings are declared beside the fields (``perceivers.settings.UsedIf``);
+# here are the conditions that nobody knows before the data are open and the model is built.
+
+
+def own_validation(config: TrainConfig, prepared: Prepared) -> str:
+    """Why ``val_share`` has no effect: the data bring a split."""
+    return "" if prepared.dataset.carved else f"on {config.data}, which has a val split of its own"
+
+
+def alone(config: TrainConfig, prepared: Prepared) -> str:
+    """Why nothing can be waited for: there is one process."""
+    single = config.devices * config.nodes == 1 and config.strategy == "auto"
+    return "where one process trains (devices and nodes are 1)" if single else ""
+
+
+def without_tables(config: TrainConfig, prepared: Prepared) -> str:
+    """Why there is no learning rate of positions: they are not learned."""
+    learned = any(isinstance(m, LearnedPositions) for m in prepared.task.model.modules())
+    return "" if learned else f"on {config.model}, which has no learned positions"
+
+
+def without_label(config: TrainConfig, prepared: Prepared) -> str:
+    """Why no label can be hidden: none is auto-encoded."""
+    labels = prepared.task.labels if isinstance(prepared.task, Autoencoding) else []
+    return "" if labels else f"on {config.data}, which has no label to auto-encode"
+
+
+def never_patient(config: TrainConfig, prepared: Prepared) -> str:
+    """Why a run never stops early: it ends before it has evaluated often enough."""
+    count = -(-config.steps // config.eval_every)
+    if count > config.patience or config.limit:
+        return ""
+    return f"in {config.steps} steps, which are evaluated {count} times (eval_every)"
+
+
+def other_size(config: TrainConfig, prepared: Prepared) -> str:
+    """Why a side is not that of the images: another setting gives their size."""
+    side = config.size
+    read = {n: s.grid for n, s in prepared.specs.items() if isinstance(s, Image)}
+    if not read or any(grid == (side, side) for grid in read.values()):
+        return ""
+    return f"beside inputs, which give images the size {read}"
+
+
+def other_channels(config: TrainConfig, prepared: Prepared) -> str:
+    """Why the number of channels is another: it is that of the trained model."""
+    read = {n: s.channels for n, s in prepared.specs.items() if isinstance(s, Image)}
+    if not read or config.channels in read.values():
+        return ""
+    return f"on {config.model}, which reads {read} channels"
+
+
+# Why a setting has no effect in a run, by its name; an empty reason where it has one.
+REASONS: Mapping[str, Callable[[Any, Prepared], str]] = {
+    "val_share": own_validation,
+    "timeout_minutes": alone,
+    "optimizer.position_lr": without_tables,
+    "autoencode.label_mask": without_label,
+    "patience": never_patient,
+    "size": other_size,
+    "channels": other_channels,
+}
+
+
+def check_effects(config: TrainConfig, prepared: Prepared) -> None:
+    """Refuse settings that the run would ignore.
+
+    Args:
+        config: The run's settings.
+        prepared: Its data and model.
+
+    Raises:
+        ConfigError: Names the setting, its value and why it has no effect.
+    """
+    for name, explain in REASONS.items():
+        group, _, key = name.rpartition(".")
+        part = getattr(config, group, None) if group else config
+        if part is None:
+            continue
+        value = getattr(part, key)
+        if value == default_of(type(part).__dataclass_fields__[key]):
+            continue
+        if reason := explain(config, prepared):
+            refuse_unused(name, f"{name}={value!r} has no effect {reason}; leave it out")
+
+
+# -- Runs of earlier versions, which go on with the data as these versions read them -------------
+
+NOTE = "this run began when the first video decided on sound for all, and goes on without sound"
+
+
+def prepare_again(
+    task: str, config: TrainConfig, folder: RunFolder
+) -> tuple[Prepared, TrainConfig]:
+    """Prepare a run to be resumed, and return the settings with which it goes on.
+
+    Whether videos had sound was once decided by the first of them for all. A run that began so has
+    a model without sound, and now names what it reads.
+
+    Args:
+        task: A name of ``TASKS``.
+        config: The run's settings.
+        folder: Whose last model says what is read.
+
+    Raises:
+        UserError: A setting or the data are not usable.
+    """
+    prepared = PREPARE[task](config)
+    names = _recorded_inputs(folder)
+    read = tuple(prepared.specs)
+    if config.modalities or "audio" not in read or "video" not in names or "audio" in names:
+        return prepared, config
+    config = replace(config, modalities=names)
+    prepared = PREPARE[task](config)
+    prepared.notes.append(NOTE)
+    return prepared, config
+
+
+def _recorded_inputs(folder: RunFolder) -> tuple[str, ...]:
+    """Return what the last model reads; nothing where that is not known."""
+    path = folder.last_model / "config.json"
+    if not path.is_file():
+        return ()
+    found = read_json_file(path)
+    try:
+        return tuple(FAMILIES[found["family"]].config.from_json(found["config"]).data_inputs)
+    # A damaged folder is named where it is needed; the run's state lies elsewhere.
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return ()
+
+
+# -- Before a run is resumed: are its data where they were, and are they the same? ---------------
+
+
+def check_presence(folder: RunFolder, config: TrainConfig) -> None:
+    """Refuse to resume without the data, or the model that training started from.
+
+    Raises:
+        RunError: They are not where the run's settings say.
+    """
+    for name, (_, is_there) in ADDRESSES.items():
+        address = getattr(config, name)
+        if not is_there(address):
+            raise RunError(
+                f"{folder.path}: there is no {name} at {address} any more; if it moved, say where "
+                f"it is: perceivers resume {folder.path} --{name} ADDRESS"
+            )
+
+
+def compare_data(folder: RunFolder, prepared: Prepared, *, accept: bool) -> Callable[[], None]:
+    """Compare the data with those that a run started on.
+
+    Args:
+        folder: Of the run.
+        prepared: Holds the data; gets notes on what was found.
+        accept: Go on with other data.
+
+    Returns:
+        What records the data, to be called when the run goes on.
+
+    Raises:
+        DataError: They differ, and ``accept`` is off.
+    """
+    found, before = take_fingerprint(prepared.dataset), read_fingerprint(folder)
+    if before is None:
+        prepared.notes.append(
+            "this run kept no record of its data, so nobody can tell whether they changed; it "
+            "keeps one from here on"
+        )
+        return partial(write_fingerprint, folder, found)
+    differences = compare_fingerprints(before, found)
+    if not differences:
+        return lambda: None
+    what = "; ".join(differences)
+    if not accept:
+        raise DataError(
+            f"{folder.path}: the data are not those that the run started on: {what}. Restore them, "
+            f"or go on with them as they are now: --accept_changed_data"
+        )
+    prepared.notes.append(f"the data changed, which was accepted: {what}")
+    return partial(write_fingerprint, folder, found, accepted=differences)
+
+
+# -- Before a run starts: does its first step fit into memory, and if not, what would? -----------
+#
+# The step is counted without being computed. What does not fit is refused, because a system that
+# runs out of memory kills the process without a word.
 
 # Far more bytes than any model keeps per raw element, and per parameter and sample. What is small
 # even so need not be counted, which takes a second.
