@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.data import Source, open_data
-from perceivers.data.warps import make_warps
+from perceivers.data.flow_pairs import make_warps
 from perceivers.tasks.flow import end_point_error
 
 REGULARISER = 1e-3

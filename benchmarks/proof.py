@@ -26,8 +26,8 @@ import yaml
 
 import perceivers
 from perceivers.bench.children import describe_machine
+from perceivers.data.augment import Views
 from perceivers.data.dataset import Dataset
-from perceivers.data.views import Views
 from perceivers.training.config import FlowTrainConfig
 from perceivers.workflows.opening import open_dataset
 from proof_rows import ROWS, Row

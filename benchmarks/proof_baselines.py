@@ -29,9 +29,9 @@ from baseline_bytes import score_counts
 from baseline_flow import mean_error
 from baseline_masked import compare_with_mean
 from perceivers.data import make_eval_loader
+from perceivers.data.clouds import Scenes
 from perceivers.data.dataset import Dataset
 from perceivers.data.masks import Mask, kept_classes
-from perceivers.data.scenes import Scenes
 
 Features = NDArray[np.float32]
 SEED = 0

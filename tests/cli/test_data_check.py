@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tests.workflows import making
 
-from perceivers.data.clip_writing import write_clip, write_wav
+from perceivers.data.writing import write_clip, write_wav
 
 Call = Callable[..., Any]
 TRAINING = {"train", "pretrain", "finetune"}

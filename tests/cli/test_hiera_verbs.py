@@ -12,7 +12,7 @@ from tests.cli.conftest import SMALL, Outcome
 
 import perceivers as pv
 from perceivers.data import open_data
-from perceivers.data.clip_writing import write_clip
+from perceivers.data.writing import write_clip
 from perceivers.models.saving import ModelInfo
 from perceivers.workflows import run as run_module
 

@@ -12,7 +12,7 @@ from tests.cli.conftest import Outcome
 from tests.workflows import making
 
 import perceivers as pv
-from perceivers.data.clip_writing import write_wav
+from perceivers.data.writing import write_wav
 
 Call = Callable[..., Outcome]
 Refuse = Callable[..., str]

@@ -55,7 +55,7 @@ ALLOWED = {
     "checkpoints/loading.py": {"load_file": CHECKED},
     "checkpoints/torch_archive.py": {"torch.load": CHECKED, "zipfile.ZipFile": CHECKED},
     "cli/main.py": {"os.open": "the null device"},
-    "data/clip_writing.py": {"av.open": OUT},
+    "data/writing.py": {"av.open": OUT},
     "data/containers.py": {"av.open": BYTES, "soundfile.SoundFile": BYTES},
     "data/deep_pictures.py": {"Image.open": BYTES},
     "data/parquet_files.py": {"import_module('pyarrow.parquet').ParquetFile": CHECKED},
@@ -141,17 +141,18 @@ READERS = {
     "cli/data.py": set[str](),
     "data/hugging_face.py": set[str](),
     "data/http_ranges.py": set[str](),
-    "data/json_labels.py": {"int(value)"},  # a float without fraction
-    "data/labels.py": {"int(name)", "int(value)", "int(wrong[0])"},  # after _is_integer
-    "data/remote.py": set[str](),
-    "data/shards.py": {"int(value)"},  # places in an array
-    "data/tables.py": {"int(value)"},  # a float without fraction
-    "data/targets.py": {
+    "data/labels.py": {
+        "int(value)",  # a float without fraction
         "float(np.finfo(np.float32).max)",
         "float('nan')",
         "float('inf')",
         "float(value)",  # which may fail
+        "int(name)",
+        "int(wrong[0])",
     },
+    "data/remote.py": set[str](),
+    "data/shards.py": {"int(value)"},  # places in an array
+    "data/tables.py": {"int(value)"},  # a float without fraction
     "report/tables.py": set[str](),
     "training/launching.py": {"int(found.getsockname()[1])"},
 }

@@ -17,8 +17,8 @@ import yaml
 
 import perceivers
 from perceivers.adapters.config import PositionConfig
+from perceivers.data.clouds import PointMask
 from perceivers.data.masks import Mask
-from perceivers.data.scenes import PointMask
 from perceivers.errors import ConfigError
 from perceivers.models.entity_set import EntitySetConfig
 from perceivers.models.flat.trunk import TrunkConfig

@@ -17,9 +17,9 @@ from perceivers.data.audio_clips import (
     native_audio,
     read_sound_info,
 )
+from perceivers.data.augment import Look
 from perceivers.data.containers import wrap_file
 from perceivers.data.sources import EncodedClip
-from perceivers.data.views import Look
 from perceivers.errors import DataError
 from perceivers.types import Audio
 

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from perceivers.data.arrays import Arrays
-from perceivers.data.augment import AugmentConfig
-from perceivers.data.augment_sounds import change_sound, draw_noise, shift_wave
+from perceivers.data.augment import AugmentConfig, Look
+from perceivers.data.augment_signals import change_sound, draw_noise, shift_wave
 from perceivers.data.fitting import SampleReader
 from perceivers.data.loaders import make_train_loader
-from perceivers.data.views import Look
 from perceivers.errors import ConfigError
 from perceivers.types import Audio, Image
 

@@ -7,11 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from perceivers.data.arrays import Arrays
-from perceivers.data.augment import AugmentConfig
-from perceivers.data.augment_texts import change_text, drop_words
+from perceivers.data.augment import AugmentConfig, Look
+from perceivers.data.augment_signals import change_text, drop_words
 from perceivers.data.fits import fit_text
 from perceivers.data.fitting import SampleReader
-from perceivers.data.views import Look
 from perceivers.errors import ConfigError
 from perceivers.types import FIRST_BYTE, PAD, Audio, Bytes
 

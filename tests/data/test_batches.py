@@ -10,8 +10,8 @@ from PIL import Image as Picture
 
 from perceivers.data import make_eval_loader
 from perceivers.data.arrays import Arrays
+from perceivers.data.augment import Views
 from perceivers.data.folders import PictureFiles
-from perceivers.data.views import Views
 from perceivers.errors import ConfigError
 from perceivers.types import Bytes, Image, ModalitySpec, Video
 

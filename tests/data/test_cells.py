@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tests.data.serving import serve
 
-from perceivers.data import cells as cells_module
 from perceivers.data import make_eval_loader, open_data
-from perceivers.data.cells import ArrayCells, PathCells, Stored, TextCells
+from perceivers.data import row_source as cells_module
+from perceivers.data.row_source import ArrayCells, PathCells, Stored, TextCells
 from perceivers.errors import DataError
 
 PLACES = ["x.csv: line 2", "x.csv: line 3", "x.csv: line 4"]

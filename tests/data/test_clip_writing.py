@@ -9,9 +9,9 @@ import pytest
 import soundfile
 
 from perceivers.data.audio_clips import fit_audio, native_audio
-from perceivers.data.clip_writing import write_clip, write_wav
 from perceivers.data.sources import EncodedClip
 from perceivers.data.video_clips import fit_video, native_video
+from perceivers.data.writing import write_clip, write_wav
 from perceivers.errors import ConfigError, InputError
 from perceivers.types import Audio, Video
 

@@ -11,12 +11,11 @@ import pytest
 from PIL import Image
 
 from perceivers.data import make_eval_loader, open_data
-from perceivers.data.augment import AugmentConfig
+from perceivers.data.augment import AugmentConfig, Look
 from perceivers.data.deep_pictures import is_deep, read_deep, to_eight_bits
 from perceivers.data.drawing import fit_encoded
 from perceivers.data.pictures import read_picture
 from perceivers.data.sources import Encoded
-from perceivers.data.views import Look
 from perceivers.errors import DataError
 from perceivers.types import Image as ImageSpec
 

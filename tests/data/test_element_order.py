@@ -7,7 +7,7 @@ import pytest
 
 from perceivers.data import AugmentConfig, make_eval_loader, make_train_loader
 from perceivers.data.arrays import Arrays
-from perceivers.data.element_order import reorder_sample
+from perceivers.data.fits import reorder_sample
 from perceivers.data.fitting import SampleReader
 from perceivers.data.masks import Mask
 from perceivers.errors import ConfigError

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from perceivers.data.augment import AugmentConfig
+from perceivers.data.augment import AugmentConfig, Look
 from perceivers.data.erasing import draw_box, erase_box
-from perceivers.data.views import Look
 from perceivers.types import Image, Video
 
 ALWAYS = AugmentConfig(erase=1.0)

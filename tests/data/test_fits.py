@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from perceivers.data.augment import Look
 from perceivers.data.fits import check_whole, fit_raw, scale_cloud
-from perceivers.data.views import Look
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Array, Audio, Bytes, Image, ModalitySpec, Points, Video
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from perceivers.data.arrays import Arrays
-from perceivers.data.augment import AugmentConfig
+from perceivers.data.augment import AugmentConfig, Views
 from perceivers.data.fitting import SampleReader
-from perceivers.data.views import Views
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Array, Audio, ModalitySpec, Video
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perceivers.data import flow_files
-from perceivers.data.flow_files import read_flow, write_flow
+from perceivers.data import flow_pairs
+from perceivers.data.flow_pairs import read_flow, write_flow
 from perceivers.errors import DataError, InputError
 
 # A measured pair, where FLOW_DATA names a folder that holds it.
@@ -134,7 +134,7 @@ def test_without_pyav_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     def refuse(name: str) -> None:
         raise DataError(f"no {name}")
 
-    monkeypatch.setattr(flow_files, "load_library", refuse)
+    monkeypatch.setattr(flow_pairs, "load_library", refuse)
     path = tmp_path / "a.png"
     path.write_bytes(png(KITTI))
     for call in (read_flow, lambda p: write_flow(p, np.zeros((2, 4, 4)))):

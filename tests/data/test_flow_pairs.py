@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perceivers.data.flow_files import write_flow
-from perceivers.data.flow_pairs import open_flow_pairs
+from perceivers.data.flow_pairs import open_flow_pairs, write_flow
 from perceivers.data.sources import Source
 from perceivers.errors import DataError
 

@@ -7,10 +7,9 @@ import pytest
 from PIL import Image
 
 from perceivers.data import rand_augment
-from perceivers.data.augment import AugmentConfig, random_view
+from perceivers.data.augment import AugmentConfig, Look, Place, random_view
 from perceivers.data.drawing import draw_view
-from perceivers.data.frames import FrameFitter, fit_frames
-from perceivers.data.views import Look, Place
+from perceivers.data.video_clips import FrameFitter, fit_frames
 from perceivers.errors import ConfigError
 from perceivers.types import Video
 

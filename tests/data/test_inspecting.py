@@ -10,8 +10,7 @@ import pytest
 from perceivers.data.address import open_data
 from perceivers.data.dataset import Dataset
 from perceivers.data.inspecting import DataFacts, inspect_data
-from perceivers.data.inspecting_labels import count_labels, find_label_problems
-from perceivers.data.inspecting_modalities import title_modality
+from perceivers.data.inspecting_labels import count_labels, find_label_problems, title_modality
 from perceivers.data.inspecting_samples import measure_raw
 from perceivers.errors import ConfigError
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from perceivers.data.json_labels import index_entries, parse_entries
+from perceivers.data.labels import index_entries, parse_entries
 from perceivers.errors import ConfigError, DataError
 
 NAMES = ["t/0.json", "t/1.json", "t/2.json", "t/3.json"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from perceivers.data.locating import absolute_address, is_present
+from perceivers.data.address import absolute_address, is_present
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import pytest
 from perceivers.data import open_data
 from perceivers.data.deep_pictures import read_deep
 from perceivers.data.files import read_files
-from perceivers.data.flow_files import read_flow
+from perceivers.data.flow_pairs import read_flow
 from perceivers.data.pictures import read_picture
 from perceivers.data.point_files import native_points
 from perceivers.data.remote import open_shards, write_shard_index

@@ -8,7 +8,7 @@ import pytest
 from tests.data.test_masks import halves, png
 
 from perceivers.data import open_data
-from perceivers.data.mask_folders import find_mask_folders
+from perceivers.data.folders import find_mask_folders
 from perceivers.errors import DataError
 
 Encode = Callable[..., bytes]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from perceivers import data as pvdata
-from perceivers.data.augment import AugmentConfig, View
+from perceivers.data.augment import AugmentConfig, Look, View
 from perceivers.data.masks import (
     IGNORED,
     Mask,
@@ -23,7 +23,6 @@ from perceivers.data.masks import (
     number_ids,
     read_ids,
 )
-from perceivers.data.views import Look
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Image as ImageSpec
 

@@ -9,11 +9,10 @@ from perceivers.data import Dataset
 from perceivers.data import fits as fits_module
 from perceivers.data import measuring as measuring_module
 from perceivers.data.arrays import Arrays
-from perceivers.data.augment import AugmentConfig
+from perceivers.data.augment import AugmentConfig, Look
 from perceivers.data.fitting import SampleReader
 from perceivers.data.measuring import override_spec
 from perceivers.data.sources import EncodedClip
-from perceivers.data.views import Look
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Audio, Bytes, Image, ModalitySpec, Points, Video
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from perceivers.data.address import open_data
-from perceivers.data.member_keys import place_members
+from perceivers.data.media_kinds import place_members
 from perceivers.data.shards import read_shards
 
 Encode = Callable[..., bytes]

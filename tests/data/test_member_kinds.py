@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from perceivers.data.member_kinds import choose_kinds, choose_media
+from perceivers.data.media_kinds import choose_kinds, choose_media
 from perceivers.errors import DataError
 
 

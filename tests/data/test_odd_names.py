@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from perceivers.data import open_data
-from perceivers.data.aligning import align_classes
 from perceivers.data.dataset import Dataset
 from perceivers.data.files import find_files, pair_files
+from perceivers.data.joined import align_classes
 from perceivers.errors import ConfigError, DataError
 
 Encode = Callable[..., bytes]
@@ -119,7 +119,7 @@ def test_kinds_are_paired_by_name_in_any_spelling(tmp_path: Path, encode: Encode
             **{f"train/masks/{name}.png": encode(0)[:0] for name in DECOMPOSED},
         },
     )
-    from perceivers.data.mask_folders import _read_split
+    from perceivers.data.folders import _read_split
 
     pairs = _read_split(root, root / "train/images", root / "train/masks")
     assert len(pairs) == 2

@@ -13,7 +13,7 @@ from perceivers.data.augment import AugmentConfig
 from perceivers.data.fitting import SampleReader
 from perceivers.data.inspecting import inspect_data
 from perceivers.data.masks import Mask
-from perceivers.data.orientations import read_orientation, turn_array, turn_picture
+from perceivers.data.pictures import read_orientation, turn_array, turn_picture
 from perceivers.errors import DataError
 from perceivers.types import Image as ImageSpec
 

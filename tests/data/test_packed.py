@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perceivers.data.packed import PackedTexts
+from perceivers.data.partial import PackedTexts
 
 
 @given(st.lists(st.text(max_size=9), max_size=9))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from perceivers.data.pairing import check_pairs, kind_of, pair_paths
+from perceivers.data.joined import check_pairs, kind_of, pair_paths
 from perceivers.errors import DataError
 
 KINDS: tuple[str, ...] = ("image", "audio", "points")

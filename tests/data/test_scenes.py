@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from perceivers.data import AugmentConfig, make_eval_loader, make_train_loader, open_data
+from perceivers.data.augment import Look
+from perceivers.data.clouds import PointMask, Scenes, choose_block, divide_scene
 from perceivers.data.fits import fit_sample
 from perceivers.data.inspecting_samples import measure_sample
 from perceivers.data.masks import count_pixels
-from perceivers.data.scenes import PointMask, Scenes, choose_block, divide_scene
-from perceivers.data.views import Look
 from perceivers.errors import DataError
 from perceivers.types import Points
 

@@ -5,7 +5,7 @@ import pytest
 
 from perceivers.data import make_train_loader, open_data
 from perceivers.data.augment import AugmentConfig
-from perceivers.data.selection import choose_entities, draw_sets, measure_guesses, read_selection
+from perceivers.data.builtin import choose_entities, draw_sets, measure_guesses, read_selection
 from perceivers.types import Points
 
 # Two of the asking team (-1), three of the other, whose centre of mass is (0.8, 0).

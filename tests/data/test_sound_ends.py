@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from perceivers.data.audio_clips import fit_audio, native_audio
-from perceivers.data.sound_ends import check_ogg_end
+from perceivers.data.audio_clips import check_ogg_end, fit_audio, native_audio
 from perceivers.data.sources import EncodedClip
 from perceivers.errors import DataError
 from perceivers.types import Audio

@@ -9,12 +9,7 @@ import pytest
 
 from perceivers.data import folders, manifests, shards
 from perceivers.data.address import open_data
-from perceivers.data.augment import AugmentConfig
-from perceivers.data.batches import read_readable
-from perceivers.data.dataset import Dataset
-from perceivers.data.fitting import SampleReader
-from perceivers.data.inspecting import inspect_data
-from perceivers.data.sound_tracks import (
+from perceivers.data.audio_clips import (
     HEARD,
     MAX_OPENED,
     SILENT,
@@ -22,6 +17,11 @@ from perceivers.data.sound_tracks import (
     describe_tracks,
     find_tracks,
 )
+from perceivers.data.augment import AugmentConfig
+from perceivers.data.dataset import Dataset
+from perceivers.data.fitting import SampleReader
+from perceivers.data.inspecting import inspect_data
+from perceivers.data.loaders import read_readable
 from perceivers.data.sources import PartialSource
 from perceivers.errors import DataError
 from perceivers.types import Audio, Video

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from perceivers.data import make_eval_loader, open_data
+from perceivers.data.labels import Chosen, check_known, read_targets
 from perceivers.data.sources import TargetSource
-from perceivers.data.targets import Chosen, check_known, read_targets
 from perceivers.errors import ConfigError, DataError
 
 PLACES = ["x: line 2", "x: line 3", "x: line 4"]

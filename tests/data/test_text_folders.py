@@ -7,7 +7,7 @@ import pytest
 
 from perceivers.data import open_data
 from perceivers.data.sources import Source
-from perceivers.data.text_folders import holds_media, holds_texts, walk_files
+from perceivers.data.text_sources import holds_media, holds_texts, walk_files
 from perceivers.errors import ConfigError, DataError
 
 WriteFolder = Callable[[Mapping[str, bytes]], Path]

@@ -11,11 +11,17 @@ import tifffile
 from PIL import Image
 
 import perceivers as pv
-from perceivers.data.deep_pictures import count_channels, is_deep, read_deep, to_drawn
+from perceivers.data.deep_pictures import (
+    count_channels,
+    is_deep,
+    read_deep,
+    read_layout,
+    scale_bands,
+    to_drawn,
+)
 from perceivers.data.drawing import fit_encoded
 from perceivers.data.inspecting import inspect_data
 from perceivers.data.sources import Encoded
-from perceivers.data.tiff_bands import read_layout, scale_bands
 from perceivers.errors import DataError
 from perceivers.types import Image as ImageSpec
 
@@ -198,7 +204,7 @@ def test_headers_that_promise_too_much_are_refused() -> None:
     data = bytearray(tiff(values_of(5)))
     layout = read_layout(bytes(data))
     assert layout is not None
-    from perceivers.data.tiff_bands import read_bands
+    from perceivers.data.deep_pictures import read_bands
 
     with pytest.raises(DataError, match=r"x: 10,000,000,000 pixels, but at most"):
         read_bands(bytes(data), layout._replace(size=(100_000, 100_000)), "x")

@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 
 from perceivers.data import video_clips
-from perceivers.data.augment import AugmentConfig
-from perceivers.data.frame_times import FrameTimes
+from perceivers.data.augment import AugmentConfig, Look, Place
 from perceivers.data.sources import EncodedClip
-from perceivers.data.video_clips import fit_clip, fit_video, native_video
-from perceivers.data.views import Look, Place
+from perceivers.data.video_clips import FrameTimes, fit_clip, fit_video, native_video
 from perceivers.errors import DataError
 from perceivers.types import Audio, Video
 

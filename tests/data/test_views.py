@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from perceivers.data.augment import View, centre_view, place_view
-from perceivers.data.views import PLAIN, Look, Place, Views
+from perceivers.data.augment import PLAIN, Look, Place, View, Views, centre_view, place_view
 from perceivers.errors import ConfigError
 from perceivers.types import Array, Audio, Bytes, Image, ModalitySpec, Video
 

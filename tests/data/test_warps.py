@@ -14,9 +14,9 @@ from PIL import Image
 
 from perceivers.data.address import open_data
 from perceivers.data.arrays import Arrays
+from perceivers.data.flow_pairs import WarpedPairs, make_warps
 from perceivers.data.folders import PictureFiles, read_folder
 from perceivers.data.sources import Source
-from perceivers.data.warps import WarpedPairs, make_warps
 from perceivers.errors import ConfigError, DataError
 from perceivers.nn.patches import pixel_places, sample_pixels
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import perceivers as pv
-from perceivers.data.clip_writing import write_clip, write_wav
+from perceivers.data.writing import write_clip, write_wav
 from perceivers.workflows import run as run_module
 
 WORDS = ("cat", "dog", "sun", "rain", "tree", "green", "blue", "stone")

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import perceivers as pv
 from perceivers.data import AugmentConfig, Views, open_data
-from perceivers.data.clip_writing import write_clip
 from perceivers.data.fitting import SampleReader
+from perceivers.data.writing import write_clip
 from perceivers.errors import ConfigError
 from perceivers.workflows.comparing import ViewAverage, average_sigmoids, average_softmaxes
 

@@ -19,8 +19,7 @@ from perceivers.data.inspecting import (
     SplitFacts,
     inspect_data,
 )
-from perceivers.data.inspecting_labels import LabelFacts, TargetFacts
-from perceivers.data.inspecting_modalities import ModalityFacts, Spread
+from perceivers.data.inspecting_labels import LabelFacts, ModalityFacts, Spread, TargetFacts
 from perceivers.errors import ConfigError, DataError
 from perceivers.workflows.checking import check_data
 from perceivers.workflows.proposing import choose_data_task, free_run, propose

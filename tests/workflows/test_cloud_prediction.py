@@ -11,7 +11,7 @@ import perceivers as pv
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.cli.main import main
 from perceivers.data import open_data
-from perceivers.data.scenes import Scenes
+from perceivers.data.clouds import Scenes
 from perceivers.errors import ConfigError
 from perceivers.report.figures.segmentation import class_colours
 from perceivers.workflows.dense_prediction import find_classes_of, predict_clouds

@@ -20,7 +20,7 @@ import perceivers as pv
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import Dataset
 from perceivers.data.arrays import Arrays
-from perceivers.data.clip_writing import write_clip, write_wav
+from perceivers.data.writing import write_clip, write_wav
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.models.saving import ModelInfo
 from perceivers.types import ModalitySpec

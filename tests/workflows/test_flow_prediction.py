@@ -11,7 +11,7 @@ from tests.workflows import making
 
 import perceivers as pv
 from perceivers.checkpoints.loading import load_with_info
-from perceivers.data.flow_files import read_flow
+from perceivers.data.flow_pairs import read_flow
 from perceivers.errors import CheckpointError, ConfigError, DataError, InputError
 from perceivers.tasks.flow import FlowConfig, tiled_flow
 from perceivers.workflows.dense_prediction import predict_flow

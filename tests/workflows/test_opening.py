@@ -9,7 +9,7 @@ from PIL import Image
 from tests.workflows import making
 
 import perceivers as pv
-from perceivers.data.flow_files import write_flow
+from perceivers.data.flow_pairs import write_flow
 from perceivers.errors import ConfigError, DataError
 from perceivers.training.config import FlowTrainConfig, TrainConfig, build_config
 from perceivers.workflows.opening import data_specs, open_dataset

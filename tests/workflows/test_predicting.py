@@ -13,7 +13,7 @@ from tests.workflows import making
 import perceivers as pv
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.cli.main import main
-from perceivers.data.flow_files import read_flow
+from perceivers.data.flow_pairs import read_flow
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.training.run_folder import TASKS
 from perceivers.workflows.predicting import find_kind

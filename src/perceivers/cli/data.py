@@ -10,8 +10,7 @@ from rich.progress import Progress
 
 from perceivers.cli.parser import VerbParser, fail, print_table
 from perceivers.data.inspecting import LIMIT, DataFacts
-from perceivers.data.inspecting_labels import LabelFacts
-from perceivers.data.inspecting_modalities import ModalityFacts, title_modality
+from perceivers.data.inspecting_labels import LabelFacts, ModalityFacts, title_modality
 from perceivers.data.remote import write_shard_index
 from perceivers.data.shards import expand_braces
 from perceivers.errors import ConfigError, suggest

@@ -7,7 +7,7 @@ from typing import Any
 
 from perceivers.checkpoints.loading import split_address
 from perceivers.cli.parser import VerbParser, print_table
-from perceivers.data.views import Views
+from perceivers.data.augment import Views
 from perceivers.errors import ConfigError
 from perceivers.exporting.files import SUFFIXES
 from perceivers.exporting.graphs import PARTS

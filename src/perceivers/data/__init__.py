@@ -1,14 +1,12 @@
 """Data by address, as batches that are the same whoever reads them and whenever."""
 
 from perceivers.data.address import open_data, open_samples
-from perceivers.data.augment import AugmentConfig
-from perceivers.data.batches import Batch
+from perceivers.data.augment import AugmentConfig, Views
 from perceivers.data.byte_codec import decode_ids, encode_text
 from perceivers.data.dataset import Dataset
 from perceivers.data.files import find_files, read_files
-from perceivers.data.loaders import make_eval_loader, make_train_loader
+from perceivers.data.loaders import Batch, make_eval_loader, make_train_loader
 from perceivers.data.sources import Source
-from perceivers.data.views import Views
 
 __all__ = [
     "AugmentConfig",

@@ -1,7 +1,7 @@
 """Data addresses: one string to an opened data set."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,20 @@ from numpy.typing import NDArray
 
 from perceivers.array_files import load_npz
 from perceivers.data.arrays import read_arrays, read_npy
-from perceivers.data.clouds import OFFSETS, POINT_KEYS, read_clouds
+from perceivers.data.builtin import read_digits, read_selection
+from perceivers.data.clouds import OFFSETS, POINT_KEYS, Scenes, read_clouds
 from perceivers.data.dataset import Dataset
-from perceivers.data.digits import read_digits
-from perceivers.data.folders import read_folder
+from perceivers.data.flow_pairs import WARPS
+from perceivers.data.folders import find_mask_folders, read_folder, read_mask_folders
 from perceivers.data.http_ranges import is_remote
 from perceivers.data.hugging_face import HUGGING_FACE, read_hugging_face
 from perceivers.data.joined import SEPARATOR, join_datasets
-from perceivers.data.labels import IntegerLabels, settle_integers
+from perceivers.data.labels import Chosen, IntegerLabels, check_known, settle_integers
 from perceivers.data.manifests import names_media, read_tables
-from perceivers.data.mask_folders import find_mask_folders, read_mask_folders
 from perceivers.data.masks import MASK_NAME, name_mask_classes
 from perceivers.data.remote import fetch_beside
-from perceivers.data.scenes import Scenes
-from perceivers.data.selection import read_selection
 from perceivers.data.shards import (
+    BRACES,
     TarClips,
     add_tracks,
     expand_braces,
@@ -37,8 +36,7 @@ from perceivers.data.sources import UNKNOWN, DivisibleSource, Found, Source
 from perceivers.data.splits import carve_validation
 from perceivers.data.system_files import is_system_file
 from perceivers.data.tables import TABLE_EXTENSIONS
-from perceivers.data.targets import Chosen, check_known
-from perceivers.data.text_folders import (
+from perceivers.data.text_sources import (
     find_split_files,
     holds_media,
     holds_texts,
@@ -48,6 +46,85 @@ from perceivers.data.texts import TEXT_EXTENSION, Documents, open_documents
 from perceivers.errors import DataError, suggest
 from perceivers.settings import Part, checked
 from perceivers.text_names import compose
+
+# ------------------------------------------------------------------------------------------------
+# Local paths inside data addresses: making them absolute, and finding out whether they exist.
+
+
+def absolute_address(address: str) -> str:
+    """Return a data address that means the same in every folder.
+
+    Args:
+        address: As for ``open_data``; relative paths start at the current folder. Names of built-in
+            data, of data sets of the hub and of files on servers stay as they are, and so does
+            what does not exist and resembles a built-in name.
+    """
+
+    def settle(path: str) -> str:
+        is_misspelt = bool(suggest(path, BUILT_IN)) and not _is_there(path)
+        return path if is_misspelt else absolute_path(path)
+
+    return change_paths(address, settle)
+
+
+def is_present(address: str) -> bool:
+    """Tell whether all local files and folders that an address names exist."""
+    found: list[bool] = []
+
+    def look(path: str) -> str:
+        found.append(_is_there(path))
+        return path
+
+    change_paths(address, look)
+    return all(found)
+
+
+def absolute_path(path: str) -> str:
+    """Return a path from the root, without following links."""
+    return str(Path.cwd() / _expand(path))
+
+
+def change_paths(address: str, change: Callable[[str], str]) -> str:
+    """Return an address with every local path in it changed.
+
+    Args:
+        address: As for ``open_data``, or ``warps:`` and such an address.
+        change: Called with each path.
+    """
+    if address.startswith(WARPS):
+        return WARPS + change_paths(address.removeprefix(WARPS), change)
+    if SEPARATOR in address and not _exists(address):
+        parts = [part.strip() for part in address.split(SEPARATOR)]
+        return SEPARATOR.join(change_paths(part, change) for part in parts)
+    if address in BUILT_IN or is_remote(address) or not address.strip():
+        return address
+    if not address.startswith(HUGGING_FACE):
+        return change(address)
+    rest = address.removeprefix(HUGGING_FACE).strip()
+    path, mark, split = (rest, "", "") if _exists(rest) else rest.partition(":")
+    # What is no folder is a name of the hub.
+    is_folder = _exists(path) or Path(path).is_absolute()
+    return f"{HUGGING_FACE}{change(path)}{mark}{split}" if is_folder else address
+
+
+def _is_there(path: str) -> bool:
+    # The first tar stands for the range.
+    return _exists(path) or _exists(BRACES.sub(lambda match: match[1], path))
+
+
+def _exists(path: str) -> bool:
+    try:
+        return _expand(path).exists()
+    except OSError:  # a name that is too long
+        return False
+
+
+def _expand(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # there is no such user
+        return Path(path)
+
 
 BUILT_IN = {"digits": read_digits, "selection": read_selection}
 ADDRESSES = (

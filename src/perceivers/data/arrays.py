@@ -9,9 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perceivers.array_files import load_npy
-from perceivers.data.labels import DEFAULT_COLUMN, Labelling, LabelTable, index_labels
+from perceivers.data.labels import (
+    DEFAULT_COLUMN,
+    NO_COLUMNS,
+    Chosen,
+    Labelling,
+    LabelTable,
+    check_known,
+    index_labels,
+    read_targets,
+)
 from perceivers.data.sources import Found, pick
-from perceivers.data.targets import NO_COLUMNS, Chosen, check_known, read_targets
 from perceivers.errors import DataError, suggest
 
 # Axes of one sample, and whether the channels come first, as laid down in types.py.

@@ -6,10 +6,13 @@ another rate. Files that were cut short are reported as damaged.
 Legend: C channels, S samples of the spec.
 """
 
+import os
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from io import BufferedIOBase
 from itertools import islice
 from math import ceil
 from typing import Any
@@ -17,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perceivers.data.augment import PLAIN, Look
 from perceivers.data.containers import (
     file_version,
     first_stream,
@@ -26,11 +30,232 @@ from perceivers.data.containers import (
     open_sound,
 )
 from perceivers.data.resampling import read_resampled, resampled_length
-from perceivers.data.sound_ends import check_mp3_end, check_ogg_end, check_stated_size
 from perceivers.data.sources import EncodedClip
-from perceivers.data.views import PLAIN, Look
 from perceivers.errors import DataError
 from perceivers.types import Audio
+
+# -- Whether a sound file was cut short: what it promises, compared with what is there -----------
+#
+# The decoders take such files for shorter ones. WAV, AIFF and their like state the bytes of their
+# samples, which libsndfile compares with the file; a whole Ogg file ends with a page that says it
+# is the last. What an MP3 states may be wrong, because editors keep old headers; but they cut
+# between its frames, so that one that is shorter than stated and ends within a frame was cut
+# short. FLAC and containers are judged while they are decoded.
+
+# Writers to pipes cannot go back to state a size, and leave this one, or a larger, or none.
+UNSTATED_SIZE = 0x7FFFF000
+# Some writers count headers among the samples.
+MAX_MISSING_BYTES = 64
+# How libsndfile logs the size of the samples, or of the whole file, where it is not what is there.
+WRONG_SIZE = re.compile(
+    r"^\s*(?:data|SSND|BODY|Data Size|riff|Riff size)\s*:\s*(\d+)\s*\(should be (\d+)\)",
+    re.MULTILINE,
+)
+# Of a page of Ogg: its flags, the sample at which it ends, the number of its stream, that of its
+# segments, the table of their lengths, its size.
+FLAGS_AT, ENDS_AT, STREAM_AT, COUNT_AT, TABLE_AT, LAST_PAGE, MAX_PAGE = 5, 6, 14, 26, 27, 4, 65307
+NO_END = 2**64 - 1
+# Kilobits per second of layer III by index: of MPEG-1, and of MPEG-2 and 2.5.
+KILOBITS = (
+    (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+)
+HERTZ = (44100, 48000, 32000)
+# Headers that state a length, and how far into the first frame they may lie.
+STATING, FIRST_FRAME = (b"Xing", b"Info", b"VBRI"), 64
+ID3_HEAD = 10
+
+
+def check_stated_size(log: str, path: str) -> None:
+    """Require all of the samples that a file states.
+
+    Args:
+        log: What libsndfile says of its headers.
+        path: Where it lies, for messages.
+
+    Raises:
+        DataError: The file was cut short.
+    """
+    for size, held in (map(int, found) for found in WRONG_SIZE.findall(log)):
+        if size < UNSTATED_SIZE and held < size - MAX_MISSING_BYTES:
+            raise DataError(
+                f"{path}: ends after {held} of {size} bytes of sound; the file is damaged or cut "
+                f"short"
+            )
+
+
+def check_ogg_end(file: BufferedIOBase, path: str) -> int:
+    """Return how many samples the last page holds.
+
+    Args:
+        file: The whole file.
+        path: Where it lies, for messages.
+
+    Raises:
+        DataError: The last page is missing or incomplete: the file was cut short.
+    """
+    length = file.seek(0, os.SEEK_END)
+    # Twice, as something else may follow the last page.
+    file.seek(max(0, length - 2 * MAX_PAGE))
+    pages = [b"OggS" + page for page in file.read().split(b"OggS")[1:]]
+    page = pages[-1] if pages else b""
+    whole = False
+    if len(page) > COUNT_AT and page[FLAGS_AT] & LAST_PAGE:
+        table = page[TABLE_AT : TABLE_AT + page[COUNT_AT]]
+        whole = len(table) == page[COUNT_AT] and len(page) >= TABLE_AT + len(table) + sum(table)
+    if not whole:
+        raise DataError(
+            f"{path}: the last page of sound is missing after {length} bytes; the file is "
+            f"damaged or cut short"
+        )
+    stream = page[STREAM_AT : STREAM_AT + 4]
+    ends = [_page_end(p) for p in pages if p[STREAM_AT : STREAM_AT + 4] == stream]
+    known = [end for end in ends if end != NO_END]
+    return known[-1] - known[-2] if len(known) > 1 else max(known, default=0)
+
+
+def _page_end(page: bytes) -> int:
+    """Return the number of the sample at which a page of Ogg ends."""
+    return int.from_bytes(page[ENDS_AT : ENDS_AT + 8], "little")
+
+
+def check_mp3_end(
+    file: BufferedIOBase, last: bytes, seconds: tuple[float, float], path: str
+) -> None:
+    """Require the last frame of an MP3 that is shorter than it states.
+
+    Args:
+        file: The whole file, at its beginning.
+        last: Its last frame, as far as it goes.
+        seconds: How long it is, and how long it says it is.
+        path: Where it lies, for messages.
+
+    Raises:
+        DataError: The file was cut short.
+    """
+    if _states_length(file) and len(last) < _frame_size(last):
+        raise DataError(
+            f"{path}: ends within a frame after {seconds[0]:.2f} of {seconds[1]:.2f} s; the file "
+            f"is damaged or cut short"
+        )
+
+
+def _states_length(file: BufferedIOBase) -> bool:
+    """Tell whether the first frame of an MP3, behind its tags, is a header that states a length."""
+    head = file.read(ID3_HEAD)
+    size = 0
+    if head[:3] == b"ID3":
+        # Seven bits of each byte count.
+        size = ID3_HEAD + sum((byte & 127) << 7 * (3 - i) for i, byte in enumerate(head[6:10]))
+    file.seek(size)
+    first = file.read(FIRST_FRAME)
+    return any(word in first for word in STATING)
+
+
+def _frame_size(frame: bytes) -> int:
+    """Return how many bytes an MP3's frame has, by its header; 0 where that is no header."""
+    if len(frame) < 4 or frame[0] != 0xFF or frame[1] >> 5 != 7:
+        return 0
+    version, index = frame[1] >> 3 & 3, frame[2] >> 4
+    rate, padding = frame[2] >> 2 & 3, frame[2] >> 1 & 1
+    if index == 15 or rate == 3:
+        return 0
+    first = version == 3
+    # MPEG-2 halves the rates, MPEG-2.5 halves them again.
+    hertz = HERTZ[rate] // (1 if first else 2 if version == 2 else 4)
+    return (144 if first else 72) * 1000 * KILOBITS[not first][index] // hertz + padding
+
+
+# -- Which videos carry a sound track: looked at in their headers when data are opened -----------
+#
+# Of very many videos only some are looked at, so that data open quickly; the others are looked at
+# when they are read.
+#
+# Legend: n samples.
+
+HEARD, SILENT, UNSEEN = 1, 0, -1
+# Opening a video takes about a millisecond.
+MAX_OPENED = 1024
+# Where a look loads a whole file, perhaps from a server.
+MAX_LOADED = 16
+# Of each sample ``[n]``, one of the three above.
+Tracks = NDArray[np.int8]
+
+
+def find_tracks(
+    films: Mapping[str, NDArray[np.bool_]], look: Callable[[str, int], bool], limit: int
+) -> dict[str, Tracks] | None:
+    """Tell by split which samples have a video with sound; None where none of training has.
+
+    Videos that cannot be opened count as heard: they are named when they are read.
+
+    Args:
+        films: Which samples have a video ``[n]``, by split; ``train`` is among them.
+        look: Tells of the video of one sample of a split.
+        limit: Videos that are looked at, spread evenly over all.
+
+    Raises:
+        DataError: None of those looked at can be opened; the first reason.
+    """
+    places = [(s, int(row)) for s, held in films.items() for row in np.flatnonzero(held)]
+    if not places:
+        return None
+    found = {s: np.where(held, UNSEEN, SILENT).astype(np.int8) for s, held in films.items()}
+    chosen = np.unique(np.linspace(0, len(places) - 1, limit).round().astype(int)).tolist()
+    reasons: list[str] = []
+    heard = False
+    for split, row in (places[number] for number in chosen):
+        try:
+            has_track = look(split, row)
+        except DataError as error:
+            reasons.append(str(error))
+            has_track = True
+        else:
+            heard |= has_track and split == "train"
+        found[split][row] = HEARD if has_track else SILENT
+    if len(reasons) == len(chosen):
+        raise DataError(
+            f"none of the {len(reasons)} videos looked at can be opened; the first: {reasons[0]}"
+        )
+    return found if heard else None
+
+
+def describe_tracks(
+    films: Mapping[str, NDArray[np.bool_]], found: Mapping[str, Tracks] | None
+) -> list[str]:
+    """Say how many videos are silent where others are not, and how many were not looked at.
+
+    Args:
+        films: Which samples have a video ``[n]``, by split.
+        found: From ``find_tracks``.
+    """
+    total = sum(int(held.sum()) for held in films.values())
+    if found is None:
+        return []
+    silent = sum(int((found[split][held] == SILENT).sum()) for split, held in films.items())
+    unseen = sum(int((codes == UNSEEN).sum()) for codes in found.values())
+    if not silent:
+        return []
+    rest = f"; {unseen} more are looked at when they are read" if unseen else ""
+    return [f"{silent} of {total - unseen} videos have no sound track: samples without sound{rest}"]
+
+
+def is_heard(tracks: Tracks | None, index: int) -> bool | None:
+    """Tell whether a sample's video is its sound too; None where that is to be looked at."""
+    if tracks is None:
+        return False
+    return None if tracks[index] == UNSEEN else bool(tracks[index])
+
+
+def are_known(tracks: Iterable[Tracks | None]) -> bool:
+    """Tell whether all videos were looked at."""
+    return not any(held is not None and (held == UNSEEN).any() for held in tracks)
+
+
+def lack_sound(tracks: Iterable[Tracks | None]) -> bool:
+    """Tell whether some samples have, or may have, no sound while others have."""
+    return any(held is not None and (held != HEARD).any() for held in tracks)
+
 
 # Decoding starts this much early, in seconds: a codec's first packets lack what came before them.
 PREROLL = 0.2

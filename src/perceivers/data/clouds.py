@@ -6,19 +6,263 @@ Legend: n clouds, P points of one cloud, C values per point.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.data.labels import IntegerLabels, LabelTable, index_labels
-from perceivers.data.masks import MASK_NAME, name_mask_classes
-from perceivers.data.scenes import Scenes
-from perceivers.data.sources import Found, pick
-from perceivers.data.targets import check_known, read_targets
+from perceivers.data.augment import Look
+from perceivers.data.labels import (
+    IntegerLabels,
+    LabelTable,
+    check_known,
+    index_labels,
+    read_targets,
+)
+from perceivers.data.masks import IGNORED, MASK_NAME, class_table, name_mask_classes
+from perceivers.data.sources import Found, RawSample, pick
+from perceivers.data.splits import carve_validation
 from perceivers.errors import DataError
+from perceivers.settings import Count, Finite, Positive, Range
 from perceivers.types import ModalitySpec, Points
+
+# -- Scenes: large point clouds with a class for every point, read in tiles of so many points ----
+#
+# A scene is divided along its longer side, again and again, until every tile holds as many points
+# as a model reads or fewer; loaders divide it by the spec. Evaluation sees each tile with the
+# points around it, which are context and not counted, so that every point of a scene counts once.
+# Training sees the square around a random point of the tile, so that every place is a middle.
+#
+# Legend: n scenes, P points of a tile, Q points of a tile and around it, C values per point.
+
+# Name of what tells the points of a tile from those around it.
+INSIDE = "inside"
+TILE_POINTS = 4096
+POINTS_STEP = 8
+# A tile is read with so many times its points: a square around one of its corners lies within.
+REACH = 4
+
+
+@dataclass(frozen=True)
+class PointMask(ModalitySpec):
+    """Classes of points ``[B, P]``, uint8: 0..K-1, 255 where ignored. A target, never an input.
+
+    Args:
+        points: Points P.
+        num_classes: Classes K, up to 255.
+        ignore: Ids in the files that are no class; the ids above them move down.
+    """
+
+    kind: ClassVar[str] = "point_mask"
+
+    points: Count
+    num_classes: Annotated[int, Range(1, IGNORED)] = IGNORED
+    ignore: tuple[Annotated[int, Range(0, IGNORED)], ...] = (IGNORED,)
+    channels: Count = field(default=1, init=False)
+    mean: tuple[Finite, ...] = field(default=(), init=False)
+    std: tuple[Positive, ...] = field(default=(), init=False)
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Points."""
+        return (self.points,)
+
+    @property
+    def raw_shape(self) -> tuple[int, ...]:
+        """Classes have no channel axis."""
+        return self.grid
+
+    @property
+    def table(self) -> NDArray[np.int64]:
+        """What each id ``[256]`` in a file stands for: a class, 255 (ignored) or -1 (no class)."""
+        return class_table(self.num_classes, self.ignore)
+
+
+class Tile(NamedTuple):
+    """The rows of one scene's points that lie in a tile, and which scene it is."""
+
+    scene: int
+    rows: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Scenes:
+    """A source of tiles of scenes.
+
+    Args:
+        points: The points of all scenes ``[total, C]``, floats; x and y come first.
+        ids: The class of every point ``[total]``, integers, or None.
+        spans: ``[n, 2]``: where each scene begins and ends in ``points``.
+        scenes: Stable id per scene.
+        tile_points: Points of a tile, at most.
+    """
+
+    points: NDArray
+    ids: NDArray[np.integer] | None
+    spans: NDArray[np.int64]
+    scenes: Sequence[str]
+    tile_points: int = TILE_POINTS
+    labels: None = field(default=None, init=False)
+
+    @cached_property
+    def tiles(self) -> Sequence[Tile]:
+        """The tiles of all scenes, one scene after the other."""
+        return [
+            Tile(number, rows)
+            for number, (first, end) in enumerate(self.spans)
+            for rows in divide_scene(self.points[first:end], self.tile_points)
+        ]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """One id per tile: the scene's and the tile's number, ``train.npz/3@17``."""
+        return self._names
+
+    @cached_property
+    def _names(self) -> Sequence[str]:
+        firsts: dict[int, int] = {}
+        return [
+            f"{self.scenes[tile.scene]}@{place - firsts.setdefault(tile.scene, place)}"
+            for place, tile in enumerate(self.tiles)
+        ]
+
+    @property
+    def contents(self) -> Sequence[str]:
+        """One id per scene, with the points that it holds."""
+        sizes = np.diff(self.spans, axis=1)[:, 0].tolist()
+        return [f"{name}:{size}" for name, size in zip(self.scenes, sizes, strict=True)]
+
+    def __len__(self) -> int:
+        """Count the tiles."""
+        return len(self.tiles)
+
+    def read(self, index: int) -> RawSample:
+        """Return the points ``[Q, C]``, their ids ``[Q]``, and which lie in the tile ``[Q]``.
+
+        The tile's points come first, and then those around it, the nearest first.
+        """
+        tile = self.tiles[index]
+        first, end = self.spans[tile.scene]
+        scene = self.points[first:end]
+        rows = np.concatenate([tile.rows, _around(scene, tile.rows, REACH * self.tile_points)])
+        found = {"points": scene[rows], INSIDE: np.arange(len(rows)) < len(tile.rows)}
+        return found if self.ids is None else {**found, MASK_NAME: self.ids[first:end][rows]}
+
+    def declare(self) -> Mapping[str, ModalitySpec]:
+        """Return a spec of up to 4,096 points, in their own unit around the middle of a tile."""
+        most = int(np.diff(self.spans, axis=1).max())
+        count = min(TILE_POINTS, -(-most // POINTS_STEP) * POINTS_STEP)
+        return {"points": Points(count, self.points.shape[1], ragged=True, scale="centre")}
+
+    def with_points(self, points: int) -> "Scenes":
+        """Return the same scenes in tiles of so many points."""
+        return self if points == self.tile_points else replace(self, tile_points=points)
+
+    def divide(self, share: float, address: str) -> tuple["Scenes", "Scenes", str]:
+        """Set a part aside for validation: whole scenes, or one end of the only one.
+
+        Args:
+            share: Share of the scenes, or of the points, in 0..1.
+            address: The data's address, for messages.
+
+        Returns:
+            What stays in training, what is set aside, and a note.
+
+        Raises:
+            DataError: One scene of one point.
+        """
+        if len(self.scenes) > 1:
+            kept, carved, note = carve_validation(self.scenes, None, share, address)
+            return self._some(kept), self._some(carved), note.replace("sample", "scene")
+        first, end = self.spans[0]
+        size = int(end - first)
+        if size < 2:
+            raise DataError(
+                f"{address}: one scene of 1 point, so none can be set aside for validation; give "
+                f"more"
+            )
+        places = self.points[first:end, :2]
+        order = first + np.argsort(places[:, np.ptp(places, axis=0).argmax()], kind="stable")
+        cut = size - max(1, round(share * size))
+        parts = [
+            replace(
+                self,
+                points=self.points[rows],
+                ids=None if self.ids is None else self.ids[rows],
+                spans=np.array([[0, len(rows)]]),
+            )
+            for rows in (order[:cut], order[cut:])
+        ]
+        note = f"val: the {size - cut} of {size} points at one end of the only scene"
+        return parts[0], parts[1], note
+
+    def _some(self, chosen: NDArray[np.int64]) -> "Scenes":
+        """Return a source of some of the scenes."""
+        return replace(self, spans=self.spans[chosen], scenes=pick(self.scenes, chosen))
+
+
+def divide_scene(scene: NDArray, tile_points: int) -> list[NDArray[np.int64]]:
+    """Divide points into tiles by x and y, of nearly the same number and never more than asked for.
+
+    Args:
+        scene: Points ``[P, C]``, at least one, with x and y first (or x alone).
+        tile_points: Points of a tile, at most; at least 1.
+
+    Returns:
+        The rows of each tile, sorted; together they are all rows, each once.
+    """
+    places = scene[:, :2]
+    waiting = [(np.arange(len(scene)), -(-len(scene) // tile_points))]
+    tiles = []
+    while waiting:
+        rows, count = waiting.pop()
+        if count == 1:
+            tiles.append(np.sort(rows))
+            continue
+        axis = int(np.ptp(places[rows], axis=0).argmax())
+        order = rows[np.argsort(places[rows, axis], kind="stable")]
+        cut = len(rows) * (count // 2) // count
+        # Rounded down, the second part might be one point too large for its tiles.
+        cut = max(cut, len(rows) - (count - count // 2) * tile_points)
+        waiting += [(order[cut:], count - count // 2), (order[:cut], count // 2)]
+    return tiles
+
+
+def choose_block(sample: RawSample, points: int, look: Look) -> NDArray[np.int64]:
+    """Return which points of a tile and around it are seen, at most so many.
+
+    Args:
+        sample: From ``Scenes.read``.
+        points: How many.
+        look: In training those of the square around a random point of the tile; in evaluation the
+            tile's, and then the nearest around it.
+    """
+    cloud, inside = np.asarray(sample["points"]), np.asarray(sample[INSIDE])
+    if look.rng is None:
+        return np.arange(min(points, len(cloud)))
+    middle = cloud[int(look.rng.integers(int(inside.sum()))), :2]
+    return _nearest(np.abs(cloud[:, :2] - middle).max(axis=1), points)
+
+
+def _around(scene: NDArray, rows: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    """Return the rows of the nearest points around a tile, which fill it up to a total."""
+    low, high = scene[rows, :2].min(axis=0), scene[rows, :2].max(axis=0)
+    # Distance to the tile's rectangle; a square around its middle would miss the ends of long ones.
+    away = np.maximum(low - scene[:, :2], scene[:, :2] - high).max(axis=1)
+    away[rows] = np.inf
+    nearest = _nearest(away, min(total, len(scene)) - len(rows))
+    return nearest[np.argsort(away[nearest], kind="stable")]
+
+
+def _nearest(distances: NDArray, count: int) -> NDArray[np.int64]:
+    """Return the rows of the smallest distances, sorted by row."""
+    if count >= len(distances):
+        return np.arange(len(distances))
+    return np.sort(np.argpartition(distances, count)[:count]) if count else np.arange(0)
+
 
 OFFSETS = "offsets"
 POINT_KEYS = ("points", "xyz", "xyt")
@@ -26,7 +270,6 @@ POINT_KEYS = ("points", "xyz", "xyt")
 CLASS_KEYS = ("label", MASK_NAME)
 # The default spec holds this share of the clouds whole.
 WHOLE_PERCENT = 95
-POINTS_STEP = 8
 
 
 @dataclass(frozen=True, eq=False)

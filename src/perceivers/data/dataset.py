@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perceivers.data.augment import AugmentConfig
+from perceivers.data.clouds import PointMask
 from perceivers.data.fitting import SampleReader
 from perceivers.data.masks import MASK_NAME, Mask, kept_classes
 from perceivers.data.measuring import measure_specs
 from perceivers.data.partial import keep_holding
-from perceivers.data.scenes import PointMask
 from perceivers.data.sources import Source
 from perceivers.errors import DataError
 from perceivers.text_names import check_class_names, check_writable, show_name

@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from perceivers.data.augment import View, place_view, random_view
+from perceivers.data.augment import PLAIN, Look, View, place_view, random_view
 from perceivers.data.deep_pictures import is_deep, read_deep, to_augmented
 from perceivers.data.pictures import convert_channels, load_picture, open_picture, upright_size
 from perceivers.data.rand_augment import as_picture, augment_crop
 from perceivers.data.sources import Encoded
-from perceivers.data.views import PLAIN, Look
 from perceivers.types import Image as ImageSpec
 
 # A JPEG is decoded no smaller than this many times what is kept of it, so that the final,

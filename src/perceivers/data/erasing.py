@@ -17,8 +17,8 @@ from math import exp, log, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from perceivers.data.augment import Look
 from perceivers.data.fits import FULL_SCALE
-from perceivers.data.views import Look
 from perceivers.types import Image, Video
 
 AREA = (0.02, 1 / 3)

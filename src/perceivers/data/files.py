@@ -11,16 +11,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.data.augment import AugmentConfig
-from perceivers.data.batches import Batch, merge_empty, read_readable
+from perceivers.data.augment import AugmentConfig, Views
 from perceivers.data.containers import EXTENSIONS, wrap_file
 from perceivers.data.fitting import SampleReader
 from perceivers.data.folders import PictureFiles
-from perceivers.data.pairing import Parts
+from perceivers.data.joined import Parts
+from perceivers.data.loaders import Batch, merge_empty, read_readable
 from perceivers.data.sources import RawSample, pick
-from perceivers.data.text_folders import walk_files
+from perceivers.data.text_sources import walk_files
 from perceivers.data.texts import TEXT_EXTENSION
-from perceivers.data.views import Views
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.settings import Count, checked
 from perceivers.text_names import compose, find_spelling

@@ -7,7 +7,9 @@ training, the same one at every evaluation.
 Legend: C channels, S samples, P points, L bytes or ids.
 """
 
+import zlib
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,20 +17,129 @@ from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from perceivers.data.audio_clips import fit_audio
-from perceivers.data.augment_points import keep_rows, move_points, turn_points
-from perceivers.data.augment_texts import change_text
+from perceivers.data.augment import PLAIN, Look
+from perceivers.data.augment_signals import change_text, keep_rows, move_points, turn_points
 from perceivers.data.byte_codec import pad_ids, wrap_ids
+from perceivers.data.clouds import INSIDE, PointMask, choose_block
 from perceivers.data.drawing import choose_view, fit_array, fit_encoded, fit_picture
-from perceivers.data.frames import fit_frames
 from perceivers.data.masks import IGNORED, Mask, fit_mask, fit_masked, number_ids, read_ids
 from perceivers.data.point_files import read_points
 from perceivers.data.rand_augment import as_picture
-from perceivers.data.scenes import INSIDE, PointMask, choose_block
 from perceivers.data.sources import Encoded, EncodedClip, RawSample
-from perceivers.data.video_clips import fit_clip, fit_video
-from perceivers.data.views import PLAIN, Look
-from perceivers.errors import DataError
+from perceivers.data.video_clips import fit_clip, fit_frames, fit_video
+from perceivers.errors import ConfigError, DataError
 from perceivers.types import FIRST_BYTE, Audio, Bytes, Image, ModalitySpec, Points, Video
+
+# -- Elements of a sample in another order, where a spec asks for it (``ModalitySpec.order``) ----
+#
+# The permutation is applied last, to what a model would be given: crops, noise and padding come
+# before it. It depends on the spec's seed and the modality's name and, with ``per_sample``, on
+# the sample's place in the stream of training, or in its split in evaluation.
+#
+# Legend: N elements of a sample, row-major.
+
+# Keep the streams of the two kinds of permutations apart.
+FIXED, PER_SAMPLE = range(2)
+
+
+def reordered(specs: Mapping[str, ModalitySpec]) -> list[str]:
+    """Return the modalities whose elements are not read in place."""
+    return [name for name, spec in specs.items() if spec.order != "in_place"]
+
+
+def check_in_place(specs: Mapping[str, ModalitySpec], what: str) -> None:
+    """Refuse to go on where elements are read in another order.
+
+    Args:
+        specs: What is read.
+        what: Begins the message: what needs elements in place.
+
+    Raises:
+        ConfigError: Names the modality.
+    """
+    if names := reordered(specs):
+        raise ConfigError(
+            f"{what} needs elements in place, but the model reads {names[0]!r} with order="
+            f"{specs[names[0]].order!r}; use a model trained without it"
+        )
+
+
+def reorder_sample(
+    values: dict[str, NDArray[Any]], specs: Mapping[str, ModalitySpec], key: int
+) -> None:
+    """Put the elements of a fitted sample in the order of its specs.
+
+    Masks of a picture, and classes of points, move along with their elements.
+
+    Args:
+        values: By modality, in the raw layout without a batch axis; changed in place.
+        specs: What each modality looks like.
+        key: Place of the sample, on which permutations of single samples depend.
+    """
+    for name in reordered(specs):
+        if name not in values:
+            continue
+        spec = specs[name]
+        order = find_order(values[name], spec, name, key)
+        values[name] = permute(values[name], spec, order)
+        if name == _first(specs, type(spec)):
+            target = {Image: Mask, Points: PointMask}.get(type(spec))
+            mask = _first(specs, target) if target else None
+            if mask in values:
+                values[mask] = permute(values[mask], specs[mask], order)
+
+
+def find_order(values: NDArray[Any], spec: ModalitySpec, name: str, key: int) -> NDArray[np.int64]:
+    """Return which element comes to each place, ``[N]``.
+
+    What is no element stays where it is: padding and special ids of texts, rows of NaN of ragged
+    points. Under ``fixed``, samples of as many elements share the order; that of shorter ones is
+    the same without the elements that they lack.
+
+    Args:
+        values: The sample's, in the raw layout.
+        spec: What it looks like.
+        name: Of the modality.
+        key: Place of the sample.
+    """
+    seed, text = spec.order_seed, zlib.crc32(name.encode())
+    if spec.order == "fixed":
+        ranks = _fixed_ranks(seed, text, spec.num_tokens)
+    else:
+        ranks = np.random.default_rng((PER_SAMPLE, seed, text, key)).permutation(spec.num_tokens)
+    order = np.arange(spec.num_tokens)
+    places = np.flatnonzero(_is_element(values, spec))
+    order[places] = places[np.argsort(ranks[places])]
+    return order
+
+
+def permute(values: NDArray[Any], spec: ModalitySpec, order: NDArray[np.int64]) -> NDArray[Any]:
+    """Return a sample whose place k holds element ``order[k]``, in the raw layout."""
+    axes = len(spec.grid)
+    if spec.channels_first:
+        flat = values.reshape(*values.shape[: values.ndim - axes], spec.num_tokens)
+        return np.ascontiguousarray(flat[..., order]).reshape(values.shape)
+    return values.reshape(spec.num_tokens, *values.shape[axes:])[order].reshape(values.shape)
+
+
+@lru_cache(maxsize=16)
+def _fixed_ranks(seed: int, text: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng((FIXED, seed, text)).permutation(count)
+
+
+def _is_element(values: NDArray[Any], spec: ModalitySpec) -> NDArray[np.bool_]:
+    """Tell elements from padding, ``[N]``."""
+    if isinstance(spec, Bytes):
+        return np.greater_equal(values, FIRST_BYTE)
+    if isinstance(spec, Points):
+        return np.logical_not(np.isnan(values).any(-1))
+    return np.ones(spec.num_tokens, bool)
+
+
+def _first(specs: Mapping[str, ModalitySpec], kind: type) -> str:
+    """Return the first modality of a kind, as samples pair elements with targets; empty if none."""
+    return next((name for name, spec in specs.items() if isinstance(spec, kind)), "")
+
 
 # What integer types are divided by before they reach a model, as in adapters.
 FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.int16): 32768.0}

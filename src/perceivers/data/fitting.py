@@ -8,15 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
-from perceivers.data.augment import AugmentConfig
-from perceivers.data.augment_points import check_points
-from perceivers.data.augment_sounds import change_sound
+from perceivers.data.augment import AugmentConfig, Look, Place
+from perceivers.data.augment_signals import change_sound, check_points
+from perceivers.data.clouds import PointMask
 from perceivers.data.drawing import fit_encoded
-from perceivers.data.element_order import check_in_place, reorder_sample
 from perceivers.data.erasing import erase_box
-from perceivers.data.fits import check_whole, fit_sample, text_room
+from perceivers.data.fits import check_in_place, check_whole, fit_sample, reorder_sample, text_room
 from perceivers.data.masks import Mask
-from perceivers.data.scenes import PointMask
 from perceivers.data.sources import (
     EncodedClip,
     PartialSource,
@@ -26,7 +24,6 @@ from perceivers.data.sources import (
     TiledSource,
     WindowedSource,
 )
-from perceivers.data.views import Look, Place
 from perceivers.errors import ConfigError, DataError
 from perceivers.limits import check_limit
 from perceivers.settings import kinds_of

@@ -1,20 +1,198 @@
-"""Folders of real frame pairs with measured flow, such as Middlebury's: for evaluation.
+"""Optical flow: its files, folders of measured pairs, and pairs generated from photographs."""
 
-Legend: H W rows and columns.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from math import ceil, isfinite
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from perceivers.data.flow_files import read_flow
+from perceivers.data.augment import AugmentConfig, Look
+from perceivers.data.containers import load_library
+from perceivers.data.deep_pictures import to_eight_bits
+from perceivers.data.drawing import fit_encoded
+from perceivers.data.motions import Motion, draw_blob, draw_motion, frame_places
 from perceivers.data.pictures import convert_channels, is_picture_name, read_bytes, read_picture
+from perceivers.data.sources import PictureSource, Source
 from perceivers.data.system_files import is_system_file, is_system_folder
-from perceivers.errors import DataError
+from perceivers.errors import ConfigError, DataError, InputError
+from perceivers.files import write_atomic
+from perceivers.limits import check_limit
+from perceivers.nn.patches import sample_pixels
+from perceivers.types import Image
+
+# -- Optical-flow files: Middlebury's ``.flo`` and KITTI's 16-bit PNG ----------------------------
+#
+# Legend: H W rows and columns. Flow is ``[2, H, W]`` in pixels from frame 1 to frame 2, channel 0
+# = u (to the right), channel 1 = v (down); NaN where it is unknown.
+
+FLOW_EXTENSIONS = (".flo", ".png")
+
+# Middlebury (Baker et al. 2011), flowIO: the magic is the float 202021.25 in little-endian order.
+FLO_MAGIC = b"PIEH"
+FLO_HEADER = 12
+FLO_UNKNOWN = 1e10
+FLO_LARGEST = 1e9
+# More than any picture has; beyond it the header is damaged.
+MAX_SIDE = 99_999
+
+# KITTI (Geiger et al. 2012): red and green hold 64 * flow + 32768, blue is 1 where it is known.
+KITTI_SCALE = 64.0
+KITTI_ZERO = 32768.0
+KITTI_FORMAT = "rgb48be"
+
+
+def read_flow(path: str | PathLike[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Read a flow file, ``.flo`` or a 16-bit ``.png``.
+
+    Returns:
+        Flow ``[2, H, W]``, NaN where unknown, and booleans ``[H, W]``, True where it is known.
+
+    Raises:
+        DataError: The file cannot be read, is cut short, or is not of that format.
+    """
+    name = str(path)
+    kind = _extension(name)
+    data = read_bytes(name)
+    if not data:
+        raise DataError(f"{name}: the file is empty (0 bytes)")
+    return _read_flo(data, name) if kind == ".flo" else _read_kitti(data, name)
+
+
+def write_flow(
+    path: str | PathLike[str], flow: NDArray[Any], valid: NDArray[np.bool_] | None = None
+) -> Path:
+    """Write a flow file, ``.flo`` or a 16-bit ``.png``; an old file survives any failure.
+
+    Args:
+        path: Where it goes; the extension chooses the format. A ``.png`` rounds to 1/64 pixel.
+        flow: ``[2, H, W]`` in pixels; what is not finite is written as unknown.
+        valid: ``[H, W]``, False where the flow is unknown whatever stands there.
+
+    Raises:
+        InputError: Shapes that do not fit, or flow that the format cannot hold.
+        DataError: Another extension.
+    """
+    kind = _extension(str(path))
+    if flow.ndim != 3 or flow.shape[0] != 2 or not flow.size:
+        raise InputError(f"flow has shape {flow.shape}; it must be [2, H, W]")
+    known = np.asarray(np.isfinite(flow).all(axis=0))
+    if valid is not None:
+        if valid.shape != flow.shape[1:]:
+            raise InputError(
+                f"valid has shape {valid.shape} for flow of shape {flow.shape}; it must be "
+                f"{flow.shape[1:]}"
+            )
+        known = known & valid
+    encode = _encode_flo if kind == ".flo" else _encode_kitti
+    return write_atomic(Path(path), encode(np.asarray(flow, np.float64), known))
+
+
+def _extension(name: str) -> str:
+    """Return the format's extension."""
+    extension = Path(name).suffix.lower()
+    if extension not in FLOW_EXTENSIONS:
+        raise DataError(f"{name}: flow files are {' or '.join(FLOW_EXTENSIONS)}, not {extension!r}")
+    return extension
+
+
+def _read_flo(data: bytes, name: str) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Decode ``PIEH``, int32 width and height, then (u, v) pairs row by row."""
+    if data[:4] != FLO_MAGIC:
+        raise DataError(
+            f"{name}: starts with {data[:4]!r}; a .flo file starts with {FLO_MAGIC!r} "
+            f"(little-endian float 202021.25)"
+        )
+    if len(data) < FLO_HEADER:
+        raise DataError(f"{name}: cut short after {len(data)} bytes; the header alone has 12")
+    width, height = (int(side) for side in np.frombuffer(data, "<i4", 2, offset=4))
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise DataError(
+            f"{name}: the header says {width} x {height} pixels; both must lie in 1..{MAX_SIDE}"
+        )
+    wanted = FLO_HEADER + 8 * width * height
+    if len(data) != wanted:
+        raise DataError(
+            f"{name}: {len(data)} bytes, but {width} x {height} pixels take {wanted}; the file was "
+            f"cut short or is damaged"
+        )
+    pairs = np.frombuffer(data, "<f4", offset=FLO_HEADER).reshape(height, width, 2)
+    flow = pairs.transpose(2, 0, 1).astype(np.float32)
+    # NaN compares false, and so is unknown too.
+    valid = np.asarray((np.abs(flow) <= FLO_LARGEST).all(axis=0))
+    return np.where(valid, flow, np.float32(np.nan)), valid
+
+
+def _encode_flo(flow: NDArray[np.float64], known: NDArray[np.bool_]) -> bytes:
+    """Return the content of a ``.flo`` file."""
+    largest = np.abs(flow[:, known]).max(initial=0.0)
+    if largest > FLO_LARGEST:
+        raise InputError(f"flow of {largest:g} pixels; a .flo file calls more than 1e9 unknown")
+    pairs = np.where(known, flow, FLO_UNKNOWN).transpose(1, 2, 0)
+    header = FLO_MAGIC + np.array([flow.shape[2], flow.shape[1]], "<i4").tobytes()
+    return header + pairs.astype("<f4").tobytes()
+
+
+def _load_av(name: str) -> Any:
+    """Return PyAV: Pillow would read and write 16-bit colour as 8 bits, without a word."""
+    try:
+        return load_library("av")
+    except DataError as error:
+        raise DataError(
+            f"{name}: 16-bit flow pictures need PyAV, which cannot be imported; run pip install "
+            f'"perceivers[media]", or use .flo files'
+        ) from error
+
+
+def _read_kitti(data: bytes, name: str) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Decode a 16-bit colour PNG."""
+    av = _load_av(name)
+    # The sides, in the first chunk; a decoder makes room for them.
+    width, height = (int.from_bytes(data[place : place + 4]) for place in (16, 20))
+    check_limit("pixels", width * height, name)
+    try:
+        frames = av.CodecContext.create("png", "r").decode(av.Packet(data))
+    except av.error.FFmpegError as error:
+        raise DataError(f"{name}: cannot be decoded as PNG; it is damaged or cut short") from error
+    if not frames or frames[0].format.name != KITTI_FORMAT:
+        found = frames[0].format.name if frames else "nothing"
+        raise DataError(
+            f"{name}: the picture holds {found}; a KITTI flow picture has three channels of 16 "
+            f"bits ({KITTI_FORMAT})"
+        )
+    values = frames[0].to_ndarray(format="rgb48le").astype(np.float32)
+    valid = values[..., 2] > 0
+    flow = (values[..., :2].transpose(2, 0, 1) - KITTI_ZERO) / np.float32(KITTI_SCALE)
+    return np.where(valid, flow, np.float32(np.nan)), valid
+
+
+def _encode_kitti(flow: NDArray[np.float64], known: NDArray[np.bool_]) -> bytes:
+    """Return the content of a 16-bit colour PNG."""
+    av = _load_av("writing flow")
+    scaled = np.rint(np.where(known, flow, 0.0) * KITTI_SCALE + KITTI_ZERO)
+    if scaled.min() < 0 or scaled.max() > 65535:
+        low, high = flow[:, known].min(), flow[:, known].max()
+        raise InputError(
+            f"flow of {low:g}..{high:g} pixels; a 16-bit picture holds -512..511.98, write a .flo "
+            f"file"
+        )
+    values = np.stack([*np.where(known, scaled, 0.0), known], axis=-1).astype(np.uint16)
+    codec = av.CodecContext.create("png", "w")
+    codec.height, codec.width = values.shape[:2]
+    codec.pix_fmt, codec.time_base = KITTI_FORMAT, Fraction(1)
+    frame = av.VideoFrame.from_ndarray(values, format="rgb48le").reformat(format=KITTI_FORMAT)
+    return b"".join(bytes(packet) for packet in (*codec.encode(frame), *codec.encode(None)))
+
+
+# -- Folders of real frame pairs with measured flow, such as Middlebury's: for evaluation --------
+#
+# Legend: H W rows and columns.
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,3 +287,206 @@ def _read_frame(path: str) -> NDArray[np.uint8]:
     """Return a picture file as uint8 ``[3, H, W]``."""
     picture = convert_channels(read_picture(read_bytes(path), path), 3, path)
     return np.asarray(picture).transpose(2, 0, 1)
+
+
+# ------------------------------------------------------------------------------------------------
+# Training pairs for optical flow, generated from single photographs, with exact ground truth.
+#
+# Frame 2 is cut from a photograph. Frame 1 is made by looking up, for each of its pixels x, what
+# frame 2 shows at x + flow(x), where flow is a formula (``motions``): so the flow is exact at
+# every pixel of frame 1, whatever the filter. Photographs are sampled on a canvas larger than the
+# frame by the longest motion, so nothing is invented at the edges.
+#
+# In a share of the pairs a piece of another photograph moves in front, with a motion of its own.
+# The piece has a shape in frame 2, and frame 1 shows both, shape and content, where its motion
+# takes them from. Flow is that of whatever frame 1 shows. Background that the piece covers in
+# frame 2 alone keeps its true motion although its end point is hidden there, as in Sintel or
+# FlyingChairs.
+#
+# Legend: H W rows and columns of the frames.
+
+# Before the address of photographs, from which pairs are generated.
+WARPS = "warps:"
+MIN_SIDE = 16
+DEFAULT_MAX_FLOW = 8.0
+# At most doubled, so that photographs of the frame's size do not turn blurred.
+CROPS = AugmentConfig(crop_scale=(0.5, 1.0), flip=True)
+# What a bicubic filter reads beside a place.
+FILTER_MARGIN = 2
+
+# Differences of exposure between frames: factors, shares of full scale, and sensor noise of at most
+# 3 of 255 steps (standard deviation).
+JITTER_GAIN = 0.05
+JITTER_OFFSET = 0.02
+JITTER_NOISE = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class WarpedPairs:
+    """A source of generated frame pairs, equal at every reading of the same index.
+
+    A sample holds ``video``, uint8 ``[3, 2, H, W]`` (frame 1, frame 2), and ``flow``, float32
+    ``[2, H, W]`` in pixels from frame 1 to frame 2, channel 0 = u (to the right), 1 = v (down).
+
+    Args:
+        photographs: A source of pictures; it must have names as well.
+        height: Rows H of the frames.
+        width: Columns W of the frames.
+        max_flow: Pixels that nothing moves farther than, at most half the shorter side.
+        seed: Chooses crops, motions and shapes, together with the index.
+        repeats: Pairs made of each photograph, each with another crop and another motion. Pair i
+            is made of photograph i modulo their number, so one pass sees all before any repeats.
+        layered: Share of the pairs, 0..1, in which a piece of another photograph moves in front.
+        jitter: Whether the frames differ a little in brightness (gain within 5 %, offset within
+            2 % of full scale) and carry independent noise (deviation up to 3 of 255).
+
+    Raises:
+        ConfigError: A setting out of range.
+        DataError: The source holds no picture files, or none at all.
+    """
+
+    photographs: Source
+    height: int
+    width: int
+    max_flow: float = DEFAULT_MAX_FLOW
+    seed: int = 0
+    repeats: int = 1
+    layered: float = 0.5
+    jitter: bool = True
+    labels: None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        """Reject settings that make no pairs."""
+        if min(self.height, self.width) < MIN_SIDE:
+            raise ConfigError(
+                f"frames of {self.height} x {self.width} pixels; both sides must be at least "
+                f"{MIN_SIDE}"
+            )
+        limit = min(self.height, self.width) / 2
+        if not (isfinite(self.max_flow) and 0 < self.max_flow <= limit):
+            raise ConfigError(
+                f"max_flow is {self.max_flow}; for frames of {self.height} x {self.width} pixels "
+                f"it must be above 0 and at most {limit:g}"
+            )
+        if self.repeats < 1 or self.seed < 0:
+            raise ConfigError(
+                f"repeats is {self.repeats} and seed is {self.seed}; they must be at least 1 and 0"
+            )
+        if not 0 <= self.layered <= 1:
+            raise ConfigError(f"layered is {self.layered}; it is a share and must lie in 0..1")
+        if not isinstance(self.photographs, PictureSource):
+            raise DataError(
+                f"flow pairs are made of picture files, not of {type(self.photographs).__name__}; "
+                f"give a folder of pictures or tars of them"
+            )
+        if not len(self.photographs):
+            raise DataError("flow pairs need at least 1 photograph, and the source holds none")
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The photograph's name and the number of its pair."""
+        return tuple(
+            f"{name}#warp{copy}" for copy in range(self.repeats) for name in self.photographs.names
+        )
+
+    def __len__(self) -> int:
+        """Count the pairs."""
+        return len(self.photographs) * self.repeats
+
+    def read(self, index: int) -> dict[str, NDArray]:
+        """Return one pair and its flow.
+
+        Raises:
+            DataError: A photograph cannot be read.
+            IndexError: There is no such pair.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"pair {index} of {len(self)}")
+        rng = np.random.default_rng((self.seed, index))
+        photograph = index % len(self.photographs)
+        places = frame_places(self.height, self.width)
+        canvas = self._canvas(photograph, rng)
+        motion = draw_motion(rng, self.height, self.width, self.max_flow)
+        flow, frame1, frame2 = motion(places), self._seen(canvas, motion), self._seen(canvas, None)
+        if rng.random() < self.layered and len(self.photographs) > 1:
+            others = rng.integers(1, len(self.photographs))
+            canvas = self._canvas(int(photograph + others) % len(self.photographs), rng)
+            motion = draw_motion(rng, self.height, self.width, self.max_flow)
+            shape = draw_blob(rng, self.height, self.width)
+            moved = motion(places)
+            before, after = shape(places + moved), shape(places)
+            flow = np.where(before > 0.5, moved, flow)
+            frame1 += before * (self._seen(canvas, motion) - frame1)
+            frame2 += after * (self._seen(canvas, None) - frame2)
+        frames = [self._develop(frame, rng) for frame in (frame1, frame2)]
+        return {"video": np.stack(frames, axis=1), "flow": flow.astype(np.float32)}
+
+    @property
+    def _margin(self) -> int:
+        """Pixels by which a canvas is larger than the frame, on each side."""
+        return ceil(self.max_flow) + FILTER_MARGIN
+
+    def _canvas(self, index: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """Return a crop of a photograph, with room around the frame: ``[3, H + .., W + ..]``."""
+        assert isinstance(self.photographs, PictureSource)
+        room = 2 * self._margin
+        spec = Image(self.height + room, self.width + room)
+        return to_eight_bits(fit_encoded(self.photographs.encoded(index), spec, Look(rng, CROPS)))
+
+    def _seen(self, canvas: NDArray[np.uint8], motion: Motion | None) -> NDArray[np.float64]:
+        """Return what a frame shows, ``[3, H, W]`` in 0..255: frame 2 without a motion."""
+        margin = self._margin
+        if motion is None:
+            inner = canvas[:, margin : margin + self.height, margin : margin + self.width]
+            return inner.astype(np.float64)
+        places = frame_places(self.height, self.width)
+        places = torch.from_numpy(places + motion(places) + margin)
+        # Double precision, since single would be off by a visible part of a pixel on large frames.
+        scene = torch.from_numpy(np.ascontiguousarray(canvas)).to(places.dtype)
+        return sample_pixels(scene[None], places[None], "bicubic")[0].numpy()
+
+    def _develop(self, frame: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
+        """Return what a camera makes of it."""
+        if self.jitter:
+            gain = 1 + rng.uniform(-JITTER_GAIN, JITTER_GAIN)
+            offset = 255 * rng.uniform(-JITTER_OFFSET, JITTER_OFFSET)
+            noise = rng.standard_normal(frame.shape) * rng.uniform(0.0, JITTER_NOISE)
+            frame = frame * gain + offset + noise
+        return np.rint(frame).clip(0, 255).astype(np.uint8)
+
+
+def make_warps(
+    splits: Mapping[str, Source],
+    *,
+    height: int,
+    width: int,
+    max_flow: float = DEFAULT_MAX_FLOW,
+    seed: int = 0,
+    repeats: int = 1,
+) -> dict[str, WarpedPairs]:
+    """Turn every split of a set of photographs into a split of frame pairs with flow.
+
+    Args:
+        splits: Sources of picture files by split, as ``open_data`` gives them.
+        height: Rows H of the frames.
+        width: Columns W of the frames.
+        max_flow: Pixels that nothing moves farther than.
+        seed: Chooses crops, motions and shapes.
+        repeats: Pairs per photograph in ``train``, so that longer training sees new motions; the
+            other splits have one.
+
+    Raises:
+        ConfigError: A setting out of range.
+        DataError: A split that holds no picture files.
+    """
+    return {
+        split: WarpedPairs(
+            source,
+            height,
+            width,
+            max_flow=max_flow,
+            seed=seed,
+            repeats=repeats if split == "train" else 1,
+        )
+        for split, source in splits.items()
+    }

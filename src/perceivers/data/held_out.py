@@ -11,9 +11,8 @@ from pathlib import Path
 from perceivers.data.address import find_split_tars, open_alone, open_tars
 from perceivers.data.dataset import Dataset
 from perceivers.data.folders import SPLIT_FOLDERS
-from perceivers.data.labels import IntegerLabels
+from perceivers.data.labels import Chosen, IntegerLabels
 from perceivers.data.tables import TABLE_EXTENSIONS
-from perceivers.data.targets import Chosen
 from perceivers.data.texts import TEXT_EXTENSION
 from perceivers.errors import DataError
 from perceivers.text_names import compose

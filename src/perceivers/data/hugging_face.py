@@ -15,15 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.data.cells import Cells, Part, Stored
-from perceivers.data.labels import DEFAULT_COLUMN
+from perceivers.data.labels import DEFAULT_COLUMN, Chosen
 from perceivers.data.manifests import add_sound, as_array, describe_missing, label_rows
 from perceivers.data.media_kinds import KINDS, LISTED, TEXT, name_modalities
 from perceivers.data.pictures import read_bytes
-from perceivers.data.row_source import RowSource, make_sources
+from perceivers.data.row_source import Cells, Part, RowSource, Stored, make_sources
 from perceivers.data.sources import Found
 from perceivers.data.tables import SPLIT_WORDS, Table
-from perceivers.data.targets import Chosen
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.foreign import read_int
 

@@ -16,27 +16,25 @@ from functools import partial
 import numpy as np
 
 from perceivers.data.augment import AugmentConfig
+from perceivers.data.clouds import Scenes
 from perceivers.data.dataset import Dataset
 from perceivers.data.fitting import SampleReader
 from perceivers.data.flow_pairs import FlowPairs
 from perceivers.data.inspecting_labels import (
     Choices,
     LabelFacts,
+    ModalityFacts,
     TargetFacts,
     count_labels,
+    describe_scenes,
     describe_targets,
     find_choices,
     find_label_problems,
-)
-from perceivers.data.inspecting_modalities import (
-    ModalityFacts,
-    describe_scenes,
     join_modalities,
     spread_sizes,
     title_modality,
 )
 from perceivers.data.inspecting_samples import SampleFacts, measure_sample
-from perceivers.data.scenes import Scenes
 from perceivers.data.sources import (
     PartialSource,
     Source,

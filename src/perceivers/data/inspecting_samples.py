@@ -15,8 +15,17 @@ from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from perceivers.data.audio_clips import fit_audio, read_sound_info
+from perceivers.data.augment import Look, Place
+from perceivers.data.clouds import INSIDE
 from perceivers.data.containers import open_bytes
-from perceivers.data.deep_pictures import count_channels, is_deep, read_deep
+from perceivers.data.deep_pictures import (
+    UNSIGNED,
+    count_channels,
+    describe_values,
+    is_deep,
+    read_deep,
+    read_layout,
+)
 from perceivers.data.joined import JoinedSource
 from perceivers.data.masks import MASK_NAME, find_pair_turn, picture_orientation, read_ids
 from perceivers.data.pictures import (
@@ -26,7 +35,6 @@ from perceivers.data.pictures import (
     open_picture,
 )
 from perceivers.data.point_files import native_points
-from perceivers.data.scenes import INSIDE
 from perceivers.data.sources import (
     Encoded,
     EncodedClip,
@@ -35,9 +43,7 @@ from perceivers.data.sources import (
     Source,
 )
 from perceivers.data.texts import Documents
-from perceivers.data.tiff_bands import UNSIGNED, describe_values, read_layout
 from perceivers.data.video_clips import fit_video, native_video
-from perceivers.data.views import Look, Place
 from perceivers.errors import DataError
 from perceivers.types import Audio, Video
 

@@ -3,16 +3,21 @@
 Legend: n samples, T data sets.
 """
 
+import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from perceivers.data.containers import name_kind
 from perceivers.data.dataset import Dataset
+from perceivers.data.labels import as_integer
 from perceivers.data.sources import (
     UNKNOWN,
     ContentSource,
@@ -27,7 +32,145 @@ from perceivers.data.sources import (
     WindowedSource,
 )
 from perceivers.errors import DataError
+from perceivers.text_names import compose
 from perceivers.types import ModalitySpec, Points
+
+# -- Files of several kinds put together to samples by their paths without ending ----------------
+#
+# ``cat/1.png`` and ``cat/1.wav`` are one sample. Some samples may lack a kind; but where no
+# sample has two kinds, the names were never meant to pair.
+
+NOUNS = {"image": "pictures", "audio": "sounds", "video": "videos", "points": "point clouds"}
+Parts = Mapping[str, str]
+
+
+def kind_of(path: str) -> str:
+    """Return the kind of a file that was found because it has one."""
+    kind = name_kind(path.rpartition(os.sep)[2])
+    assert kind is not None, path
+    return kind
+
+
+def pair_paths(paths: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the files of each sample by kind, by their common path without ending.
+
+    Args:
+        paths: Where the files lie, each of a known kind.
+
+    Raises:
+        DataError: A sample would have two files of one kind.
+    """
+    samples: dict[str, dict[str, str]] = {}
+    # One name may be spelled in two ways; the first one names the sample.
+    first: dict[str, str] = {}
+    for path in paths:
+        kind = kind_of(path)
+        stem = path.rpartition(".")[0]
+        parts = samples.setdefault(first.setdefault(compose(stem), stem), {})
+        if kind in parts:
+            raise DataError(
+                f"{path}: lies beside {Path(parts[kind]).name!r}; files of several kinds "
+                f"are paired by name, so a name may have one file of each kind"
+            )
+        parts[kind] = path
+    return samples
+
+
+def check_pairs(samples: Sequence[Parts], kinds: Sequence[str], root: Path) -> str:
+    """Return a sentence on samples that lack a kind, empty when none does.
+
+    Args:
+        samples: The files by kind of every sample of all splits.
+        kinds: All kinds there are, at least two.
+        root: The data's folder, for messages.
+
+    Raises:
+        DataError: No sample has two kinds.
+    """
+    held = Counter(tuple(kind for kind in kinds if kind in parts) for parts in samples)
+    if all(len(combination) == 1 for combination in held):
+        counts = ", ".join(f"{held[(kind,)]} {NOUNS[kind]}" for kind in kinds)
+        raise DataError(
+            f"{root}: holds {counts}, and no two of different kinds share a name; files of several "
+            f"kinds are paired by their paths without ending, such as a/1.png and a/1.wav. Rename "
+            f"them, or put every kind into a folder of its own and give one of those"
+        )
+    if list(held) == [tuple(kinds)]:
+        return ""
+    every = ", ".join(
+        f"{count} with {' and '.join(NOUNS[kind] for kind in combination)}"
+        for combination, count in sorted(held.items(), key=lambda item: (-len(item[0]), item[0]))
+    )
+    return f"paired by name, not all samples hold every kind: {every}"
+
+
+# ------------------------------------------------------------------------------------------------
+# Labels of other data in the order of a model's classes, where their ids tell which is which.
+
+Columns = Mapping[str, Sequence[str]]
+
+
+def align_classes(dataset: Dataset, classes: Sequence[str], columns: Columns) -> Dataset:
+    """Return data whose classes are those of a model, if they are some of its ids.
+
+    Data that hold only some of the ids 1007, 2007 and 3007 have fewer classes than the model that
+    was trained on all of them. Names that are no integers are left alone: whether they mean the
+    same is not told by one that is missing. All of the model's in another order are put in its own.
+
+    Data without a training split number classes by held-out samples alone: there any names may be
+    some of the model's, and numbers that are no names of its classes are their places.
+
+    Args:
+        dataset: Opened data.
+        classes: The model's, of its only label.
+        columns: The model's, by label column.
+    """
+    held_out = "train" not in dataset.splits
+    named = _rename(dataset.classes, classes, held_out)
+    if named:
+        splits = {s: _place(each, [(named, classes)]) for s, each in dataset.splits.items()}
+        return replace(dataset, splits=splits, classes=tuple(classes))
+    if list(dataset.columns) != list(columns):
+        return dataset
+    renamed = {name: _rename(own, columns[name], held_out) for name, own in dataset.columns.items()}
+    if not any(renamed.values()):
+        return dataset
+    pairs = [
+        (renamed[name], columns[name]) if renamed[name] else (own, own)
+        for name, own in dataset.columns.items()
+    ]
+    splits = {split: _place(source, pairs) for split, source in dataset.splits.items()}
+    known = {name: tuple(theirs) for name, (_, theirs) in zip(columns, pairs, strict=True)}
+    return replace(dataset, splits=splits, columns=known)
+
+
+def _rename(own: Sequence[str], theirs: Sequence[str], held_out: bool) -> tuple[str, ...]:
+    """Return a model's name of each class; none where they are all its own, or are not."""
+    if not own or tuple(own) == tuple(theirs):
+        return ()
+    numbers = [as_integer(name) for name in own]
+    places = [number for number in numbers if number is not None and 0 <= number < len(theirs)]
+    whole = None not in numbers
+    if set(own) <= set(theirs):
+        # All of them in another order, as composed and decomposed folders are sorted.
+        same = len(own) == len(theirs)
+        return tuple(own) if whole or held_out or same else ()
+    return tuple(theirs[place] for place in places) if held_out and len(places) == len(own) else ()
+
+
+def _place(source: Source, pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> Source:
+    """Return a source with the labels of other lists of names."""
+    labels: Any = source.labels
+    if labels is None or not is_dataclass(source) or isinstance(source, type):
+        return source
+    if isinstance(whole := getattr(source, "source", None), Source):
+        return replace(source, **{"source": _place(whole, pairs)})
+    rows: NDArray[np.int64] = labels.reshape(len(labels), -1)
+    # The last entry is where -1, unknown, leads.
+    tables = [np.array([*(list(b).index(name) for name in a), -1], np.int64) for a, b in pairs]
+    placed = np.stack([table[rows[:, i]] for i, table in enumerate(tables)], axis=1)
+    return replace(source, labels=placed.reshape(labels.shape))
+
 
 SEPARATOR = " + "
 # Samples that are tried before a whole part is called unreadable.

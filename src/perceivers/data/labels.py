@@ -5,17 +5,18 @@ Legend: n samples, T label columns.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perceivers.data.sources import MAX_CLASSES, UNKNOWN, number_classes
 from perceivers.errors import ConfigError, DataError, suggest
-from perceivers.foreign import decode_text
+from perceivers.foreign import decode_text, parse_json
 from perceivers.reading import read_file
 from perceivers.text_names import check_class_name, check_class_names
 
@@ -344,3 +345,230 @@ def _check_range(
             f"{table.names[row]}: {column} {value[:40]!r} is no class; the {len(names)} classes, "
             f"numbered from 0, are {listed}{remedy}"
         )
+
+
+# -- Target columns: numbers to be predicted, from tables, JSON entries and arrays ---------------
+#
+# Legend: n samples, T target columns.
+
+
+class Chosen(NamedTuple):
+    """The columns that are asked for: labels (none reads ``label``), and numbers to be predicted.
+
+    A column is one or the other. ``bare`` asks for the samples alone, in the order they lie in: no
+    label is read, and a column ``split`` divides nothing. ``integers`` says what whole numbers in
+    label columns are.
+    """
+
+    labels: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    bare: bool = False
+    integers: IntegerLabels = "values"
+
+    def check(self) -> None:
+        """Refuse a column that is named twice.
+
+        Raises:
+            ConfigError: With the column.
+        """
+        both = [column for column in self.targets if column in self.labels]
+        if both:
+            raise ConfigError(
+                f"column {both[0]!r} is asked for as a label and as a target; a column is either "
+                f"a class (labels) or a number to be predicted (targets)"
+            )
+        if len(set(self.targets)) != len(self.targets):
+            raise ConfigError(f"targets are {list(self.targets)}; name each column once")
+
+    def refuse(self, where: str) -> None:
+        """Refuse any column, of data that have none.
+
+        Raises:
+            ConfigError: A column is asked for.
+        """
+        check_columns(self.labels, (), where)
+        check_targets(self.targets, (), where)
+
+
+NO_COLUMNS = Chosen()
+LARGEST = float(np.finfo(np.float32).max)
+
+
+def check_targets(chosen: Sequence[str], known: Sequence[str], where: str) -> None:
+    """Refuse target columns that there are not.
+
+    Raises:
+        ConfigError: With the columns that there are.
+    """
+    for column in chosen:
+        if column not in known:
+            have = f"its columns are {', '.join(known)}" if known else "it has none to choose"
+            raise ConfigError(
+                f"target {column!r} is asked for, but {where} has no such column; {have}"
+                + suggest(column, known)
+            )
+
+
+def read_targets(
+    columns: Mapping[str, Sequence[Any] | NDArray],
+    chosen: Sequence[str],
+    places: Sequence[str],
+    where: str,
+) -> NDArray[np.float32] | None:
+    """Return chosen columns as numbers ``[n, T]``, NaN where a value is empty or missing.
+
+    Args:
+        columns: Values by column: numbers, numbers as text, or None.
+        chosen: Columns to read; none returns None.
+        places: Where each row lies, for messages.
+        where: The data's address, for messages.
+
+    Raises:
+        DataError: A value that is no finite number.
+        ConfigError: A column that there is not.
+    """
+    check_targets(chosen, list(columns), where)
+    if not chosen:
+        return None
+    read = [
+        [_as_number(value, column, place) for value, place in zip(values, places, strict=True)]
+        for column, values in ((column, columns[column]) for column in chosen)
+    ]
+    return np.array(read, np.float32).T.copy()
+
+
+def check_known(targets: NDArray[np.float32] | None, chosen: Sequence[str], where: str) -> None:
+    """Refuse a target of which training knows no value.
+
+    Raises:
+        DataError: With the column.
+    """
+    for number, column in enumerate(chosen):
+        if targets is not None and np.isnan(targets[:, number]).all():
+            raise DataError(
+                f"{where}: target {column!r} is empty in all {len(targets)} training samples; "
+                f"choose another column, or fill it in"
+            )
+
+
+def _as_number(value: Any, column: str, place: str) -> float:
+    """Return one value; NaN where it is unknown."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return float("nan")
+    number = float("inf")
+    if isinstance(value, str | int | float | np.number) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            number = float(value)
+    if not np.isnan(number) and abs(number) > LARGEST:
+        raise DataError(
+            f"{place}: {column} is {value!r}, no number that can be learned; a target is a finite "
+            f"number, and an unknown one is left empty"
+        )
+    return number
+
+
+# -- Label columns from the entries of JSON files, one file per sample ---------------------------
+#
+# Legend: n samples, T label columns.
+
+JsonEntries = Mapping[str, Any]
+
+
+def parse_entries(data: bytes, where: str) -> JsonEntries:
+    """Return the entries of a JSON file; none where it holds no object.
+
+    Raises:
+        DataError: It is no JSON text.
+    """
+    value = parse_json(data, where)
+    return value if isinstance(value, dict) else {}
+
+
+def index_entries(
+    entries: Sequence[JsonEntries],
+    names: Sequence[str],
+    chosen: Sequence[str],
+    known: Mapping[str, tuple[str, ...]],
+    where: str,
+) -> tuple[NDArray[np.int64], dict[str, tuple[str, ...]], list[str]]:
+    """Turn chosen entries into class indices; class names are the sorted values.
+
+    Args:
+        entries: The entries of each sample.
+        names: Where each sample lies, for messages.
+        chosen: Entries to read: strings, integers, whole floats, or true and false; a missing one,
+            or null, is unknown.
+        known: Class names that are settled already, by column; other values are unknown then.
+        where: The data's address, for messages.
+
+    Returns:
+        Labels ``[n]`` for one column or ``[n, T]``, -1 where unknown; class names by column; notes.
+
+    Raises:
+        DataError: A value that cannot name a class.
+        ConfigError: No sample has the entry, or it is chosen twice.
+    """
+    fields = sorted({name for entry in entries for name in entry})
+    check_columns(chosen, fields, where)
+    columns: dict[str, tuple[str, ...]] = {}
+    indexed: list[NDArray[np.int64]] = []
+    notes: list[str] = []
+    for column in chosen:
+        values = [
+            _check_value(e.get(column), column, n) for e, n in zip(entries, names, strict=True)
+        ]
+        columns[column] = known.get(column) or _sort_values(values)
+        place = {name: index for index, name in enumerate(columns[column])}
+        found = [UNKNOWN if v is None else place.get(str(v), UNKNOWN) for v in values]
+        indexed.append(np.array(found, np.int64))
+        if num_unknown := found.count(UNKNOWN):
+            new = sorted({str(v) for v in values if v is not None and str(v) not in place})
+            listed = f" ({', '.join(new[:8])})" if new else ""
+            notes.append(
+                f"{where}: {column} is unknown (-1) in {num_unknown} of {len(found)} samples: "
+                f"missing, or no training class{listed}"
+            )
+    return (indexed[0] if len(indexed) == 1 else np.stack(indexed, axis=1)), columns, notes
+
+
+def number_entries(
+    entries: Sequence[JsonEntries], names: Sequence[str], chosen: Sequence[str], where: str
+) -> NDArray[np.float32] | None:
+    """Return chosen entries as numbers ``[n, T]``, NaN where missing or null; None for none.
+
+    Args:
+        entries: The entries of each sample.
+        names: Where each sample lies, for messages.
+        chosen: Entries to read.
+        where: The data's address, for messages.
+
+    Raises:
+        DataError: A value that is no finite number.
+        ConfigError: No sample has the entry.
+    """
+    fields = sorted({name for entry in entries for name in entry}) if chosen else []
+    columns = {field: [entry.get(field) for entry in entries] for field in fields}
+    return read_targets(columns, chosen, names, where)
+
+
+def _check_value(value: Any, column: str, name: str) -> str | int | None:
+    """Return a value that can name a class, in one spelling."""
+    if isinstance(value, str):
+        return check_class_name(value, f"{name}: {column!r}")
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if value is None or isinstance(value, int):
+        return value
+    raise DataError(
+        f"{name}: {column!r} is {value!r}; a label is a string or an integer, so choose another "
+        f"entry"
+    )
+
+
+def _sort_values(values: Sequence[str | int | None]) -> tuple[str, ...]:
+    """Return the distinct values as names: integers by size, before strings by alphabet."""
+    numbers = sorted({value for value in values if isinstance(value, int)})
+    words = {value for value in values if isinstance(value, str)} - set(map(str, numbers))
+    return (*map(str, numbers), *sorted(words))

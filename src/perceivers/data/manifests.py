@@ -13,26 +13,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.data.cells import (
+from perceivers.data.audio_clips import MAX_LOADED, MAX_OPENED, find_tracks
+from perceivers.data.containers import has_track, open_container
+from perceivers.data.http_ranges import is_remote
+from perceivers.data.labels import Chosen, LabelTable, check_known, index_labels, read_targets
+from perceivers.data.masks import MASK_NAME, name_mask_classes
+from perceivers.data.media_kinds import KINDS, LISTED, TEXT, find_kinds, is_empty, name_modalities
+from perceivers.data.row_source import (
     ArrayCells,
     Cells,
     Part,
     PathCells,
+    RowSource,
     Stored,
     TextCells,
     TrackCells,
+    make_sources,
 )
-from perceivers.data.containers import has_track, open_container
-from perceivers.data.http_ranges import is_remote
-from perceivers.data.labels import LabelTable, index_labels
-from perceivers.data.masks import MASK_NAME, name_mask_classes
-from perceivers.data.media_kinds import KINDS, LISTED, TEXT, find_kinds, is_empty, name_modalities
-from perceivers.data.row_source import RowSource, make_sources
-from perceivers.data.sound_tracks import MAX_LOADED, MAX_OPENED, find_tracks
 from perceivers.data.sources import EncodedClip, Found
 from perceivers.data.tables import SPLIT, Table, divide_table, read_table
-from perceivers.data.targets import Chosen, check_known, read_targets
-from perceivers.data.text_tables import encode_cell, read_text_tables
+from perceivers.data.text_sources import encode_cell, read_text_tables
 from perceivers.errors import DataError
 
 # How many paths are tried before a whole column is said to point nowhere.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 from PIL.Image import fromarray
 
-from perceivers.data.augment import View
+from perceivers.data.augment import PLAIN, Look, View
 from perceivers.data.deep_pictures import (
     deep_size,
     read_deep,
@@ -29,16 +29,16 @@ from perceivers.data.deep_pictures import (
 )
 from perceivers.data.drawing import choose_view, draw_ids, draw_picture, fit_array
 from perceivers.data.labels import read_names
-from perceivers.data.orientations import (
+from perceivers.data.pictures import (
     MaskTurn,
+    convert_channels,
     find_mask_turn,
     read_orientation,
+    read_picture,
     turn_array,
 )
-from perceivers.data.pictures import convert_channels, read_picture
 from perceivers.data.rand_augment import apply, as_picture
 from perceivers.data.sources import EncodedClip, Source, number_classes
-from perceivers.data.views import PLAIN, Look
 from perceivers.errors import DataError
 from perceivers.settings import Count, Finite, Positive, Range
 from perceivers.types import Image, ModalitySpec

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.data.cells import Part, Stored
 from perceivers.data.media_kinds import KINDS, kind_of_name
 from perceivers.data.pictures import read_bytes
+from perceivers.data.row_source import Part, Stored
 from perceivers.errors import DataError
 from perceivers.foreign import parse_json
 from perceivers.limits import check_limit

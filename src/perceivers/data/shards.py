@@ -21,16 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
-from perceivers.data.containers import has_track, open_stream, wrap_file
-from perceivers.data.http_ranges import is_remote
-from perceivers.data.json_labels import JsonEntries, index_entries, number_entries, parse_entries
-from perceivers.data.labels import DEFAULT_COLUMN, read_names
-from perceivers.data.masks import MASK_NAME, find_mask, holds_ids
-from perceivers.data.member_keys import describe_lost, place_members
-from perceivers.data.member_kinds import choose_kinds, choose_media
-from perceivers.data.packed import PackedTexts
-from perceivers.data.remote import Member, Shard, open_member, open_shards, read_member
-from perceivers.data.sound_tracks import (
+from perceivers.data.audio_clips import (
     MAX_LOADED,
     MAX_OPENED,
     SILENT,
@@ -41,6 +32,20 @@ from perceivers.data.sound_tracks import (
     is_heard,
     lack_sound,
 )
+from perceivers.data.containers import has_track, open_stream, wrap_file
+from perceivers.data.http_ranges import is_remote
+from perceivers.data.labels import (
+    DEFAULT_COLUMN,
+    JsonEntries,
+    index_entries,
+    number_entries,
+    parse_entries,
+    read_names,
+)
+from perceivers.data.masks import MASK_NAME, find_mask, holds_ids
+from perceivers.data.media_kinds import choose_kinds, choose_media, describe_lost, place_members
+from perceivers.data.partial import PackedTexts
+from perceivers.data.remote import Member, Shard, open_member, open_shards, read_member
 from perceivers.data.sources import Encoded, EncodedClip, RawSample
 from perceivers.data.system_files import is_system_member
 from perceivers.errors import DataError

@@ -14,10 +14,10 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.data.cells import Part
 from perceivers.data.labels import IntegerLabels, LabelTable
 from perceivers.data.parquet_files import read_parquet
 from perceivers.data.pictures import read_bytes
+from perceivers.data.row_source import Part
 from perceivers.data.sources import pick
 from perceivers.errors import DataError
 from perceivers.foreign import decode_text, parse_json

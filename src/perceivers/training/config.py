@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from perceivers.data import AugmentConfig
-from perceivers.data.warps import WARPS
+from perceivers.data.flow_pairs import WARPS
 from perceivers.errors import ConfigError, suggest
 from perceivers.foreign import parse_yaml
 from perceivers.reading import read_file

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from perceivers.checkpoints.loading import absolute_model, is_model_present
-from perceivers.data.locating import absolute_address, is_present
+from perceivers.data.address import absolute_address, is_present
 from perceivers.errors import ConfigError
 from perceivers.foreign import read_int
 from perceivers.training.config import TrainConfig

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers.checkpoints.loading import Loaded, load_with_info
-from perceivers.data.views import Views
+from perceivers.data.augment import Views
 from perceivers.errors import ConfigError, RunError
 from perceivers.files import read_json_file, real_path
 from perceivers.foreign import read_text

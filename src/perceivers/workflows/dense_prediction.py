@@ -19,16 +19,15 @@ from perceivers.array_files import load_npz
 from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.data import AugmentConfig, find_files
 from perceivers.data.augment import place_view
-from perceivers.data.batches import stack_batch
-from perceivers.data.clouds import OFFSETS, read_ragged
+from perceivers.data.clouds import OFFSETS, Scenes, read_ragged
 from perceivers.data.deep_pictures import is_deep, read_deep, to_drawn
 from perceivers.data.drawing import draw_picture, fit_array
-from perceivers.data.element_order import check_in_place
+from perceivers.data.fits import check_in_place
 from perceivers.data.fitting import SampleReader
-from perceivers.data.flow_files import write_flow
+from perceivers.data.flow_pairs import write_flow
+from perceivers.data.loaders import stack_batch
 from perceivers.data.pictures import convert_channels, read_bytes, read_picture
 from perceivers.data.point_files import read_points
-from perceivers.data.scenes import Scenes
 from perceivers.data.sources import EncodedClip
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import real_path, write_atomic

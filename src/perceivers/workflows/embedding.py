@@ -21,7 +21,7 @@ from perceivers.data import Batch, Dataset, Source, find_files, make_eval_loader
 from perceivers.data.files import find_kind, pair_files
 from perceivers.data.fitting import cut_windows
 from perceivers.data.sources import PartialSource, PictureSource
-from perceivers.data.text_folders import walk_files
+from perceivers.data.text_sources import walk_files
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.escaping import write_csv
 from perceivers.models.compiling import Uncompiled

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
 from perceivers.data import Batch, Dataset, make_eval_loader
-from perceivers.data.aligning import align_classes
+from perceivers.data.augment import Views
 from perceivers.data.flow_pairs import FlowPairs
 from perceivers.data.held_out import open_held_out
-from perceivers.data.joined import SEPARATOR
-from perceivers.data.views import Views
+from perceivers.data.joined import SEPARATOR, align_classes
 from perceivers.errors import ConfigError, DataError
 from perceivers.settings import Count, Natural, checked
 from perceivers.tasks import Classification, ClassificationConfig

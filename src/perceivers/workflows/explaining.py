@@ -15,8 +15,8 @@ from perceivers.data import find_files, make_eval_loader, read_files
 from perceivers.data.address import BUILT_IN
 from perceivers.data.byte_codec import encode_text, pad_ids
 from perceivers.data.files import ENDINGS
+from perceivers.data.flow_pairs import WARPS
 from perceivers.data.system_files import is_system_file
-from perceivers.data.warps import WARPS
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.models.entity_set import EntitySet
 from perceivers.models.hip import HiP

@@ -8,7 +8,7 @@ import torch
 
 from perceivers.checkpoints.loading import Loaded
 from perceivers.data import Batch, make_train_loader
-from perceivers.data.views import Views
+from perceivers.data.augment import Views
 from perceivers.machine import has_fast_bf16, remembered
 from perceivers.models.compiling import CompiledParts, Uncompiled, check_compiler
 from perceivers.nn.linear import Library, choose_library, use_linear

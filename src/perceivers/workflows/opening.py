@@ -6,9 +6,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from perceivers.data import Dataset, open_data
-from perceivers.data.flow_pairs import open_flow_pairs
+from perceivers.data.flow_pairs import WARPS, make_warps, open_flow_pairs
 from perceivers.data.sources import Source
-from perceivers.data.warps import WARPS, make_warps
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.files import write_atomic
 from perceivers.training.config import FlowTrainConfig, RegressConfig, TrainConfig

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from perceivers.data import Batch, make_train_loader
-from perceivers.data.batches import BLANK_DTYPES
+from perceivers.data.loaders import BLANK_DTYPES
 from perceivers.errors import ConfigError, suggest
 from perceivers.models.registry import FAMILIES, find_family, list_models
 from perceivers.plan.counting import (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from perceivers.checkpoints.loading import Loaded, load_with_info
-from perceivers.data.views import Views
+from perceivers.data.augment import Views
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.settings import Count, checked
 from perceivers.tasks.mae import OBJECTIVES

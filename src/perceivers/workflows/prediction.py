@@ -11,9 +11,9 @@ from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded
 from perceivers.data import Batch, find_files, make_eval_loader, open_samples, read_files
+from perceivers.data.augment import Views
 from perceivers.data.byte_codec import decode_ids, encode_text, pad_ids, wrap_ids
 from perceivers.data.files import pair_files
-from perceivers.data.views import Views
 from perceivers.errors import ConfigError, DataError
 from perceivers.escaping import write_csv
 from perceivers.files import write_atomic

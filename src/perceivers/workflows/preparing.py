@@ -8,9 +8,9 @@ import torch
 
 from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.data import Dataset
+from perceivers.data.clouds import PointMask
 from perceivers.data.masks import Mask, count_pixels, kept_classes
 from perceivers.data.measuring import override_spec
-from perceivers.data.scenes import PointMask
 from perceivers.data.sources import TargetSource
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.models.registry import FAMILIES, find_family, list_models

@@ -14,8 +14,7 @@ from torch import Tensor
 from perceivers.checkpoints.loading import Loaded
 from perceivers.data import Batch, find_files, read_files
 from perceivers.data.byte_codec import decode_ids
-from perceivers.data.clip_writing import list_sound_rates, write_clip, write_wav
-from perceivers.data.point_writing import AXES, write_ply
+from perceivers.data.writing import AXES, list_sound_rates, write_clip, write_ply, write_wav
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import write_atomic
 from perceivers.report.figures import draw_reconstructions

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from perceivers.data import Batch
-from perceivers.data.batches import BLANK_DTYPES
 from perceivers.data.fingerprints import compare_fingerprints, take_fingerprint
+from perceivers.data.loaders import BLANK_DTYPES
 from perceivers.data.sources import PartialSource, TargetSource
 from perceivers.errors import ConfigError, DataError, RunError, UserError
 from perceivers.files import read_json_file

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded
 from perceivers.data import AugmentConfig, Batch, make_eval_loader
-from perceivers.data.batches import read_readable
 from perceivers.data.byte_codec import decode_ids
 from perceivers.data.fitting import SampleReader
+from perceivers.data.loaders import read_readable
 from perceivers.report.figures import draw_reconstructions
 from perceivers.report.figures.canvases import choose_side, look_down, shade_heights
 from perceivers.report.figures.flow import draw_flow

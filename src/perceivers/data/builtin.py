@@ -1,26 +1,75 @@
-"""The built-in synthetic task ``selection``: pick one entity of a set, by what the others are.
-
-A sample is a set of 6 to 24 entities of two teams, in random order. Each row holds
-
-    x, y    place, about -1..1
-    mass    0.5..2
-    team    -1 or 1
-    asking  1 in one row of the set, else 0: that row's team is to move
-    ready   1 where the entity can move, else 0
-
-The label is the row of the entity to choose: of the team that is asking, the ready one nearest to
-the centre of mass of the other team. So a row tells neither whether its team is asking nor where
-the others are; all rows are needed. Sets in which the second nearest is almost as near are left
-out. Everything is drawn from a fixed seed; the data are synthetic and say nothing about the world.
-
-Legend: n sets, E entities at most, C values per entity.
-"""
+"""Built-in data: scanned digits, and the synthetic task of picking an entity of a set."""
 
 import numpy as np
 from numpy.typing import NDArray
 
+from perceivers.data.arrays import Arrays
 from perceivers.data.clouds import Clouds
+from perceivers.data.splits import hash_order
+from perceivers.errors import DataError
 from perceivers.types import Points
+
+# ------------------------------------------------------------------------------------------------
+# The built-in data set: scikit-learn's 1,797 scanned digits of 8x8 pixels; no network needed.
+
+FULL_SCALE = 16.0
+SHARES = {"test": 0.2, "val": 0.1}
+
+
+def read_digits() -> tuple[dict[str, Arrays], tuple[str, ...], str]:
+    """Return the splits, class names and a note.
+
+    The split is fixed: 20 % of each class for test and 10 % for validation, in the order of a hash
+    of the sample names, so it depends on no generator and no version.
+
+    Raises:
+        DataError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(
+            "'digits' comes with scikit-learn, which is not installed; run "
+            'pip install "perceivers[demo]"'
+        ) from error
+    pixels, targets = load_digits(return_X_y=True)
+    images = np.rint(np.asarray(pixels).reshape(-1, 1, 8, 8) * (255.0 / FULL_SCALE)).astype(
+        np.uint8
+    )
+    names = [f"digits/{index}" for index in range(len(images))]
+    labels = np.asarray(targets, np.int64)
+    everything = Arrays({"image": images}, names, labels)
+    parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    for label in np.unique(labels):
+        members = hash_order(names, np.flatnonzero(labels == label)).tolist()
+        num_test, num_val = (round(SHARES[split] * len(members)) for split in ("test", "val"))
+        parts["test"] += members[:num_test]
+        parts["val"] += members[num_test : num_test + num_val]
+        parts["train"] += members[num_test + num_val :]
+    splits = {name: everything.subset(np.sort(np.array(part))) for name, part in parts.items()}
+    counts = " / ".join(str(len(split)) for split in splits.values())
+    note = f"digits: fixed stratified split, train / val / test {counts} scans of 8x8 pixels"
+    return splits, tuple(str(label) for label in range(10)), note
+
+
+# ------------------------------------------------------------------------------------------------
+# The built-in synthetic task ``selection``: pick one entity of a set, by what the others are.
+#
+# A sample is a set of 6 to 24 entities of two teams, in random order. Each row holds
+#
+#     x, y    place, about -1..1
+#     mass    0.5..2
+#     team    -1 or 1
+#     asking  1 in one row of the set, else 0: that row's team is to move
+#     ready   1 where the entity can move, else 0
+#
+# The label is the row of the entity to choose: of the team that is asking, the ready one nearest
+# to the centre of mass of the other team. So a row tells neither whether its team is asking nor
+# where the others are; all rows are needed. Sets in which the second nearest is almost as near
+# are left out. Everything is drawn from a fixed seed; the data are synthetic and say nothing
+# about the world.
+#
+# Legend: n sets, E entities at most, C values per entity.
 
 SEED = 20_240_229
 SIZES = {"train": 4_000, "val": 500, "test": 1_000}
