@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from perceivers.workflows.evaluation import evaluate as evaluate
     from perceivers.workflows.evaluation import evaluate_subsets as evaluate_subsets
     from perceivers.workflows.explaining import explain as explain
-    from perceivers.workflows.inspection import export as export
+    from perceivers.workflows.exporting import export as export
     from perceivers.workflows.planning import plan_training as plan_training
     from perceivers.workflows.predicting import predict as predict
     from perceivers.workflows.probing import probe as probe
@@ -74,7 +74,7 @@ _HOMES = {
     "workflows.comparing": ("compare_runs",),
     "workflows.conversion": ("convert",),
     "workflows.embedding": ("embed",),
-    "workflows.evaluation": ("evaluate",),
+    "workflows.evaluation": ("evaluate", "evaluate_subsets"),
     "workflows.explaining": ("explain",),
     "workflows.exporting": ("export",),
     "workflows.planning": ("plan_training",),
@@ -83,7 +83,6 @@ _HOMES = {
     "workflows.reconstructing": ("reconstruct",),
     "workflows.run": ("Run",),
     "workflows.shuffling": ("shuffle",),
-    "workflows.subsets": ("evaluate_subsets",),
     "workflows.training": ("finetune", "pretrain", "resume", "train"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

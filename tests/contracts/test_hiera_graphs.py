@@ -28,7 +28,7 @@ from perceivers.models import Hiera, create_model
 from perceivers.models.saving import ModelInfo
 from perceivers.tasks import MaskedAutoencodingConfig, mae_losses
 from perceivers.types import Audio, Bytes, Image, ModalitySpec, Video
-from perceivers.workflows.inspection import export
+from perceivers.workflows.exporting import export
 
 pytestmark = [pytest.mark.unhooked, pytest.mark.slow]
 

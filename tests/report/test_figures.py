@@ -17,7 +17,7 @@ from perceivers.report.figures import (
     draw_mistakes,
     draw_positions,
     draw_reconstructions,
-    pictures,
+    reconstruction,
 )
 from perceivers.report.figures.curves import smooth
 from perceivers.report.figures.positions import colours, principal_components, similarity
@@ -60,7 +60,7 @@ def test_reconstructions_draw_any_number_of_channels(
 def test_a_fourth_row_makes_the_figure_taller_and_columns_stop_at_the_limit(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "MAX_COLUMNS", 3)
+    monkeypatch.setattr(reconstruction, "MAX_COLUMNS", 3)
 
     def draw(count: int, pasted: bool) -> tuple[int, int]:
         images = rng.random((count, 1, 8, 8))
@@ -262,7 +262,7 @@ def test_a_confusion_that_does_not_fit_its_classes_is_refused(tmp_path: Path) ->
 def test_mistakes_are_drawn_up_to_the_limit(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    monkeypatch.setattr(pictures, "MAX_MISTAKES", 10)
+    monkeypatch.setattr(reconstruction, "MAX_MISTAKES", 10)
     _, height = size_of(
         draw_mistakes(
             tmp_path / "a.png",

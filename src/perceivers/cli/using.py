@@ -26,8 +26,8 @@ from perceivers.workflows.embedding import POOLS, write_features
 from perceivers.workflows.evaluation import SubsetFigures, evaluate_subsets
 from perceivers.workflows.evaluation import evaluate as run_evaluation
 from perceivers.workflows.explaining import draw_all
+from perceivers.workflows.exporting import export as run_export
 from perceivers.workflows.filling import Filled
-from perceivers.workflows.inspection import export as run_export
 from perceivers.workflows.predicting import describe_predictions
 from perceivers.workflows.predicting import predict as run_prediction
 from perceivers.workflows.probing import Probed

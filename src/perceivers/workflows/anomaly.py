@@ -29,8 +29,8 @@ from perceivers.tasks.metrics import new_metric
 from perceivers.tasks.presence import held_modalities
 from perceivers.training.config import TrainConfig
 from perceivers.workflows.embedding import Feed, Portion, open_feed
-from perceivers.workflows.foreign_sources import run_config
 from perceivers.workflows.hidden_errors import ErrorMaps, error_maps
+from perceivers.workflows.origin import run_config
 from perceivers.workflows.prediction import write_predictions
 
 REFERENCE_SIZE = 512

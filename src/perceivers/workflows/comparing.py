@@ -26,7 +26,7 @@ from perceivers.report.comparison import (
 )
 from perceivers.report.figures.curves import draw_comparison
 from perceivers.report.html import Section, write_html
-from perceivers.report.tables import read_metrics
+from perceivers.report.metrics import read_metrics
 from perceivers.tasks.presence import answer
 from perceivers.training.run_folder import RunFolder
 from perceivers.version import __version__

@@ -38,7 +38,7 @@ from perceivers.tasks.base import check_answer
 from perceivers.tasks.flow import TARGET, FlowConfig, tiled_flow
 from perceivers.tasks.segmentation import IGNORED, element_logits, segmented_modality
 from perceivers.types import Points
-from perceivers.workflows.foreign_sources import run_config
+from perceivers.workflows.origin import run_config
 from perceivers.workflows.prediction import is_data_file
 from perceivers.workflows.preparing import find_settings
 

@@ -32,8 +32,8 @@ from perceivers.text_names import show_name
 from perceivers.training.config import TrainConfig
 from perceivers.types import ModalitySpec
 from perceivers.workflows.evaluation import open_for_model
-from perceivers.workflows.foreign_sources import own_data, run_config
 from perceivers.workflows.numerics import Note, compile_loaded, tell
+from perceivers.workflows.origin import own_data, run_config
 
 # -- What embed and anomaly read: a data set by its address, or files, as batches with names -----
 

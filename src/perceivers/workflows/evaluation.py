@@ -34,9 +34,9 @@ from perceivers.workflows.filling import (
     measure_fill,
     open_filler,
 )
-from perceivers.workflows.foreign_sources import own_data, run_config
 from perceivers.workflows.numerics import Note, compile_loaded, tell
 from perceivers.workflows.opening import open_dataset
+from perceivers.workflows.origin import own_data, run_config
 from perceivers.workflows.preparing import find_mask_spec, find_settings, rebuild_task, sized_mask
 
 # -- Compare the classes of data with a model's --------------------------------------------------

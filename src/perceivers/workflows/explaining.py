@@ -39,7 +39,7 @@ from perceivers.types import FIRST_BYTE, MASK, Audio, Bytes, Image, ModalitySpec
 from perceivers.workflows.attention import Speaker, read_flat, read_hip
 from perceivers.workflows.attention_maps import WORTH_SAYING, Answer, Explanation, TokenMap
 from perceivers.workflows.evaluation import open_for_model
-from perceivers.workflows.foreign_sources import run_config
+from perceivers.workflows.origin import run_config
 from perceivers.workflows.preparing import find_settings
 
 # Samples drawn of a data address, and in the overview.

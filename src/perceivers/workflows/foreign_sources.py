@@ -21,50 +21,15 @@ from perceivers.checkpoints.foreign import (
 )
 from perceivers.checkpoints.hiera_files import hiera_from_hugging_face, read_hiera_folder
 from perceivers.checkpoints.hiera_names import name_variant, stated_by_hub
-from perceivers.checkpoints.loading import split_address
 from perceivers.checkpoints.sam2 import SAM2_FOLDERS, model_from_sam2, read_sam2_folder
 from perceivers.checkpoints.torch_files import find_folder_file, read_known_weights
 from perceivers.checkpoints.verify import Difference, Precision, verify_sam2
 from perceivers.checkpoints.verify_hiera import verify_hiera_archive, verify_hiera_folder
-from perceivers.errors import CheckpointError, ConfigError, RunError
+from perceivers.errors import CheckpointError, ConfigError
 from perceivers.files import read_json_file
 from perceivers.models.hiera import Hiera
 from perceivers.models.saving import ModelInfo
 from perceivers.reading import read_file
-from perceivers.training.config import TrainConfig
-from perceivers.training.run_folder import RunFolder
-
-# ------------------------------------------------------------------------------------------------
-# Where a model comes from: the settings of its run, and the data that the run was trained on.
-
-
-def run_config(model: str | Path) -> TrainConfig | None:
-    """Return the settings of a run; None for a bare model folder.
-
-    Args:
-        model: Run folder, ``RUN@last`` or model folder.
-    """
-    folder = RunFolder(Path(split_address(model)[0]))
-    return folder.read_config()[1] if folder.config.is_file() else None
-
-
-def own_data(model: str | Path, config: TrainConfig | None) -> str:
-    """Return the address that a run was trained on.
-
-    Args:
-        model: Names the model, for the message.
-        config: The settings of its run, if there is one.
-
-    Raises:
-        RunError: There is no run.
-    """
-    if config is None:
-        raise RunError(
-            f"{model} is a model folder without a run; say which data, by their address (evaluate: "
-            f"--data)"
-        )
-    return config.data
-
 
 UNSTATED = "as stated by the source of the parameters"
 # Names that say nothing of what is inside; their folder's may.

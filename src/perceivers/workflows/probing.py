@@ -27,7 +27,7 @@ from perceivers.types import BYTE_VOCABULARY, FIRST_BYTE, Audio, Bytes, Modality
 from perceivers.types import Image as ImageSpec
 from perceivers.workflows.embedding import POOLS, Feed, Pool, feed_dataset, pooled_features
 from perceivers.workflows.evaluation import open_for_model
-from perceivers.workflows.foreign_sources import own_data, run_config
+from perceivers.workflows.origin import own_data, run_config
 
 # -- Features that nobody learned: the floor beneath which a model's features are worth nothing --
 #

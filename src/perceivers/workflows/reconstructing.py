@@ -17,8 +17,8 @@ from perceivers.workflows.filling import (
     fill_files,
     open_filler,
 )
-from perceivers.workflows.foreign_sources import run_config
 from perceivers.workflows.numerics import Note
+from perceivers.workflows.origin import run_config
 from perceivers.workflows.preparing import find_masking, find_settings
 from perceivers.workflows.reconstruction import (
     TARGET_NOTES,

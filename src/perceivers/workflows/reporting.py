@@ -24,7 +24,8 @@ from perceivers.report.figures import (
     draw_positions,
 )
 from perceivers.report.html import Section, Table, write_html
-from perceivers.report.tables import fill_table, per_class_table, read_metrics
+from perceivers.report.metrics import read_metrics
+from perceivers.report.tables import fill_table, per_class_table
 from perceivers.training.config import PretrainConfig, TrainConfig
 from perceivers.training.launching import as_typed
 from perceivers.training.run_folder import RunFolder

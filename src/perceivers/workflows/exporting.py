@@ -1,0 +1,60 @@
+"""Export the model of a run, with its class names and its masking."""
+
+from pathlib import Path
+
+from perceivers.checkpoints.loading import load_with_info, split_address
+from perceivers.errors import ConfigError
+from perceivers.exporting import Exported, export_model
+from perceivers.exporting.files import SUFFIXES, Format
+from perceivers.exporting.graphs import Part
+from perceivers.tasks import MaskedAutoencodingConfig
+from perceivers.tasks.mae import OBJECTIVES
+from perceivers.workflows.foreign_sources import run_config
+from perceivers.workflows.preparing import find_settings
+
+
+def export(
+    model: str | Path,
+    *,
+    out: str | Path | None = None,
+    format: Format = "onnx",  # noqa: A002 - the word users type
+    part: Part | None = None,
+    output: str | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Export a run or model folder, run the exported file, and compare.
+
+    Args:
+        model: Run folder, ``RUN@last`` or model folder.
+        out: File to write; when not given ``exported/PART.onnx`` or ``.pt2`` in the model's folder,
+            or for weights that come with the package in a folder ``NAME_exported``.
+        format: ``onnx`` or ``torch-export``.
+        part: ``model``, ``encoder``, ``decoder`` or ``autoencoder``; without it the
+            autoencoder of a masked pre-training run, the model of anything else.
+        output: Which output the decoder part answers, where there are several.
+        overwrite: Replace an existing file.
+
+    Raises:
+        UserError: The part does not exist, a package is missing, or the file exists already.
+        CheckpointError: The exported file disagrees with the model.
+    """
+    if format not in SUFFIXES:
+        raise ConfigError(f"format {format!r} is unknown; use one of {sorted(SUFFIXES)}")
+    loaded = load_with_info(model)
+    masked = loaded.info.task == "pretrain" and loaded.model.family in OBJECTIVES
+    chosen: Part = part or ("autoencoder" if masked else "model")
+    base = Path(split_address(model)[0])
+    home = base / "exported" if base.exists() else base.with_name(f"{base.name}_exported")
+    path = Path(out) if out else home / f"{chosen}{SUFFIXES[format]}"
+    for written in (path, path.with_suffix(".json")):
+        if written.exists() and not overwrite:
+            raise ConfigError(f"{written} exists; pass --overwrite or another --out")
+    return export_model(
+        loaded.model,
+        path,
+        format=format,
+        part=chosen,
+        output=output,
+        mask=find_settings(MaskedAutoencodingConfig, loaded, run_config(model)),
+        info=loaded.info,
+    )
