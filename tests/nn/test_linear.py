@@ -24,10 +24,11 @@ needs_onednn = pytest.mark.skipif(not onednn_works(), reason="this torch lacks o
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the products that oneDNN is given."""
     counted: list[int] = []
+    multiply = linear_module.multiply
 
     def count(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         counted.append(x.numel())
-        return linear_module.multiply(x, weight, bias)
+        return multiply(x, weight, bias)
 
     monkeypatch.setattr(linear_module, "multiply", count)
     return counted

@@ -14,7 +14,7 @@ from perceivers.errors import CheckpointError
 from perceivers.tasks import AutoencodingConfig, FlowConfig, MaskedLanguageConfig
 from perceivers.workflows.hidden_errors import error_maps
 from perceivers.workflows.preparing import (
-    OBJECTIVES,
+    RECORDED,
     find_masking,
     find_settings,
     recorded_settings,
@@ -138,7 +138,7 @@ def test_the_scale_of_flow_is_the_trained_one(flow_run: pv.Run, tmp_path: Path) 
 
 
 def test_every_task_with_settings_records_them() -> None:
-    assert OBJECTIVES.keys() == {
+    assert RECORDED.keys() == {
         "pretrain",
         "mlm",
         "autoencode",

@@ -9,7 +9,7 @@ from perceivers.exporting.files import SUFFIXES, Format
 from perceivers.exporting.graphs import Part
 from perceivers.tasks import MaskedAutoencodingConfig
 from perceivers.tasks.mae import OBJECTIVES
-from perceivers.workflows.foreign_sources import run_config
+from perceivers.workflows.origin import run_config
 from perceivers.workflows.preparing import find_settings
 
 
