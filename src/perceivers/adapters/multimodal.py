@@ -44,6 +44,9 @@ def check_present(present: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -
             )
 
 
+# -- Several modalities in one array of tokens ---------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Tokens:
     """What the latents read.

@@ -230,6 +230,9 @@ def _check_axes(what: str, sizes: tuple[int, ...], spec: ModalitySpec) -> None:
         )
 
 
+# -- One modality to tokens ----------------------------------------------------------------------
+
+
 class Positions(nn.Module):
     """Positions of the cells of a grid, or of points given by their coordinates.
 

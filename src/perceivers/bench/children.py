@@ -50,6 +50,8 @@ def describe_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in sorted(os.environ) if VARIABLES.match(name)}
 
 
+# -- Starting the process of a measurement, and telling how it ended -----------------------------
+
 Status = Literal["measured", "out of memory", "too slow", "failed"]
 # The child imports what this process does, whatever lies in the working directory.
 PROGRAM = "import sys; sys.path[:] = {path!r}; from perceivers.bench.child import main; main()"

@@ -99,6 +99,8 @@ def build_resnet(name: str, num_classes: int) -> nn.Module:
     return library.ResNetForImageClassification(config)
 
 
+# -- The models that can be measured -------------------------------------------------------------
+
 NUM_CLASSES = 1000
 HIERAS = [f"hiera_{size}_224" for size in ("tiny", "small", "base", "base_plus", "large", "huge")]
 PERCEIVERS = [f"perceiver_io_imagenet_{kind}" for kind in ("learned", "fourier", "conv")]

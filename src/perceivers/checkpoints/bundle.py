@@ -132,6 +132,8 @@ def _flatten(tree: Any, path: Path, *, kinds: str) -> dict[str, NDArray[Any]]:
     return arrays
 
 
+# -- Parity bundles ------------------------------------------------------------------------------
+
 Inputs = tuple[tuple[str, tuple[int, int, int]], ...]
 
 # Relative; a bundle states its largest output in a few digits.

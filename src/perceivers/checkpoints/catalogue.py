@@ -84,6 +84,8 @@ def _read(folder: Path) -> OwnWeights:
     )
 
 
+# -- Every released set of weights that this library converts ------------------------------------
+
 HAIKU_BUCKET = "https://storage.googleapis.com/perceiver_io"
 HIERA_BUCKET = "https://dl.fbaipublicfiles.com/hiera"
 HUB = "https://huggingface.co"

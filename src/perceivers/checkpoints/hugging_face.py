@@ -152,6 +152,8 @@ def _multimodal(config: PerceiverIOConfig) -> list[Part]:
     return parts
 
 
+# -- Hugging Face folders of the seven Perceiver classes -----------------------------------------
+
 # Keys of files of other versions that hold no parameter.
 TOLERATED = (".position_ids", ".attention_mask_value", COUNTER)
 

@@ -153,6 +153,8 @@ def _flatten(data: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
+# -- Tables of names -----------------------------------------------------------------------------
+
 Layout = Literal["same", "turned", "row", "cell", "channel", "pixel", "turned_pixel", "kernel"]
 What = Literal["array", "row", "linear", "pixel", "conv", "batch_norm", "read", "layers"]
 

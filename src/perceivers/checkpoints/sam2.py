@@ -109,6 +109,8 @@ def turn_table(grid: Sequence[int]) -> Turn:
     return Turn(into, back)
 
 
+# -- The trunk inside SAM 2's released weights, as a HieraDet ------------------------------------
+
 # ``model_type`` of the folders, and where their config.json describes the trunk.
 SAM2_FOLDERS: Mapping[str, Sequence[str]] = {
     "sam2": ("vision_config", "backbone_config"),

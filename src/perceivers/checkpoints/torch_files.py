@@ -219,6 +219,8 @@ def _prefixes(names: Entries) -> list[str]:
     return sorted(kept, key=lambda prefix: (prefix.count("."), prefix))
 
 
+# -- Reading tensors by name from files of PyTorch and of safetensors ----------------------------
+
 PICKLED = {".pth", ".pt", ".bin", ".ckpt"}
 TENSOR_FILES = {*PICKLED, ".safetensors"}
 # Under which training scripts keep the weights, beside optimizers and counters.

@@ -39,6 +39,8 @@ def print_table(
     console.print(table)
 
 
+# -- Argument parsing ----------------------------------------------------------------------------
+
 USER_MISTAKE = 2
 
 

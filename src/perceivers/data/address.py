@@ -126,6 +126,8 @@ def _expand(path: str) -> Path:
         return Path(path)
 
 
+# -- Data addresses ------------------------------------------------------------------------------
+
 BUILT_IN = {"digits": read_digits, "selection": read_selection}
 ADDRESSES = (
     "'digits' and 'selection' (built in); a folder of pictures, sounds, videos, point clouds or "

@@ -257,6 +257,8 @@ def lack_sound(tracks: Iterable[Tracks | None]) -> bool:
     return any(held is not None and (held != HEARD).any() for held in tracks)
 
 
+# -- Sound files and sound tracks to waveforms of exactly the shape a spec declares --------------
+
 # Decoding starts this much early, in seconds: a codec's first packets lack what came before them.
 PREROLL = 0.2
 # Frames of an MP3 of few bits begin up to 511 bytes before their header: half a second at 8 kHz.

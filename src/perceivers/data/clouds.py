@@ -264,6 +264,8 @@ def _nearest(distances: NDArray, count: int) -> NDArray[np.int64]:
     return np.sort(np.argpartition(distances, count)[:count]) if count else np.arange(0)
 
 
+# -- Ragged point sets ---------------------------------------------------------------------------
+
 OFFSETS = "offsets"
 POINT_KEYS = ("points", "xyz", "xyt")
 # Keys whose values are classes of points where there is one for each.

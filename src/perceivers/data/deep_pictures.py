@@ -277,6 +277,8 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
+# -- Pictures that Pillow does not hold ----------------------------------------------------------
+
 PNG_HEAD, PNG_DEPTH_AT = b"\x89PNG\r\n\x1a\n", 24
 FULL = 65535.0
 # Fractions of red, green and blue in gray (ITU-R 601), as in Pillow.

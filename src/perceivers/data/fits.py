@@ -141,6 +141,8 @@ def _first(specs: Mapping[str, ModalitySpec], kind: type) -> str:
     return next((name for name, spec in specs.items() if isinstance(spec, kind)), "")
 
 
+# -- One function per kind of modality that fits a raw sample to its spec ------------------------
+
 # What integer types are divided by before they reach a model, as in adapters.
 FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.int16): 32768.0}
 # Where the lowest points lie, but for a few that are wrong.

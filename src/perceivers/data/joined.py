@@ -172,6 +172,8 @@ def _place(source: Source, pairs: Sequence[tuple[Sequence[str], Sequence[str]]])
     return replace(source, labels=placed.reshape(labels.shape))
 
 
+# -- Several labelled data sets as one, with a label column for each of them ---------------------
+
 SEPARATOR = " + "
 # Samples that are tried before a whole part is called unreadable.
 MAX_TRIED = 16

@@ -211,6 +211,9 @@ def merge_empty(batches: Iterable[Batch]) -> Iterator[Batch]:
         raise DataError(f"none of {len(orphans)} samples could be read; the first: {orphans[0]}")
 
 
+# -- Loaders for training and evaluation ---------------------------------------------------------
+
+
 @checked
 def make_train_loader(
     source: Source,

@@ -88,6 +88,9 @@ class PackedTexts(Sequence[str]):
         return PackedTexts(self[int(index)] for index in indices)
 
 
+# -- Some of the samples of a source -------------------------------------------------------------
+
+
 @dataclass(frozen=True, eq=False)
 class SomeSamples:
     """Some samples of a source that cannot be divided by itself.

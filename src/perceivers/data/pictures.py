@@ -88,6 +88,8 @@ def find_mask_turn(size: Size, orientation: int, mask_size: Size, path: str) -> 
     return "upright" if mask_size == size else "stored"
 
 
+# -- Picture files to upright Pillow pictures of 1, 3 or 4 channels ------------------------------
+
 PICTURE_EXTENSIONS = (
     ".jpg",
     ".jpeg",

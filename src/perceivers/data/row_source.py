@@ -198,6 +198,8 @@ class TrackCells:
         return self.films.load(row)
 
 
+# -- Sources whose samples are rows of a table ---------------------------------------------------
+
 AnyRows = TypeVar("AnyRows", bound="RowSource")
 
 

@@ -225,6 +225,8 @@ def fit_frames(frames: NDArray, spec: Video, look: Look = PLAIN) -> NDArray:
     return fitted.reshape(channels, count, *flat.grid)
 
 
+# -- Video files to clips of exactly the shape a spec declares -----------------------------------
+
 # Where the axes of a stored frame point when it is shown: right (x, y), then down (x, y).
 TURNS = {
     (0, -1, 1, 0): ImageSpec.Transpose.ROTATE_90,

@@ -270,6 +270,8 @@ def decoder_graph(model: Any, output: str | None) -> Graph:
     )
 
 
+# -- The parts of a model that can be exported ---------------------------------------------------
+
 Part = Literal["model", "encoder", "decoder", "autoencoder"]
 # Their features are a map per stage.
 PYRAMIDS = (Hiera, HieraDet)

@@ -71,6 +71,9 @@ class Mlp(nn.Module):
         return self.out(self.activation(self.hidden(x)))
 
 
+# -- The Perceiver block -------------------------------------------------------------------------
+
+
 class DropPath(nn.Module):
     """Drop a residual branch for whole samples while training (stochastic depth).
 

@@ -34,6 +34,8 @@ def is_traced() -> bool:
     )
 
 
+# -- Computing many groups a few at a time -------------------------------------------------------
+
 Compute = Callable[..., Tensor]
 
 

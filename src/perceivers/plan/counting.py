@@ -148,6 +148,8 @@ def count_tokens(model: Any) -> list[ModalityTokens]:
     return found
 
 
+# -- Operations and memory of one training step --------------------------------------------------
+
 Precision = Literal["float32", "bf16", "bf16-pure"]
 # What is computed where a step needs values.
 SMALL_BATCHES = (2, 4)

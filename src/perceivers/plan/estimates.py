@@ -75,6 +75,8 @@ class PlanSettings(Settings, prefix=""):
             )
 
 
+# -- From the counts of a step to memory, hours, bandwidth, storage and cost ---------------------
+
 # Of a device's memory; the rest is for the driver, the allocator's gaps and communication.
 USABLE = 0.9
 SECONDS_PER_HOUR = 3600.0

@@ -70,6 +70,9 @@ class Choices:
         return dict(figures)
 
 
+# -- What the training loop asks of a task -------------------------------------------------------
+
+
 @runtime_checkable
 class TaskBatch(Protocol):
     """A batch as the loaders make it.

@@ -112,6 +112,8 @@ def _counted(true: Tensor, valid: Tensor | None) -> Tensor:
     return counted
 
 
+# -- Optical flow --------------------------------------------------------------------------------
+
 TARGET = "flow"
 FLOW_SCALE = 20.0
 

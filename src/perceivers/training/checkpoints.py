@@ -119,6 +119,8 @@ class Writer:
         return failure
 
 
+# -- Saving and resuming one run, whatever its strategy and number of processes ------------------
+
 REST = "progress.pt"
 PARTS = re.compile(r"step_[0-9]{1,16}")
 WindowState = list[dict[str, Tensor]]

@@ -28,6 +28,9 @@ from perceivers.training.config import TrainConfig
 # So a run is resumed, evaluated and repeated from any folder, while model cards and titles show
 # what the user wrote.
 
+
+# -- Who starts the processes of a run -----------------------------------------------------------
+
 C = TypeVar("C", bound=TrainConfig)
 # Setting -> how it is made absolute, and how its presence is found out.
 ADDRESSES = {

@@ -152,6 +152,8 @@ class MuonAdamW(torch.optim.Optimizer):
         return [not isinstance(part, torch.optim.AdamW) for part in self.parts]
 
 
+# -- Optimizers from libraries, with parameter groups by kind and by depth -----------------------
+
 # nn has no common base of its norms; all models together use these two.
 NORMS = (nn.LayerNorm, nn.BatchNorm2d)
 MAPS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -246,6 +246,8 @@ def name_classes(batch: Batch, classes: Sequence[str]) -> list[str]:
     return [str(classes[label]) if label >= 0 else "" for label in batch.labels.tolist()]
 
 
+# -- Features of any model, of files or a data set, written in bounded memory --------------------
+
 Pool = Literal["mean", "max", "flat"]
 POOLS: tuple[str, ...] = get_args(Pool)
 SUFFIXES = (".npz", ".csv")

@@ -192,6 +192,9 @@ class _Counter:
             yield batch
 
 
+# -- Evaluate a trained model on a split of its own or of other data -----------------------------
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Figures, and for classifiers what they are made of.

@@ -74,6 +74,8 @@ def cover(
     return torch.stack(passes)
 
 
+# -- How wrong a model is about every element while that element is hidden from it ---------------
+
 Raw = Mapping[str, Tensor]
 
 

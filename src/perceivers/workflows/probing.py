@@ -314,6 +314,8 @@ def _linear(fit: Table, kind: Kind) -> list[Candidate]:
         ]
 
 
+# -- How much frozen features know ---------------------------------------------------------------
+
 # Of the training split, where validation is what figures are of.
 CHOOSING_SHARE = 0.2
 

@@ -194,6 +194,8 @@ def save_picture(path: Path, array: NDArray[np.float32]) -> Path:
     return path
 
 
+# -- What a masked auto-encoder imagines of signals ----------------------------------------------
+
 TARGET_NOTES: dict[str, str] = {
     "raw": "Trained on raw values; shown as predicted.",
     "per-channel": "Trained on channel-standardised values; shown with that undone.",

@@ -115,6 +115,8 @@ def initialise(
         cut_normal_(array, PAPER_SIGMA if init == "paper" else BALANCED)
 
 
+# -- The latent array of the two flat systems ----------------------------------------------------
+
 DEEP, REREAD = UsedIf("depth", above=0), UsedIf("num_reads", above=1)
 Step = tuple[Literal["read", "block"], int]
 

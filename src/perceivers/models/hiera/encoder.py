@@ -193,6 +193,8 @@ def initialise(model: Any) -> None:
         model.head.bias.mul_(HEAD_SCALE)
 
 
+# -- Hiera's encoder -----------------------------------------------------------------------------
+
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 

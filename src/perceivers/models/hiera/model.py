@@ -129,6 +129,9 @@ class Backbone(SavedModule):
             raise ConfigError(f"a model of {old} cannot be resized to {new}: channels must stay")
 
 
+# -- Hiera ---------------------------------------------------------------------------------------
+
+
 class Hiera(Backbone):
     """A hierarchy of mask units over one modality of 1, 2 or 3 axes.
 

@@ -217,6 +217,9 @@ def make_window_blocks(config: HieraDetConfig) -> list[WindowBlock]:
     return blocks
 
 
+# -- HieraDet ------------------------------------------------------------------------------------
+
+
 class HieraDet(Backbone):
     """A hierarchy of windows over one modality, by default pictures of 1024 x 1024 pixels.
 

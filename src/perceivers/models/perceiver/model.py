@@ -91,6 +91,8 @@ class PerceiverConfig(Settings, prefix=""):
         return config_from_json(cls, data, {"tokens": TokenConfig})
 
 
+# -- The Perceiver -------------------------------------------------------------------------------
+
 # Learned pixel positions of the paper's Table 2.
 POSITION_SIGMA = 1.0
 

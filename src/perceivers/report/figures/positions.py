@@ -84,6 +84,8 @@ def spread_indices(size: int, count: int) -> list[int]:
     return sorted({int(size * (index + 0.5) / count) for index in range(count)})
 
 
+# -- Learned positions before and after training -------------------------------------------------
+
 _CHANNELS = 8
 _REFERENCES = 3
 _GAP = 0.06
