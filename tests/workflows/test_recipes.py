@@ -39,6 +39,7 @@ SPECS: dict[str, dict[str, ModalitySpec]] = {
     "raw_audio": {"audio": pv.Audio(4096, sample_rate=8000)},
     "raw_audio_video": {"video": pv.Video(20, 72, 72), "audio": pv.Audio(12800)},
     "raw_images": {"image": pv.Image(64, 64)},
+    "raw_points": {"points": pv.Points(296, ragged=True, scale="unit")},
     "raw_texts": {"bytes": pv.Bytes(256)},
     "regression": {"image": pv.Image(64, 64)},
     "segmentation": {"image": pv.Image(64, 64)},
