@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from perceivers.bench.settings import PERCEIVER_IO, BenchSettings
-from perceivers.cli.comparing import parse
+from perceivers.cli.benchmarking import parse
 from perceivers.cli.main import main
 
 

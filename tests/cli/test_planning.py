@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from perceivers.cli.main import main
-from perceivers.cli.training import scaled
+from perceivers.cli.planning import scaled
 
 INPUTS = '{"image": {"height": 16, "width": 16, "channels": 1}}'
 

@@ -15,7 +15,7 @@ from perceivers.models.hip import encoder
 from perceivers.nn import linear as linear_module
 from perceivers.nn.linear import onednn_works
 from perceivers.training.loop import Interrupted, Trainer
-from perceivers.training.runtime import Numerics
+from perceivers.training.numerics import Numerics
 from perceivers.workflows import numerics as choosing
 from perceivers.workflows.preparing import PREPARE
 

@@ -31,8 +31,8 @@ from perceivers.tasks.presence import can_lack, held_modalities
 from perceivers.text_names import show_name
 from perceivers.training.config import TrainConfig
 from perceivers.types import ModalitySpec
+from perceivers.workflows.compiling import Note, compile_loaded, tell
 from perceivers.workflows.evaluation import open_for_model
-from perceivers.workflows.numerics import Note, compile_loaded, tell
 from perceivers.workflows.origin import own_data, run_config
 
 # -- What embed and anomaly read: a data set by its address, or files, as batches with names -----

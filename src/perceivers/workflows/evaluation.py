@@ -28,13 +28,13 @@ from perceivers.training.config import RegressConfig, TrainConfig
 from perceivers.training.run_folder import RunFolder
 from perceivers.types import Array, ModalitySpec
 from perceivers.workflows.comparing import average_views
+from perceivers.workflows.compiling import Note, compile_loaded, tell
 from perceivers.workflows.filling import (
     FillFigures,
     describe_dropout,
     measure_fill,
     open_filler,
 )
-from perceivers.workflows.numerics import Note, compile_loaded, tell
 from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.origin import own_data, run_config
 from perceivers.workflows.preparing import find_mask_spec, find_settings, rebuild_task, sized_mask

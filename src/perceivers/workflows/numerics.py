@@ -2,20 +2,16 @@
 
 import time
 import zlib
-from collections.abc import Callable
 
 import torch
 
-from perceivers.checkpoints.loading import Loaded
 from perceivers.data import Batch, make_train_loader
-from perceivers.data.augment import Views
 from perceivers.machine import has_fast_bf16, remembered
-from perceivers.models.compiling import CompiledParts, Uncompiled, check_compiler
 from perceivers.nn.linear import Library, choose_library, use_linear
 from perceivers.tasks import Task
-from perceivers.tasks.metrics import device_of
 from perceivers.training.config import TrainConfig
-from perceivers.training.runtime import Numerics, Resolved, Runtime
+from perceivers.training.numerics import Numerics, Resolved
+from perceivers.training.runtime import Runtime
 from perceivers.workflows.preparing import Prepared
 
 # Measuring takes about a dozen passes; a shorter run stays in float32.
@@ -107,37 +103,3 @@ def _step(task: Task, batch: Batch, *, half: bool) -> float:
     seconds = time.perf_counter() - began
     task.zero_grad(set_to_none=True)
     return seconds
-
-
-# -- Compilation of trained models for a pass over many samples: predict, evaluate, embed --------
-
-# Takes a sentence for the user.
-Note = Callable[[str], object]
-
-
-def compile_loaded(
-    loaded: Loaded, batch_size: int, views: Views | None = None, *, on: bool
-) -> Uncompiled:
-    """Compile a model for full batches, if ``on``; what does not fill one runs uncompiled.
-
-    Args:
-        loaded: The model, changed in place.
-        batch_size: Samples at once; views, where there are several of each sample.
-        views: How many views of a sample there are.
-        on: Whether it was asked for.
-
-    Raises:
-        ConfigError: This machine cannot compile.
-    """
-    if not on:
-        return Uncompiled()
-    check_compiler(device_of(loaded.model).type)
-    count = 1 if views is None else views.count
-    return CompiledParts(loaded.model, [max(1, batch_size // count)])
-
-
-def tell(compiled: Uncompiled, note: Note | None) -> None:
-    """Say what compilation came to, once a pass is over."""
-    text = compiled.summary()
-    if text and note is not None:
-        note(text)

@@ -17,13 +17,13 @@ from perceivers.tasks.mae import OBJECTIVES
 from perceivers.tasks.segmentation import segmented_modality
 from perceivers.types import Points
 from perceivers.workflows.comparing import check_views
+from perceivers.workflows.compiling import Note, compile_loaded, tell
 from perceivers.workflows.dense_prediction import (
     predict_clouds,
     predict_flow,
     predict_masks,
     predicts_flow,
 )
-from perceivers.workflows.numerics import Note, compile_loaded, tell
 from perceivers.workflows.prediction import (
     RECORD_TASKS,
     check_out,

@@ -10,6 +10,7 @@ from perceivers.settings import Seed, checked
 from perceivers.tasks import AutoencodingConfig
 from perceivers.tasks.mae import OBJECTIVES
 from perceivers.training.config import TrainConfig
+from perceivers.workflows.compiling import Note
 from perceivers.workflows.filling import (
     Filled,
     check_fill,
@@ -17,7 +18,6 @@ from perceivers.workflows.filling import (
     fill_files,
     open_filler,
 )
-from perceivers.workflows.numerics import Note
 from perceivers.workflows.origin import run_config
 from perceivers.workflows.preparing import find_masking, find_settings
 from perceivers.workflows.reconstruction import (

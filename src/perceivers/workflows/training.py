@@ -39,9 +39,10 @@ from perceivers.training.listeners import (
 )
 from perceivers.training.loggers import check_installed, make_loggers
 from perceivers.training.loop import Loaders, Trainer
+from perceivers.training.numerics import recall_numerics, write_numerics
 from perceivers.training.run_folder import TASKS, RunFolder, write_fingerprint
 from perceivers.training.run_lock import RunLock, refuse_if_in_use
-from perceivers.training.runtime import Runtime, recall_numerics, write_numerics
+from perceivers.training.runtime import Runtime
 from perceivers.workflows.numerics import choose_numerics
 from perceivers.workflows.preparing import PREPARE, Prepared, typed_info
 from perceivers.workflows.run import Run
