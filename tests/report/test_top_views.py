@@ -28,6 +28,17 @@ def test_rows_of_nan_are_no_points() -> None:
     assert np.all(look_down(cloud[:1], 4) == -1)
 
 
+def test_a_part_of_a_cloud_stands_where_it_stands_in_the_whole() -> None:
+    whole = np.array([[0, 0, 0], [2, 1, 5], [7, 7, 10], [np.nan] * 3], np.float32)
+    part = np.where(np.arange(4)[:, None] == 1, whole, np.nan)
+    seen = look_down(part, 8, whole)
+    assert seen[6, 2] == 1
+    assert shade_heights(part, seen, whole)[0, 6, 2] == pytest.approx(0.575, abs=0.02)
+    assert look_down(part, 8)[7, 0] == 1  # alone it fills the view
+    beyond = whole + np.float32(100)
+    assert look_down(beyond, 8, whole)[0, 7] == 2
+
+
 def test_heights_are_shades() -> None:
     cloud = np.array([[0, 0, 0], [3, 3, 10]], np.float32)
     shades = shade_heights(cloud, look_down(cloud, 4))

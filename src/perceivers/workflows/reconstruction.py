@@ -19,7 +19,7 @@ from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import write_atomic
 from perceivers.report.figures import draw_reconstructions
 from perceivers.report.figures.reconstruction import FilledRow, SoundRow, draw_filled, draw_sounds
-from perceivers.report.figures.samples import SampleBox, draw_parts
+from perceivers.report.figures.samples import SampleBox, draw_parts, show_points
 from perceivers.tasks.autoencoding import (
     Autoencoding,
     AutoencodingConfig,
@@ -104,15 +104,17 @@ def _filled_rows(imagined: Imagined, names: Sequence[str], spec: ModalitySpec) -
     parts = split_parts(imagined, spec)
     columns = [parts[name] for name in ("masked", "reconstructed", "original")]
     return [
-        FilledRow(name, *(_draw(column[row], spec) for column in columns))
+        FilledRow(name, *(_draw(column[row], parts["original"][row], spec) for column in columns))
         for row, name in enumerate(names)
     ]
 
 
-def _draw(signal: Tensor, spec: ModalitySpec) -> list[NDArray[np.uint8] | str]:
-    """Return a text, or an image of anything else."""
+def _draw(signal: Tensor, original: Tensor, spec: ModalitySpec) -> list[NDArray[np.uint8] | str]:
+    """Return a text, or an image of anything else; clouds in the frame of the original."""
     if isinstance(spec, Bytes):
         return [decode_ids(signal[signal != PAD].numpy())]
+    if isinstance(spec, Points):
+        return [show_points(signal.numpy(), None, 0, original.numpy())]
     box = SampleBox({"x": signal.numpy()}, {"x": spec.kind}, "", "", {})
     return draw_parts(box, 0)
 

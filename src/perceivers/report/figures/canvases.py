@@ -33,7 +33,7 @@ def choose_side(num_points: int) -> int:
     return int(np.clip(round((FILL * num_points) ** 0.5), MIN_SIDE, MAX_SIDE))
 
 
-def look_down(cloud: NDArray, side: int) -> Int[np.ndarray, "S S"]:
+def look_down(cloud: NDArray, side: int, frame: NDArray | None = None) -> Int[np.ndarray, "S S"]:
     """Return the row of the highest point in every pixel, y upwards, -1 where there is none.
 
     Pixels without a point show that of a neighbour, so that sparse clouds are not speckled.
@@ -42,6 +42,8 @@ def look_down(cloud: NDArray, side: int) -> Int[np.ndarray, "S S"]:
         cloud: Points ``[P, C]`` of at least x and y; rows of NaN are none. Without z later ones
             cover earlier ones.
         side: Pixels S along both sides; the longer one of the cloud fills it.
+        frame: Points whose extent is shown instead of the cloud's own, so that several clouds can
+            be compared; what lies outside is drawn at the edge.
 
     Raises:
         InputError: Fewer than two values per point.
@@ -53,8 +55,9 @@ def look_down(cloud: NDArray, side: int) -> Int[np.ndarray, "S S"]:
     if not len(real):
         return seen
     places = cloud[real, :2].astype(np.float64)
-    low, reach = places.min(axis=0), float(np.ptp(places, axis=0).max()) or 1.0
-    cells = np.minimum(((places - low) / reach * side).astype(int), side - 1)
+    shown = places if frame is None else _places(frame)
+    low, reach = shown.min(axis=0), float(np.ptp(shown, axis=0).max()) or 1.0
+    cells = np.clip(((places - low) / reach * side).astype(int), 0, side - 1)
     order = (
         np.argsort(cloud[real, 2], kind="stable") if cloud.shape[1] > 2 else np.arange(len(real))
     )
@@ -68,15 +71,25 @@ def look_down(cloud: NDArray, side: int) -> Int[np.ndarray, "S S"]:
     return seen
 
 
-def shade_heights(cloud: NDArray, seen: Int[np.ndarray, "S S"]) -> NDArray[np.float32]:
+def _places(cloud: NDArray) -> NDArray[np.float64]:
+    """Return x and y of the points ``[n, 2]``, without rows that are none."""
+    return cloud[~np.isnan(cloud).any(axis=1), :2].astype(np.float64)
+
+
+def shade_heights(
+    cloud: NDArray, seen: Int[np.ndarray, "S S"], frame: NDArray | None = None
+) -> NDArray[np.float32]:
     """Return grey values ``[1, S, S]`` in 0..1 by height, the lowest dark; black without a point.
 
     Args:
         cloud: Points ``[P, C]``; all have the same shade where there is no z.
         seen: From ``look_down``.
+        frame: Points whose heights are dark and light instead of the cloud's own.
     """
     heights = cloud[:, 2] if cloud.shape[1] > 2 else np.zeros(len(cloud))
     there = heights[seen[seen != NOTHING]]
+    if frame is not None and frame.shape[1] > 2:
+        there = frame[~np.isnan(frame).any(axis=1), 2]
     if not len(there):
         return np.zeros((1, *seen.shape), np.float32)
     low, high = np.percentile(there, (1, 99))

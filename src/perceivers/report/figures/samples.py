@@ -155,18 +155,30 @@ def show_wave(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def show_points(
-    cloud: NDArray[Any], ids: NDArray[np.uint8] | None, num_classes: int
+    cloud: NDArray[Any],
+    ids: NDArray[np.uint8] | None,
+    num_classes: int,
+    frame: NDArray[Any] | None = None,
 ) -> NDArray[np.uint8]:
-    """Return points ``[P, C]`` from above, in grey by height or in the colours of their classes."""
-    cloud = cloud.astype(np.float64)
-    if cloud.shape[1] < 2:
-        cloud = np.column_stack([np.arange(len(cloud)), cloud[:, 0]])
-    real = np.isfinite(cloud).all(axis=1)
-    seen = look_down(cloud, choose_side(int(real.sum())))
+    """Return points ``[P, C]`` from above, in grey by height or in the colours of their classes.
+
+    ``frame`` gives the extent and the heights of another cloud, to compare the two.
+    """
+    cloud = _widen(cloud)
+    frame = cloud if frame is None else _widen(frame)
+    seen = look_down(cloud, choose_side(int(np.isfinite(frame).all(axis=1).sum())), frame)
     if ids is None:
-        shades = shade_heights(cloud, seen)
+        shades = shade_heights(cloud, seen, frame)
         return (np.moveaxis(shades.repeat(3, 0), 0, -1) * 255).astype(np.uint8)
     return class_colours(num_classes)[np.where(seen == NOTHING, IGNORED, ids[seen])]
+
+
+def _widen(cloud: NDArray[Any]) -> NDArray[np.float64]:
+    """Return points of at least two values: a single one is drawn over its place in the cloud."""
+    cloud = cloud.astype(np.float64)
+    if cloud.shape[1] < 2:
+        return np.column_stack([np.arange(len(cloud)), cloud[:, 0]])
+    return cloud
 
 
 def _show_array(name: str, array: NDArray[Any]) -> NDArray[Any] | str:
