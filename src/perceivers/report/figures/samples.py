@@ -177,7 +177,7 @@ def _widen(cloud: NDArray[Any]) -> NDArray[np.float64]:
     """Return points of at least two values: a single one is drawn over its place in the cloud."""
     cloud = cloud.astype(np.float64)
     if cloud.shape[1] < 2:
-        return np.column_stack([np.arange(len(cloud)), cloud[:, 0]])
+        return np.column_stack([np.arange(len(cloud), dtype=np.float64), cloud[:, 0]])
     return cloud
 
 
