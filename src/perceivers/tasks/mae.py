@@ -61,8 +61,8 @@ class MaskedAutoencodingConfig(Settings, prefix="mask."):
     mean: they are scored by cross-entropy, whether per-channel or raw. latent: as None, and the
     latents that a teacher has of the whole input are predicted, too."""
     teacher: Annotated[str, LATENT] = ""
-    """A run or model folder of a masked autoencoder of the same shape, which stays as it is; empty:
-    the average of the weights in training teaches (needs ema)."""
+    """Run or model folder of a masked autoencoder of the same variant, which is frozen; empty: the
+    average of the weights in training teaches (needs ema)."""
     latent_weight: Annotated[Positive, LATENT] = 1.0
     """Weight of predicted latents in the total, beside reconstruction."""
     weights: dict[str, NonNegative] = field(default_factory=dict)
@@ -201,9 +201,9 @@ class MaskedAutoencoding(Task):
     """Pre-training: a fresh mask for every batch.
 
     With ``target: latent`` it also predicts the latents that a teacher has of whole inputs; the
-    teacher is a trained model that stays as it is (SALT, arXiv 2509.24317) or the average of the
-    model's own weights (data2vec, arXiv 2202.03555). Only hidden elements count for ``loss``, by
-    which the best weights are chosen.
+    teacher is a frozen, trained model (SALT, arXiv 2509.24317) or the average of the model's own
+    weights (data2vec, arXiv 2202.03555). The best weights are chosen by ``loss``, the error of
+    hidden elements alone.
 
     Args:
         model: With a decoder, and a ``latent_head`` for latent targets.

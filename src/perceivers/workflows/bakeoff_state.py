@@ -1,4 +1,4 @@
-"""Tables and figure of a bake-off, finished or not."""
+"""What a bake-off is asked for and has found so far: its record, tables and figure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields

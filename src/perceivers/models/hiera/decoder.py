@@ -109,7 +109,7 @@ class HieraPatchDecoder(nn.Module):
         if masked is not None:
             x = gather_units(x, masked)
         if self.latent_head is not None:
-            # Data-parallel training requires every parameter in the graph, whether it is asked.
+            # Data-parallel training needs a gradient for every parameter, used or not.
             x = x + 0.0 * (self.latent_head.weight.sum() + self.latent_head.bias.sum())
         return self.norm(x)
 

@@ -141,7 +141,7 @@ class HiPDecoder(nn.Module):
             x = regroup(found[-1], skip.shape[1], self.config.regroup)
             found.append(block(x, skip=skip))
         if self.latent_heads is not None:
-            # Data-parallel training requires every parameter in the graph, whether it is asked.
+            # Data-parallel training needs a gradient for every parameter, used or not.
             unasked = sum((weight.sum() for weight in self.latent_heads.parameters()), start=0.0)
             found[-1] = found[-1] + 0.0 * unasked
         return found
