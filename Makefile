@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 # Each file of tests stays in one process, so that what it trains is trained once.
 PYTEST := $(BIN)/python -m pytest --dist loadfile
 
-.PHONY: setup demo format lint types test test-slow fuzz check wheel bench clean
+.PHONY: setup demo format lint types test test-slow fuzz check pages docs wheel bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/perceivers demo --overwrite
@@ -61,6 +61,14 @@ types: $(VENV)/.dev
 
 check: lint types test
 
+# What the documentation repeats of the code: option tables, public names.
+pages: $(VENV)/.dev
+	$(BIN)/python tools/pages.py
+
+# The site in site/; a broken link or an unlisted page is an error.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --outdir dist
 
@@ -68,4 +76,4 @@ bench: $(VENV)/.dev
 	$(BIN)/perceivers bench
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache
+	rm -rf $(VENV) dist build site .pytest_cache .ruff_cache

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     if not args.table:
         if args.data_root is None:
-            parser.error("--data-root names the folder that holds the sets (docs/datasets.md)")
+            parser.error("--data-root names the folder that holds the sets (docs/results.md)")
         for row in (known[name] for name in args.rows):
             for seed in row.seeds if not args.no_runs else ():
                 run_seed(row, args.data_root, args.runs, seed)

@@ -1,6 +1,6 @@
 """What is proved on real data: one row per set, its recipes, its figure and its classical answers.
 
-Folders are named as in docs/datasets.md, below the folder that --data-root gives.
+Folders are named as in docs/results.md, below the folder that --data-root gives.
 """
 
 from dataclasses import dataclass

@@ -10,7 +10,7 @@ import torch
 from hypothesis import settings
 
 HOOK_OPTION = "--jaxtyping-packages"
-# Where the real data sets of docs/datasets.md are; beside the checkout where it is not set.
+# Where the real data sets of docs/results.md are; beside the checkout where it is not set.
 DATA_VARIABLE = "PERCEIVERS_DATA"
 
 
@@ -54,5 +54,8 @@ def real_data() -> Path:
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     root = Path(os.environ.get(DATA_VARIABLE) or beside)
     if not (root / "images" / "trashnet-256").is_dir():
-        pytest.skip(f"needs real data: neither {DATA_VARIABLE} nor {beside} holds docs/datasets.md")
+        pytest.skip(
+            f"needs real data: neither {DATA_VARIABLE} nor {beside} holds the sets of "
+            "docs/results.md"
+        )
     return root

@@ -3,15 +3,18 @@
 import re
 import runpy
 import shlex
+import tomllib
 from contextlib import redirect_stdout
 from functools import cache
 from importlib import import_module
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import perceivers
@@ -28,8 +31,6 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 EXAMPLE = ROOT / "examples" / "own_loop.py"
 RUNNABLE = "<!-- runnable -->\n"
 COMMAND = re.compile(r"`(perceivers [a-z][^`]*)`")
-# Verbs with every task that they train; a task brings settings of its own.
-VERB_TASKS = [(verb, task) for verb in VERBS for task in training.VERB_TASKS.get(verb, (None,))]
 
 
 def blocks(text: str, language: str, before: str = "") -> list[str]:
@@ -162,14 +163,50 @@ def test_an_invented_verb_flag_or_task_is_noticed(line: str) -> None:
         check_command(line)
 
 
-@pytest.mark.parametrize(("verb", "task"), VERB_TASKS)
-def test_the_command_line_page_lists_every_option(verb: str, task: str | None) -> None:
-    text = (ROOT / "docs" / "cli.md").read_text()
-    section = {"finetune": "pretrain", "train": "pretrain"}.get(verb, verb)
-    match = re.search(rf"^## {section}\b.*?\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
-    assert match is not None
-    listed = set(re.findall(r"--[a-z][\w.\-]*", match[1]))
-    assert options(verb, task) - {"--help"} - listed == set()
+@cache
+def generator() -> dict[str, Any]:
+    """Return the names of the script that writes the generated parts of pages."""
+    return runpy.run_path(str(ROOT / "tools" / "pages.py"), run_name="pages")
+
+
+def test_generated_parts_of_pages_are_up_to_date() -> None:
+    """``make pages`` writes them again."""
+    page = (ROOT / "docs" / "cli.md").read_text()
+    assert generator()["fill"](page.replace("| 2000 |", "| 2001 |")) == page
+    assert generator()["api_page"]() == (ROOT / "docs" / "api.md").read_text()
+
+
+def test_the_command_line_page_has_a_table_for_every_verb_and_task() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text()
+    found = re.findall(r"<!-- options: ([^>]*) -->", page)
+    verbs = set(VERBS) - {"pretrain", "finetune", "doctor"}
+    tasks = {f"train {task}" for known in training.VERB_TASKS.values() for task in known}
+    assert sorted(found) == sorted(verbs | tasks)
+
+
+def test_workflow_and_citation_state_what_the_package_supports() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    matrix = workflow["jobs"]["fast"]["strategy"]["matrix"]
+    pythons = {line.rpartition(" ")[2] for line in project["classifiers"] if "3." in line}
+    assert set(matrix["python"]) == pythons
+    (torch,) = [line for line in project["dependencies"] if line.startswith("torch")]
+    assert matrix["include"][0]["torch"] == torch.replace(">=", "==") + ".0"
+    runs = [
+        step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step
+    ]
+    targets = {word for run in runs if run.startswith("make") for word in run.split()[2:]}
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets
+    assert all(f"\n{target}:" in makefile for target in targets)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == perceivers.__version__
+    assert citation["license"] == project["license"]
+
+
+def test_the_site_lists_every_page() -> None:
+    nav = re.findall(r"(?<=[ :])[\w-]+\.md", (ROOT / "mkdocs.yml").read_text())
+    assert sorted(nav) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
 
 
 def test_the_command_line_page_lists_every_task_and_recipe() -> None:
