@@ -2,9 +2,9 @@
 
     python tools/pages.py            # or: make pages
 
-Tables of docs/cli.md between ``<!-- options: VERB -->`` and ``<!-- end -->`` come from the parsers,
-docs/api.md comes from the public names of the package. ``tests/test_docs.py`` fails where a page is
-not what this writes.
+Tables of docs/cli.md below ``<!-- verbs -->`` and ``<!-- options: VERB -->`` come from the command
+line, docs/api.md comes from the public names of the package. ``tests/test_docs.py`` fails where a
+page differs from what this writes.
 """
 
 import re
@@ -24,7 +24,7 @@ from perceivers.workflows.training import VERB_TASKS
 DOCS = Path(__file__).parent.parent / "docs"
 CLI = DOCS / "cli.md"
 API = DOCS / "api.md"
-TABLE = re.compile(r"(<!-- options: ([^>]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- (verbs|options: [^>]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 # Options that a table leaves out: help, and what jsonargparse adds to every parser.
 UNLISTED = {"help", "version"}
 Option = tuple[str, str, str, str]
@@ -190,11 +190,22 @@ def training_options(task: str | None) -> list[Option]:
     return [option for option in by_task[task] if option[0] not in shared]
 
 
+def verb_table() -> str:
+    """Return every verb with its line of help, linked to its section."""
+    lines = ["| verb | what it does |", "|---|---|"]
+    for verb, (_, _, line) in VERBS.items():
+        section = "pretrain-finetune-train" if verb in VERB_TASKS else verb
+        lines.append(f"| [`{verb}`](#{section}) | {line} |")
+    return "\n".join(lines) + "\n"
+
+
 def fill(text: str) -> str:
-    """Return a page with its option tables replaced by those of the code."""
+    """Return a page with its tables of verbs and options replaced by those of the code."""
 
     def replace(match: re.Match[str]) -> str:
-        verb, _, task = match[2].partition(" ")
+        if match[2] == "verbs":
+            return match[1] + verb_table() + match[4]
+        verb, _, task = match[2].removeprefix("options: ").partition(" ")
         options = training_options(task or None) if verb in VERB_TASKS else options_of(verb)
         return match[1] + table(options) + match[4]
 
