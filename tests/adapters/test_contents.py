@@ -201,7 +201,7 @@ REFUSED: list[tuple[ModalitySpec, TokenConfig, str]] = [
     (
         Audio(10),
         TokenConfig(content="patches", patch=(4,)),
-        r"a audio of \(10,\) cannot be cut into patches of \(4,\): 10 is no multiple of 4",
+        r"a audio of \(10,\) cannot be cut into patches of \(4,\): 10 is not a multiple of 4",
     ),
     (
         Image(4, 4),

@@ -171,7 +171,7 @@ BAD_CALLS: list[tuple[dict[str, Any], str]] = [
         {"inputs": {"wide": torch.ones(2, 4, 6), "narrow": torch.ones(3, 3, 2)}},
         r"inputs have different batch sizes \{'wide': 2, 'narrow': 3\}; they must be equal",
     ),
-    ({"valid": {"wild": MASK}}, r"valid speaks of 'wild', which is not among the inputs"),
+    ({"valid": {"wild": MASK}}, r"valid contains 'wild', which is not among the inputs"),
     ({"hidden": {"narrow": MASK}}, r"hidden\['narrow'\] has shape \(2, 4\); expected \[B, 3\]"),
     ({"kept": {"wide": MASK[0].long()}}, r"kept\['wide'\] has shape \(4,\); expected \[B, K\]"),
     (

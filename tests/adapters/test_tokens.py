@@ -253,7 +253,7 @@ BAD: list[tuple[ModalitySpec, TokenConfig, str]] = [
     (
         Points(5),
         replace(CLOUD, dim=8),
-        r"input 'x': dim=8 maps what a point holds besides its coordinates, which is nothing",
+        r"input 'x': dim=8 projects the channels of a point besides its coordinates, but there",
     ),
     (
         Image(4, 4),

@@ -104,7 +104,7 @@ def test_factors_are_so_many_doublings(factors: tuple[int, ...], expected: tuple
     ],
 )
 def test_other_factors_are_refused(factors: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match=r"they make \(4, 4\) of pictures, \(1, 4, 4\) of clips"):
+    with pytest.raises(ConfigError, match=r"use \(4, 4\) for images, \(1, 4, 4\) for videos"):
         GridUpsample(5, 2, factors)
 
 

@@ -50,7 +50,7 @@ def test_batches_of_other_sizes_run_uncompiled(monkeypatch: pytest.MonkeyPatch) 
     assert stances == ["force_eager"] * 2
     assert compiled.num_odd == 2
     assert compiled.news() == ""
-    assert "no batch held 2 or 4 samples" in compiled.summary()
+    assert "no batch had 2 or 4 samples" in compiled.summary()
 
 
 def test_what_is_not_compiled_says_nothing(asked: list[torch.nn.Module]) -> None:
@@ -67,7 +67,7 @@ def test_compile_time_is_told_once_and_too_many_graphs_are_named() -> None:
     assert compiled.news() == f"compiling {compiled.num_parts} parts of the model took 41 s"
     assert compiled.news() == ""
     compiled.seconds, compiled.num_graphs = 99.0, compiling.MOST_GRAPHS + 1
-    assert "what is left runs uncompiled" in compiled.news()
+    assert "the remaining ones run uncompiled" in compiled.news()
 
 
 def test_machines_that_cannot_compile_are_told_what_is_missing(

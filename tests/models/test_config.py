@@ -223,7 +223,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     (level(num_cross_heads=2, cross_dim=9), r"cross_dim=9 of num_cross_heads=2"),
     (
         {"levels": (OUTER, MIDDLE, replace(OUTER, num_latents=8))},
-        r"level 0 has 6 groups of 4 latents, its mirror 6 of 8; skip connections",
+        r"level 0 has 6 groups of 4 latents, its mirror 6 of 8; they must be equal",
     ),
     (
         {"levels": (replace(OUTER, num_groups=3), MIDDLE, OUTER)},

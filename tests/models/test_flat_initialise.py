@@ -120,7 +120,8 @@ def test_only_the_same_modalities_may_be_resized() -> None:
         with pytest.raises(ConfigError, match=r"cannot be resized to .*names, kinds and channels"):
             check_resizable(old, other)
     with pytest.raises(
-        ConfigError, match=r"texts of 16 bytes has no positions for 17; text positions are cut"
+        ConfigError,
+        match=r"texts of 16 bytes has no position embeddings for 17; text positions are cut",
     ):
         check_resizable(old, {"image": Image(8, 8), "text": Bytes(17)})
 

@@ -78,7 +78,7 @@ def test_reads_and_blocks_come_in_the_declared_order(
 def test_more_interleaved_reads_than_blocks_are_refused() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"3 interleaved reads need as many blocks, there are 2; use reads='at_start', or",
+        match=r"3 interleaved reads need at least as many blocks, but num_blocks is 2; use",
     ):
         TrunkConfig(**SMALL, num_blocks=2, num_reads=3)
     assert len(TrunkConfig(**SMALL, num_blocks=2, num_reads=3, reads="at_start").steps) == 5

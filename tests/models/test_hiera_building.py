@@ -54,12 +54,12 @@ def test_a_head_is_named_or_complete() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_classes": 3, "head": "token"}, r"head='token': a Hiera answers with its mean token"),
+        ({"num_classes": 3, "head": "token"}, r"head='token': a Hiera has the heads 'mean' and"),
         ({"num_classes": {"a": 2}}, r"num_classes=\{'a': 2\}: a Hiera has one head"),
         ({"head": "segmentation"}, r"head='segmentation' needs num_classes"),
-        ({"num_classes": 3, "decoder": True}, r"num_classes=3, .*: an auto-encoder has no classes"),
-        ({"head": "mean", "decoder": True}, r"head='mean': an auto-encoder has no classes"),
-        ({"decoder": "yes"}, r"decoder='yes': say True for the variant's own"),
+        ({"num_classes": 3, "decoder": True}, r"num_classes=3, .*: an autoencoder has no classes"),
+        ({"head": "mean", "decoder": True}, r"head='mean': an autoencoder has no classes"),
+        ({"decoder": "yes"}, r"decoder='yes': pass True for the decoder of the variant"),
         ({"decoder": {"depht": 1}}, r"HieraDecoder has no setting 'depht'"),
         ({"num_classes": -1}, r"head\.num_outputs is -1; it must not be neg"),
     ],
@@ -70,7 +70,9 @@ def test_what_cannot_be_built_is_refused(settings: dict[str, Any], message: str)
 
 
 def test_a_size_must_be_said() -> None:
-    with pytest.raises(ConfigError, match=r"this variant reads any size; say what with inputs="):
+    with pytest.raises(
+        ConfigError, match=r"this variant has no input size; describe it with inputs="
+    ):
         create_model("hiera_nano")
 
 

@@ -200,7 +200,7 @@ def test_lists_are_tuples_like_any_other() -> None:
         ({"unit_drop_rate": -0.1}, r"unit_drop_rate is -0.1; it must be"),
         ({"dropout_rate": 1.0}, r"dropout_rate is 1.0; it must be"),
         ({"dropout_rate": 0.1, "head": HieraHead()}, r"dropout_rate=0.1 acts before logits"),
-        ({"unit_drop_rate": 0.1, "head": MAP}, r"unit_drop_rate=0.1 drops units that segmentation"),
+        ({"unit_drop_rate": 0.1, "head": MAP}, r"unit_drop_rate=0.1 drops units, but segmentation"),
         ({"feature_norms": (3,)}, r"feature_norms=\(3,\); stages are 0\.\.2"),
         ({"shortcut": "pool", "num_pools": 1}, r"shortcut='pool' doubles channels by pooling"),
         ({"mask_unit": (4, 6)}, r"a mask unit of \(4, 6\) tokens cannot be pooled 2 times"),
@@ -213,7 +213,7 @@ def test_lists_are_tuples_like_any_other() -> None:
             r"position_grid=\(3, 5\) has no effect with positions='absolute'",
         ),
         ({"position_antialias": False}, r"position_antialias=False has no effect with pos"),
-        ({"decoder": DECODER}, r"an auto-encoder \(decoder\) has no head"),
+        ({"decoder": DECODER}, r"an autoencoder \(decoder\) has no head"),
     ],
 )
 def test_settings_that_contradict_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -294,7 +294,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"head": "mean"}, r"head='mean' needs num_classes"),
     ({"num_classes": 2, "head": "men"}, r"head='men'"),
     ({"num_classes": {"a": 2}}, r"a Hiera has one head"),
-    ({"inputs": None}, r"this variant reads any size; say what with inputs="),
+    ({"inputs": None}, r"this variant has no input size; describe it with inputs="),
     ({"window": 8}, r"no setting 'window'; .*did you mean 'windows'\?"),
 ]
 

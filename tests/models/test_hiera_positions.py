@@ -154,7 +154,7 @@ def test_taking_the_table_apart_changes_nothing_at_the_native_size(
     assert apart.config.position_grid == model.config.native_grid
     assert not apart.training
     assert model.train().with_window_positions().training
-    with pytest.raises(ConfigError, match=r"positions are 'window'; only absolute ones can be tak"):
+    with pytest.raises(ConfigError, match=r"positions are 'window'; only absolute positions can"):
         apart.with_window_positions()
 
 

@@ -311,7 +311,7 @@ def test_dense_heads_answer_for_a_missing_modality_unless_groups_are_dealt_anew(
     head = HiPHead(kind=kind, num_outputs=5, modality="b")
     alone = {"a": draw()["a"]}
     assert build(head=head)(alone).shape == (2, 9, 5, 5)
-    with pytest.raises(InputError, match=rf"head '{kind}' answers for 'b', which this call lacks"):
+    with pytest.raises(InputError, match=rf"head '{kind}' needs the input 'b', which is missing"):
         build(head=head, deal_over="present")(alone)
 
 

@@ -316,7 +316,7 @@ def test_learned_positions_are_interpolated_for_another_size(
         "kind": torch.tensor([[0], [2]]),
     }
     assert resized(raw).shape == (2, 3)
-    with pytest.raises(ConfigError, match=r"texts of 8 bytes has no positions for 9"):
+    with pytest.raises(ConfigError, match=r"texts of 8 bytes has no position embeddings for 9"):
         model.resized({**inputs, "text": Bytes(9)})
 
 

@@ -47,7 +47,9 @@ def test_named_outputs_are_answered_alone(stir: Stir, draw: Draw) -> None:
     assert list(two) == ["rows", "classes"]
     with pytest.raises(InputError, match=r"output 'class' is unknown; .*did you mean 'classes'\?"):
         model(raw, outputs=["class"])
-    with pytest.raises(InputError, match=r"output None is unknown; the model answers \['classes'"):
+    with pytest.raises(
+        InputError, match=r"output None is unknown; the model has the outputs \['classes'"
+    ):
         model.decode(model.forward_features(raw))
 
 
@@ -159,7 +161,7 @@ def test_a_resized_model_answers_for_the_new_sizes(stir: Stir, draw: Draw) -> No
         for m, d in ((model, draw(INPUTS)), (resized, draw(other)))
     ]
     torch.testing.assert_close(corner[0], corner[1], **EXACT)
-    with pytest.raises(ConfigError, match=r"texts of 7 bytes has no positions for 8"):
+    with pytest.raises(ConfigError, match=r"texts of 7 bytes has no position embeddings for 8"):
         model.resized({**INPUTS, "text": Bytes(8)})
     with pytest.raises(ConfigError, match=r"names, kinds and channels must stay"):
         model.resized({"image": Image(4, 6, 1)})

@@ -217,11 +217,11 @@ def test_json_restores_a_configuration() -> None:
 BAD_OUTPUTS: list[tuple[dict[str, Any], str]] = [
     ({}, r"output\.dim is 0; learned queries need at least 1"),
     ({"dim": 4, "length": 0}, r"output\.length is 0; it must be at least 1"),
-    ({"queries": "tokens"}, r"tokens queries need the modality they speak of"),
+    ({"queries": "tokens"}, r"tokens queries need a modality; set output.modality"),
     ({"queries": "positions", "modality": "image"}, r"positions queries need positions: fourier"),
     (
         {"queries": "positions", "modality": "image", "positions": POSITIONS["combine"]},
-        r"queries are their positions; combine='add' has nothing to add them to",
+        r"queries are position embeddings alone; combine='add' has no content to add",
     ),
     ({"dim": 4, "channels": -1}, r"output\.channels is -1; it must not be negative"),
     ({"dim": 4, "divide_by": 0.0}, r"output\.divide_by is 0\.0; it must be positive"),
@@ -255,7 +255,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"outputs": {"a.b": Output(dim=2)}}, r"outputs are \['a\.b'\]"),
     (
         {"outputs": {"x": replace(OUTPUTS["tokens"], modality="imag")}},
-        r"output 'x' speaks of 'imag', but the inputs are .*did you mean 'image'\?",
+        r"output 'x' has the modality 'imag', but the inputs are .*did you mean 'image'\?",
     ),
     (
         {"outputs": {"x": Output(dim=4, head="tied")}},

@@ -150,6 +150,6 @@ def test_queries_of_tokens_are_the_tokens(stir: Stir, draw: Draw) -> None:
     expected = fourier_features(clouds, 2, (8, 8, 8))
     torch.testing.assert_close(part, expected, **EXACT)
     absent = {name: x for name, x in raw.items() if name != "points"}
-    with pytest.raises(InputError, match=r"'tokens' is read with the tokens of 'points', which"):
+    with pytest.raises(InputError, match=r"'tokens' is queried with the tokens of 'points', which"):
         model(absent)
     assert model(absent, outputs=["rows"]).shape == (2, 5, 3)  # these need no input

@@ -191,10 +191,10 @@ def test_json_and_folders_restore_it(stir: Stir, draw: Draw, tmp_path: Any) -> N
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"patch": (4, 2)}, r"patch \(4, 2\) cannot be made by transposed convolutions"),
+        ({"patch": (4, 2)}, r"patch \(4, 2\) is not supported by transposed convolutions"),
         (
             {"patch": ()},
-            r"patch \(\) cannot be made by transposed convolutions; they make \(4, 4\)",
+            r"patch \(\) is not supported by transposed convolutions; use \(4, 4\)",
         ),
         ({"patch": (4, 0)}, r"output\.patch\[1\] is 0; it must be at least 1"),
         ({"channels": 0}, r"head='conv' needs channels: values per element"),
@@ -206,7 +206,7 @@ def test_what_convolutions_cannot_make_is_refused(settings: dict[str, Any], text
 
 
 def test_learned_queries_have_no_grid() -> None:
-    with pytest.raises(ConfigError, match=r"a conv head needs answers on the grid of a modality"):
+    with pytest.raises(ConfigError, match=r"a conv head needs queries on the grid of a modality"):
         Output(length=4, dim=3, channels=2, head="conv")
 
 

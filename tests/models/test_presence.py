@@ -79,7 +79,7 @@ def test_features_follow_the_presence(kind: str, inputs: dict[str, Tensor]) -> N
 @pytest.mark.parametrize(
     ("present", "message"),
     [
-        ({"audi": torch.ones(3, dtype=torch.bool)}, r"speaks of 'audi'.*did you mean 'audio'"),
+        ({"audi": torch.ones(3, dtype=torch.bool)}, r"contains 'audi'.*did you mean 'audio'"),
         ({"audio": torch.ones(2, dtype=torch.bool)}, r"of shape \(2,\); expected bool \[3\]"),
         ({"audio": torch.ones(3)}, r"is torch\.float32 of shape \(3,\); expected bool \[3\]"),
     ],

@@ -150,19 +150,23 @@ def test_an_entity_set_scores_its_slots(rng: torch.Generator) -> None:
 
 
 CALLS: list[tuple[str, dict[str, Any], str]] = [
-    ("perceiver_nano", {"num_classes": 3}, r"this variant reads anything; say what with inputs="),
-    ("perceiver_io_nano", {}, r"this variant reads anything; say what with inputs="),
-    ("entity_set_nano", {}, r"this variant reads any set; say which with inputs="),
-    ("perceiver_nano", {"inputs": IMAGE}, r"answers one array of logits; .*not None"),
+    (
+        "perceiver_nano",
+        {"num_classes": 3},
+        r"this variant has no inputs; describe them with inputs=",
+    ),
+    ("perceiver_io_nano", {}, r"this variant has no inputs; describe them with inputs="),
+    ("entity_set_nano", {}, r"this variant reads any set; describe it with inputs="),
+    ("perceiver_nano", {"inputs": IMAGE}, r"returns one array of logits; .*not None"),
     (
         "perceiver_nano",
         {"inputs": IMAGE, "num_classes": {"a": 2}},
-        r"answers one array of logits; give num_classes as one number, not \{'a': 2\}",
+        r"returns one array of logits; give num_classes as one number, not \{'a': 2\}",
     ),
     (
         "perceiver_nano",
         {"inputs": IMAGE, "num_classes": 3, "head": "label"},
-        r"head='label': a Perceiver answers with the mean of its latents",
+        r"head='label': a Perceiver has only the head 'mean'",
     ),
     (
         "perceiver_nano",
@@ -172,12 +176,12 @@ CALLS: list[tuple[str, dict[str, Any], str]] = [
     (
         "perceiver_io_nano",
         {"inputs": IMAGE, "num_classes": 3, "head": "mean"},
-        r"head='mean': Perceiver IO answers with queries; the family 'perceiver' has the mean",
+        r"head='mean': Perceiver IO has the head 'query'; only Perceiver models have 'mean'",
     ),
     (
         "perceiver_io_nano",
         {"inputs": IMAGE, "num_classes": 3, "outputs": {"x": Output(dim=3)}},
-        r"num_classes and outputs both say what is answered; give one of them",
+        r"num_classes and outputs both describe the output; give one of them",
     ),
     (
         "entity_set_nano",
@@ -192,14 +196,14 @@ CALLS: list[tuple[str, dict[str, Any], str]] = [
     (
         "entity_set_nano",
         {"inputs": {"units": Points(5, 3)}, "num_classes": 5, "head": "mean"},
-        r"head='mean': an entity set answers with its pointer; leave it out",
+        r"head='mean': an entity set has only its pointer; leave head out",
     ),
     (
         "entity_set_nano",
         {"inputs": IMAGE, "num_classes": 10},
-        r"exactly one modality of points, not \['image'\]: .*take a variant of perceiver_io",
+        r"exactly one modality of points, not \['image'\]: .*use a variant of perceiver_io",
     ),
-    ("entity_set_nano", {"inputs": {}}, r"say which with inputs=\{name: Points"),
+    ("entity_set_nano", {"inputs": {}}, r"describe it with inputs=\{name: Points"),
     (
         "perceiver_io_nano",
         {"inputs": IMAGE, "trunk": {"dept": 2}},

@@ -75,5 +75,5 @@ def test_a_block_needs_one_size_per_axis(factors: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 3, 4), (1, 4, 6)])
 def test_tokens_of_another_grid_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match="it takes 4 tokens of a multiple of 4 values"):
+    with pytest.raises(InputError, match="expected 4 tokens of a multiple of 4 values"):
         depth_to_space(torch.zeros(shape), (4, 4), (2, 2))

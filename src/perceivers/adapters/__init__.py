@@ -1,4 +1,4 @@
-"""Adapters turn raw tensors of a modality into tokens on their grid, and back."""
+"""Conversion of the raw tensors of a modality to tokens on a grid, and back."""
 
 from perceivers.adapters.elements import ElementAdapter
 

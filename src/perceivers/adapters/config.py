@@ -1,4 +1,4 @@
-"""How a modality becomes tokens: what a token holds, and how it knows its place.
+"""Configuration of tokens and their position embeddings, and building of nested configs.
 
 Papers: Perceiver (arXiv 2103.03206) Sec. 3.2; Perceiver IO (arXiv 2107.14795) App. G, H and I.
 """
@@ -20,29 +20,30 @@ Content = Literal["elements", "patches", "frame_patches", "conv", "embedding", "
 
 @dataclass(frozen=True, kw_only=True)
 class PositionConfig(Settings, prefix="positions."):
-    """How a token, or a query, knows its place."""
+    """Position embeddings of tokens or queries."""
 
     kind: Literal["none", "fourier", "learned"] = "none"
-    """fourier: sines and cosines of the coordinates; learned: one row per token."""
+    """fourier: sines and cosines of the coordinates; learned: one embedding per token."""
     num_bands: Annotated[Count, WAVES] = 64
     """Fourier: frequencies per axis, evenly spaced from 1 to half of max_resolution."""
     max_resolution: Annotated[tuple[Count, ...] | None, WAVES] = None
-    """Fourier: length per axis whose Nyquist frequency is the highest; the grid's when None."""
+    """Fourier: length per axis whose Nyquist frequency is the highest frequency; the grid when
+    None."""
     sine_only: Annotated[bool, WAVES] = False
     """Fourier: leave the cosines out."""
     keep_coordinates: Annotated[bool, WAVES] = True
-    """Fourier: put the coordinates themselves first."""
+    """Fourier: prepend the coordinates themselves."""
     dim: Annotated[Natural, LEARNED] = 0
-    """Learned: channels of a row."""
+    """Learned: channels of an embedding."""
     project: Annotated[Natural, PLACED] = 0
-    """Map positions to this width by a Linear; 0 does not."""
+    """Project positions to this width by a linear layer; 0: no projection."""
     extra_layers: Annotated[Natural, PLACED] = 0
-    """Residual Linears on the positions, ReLU between (n_extra_pos_mlp of the released code)."""
+    """Number of residual linear layers on the positions, with ReLU between them (n_extra_pos_mlp in
+    the released code)."""
     combine: Annotated[Literal["concat", "add"], PLACED] = "concat"
     """Concatenate positions to the content, or add them."""
 
     def __post_init__(self) -> None:
-        """Reject contradictory settings."""
         super().__post_init__()
         if self.kind == "learned" and self.dim < 1:
             raise ConfigError(
@@ -52,37 +53,36 @@ class PositionConfig(Settings, prefix="positions."):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenConfig(Settings, prefix="tokens."):
-    """How one modality becomes tokens."""
+    """Conversion of one modality to tokens."""
 
     content: Content = "elements"
     """elements: one token per raw element; patches: space-to-depth; frame_patches: 3x3 windows of
-    two frames at every pixel (flow); conv: 7x7 convolution and pooling of a picture, or of a pair
-    of frames joined as channels; embedding: a learned row per byte; coordinates: points, whose
-    first channels are their positions."""
+    two frames at every pixel (flow); conv: 7x7 convolution and pooling of an image, or of two
+    frames concatenated as channels; embedding: a learned embedding per byte; coordinates: points,
+    whose first channels are their positions."""
     stride: Annotated[tuple[Count, ...], RAW] = ()
-    """elements: keep every n-th along each axis."""
+    """elements: use every n-th element along each axis."""
     patch: tuple[Count, ...] = ()
     """patches: elements per patch along each axis."""
     dim: Natural = 0
-    """Channels of the content: a Linear maps to it (conv, embedding: their own width); 0 leaves
-    the content as it is."""
+    """Channels of the content: the width of conv and embedding, for other content that of a linear
+    projection; 0: no projection."""
     num_convs: Annotated[Count, CONV] = 1
-    """conv: layers; each makes height and width a quarter."""
+    """conv: number of layers; each reduces height and width to a quarter."""
     padding: Annotated[Literal["same", "hf"], CONV] = "same"
-    """conv: uneven as in TensorFlow, or even before the convolution and none before the pooling, as
-    in the Hugging Face port."""
+    """conv: padding as in TensorFlow (same), or as in the Hugging Face port, which pads both sides
+    equally before the convolution and does not pad before pooling (hf)."""
     batch_norm: Annotated[bool, CONV] = True
-    """conv: normalise over the batch."""
+    """conv: use batch normalisation."""
     contrast: Annotated[Natural, CONV] = 0
-    """conv: odd side of the square around every pixel whose mean colour is subtracted from it, in
-    each frame by itself, so that edges count and light does not; 0 leaves the light in."""
+    """conv: odd side of the square around every pixel whose mean colour is subtracted, per frame,
+    to remove local brightness; 0: no subtraction."""
     positions: PositionConfig = field(default_factory=PositionConfig)
     mask_rate: Fraction = 0.0
-    """Several modalities: probability with which a token is replaced by the modality's mask token
-    while training; 1 replaces all tokens, in evaluation too."""
+    """Several modalities: probability of replacing a token by the mask token of its modality in
+    training; 1 replaces all tokens, in evaluation too."""
 
     def __post_init__(self) -> None:
-        """Reject contradictory settings."""
         super().__post_init__()
         if (self.content == "patches") != bool(self.patch):
             raise ConfigError(
@@ -94,28 +94,30 @@ class TokenConfig(Settings, prefix="tokens."):
         if self.contrast and self.contrast % 2 == 0:
             raise ConfigError(
                 f"tokens.contrast is {self.contrast}; it must be odd, so that a pixel is in the "
-                f"middle of its square, or 0"
+                f"centre of its square, or 0"
             )
         if self.content == "coordinates" and self.positions.kind != "fourier":
             raise ConfigError("token content 'coordinates' needs Fourier positions")
 
 
 def covered_grid(spec: ModalitySpec, config: TokenConfig) -> tuple[int, ...]:
-    """Return the grid of elements over which tokens lie: a frame's, where each holds both frames.
+    """Return the grid of elements that tokens cover.
+
+    This is the grid of the modality, or that of one frame if tokens contain both frames of a pair.
 
     Args:
-        spec: The modality.
-        config: How it becomes tokens.
+        spec: Specification of the modality.
+        config: Token config of the modality.
     """
     joined = spec.kind == "video" and config.content in {"frame_patches", "conv"}
     return spec.grid[1:] if joined else spec.grid
 
 
 def change_fields(config: Config, changes: Mapping[str, Any]) -> Config:
-    """Replace some fields of a config by plain data.
+    """Return a copy of a config with some fields replaced; nested configs may be mappings.
 
     Raises:
-        ConfigError: A field is unknown, of an impossible value, or changed without effect.
+        ConfigError: A field is unknown, has an invalid value, or is changed without effect.
     """
     own = {f.name: getattr(config, f.name) for f in fields(config)}  # pyright: ignore[reportArgumentType]
     return build_nested(type(config), {**own, **changes}, given=tuple(changes))
@@ -124,16 +126,16 @@ def change_fields(config: Config, changes: Mapping[str, Any]) -> Config:
 def build_nested(
     kind: type[Config], data: Mapping[str, Any] | Config, *, given: Sequence[str] | None = None
 ) -> Config:
-    """Build a config dataclass from plain data whose nested configs are mappings.
+    """Build a config from a mapping, in which nested configs are mappings too.
 
     Args:
         kind: Class of the config.
-        data: Its fields, or a config of that class.
-        given: Fields that were asked for and must have an effect: all when None, none in a stored
-            config.
+        data: Fields by name, or a config of that class, which is returned as it is.
+        given: Fields set by the user, which must have an effect: all if None; use ``()`` for stored
+            configs.
 
     Raises:
-        ConfigError: A field is unknown, missing or of an impossible value, or has no effect.
+        ConfigError: A field is unknown, missing, has an invalid value or has no effect.
     """
     if isinstance(data, kind):
         return data

@@ -1,7 +1,9 @@
-"""Raw elements as tokens: a pixel, a sample, a point or a label is one token; nothing is patched.
+"""Raw elements as tokens: one token per pixel, audio sample, point, byte or label.
+
+Checks raw tensors, flattens and normalises them, and inverts both.
 
 Legend: B batch, N tokens (row-major on the grid), C channels.
-Paper: HiP (arXiv 2202.10890) Sec. 3.1: inputs are flattened, never embedded by a modality network.
+Paper: HiP (arXiv 2202.10890) Sec. 3.1: inputs are flattened, without modality-specific networks.
 """
 
 from typing import Any
@@ -14,10 +16,10 @@ from torch.nn import functional as F
 from perceivers.errors import InputError
 from perceivers.types import PAD, ModalitySpec, Points
 
-# What an integer type's full scale is divided by to reach 0..1 (uint8) or -1..1 (int16).
+# Divisors that map integer types to 0..1 (uint8) or -1..1 (int16).
 INTEGER_SCALE = {torch.uint8: 255.0, torch.int16: 32768.0}
 
-# Modalities of integers that name something, and what they are.
+# Modalities whose integers are indices, and their description for error messages.
 INDEXED = {
     "labels": "labels are class indices (int64), negative where unknown",
     "bytes": "texts are ids of bytes (int64): byte + 6, 0 where padded",
@@ -25,11 +27,11 @@ INDEXED = {
 
 
 class ElementAdapter(nn.Module):
-    """Raw tensor of one modality to tokens and back, normalising on the tensor's own device.
+    """Converts the raw tensor of one modality to normalised elements and back, on its device.
 
     Args:
-        name: The modality's name, for messages.
-        spec: The declared modality.
+        name: Name of the modality, for messages.
+        spec: Specification of the modality.
     """
 
     mean: Tensor
@@ -43,10 +45,10 @@ class ElementAdapter(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std or (1.0,)), persistent=False)
 
     def flatten(self, raw: Tensor) -> Tensor:
-        """Return ``[B, N, C]`` (labels and bytes: ``[B, N]``) without changing a value.
+        """Return ``[B, N, C]`` (labels and bytes: ``[B, N]``) with unchanged values.
 
         Raises:
-            InputError: The tensor does not have the declared shape.
+            InputError: The shape or dtype of the tensor is not that of the modality.
         """
         self._check(raw)
         if self.spec.kind in INDEXED:
@@ -57,21 +59,21 @@ class ElementAdapter(nn.Module):
 
     @property
     def may_lack(self) -> bool:
-        """Whether samples may lack elements: texts are padded, ragged clouds hold fewer points."""
+        """Whether elements may be missing: texts are padded, ragged points may be fewer."""
         return self.spec.kind == "bytes" or (isinstance(self.spec, Points) and self.spec.ragged)
 
     def real(self, raw: Tensor) -> Bool[Tensor, "B N"] | None:
-        """Return which elements are real, or None when all are: no padding, no absent points."""
+        """Return which elements are valid (not padding or missing points); None if all are."""
         if not self.may_lack:
             return None
         values = self.flatten(raw)
         return values != PAD if self.spec.kind == "bytes" else is_point(values)
 
     def normalise(self, values: Tensor, dtype: torch.dtype) -> Float[Tensor, "*B C"]:
-        """Turn flattened values into tokens: scale, subtract the mean, divide by the deviation.
+        """Normalise flattened values: scale, subtract the mean, divide by the standard deviation.
 
-        Works on any subset of flattened elements, so masked ones need not be touched. Labels
-        become one-hot rows; a negative label (unknown) becomes a row of zeros.
+        Accepts any subset of the elements, so that masked ones need no computation. Labels become
+        one-hot vectors; a negative label (unknown) becomes a vector of zeros.
         """
         if self.spec.kind == "labels":
             known = F.one_hot(values.clamp(min=0).long(), self.spec.channels)
@@ -87,14 +89,14 @@ class ElementAdapter(nn.Module):
         return values
 
     def restore(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B ..."]:
-        """Return tokens in the raw layout with the normalisation undone, without clipping.
+        """Invert normalisation and flattening, without clipping.
 
-        Images come back in 0..1, audio in -1..1; labels come back as scores per class.
+        Images are in 0..1, audio in -1..1; labels are scores per class.
         """
         return self.unflatten(self.denormalise(tokens))
 
     def denormalise(self, tokens: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
-        """Undo what ``normalise`` did to floating-point values."""
+        """Invert ``normalise`` for floating-point values."""
         if self.spec.std:
             tokens = tokens * self.std.to(tokens.dtype)
         if self.spec.mean:
@@ -102,13 +104,13 @@ class ElementAdapter(nn.Module):
         return tokens
 
     def unflatten(self, tokens: Shaped[Tensor, "B N K"]) -> Shaped[Tensor, "B ..."]:
-        """Put per-element values into the raw layout, channels where the raw tensor has them."""
+        """Arrange values per element in the raw layout, with its order of axes."""
         if self.spec.channels_first:
             return tokens.transpose(1, 2).unflatten(2, self.spec.grid)
         return tokens.unflatten(1, self.spec.grid)
 
     def _check(self, raw: Any) -> None:
-        """Compare with the declared shape; labels may drop their length axis when it is 1."""
+        """Check shape and dtype; labels may omit their length axis if it is 1."""
         if not isinstance(raw, Tensor):
             raise InputError(f"input {self.name!r} is a {type(raw).__name__}; it must be a tensor")
         expected, found = self.spec.raw_shape, tuple(raw.shape[1:])
@@ -137,5 +139,5 @@ class ElementAdapter(nn.Module):
 
 
 def is_point(values: Float[Tensor, "*B C"]) -> Bool[Tensor, "*B"]:
-    """Return which rows are points: those without NaN."""
+    """Return which rows are points: rows with NaN are missing points."""
     return ~torch.isnan(values).any(-1)

@@ -1,6 +1,6 @@
-"""Several modalities in one array of tokens: padded to one width by learned vectors, or masked.
+"""Joint token array of several modalities: padding to a common width, masking, missing modalities.
 
-Legend: B batch, N tokens of a modality, M tokens of all, D channels.
+Legend: B batch, N tokens of a modality, M tokens of all modalities, D channels, E raw elements.
 Paper: Perceiver IO (arXiv 2107.14795) App. I; Perceiver (arXiv 2103.03206) Sec. 4.2.
 """
 
@@ -16,25 +16,24 @@ from perceivers.adapters.tokens import TokenReader
 from perceivers.errors import ConfigError, InputError, suggest
 from perceivers.types import ModalitySpec
 
-# -- Which samples of a batch hold which modality ------------------------------------------------
-#
-# Legend: B batch.
+# -- Missing modalities --------------------------------------------------------------------------
 
 
 def check_present(present: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> None:
-    """Reject presences that do not belong to what is given.
+    """Check that presence masks fit the inputs.
 
     Args:
-        present: Bool ``[B]`` by modality; values are not looked at, so that graphs stay static.
-        inputs: Raw tensors ``[B, ...]`` by name.
+        present: Samples in which a modality is present, bool ``[B]``, by modality. Values are not
+            inspected, so that graphs stay static.
+        inputs: Raw tensors ``[B, ...]`` by modality.
 
     Raises:
-        InputError: A modality that is not among the inputs, another type, or another shape.
+        InputError: A modality is not among the inputs, or a mask has another dtype or shape.
     """
     for name, there in present.items():
         if name not in inputs:
             raise InputError(
-                f"present speaks of {name!r}, which is not among the inputs {list(inputs)}"
+                f"present contains {name!r}, which is not among the inputs {list(inputs)}"
                 + suggest(name, inputs)
             )
         if there.dtype != torch.bool or there.ndim != 1 or there.shape[0] != inputs[name].shape[0]:
@@ -44,18 +43,18 @@ def check_present(present: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -
             )
 
 
-# -- Several modalities in one array of tokens ---------------------------------------------------
+# -- Joint token array ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the latents read.
+    """Tokens to which the latents attend.
 
     Attributes:
-        array: Tokens of the modalities that were given, in the declared order ``[B, M, D]``.
-        valid: Which of them are real ``[B, M]``; None when all are.
-        parts: The tokens of each modality before padding ``[B, N, D']``, whole.
-        real: Which of a modality's raw elements are real ``[B, E]``; only where some may not be.
+        array: Tokens of the given modalities ``[B, M, D]``, in the declared order.
+        valid: Tokens that may be attended to ``[B, M]``; None for all.
+        parts: All tokens of each modality before padding and masking ``[B, N, D']``.
+        real: Valid raw elements ``[B, E]`` of the modalities in which elements may be missing.
     """
 
     array: Float[Tensor, "B M D"]
@@ -65,16 +64,20 @@ class Tokens:
 
 
 class TokenReaders(nn.Module):
-    """Raw tensors of all modalities to one array of tokens.
+    """Converts the raw tensors of all modalities to one array of tokens.
 
-    A single modality is read as it is. Several are padded to the widest plus ``min_padding``, each
-    with a learned vector of its own, which also tells them apart.
+    The tokens of several modalities are padded to the width of the widest plus ``min_padding``,
+    with a learned vector per modality, which also distinguishes them. A single modality has no
+    padding.
 
     Args:
         inputs: Modalities by name.
-        tokens: How each becomes tokens.
-        min_padding: Channels of the smallest padding vector.
-        mask_tokens: Make a mask token per modality (several modalities only).
+        tokens: Token configs by modality.
+        min_padding: Minimum number of padding channels.
+        mask_tokens: Learn a mask token per modality (several modalities only).
+
+    Raises:
+        ConfigError: A modality has a ``mask_rate`` but no mask token.
     """
 
     def __init__(
@@ -113,14 +116,14 @@ class TokenReaders(nn.Module):
                 )
 
     def reader(self, name: str) -> TokenReader:
-        """Return the reader of a modality."""
+        """Return the token reader of a modality."""
         reader = self.readers[name]
         assert isinstance(reader, TokenReader)
         return reader
 
     @property
     def num_tokens(self) -> dict[str, int]:
-        """Tokens per modality."""
+        """Number of tokens by modality."""
         return {name: self.reader(name).num_tokens for name in self.readers}
 
     def forward(
@@ -133,21 +136,23 @@ class TokenReaders(nn.Module):
         present: Mapping[str, Tensor] | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tokens:
-        """Read what is given.
+        """Return the tokens of the given modalities.
 
         Args:
-            inputs: Raw tensors ``[B, ...]`` by name; some may be missing.
-            valid: Tokens that may be attended to ``[B, N]``, by name, on top of what the raw tensor
-                says itself (padding of bytes, NaN rows of points).
-            hidden: Tokens to replace by the mask token ``[B, N]``; by the config's rates where not
-                given.
-            kept: Indices ``[B, K]`` of the only tokens to read, by name (masked auto-encoding).
-            present: Which samples hold a modality, bool ``[B]``, by name; all where not given. The
-                tokens of one that is not there are never attended to.
-            dtype: Of the tokens.
+            inputs: Raw tensors ``[B, ...]`` by modality; modalities may be left out.
+            valid: Tokens that may be attended to, bool ``[B, N]``, by modality. Padding of texts
+                and missing points are excluded in any case.
+            hidden: Tokens to replace by the mask token, bool ``[B, N]``, by modality; sampled with
+                the mask rate of the config by default.
+            kept: Indices ``[B, K]`` of visible tokens, by modality; the others are dropped (masked
+                autoencoding).
+            present: Samples in which a modality is present, bool ``[B]``, by modality; all by
+                default. Tokens of absent modalities are not attended to.
+            dtype: Data type of the tokens.
 
         Raises:
-            InputError: An input is unknown or misshapen, none was given, or a mask does not fit.
+            InputError: An input is unknown or has a wrong shape, there is no input, or a mask does
+                not fit.
         """
         valid, hidden, kept, present = valid or {}, hidden or {}, kept or {}, present or {}
         self._check(inputs, valid, hidden, kept)
@@ -179,7 +184,7 @@ class TokenReaders(nn.Module):
         return Tokens(array=array, valid=_join_masks(arrays, masks), parts=parts, real=real)
 
     def _padded(self, name: str, tokens: Tensor, hidden: Mapping[str, Tensor]) -> Tensor:
-        """Tokens at the common width, some replaced by the mask token."""
+        """Pad tokens to the common width, and replace hidden ones by the mask token."""
         if name in self.padding:
             padding = self.padding[name].to(tokens.dtype)
             tokens = torch.cat([tokens, padding.expand(*tokens.shape[:2], -1)], -1)
@@ -190,7 +195,8 @@ class TokenReaders(nn.Module):
         if name in hidden:
             return torch.where(hidden[name].unsqueeze(-1), mask, tokens)
         if rate == 1.0:
-            # A multiple of zero keeps the padding vector in the graph of distributed training.
+            # Multiplied by zero, the padding vector stays in the graph, as data-parallel training
+            # requires.
             return mask + 0.0 * tokens
         if self.training and rate > 0.0:
             drawn = torch.rand(tokens.shape[:2], device=tokens.device) < rate
@@ -198,7 +204,6 @@ class TokenReaders(nn.Module):
         return tokens
 
     def _check(self, inputs: Mapping[str, Tensor], *masks: Mapping[str, Tensor]) -> None:
-        """Reject unknown names, tensors without a batch, and masks of another shape."""
         known = list(self.readers)
         for name, raw in inputs.items():
             if name not in self.readers:
@@ -210,14 +215,14 @@ class TokenReaders(nn.Module):
         if not inputs:
             raise InputError(f"no input given; the model needs at least one of {known}")
         first = next(iter(inputs.values())).shape[0]
-        # Compared one by one: a set would fix the batch size of an exported graph.
+        # Not compared as a set, which would make the batch size a constant in exported graphs.
         if any(raw.shape[0] != first for raw in inputs.values()):
             sizes = {name: raw.shape[0] for name, raw in inputs.items()}
             raise InputError(f"inputs have different batch sizes {sizes}; they must be equal")
         for what, given in zip(("valid", "hidden", "kept"), masks, strict=True):
             for name, mask in given.items():
                 if name not in inputs:
-                    raise InputError(f"{what} speaks of {name!r}, which is not among the inputs")
+                    raise InputError(f"{what} contains {name!r}, which is not among the inputs")
                 tokens = self.reader(name).num_tokens
                 if mask.ndim != 2 or (what != "kept" and mask.shape[1] != tokens):
                     raise InputError(
@@ -232,7 +237,7 @@ class TokenReaders(nn.Module):
 
 
 def _join_masks(arrays: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor | None:
-    """Return which tokens of all modalities may be attended to; None when all may."""
+    """Concatenate masks; None if all tokens may be attended to."""
     if all(mask is None for mask in masks):
         return None
     whole = [

@@ -1,6 +1,7 @@
-"""One modality to tokens: content, positions, and which tokens are real.
+"""Conversion of one modality to tokens: content, position embeddings, and valid tokens.
 
-Legend: B batch, N tokens, C channels of content, P of positions, D of tokens, E elements.
+Legend: B batch, N tokens, C channels of content, P channels of positions, D channels of tokens, E
+elements, A coordinates per point.
 Papers: Perceiver (arXiv 2103.03206) Sec. 3.2; Perceiver IO (arXiv 2107.14795) App. G.
 """
 
@@ -26,9 +27,7 @@ from perceivers.nn.positions import (
 )
 from perceivers.types import BYTE_VOCABULARY, ModalitySpec
 
-# ------------------------------------------------------------------------------------------------
-# What a token holds before it knows its place: elements, patches, windows, convolved pixels,
-# rows.
+# -- Token features before position encoding -----------------------------------------------------
 #
 # Every content maps normalised elements ``[B, N, C]`` of a spec to ``[B, M, D]`` on a token grid.
 #
@@ -39,7 +38,7 @@ CONV_KERNEL, CONV_STRIDE, POOL_KERNEL = 7, 2, 3
 
 
 class Content(nn.Module):
-    """Base: a token grid and a token width.
+    """Base class of token contents.
 
     Attributes:
         grid: Shape of the token grid.
@@ -53,7 +52,7 @@ class Content(nn.Module):
 
 
 class Elements(Content):
-    """One token per element, or per every n-th along each axis."""
+    """One token per element, or per n-th element along each axis."""
 
     def __init__(self, spec: ModalitySpec, stride: tuple[int, ...]) -> None:
         stride = stride or (1,) * len(spec.grid)
@@ -64,7 +63,7 @@ class Elements(Content):
         self.full, self.stride = spec.grid, stride
 
     def forward(self, values: Float[Tensor, "B N C"]) -> Float[Tensor, "B M C"]:
-        """Return the kept elements."""
+        """Return every n-th element along each axis."""
         if max(self.stride) == 1:
             return values
         kept = tuple(slice(None, None, step) for step in self.stride)
@@ -72,7 +71,7 @@ class Elements(Content):
 
 
 class Patches(Content):
-    """Space-to-depth: a token is a patch, its channels fastest."""
+    """One token per patch (space-to-depth); in a token, channels vary fastest."""
 
     def __init__(self, spec: ModalitySpec, patch: tuple[int, ...]) -> None:
         _check_axes("patch", patch, spec)
@@ -80,7 +79,7 @@ class Patches(Content):
         if wrong:
             raise ConfigError(
                 f"a {spec.kind} of {spec.grid} cannot be cut into patches of {patch}: "
-                f"{wrong[0][0]} is no multiple of {wrong[0][1]}; choose sizes that divide"
+                f"{wrong[0][0]} is not a multiple of {wrong[0][1]}; choose sizes that divide"
             )
         super().__init__(
             tuple(n // p for n, p in zip(spec.grid, patch, strict=True)),
@@ -94,7 +93,7 @@ class Patches(Content):
 
 
 class FramePatches(Content):
-    """A token per pixel: the 3x3 windows around it in both frames, zeros outside (flow)."""
+    """One token per pixel: 3x3 windows around it in both frames, zero-padded (flow)."""
 
     def __init__(self, spec: ModalitySpec) -> None:
         _check_pair("content 'frame_patches'", spec)
@@ -102,18 +101,19 @@ class FramePatches(Content):
         self.full = spec.grid
 
     def forward(self, values: Float[Tensor, "B N C"]) -> Float[Tensor, "B M D"]:
-        """Return the windows, first frame first."""
+        """Return the windows of every pixel, first frame first."""
         return extract_flow_patches(values.transpose(1, 2).unflatten(2, self.full))
 
 
 class ConvStem(Content):
-    """Convolution 7x7 by 2, batch norm, ReLU, pooling 3x3 by 2; once or several times.
+    """7x7 convolution with stride 2, batch norm, ReLU and 3x3 max pooling with stride 2, repeated.
 
-    ``same`` pads as TensorFlow does, unevenly for even sizes: 224 becomes 56. ``hf`` is the port's:
-    3 on every side of the convolution, nothing before the pooling; 224 becomes 55.
+    Padding ``same`` is that of TensorFlow, asymmetric for even sizes: 224 becomes 56. ``hf`` is
+    that of the Hugging Face port: 3 on every side before the convolution, none before pooling; 224
+    becomes 55.
 
-    The two frames of a video are one picture of twice the channels (flow, App. H). With
-    ``contrast`` every pixel is first compared with the mean of the square around it.
+    The two frames of a video are concatenated as channels (flow, App. H). With ``contrast``, the
+    mean of the square around every pixel is subtracted first.
     """
 
     def __init__(self, spec: ModalitySpec, config: TokenConfig) -> None:
@@ -143,8 +143,8 @@ class ConvStem(Content):
         )
 
     def forward(self, values: Float[Tensor, "B N C"]) -> Float[Tensor, "B M D"]:
-        """Return the convolved pixels."""
-        # [B, C T, H, W]: the frames of a channel beside one another
+        """Return the output of the last layer, one token per cell."""
+        # [B, C T, H, W]: the frames of a channel are adjacent
         x = values.transpose(1, 2).flatten(1).unflatten(1, (-1, *self.full))
         if self.contrast:
             around = self.contrast // 2
@@ -159,16 +159,16 @@ class ConvStem(Content):
 
 
 def pad_same(x: Float[Tensor, "B C H W"], kernel: int, value: float) -> Float[Tensor, "B C Hp Wp"]:
-    """Pad so that a window moved by two gives half the size, rounded up; the odd cell goes last."""
+    """Pad so that stride 2 halves the size, rounded up; an odd cell of padding goes to the end."""
     sides = []
-    for size in (x.shape[3], x.shape[2]):  # the last axis first, as F.pad wants it
+    for size in (x.shape[3], x.shape[2]):  # the last axis first, as F.pad expects
         total = max((-(-size // CONV_STRIDE) - 1) * CONV_STRIDE + kernel - size, 0)
         sides += [total // 2, total - total // 2]
     return F.pad(x, sides, value=value)
 
 
 class ByteEmbedding(Content):
-    """A learned row per byte id."""
+    """Learned embeddings of byte ids."""
 
     def __init__(self, spec: ModalitySpec, dim: int) -> None:
         if spec.kind != "bytes":
@@ -177,12 +177,15 @@ class ByteEmbedding(Content):
         self.rows = nn.Embedding(BYTE_VOCABULARY, dim)
 
     def forward(self, ids: Integer[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
-        """Return the rows; ids may have any integer type."""
+        """Return the embeddings; ids may have any integer type."""
         return self.rows(ids.long())
 
 
 class Coordinates(Content):
-    """Points: what is left when the first channels have become positions; often nothing."""
+    """Channels of points that remain besides their coordinates, which become positions.
+
+    Often there are none.
+    """
 
     def __init__(self, spec: ModalitySpec, num_axes: int) -> None:
         if spec.kind != "points" or num_axes > spec.channels:
@@ -194,12 +197,16 @@ class Coordinates(Content):
         self.num_axes = num_axes
 
     def forward(self, values: Float[Tensor, "B N C"]) -> Float[Tensor, "B N D"]:
-        """Return the channels behind the coordinates."""
+        """Return the channels after the coordinates."""
         return values[..., self.num_axes :]
 
 
 def make_content(spec: ModalitySpec, config: TokenConfig) -> Content:
-    """Build the content that a config names."""
+    """Build the content specified in a token config.
+
+    Raises:
+        ConfigError: The content does not fit the modality.
+    """
     if config.content == "patches":
         return Patches(spec, config.patch)
     if config.content == "frame_patches":
@@ -230,21 +237,23 @@ def _check_axes(what: str, sizes: tuple[int, ...], spec: ModalitySpec) -> None:
         )
 
 
-# -- One modality to tokens ----------------------------------------------------------------------
+# -- Position embeddings and tokens --------------------------------------------------------------
 
 
 class Positions(nn.Module):
-    """Positions of the cells of a grid, or of points given by their coordinates.
+    """Position embeddings of the cells of a grid, or of points with given coordinates.
 
     Args:
         grid: Shape of the grid.
-        config: Their kind; not ``none``.
-        num_axes: Coordinates per point, for positions that every sample brings itself; 0 for a
-            grid.
-        cached: Keep the Fourier features of the grid; else they come from ``at_points`` alone.
+        config: Kind and size of the embeddings; the kind is not ``none``.
+        num_axes: Coordinates per point, for points with coordinates in each sample; 0 for a grid.
+        cached: Store the Fourier features of the grid; otherwise only ``at_points`` is available.
 
     Attributes:
-        dim: Channels of the result.
+        dim: Channels P of an embedding.
+
+    Raises:
+        ConfigError: Fourier positions do not have one ``max_resolution`` per axis.
     """
 
     def __init__(
@@ -284,17 +293,17 @@ class Positions(nn.Module):
         self.extra = nn.ModuleList(Linear(self.dim, self.dim) for _ in range(config.extra_layers))
 
     def forward(self, dtype: torch.dtype) -> Float[Tensor, "1 N P"]:
-        """Return the positions of the grid, one copy for every batch."""
-        assert self.source is not None, "these positions are computed where they are asked for"
+        """Return the position embeddings of the grid, shared by all samples."""
+        assert self.source is not None, "these positions are not cached; use at_points"
         return self._refine(self.source().to(dtype)).unsqueeze(0)
 
     @property
     def is_cached(self) -> bool:
-        """Whether the positions of the grid are kept."""
+        """Whether ``forward`` is available."""
         return self.source is not None
 
     def at_points(self, places: Float[Tensor, "*B A"], dtype: torch.dtype) -> Float[Tensor, "*B P"]:
-        """Return Fourier positions of coordinates, computed in float32 at least."""
+        """Return Fourier positions of coordinates, computed in at least float32."""
         wide = torch.promote_types(places.dtype, torch.float32)
         with torch.autocast(places.device.type, enabled=False):
             features = fourier_features(
@@ -316,16 +325,19 @@ class Positions(nn.Module):
 
 
 class TokenReader(nn.Module):
-    """Raw tensor of one modality to tokens.
+    """Converts the raw tensor of one modality to tokens.
 
     Args:
-        name: The modality's name, for messages.
-        spec: The declared modality.
-        config: How it becomes tokens.
+        name: Name of the modality, for messages.
+        spec: Specification of the modality.
+        config: Content and positions of the tokens.
 
     Attributes:
         grid: Shape of the token grid.
         dim: Channels D of a token.
+
+    Raises:
+        ConfigError: The config does not fit the modality.
     """
 
     def __init__(self, name: str, spec: ModalitySpec, config: TokenConfig) -> None:
@@ -338,8 +350,8 @@ class TokenReader(nn.Module):
         if config.dim and not embedded:
             if not self.content.dim:
                 raise ConfigError(
-                    f"input {name!r}: dim={config.dim} maps what a point holds besides its "
-                    f"coordinates, which is nothing here; map its positions with project"
+                    f"input {name!r}: dim={config.dim} projects the channels of a point besides "
+                    f"its coordinates, but there are none; use positions.project instead"
                 )
             self.linear = Linear(self.content.dim, config.dim)
         width = self.content.dim if self.linear is None else config.dim
@@ -360,16 +372,17 @@ class TokenReader(nn.Module):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens per sample."""
+        """Number of tokens N per sample."""
         return prod(self.grid)
 
     def forward(self, raw: Tensor, dtype: torch.dtype) -> Float[Tensor, "B N D"]:
-        """Return the tokens; those that are not real hold finite values without meaning."""
+        """Return the tokens; invalid ones have finite but meaningless values."""
         values = self.adapter.flatten(raw)
         if self.adapter.spec.kind == "bytes":
             x = self.content(values)
         else:
-            # Coordinates stay wide: the highest waves make thousands of radians of them.
+            # Coordinates stay in float32: at the highest frequencies angles reach thousands of
+            # radians.
             placed = isinstance(self.content, Coordinates)
             wide = torch.promote_types(dtype, torch.float32) if placed else dtype
             values = self.adapter.normalise(values, wide)
@@ -389,20 +402,21 @@ class TokenReader(nn.Module):
         return torch.cat([x, places.expand(x.shape[0], -1, -1)], -1)
 
     def real(self, raw: Tensor) -> Bool[Tensor, "B E"] | None:
-        """Return which elements are real, or None when all are: no padding, no absent points."""
+        """Return which elements are valid (not padding or missing points); None if all are."""
         return self.adapter.real(raw)
 
     def cover(self, real: Bool[Tensor, "B E"]) -> Bool[Tensor, "B N"]:
-        """Return which tokens are real; a patch is when one of its elements is."""
+        """Return which tokens are valid; a patch is valid if one of its elements is."""
         if not isinstance(self.content, Elements | Patches):
             return real
         return self.content(real.unsqueeze(-1).float()).amax(-1) > 0
 
 
 def default_tokens(spec: ModalitySpec) -> TokenConfig:
-    """Return how a modality is read when nothing is said: raw elements with Fourier positions.
+    """Return the default token config of a modality: raw elements with Fourier positions.
 
-    Long signals are cut into patches, as the papers do: 16 samples of audio, 4x4 pixels of a frame.
+    Audio and videos are divided into patches as in the papers (16 samples, 4x4 pixels of a frame)
+    if these divide their size. Bytes have learned embeddings and positions.
     """
     if spec.kind == "bytes":
         positions = PositionConfig(kind="learned", dim=128, combine="add")

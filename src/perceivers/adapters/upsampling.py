@@ -1,12 +1,12 @@
-"""Convolutional upsampling: from answers on a coarse grid to values on the raw one.
+"""Convolutional upsampling of decoder outputs from a coarse grid to the raw grid.
 
-As the released postprocessing chooses: pictures, and clips whose frames are all answered, grow by
-four per picture; clips answered at fewer moments grow in time as well.
+As in the released postprocessing, images, and videos with a decoder output for every frame, are
+upsampled by four in space; other videos are upsampled in time as well.
 
-The released code pads its transposed convolutions as TensorFlow does ("SAME"): with a kernel of 4
-every output has exactly ``stride`` times the size of its input.
+The released code pads its transposed convolutions as TensorFlow does ("SAME"): with a kernel of 4,
+the output is exactly ``stride`` times as large as the input.
 
-Legend: B batch, C channels, T frames, H W rows and columns, K channels out.
+Legend: B batch, C channels, T frames, H rows, W columns, K output channels; "o" marks output sizes.
 Paper: Perceiver IO (arXiv 2107.14795) App. H; the released postprocessing blocks.
 """
 
@@ -23,40 +23,39 @@ KERNEL = 4
 
 
 def count_doublings(factors: Sequence[int]) -> tuple[int, int]:
-    """Return how often frames are doubled, and how often rows and columns.
+    """Return how many times the number of frames is doubled, and the number of rows and columns.
 
     Args:
-        factors: Values per answer along each axis: rows and columns, with frames before them or
-            not.
+        factors: Upsampling factor along each axis: rows and columns, or frames, rows and columns.
 
     Raises:
-        ConfigError: No upsampling makes as many.
+        ConfigError: Upsampling does not support these factors.
     """
     if len(factors) in {2, 3}:
         temporal, *spatial = map(_doublings, (1, *factors)[-3:])
         if (temporal, *spatial) == (0, 2, 2) or 0 < temporal <= spatial[0] == spatial[1]:
             return temporal, spatial[0]
     raise ConfigError(
-        f"patch {tuple(factors)} cannot be made by transposed convolutions; they make (4, 4) of "
-        f"pictures, (1, 4, 4) of clips, or (t, s, s) with powers of two, 2 <= t <= s"
+        f"patch {tuple(factors)} is not supported by transposed convolutions; use (4, 4) for "
+        f"images, (1, 4, 4) for videos, or (t, s, s) with powers of two, 2 <= t <= s"
     )
 
 
 def _doublings(factor: int) -> int:
-    """The logarithm of a power of two; -1 for other numbers."""
+    """Return the binary logarithm of a power of two; -1 for other numbers."""
     return factor.bit_length() - 1 if factor > 0 and factor & (factor - 1) == 0 else -1
 
 
 class GridUpsample(nn.Module):
-    """Answers on a coarse grid become values on the raw one.
+    """Upsamples decoder outputs on a coarse grid to values on the raw grid.
 
     Args:
-        dim: Channels of an answer.
+        dim: Channels of a decoder output.
         channels: Values K per element.
-        factors: Elements per answer along each axis, as in ``count_doublings``.
+        factors: Upsampling factor along each axis, as in ``count_doublings``.
 
     Raises:
-        ConfigError: No upsampling makes as many.
+        ConfigError: Upsampling does not support these factors.
     """
 
     def __init__(self, dim: int, channels: int, factors: Sequence[int]) -> None:
@@ -70,7 +69,7 @@ class GridUpsample(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "B C *coarse"]) -> Float[Tensor, "B K *fine"]:
-        """Return values on the finer grid; frames are pictures of their own if none are made."""
+        """Return values on the raw grid; without temporal upsampling, frames are independent."""
         if not self.by_frame:
             return self.upsample(x)
         frames = x.transpose(1, 2)
@@ -79,11 +78,11 @@ class GridUpsample(nn.Module):
 
 
 class ConvUpsample2d(nn.Module):
-    """Four times the size: two transposed convolutions by two, ReLU between.
+    """Upsamples by four: two transposed convolutions with stride 2, with a ReLU between them.
 
     Args:
-        dim: Channels in.
-        channels: Channels K out; between the two there are twice as many.
+        dim: Input channels.
+        channels: Output channels K; the hidden layer has twice as many.
     """
 
     def __init__(self, dim: int, channels: int) -> None:
@@ -100,16 +99,16 @@ class ConvUpsample2d(nn.Module):
 
 
 class ConvUpsample3d(nn.Module):
-    """Doubles height and width at every layer, and frames at the first few; ReLU between.
+    """Doubles height and width in every layer, and frames in the first ones; ReLU between layers.
 
     Args:
-        dim: Channels in.
-        channels: Channels K out; every earlier layer has twice as many as the next.
-        num_temporal: Layers, from the first, that double the frames too.
-        num_spatial: Layers; each doubles height and width.
+        dim: Input channels.
+        channels: Output channels K; every earlier layer has twice as many as the next one.
+        num_temporal: Number of layers, from the first, that also double the frames.
+        num_spatial: Number of layers; each doubles height and width.
 
     Raises:
-        ConfigError: Frames would be doubled more often than there are layers.
+        ConfigError: There are more temporal than spatial layers, or no layers.
     """
 
     def __init__(self, dim: int, channels: int, *, num_temporal: int, num_spatial: int) -> None:
@@ -123,7 +122,7 @@ class ConvUpsample3d(nn.Module):
         self.convs = nn.ModuleList()
         for i in range(num_spatial):
             stride = (2 if i < num_temporal else 1, 2, 2)
-            # Where a stride of one leaves an uneven margin, ``forward`` cuts the odd frame.
+            # A stride of one with this kernel adds a frame at one end, which ``forward`` removes.
             self.convs.append(
                 nn.ConvTranspose3d(widths[i], widths[i + 1], KERNEL, stride=stride, padding=1)
             )
@@ -139,11 +138,9 @@ class ConvUpsample3d(nn.Module):
 
 
 def in_float32(conv: nn.ConvTranspose3d, x: Float[Tensor, "B C T H W"]) -> Tensor:
-    """Return what a layer makes of bf16, computed in float32; other types as they are.
-
-    Where frames are not doubled, the weight gradients of oneDNN in bf16 are off by any factor
-    (torch 2.13 on CPU).
-    """
+    """Apply a layer in float32 instead of bf16, and in other types as they are."""
+    # With a temporal stride of one, weight gradients of oneDNN in bf16 are wrong by arbitrary
+    # factors (torch 2.13 on CPU).
     if x.dtype != torch.bfloat16 and not torch.is_autocast_enabled(x.device.type):
         return conv(x)
     assert conv.bias is not None

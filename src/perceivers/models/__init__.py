@@ -1,4 +1,4 @@
-"""The model families, and the one table that names them."""
+"""Model families and the registry of named variants."""
 
 from perceivers.models.entity_set import EntitySet, EntitySetConfig
 from perceivers.models.hiera import Hiera, HieraConfig, HieraDecoder, HieraHead

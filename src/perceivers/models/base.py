@@ -1,4 +1,4 @@
-"""What every model offers, whatever its system: the contract of tasks, training and checkpoints."""
+"""Interface of models, on which tasks, training and checkpoints rely in all model families."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,35 +14,35 @@ from perceivers.types import ModalitySpec
 
 @runtime_checkable
 class ModelConfig(Protocol):
-    """A frozen, JSON-able description of a model."""
+    """Immutable, JSON-serialisable configuration of a model."""
 
     inputs: Mapping[str, ModalitySpec]
 
     @property
     def data_inputs(self) -> Mapping[str, ModalitySpec]:
-        """The modalities that a data set must bring."""
+        """Modalities that the data set must provide."""
         ...
 
     @property
     def num_classes(self) -> int:
-        """Logits of a classifier; 0 for other models."""
+        """Number of classes of a classifier; 0 for other models."""
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data; ``from_json`` restores it."""
+        """Convert to JSON-serialisable data; ``from_json`` is the inverse."""
         ...
 
 
 @runtime_checkable
 class Model(Protocol):
-    """An ``nn.Module`` built from a config; all four systems keep to this."""
+    """An ``nn.Module`` built from a config; implemented by all model families."""
 
     family: str
     core: tuple[str, ...]
     config: Any
 
     def __call__(self, inputs: Any) -> Any:
-        """Answer raw tensors by name."""
+        """Compute outputs from raw tensors by modality name."""
         ...
 
     def adapter(self, name: str) -> ElementAdapter:
@@ -50,19 +50,19 @@ class Model(Protocol):
         ...
 
     def as_dict(self, inputs: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor]:
-        """Accept one bare tensor for a model with one modality."""
+        """Return inputs by name; a model with one modality accepts a single tensor too."""
         ...
 
     def layer_depths(self) -> dict[str, int]:
-        """Return a depth per parameter, for layer-wise learning rates."""
+        """Return a depth per parameter, for layer-wise learning-rate decay."""
         ...
 
     def set_recompute(self, on: bool = True) -> None:
-        """Trade time for memory in the backward pass."""
+        """Turn activation checkpointing on or off."""
         ...
 
     def compiled_parts(self) -> list[nn.Module]:
-        """Return the modules that ``torch.compile`` compiles, each on its own."""
+        """Return the modules to compile with ``torch.compile``, one by one."""
         ...
 
     def resized(self, inputs: Mapping[str, ModalitySpec]) -> Any:
@@ -77,13 +77,13 @@ class Model(Protocol):
 
 
 class SavedModule(nn.Module):
-    """What the systems share beside their mathematics: bare tensors, and model folders.
+    """Base class of models: input handling, compilation and saving.
 
     Attributes:
-        family: Name in the registry.
-        core: Prefixes of the parameters that fine-tuning carries over.
-        repeated: Types of the modules that are compiled, each on its own.
-        config: The complete description.
+        family: Name of the model family in the registry.
+        core: Prefixes of the parameters that fine-tuning transfers.
+        repeated: Types of the modules to compile one by one.
+        config: The full configuration.
     """
 
     family: str
@@ -92,17 +92,17 @@ class SavedModule(nn.Module):
     config: Any
 
     def compiled_parts(self) -> list[nn.Module]:
-        """Return the modules that ``torch.compile`` compiles, each on its own.
+        """Return the modules to compile with ``torch.compile``, one by one.
 
-        They repeat, so few graphs serve many of them, and none contains another.
+        They are repeated layers, so that a few graphs serve many of them. None contains another.
         """
         return [module for module in self.modules() if isinstance(module, self.repeated)]
 
     def as_dict(self, inputs: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor]:
-        """Accept one bare tensor for a model with one modality.
+        """Return inputs by name; a model with one modality accepts a single tensor too.
 
         Raises:
-            InputError: The model has several.
+            InputError: A single tensor was given, but the model has several modalities.
         """
         if not isinstance(inputs, Tensor):
             return dict(inputs)
@@ -119,6 +119,6 @@ class SavedModule(nn.Module):
         """Write a model folder that ``perceivers.load`` reads.
 
         Raises:
-            CheckpointError: A model is already there and ``overwrite`` is off.
+            CheckpointError: The folder already holds a model and ``overwrite`` is off.
         """
         return save_folder(self, Path(folder), info or ModelInfo(), overwrite=overwrite)

@@ -1,7 +1,7 @@
 """Compilation of a model's repeated parts with ``torch.compile``.
 
-Parts are compiled one by one and in place, so that the keys of a state dict stay and layers of one
-shape share a graph. Which parts there are is the families' own business (``repeated``).
+Parts are compiled one by one and in place, so that keys of the state dict do not change and layers
+of the same shape share a graph. Each model family declares its parts (``repeated``).
 """
 
 import os
@@ -18,8 +18,8 @@ from torch import Tensor
 from perceivers.errors import ConfigError
 from perceivers.models.base import Model
 
-# Graphs of one model beyond which torch compiles no more and runs the rest uncompiled. Its own
-# limit of 8 is for one function; here all parts count together, as they share torch's call method.
+# Maximum number of graphs per model; torch runs the rest uncompiled. Its default limit of 8 is per
+# function, and here all parts count together, because they share the same call method.
 MOST_GRAPHS = 128
 
 
@@ -27,11 +27,11 @@ B = TypeVar("B", bound=Sized)
 
 
 class Uncompiled:
-    """A model that is not compiled; it has the methods of ``CompiledParts``."""
+    """Does nothing, with the same methods as ``CompiledParts``, for a model without compilation."""
 
     @contextmanager
     def batch(self, size: int) -> Iterator[None]:
-        """Run the model on a batch of ``size`` samples inside the block, forward and backward."""
+        """Context manager around the forward and backward pass of a batch of ``size`` samples."""
         yield
 
     def batches(self, batches: Iterable[B]) -> Iterator[B]:
@@ -41,29 +41,29 @@ class Uncompiled:
                 yield batch
 
     def news(self) -> str:
-        """Return a sentence on what was compiled since the last call; empty where nothing was."""
+        """Return a message on compilations since the last call; empty if there were none."""
         return ""
 
     def summary(self) -> str:
-        """Return a sentence on a whole pass over data; empty where nothing was to be compiled."""
+        """Return a message on compilation in a pass over the data; empty without compilation."""
         return ""
 
 
 class CompiledParts(Uncompiled):
-    """The parts of a model that repeat, compiled for batches of the given sizes.
+    """Compiles the repeated parts of a model for batches of the given sizes.
 
-    A batch of another size (the last one of a split, one with unreadable samples) runs uncompiled:
-    it would be compiled for itself alone, which takes longer than it gives. Shapes are fixed in a
-    graph. So what computes a batch depends on its shapes alone, and not on the batches before it:
-    a run that is resumed uses the same code as one that was not interrupted.
+    A batch of another size (the last one of a split, or one with unreadable samples) runs
+    uncompiled, because compiling for a single batch takes longer than it saves. Graphs have static
+    shapes. Therefore the code that runs depends only on the shapes of a batch and not on earlier
+    batches: a resumed run uses the same code as an uninterrupted one.
 
-    Compiled code fuses operations, and draws its random numbers (dropout, stochastic depth) in
-    another order. It reproduces itself bit for bit, but not the uncompiled model: predictions agree
-    within rounding, and training with dropout drops other values.
+    Compiled code fuses operations and samples random numbers (dropout, stochastic depth) in another
+    order. It reproduces itself bit for bit, but not the uncompiled model: predictions agree up to
+    rounding, and dropout drops other values.
 
     Args:
-        model: Any model; changed in place. Its state dict keeps its keys.
-        sizes: Samples of the batches that are compiled.
+        model: Any model; modified in place, with unchanged state-dict keys.
+        sizes: Batch sizes to compile for.
     """
 
     def __init__(self, model: Model, sizes: Iterable[int]) -> None:
@@ -79,7 +79,7 @@ class CompiledParts(Uncompiled):
 
     @contextmanager
     def batch(self, size: int) -> Iterator[None]:
-        """Run the model on a batch of ``size`` samples inside the block, forward and backward."""
+        """Context manager around the forward and backward pass of a batch of ``size`` samples."""
         if size in self.sizes:
             with self._counting():
                 yield
@@ -90,36 +90,36 @@ class CompiledParts(Uncompiled):
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether there were more graphs than torch compiles."""
+        """Whether more graphs were needed than torch may compile."""
         return self.num_graphs > MOST_GRAPHS
 
     def news(self) -> str:
-        """Return a sentence on what was compiled since the last call; empty where nothing was."""
+        """Return a message on compilations since the last call; empty if there were none."""
         seconds, self._told = self.seconds - self._told, self.seconds
         if not seconds:
             return ""
         text = f"compiling {self.num_parts} parts of the model took {seconds:.0f} s"
         if self.is_exhausted:
             text += (
-                f"; inputs have more than {MOST_GRAPHS} combinations of shapes, and what is left "
-                f"runs uncompiled"
+                f"; inputs have more than {MOST_GRAPHS} combinations of shapes, and the remaining "
+                f"ones run uncompiled"
             )
         return text
 
     def summary(self) -> str:
-        """Return a sentence on a whole pass over data; empty where nothing was to be compiled."""
+        """Return a message on compilation in a pass over the data."""
         sizes = " or ".join(map(str, sorted(self.sizes)))
         if not self.num_graphs:
             return (
-                f"compile: no batch held {sizes} samples, so nothing was compiled; use a smaller "
-                f"batch size, or leave it out for so few samples"
+                f"compile: no batch had {sizes} samples, so nothing was compiled; use a smaller "
+                f"batch size, or leave compile out"
             )
         odd = f"; batches of other sizes than {sizes}, which ran uncompiled: {self.num_odd}"
         return self.news() + (odd if self.num_odd else "")
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
-        """Count what is compiled inside the block, and how long it takes."""
+        """Count graphs and measure compilation time inside the block."""
         from torch._dynamo import config
         from torch._dynamo.callback import callback_handler
 
@@ -136,7 +136,7 @@ class CompiledParts(Uncompiled):
             callback_handler.remove_end_callback(self._end)
 
     def _start(self, *arguments: Any) -> None:
-        # Backward passes are compiled when they are first needed, and belong to a counted graph.
+        # Backward passes are compiled at their first use; their forward graph was counted already.
         backward = [a for a in arguments if a.callback_trigger.name == "LAZY_BACKWARD"]
         self.num_graphs += not backward
         self._started = time.perf_counter()
@@ -146,18 +146,18 @@ class CompiledParts(Uncompiled):
 
 
 def compile_parts(model: Any, sizes: Iterable[int], *, on: bool) -> Uncompiled:
-    """Compile the repeated parts of a model for batches of the given sizes, if ``on``."""
+    """Compile the repeated parts of a model for batches of the given sizes if ``on``."""
     return CompiledParts(model, sizes) if on else Uncompiled()
 
 
 def check_compiler(device: str) -> None:
-    """Compile something small, to learn whether anything can be compiled.
+    """Compile a small function, to check that ``torch.compile`` works on a device.
 
     Args:
         device: ``cpu``, ``cuda`` or ``mps``.
 
     Raises:
-        ConfigError: No; says what is missing.
+        ConfigError: Compilation does not work; the message says what is missing.
     """
     if device == "mps":
         raise ConfigError(
@@ -165,7 +165,7 @@ def check_compiler(device: str) -> None:
         )
     default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     compiler = os.environ.get("CXX") or default
-    # Looked for first: torch finds earlier results in its cache, and misses it only in the run.
+    # Checked first: torch may take the probe from its cache, and then fail only during the run.
     if shutil.which(compiler) is None:
         raise ConfigError(
             f"compile=True needs the C++ compiler {compiler!r}, which is not on the PATH; install "

@@ -1,4 +1,4 @@
-"""The one table of model names. ``create_model`` builds; nothing here downloads or loads."""
+"""Registry of model families and named variants; builds models, but does not load weights."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,10 +27,11 @@ from perceivers.types import ModalitySpec
 
 @dataclass(frozen=True)
 class Family:
-    """One system: its config class, its module, its named variants and their paper.
+    """A model family: its config class, module, named variants and paper.
 
-    ``configure(settings, inputs=, num_classes=, head=, overrides=)`` completes a variant;
-    ``as_classifier(config, num_classes, head)`` keeps the inputs and the latents of a config.
+    ``configure(settings, inputs=, num_classes=, head=, overrides=)`` returns the full configuration
+    of a variant; ``as_classifier(config, num_classes, head)`` the config of a classifier with the
+    same encoder.
     """
 
     config: Any
@@ -40,12 +41,12 @@ class Family:
     as_classifier: Callable[..., Any]
     paper: str
     autoencoder: Mapping[str, Any] | None = None
-    """Settings that give a variant the decoder of masked auto-encoding; None where it has none."""
+    """Settings that give a variant a decoder for masked autoencoding; None if not supported."""
     with_latent_head: Callable[[Any], Any] | None = None
-    """Return a config of which the decoder predicts latents, too; None where it has none."""
+    """Return a config whose decoder also predicts latents; None if not supported."""
     as_segmenter: Callable[..., Any] | None = None
-    """``as_segmenter(config, num_classes, modality, head)``: classes for every element of a
-    modality; None where the system has no such read-out."""
+    """``as_segmenter(config, num_classes, modality, head)`` returns the config of a model that
+    predicts a class for every element of a modality; None if not supported."""
 
 
 FAMILIES: dict[str, Family] = {
@@ -141,20 +142,20 @@ def create_model(
     head: str | HiPHead | HieraHead = "query",
     **overrides: Any,
 ) -> Any:
-    """Build a variant with fresh weights from the global random generator.
+    """Build a variant with random weights from the global random generator.
 
     Args:
         name: A name from ``list_models``.
-        inputs: Modalities by name; released Perceiver and Perceiver IO variants have their own.
-        num_classes: Sugar for a classifier; a mapping of task to classes makes a query per task
-            (Perceiver IO).
-        head: With ``num_classes`` the name ``query`` or ``mean``; or a complete ``HiPHead`` or
-            ``HieraHead`` for those families.
-        overrides: Fields of the family's config, for instance ``drop_path_rate=0.1``, or for the
-            flat systems ``trunk={"depth": 4}``.
+        inputs: Modalities by name; most released variants have their own.
+        num_classes: Number of classes, for a classifier; a mapping of task name -> number of
+            classes for several tasks (Perceiver IO only).
+        head: With ``num_classes`` the name of a head such as ``query`` or ``mean``; or a
+            ``HiPHead`` or ``HieraHead`` for these families.
+        overrides: Fields of the config, for instance ``drop_path_rate=0.1``, or for Perceiver and
+            Perceiver IO ``trunk={"depth": 4}``.
 
     Returns:
-        An ``nn.Module`` that keeps to ``perceivers.models.base.Model``.
+        An ``nn.Module`` that implements ``perceivers.models.base.Model``.
 
     Raises:
         ConfigError: The name or a field is unknown, or the settings contradict one another.
@@ -178,15 +179,15 @@ def create_model(
 
 
 def rebuild(model: Any, **changes: Any) -> Any:
-    """Build a fresh model from another's config with some fields replaced."""
+    """Build a new model from the config of ``model`` with some fields replaced."""
     return type(model)(change(model.config, **changes))
 
 
-# -- The learned position tables of a model, whatever its family ---------------------------------
+# -- Learned position embeddings -----------------------------------------------------------------
 
 
 def position_tables(model: Any) -> dict[str, LearnedPositions]:
-    """Return the learned positions of a model's inputs, by modality."""
+    """Return the learned positions of the inputs of a model, by modality."""
     if model.family == "hip":
         found = dict(model.encoder.inputs.positions.items())
     elif model.family in {"perceiver", "perceiver_io"}:

@@ -1,7 +1,8 @@
-"""The model folder: everything that ``load`` and ``predict`` need, and nothing that runs.
+"""Writing of model folders: all that ``load`` and ``predict`` need, and no executable code.
 
-``config.json`` (format version, family, configuration with inputs and their preprocessing, class
-names, licence, provenance), ``model.safetensors`` and ``README.md``, a model card.
+A folder holds ``config.json`` (format version, family, configuration with inputs and their
+preprocessing, class names, licence, provenance), ``model.safetensors`` and a model card,
+``README.md``.
 """
 
 import json
@@ -24,30 +25,31 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What travels with the weights besides the configuration."""
+    """Metadata saved with the weights, besides the configuration."""
 
     task: str = ""
     """The training task (pretrain, mlm, classify ...), or empty for a bare model."""
     classes: tuple[str, ...] = ()
     """Class names in the order of the logits."""
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Class names by label column, for models that answer several."""
+    """Class names by label column, for models that predict several."""
     targets: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Mean and deviation by predicted number: answers are in deviations from the mean."""
+    """Mean and standard deviation by regression target: outputs are standardised with them."""
     target: str = ""
-    """Space of the reconstruction a masked auto-encoder was trained in."""
+    """Space in which a masked autoencoder was trained to reconstruct."""
     objective: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the training objective, such as the mask ratio; empty where not recorded."""
+    """Settings of the training objective, such as the mask ratio; empty if not recorded."""
     license: str = ""
-    """SPDX name or sentence; empty when nothing was stated."""
+    """SPDX identifier or sentence; empty if not stated."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where the weights come from: data, command, source, step."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Figures measured when the weights were chosen."""
+    """Metrics measured when the weights were selected."""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ModelInfo":
-        """Rebuild from ``config.json``; entries of later versions are ignored."""
+        """Rebuild from the content of ``config.json``; unknown entries are ignored."""
+        # A later version of the library may have added entries.
         known = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
         known["targets"] = {n: tuple(pair) for n, pair in known.get("targets", {}).items()}
         columns = known.get("columns", {}).items()
@@ -57,7 +59,7 @@ class ModelInfo:
 
 @runtime_checkable
 class Saveable(Protocol):
-    """A model with a family name and a JSON-able configuration."""
+    """A model with a family name and a JSON-serialisable configuration."""
 
     family: str
     config: Any
@@ -68,10 +70,9 @@ class Saveable(Protocol):
 
 
 def _read_names(names: Any) -> tuple[str, ...]:
-    """Return class names in one spelling, as data have them."""
     for name in names:
         if not isinstance(name, str):
-            raise TypeError(f"a class is named {name!r}, which is no text")
+            raise TypeError(f"class name {name!r} is not a string")
     return tuple(check_writable(name, "the name of a class") for name in names)
 
 
@@ -86,14 +87,14 @@ def save_folder(
     """Write a model folder; each file is replaced atomically.
 
     Args:
-        model: Gives family and configuration.
-        folder: Created when missing.
-        info: What travels along.
-        state: Weights to save instead of the model's own (an average, say).
-        overwrite: Replace a model that is already there.
+        model: Provides family, configuration and weights.
+        folder: Created if missing.
+        info: Metadata to save with the weights.
+        state: Weights to save instead of those of the model, such as an average.
+        overwrite: Replace an existing model.
 
     Raises:
-        CheckpointError: The folder holds a model already and ``overwrite`` is off.
+        CheckpointError: The folder already holds a model and ``overwrite`` is off.
     """
     if (folder / "config.json").exists() and not overwrite:
         raise CheckpointError(
@@ -116,7 +117,7 @@ def save_folder(
 
 
 def model_card(model: Saveable, info: ModelInfo, tensors: Mapping[str, Tensor]) -> str:
-    """Return the card's Markdown."""
+    """Return the Markdown text of the model card."""
     count = sum(tensor.numel() for tensor in tensors.values())
     inputs = json.dumps(model.config.to_json()["inputs"], indent=2)
     lines = [

@@ -1,1 +1,1 @@
-"""Building blocks: plain keywords in, tensors out; no config reaches this layer."""
+"""Neural-network building blocks, built from plain arguments and independent of configs."""

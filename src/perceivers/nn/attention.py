@@ -1,10 +1,11 @@
-"""Attention inside groups, as one 4-D scaled-dot-product call.
+"""Attention inside groups, as a single 4-D scaled-dot-product call.
 
-Groups are folded into the batch: a 5-D call would silently leave the fused kernels and keep every
-score for the backward pass. The reference path spells the same mathematics out with ``einsum``; it
-is the test of the fast path, and the one that can hand out the attention weights.
+Groups are folded into the batch: a 5-D call would silently bypass the fused kernels and store all
+scores for the backward pass. The reference path computes the same with ``einsum``; it serves to
+test the fast path and to return attention weights.
 
-Legend: B batch, G groups, N queries, M keys, H heads, C channels, F = B x G folded.
+Legend: B batch, G groups, N queries, M keys, H heads, C channels, D channels of queries and keys
+per head, V channels of values per head, F = B x G folded.
 Paper: Perceiver (arXiv 2103.03206) Sec. 3.1; HiP (arXiv 2202.10890) Sec. 3.
 """
 
@@ -24,15 +25,15 @@ from perceivers.nn.linear import Linear, linear
 
 AttentionPath = Literal["sdpa", "reference"]
 
-# CUDA kernels put batch x heads on a grid axis that ends at 65,535.
+# CUDA kernels put batch x heads on a grid axis of at most 65,535.
 CUDA_GRID_LIMIT = 65_535
-# Fused CUDA kernels copy their arguments when the channels of a head are no multiple of this.
+# Fused CUDA kernels copy their arguments if the channels of a head are not a multiple of this.
 CHANNEL_MULTIPLE = 8
-# Keys below which the fused CPU kernel, called without a mask, answers a row of scores that are all
-# NaN with finite values: it compares the few scores one by one, and NaN is larger than nothing.
+# With fewer keys and no mask, the fused CPU kernel returns finite values for a row of scores that
+# are all NaN: it finds the maximum by scalar comparisons, which are false for NaN.
 MIN_CPU_KEYS = 16
-# Scores of one call up to which the CPU multiplies matrices when heads are of unequal width; fused
-# kernels want equal widths, and padding them costs more than it saves until memory matters.
+# Number of scores up to which the CPU uses plain matrix products if queries and values differ in
+# width: fused kernels need equal widths, and padding costs more than it saves until memory matters.
 PLAIN_SCORES = 2**25
 
 
@@ -44,8 +45,7 @@ def attend(
 ) -> Float[Tensor, "F H N V"]:
     """Return softmax(q k' / sqrt(D)) v over the keys where ``mask`` is True.
 
-    A query without any admissible key yields zeros (and passes no gradient), as in the official
-    code; backends differ on such rows, so they are made admissible first and zeroed afterwards.
+    A query without any admissible key gives zeros (and no gradient), as in the released code.
     """
     if q.is_cuda and q.shape[0] * q.shape[1] > CUDA_GRID_LIMIT:
         size = max(1, CUDA_GRID_LIMIT // q.shape[1])
@@ -54,12 +54,13 @@ def attend(
         return torch.cat([attend(*part) for part in parts])
     if mask is None:
         return _attend_fused(q, k, v, None)
+    # Backends differ on queries without keys: make all their keys admissible, then zero the result.
     seen = mask.any(-1, keepdim=True)
     return torch.where(seen, _attend_fused(q, k, v, mask | ~seen), 0.0)
 
 
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Call the fused kernel, which wants queries, keys and values of one width."""
+    """Call the fused kernel, which needs queries, keys and values of equal width."""
     width = v.shape[-1]
     if q.shape[-1] == width:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=_open_mask(k, mask))
@@ -67,11 +68,11 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tenso
     if not q.is_cuda and not _is_free(total) and total <= PLAIN_SCORES:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         if mask is not None:
-            # Added in place: filling would copy the scores, and their gradient once more.
+            # Added in place: masked_fill would copy the scores, and their gradient again.
             blocked = torch.zeros_like(mask, dtype=scores.dtype)
             scores += blocked.masked_fill(~mask, torch.finfo(scores.dtype).min)
         return scores.softmax(-1) @ v
-    # Zeros change no score and add zero channels; the scale is that of the true width.
+    # Padding with zeros does not change scores; the scale is that of the original width.
     widest = -(-max(q.shape[-1], width) // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
     scale = q.shape[-1] ** -0.5
     q, k, v = (F.pad(x, (0, widest - x.shape[-1])) for x in (q, k, v))
@@ -80,9 +81,9 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tenso
 
 
 def _open_mask(k: Tensor, mask: Tensor | None) -> Tensor | None:
-    """The mask, or one that hides nothing where the kernel needs one not to lose NaN.
+    """Return the mask, or an all-True one if the kernel needs it to propagate NaN.
 
-    Values that are no NaN come out the same to the last bit.
+    Results without NaN do not change by a single bit.
     """
     if mask is not None or k.device.type != "cpu" or is_exporting():
         return mask
@@ -91,7 +92,7 @@ def _open_mask(k: Tensor, mask: Tensor | None) -> Tensor | None:
 
 
 def _is_free(size: int) -> bool:
-    """Whether an exported graph leaves a size to its caller: it must not depend on it then."""
+    """Return whether a size is dynamic in an exported graph, which then must not depend on it."""
     return is_exporting() and isinstance(size, torch.SymInt)
 
 
@@ -101,7 +102,7 @@ def attend_reference(
     v: Float[Tensor, "F H M V"],
     mask: Bool[Tensor, "#F 1 #N M"] | None = None,
 ) -> tuple[Float[Tensor, "F H N V"], Float[Tensor, "F H N M"]]:
-    """Return the same as ``attend``, and the weights; softmax in at least float32."""
+    """Return the result of ``attend`` and the weights, with softmax in at least float32."""
     scores = torch.einsum("fhnd,fhmd->fhnm", q, k) * q.shape[-1] ** -0.5
     wide = torch.promote_types(scores.dtype, torch.float32)
     scores = scores.to(wide)
@@ -115,10 +116,12 @@ def attend_reference(
 
 
 class Attention(nn.Module):
-    """What cross- and self-attention share: folding, the choice of path, kept weights.
+    """Base class of cross- and self-attention.
 
-    ``path`` is ``sdpa`` unless ``use_attention`` says otherwise; on the reference path
-    ``weights`` holds the last attention weights ``[B, G, H, N, M]`` when ``keep_weights`` is set.
+    Attributes:
+        path: ``sdpa``, unless changed by ``use_attention``.
+        keep_weights: Store attention weights (reference path only).
+        weights: Attention weights ``[B, G, H, N, M]`` of the last call if ``keep_weights`` is set.
     """
 
     def __init__(self, *, num_heads: int) -> None:
@@ -150,12 +153,12 @@ class Attention(nn.Module):
 
 
 class CrossAttention(Attention):
-    """Queries of one array attend to another, inside each group.
+    """Cross-attention inside each group.
 
-    With one head the projections move to the side that has fewer tokens, which is exact. More keys
-    than queries: softmax(q (W_k x)') W_v x = (softmax((W_k' q) x') x) W_v', and no per-key tensor
-    is made. Otherwise the keys take the query and output projections, if those are narrower than
-    what is projected, and no wide per-query tensor is made.
+    With one head, projections are applied on the side with fewer tokens, which is exact. With more
+    keys than queries, softmax(q (W_k x)') W_v x = (softmax((W_k' q) x') x) W_v', so that keys and
+    values are not projected. Otherwise the query and output projections are applied to the keys and
+    values if that makes them narrower, so that no wide tensor per query is needed.
 
     Args:
         query_dim: Channels of the queries.
@@ -163,7 +166,7 @@ class CrossAttention(Attention):
         qk_dim: Width of projected queries and keys; a multiple of ``num_heads``.
         v_dim: Width of projected values; a multiple of ``num_heads``.
         out_dim: Channels of the result.
-        num_heads: Heads H.
+        num_heads: Number of heads H.
 
     Raises:
         ConfigError: A width is not a multiple of ``num_heads``.
@@ -190,9 +193,14 @@ class CrossAttention(Attention):
         mask: Bool[Tensor, "#B G #N M"] | None = None,
         keep: Bool[Tensor, "#B G N"] | None = None,
     ) -> Float[Tensor, "B G N Co"]:
-        """Return the attended values; queries with batch 1 are projected once for all samples.
+        """Return one result per query.
 
-        A query where ``keep`` is False attends to nothing: zeros enter the output projection.
+        Args:
+            queries: Queries; with batch size 1 they are projected once for all samples.
+            kv: Tokens from which keys and values are computed.
+            mask: Tokens that may be attended to; all by default.
+            keep: Valid queries; others attend to nothing, so that zeros enter the output
+                projection. All by default.
         """
         (batch, groups, keys, _), asked = kv.shape, queries.shape[2]
         if self.path == "sdpa" and self.num_heads == 1:
@@ -209,12 +217,12 @@ class CrossAttention(Attention):
     def _forward_absorbed(
         self, q: Tensor, kv: Tensor, mask: Tensor | None, keep: Tensor | None
     ) -> Tensor:
-        """Attend to ``kv`` itself; ``q`` is already projected."""
+        """Attend to ``kv`` without projecting it; ``q`` is already projected."""
         batch, groups, _, kv_dim = kv.shape
-        # SDPA divides by sqrt(kv_dim) while the scores belong to width qk_dim.
+        # SDPA divides by sqrt(kv_dim) instead of sqrt(qk_dim).
         scale = (kv_dim / q.shape[-1]) ** 0.5
-        # The key bias shifts all scores of a query alike, so softmax cannot see it; a zero multiple
-        # keeps it in the graph, which data-parallel training requires of every parameter.
+        # The key bias shifts all scores of a query equally, so softmax cancels it. Multiplied by
+        # zero it stays in the graph, which data-parallel training requires of every parameter.
         unseen_bias = 0.0 * self.k.bias.sum()
         q = linear(q * scale + unseen_bias, self.k.weight.t())  # [., G, N, Ckv]
         q = q.expand(batch, -1, -1, -1)
@@ -226,19 +234,20 @@ class CrossAttention(Attention):
         return self.out(_drop_queries(values, keep))
 
     def _narrow_width(self) -> int:
-        """Channels of queries with a one, and of results, padded for the kernels."""
+        """Return the width of attention in ``_forward_narrow``, padded for the kernels."""
+        # The query with an appended one, or the result, whichever is wider.
         width = max(self.q.in_features + 1, self.out.out_features)
         return -(-width // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
 
     def _forward_narrow(
         self, queries: Tensor, kv: Tensor, mask: Tensor | None, keep: Tensor | None
     ) -> Tensor:
-        """Attend with ``queries`` themselves; keys and values are projected to their width."""
+        """Attend with unprojected ``queries``; keys and values are projected to their width."""
         batch, groups, _, _ = kv.shape
         width = self._narrow_width()
-        # SDPA divides by sqrt(width) while the scores belong to width qk_dim.
+        # SDPA divides by sqrt(width) instead of sqrt(qk_dim).
         k = self.k(kv) * (width / self.q.out_features) ** 0.5
-        # The query bias gives every key a score of its own; it meets a one behind the query.
+        # The query bias adds a score per key: an extra channel of the key, times an appended one.
         scores = linear(k, self.q.weight.t())
         k = torch.cat([scores, (k @ self.q.bias).unsqueeze(-1)], -1)  # [B, G, M, Cq + 1]
         v = linear(self.v(kv), self.out.weight)  # [B, G, M, Co]
@@ -253,18 +262,18 @@ class CrossAttention(Attention):
 def _drop_queries(
     mixed: Float[Tensor, "B G N C"], keep: Bool[Tensor, "#B G N"] | None
 ) -> Float[Tensor, "B G N C"]:
-    """Zero what the queries without ``keep`` gathered."""
+    """Set the results of queries without ``keep`` to zero."""
     return mixed if keep is None else torch.where(keep.unsqueeze(-1), mixed, 0.0)
 
 
 class SelfAttention(Attention):
-    """Tokens attend to one another inside each group; one fused projection to q, k and v.
+    """Self-attention inside each group, with one projection for queries, keys and values.
 
     Args:
-        dim: Channels in and out.
-        num_heads: Heads H.
-        qk_dim: Width of projected queries and keys; ``dim`` when not given.
-        v_dim: Width of projected values; ``dim`` when not given.
+        dim: Channels of tokens and result.
+        num_heads: Number of heads H.
+        qk_dim: Width of projected queries and keys; ``dim`` by default.
+        v_dim: Width of projected values; ``dim`` by default.
 
     Raises:
         ConfigError: A width is not a multiple of ``num_heads``.
@@ -290,12 +299,12 @@ class SelfAttention(Attention):
         mask: Bool[Tensor, "#B G #N N"] | None = None,
         angles: Float[Tensor, "#B G N P"] | None = None,
     ) -> Float[Tensor, "B G N C"]:
-        """Return the attended tokens.
+        """Return the tokens after attention.
 
         Args:
             x: Tokens.
-            mask: Which tokens may be attended to; all where not given.
-            angles: Rotary positions: by how much each pair of a head's channels is turned.
+            mask: Tokens that may be attended to; all by default.
+            angles: Rotary positions: rotation angle of each pair of channels of a head.
         """
         q, k, v = self.qkv(x).split(self.widths, -1)
         if angles is not None:
@@ -307,10 +316,10 @@ class SelfAttention(Attention):
 def rotate(
     x: Float[Tensor, "B G N C"], angles: Float[Tensor, "#B G N P"], num_heads: int
 ) -> Float[Tensor, "B G N C"]:
-    """Turn pairs of channels, so that scores depend on where tokens are from one another.
+    """Apply rotary position embeddings (RoFormer, arXiv 2104.09864).
 
-    Rotary positions (RoFormer, arXiv 2104.09864): channel i of a head is paired with channel
-    P + i, and every head is turned alike.
+    Channel i of a head is paired with channel P + i; all heads use the same angles. Scores then
+    depend on relative positions.
     """
     first, second = x.unflatten(-1, (num_heads, 2, -1)).unbind(-2)
     cos, sin = (part.to(x.dtype).unsqueeze(-2) for part in (angles.cos(), angles.sin()))
@@ -322,11 +331,11 @@ def rotate(
 def use_attention(
     model: nn.Module, path: AttentionPath, *, keep_weights: bool = False
 ) -> Iterator[dict[str, Attention]]:
-    """Run every attention of ``model`` on ``path`` inside the block.
+    """Use ``path`` in all attention modules of ``model`` inside the block.
 
     Yields:
-        The attention modules by name; with ``keep_weights`` (reference path only) their
-        ``weights`` hold ``[B, G, H, N, M]`` after a forward pass.
+        The attention modules by name; with ``keep_weights`` (reference path only), their
+        ``weights`` are ``[B, G, H, N, M]`` after a forward pass.
     """
     found = {
         name: module for name, module in model.named_modules() if isinstance(module, Attention)

@@ -1,7 +1,8 @@
-"""The Perceiver block: read tokens into latents, then let the latents talk, group by group.
+"""Perceiver block: cross-attention from latents to tokens and self-attention, inside groups.
 
-Legend: B batch, G groups, N latents or queries per group, M tokens per group, C channels.
-Paper: HiP (arXiv 2202.10890) Sec. 3; with G = 1 it is Perceiver IO's encoder (arXiv 2107.14795).
+Legend: B batch, G groups, N latents or queries per group, n latents in training, M tokens per
+group, C channels.
+Paper: HiP (arXiv 2202.10890) Sec. 3; with G = 1 the encoder of Perceiver IO (arXiv 2107.14795).
 """
 
 from collections.abc import Callable
@@ -17,9 +18,9 @@ from perceivers.errors import ConfigError, suggest
 from perceivers.nn.attention import CrossAttention, SelfAttention
 from perceivers.nn.linear import Linear
 
-# -- The two-layer perceptron of every block, and its activations --------------------------------
+# -- MLP and activations -------------------------------------------------------------------------
 #
-# Legend: C channels. Paper: squared ReLU is Primer's (arXiv 2109.08668), used by the released HiP
+# Legend: C channels. Paper: squared ReLU is from Primer (arXiv 2109.08668), as in the released HiP
 # code.
 
 
@@ -38,7 +39,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def get_activation(name: str) -> Callable[[Tensor], Tensor]:
-    """Look an activation up.
+    """Return an activation by name.
 
     Raises:
         ConfigError: The name is unknown.
@@ -52,11 +53,11 @@ def get_activation(name: str) -> Callable[[Tensor], Tensor]:
 
 
 class Mlp(nn.Module):
-    """Linear, activation, Linear.
+    """Linear layer, activation, linear layer.
 
     Args:
-        dim: Channels in and out.
-        ratio: Hidden channels per channel.
+        dim: Input and output channels.
+        ratio: Expansion ratio of the hidden channels.
         activation: A key of ``ACTIVATIONS``.
     """
 
@@ -67,7 +68,7 @@ class Mlp(nn.Module):
         self.activation = get_activation(activation)
 
     def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
-        """Transform every token on its own."""
+        """Transform every token independently."""
         return self.out(self.activation(self.hidden(x)))
 
 
@@ -79,8 +80,8 @@ class DropPath(nn.Module):
 
     Args:
         rate: Probability of dropping, 0..1.
-        rescale: Divide kept branches by ``1 - rate`` so that evaluation needs no correction; the
-            released HiP does not, which biases its evaluation.
+        rescale: Divide retained branches by ``1 - rate``, so that their mean is the same as in
+            evaluation; the released HiP does not, which biases its evaluation.
     """
 
     def __init__(self, rate: float, *, rescale: bool = True) -> None:
@@ -89,7 +90,7 @@ class DropPath(nn.Module):
         self.rescale = rescale
 
     def forward(self, x: Float[Tensor, "B *shape"]) -> Float[Tensor, "B *shape"]:
-        """Zero the branch of each dropped sample, in all its groups."""
+        """Set the branch of dropped samples to zero, in all groups of a sample."""
         if not self.training or self.rate == 0.0:
             return x
         keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
@@ -98,19 +99,20 @@ class DropPath(nn.Module):
 
 
 class Read(nn.Module):
-    """Cross-attention block: queries read tokens, then an MLP; three norms, all pre-norm.
+    """Pre-norm cross-attention layer from queries to tokens, followed by an MLP.
 
     Args:
         query_dim: Channels of queries and result.
         token_dim: Channels of the tokens.
-        num_heads: Heads; ``token_dim`` must be a multiple.
-        mlp_ratio: Hidden channels of the MLP per channel.
-        activation: Name of the MLP's activation.
-        residual: Add the queries to the attended values (blocks do, read-outs do not).
-        skip_dim: Channels of a skip connection added to the queries; 0 without one. A Linear
-            maps it when they differ from ``query_dim``.
-        qk_dim: Width of projected queries and keys; that of the *tokens* when not given.
-        v_dim: Width of projected values; ``qk_dim`` when not given.
+        num_heads: Attention heads; must divide ``qk_dim`` and ``v_dim``.
+        mlp_ratio: Expansion ratio of the MLP.
+        activation: Name of the activation of the MLP.
+        residual: Use a residual connection around cross-attention, as in blocks; decoder outputs
+            usually have none.
+        skip_dim: Channels of a skip connection that is added to the queries; 0 without one. If they
+            differ from ``query_dim``, a linear layer projects it.
+        qk_dim: Width of projected queries and keys; that of the *tokens* by default.
+        v_dim: Width of projected values; ``qk_dim`` by default.
     """
 
     def __init__(
@@ -150,9 +152,10 @@ class Read(nn.Module):
         skip: Float[Tensor, "B G N S"] | None = None,
         keep: Bool[Tensor, "#B G N"] | None = None,
     ) -> Float[Tensor, "B G N C"]:
-        """Return one result per query; tokens where ``mask`` is False are never attended to.
+        """Return one result per query.
 
-        Queries where ``keep`` is False attend to nothing.
+        Tokens where ``mask`` is False are not attended to, and queries where ``keep`` is False
+        attend to nothing.
         """
         if skip is not None:
             queries = queries + (skip if self.skip is None else self.skip(skip))
@@ -167,14 +170,14 @@ class SelfAttentionLayer(nn.Module):
 
     Args:
         dim: Channels.
-        num_heads: Heads.
-        mlp_ratio: Hidden channels of the MLP per channel.
-        activation: Name of the MLP's activation.
+        num_heads: Attention heads.
+        mlp_ratio: Expansion ratio of the MLP.
+        activation: Name of the activation of the MLP.
         dropout_rate: Dropout on both residual branches.
         drop_path_rate: Stochastic depth on both residual branches.
         drop_path_rescale: See ``DropPath``.
-        qk_dim: Width of projected queries and keys; ``dim`` when not given.
-        v_dim: Width of projected values; ``dim`` when not given.
+        qk_dim: Width of projected queries and keys; ``dim`` by default.
+        v_dim: Width of projected values; ``dim`` by default.
     """
 
     def __init__(
@@ -204,26 +207,26 @@ class SelfAttentionLayer(nn.Module):
         mask: Bool[Tensor, "#B G #N N"] | None = None,
         angles: Float[Tensor, "#B G N P"] | None = None,
     ) -> Float[Tensor, "B G N C"]:
-        """Return the transformed latents; those where ``mask`` is False are never attended to.
-
-        ``angles`` are rotary positions, see ``SelfAttention``.
-        """
+        """Return the transformed tokens; arguments as in ``SelfAttention``."""
         x = x + self.drop_path(self.dropout(self.attention(self.norm_attention(x), mask, angles)))
         return x + self.drop_path(self.dropout(self.mlp(self.norm_mlp(x))))
 
 
 class PerceiverBlock(nn.Module):
-    """Learned latents of every group read the group's tokens, then pass self-attention layers.
+    """Cross-attention from the latents of every group to its tokens, then self-attention layers.
 
-    All weights but the latents are shared by the groups.
+    Groups share all weights but the latents.
 
     Args:
-        read: How the latents read; its ``query_dim`` is the latents' width.
-        layers: The self-attention layers.
-        latents: Learned array ``[G, N, C]``, initialised by the model.
-        train_latents: While training, use this many latents per group, drawn without replacement
-            for every sample and group; ``None`` uses all of them (HiP Sec. 3, "latent
-            sub-sampling").
+        read: Cross-attention layer; its ``query_dim`` is the width of the latents.
+        layers: Self-attention layers.
+        latents: Learned array ``[G, N, C]``; the model initialises it.
+        train_latents: Number of latents per group in training, sampled without replacement for
+            every sample and group (HiP Sec. 3, latent sub-sampling); ``None`` for all.
+
+    Attributes:
+        recompute: Use activation checkpointing: recompute self-attention layers in the backward
+            pass.
     """
 
     def __init__(
@@ -247,12 +250,12 @@ class PerceiverBlock(nn.Module):
         mask: Bool[Tensor, "#B G 1 M"] | None = None,
         skip: Float[Tensor, "B G N S"] | None = None,
     ) -> Float[Tensor, "B G n C"]:
-        """Return the latents; with ``recompute`` the backward pass computes layers again."""
+        """Return the latents; tokens where ``mask`` is False are not attended to."""
         queries = self.queries(tokens.shape[0], tokens.device)
         return self.transform(self.read(queries, tokens, mask, skip))
 
     def transform(self, x: Float[Tensor, "B G n C"]) -> Float[Tensor, "B G n C"]:
-        """Pass what was read through the self-attention layers."""
+        """Apply the self-attention layers to the output of cross-attention."""
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, x, use_reentrant=False)
@@ -262,12 +265,12 @@ class PerceiverBlock(nn.Module):
 
     @property
     def runs_as_it_is(self) -> bool:
-        """Whether calling its parts is calling it: it has no hooks, and was not compiled."""
+        """Whether its parts may be called instead of it: it has no hooks and is not compiled."""
         hooks = (self._forward_hooks, self._forward_pre_hooks, self._backward_hooks)
         return not any(hooks) and self._compiled_call_impl is None
 
     def queries(self, batch: int, device: torch.device) -> Float[Tensor, "#B G n C"]:
-        """The latents for a batch: all of them once, or a random subset per sample and group."""
+        """Return all latents once, or in training a random subset per sample and group."""
         latents = self.latents.unsqueeze(0)  # [1, G, N, C]
         _, groups, num, dim = latents.shape
         if not self.training or self.train_latents in {None, num}:

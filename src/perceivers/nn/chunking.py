@@ -1,8 +1,8 @@
-"""Computing many groups a few at a time, and again in the backward pass, so that little is kept.
+"""Computation over groups in chunks, recomputed in the backward pass, to save memory.
 
-What a HiP makes of millions of raw elements before its first latents is far larger than inputs and
-latents together. Groups do not see one another there, so a few of them at a time give the same
-results and leave nothing behind.
+With millions of raw elements, the intermediate results of HiP before its first latents are far
+larger than inputs and latents together. Groups do not interact there, so that they can be computed
+in chunks with the same result.
 
 Legend: B batch, G groups.
 """
@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# -- Whether somebody records or transforms what is computed, instead of just computing it -------
+# -- Detection of tracing and function transforms ------------------------------------------------
 
 
 def is_exporting() -> bool:
-    """Return whether ``torch.export`` traces the call; torch 2.6 cannot tell it from compiling."""
+    """Return whether ``torch.export`` traces the call (torch 2.6: or ``torch.compile``)."""
     ask = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
     return ask()
 
 
 def is_traced() -> bool:
-    """Return whether a compiler, an exporter, a tracer or a functorch transform is at work."""
+    """Return whether a compiler, an exporter, a tracer or a functorch transform is active."""
     return (
         torch.compiler.is_compiling()
         or is_exporting()
@@ -34,20 +34,19 @@ def is_traced() -> bool:
     )
 
 
-# -- Computing many groups a few at a time -------------------------------------------------------
+# -- Chunks --------------------------------------------------------------------------------------
 
 Compute = Callable[..., Tensor]
 
 
 class _Allowed:
-    """Whether this process computes in chunks at all."""
-
     on = True
 
 
 @contextmanager
 def use_chunks(*, on: bool) -> Iterator[None]:
-    """Allow or forbid chunks inside the block; runs from before there were any forbid them."""
+    """Allow or forbid chunks inside the block."""
+    # Runs that started before chunks were introduced forbid them to resume bit for bit.
     before, _Allowed.on = _Allowed.on, on
     try:
         yield
@@ -56,7 +55,7 @@ def use_chunks(*, on: bool) -> Iterator[None]:
 
 
 def may_chunk() -> bool:
-    """Tell whether chunks are allowed, and nobody traces or transforms what is computed."""
+    """Return whether chunks are allowed, and no tracing or function transform is active."""
     return _Allowed.on and not is_traced()
 
 
@@ -67,13 +66,14 @@ def map_chunks(
 
     Args:
         compute: Called with the same groups of every piece; returns ``[B, g, ...]``. It must treat
-            groups alike and draw nothing at random.
+            all groups in the same way and use no random numbers.
         pieces: Tensors ``[B, G, ...]`` or ``[1, G, ...]``.
-        modules: All whose parameters ``compute`` uses.
-        length: Groups at a time.
+        modules: All modules whose parameters ``compute`` uses.
+        length: Number of groups in a chunk.
 
     Returns:
-        ``[B, G, ...]``. Its backward pass computes each chunk again; it cannot be derived twice.
+        ``[B, G, ...]``. The backward pass recomputes each chunk; second derivatives are not
+        supported.
     """
     parameters = _parameters(modules)
     if torch.is_grad_enabled():
@@ -103,9 +103,10 @@ class _Chunks(torch.autograd.Function):
         count: int,
         *tensors: Tensor,
     ) -> Tensor:
-        """Compute all chunks and keep nothing of them."""
+        """Compute all chunks without storing intermediate results."""
         ctx.compute, ctx.modules, ctx.length = compute, modules, length
-        # Not among the saved tensors, which hooks may move and copy: compute finds its own.
+        # Not among the saved tensors, which hooks may move and copy: compute uses the modules'
+        # parameters, and versions detect whether these changed before the backward pass.
         ctx.parameters = [(tensor, tensor._version) for tensor in tensors[count:]]
         ctx.save_for_backward(*tensors[:count])
         device = tensors[0].device.type
@@ -121,7 +122,7 @@ class _Chunks(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """Compute every chunk again, and its gradients."""
+        """Recompute every chunk, and compute its gradients."""
         (grad,) = grad_outputs
         pieces, wanted = ctx.saved_tensors, ctx.needs_input_grad[4:]
         parameters = _parameters(ctx.modules)

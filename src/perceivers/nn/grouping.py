@@ -1,10 +1,10 @@
-"""Dealing the raw elements of all modalities into equal groups.
+"""Division of the elements of all modalities into groups of equal size.
 
-Every modality owns whole groups; groups are dealt greedily to the longest share. Short groups are
-padded at their end, and ``valid`` says which slots hold a real element.
+Every modality has whole groups; groups are assigned greedily to the modality with the most elements
+per group. Short groups are padded at their end; ``valid`` marks slots with an element.
 
 Legend: B batch, G groups, g groups of one modality, S slots per group, N elements, C channels.
-Paper: HiP (arXiv 2202.10890) Sec. 3; the arithmetic is that of the released code.
+Paper: HiP (arXiv 2202.10890) Sec. 3; group sizes are computed as in the released code.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ from perceivers.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """One modality's part of the groups.
+    """The groups of one modality.
 
-    ``size`` elements sit at the start of each of its ``num_groups`` groups of ``slots`` slots;
-    ``final_padding`` slots at the end of the modality and ``group_padding`` slots at the end of
-    each group hold nothing. Elements are cut in their own order or, where ``grid`` gives the shape
-    of the grid on which they lie, along a Z-shaped curve through it (``morton_order``).
+    Each of the ``num_groups`` groups has ``slots`` slots, the first ``size`` of which hold
+    elements; ``group_padding`` slots at the end of each group and ``final_padding`` slots at the
+    end of the modality are empty. Elements are divided in their own order or, if ``grid`` is the
+    shape of their grid, along a Z-order curve (``morton_order``).
     """
 
     name: str
@@ -41,26 +41,26 @@ class Share:
 
     @property
     def final_padding(self) -> int:
-        """Empty slots that complete the last of the modality's equal pieces."""
+        """Number of empty slots that complete the last ``size`` slots of the modality."""
         return self.num_groups * self.size - self.length
 
     @property
     def group_padding(self) -> int:
-        """Empty slots that complete every piece to a whole group."""
+        """Number of empty slots at the end of every group."""
         return self.slots - self.size
 
     @property
     def is_padded(self) -> bool:
-        """Whether any slot holds nothing."""
+        """Whether any slot is empty."""
         return self.num_groups * self.slots != self.length
 
     @property
     def is_reordered(self) -> bool:
-        """Whether elements are cut in another order than their own."""
+        """Whether elements are divided in another order than their own."""
         return len(self.grid) > 1
 
     def split(self, x: Shaped[Tensor, "B N C"]) -> Shaped[Tensor, "B g S C"]:
-        """Cut the elements into this share's groups, zeros in the empty slots."""
+        """Divide the elements into groups, with zeros in the empty slots."""
         if self.is_reordered:
             x = x.index_select(1, torch.as_tensor(morton_order(self.grid), device=x.device))
         x = F.pad(x, (0, 0, 0, self.final_padding)) if self.final_padding else x
@@ -68,14 +68,14 @@ class Share:
         return F.pad(x, (0, 0, 0, self.group_padding)) if self.group_padding else x
 
     def merge(self, x: Shaped[Tensor, "B g S C"]) -> Shaped[Tensor, "B N C"]:
-        """Undo ``split``: drop the empty slots."""
+        """Invert ``split`` and drop the empty slots."""
         x = x[:, :, : self.size].flatten(1, 2)[:, : self.length]
         if self.is_reordered:
             x = x.index_select(1, torch.as_tensor(inverse_morton_order(self.grid), device=x.device))
         return x
 
     def valid(self, device: torch.device | None = None) -> Bool[Tensor, "g S"]:
-        """True where a slot holds a real element."""
+        """Return which slots hold an element."""
         group = torch.arange(self.num_groups, device=device).unsqueeze(1)
         slot = torch.arange(self.slots, device=device)
         return (slot < self.size) & (group * self.size + slot < self.length)
@@ -83,10 +83,10 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupLayout:
-    """How the declared modalities share the groups.
+    """Assignment of groups to modalities.
 
-    ``axis`` is the axis on which shares are joined: ``groups`` (each modality owns whole groups) or
-    ``slots`` (one group holds all modalities one after another: the flat Perceiver IO).
+    Modalities are concatenated along ``axis``: ``groups`` (each modality has whole groups) or
+    ``slots`` (a single group holds all modalities: the flat Perceiver IO).
     """
 
     shares: tuple[Share, ...]
@@ -94,20 +94,20 @@ class GroupLayout:
 
     @property
     def num_groups(self) -> int:
-        """Groups G."""
+        """Number of groups G."""
         return sum(s.num_groups for s in self.shares) if self.axis == "groups" else 1
 
     @property
     def is_padded(self) -> bool:
-        """Whether any share has an empty slot."""
+        """Whether any slot is empty."""
         return any(share.is_padded for share in self.shares)
 
     def join(self, parts: Sequence[Shaped[Tensor, "B ..."]]) -> Shaped[Tensor, "B G S *C"]:
-        """Join per-modality groups, in the order of ``shares``."""
+        """Concatenate the groups of all modalities, in the order of ``shares``."""
         return torch.cat(list(parts), dim=1 if self.axis == "groups" else 2)
 
     def part(self, x: Shaped[Tensor, "B G S C"], name: str) -> Shaped[Tensor, "B g s C"]:
-        """Return the groups (or slots) of one modality from a joined array."""
+        """Return the groups (or slots) of one modality from the output of ``join``."""
         sizes = [s.num_groups if self.axis == "groups" else s.slots for s in self.shares]
         index = [s.name for s in self.shares].index(name)
         return x.split(sizes, dim=1 if self.axis == "groups" else 2)[index]
@@ -115,10 +115,10 @@ class GroupLayout:
 
 @lru_cache(maxsize=64)
 def morton_order(grid: tuple[int, ...]) -> NDArray[np.int64]:
-    """Return the row-major indices ``[N]`` of a grid's cells along a Z-shaped curve.
+    """Return the row-major indices ``[N]`` of the cells of a grid along a Z-order curve.
 
-    The bits of the coordinates are interleaved; cells that are near on the curve are near on every
-    axis, so equal pieces of it are blocks. The first axis varies slowest.
+    The curve interleaves the bits of the coordinates. Cells close on the curve are close on every
+    axis, so that equal pieces of it are compact blocks. The first axis varies slowest.
     """
     axes = np.meshgrid(*[np.arange(size) for size in grid], indexing="ij")
     code = np.zeros(grid, dtype=np.int64)
@@ -131,7 +131,7 @@ def morton_order(grid: tuple[int, ...]) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=64)
 def inverse_morton_order(grid: tuple[int, ...]) -> NDArray[np.int64]:
-    """Return each cell's place on the curve, ``[N]``."""
+    """Return the index of each cell on the curve of ``morton_order``, ``[N]``."""
     return morton_order(grid).argsort(kind="stable")
 
 
@@ -140,13 +140,13 @@ def deal_groups(
     num_groups: int,
     grids: Mapping[str, tuple[int, ...]] | None = None,
 ) -> GroupLayout:
-    """Deal ``num_groups`` groups to modalities of the given lengths, in their order.
+    """Assign ``num_groups`` groups to modalities with the given numbers of elements.
 
-    Each modality gets one group; the others go one by one to the modality with most elements per
-    group (the first on a tie). A group never mixes modalities.
+    Each modality gets one group; the others go one by one to the modality with the most elements
+    per group (the first one in case of a tie). A group never mixes modalities.
 
     Raises:
-        ConfigError: There are more modalities than groups.
+        ConfigError: There are no modalities, or more of them than groups.
     """
     if not lengths or len(lengths) > num_groups:
         raise ConfigError(
@@ -176,7 +176,7 @@ def deal_groups(
 
 
 def concatenate(lengths: Mapping[str, int]) -> GroupLayout:
-    """Put all modalities one after another into a single group."""
+    """Return a layout with all modalities in a single group."""
     return GroupLayout(
         shares=tuple(
             Share(name=name, length=length, num_groups=1, size=length, slots=length)
@@ -186,10 +186,10 @@ def concatenate(lengths: Mapping[str, int]) -> GroupLayout:
     )
 
 
-# -- Regrouping: which latents of one level form a group of the next -----------------------------
+# -- Regrouping of latents between levels --------------------------------------------------------
 #
-# Legend: B batch, G groups before, g groups after, N tokens per group, C channels. Paper: HiP
-# (arXiv 2202.10890) Sec. 3, "reshape" (the paper's) and "transpose_reshape".
+# Legend: B batch, G groups before, g groups after, N latents per group before, n after, C channels.
+# Paper: HiP (arXiv 2202.10890) Sec. 3 uses "reshape".
 
 Regroup = Literal["reshape", "transpose_reshape"]
 
@@ -197,10 +197,10 @@ Regroup = Literal["reshape", "transpose_reshape"]
 def regroup(
     x: Float[Tensor, "B G N C"], num_groups: int, how: Regroup = "reshape"
 ) -> Float[Tensor, "B g n C"]:
-    """Deal the latents of all groups into ``num_groups`` groups.
+    """Divide the latents of all groups into ``num_groups`` groups.
 
-    ``reshape`` merges neighbours, or splits a group into consecutive runs; ``transpose_reshape``
-    gives every new group latents of all old groups.
+    ``reshape`` merges neighbouring groups, or splits groups into consecutive parts;
+    ``transpose_reshape`` gives every new group latents from all old groups.
 
     Raises:
         ConfigError: The latents do not divide evenly.

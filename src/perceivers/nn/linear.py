@@ -1,4 +1,4 @@
-"""The Linear of every model: on CPUs its products go to the faster of two libraries."""
+"""Linear layers that use the faster of two CPU libraries, and weight initialisers."""
 
 import os
 import time
@@ -15,32 +15,32 @@ from torch.nn import functional as F
 from perceivers.errors import ConfigError
 from perceivers.machine import remembered
 
-# -- Which of two libraries multiplies float32 matrices faster on this machine -------------------
+# -- Choice of the library for float32 matrix products on this machine ---------------------------
 
 Library = Literal["torch", "onednn"]
 VARIABLE = "PERCEIVERS_LINEAR"
-# (rows, inputs, outputs): projections and perceptrons as the smaller variants have them.
+# (rows, inputs, outputs): projections and MLPs of the small variants.
 SHAPES = ((784, 192, 576), (1024, 256, 1024), (256, 768, 768))
 ROUNDS = 7
-# oneDNN must be faster by this much, so that noise does not choose it.
+# Minimum speed-up for which oneDNN is chosen, so that noise does not decide.
 LEAST_GAIN = 1.05
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return ``x @ weight.T + bias`` by oneDNN: ``[*B, I]``, ``[O, I]``, ``[O]`` to ``[*B, O]``."""
+    """Compute ``x @ weight.T + bias`` with oneDNN; shapes as in ``linear``."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def choose_library() -> Library:
-    """Return what ``PERCEIVERS_LINEAR`` says, or what was measured to be the faster library.
+    """Return the library set in ``PERCEIVERS_LINEAR``, by default the faster one.
 
     Raises:
-        ConfigError: The variable holds something else, or asks for what this torch lacks.
+        ConfigError: The variable has an unknown value, or this torch lacks the library.
     """
     asked = os.environ.get(VARIABLE, "").strip() or "auto"
     if asked not in ("auto", *get_args(Library)):
         raise ConfigError(
-            f"the environment variable {VARIABLE} is {asked[:40]!r}; it chooses the library of "
+            f"the environment variable {VARIABLE} is {asked[:40]!r}; it chooses the library for "
             f"matrix products on CPUs, and must be auto (the faster one), "
             f"{' or '.join(get_args(Library))}"
         )
@@ -61,11 +61,9 @@ def choose_library() -> Library:
 
 
 def onednn_works() -> bool:
-    """Tell whether this torch offers oneDNN's product, with a right result.
-
-    The operator is private, and so are the questions that ``nn.linear`` asks before using it: all
-    may vanish.
-    """
+    """Return whether this torch has oneDNN products with correct results."""
+    # The operator and the functions that linear() calls before using it are private to torch, and
+    # may disappear in any version.
     try:
         torch._C._are_functorch_transforms_active()
         torch._C._len_torch_dispatch_stack()
@@ -79,18 +77,18 @@ def onednn_works() -> bool:
 
 
 def measure_gain() -> float:
-    """Return how many times as fast as torch's own product oneDNN's is."""
+    """Return the speed of oneDNN relative to torch."""
     speeds = measure_speeds({"torch": F.linear, "onednn": multiply})
     return speeds["onednn"] / speeds["torch"]
 
 
 def measure_speeds(products: Mapping[str, Callable[..., Tensor]]) -> dict[str, float]:
-    """Return how fast each way to multiply is, in operations per second; some tens of milliseconds.
+    """Measure matrix products in operations per second; takes some tens of milliseconds.
 
-    The best of seven interleaved rounds counts, so that other work on the machine does not.
+    The best of several interleaved rounds is used, so that other processes have little influence.
 
     Args:
-        products: Called with ``x`` ``[N, I]``, ``weight`` ``[O, I]`` and ``bias`` ``[O]``.
+        products: Functions of ``x`` ``[N, I]``, ``weight`` ``[O, I]`` and ``bias`` ``[O]`` by name.
     """
     seconds = dict.fromkeys(products, 0.0)
     generator = torch.Generator().manual_seed(0)
@@ -109,7 +107,7 @@ def measure_speeds(products: Mapping[str, Callable[..., Tensor]]) -> dict[str, f
 
 
 def multiply_half(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``F.linear`` as bf16 autocast computes it, conversions included."""
+    """Compute ``F.linear`` under bf16 autocast, including conversions."""
     with torch.autocast("cpu", torch.bfloat16):
         return F.linear(x, weight, bias)
 
@@ -120,40 +118,39 @@ def _seconds(product: Callable[..., Tensor], *operands: Tensor) -> float:
     return time.perf_counter() - began
 
 
-# -- The Linear of every model: on CPUs its products go to the faster of two libraries -----------
+# -- Linear layer --------------------------------------------------------------------------------
 #
-# torch multiplies float32 matrices through MKL, which leaves half of some AMD processors idle,
-# while oneDNN, which comes in the same wheel, does not. ``measure_gain`` measures which is
-# faster here; ``PERCEIVERS_LINEAR=torch`` switches oneDNN off. Convolutions and attention stay
-# with torch.
+# torch multiplies float32 matrices with MKL, which leaves half of some AMD processors idle. oneDNN,
+# which is part of the same wheel, does not. ``measure_gain`` measures which one is faster;
+# ``PERCEIVERS_LINEAR=torch`` switches oneDNN off. Convolutions and attention always use torch.
 #
-# oneDNN is asked through a private operator of torch. Where a version lacks it, and wherever a
-# graph is traced, counted or transformed, every product is torch's own.
+# oneDNN is called through a private operator of torch. Versions without it, and graphs that are
+# traced, counted or transformed, use the products of torch.
 #
-# Legend: N rows, I channels in, O channels out.
+# Legend: N rows, I input channels, O output channels.
 
 # For fewer multiplications than this, the call from Python costs more than oneDNN saves.
 LEAST_PRODUCTS = 1 << 20
-# Matrices narrower than this are bounded by memory, and torch's own are as fast.
+# Products of narrower matrices are bounded by memory, and torch is as fast.
 LEAST_WIDTH = 8
 
 
 class _Chosen:
-    """The library of this process; None until the first product that could go either way."""
+    """The library of this process; None before the first eligible product."""
 
     library: Library | None = None
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` whose products go to the faster library."""
+    """``nn.Linear`` that uses the faster library."""
 
     def forward(self, input: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:  # noqa: A002 - torch's
-        """Multiply by the weight and add the bias."""
+        """Return ``input @ weight.T + bias``."""
         return linear(input, self.weight, self.bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return ``x @ weight.T + bias``; ``F.linear`` by the faster library.
+    """Compute ``x @ weight.T + bias`` with the faster library, as ``F.linear``.
 
     Args:
         x: ``[*B, I]``.
@@ -178,7 +175,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _is_eligible(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Tell whether oneDNN may take a product: plain float32 on a CPU, and large enough."""
+    """Return whether oneDNN may compute a product: plain float32 on CPU, and large enough."""
     rows, width = x.numel() // max(x.shape[-1], 1), min(weight.shape)
     if rows * weight.numel() < LEAST_PRODUCTS or min(width, rows) < LEAST_WIDTH:
         return False
@@ -187,14 +184,14 @@ def _is_eligible(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
             continue
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             return False
-        # Fake, distributed and transformed tensors are classes of their own.
+        # Fake, distributed and transformed tensors are subclasses.
         if type(tensor) not in (Tensor, nn.Parameter):
             return False
     return not (torch.is_autocast_enabled("cpu") or _is_watched())
 
 
 def _is_watched() -> bool:
-    """Tell whether somebody traces, counts or transforms operators, who must see torch's own."""
+    """Return whether operators are traced, counted or transformed, which needs those of torch."""
     return (
         torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         or torch._C._are_functorch_transforms_active()
@@ -204,7 +201,7 @@ def _is_watched() -> bool:
 
 
 class _Product(torch.autograd.Function):
-    """``linear`` whose gradients are products by the same library."""
+    """``linear`` with gradients computed by the same library."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -214,7 +211,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        """Multiply the gradient by the weight and by the input; ``linear`` can be derived again."""
+        """Compute the gradients with ``linear``, so that second derivatives exist."""
         (grad,) = grad_outputs
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
@@ -227,7 +224,7 @@ class _Product(torch.autograd.Function):
 
 
 def linear_library() -> Library:
-    """Return the library in use, choosing one where that has not been done."""
+    """Return the library in use, and choose one if necessary."""
     if _Chosen.library is None:
         _Chosen.library = choose_library()
     return _Chosen.library
@@ -235,10 +232,10 @@ def linear_library() -> Library:
 
 @contextmanager
 def use_linear(library: Library) -> Iterator[None]:
-    """Send products to one library inside the block.
+    """Use one library inside the block.
 
     Args:
-        library: ``torch``, or ``onednn`` where this torch offers it.
+        library: ``torch``, or ``onednn`` if this torch has it.
     """
     before, _Chosen.library = _Chosen.library, library
     try:
@@ -247,19 +244,17 @@ def use_linear(library: Library) -> Iterator[None]:
         _Chosen.library = before
 
 
-# -- Parameter initialisers, named as the papers use them ----------------------------------------
-#
-# Legend: fan_in is the number of inputs of a Linear, or the number of rows of a learned array.
+# -- Parameter initialisers ----------------------------------------------------------------------
 
-# A normal cut at two standard deviations has this standard deviation; dividing restores one.
+# Standard deviation of a standard normal distribution truncated at two standard deviations.
 TRUNCATED_STD = 0.87962566103423978
 PART = 1 << 26
 
 
 def truncated_normal_(weight: Tensor, deviation: float) -> Tensor:
-    """Fill with a normal cut at two deviations, scaled so that ``deviation`` is what remains."""
+    """Fill with a normal truncated at two sigma, with standard deviation ``deviation``."""
     std = deviation / TRUNCATED_STD
-    # Drawing takes three times the memory of what is drawn, so a table of gigabytes is drawn in
+    # Sampling takes three times the memory of the result, so a table of gigabytes is filled in
     # parts.
     parts = weight.detach().view(-1).split(PART) if weight.numel() > PART else (weight,)
     for part in parts:
@@ -269,7 +264,7 @@ def truncated_normal_(weight: Tensor, deviation: float) -> Tensor:
 
 @torch.no_grad()
 def init_linears_(model: nn.Module) -> None:
-    """Initialise every Linear by fan-in with zero bias, and every LayerNorm to the identity."""
+    """Initialise linear layers with variance 1 / fan_in and zero bias, and reset LayerNorms."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             truncated_normal_(module.weight, module.in_features**-0.5)

@@ -1,13 +1,13 @@
-"""Mask units: squares of neighbouring tokens that are hidden, and attended to, together.
+"""Mask units: blocks of neighbouring tokens that are masked, and attend to each other, together.
 
-Tokens of a grid are brought into the order *unit, place in the unit* once. Inside a unit the
-neighbours that are pooled first differ in the slowest digits of their place, so pooling q x q
-neighbours is a maximum over the leading part of one axis, and it never mixes units.
+The tokens of a grid are sorted once, by unit and by position inside the unit. Positions are ordered
+so that the neighbours pooled first differ in the slowest digits. Pooling is then a maximum over the
+leading part of one axis, and never mixes units.
 
-Legend: B batch, U units (row-major), T tokens of a unit, C channels, K kept units. ``pools`` counts
-the poolings that tokens went through.
-Paper: Hiera (arXiv 2306.00989) Sec. 3; the released code orders place before unit, which is this
-order transposed.
+Legend: B batch, U units (row-major), T tokens of a unit, t tokens of a unit after pooling, C
+channels, K visible units. ``pools`` is the number of times that tokens were pooled.
+Paper: Hiera (arXiv 2306.00989) Sec. 3; the released code puts the position before the unit, which
+is this order transposed.
 """
 
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ from perceivers.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class UnitLayout:
-    """The order of tokens on grids of any rank.
+    """Conversion of token grids of any rank to mask units and back.
 
     Args:
-        unit: Tokens of a mask unit along each axis, before any pooling.
-        pool: Neighbours along each axis that one pooling joins.
-        levels: Poolings that the order allows.
+        unit: Tokens of a mask unit along each axis, before pooling.
+        pool: Pooling factor along each axis.
+        levels: Maximum number of poolings.
 
     Raises:
-        ConfigError: The axes differ in number, a size is impossible, or a unit does not divide
+        ConfigError: The numbers of axes differ, a size is not positive, or a unit cannot be pooled
             ``levels`` times.
     """
 
@@ -39,7 +39,6 @@ class UnitLayout:
     levels: int
 
     def __post_init__(self) -> None:
-        """Reject units that cannot be pooled."""
         sizes = (*self.unit, *self.pool)
         possible = len(self.unit) == len(self.pool) > 0 and min(sizes) > 0 and self.levels >= 0
         if not possible or any(
@@ -52,33 +51,33 @@ class UnitLayout:
 
     @property
     def rank(self) -> int:
-        """Axes of the grid."""
+        """Number of axes of the grid."""
         return len(self.unit)
 
     @property
     def stride(self) -> int:
-        """Tokens that one pooling joins."""
+        """Number of tokens that are pooled to one."""
         return prod(self.pool)
 
     def side(self, pools: int) -> tuple[int, ...]:
-        """Return a unit's tokens along each axis after some poolings."""
+        """Return the tokens of a unit along each axis."""
         return tuple(u // p**pools for u, p in zip(self.unit, self.pool, strict=True))
 
     def tokens(self, pools: int = 0) -> int:
-        """Return a unit's tokens T after some poolings."""
+        """Return the number of tokens T of a unit."""
         return prod(self.side(pools))
 
     def units(self, grid: Sequence[int], pools: int = 0) -> tuple[int, ...]:
-        """Return the units along each axis of a token grid."""
+        """Return the number of units along each axis of a token grid."""
         return tuple(g // u for g, u in zip(grid, self.side(pools), strict=True))
 
     def split(self, x: Shaped[Tensor, "B *grid C"], pools: int = 0) -> Shaped[Tensor, "B U T C"]:
-        """Cut a token grid into units."""
+        """Divide a token grid into units."""
         units = self.units(x.shape[1:-1], pools)
         digits = self._digits(pools)
         sizes = [n for axis in range(self.rank) for n in (units[axis], *digits[axis])]
         parts = len(digits[0]) + 1
-        # Axis a holds its unit and then its digits, most significant first: [u, rest, dK .. d0].
+        # Axis a is split into its unit and its digits, most significant first: [u, rest, dK .. d0].
         at = [[1 + axis * parts + part for part in range(parts)] for axis in range(self.rank)]
         order = [places[0] for places in at]
         order += [places[part] for part in range(parts - 1, 0, -1) for places in at]
@@ -89,7 +88,7 @@ class UnitLayout:
     def merge(
         self, x: Shaped[Tensor, "B U T C"], units: Sequence[int], pools: int = 0
     ) -> Shaped[Tensor, "B *grid C"]:
-        """Undo ``split``: put tokens back on their grid of ``units`` units."""
+        """Invert ``split``: arrange tokens on the grid of ``units`` units along each axis."""
         tokens = self.merge_inside(x, pools)  # [B, U, *side, C]
         rank, side = self.rank, self.side(pools)
         tokens = tokens.reshape(x.shape[0], *units, *side, x.shape[-1])
@@ -101,7 +100,7 @@ class UnitLayout:
     def merge_inside(
         self, x: Shaped[Tensor, "B K T C"], pools: int = 0
     ) -> Shaped[Tensor, "B K *side C"]:
-        """Put tokens back on the grid inside their unit; any units, kept ones for instance."""
+        """Arrange tokens on the grid inside their unit, for any subset of units."""
         digits = self._digits(pools)
         parts = len(digits[0])
         sizes = [
@@ -117,7 +116,10 @@ class UnitLayout:
         return split.reshape(*x.shape[:2], *self.side(pools), x.shape[-1])
 
     def _digits(self, pools: int) -> list[tuple[int, ...]]:
-        """Per axis, the sizes of a place's digits, most significant first: rest, then poolings."""
+        """Return the sizes of the digits of a position, per axis, most significant first.
+
+        The first digit is what remains after all poolings; each further one belongs to a pooling.
+        """
         left = self.levels - pools
         return [
             (u // p**self.levels, *[p] * left) for u, p in zip(self.unit, self.pool, strict=True)
@@ -125,7 +127,7 @@ class UnitLayout:
 
 
 def pool_tokens(x: Float[Tensor, "B U T C"], stride: int) -> Float[Tensor, "B U t C"]:
-    """Return the maximum over the ``stride`` neighbours that are pooled next, per channel."""
+    """Max-pool the ``stride`` neighbours that are next in the order of ``UnitLayout``."""
     if stride == 1:
         return x
     return x.unflatten(2, (stride, -1)).amax(2)
@@ -134,5 +136,5 @@ def pool_tokens(x: Float[Tensor, "B U T C"], stride: int) -> Float[Tensor, "B U 
 def gather_units(
     x: Shaped[Tensor, "B U T C"], ids: Int[Tensor, "B K"]
 ) -> Shaped[Tensor, "B K T C"]:
-    """Return some units of every sample."""
+    """Gather units of every sample by index."""
     return x.gather(1, ids[:, :, None, None].expand(-1, -1, *x.shape[2:]))

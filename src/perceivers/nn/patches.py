@@ -1,4 +1,4 @@
-"""Pictures and clips as patches and tiles, and back; values between their pixels."""
+"""Conversion of images and videos to patches and tiles and back, and sampling between pixels."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, InputError
 
-# -- Space to depth: blocks of neighbouring elements become tokens, and back ---------------------
+# -- Space to depth, and depth to space ----------------------------------------------------------
 #
 # Legend: B batch, C channels, N blocks (row-major), P values per block: prod(factors) * C. Paper:
 # Perceiver IO (arXiv 2107.14795) Sec. 4.3; channel order of the released code, ``b (t dt) (h dh)
@@ -22,14 +22,14 @@ from perceivers.errors import ConfigError, InputError
 def space_to_depth(
     x: Shaped[Tensor, "B C *grid"], factors: Sequence[int]
 ) -> Shaped[Tensor, "B N P"]:
-    """Cut a signal into blocks, one token each.
+    """Divide a signal into blocks, one token each.
 
     Args:
-        x: Channels before any number of axes: samples, rows and columns, or frames as well.
+        x: Signal with channels before any number of axes.
         factors: Elements of a block along each axis of the grid.
 
     Raises:
-        InputError: Not one factor of at least 1 per axis, or an axis that does not divide.
+        InputError: There is not one factor of at least 1 per axis, or it does not divide the axis.
     """
     grid = tuple(x.shape[2:])
     blocks = _count_blocks(grid, factors)
@@ -45,22 +45,22 @@ def space_to_depth(
 def depth_to_space(
     tokens: Shaped[Tensor, "B N P"], grid: Sequence[int], factors: Sequence[int]
 ) -> Shaped[Tensor, "B C *grid"]:
-    """Put blocks back where ``space_to_depth`` took them from.
+    """Assemble blocks to a signal: the inverse of ``space_to_depth``.
 
     Args:
         tokens: One block per token, row-major.
-        grid: Shape of the whole signal, as it was before ``space_to_depth``.
+        grid: Shape of the signal.
         factors: Elements of a block along each axis of the grid.
 
     Raises:
-        InputError: The tokens are not those of such a grid.
+        InputError: The number or width of tokens does not fit the grid.
     """
     blocks = _count_blocks(grid, factors)
     batch, count, width = tokens.shape
     if count != prod(blocks) or width % prod(factors):
         raise InputError(
-            f"{count} tokens of {width} values are no blocks {tuple(factors)} of a grid "
-            f"{tuple(grid)}; it takes {prod(blocks)} tokens of a multiple of {prod(factors)} values"
+            f"{count} tokens of {width} values are not blocks {tuple(factors)} of a grid "
+            f"{tuple(grid)}; expected {prod(blocks)} tokens of a multiple of {prod(factors)} values"
         )
     axes = len(blocks)
     split = tokens.reshape(batch, *blocks, *factors, width // prod(factors))
@@ -70,7 +70,6 @@ def depth_to_space(
 
 
 def _count_blocks(grid: Sequence[int], factors: Sequence[int]) -> tuple[int, ...]:
-    """Return the blocks along each axis."""
     if len(factors) != len(grid) or any(factor < 1 for factor in factors):
         raise InputError(
             f"block {tuple(factors)} for a grid {tuple(grid)}; give one size of at least 1 for "
@@ -87,31 +86,30 @@ def _count_blocks(grid: Sequence[int], factors: Sequence[int]) -> tuple[int, ...
     return tuple(size // factor for size, factor in zip(grid, factors, strict=True))
 
 
-# -- The input of the flow model: around every pixel, the 3x3 neighbourhood in both frames -------
+# -- Input of the flow model: the 3x3 neighbourhood of every pixel in both frames ----------------
 #
-# Legend: B batch, C channels, T frames (two), H W rows and columns, N pixels (row-major), P
-# values per pixel: 2 * 9 * C, 54 for RGB. Paper: Perceiver IO (arXiv 2107.14795) App. H; channel
-# order of the released code, which is (frame, row of the window, column of the window, channel).
+# Legend: B batch, C channels, T frames (two), H rows, W columns, N pixels (row-major), P values per
+# pixel: 2 * 9 * C, 54 for RGB. Paper: Perceiver IO (arXiv 2107.14795) App. H; channel order as in
+# the released code: (frame, row of the window, column of the window, channel).
 
 FRAMES = 2
 WINDOW = 3
 
 
 def extract_flow_patches(video: Shaped[Tensor, "B C T H W"]) -> Shaped[Tensor, "B N P"]:
-    """Gather the values around every pixel, zero beyond the edges.
+    """Gather the 3x3 neighbourhood of every pixel, with zeros beyond the edges.
 
     Args:
-        video: Two frames, normalised already: the released model sees -1..1, so that the zeros
-            outside are mid-grey.
+        video: Two normalised frames; in the released model in -1..1, so that zeros are mid-grey.
 
     Raises:
-        InputError: Not two frames.
+        InputError: There are not two frames.
     """
     batch, channels, frames, height, width = video.shape
     if frames != FRAMES:
-        raise InputError(f"flow patches of {frames} frames; optical flow is between exactly 2")
+        raise InputError(f"flow patches of {frames} frames; optical flow needs exactly 2")
     margin = WINDOW // 2
-    # [B, H, W, T, C]: channels last, so that each of the nine copies below is of whole runs.
+    # [B, H, W, T, C]: with channels last, each of the nine copies below is of contiguous memory.
     padded = F.pad(video.permute(0, 3, 4, 2, 1), (0, 0, 0, 0, margin, margin, margin, margin))
     windows = [
         padded[:, row : row + height, column : column + width]
@@ -122,9 +120,10 @@ def extract_flow_patches(video: Shaped[Tensor, "B C T H W"]) -> Shaped[Tensor, "
     return patches.reshape(batch, height * width, frames * WINDOW * WINDOW * channels)
 
 
-# -- Values of pictures between their pixels -----------------------------------------------------
+# -- Sampling between pixels ---------------------------------------------------------------------
 #
-# Legend: B batch, C channels, H W rows and columns, h w those of what is sampled.
+# Legend: B batch, C channels, H rows and W columns of the images, h rows and w columns of the
+# output.
 
 
 def pixel_places(height: int, width: int, device: torch.device | None = None) -> Tensor:
@@ -142,40 +141,40 @@ def sample_pixels(
     places: Float[Tensor, "B 2 h w"],
     how: Literal["bilinear", "bicubic"] = "bilinear",
 ) -> Float[Tensor, "B C h w"]:
-    """Read pictures at any coordinates; beyond the edges their outermost pixels go on.
+    """Sample images at any coordinates; beyond the edges, border pixels are repeated.
 
     Args:
-        pictures: What is read.
-        places: Coordinates in pixels of the pictures, x before y; (0, 0) is the centre of the
-            first pixel.
-        how: How values between pixels are made; bicubic is sharper and may overshoot.
+        pictures: Images to sample from.
+        places: Coordinates in pixels, x before y; (0, 0) is the centre of the first pixel.
+        how: Interpolation; bicubic is sharper and may overshoot.
     """
     height, width = pictures.shape[-2:]
     size = places.new_tensor([width, height]).view(1, 2, 1, 1)
-    # Without aligned corners -1 and 1 are the outer edges of the outermost pixels.
+    # With align_corners=False, -1 and 1 are the outer edges of the border pixels.
     grid = ((2 * places + 1) / size - 1).permute(0, 2, 3, 1)  # [B, h, w, 2]
     return F.grid_sample(pictures, grid, how, padding_mode="border", align_corners=False)
 
 
-# -- Large pictures as overlapping tiles of the size a model was trained on, and back ------------
+# -- Overlapping tiles of large images -----------------------------------------------------------
 #
-# Legend: C channels, H W rows and columns of the picture, h w those of a tile, n tiles. Paper:
-# Perceiver IO (arXiv 2107.14795) App. H: six evenly spaced tiles of 368x496 cover a Sintel frame
-# of 436x1024. The released code spaces them unevenly, and computes tiles twice where the picture
-# is as large as the tile; here they are evenly spaced, and each is computed once.
+# Tiles have the image size that a model was trained with. Legend: C channels, H rows and W columns
+# of the image, h rows and w columns of a tile, n tiles. Paper: Perceiver IO (arXiv 2107.14795)
+# App. H: six evenly spaced tiles of 368x496 cover a Sintel frame of 436x1024. The released code
+# spaces them unevenly, and computes tiles twice if the image is as large as a tile; here they are
+# evenly spaced and computed once.
 
 
 def tile_starts(size: int, tile: int, min_overlap: int) -> tuple[int, ...]:
-    """Return where the fewest evenly spaced tiles start that cover an axis.
+    """Return the start of each of the fewest evenly spaced tiles that cover an axis.
 
     Args:
         size: Pixels along the axis.
-        tile: Pixels along the tile.
-        min_overlap: Pixels that neighbouring tiles share, at least.
+        tile: Pixels of a tile along the axis.
+        min_overlap: Minimum number of pixels that neighbouring tiles share.
 
     Raises:
-        InputError: The axis is shorter than the tile; ``pad_to_tile`` mends that.
-        ConfigError: An overlap below 0, or as large as the tile.
+        InputError: The axis is shorter than the tile; use ``pad_to_tile`` first.
+        ConfigError: The overlap is negative, or not smaller than the tile.
     """
     if not 0 <= min_overlap < tile:
         raise ConfigError(
@@ -183,7 +182,7 @@ def tile_starts(size: int, tile: int, min_overlap: int) -> tuple[int, ...]:
         )
     if size < tile:
         raise InputError(
-            f"{size} pixels are fewer than a tile of {tile}; pad the picture with pad_to_tile"
+            f"{size} pixels are fewer than a tile of {tile}; pad the image with pad_to_tile"
         )
     span, stride = size - tile, tile - min_overlap
     gaps = -(-span // stride)
@@ -196,13 +195,13 @@ def tile_places(
     """Return the upper left corner (row, column) of every tile, row by row.
 
     Args:
-        size: Rows H and columns W of the picture.
+        size: Rows H and columns W of the image.
         tile: Rows h and columns w of a tile.
-        min_overlap: Pixels that neighbouring tiles share, at least.
+        min_overlap: Minimum number of pixels that neighbouring tiles share.
 
     Raises:
-        InputError: The picture is smaller than the tile.
-        ConfigError: An impossible overlap.
+        InputError: The image is smaller than the tile.
+        ConfigError: The overlap is negative, or not smaller than the tile.
     """
     starts = [tile_starts(size[axis], tile[axis], min_overlap) for axis in range(2)]
     return tuple(product(starts[0], starts[1]))
@@ -213,10 +212,10 @@ def cut_tiles(
     places: Sequence[tuple[int, int]],
     tile: tuple[int, int],
 ) -> Shaped[Tensor, "n *channels h w"]:
-    """Return the tiles at ``places``, one after the other.
+    """Cut out the tiles whose upper left corners are ``places``.
 
     Raises:
-        InputError: A tile that would reach beyond the picture.
+        InputError: There is no tile, or a tile reaches beyond the image.
     """
     _check_places(places, tile, (picture.shape[-2], picture.shape[-1]))
     height, width = tile
@@ -224,7 +223,7 @@ def cut_tiles(
 
 
 def tile_weights(height: int, width: int) -> Float[Tensor, "h w"]:
-    """Return how much each pixel of a tile counts: its distance to the nearest edge, from 1."""
+    """Return the weight of each pixel in ``blend_tiles``: its distance to the edge, from 1."""
     rows, columns = (
         torch.minimum(torch.arange(1, size + 1), torch.arange(size, 0, -1))
         for size in (height, width)
@@ -238,18 +237,19 @@ def blend_tiles(
     """Average overlapping tiles, each pixel weighted by ``tile_weights``.
 
     Args:
-        tiles: What was computed for each tile.
-        places: Upper left corner (row, column) of each, as from ``tile_places``.
-        size: Rows H and columns W of the whole.
+        tiles: Result for each tile.
+        places: Upper left corner (row, column) of each tile, as returned by ``tile_places``.
+        size: Rows H and columns W of the image.
 
     Raises:
-        InputError: Not one place per tile, a tile beyond the picture, or a part no tile covers.
+        InputError: There is not one place per tile, a tile reaches beyond the image, or a pixel is
+            not covered.
     """
     if len(places) != len(tiles):
         raise InputError(f"{len(tiles)} tiles for {len(places)} places; give one place per tile")
     height, width = tiles.shape[-2:]
     _check_places(places, (height, width), size)
-    # Half precision would round sums of weights, which go into the hundreds.
+    # Sums of weights reach hundreds, which half precision would round.
     dtype = torch.promote_types(tiles.dtype, torch.float32)
     weights = tile_weights(height, width).to(tiles.device, dtype)
     total = tiles.new_zeros((tiles.shape[1], *size), dtype=dtype)
@@ -261,7 +261,7 @@ def blend_tiles(
     if missing:
         raise InputError(
             f"{missing} of {count.numel()} pixels are covered by no tile; use the places of "
-            f"tile_places for a picture of {size}"
+            f"tile_places for an image of {size}"
         )
     return (total / count).to(tiles.dtype)
 
@@ -269,13 +269,12 @@ def blend_tiles(
 def pad_to_tile(
     picture: Shaped[Tensor, "*channels H W"], tile: tuple[int, int]
 ) -> Shaped[Tensor, "*channels Y X"]:
-    """Repeat the last row and the last column until the picture is as large as a tile.
+    """Pad an image to at least the size of a tile by repeating its last row and column.
 
-    A picture that is large enough is returned as it is. The original stays in the upper left
-    corner, so ``crop_to_size`` undoes it.
+    The image stays in the upper left corner, so that ``crop_to_size`` is the inverse.
 
     Args:
-        picture: Rows and columns last.
+        picture: Image with rows and columns last.
         tile: Rows h and columns w of a tile.
     """
     for axis, wanted in zip((-2, -1), tile, strict=True):
@@ -289,25 +288,24 @@ def pad_to_tile(
 def crop_to_size(
     picture: Shaped[Tensor, "*channels Y X"], size: tuple[int, int]
 ) -> Shaped[Tensor, "*channels H W"]:
-    """Return the upper left corner: what ``pad_to_tile`` was given, or its flow.
+    """Crop to the upper left corner: the inverse of ``pad_to_tile``, also for predicted flow.
 
     Raises:
-        InputError: The picture is smaller than that.
+        InputError: The image is smaller than ``size``.
     """
     rows, columns = picture.shape[-2:]
     if rows < size[0] or columns < size[1]:
-        raise InputError(f"a picture of {(rows, columns)} cannot be cropped to {size}")
+        raise InputError(f"an image of {(rows, columns)} cannot be cropped to {size}")
     return picture[..., : size[0], : size[1]]
 
 
 def _check_places(
     places: Sequence[tuple[int, int]], tile: tuple[int, int], size: tuple[int, int]
 ) -> None:
-    """Reject tiles that do not lie in the picture, and no tiles at all."""
     if not places:
         raise InputError("no tiles; at least one place is needed")
     for place in places:
         if any(p < 0 or p + t > s for p, t, s in zip(place, tile, size, strict=True)):
             raise InputError(
-                f"a tile of {tile} at {place} reaches beyond a picture of {size}; use tile_places"
+                f"a tile of {tile} at {place} reaches beyond an image of {size}; use tile_places"
             )

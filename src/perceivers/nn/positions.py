@@ -1,8 +1,8 @@
-"""Positions of raw elements: a learned low-dimensional table, or Fourier features.
+"""Position embeddings of raw elements: learned low-dimensional tables, or Fourier features.
 
-HiP's central claim is that learned tables of 32 (or 16) channels beat hand-made features once they
-are trained by masked auto-encoding, where the same row names an input and asks for its
-reconstruction.
+A central claim of HiP is that learned embeddings with 32 (or 16) channels outperform Fourier
+features if they are trained by masked autoencoding, which uses them both for input tokens and for
+reconstruction queries.
 
 Legend: N elements, P position channels, A grid axes.
 Paper: HiP (arXiv 2202.10890) Sec. 3.2; Fourier features: Perceiver (arXiv 2103.03206) Sec. 3.2.
@@ -20,10 +20,10 @@ from perceivers.errors import ConfigError
 
 
 class LearnedPositions(nn.Module):
-    """One learned row per element.
+    """One learned embedding per element; the model initialises the table.
 
     Args:
-        num_tokens: Elements N.
+        num_tokens: Number of elements N.
         dim: Channels P.
     """
 
@@ -37,15 +37,15 @@ class LearnedPositions(nn.Module):
 
 
 class InterpolatedPositions(LearnedPositions):
-    """A learned row per block of cells; the rows of single elements are interpolated linearly.
+    """Learned embeddings on a coarse grid, interpolated linearly to the grid of elements.
 
-    A table with a row per element takes gigabytes from tens of millions of elements on, and as much
-    again for its gradient; this one takes ``stride`` to the power of the grid's axes less.
+    For tens of millions of elements, a table with one row per element takes gigabytes, and as much
+    again for its gradient; this one is smaller by a factor of ``stride ** axes``.
 
     Args:
         grid: Shape of the grid of elements.
         dim: Channels P.
-        stride: Cells per block along every axis.
+        stride: Elements per coarse cell along every axis.
     """
 
     def __init__(self, *, grid: Sequence[int], dim: int, stride: int) -> None:
@@ -54,18 +54,18 @@ class InterpolatedPositions(LearnedPositions):
         self.coarse = coarse_grid(grid, stride)
 
     def forward(self) -> Float[Tensor, "N P"]:
-        """Return the rows of all elements."""
+        """Return the embeddings of all elements."""
         return self.part(0, prod(self.grid))
 
     def part(self, start: int, stop: int) -> Float[Tensor, "n P"]:
-        """Return the rows of the elements from ``start`` to ``stop``; only these are computed."""
+        """Compute only the embeddings of the elements from ``start`` to ``stop``."""
         line = prod(self.grid[1:])
         first, last = start // line, -(-stop // line)
         rows = self.table.unflatten(0, self.coarse)
         for axis, (size, coarse) in enumerate(zip(self.grid, self.coarse, strict=True)):
             cells = torch.arange(size, device=rows.device, dtype=torch.float32)
             cells = cells[first:last] if axis == 0 else cells
-            # Half-cell convention: the rows stand in the middle of their blocks.
+            # Embeddings belong to the centres of coarse cells (as with align_corners=False).
             place = ((cells + 0.5) * (coarse / size) - 0.5).clamp(0, coarse - 1)
             low = place.long()
             high = (low + 1).clamp(max=coarse - 1)
@@ -76,21 +76,21 @@ class InterpolatedPositions(LearnedPositions):
 
 
 def coarse_grid(grid: Sequence[int], stride: int) -> tuple[int, ...]:
-    """Return the shape of a grid of blocks of ``stride`` cells along every axis."""
+    """Return the shape of the grid coarsened by ``stride`` along every axis, rounded up."""
     return tuple(-(-size // stride) for size in grid)
 
 
 class FourierPositions(nn.Module):
-    """Sines and cosines of the element's place on its grid; nothing learned, nothing stored.
+    """Fourier features of the coordinates of a grid; neither learned nor saved.
 
     Args:
         grid: Shape of the grid; coordinates run from -1 to 1 on each axis.
         num_bands: Frequencies per axis, spaced evenly from 1 to half of ``max_resolution``.
-        max_resolution: Length per axis whose Nyquist frequency is the highest; the grid's own when
-            not given.
-        dim: Pad with zeros to this width, so that modalities of different rank share it.
+        max_resolution: Length per axis whose Nyquist frequency is the highest frequency; that of
+            the grid by default.
+        dim: Pad with zeros to this width, so that it is the same for modalities of different rank.
         sine_only: Leave the cosines out.
-        keep_coordinates: Put the coordinates themselves before the waves.
+        keep_coordinates: Prepend the coordinates themselves.
     """
 
     features: Tensor
@@ -122,11 +122,11 @@ class FourierPositions(nn.Module):
 
 
 def fourier_rows(grid: Sequence[int], dim: int) -> Float[Tensor, "N P"]:
-    """Return sines and cosines of every cell's place, as the start of a learned table.
+    """Return sines and cosines of the coordinates of every cell, to initialise a learned table.
 
     Each axis gets the same number of frequencies, from one cycle over the axis to one cycle over
-    four cells in equal ratios: with equal differences, rows of cells far apart would be alike
-    again and again. Channels that are left over are zero; the mean square of a full row is a half.
+    four cells. Their ratios are equal: with equal differences, embeddings of distant cells would be
+    similar periodically. Remaining channels are zero; the mean square of the others is one half.
     """
     waves = [
         torch.cat([angle.sin(), angle.cos()], -1)
@@ -137,16 +137,16 @@ def fourier_rows(grid: Sequence[int], dim: int) -> Float[Tensor, "N P"]:
 
 
 def rotary_angles(grid: Sequence[int], pairs: int) -> Float[Tensor, "N pairs"]:
-    """Return the angles by which pairs of channels are turned in rotary attention (``rotate``).
+    """Return the angles for rotary position embeddings (``rotate``) of every cell.
 
-    Frequencies are those of ``fourier_rows``; pairs that are left over are not turned.
+    Frequencies are those of ``fourier_rows``; remaining pairs are not rotated.
     """
     angles = torch.cat(_axis_angles(grid, max(pairs // len(grid), 1)), -1)[:, :pairs].float()
     return F.pad(angles, (0, pairs - angles.shape[1]))
 
 
 def _axis_angles(grid: Sequence[int], bands: int) -> list[Tensor]:
-    """Return the phase of every cell in each of an axis's waves ``[N, bands]``, axis by axis."""
+    """Return for each axis the phase of every cell at every frequency, ``[N, bands]``."""
     found = []
     for axis, size in enumerate(grid):
         cycles = torch.logspace(0.0, log10(max(size / 4, 1.0)), bands, dtype=torch.float64)
@@ -161,12 +161,12 @@ def _axis_angles(grid: Sequence[int], bands: int) -> list[Tensor]:
 def fourier_dim(
     num_axes: int, num_bands: int, *, sine_only: bool = False, keep_coordinates: bool = True
 ) -> int:
-    """Channels of ``fourier_features``: coordinates, sines, cosines."""
+    """Return the number of channels P of ``fourier_features``."""
     return num_axes * (num_bands * (1 if sine_only else 2) + keep_coordinates)
 
 
 def grid_coordinates(grid: Sequence[int]) -> Float[Tensor, "N A"]:
-    """Return the place of every cell, row-major: -1 to 1 on each axis, both ends included."""
+    """Return the coordinates of every cell, row-major, from -1 to 1 inclusive on each axis."""
     axes = [torch.linspace(-1.0, 1.0, size) for size in grid]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(prod(grid), len(grid))
 
@@ -181,19 +181,18 @@ def fourier_features(
 ) -> Float[Tensor, "*B P"]:
     """Return coordinates, then all sines, then all cosines (axis major, band minor).
 
-    The order of the products is that of the released code, so that float32 rounds alike; the
-    highest audio frequencies make angles of tens of thousands, where that shows.
-
     Args:
-        places: Coordinates, usually -1..1; any points, on a grid or not.
+        places: Coordinates, usually in -1..1; any points, on a grid or not.
         num_bands: Frequencies per axis, spaced evenly from 1 to ``max_resolution / 2``.
         max_resolution: One length per axis.
         sine_only: Leave the cosines out.
-        keep_coordinates: Put the coordinates first.
+        keep_coordinates: Prepend the coordinates themselves.
     """
     bands = torch.stack(
         [torch.linspace(1.0, size / 2, num_bands, device=places.device) for size in max_resolution]
     )
+    # The order of multiplication is that of the released code, so that float32 rounding is equal:
+    # it matters for the highest audio frequencies, with angles of tens of thousands.
     angles = pi * (places.unsqueeze(-1) * bands.to(places.dtype)).flatten(-2)
     waves = [angles.sin()] if sine_only else [angles.sin(), angles.cos()]
     return torch.cat([places, *waves] if keep_coordinates else waves, -1)
@@ -202,16 +201,16 @@ def fourier_features(
 def interpolate_table(
     table: Float[Tensor, "N P"], old: Sequence[int], new: Sequence[int], *, antialias: bool = False
 ) -> Float[Tensor, "M P"]:
-    """Interpolate a table from one grid to another of the same rank; gradients pass.
+    """Interpolate a table to another grid of the same rank; differentiable.
 
-    Linear on one axis, bicubic on two, trilinear on three; the corners keep the half-cell
-    convention, so a table learned on 32x32 still spans the whole picture at 64x64.
+    Interpolation is linear for one axis, bicubic for two and trilinear for three, with
+    ``align_corners=False``: a table learned on 32x32 still covers the whole image at 64x64.
 
     Args:
         table: One row per cell, row-major.
-        old: Its grid.
-        new: The grid wanted.
-        antialias: Widen the bicubic filter where a grid shrinks (two axes only).
+        old: Grid of the table.
+        new: Grid of the result.
+        antialias: Use antialiasing when a grid is reduced in size (two axes only).
 
     Raises:
         ConfigError: The grids differ in rank or have more than three axes.
@@ -239,7 +238,7 @@ def interpolate_table(
 def resize_table(
     table: Float[Tensor, "N P"], old: Sequence[int], new: Sequence[int]
 ) -> Float[Tensor, "M P"]:
-    """Return ``interpolate_table`` as a table of its own, without gradients.
+    """Interpolate a table as in ``interpolate_table``, without gradients.
 
     Raises:
         ConfigError: The grids differ in rank or have more than three axes.

@@ -1,4 +1,4 @@
-"""A set of entities in, an embedding per entity and a choice among them out (2107.14795 App. B)."""
+"""Embeddings of a set of entities and a choice between them (arXiv 2107.14795 App. B)."""
 
 from perceivers.models.entity_set.model import EntitySet, EntitySetConfig
 

@@ -1,9 +1,9 @@
-"""Entity sets: a Perceiver IO in the place of AlphaStar's entity Transformer, and a pointer.
+"""Entity sets: a Perceiver IO that replaces the entity Transformer of AlphaStar, and a pointer.
 
-Every entity slot asks the latents with its own features as the query; its answer, through ReLU and
-a Linear, is the entity's embedding. The mean over real entities, through a Linear and ReLU, is the
-embedding of the whole set. The pointer compares a query made of the latter with keys made of the
-former: one score per slot, minus infinity where there is no entity.
+Every entity queries the latents with its own token. ReLU and a linear layer turn the decoder output
+into the embedding of the entity; the mean over real entities, a linear layer and ReLU give the
+embedding of the set. The pointer compares a query computed from the latter with keys computed from
+the former, which gives one score per slot.
 
 Legend: B batch, N entity slots, C features, E embedding.
 Paper: Perceiver IO (arXiv 2107.14795) App. B.
@@ -34,19 +34,19 @@ OWN_DECODER = DecoderConfig(num_heads=2, residual=True)
 
 
 def count_entities(inputs: Mapping[str, ModalitySpec]) -> int:
-    """Return the slots of the set that a model reads.
+    """Return the number of entity slots of the input.
 
     Args:
         inputs: Modalities by name.
 
     Raises:
-        ConfigError: They are anything but one modality of points.
+        ConfigError: The input is not exactly one modality of points.
     """
     kinds = [spec.kind for spec in inputs.values()]
     if kinds != ["points"]:
         raise ConfigError(
             f"an entity set reads exactly one modality of points, not {kinds}: every point is an "
-            f"entity, and its values are the features; for other data take a variant of "
+            f"entity, and its values are the features; for other data use a variant of "
             f"perceiver_io"
         )
     return next(iter(inputs.values())).num_tokens
@@ -54,41 +54,41 @@ def count_entities(inputs: Mapping[str, ModalitySpec]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class EntitySetConfig(Settings, prefix=""):
-    """A complete entity-set model."""
+    """Configuration of an entity-set model."""
 
     inputs: Mapping[str, ModalitySpec]
-    """One modality of points: slots and features per entity; NaN rows hold no entity."""
+    """One modality of points: entity slots with their features; rows with NaN are empty slots."""
     trunk: TrunkConfig
-    """The latent array between the entities."""
+    """The latent array."""
     token_dim: Count = 128
-    """Channels to which an entity's features are mapped."""
+    """Channels of an entity token."""
     embed_dim: Count = 256
-    """Channels E of the entities' embeddings and of the set's."""
+    """Channels E of the embeddings of entities and of the set."""
     decoder: DecoderConfig = OWN_DECODER
-    """How entities read the latents."""
+    """Cross-attention from entities to latents."""
     pointer: bool = True
-    """Build the pointer; without it a call returns the set's embedding."""
+    """Build the pointer; without it a call returns the embedding of the set."""
 
     def __post_init__(self) -> None:
-        """Require one modality of points."""
         super().__post_init__()
         object.__setattr__(self, "inputs", dict(self.inputs))
         count_entities(self.inputs)
 
     @property
     def data_inputs(self) -> dict[str, ModalitySpec]:
-        """The modalities that a data set must bring."""
+        """Modalities that the data set must provide."""
         return dict(self.inputs)
 
     @property
     def num_classes(self) -> int:
-        """Choices of the pointer: the slots; 0 without one."""
+        """Number of choices of the pointer, which is the number of slots; 0 without a pointer."""
         return next(iter(self.inputs.values())).num_tokens if self.pointer else 0
 
     @property
     def body(self) -> PerceiverIOConfig:
-        """The Perceiver IO inside: entities in, one answer per entity out; a set has no places."""
+        """Config of the Perceiver IO inside, with one query per entity."""
         (name,) = self.inputs
+        # No position embeddings: a set has no order.
         return PerceiverIOConfig(
             inputs=self.inputs,
             tokens={name: TokenConfig(dim=self.token_dim)},
@@ -98,12 +98,12 @@ class EntitySetConfig(Settings, prefix=""):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data; ``from_json`` restores it."""
+        """Convert to JSON-serialisable data; ``from_json`` is the inverse."""
         return config_to_json(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "EntitySetConfig":
-        """Rebuild a config.
+        """Rebuild a config from the output of ``to_json``.
 
         Raises:
             ConfigError: A field is missing, unknown or invalid.
@@ -112,7 +112,7 @@ class EntitySetConfig(Settings, prefix=""):
 
 
 class Entities(NamedTuple):
-    """Embeddings of the entities ``[B, N, E]``, of the set ``[B, E]``, and which slots are real."""
+    """Embeddings of entities ``[B, N, E]`` and set ``[B, E]``, and non-empty slots ``[B, N]``."""
 
     each: Float[Tensor, "B N E"]
     pooled: Float[Tensor, "B E"]
@@ -120,17 +120,17 @@ class Entities(NamedTuple):
 
 
 class EntitySet(SavedModule):
-    """Entities in, embeddings and a choice out.
+    """Perceiver IO over a set of entities, with a pointer that chooses one of them.
 
-    Calling it returns the pointer's score of every slot ``[B, N]`` (minus infinity where there is
-    no entity), or without a pointer the set's embedding ``[B, E]``.
+    Calling it returns the pointer score of every slot ``[B, N]`` (minus infinity for empty slots),
+    or without a pointer the embedding of the set ``[B, E]``.
 
     Args:
-        config: The complete description.
+        config: The full configuration.
     """
 
     family = "entity_set"
-    # What fine-tuning carries over: everything but the embeddings and the pointer.
+    # Fine-tuning transfers everything but the embeddings and the pointer.
     core = ("body.",)
     repeated = (Read, SelfAttentionLayer)
     config: EntitySetConfig
@@ -150,7 +150,7 @@ class EntitySet(SavedModule):
                 init_linears_(module)
 
     def entities(self, inputs: Mapping[str, Tensor] | Tensor) -> Entities:
-        """Return the embeddings of every entity and of the set."""
+        """Return the embeddings of all entities and of the set."""
         encoded = self.body.encode(self.as_dict(inputs))
         answers = self.body.decode(encoded)
         valid = encoded.tokens.real.get(self.name)
@@ -162,10 +162,10 @@ class EntitySet(SavedModule):
         return Entities(each=each, pooled=F.relu(self.pool(mean)), valid=valid)
 
     def forward(self, inputs: Mapping[str, Tensor] | Tensor) -> Float[Tensor, "B K"]:
-        """Return scores per slot, or the set's embedding.
+        """Return scores per slot, or without a pointer the embedding of the set.
 
         Raises:
-            InputError: The input is unknown or misshapen.
+            InputError: The input is unknown or has a wrong shape.
         """
         entities = self.entities(inputs)
         if self.pointer_query is None or self.pointer_key is None:
@@ -179,18 +179,18 @@ class EntitySet(SavedModule):
         return self.body.adapter(name)
 
     def layer_depths(self) -> dict[str, int]:
-        """Return a depth per parameter, for layer-wise learning rates: inputs 0, pointer last."""
+        """Return a depth per parameter, for layer-wise learning-rate decay."""
         inner = flat_layer_depths(self.body, self.body.trunk)
         depths = {f"body.{name}": depth for name, depth in inner.items()}
         last = max(depths.values()) + 1
         return {name: depths.get(name, last) for name, _ in self.named_parameters()}
 
     def set_recompute(self, on: bool = True) -> None:
-        """Recompute the trunk's layers in the backward pass: less memory, more time."""
+        """Recompute layers in the backward pass (activation checkpointing) to save memory."""
         self.body.set_recompute(on)
 
     def resized(self, inputs: Mapping[str, ModalitySpec]) -> "EntitySet":
-        """Return a copy for another number of slots; a set has no positions to fit.
+        """Return a copy for another number of slots; a set has no positions to resize.
 
         Raises:
             ConfigError: The modality or its features differ.
@@ -201,7 +201,7 @@ class EntitySet(SavedModule):
         return model.train(self.training)
 
 
-# -- The named entity-set models: the paper's for StarCraft II, and ours for a CPU ---------------
+# -- Named variants: the StarCraft II model of the paper, and a small model for CPUs -------------
 #
 # Paper: Perceiver IO (arXiv 2107.14795) App. B: 512 slots of 128 features, 3 layers, 32 latents.
 
@@ -232,21 +232,23 @@ def configure(
     head: str,
     overrides: Mapping[str, Any],
 ) -> EntitySetConfig:
-    """Complete a variant.
+    """Return the full configuration of a variant.
 
     Args:
-        settings: The variant's.
-        inputs: One modality of points; the variant's own when not given.
-        num_classes: Choices; must be the number of slots when given.
+        settings: Settings of the variant.
+        inputs: One modality of points; that of the variant by default.
+        num_classes: Number of choices; must be the number of slots if given.
         head: Must be ``query``.
-        overrides: Fields of ``EntitySetConfig``; ``trunk`` and ``decoder`` may name single fields.
+        overrides: Fields of ``EntitySetConfig``; ``trunk`` and ``decoder`` may be mappings of
+            single fields.
 
     Raises:
-        ConfigError: There are no inputs, or as many choices as slots were not asked for.
+        ConfigError: There are no inputs, ``num_classes`` is not the number of slots, or the head is
+            another one.
     """
     inputs = inputs or settings.get("inputs")
     if inputs is None:
-        raise ConfigError("this variant reads any set; say which with inputs={name: Points(...)}")
+        raise ConfigError("this variant reads any set; describe it with inputs={name: Points(...)}")
     slots = count_entities(inputs)
     _check_choice(slots if num_classes is None else num_classes, slots, head)
     values = {**settings, **overrides, "inputs": inputs}
@@ -262,21 +264,20 @@ def as_classifier(
     """Return the same config: the pointer is the classifier.
 
     Raises:
-        ConfigError: There are not as many choices as slots.
+        ConfigError: ``num_classes`` is not the number of slots, or the head is another one.
     """
     _check_choice(num_classes, config.num_classes, head)
     return config
 
 
 def _check_choice(num_classes: int | Mapping[str, int], slots: int, head: str) -> None:
-    """Require one class per slot, and no other head than the pointer."""
     if num_classes != slots:
         found = f"{num_classes} classes" if isinstance(num_classes, int) else f"tasks {num_classes}"
         raise ConfigError(
             f"{found}, but the pointer of an entity set chooses one of its {slots} entities, so "
             f"that a label must be the row of an entity, 0 to {slots - 1}; give data with "
-            f"{slots} such classes (the built-in 'selection' has 32), or sort whole sets into "
-            f"classes with a variant of perceiver or perceiver_io"
+            f"{slots} such classes (the built-in 'selection' has 32), or classify whole sets with "
+            f"a variant of perceiver or perceiver_io"
         )
     if head != "query":
-        raise ConfigError(f"head={head!r}: an entity set answers with its pointer; leave it out")
+        raise ConfigError(f"head={head!r}: an entity set has only its pointer; leave head out")

@@ -1,1 +1,1 @@
-"""What the two flat systems, Perceiver and Perceiver IO, are both made of."""
+"""Building blocks shared by the two flat model families, Perceiver and Perceiver IO."""

@@ -1,4 +1,4 @@
-"""Building and describing the configs of the flat systems as plain data."""
+"""Token configs and JSON conversion for the flat model families, Perceiver and Perceiver IO."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,13 +13,14 @@ from perceivers.types import ModalitySpec, spec_from_json, spec_to_json
 def complete_tokens(
     inputs: Mapping[str, ModalitySpec], tokens: Mapping[str, TokenConfig]
 ) -> dict[str, TokenConfig]:
-    """Return how every modality becomes tokens, by default where nothing is said.
+    """Return a token config for every modality, with defaults for those not in ``tokens``.
 
     Raises:
-        ConfigError: There is no modality, a name has a dot, or tokens speak of an unknown one.
+        ConfigError: There is no modality, its name is invalid, or ``tokens`` has an unknown one.
     """
     if not inputs:
         raise ConfigError("a model needs at least one input modality")
+    # Names become keys of module dictionaries, which may not contain dots.
     if any("." in name or not name for name in inputs):
         raise ConfigError(f"modality names {list(inputs)} must be non-empty and without dots")
     unknown = sorted(tokens.keys() - inputs.keys())
@@ -34,10 +35,10 @@ def complete_tokens(
 def choose_tokens(
     inputs: Mapping[str, ModalitySpec], settings: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> dict[str, TokenConfig]:
-    """Return how every modality becomes tokens: as asked, else as the variant has it.
+    """Return a token config for every modality: from ``overrides``, else from the variant.
 
     Raises:
-        ConfigError: A setting is impossible, or speaks of an unknown modality.
+        ConfigError: A setting is invalid, or belongs to an unknown modality.
     """
     if "tokens" in overrides:
         tokens = overrides["tokens"]
@@ -48,14 +49,19 @@ def choose_tokens(
 
 
 def config_to_json(config: Any) -> dict[str, Any]:
-    """Return a config as plain data."""
+    """Convert a config to JSON-serialisable data; ``config_from_json`` is the inverse."""
     data = asdict(config)
     data["inputs"] = {name: spec_to_json(spec) for name, spec in config.inputs.items()}
     return data
 
 
 def config_from_json(kind: Any, data: Mapping[str, Any], tables: Mapping[str, type]) -> Any:
-    """Rebuild a config whose inputs are specs and whose ``tables`` hold configs by name.
+    """Rebuild a config from the output of ``config_to_json``.
+
+    Args:
+        kind: Class of the config.
+        data: JSON data.
+        tables: Fields that hold configs by name -> class of these configs.
 
     Raises:
         ConfigError: A field is missing, unknown or invalid.

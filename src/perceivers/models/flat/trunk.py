@@ -1,6 +1,9 @@
-"""The latent array of the two flat systems: latents read the tokens, then talk, once or many times.
+"""Trunk of the flat model families, Perceiver and Perceiver IO, and their weight handling.
 
-Legend: B batch, M tokens, N latents, C channels of a token, D of a latent.
+Latents cross-attend to the tokens and pass self-attention blocks, once or several times. Tokens are
+made in ``adapters``; each model adds its own output.
+
+Legend: B batch, M tokens, N latents, C channels of a token, D channels of a latent.
 Papers: Perceiver (arXiv 2103.03206) Sec. 3; Perceiver IO (arXiv 2107.14795) Sec. 3 and App. E.
 """
 
@@ -23,47 +26,47 @@ from perceivers.nn.positions import LearnedPositions, resize_table
 from perceivers.settings import Count, Natural, Rate, Settings, UsedIf, change
 from perceivers.types import ModalitySpec
 
-# -- What the trunk of a flat system leaves behind -----------------------------------------------
+# -- Output of the trunk -------------------------------------------------------------------------
 #
 # Legend: B batch, N latents, D their channels.
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The latents, and what they read.
+    """The latents and the tokens that they attended to.
 
     Attributes:
         latents: ``[B, N, D]``.
-        tokens: What was read; queries made of tokens need it.
+        tokens: The input tokens; decoder queries may be built from them.
     """
 
     latents: Float[Tensor, "B N D"]
     tokens: Tokens
 
 
-# -- Initial weights of the flat systems ---------------------------------------------------------
+# -- Weight initialisation of the flat models ----------------------------------------------------
 #
 # | parameter | init |
 # |---|---|
-# | Linears of attention and MLPs | normal, deviation 1 / sqrt(fan_in), cut at two sigma |
-# | other Linears and convolutions | the same without making up for the cut |
+# | linear layers of attention and MLPs | standard deviation exactly 1 / sqrt(fan_in) |
+# | other linear layers and convolutions | the same, without correcting for the truncation |
 # | biases | 0 |
 # | norms | the identity |
 # | latents, queries, positions, padding, mask vectors | ``paper``: sigma 0.02; ``balanced``: 0.5 |
 # | byte embedding | sigma 1 |
 #
-# All draws are normal and cut at two sigma. The released code makes the outputs of flow and the
-# classic mean-pool head start at zero; the models do that themselves. Papers: Perceiver (arXiv
-# 2103.03206) App. C; the released initialisers.
+# All distributions are normal, truncated at two sigma. In the released code, the flow output and
+# the classic mean-pooling head start at zero; the models take care of that. Papers: Perceiver
+# (arXiv 2103.03206) App. C; the released initialisers.
 
 PAPER_SIGMA = 0.02
-# Large enough to matter beside the content they meet, whatever the paper's long runs do.
+# Large enough to matter next to the features that they meet, even in short training runs.
 BALANCED = 0.5
 TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def cut_normal_(weight: Tensor, sigma: float) -> Tensor:
-    """Fill with a normal of ``sigma`` cut at two sigma, without making up for the cut."""
+    """Fill with N(0, ``sigma``) truncated at two sigma, without correcting the lost variance."""
     return truncated_normal_(weight, sigma * TRUNCATED_STD)
 
 
@@ -78,10 +81,10 @@ def initialise(
     """Initialise every parameter of a flat model.
 
     Args:
-        model: With its modules built.
-        init: Scale of learned arrays.
-        arrays: Learned arrays of the model itself, such as queries.
-        position_sigma: Sigma of learned input positions under ``paper``.
+        model: A model whose modules are all built.
+        init: Scale of the learned arrays.
+        arrays: Learned arrays that belong to the model itself, such as queries.
+        position_sigma: Sigma of learned input positions with ``paper``.
     """
     inner = {
         id(linear)
@@ -92,7 +95,7 @@ def initialise(
     }
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d, *TRANSPOSED)):
-            # Those of a transposed convolution are [in, out, ...].
+            # The weights of a transposed convolution are [in, out, ...], not [out, in, ...].
             fan_in = module.weight.select(int(isinstance(module, TRANSPOSED)), 0).numel()
             sigma = fan_in**-0.5
             draw = truncated_normal_ if id(module) in inner else cut_normal_
@@ -115,7 +118,7 @@ def initialise(
         cut_normal_(array, PAPER_SIGMA if init == "paper" else BALANCED)
 
 
-# -- The latent array of the two flat systems ----------------------------------------------------
+# -- The trunk -----------------------------------------------------------------------------------
 
 DEEP, REREAD = UsedIf("depth", above=0), UsedIf("num_reads", above=1)
 Step = tuple[Literal["read", "block"], int]
@@ -123,59 +126,59 @@ Step = tuple[Literal["read", "block"], int]
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkConfig(Settings, prefix="trunk."):
-    """Latents, how they read the tokens, and the self-attention between the reads."""
+    """Sizes of the latent array, its cross-attention to the tokens, and its self-attention."""
 
     num_latents: Count
-    """Latents N."""
+    """Number of latents N."""
     latent_dim: Count
     """Channels D of a latent."""
     depth: Natural
-    """Self-attention layers of a block."""
+    """Self-attention layers per block."""
     num_blocks: Count = 1
-    """Blocks of self-attention."""
+    """Number of self-attention blocks."""
     share_blocks: Annotated[bool, UsedIf("num_blocks", above=1)] = True
-    """All blocks are one set of layers."""
+    """Share one set of weights between all blocks."""
     num_reads: Count = 1
-    """Cross-attends."""
+    """Number of cross-attention layers."""
     reads: Annotated[Literal["interleaved", "at_start"], REREAD] = "interleaved"
-    """Spread evenly before the blocks, or all before the first."""
+    """Spread cross-attention layers evenly over the blocks, or place all before the first."""
     share_reads: Annotated[Literal["none", "all", "all_but_first"], REREAD] = "all_but_first"
-    """Which cross-attends are one set of weights; the paper's first stays apart, because sharing it
-    was unstable."""
+    """Which cross-attention layers share weights. In the paper the first one has its own, because
+    sharing it made training unstable."""
     num_heads: Annotated[Count, DEEP] = 8
     """Self-attention heads."""
     num_cross_heads: Count = 1
-    """Heads of a cross-attend."""
+    """Cross-attention heads."""
     qk_dim: Count | None = None
     """Width of queries and keys everywhere in the trunk; see attention_width when None."""
     v_dim: Count | None = None
     """Width of values everywhere in the trunk; qk_dim when None."""
     attention_width: Annotated[Literal["tokens", "latents"], UsedIf("qk_dim", None)] = "tokens"
-    """Width of the cross-attend's queries and keys when qk_dim is None."""
+    """Width of queries and keys in cross-attention when qk_dim is None."""
     mlp_ratio: Annotated[Count, DEEP] = 1
-    """Hidden channels per channel in self-attention layers."""
+    """MLP expansion ratio in self-attention layers."""
     cross_mlp_ratio: Count = 1
-    """Hidden channels per channel after a cross-attend."""
+    """MLP expansion ratio after cross-attention."""
     residual: bool = True
-    """Add the latents to what they read."""
+    """Use a residual connection around cross-attention."""
     activation: str = "gelu_tanh"
     """Activation of every MLP; the released weights were trained with the tanh approximation."""
     dropout_rate: Annotated[Rate, DEEP] = 0.0
-    """Dropout on residual branches of self-attention layers; every released model has none."""
+    """Dropout on residual branches of self-attention layers; 0 in every released model."""
 
     def __post_init__(self) -> None:
-        """Reject sizes below one and widths that heads do not divide."""
         super().__post_init__()
         get_activation(self.activation)
         if self.reads == "interleaved" and self.num_reads > self.num_blocks:
             raise ConfigError(
-                f"{self.num_reads} interleaved reads need as many blocks, there are "
-                f"{self.num_blocks}; use reads='at_start', or more blocks"
+                f"{self.num_reads} interleaved reads need at least as many blocks, but num_blocks "
+                f"is {self.num_blocks}; use reads='at_start', or more blocks"
             )
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """What happens in order, with the index of the weights that are used."""
+        """Layers in the order of execution, each with the index of the weights that it uses."""
+        # An interleaved read i comes before block i * num_blocks // num_reads.
         places = [
             i * self.num_blocks // self.num_reads if self.reads == "interleaved" else 0
             for i in range(self.num_reads)
@@ -195,11 +198,14 @@ class TrunkConfig(Settings, prefix="trunk."):
 
 
 class Trunk(nn.Module):
-    """Learned latents that read an array of tokens and pass blocks of self-attention.
+    """Learned latents that cross-attend to an array of tokens and pass self-attention blocks.
 
     Args:
-        config: Its sizes.
+        config: Sizes and weight sharing.
         token_dim: Channels C of the tokens.
+
+    Attributes:
+        recompute: Use activation checkpointing: recompute layers in the backward pass.
     """
 
     def __init__(self, config: TrunkConfig, token_dim: int) -> None:
@@ -246,10 +252,11 @@ class Trunk(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "B M C"], valid: Bool[Tensor, "B M"] | None = None
     ) -> Float[Tensor, "B N D"]:
-        """Return the latents; with ``recompute`` the backward pass computes layers again."""
+        """Return the latents; tokens that are not ``valid`` are not attended to."""
         array = tokens.unsqueeze(1)
         mask = None if valid is None else valid[:, None, None]
-        x = self.latents[None, None]  # one copy until the first read: it is no sample's own
+        # Not expanded to the batch: before the first read the latents are the same for all samples.
+        x = self.latents[None, None]
         for step, index in self.steps:
             if step == "read":
                 x = self._run(self.reads[index], x, array, mask)
@@ -268,9 +275,9 @@ class Trunk(nn.Module):
         return module(*arguments)
 
 
-# -- Carrying a flat model's weights to other input sizes, and ordering its parameters by depth --
+# -- Transfer of weights to other input sizes, and depths of parameters --------------------------
 
-# Of a learned table: the old grid, the new one, and whether rows are cut instead of interpolated.
+# For a table of embeddings: old grid, new grid, and whether to truncate instead of interpolate.
 Grids = tuple[tuple[int, ...], tuple[int, ...], bool]
 
 
@@ -278,36 +285,39 @@ def check_resizable(old: Mapping[str, ModalitySpec], new: Mapping[str, ModalityS
     """Require the same modalities with the same channels; texts may only become shorter.
 
     Raises:
-        ConfigError: They differ.
+        ConfigError: The modalities or channels differ, or a text becomes longer.
     """
     if list(new) != list(old) or any(
         (type(new[n]), new[n].channels) != (type(old[n]), old[n].channels) for n in old
     ):
         raise ConfigError(
             f"a model of {dict(old)} cannot be resized to {dict(new)}: names, kinds and channels "
-            f"must stay"
+            f"must stay the same"
         )
     for name, spec in new.items():
         if spec.kind == "bytes" and spec.num_tokens > old[name].num_tokens:
             raise ConfigError(
-                f"a model of texts of {old[name].num_tokens} bytes has no positions for "
+                f"a model of texts of {old[name].num_tokens} bytes has no position embeddings for "
                 f"{spec.num_tokens}; text positions are cut, never stretched"
             )
 
 
 def pin_waves(positions: PositionConfig, grid: tuple[int, ...]) -> PositionConfig:
-    """Return positions whose frequencies stay those that weights were trained with on ``grid``."""
+    """Fix the Fourier frequencies to those of ``grid``, with which the weights were trained.
+
+    Unless ``max_resolution`` is set, frequencies depend on the input size and would change with it.
+    """
     if positions.kind != "fourier" or positions.max_resolution is not None:
         return positions
     return change(positions, (), max_resolution=grid)
 
 
 def pin_tokens(tokens: Mapping[str, TokenConfig], readers: TokenReaders) -> dict[str, TokenConfig]:
-    """Return how modalities become tokens, with the frequencies that weights were trained with.
+    """Apply ``pin_waves`` to the token configs of all modalities.
 
     Args:
-        tokens: As they were.
-        readers: What was built of them.
+        tokens: Token configs of the trained model.
+        readers: The modules that were built from them.
     """
     return {
         name: change(how, (), positions=pin_waves(how.positions, readers.reader(name).grid))
@@ -318,12 +328,12 @@ def pin_tokens(tokens: Mapping[str, TokenConfig], readers: TokenReaders) -> dict
 def token_tables(
     inputs: Mapping[str, ModalitySpec], old: TokenReaders, new: TokenReaders
 ) -> dict[str, Grids]:
-    """Return the tables of learned token positions, for ``carry_tables``; those of texts are cut.
+    """Return the learned token positions to resize with ``carry_tables``; texts are truncated.
 
     Args:
         inputs: Modalities by name.
-        old: The readers that weights come from.
-        new: The readers that they go to.
+        old: Token readers of the source model.
+        new: Token readers of the target model.
     """
     return {
         f"inputs.readers.{name}.positions.source.table": (
@@ -336,11 +346,11 @@ def token_tables(
 
 
 def carry_tables(state: Mapping[str, Tensor], grids: Mapping[str, Grids]) -> dict[str, Tensor]:
-    """Return the state with learned tables fitted to new grids.
+    """Return a copy of the state dict with learned tables resized to new grids.
 
     Args:
         state: Weights by name.
-        grids: Table name -> old grid, new grid, and whether rows are cut instead of interpolated.
+        grids: Table name -> old grid, new grid, and whether to truncate instead of interpolate.
     """
     carried = dict(state)
     for name, (old, new, cut) in grids.items():
@@ -351,10 +361,11 @@ def carry_tables(state: Mapping[str, Tensor], grids: Mapping[str, Grids]) -> dic
 
 
 def flat_layer_depths(model: nn.Module, trunk: Trunk) -> dict[str, int]:
-    """Depth per parameter: inputs 0, every read and layer one more, outputs share the last.
+    """Return a depth per parameter, for layer-wise learning-rate decay.
 
-    Weights that are used again keep their first depth and count once: else the layers of a model
-    that shares them would lie so far below its head that they would hardly learn.
+    Inputs have depth 0, every cross-attention and self-attention layer adds one, and outputs share
+    the last depth. Shared weights count once, at their first use: otherwise the layers of a model
+    with shared weights would be so far from its head that they would hardly learn.
     """
     order: list[str] = []
     for step, index in trunk.steps:

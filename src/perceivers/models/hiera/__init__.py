@@ -1,4 +1,4 @@
-"""Hiera (arXiv 2306.00989): a hierarchy of mask units for signals, pictures and clips."""
+"""Hiera (arXiv 2306.00989): a hierarchical vision transformer for signals, images and videos."""
 
 from perceivers.models.hiera.config import HieraConfig, HieraDecoder, HieraHead
 from perceivers.models.hiera.model import Hiera, Pyramid

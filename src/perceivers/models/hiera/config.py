@@ -1,7 +1,6 @@
-"""What a Hiera is made of: stem, stages, positions, read-out, and the decoder of its pre-training.
+"""Configuration of Hiera: stem, stages, positions, head, and the decoder for pre-training.
 
-Paper: Hiera (arXiv 2306.00989) Sec. 3 and App. A; the numbers of the variants are those of the
-released code.
+Paper: Hiera (arXiv 2306.00989) Sec. 3 and App. A. Default sizes are those of the released code.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,24 +20,22 @@ HeadKind = Literal["none", "mean", "segmentation"]
 TargetOrder = Literal["channels_first", "channels_last"]
 WINDOWED = UsedIf("positions", "window")
 OF_CLIPS = UsedIf("num_axes", 3, otherwise="on inputs without frames", part="all_frames")
-# In the middle of an odd kernel lies an element; even ones are refused beside.
 Sizes = tuple[Count, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class HieraHead(Settings, prefix="head."):
-    """What the model returns when called."""
+    """Output head of a Hiera or HieraDet."""
 
     kind: HeadKind = "none"
-    """none: the mean token, normalised (an auto-encoder: its reconstruction); mean: logits from it;
-    segmentation: logits per input element, from all stages."""
+    """none: return the normalised mean token (an autoencoder: its reconstruction); mean: logits
+    computed from that token; segmentation: logits per input element, computed from all stages."""
     num_outputs: Annotated[Natural, UsedIf("kind", "mean", "segmentation")] = 0
-    """Classes."""
+    """Number of classes."""
     dim: Annotated[Count, UsedIf("kind", "segmentation")] = 128
-    """Channels in which the stages meet (segmentation)."""
+    """Channels to which all stages are projected before they are summed (segmentation)."""
 
     def __post_init__(self) -> None:
-        """Reject a head without outputs."""
         super().__post_init__()
         if self.kind != "none" and self.num_outputs < 1:
             raise ConfigError(
@@ -49,25 +46,24 @@ class HieraHead(Settings, prefix="head."):
 
 @dataclass(frozen=True, kw_only=True)
 class HieraDecoder(Settings, prefix="decoder."):
-    """The decoder of masked auto-encoding; it is dropped after pre-training."""
+    """Decoder for masked autoencoding; it is dropped after pre-training."""
 
     dim: Count = 512
     """Channels; a multiple of ``num_heads``."""
     depth: Count = 8
-    """Blocks, all global."""
+    """Number of blocks, all with global attention."""
     num_heads: Count = 16
-    """Heads."""
+    """Attention heads."""
     order: TargetOrder = "channels_first"
-    """Order of the values of a patch: the released image models put channels first, the released
-    video models last."""
+    """Order of the values of a patch: channels first in the released image models, last in the
+    released video models."""
     all_frames: bool = False
-    """Video: reconstruct every frame of a patch; the released models only its first."""
+    """Video: reconstruct every frame of a patch; the released models reconstruct only the first."""
     latent_head: bool = False
-    """Let a Linear predict the tokens that an encoder has of the whole input; mask.target latent
-    trains it."""
+    """Add a linear layer that predicts the encoder's tokens for the whole input; it is trained with
+    mask.target latent."""
 
     def __post_init__(self) -> None:
-        """Reject a width that the heads do not divide."""
         super().__post_init__()
         if self.dim % self.num_heads:
             raise ConfigError(
@@ -77,32 +73,32 @@ class HieraDecoder(Settings, prefix="decoder."):
 
 
 class OneInput(Settings, prefix=""):
-    """What follows from the inputs of a config where there is one modality."""
+    """Base class of configs with exactly one input modality."""
 
     inputs: Mapping[str, ModalitySpec]
 
     @property
     def name(self) -> str:
-        """The modality's name."""
+        """Name of the modality."""
         return next(iter(self.inputs))
 
     @property
     def spec(self) -> ModalitySpec:
-        """The modality."""
+        """Specification of the modality."""
         return self.inputs[self.name]
 
     @property
     def data_inputs(self) -> Mapping[str, ModalitySpec]:
-        """The modalities that a data set must bring."""
+        """Modalities that the data set must provide."""
         return self.inputs
 
 
 @dataclass(frozen=True, kw_only=True)
 class HieraConfig(OneInput):
-    """A complete Hiera. Its axes are those of the input: 1 for sound, 2 pictures, 3 clips."""
+    """Configuration of a Hiera with as many axes as its input: 1 audio, 2 images, 3 videos."""
 
     inputs: Mapping[str, ModalitySpec]
-    """One modality on a grid; its size is the native one, of which others are legal too."""
+    """One modality on a grid, at its native size; the model accepts other sizes too."""
     dim: Count = 96
     """Channels of the first stage; each further stage doubles them."""
     num_heads: Count = 1
@@ -110,53 +106,53 @@ class HieraConfig(OneInput):
     depths: Sizes = (2, 3, 16, 3)
     """Blocks per stage."""
     patch_kernel: Sizes = (7, 7)
-    """Elements that a patch looks at along each axis; odd."""
+    """Kernel size of the patch embedding along each axis; odd."""
     patch_stride: Sizes = (4, 4)
-    """Elements from patch to patch along each axis."""
+    """Stride of the patch embedding along each axis."""
     mask_unit: Sizes = (8, 8)
     """Tokens of a mask unit along each axis, at the first stage."""
     pool: Sizes = (2, 2)
-    """Neighbours along each axis that one pooling joins; 1 never pools an axis."""
+    """Pooling factor along each axis; 1 leaves an axis unpooled."""
     num_pools: Natural | None = None
     """Stage changes that pool; None: all, or all but the last with a decoder, as released."""
     local_stages: Natural = 2
-    """Stages whose attention stays inside mask units; the change to the next stage still does."""
+    """Stages with attention inside mask units, including the block that opens the next stage."""
     mlp_ratio: Count = 4
-    """Hidden channels of the MLPs per channel."""
+    """MLP expansion ratio."""
     shortcut: Literal["project", "pool"] = "project"
-    """How residuals get wider where stages change; see ``HieraBlock``."""
+    """How the residual connection is widened between stages; see ``HieraBlock``."""
     layer_scale: Positive | None = None
-    """Initial factor on residual branches; None goes without."""
+    """Initial value of layer scale on residual branches; None: no layer scale."""
     positions: PositionKind = "absolute"
-    """absolute: one table; separable: frames apart from the plane (3 axes); window: a table that
-    may be stretched and one that is tiled (arXiv 2311.05613)."""
+    """absolute: one table; separable: a temporal and a spatial table (3 axes); window: one table
+    that is interpolated and one that is tiled (arXiv 2311.05613)."""
     position_grid: Annotated[Sizes, WINDOWED] = ()
-    """Grid of the table that may be stretched (window only); the native grid when empty."""
+    """Grid of the table that is interpolated (window only); the native grid when empty."""
     position_resize: Annotated[ResizeKind, UsedIf("positions", "absolute", "separable")] = "window"
-    """How absolute and separable tables serve other sizes: window keeps the pattern of a mask unit
-    in step with the units; plain stretches all, as other libraries do."""
+    """How absolute and separable tables are resized: window keeps the pattern inside mask units
+    aligned with the units; plain interpolates the whole table, as other libraries do."""
     position_antialias: Annotated[bool, WINDOWED] = True
-    """Widen the filter where the stretched table shrinks (window only)."""
+    """Use antialiasing when the interpolated table is reduced in size (window only)."""
     dropout_rate: Rate = 0.0
     """Dropout before the logits, 0..1."""
     drop_path_rate: Rate = 0.0
-    """Stochastic depth of the last block, 0..1; earlier ones in proportion."""
+    """Stochastic depth of the last block, 0..1; it increases linearly from 0 at the first block."""
     unit_drop_rate: Rate = 0.0
-    """Share of mask units dropped in training, 0 or more, below 1; not for segmentation and
-    auto-encoders, which have to answer for all."""
+    """Fraction of mask units dropped in training, at least 0, below 1; not for segmentation and
+    autoencoders, whose output covers all units."""
     pad: bool = False
-    """Fill other sizes with zeros (the mean) at their ends instead of refusing them."""
+    """Pad inputs of other sizes with zeros (the mean) at their ends instead of rejecting them."""
     feature_norms: tuple[Natural, ...] = ()
-    """Stages, from 0, whose maps in the pyramid pass a LayerNorm of their own."""
+    """Stages, from 0, whose maps in the feature pyramid get their own LayerNorm."""
     head: HieraHead = HieraHead()
-    """The read-out."""
+    """Output head."""
     decoder: Annotated[HieraDecoder | None, OF_CLIPS] = None
-    """Present in auto-encoders only."""
+    """Only in autoencoders."""
     init: Literal["paper", "autoencoder"] = "paper"
-    """paper: the released classifiers' initialisation; autoencoder: that of their pre-training."""
+    """Initialisation as in the released classifiers (paper) or in their pre-training
+    (autoencoder)."""
 
     def __post_init__(self) -> None:
-        """Complete derived sizes, and reject settings that contradict one another."""
         super().__post_init__()
         if self.num_pools is None:
             pools = len(self.depths) - (1 if self.decoder is None else 2)
@@ -172,43 +168,43 @@ class HieraConfig(OneInput):
 
     @property
     def num_classes(self) -> int:
-        """Logits of a classifier; 0 for other models."""
+        """Number of classes of a classifier; 0 for other models."""
         return self.head.num_outputs if self.head.kind == "mean" else 0
 
     @property
     def byte_outputs(self) -> tuple[str, ...]:
-        """The text of which a call scores every entry of the byte vocabulary, byte by byte."""
+        """Name of the text for which a call returns scores over the byte vocabulary, if any."""
         return (self.name,) if self.decoder is not None and self.reads_text else ()
 
     @property
     def reads_text(self) -> bool:
-        """Whether the input is a text, whose bytes are entries of a vocabulary."""
+        """Whether the input is a text (bytes)."""
         return isinstance(self.spec, Bytes)
 
     @property
     def num_axes(self) -> int:
-        """Axes of the input."""
+        """Number of axes of the input."""
         return len(self.mask_unit)
 
     @property
     def pools(self) -> int:
-        """Stage changes that pool."""
+        """Number of stage changes that pool."""
         assert self.num_pools is not None
         return self.num_pools
 
     @property
     def layout(self) -> UnitLayout:
-        """The order of the tokens."""
+        """Token order in memory, from grid to mask units."""
         return UnitLayout(unit=self.mask_unit, pool=self.pool, levels=len(self.depths) - 1)
 
     @property
     def unit_size(self) -> tuple[int, ...]:
-        """Input elements of a mask unit along each axis; legal sizes are multiples."""
+        """Input elements of a mask unit along each axis; input sizes are multiples of them."""
         return tuple(s * u for s, u in zip(self.patch_stride, self.mask_unit, strict=True))
 
     @property
     def native_grid(self) -> tuple[int, ...]:
-        """Tokens of the declared input along each axis, filled up to whole mask units."""
+        """Tokens of the native input along each axis, padded to whole mask units."""
         sizes = zip(self.spec.grid, self.unit_size, self.mask_unit, strict=True)
         return tuple(-(-size // unit) * tokens for size, unit, tokens in sizes)
 
@@ -218,17 +214,17 @@ class HieraConfig(OneInput):
         return tuple(self.dim * 2**stage for stage in range(len(self.depths)))
 
     def stage_pools(self, stage: int) -> int:
-        """Poolings that the tokens of a stage went through."""
+        """Return how many times the tokens of a stage were pooled."""
         return min(stage, self.pools)
 
     def stride(self, stage: int) -> tuple[int, ...]:
-        """Input elements per token of a stage along each axis."""
+        """Return the input elements per token of a stage along each axis."""
         pools = self.stage_pools(stage)
         return tuple(s * p**pools for s, p in zip(self.patch_stride, self.pool, strict=True))
 
     @property
     def patch(self) -> tuple[int, ...]:
-        """Input elements that one token of the decoder stands for, along each axis."""
+        """Input elements per decoder token along each axis."""
         return self.stride(len(self.depths) - 1)
 
     @property
@@ -239,13 +235,12 @@ class HieraConfig(OneInput):
 
     @property
     def target_dim(self) -> int:
-        """Values that one token of the decoder predicts; of texts a score per entry and byte."""
+        """Values predicted per decoder token; for texts a score per byte and vocabulary entry."""
         return prod(self.target_patch) * self.spec.channels
 
     # -- checks ------------------------------------------------------------------------------
 
     def _check_sizes(self) -> None:
-        """Require one entry per axis, and stages that there are."""
         axes = (self.patch_kernel, self.patch_stride, self.mask_unit, self.pool)
         if len({len(sizes) for sizes in axes}) != 1:
             raise ConfigError(
@@ -275,35 +270,34 @@ class HieraConfig(OneInput):
             )
         if self.unit_drop_rate > 0.0 and (self.decoder or self.head.kind == "segmentation"):
             raise ConfigError(
-                f"unit_drop_rate={self.unit_drop_rate} drops units that segmentation and "
-                f"auto-encoders answer for; leave it out"
+                f"unit_drop_rate={self.unit_drop_rate} drops units, but segmentation and "
+                f"autoencoders need an output for every unit; leave it out"
             )
         if self.shortcut == "pool" and self.pools < len(self.depths) - 1:
             raise ConfigError("shortcut='pool' doubles channels by pooling; every stage must pool")
 
     def _check_input(self) -> None:
-        """Require one modality on a grid of the model's rank."""
         rank = len(self.mask_unit)
         specs = list(self.inputs.values())
         good = len(specs) == 1 and specs[0].kind != "labels"
         if not good or isinstance(specs[0], Points) or len(specs[0].grid) != rank:
             raise ConfigError(
                 f"inputs={dict(self.inputs)}: this Hiera has {rank} axes and reads one modality "
-                f"on such a grid (1: sound and texts, 2: pictures, 3: clips); 'perceivers models "
+                f"on such a grid (1: audio and texts, 2: images, 3: videos); 'perceivers models "
                 f"hiera*' lists the others"
             )
         object.__setattr__(self, "inputs", dict(self.inputs))
         if not self.pad:
             check_size(self.spec.grid, self.unit_size)
         if self.decoder is not None and self.head.kind != "none":
-            raise ConfigError("an auto-encoder (decoder) has no head; leave one of them out")
+            raise ConfigError("an autoencoder (decoder) has no head; leave one of them out")
 
     def _check_positions(self) -> None:
-        """Require positions that fit the axes."""
         rank = len(self.mask_unit)
         if self.positions == "separable" and rank != 3:
             raise ConfigError(
-                f"positions='separable' tells frames from planes, but there are {rank} axes"
+                f"positions='separable' needs an input with 3 axes (frames, height, width), but "
+                f"there are {rank} axes"
             )
         if self.positions == "window" and len(self.position_grid) != rank:
             raise ConfigError(f"position_grid={self.position_grid} must have {rank} sizes")
@@ -311,14 +305,14 @@ class HieraConfig(OneInput):
     # -- JSON --------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data; ``from_json`` restores it."""
+        """Convert to JSON-serialisable data; ``from_json`` is the inverse."""
         data = asdict(self)
         data["inputs"] = {name: spec_to_json(spec) for name, spec in self.inputs.items()}
         return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "HieraConfig":
-        """Rebuild from plain data.
+        """Rebuild from the output of ``to_json``.
 
         Raises:
             ConfigError: A field is unknown, or the values contradict one another.
@@ -331,10 +325,10 @@ class HieraConfig(OneInput):
 
 
 def check_size(size: Sequence[int], unit: Sequence[int]) -> None:
-    """Require whole mask units along every axis.
+    """Require a multiple of the mask unit along every axis.
 
     Raises:
-        InputError: Names the nearest sizes that are legal.
+        InputError: The size is not a multiple; the message suggests the nearest valid sizes.
     """
     if all(s > 0 and s % u == 0 for s, u in zip(size, unit, strict=True)):
         return

@@ -1,9 +1,11 @@
-"""Hiera's decoder for masked auto-encoding: fuse the stages, fill hidden units in, predict patches.
+"""Decoder for masked autoencoding with Hiera, and a segmentation head.
 
-Legend: B batch, U mask units, K kept and Q masked ones, T tokens of a unit at the last stage,
-P values of a patch, C channels of the encoder's end, D of the decoder.
-Paper: Hiera (arXiv 2306.00989) Sec. 4 and App. A: whole units are hidden, and the decoder reads all
-scales. The third stage is left out where the last does not pool, as in the released code.
+The decoder fuses the stages, inserts mask tokens for hidden units and predicts patches.
+
+Legend: B batch, U mask units, K visible and Q masked units, T tokens of a unit at the last stage,
+P values of a patch, C channels of the last encoder stage, D channels of the decoder.
+Paper: Hiera (arXiv 2306.00989) Sec. 4 and App. A: whole units are hidden, and the decoder uses all
+scales. If the last stage does not pool, the third is left out, as in the released code.
 """
 
 from collections.abc import Sequence
@@ -22,13 +24,13 @@ from perceivers.nn.positions import interpolate_table
 
 
 class StageFusion(nn.Module):
-    """The sum of all stages that pooled and of the last, at its resolution.
+    """Sum of all stages that are pooled later and of the last stage, at its resolution.
 
-    A convolution whose kernel is its stride joins the tokens that pooling would have joined; in
-    unit order these are neighbours in memory, so it is a Linear.
+    The released code reduces each stage with a convolution whose kernel equals its stride. In unit
+    order its inputs are adjacent in memory, so that a linear layer does the same.
 
     Args:
-        config: The complete description.
+        config: The full configuration.
     """
 
     def __init__(self, config: HieraConfig) -> None:
@@ -42,7 +44,7 @@ class StageFusion(nn.Module):
         )
 
     def forward(self, stages: Sequence[Float[Tensor, "B K _ _"]]) -> Float[Tensor, "B K T C"]:
-        """Return one token per token of the last stage."""
+        """Return the fused tokens, on the grid of the last stage."""
         fused = stages[-1]
         for merge, x in zip(self.merges, stages, strict=False):
             joined = x.unflatten(2, (-1, self.tokens)).transpose(2, 3).flatten(3)
@@ -51,10 +53,10 @@ class StageFusion(nn.Module):
 
 
 class HieraPatchDecoder(nn.Module):
-    """Patches of hidden units from the tokens of the shown ones.
+    """Predicts the patches of hidden units from the tokens of visible units.
 
     Args:
-        config: With a decoder.
+        config: The full configuration, with a decoder.
     """
 
     def __init__(self, config: HieraConfig) -> None:
@@ -86,7 +88,7 @@ class HieraPatchDecoder(nn.Module):
         encoded: Encoded,
         masked: Int[Tensor, "B Q"] | None = None,
     ) -> Float[Tensor, "B q T P"]:
-        """Return the values of the patches of ``masked`` units, or of all; see ``decode``."""
+        """Return the values of the patches of the ``masked`` units, by default of all units."""
         return self.predict(self.decode(tokens, encoded, masked))
 
     def decode(
@@ -95,12 +97,12 @@ class HieraPatchDecoder(nn.Module):
         encoded: Encoded,
         masked: Int[Tensor, "B Q"] | None = None,
     ) -> Float[Tensor, "B q T D"]:
-        """Return what patches are predicted from, of ``masked`` units or of all.
+        """Return the decoder tokens from which patches are predicted.
 
         Args:
-            tokens: The fused, normalised stages.
-            encoded: What they were made from.
-            masked: Units asked for.
+            tokens: Fused, normalised stages.
+            encoded: Encoder output from which they were computed.
+            masked: Indices of the units to return; all by default.
         """
         x = self._fill(self.embed(tokens), encoded)
         x = x + self._positions(encoded.units)
@@ -109,24 +111,24 @@ class HieraPatchDecoder(nn.Module):
         if masked is not None:
             x = gather_units(x, masked)
         if self.latent_head is not None:
-            # Data-parallel training needs a gradient for every parameter, used or not.
+            # Data-parallel training requires a gradient for every parameter, used or not.
             x = x + 0.0 * (self.latent_head.weight.sum() + self.latent_head.bias.sum())
         return self.norm(x)
 
     def _fill(self, shown: Tensor, encoded: Encoded) -> Tensor:
-        """Put shown tokens at their unit, and the mask token everywhere else."""
+        """Place visible tokens at their units, and the mask token everywhere else."""
         if encoded.kept is None:
-            # A zero multiple keeps the token in the graph: data-parallel training requires it of
-            # every parameter, and masked language modelling hides bytes, no units.
+            # Multiplying by zero keeps the mask token in the graph: data-parallel training requires
+            # a gradient for it, although masked language modelling hides bytes instead of units.
             return shown + 0.0 * self.mask_token.to(shown.dtype)
         batch, _, tokens, dim = shown.shape
-        # Autocast computes in half precision, and a scatter wants both sides alike.
+        # Tokens have half precision under autocast, and scatter requires equal dtypes.
         x = self.mask_token.to(shown.dtype).expand(batch, prod(encoded.units), tokens, dim)
         ids = encoded.kept[:, :, None, None].expand_as(shown)
         return x.scatter(1, ids, shown)
 
     def _positions(self, units: Sequence[int]) -> Float[Tensor, "1 U T D"]:
-        """Return the positions in unit order."""
+        """Return the position embeddings in unit order."""
         grid = tuple(u * s for u, s in zip(units, self._side(), strict=True))
         table = interpolate_table(self.positions, self.native, grid)
         return self.layout.split(table.reshape(1, *grid, -1), self.pools)
@@ -138,21 +140,20 @@ class HieraPatchDecoder(nn.Module):
         return self.layout.units(config.native_grid)
 
 
-# ------------------------------------------------------------------------------------------------
-# Logits for every input element from the pyramid: the stages meet in one width and are summed.
+# -- Segmentation head ---------------------------------------------------------------------------
 #
-# Legend: B batch, C channels of a stage, D common width, N classes. Paper: the pyramid's use
-# follows Panoptic FPN's semantic branch (arXiv 1901.02446) Sec. 3, without its convolutions:
-# Hiera's maps have already mixed their neighbours.
+# Legend: B batch, C channels of a stage, D common width, N classes. Paper: the feature pyramid is
+# used as in the semantic branch of Panoptic FPN (arXiv 1901.02446) Sec. 3, but without its
+# convolutions: attention has already mixed neighbouring tokens.
 
 LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 class SegmentationHead(nn.Module):
-    """A normalised Linear per stage, summed at the finest one, and a two-layer read-out.
+    """Project every stage to a common width, sum at the finest resolution, predict classes.
 
     Args:
-        config: With a segmentation head.
+        config: The full configuration, with a segmentation head.
     """
 
     def __init__(self, config: HieraConfig) -> None:
@@ -168,6 +169,7 @@ class SegmentationHead(nn.Module):
 
     def forward(self, maps: Sequence[Float[Tensor, "B _ ..."]]) -> Float[Tensor, "B N *size"]:
         """Return logits for every element of the (padded) input."""
+        # Maps go from fine to coarse; the first one sets the resolution of the sum.
         finest = tuple(maps[0].shape[2:])
         total = None
         for x, norm, lateral in zip(maps, self.norms, self.laterals, strict=True):

@@ -1,7 +1,7 @@
-"""Hiera's encoder: patches with positions, in mask units, through stages that pool and widen.
+"""Encoder of Hiera, its blocks and the weight initialisation of the whole model.
 
-Legend: B batch, C channels, U mask units, K kept ones, T tokens of a unit.
-Paper: Hiera (arXiv 2306.00989) Sec. 3, Fig. 2; sparse encoding is that of its masked auto-encoding.
+Legend: B batch, C channels, U mask units, K visible units, T tokens of a unit.
+Paper: Hiera (arXiv 2306.00989) Sec. 3, Fig. 2; only visible units are encoded, as in Sec. 4.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ from perceivers.nn.blocks import DropPath, Mlp
 from perceivers.nn.linear import Linear
 from perceivers.nn.mask_units import gather_units, pool_tokens
 
-# -- Hiera's block: attention inside mask units or everywhere, and queries that pool the tokens --
+# -- Block: attention inside mask units or global, with pooled queries ---------------------------
 #
-# Legend: B batch, U mask units, T tokens of a unit, t of them after pooling, C channels. Paper:
-# Hiera (arXiv 2306.00989) Sec. 3 and Fig. 2; a mask unit is not a window: it shrinks with the
-# tokens, so it always shows the same part of the input.
+# Legend: B batch, U mask units, T tokens of a unit before and t after pooling, C input channels,
+# D output channels. Paper: Hiera (arXiv 2306.00989) Sec. 3 and Fig. 2. A mask unit is not a window:
+# it is pooled together with its tokens, and so always covers the same part of the input.
 
 NORM_EPSILON = 1e-6
 
@@ -34,14 +34,14 @@ Shortcut = Literal["project", "pool"]
 
 
 class UnitAttention(Attention):
-    """Self-attention inside every mask unit, or over all tokens; queries are pooled first.
+    """Self-attention inside mask units or over all tokens, with max-pooled queries.
 
     Args:
-        dim: Channels in.
-        dim_out: Channels out; a multiple of ``num_heads``.
-        num_heads: Heads.
-        stride: Tokens whose queries are joined by their maximum; keys and values never are.
-        local: Attend inside the unit only.
+        dim: Input channels.
+        dim_out: Output channels; a multiple of ``num_heads``.
+        num_heads: Attention heads.
+        stride: Queries per pooled query; keys and values are not pooled.
+        local: Attend only inside each unit.
     """
 
     def __init__(self, *, dim: int, dim_out: int, num_heads: int, stride: int, local: bool) -> None:
@@ -52,8 +52,8 @@ class UnitAttention(Attention):
         self.out = Linear(dim_out, dim_out)
 
     def forward(self, x: Float[Tensor, "B U T C"]) -> Float[Tensor, "B U t D"]:
-        """Return the attended tokens."""
-        # Not len(x): it would fix the batch of an exported graph.
+        """Return the tokens after attention."""
+        # Not len(x): it would make the batch size a constant in exported graphs.
         batch, units = x.shape[:2]
         q, k, v = self.qkv(x).chunk(3, -1)
         q = pool_tokens(q, self.stride)
@@ -64,11 +64,11 @@ class UnitAttention(Attention):
 
 
 class LayerScale(nn.Module):
-    """A learned factor per channel on a residual branch.
+    """Learned scale per channel on a residual branch.
 
     Args:
         dim: Channels.
-        value: Initial factor.
+        value: Initial value of every scale.
     """
 
     def __init__(self, dim: int, value: float) -> None:
@@ -85,16 +85,17 @@ class HieraBlock(nn.Module):
     """Pre-norm transformer block that may pool the tokens and widen the channels.
 
     Args:
-        dim: Channels in.
-        dim_out: Channels out.
-        num_heads: Heads.
-        mlp_ratio: Hidden channels of the MLP per channel.
-        stride: Tokens joined by pooling; 1 keeps all.
-        local: Attend inside mask units only.
-        shortcut: How the residual gets wider: ``project``, a Linear on the normalised tokens, then
-            the maximum; ``pool``, maximum and mean side by side (timm's small window variant).
-        layer_scale: Initial factor of both branches; ``None`` goes without.
-        drop_path_rate: Stochastic depth on both branches.
+        dim: Input channels.
+        dim_out: Output channels.
+        num_heads: Attention heads.
+        mlp_ratio: Expansion ratio of the MLP.
+        stride: Tokens per pooled token; 1 does not pool.
+        local: Attend only inside mask units.
+        shortcut: How the residual connection is widened: ``project``, a linear layer on the
+            normalised tokens followed by max pooling; ``pool``, max pooling and mean pooling
+            concatenated (timm's small window variant).
+        layer_scale: Initial layer scale of both branches; ``None`` for no layer scale.
+        drop_path_rate: Probability of stochastic depth on both branches.
     """
 
     def __init__(
@@ -138,20 +139,20 @@ class HieraBlock(nn.Module):
         return x + self.drop_path(self.scale_mlp(self.mlp(self.norm_mlp(x))))
 
 
-# -- How a fresh Hiera starts --------------------------------------------------------------------
+# -- Weight initialisation -----------------------------------------------------------------------
 #
 # | parameter | paper | autoencoder |
 # |---|---|---|
-# | Linear weights | truncated normal, deviation 0.02 | Xavier uniform |
-# | Linear biases | 0.02 | 0 |
-# | stem | truncated normal, deviation and bias 0.02 | Xavier uniform, flattened; bias as PyTorch |
-# | positions, mask token | truncated normal, deviation 0.02 | the same |
-# | LayerNorm | scale 1, offset 0.02 | scale 1, offset 0 |
-# | fusion of the stages | - | as PyTorch's convolutions |
+# | linear weights | truncated normal, std 0.02 | Xavier uniform |
+# | linear biases | 0.02 | 0 |
+# | stem | truncated normal, std 0.02; bias 0.02 | Xavier uniform, flattened; PyTorch's bias |
+# | positions, mask token | truncated normal, std 0.02 | the same |
+# | LayerNorm | weight 1, bias 0.02 | weight 1, bias 0 |
+# | fusion of the stages | - | PyTorch's default for convolutions |
 # | layer scales | as configured | as configured |
-# | logits | weights and biases times 0.001 | - |
+# | logits | weights and biases multiplied by 0.001 | - |
 #
-# Paper: Hiera (arXiv 2306.00989) App. A; the numbers are those of the released code.
+# Paper: Hiera (arXiv 2306.00989) App. A; the values are those of the released code.
 
 DEVIATION = 0.02
 HEAD_SCALE = 0.001
@@ -159,7 +160,7 @@ HEAD_SCALE = 0.001
 
 @torch.no_grad()
 def initialise(model: Any) -> None:
-    """Initialise every parameter of a Hiera as its config asks for."""
+    """Initialise every parameter of a Hiera as ``config.init`` specifies."""
     classifier = model.config.init == "paper"
     bias = DEVIATION if classifier else 0.0
     for module in model.modules():
@@ -178,7 +179,8 @@ def initialise(model: Any) -> None:
     if model.decoder is not None:
         tables += [model.decoder.mask_token, model.decoder.positions]
         for merge in model.decoder.fusion.merges:
-            merge.reset_parameters()  # a Linear of as many values is drawn as a convolution is
+            # Same distribution as a convolution, because the fan-in is the same.
+            merge.reset_parameters()
     for table in tables:
         nn.init.trunc_normal_(table, std=DEVIATION)
     stem = model.encoder.stem
@@ -193,17 +195,19 @@ def initialise(model: Any) -> None:
         model.head.bias.mul_(HEAD_SCALE)
 
 
-# -- Hiera's encoder -----------------------------------------------------------------------------
+# -- Encoder -------------------------------------------------------------------------------------
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the encoder leaves behind.
+    """Output of the encoder.
 
-    ``stages`` holds the tokens at the end of every stage, ``[B, K, T, C]``; ``units`` the mask
-    units along each axis; ``kept`` which of them were shown, ``[B, K]``, or None when all were.
+    Attributes:
+        stages: Tokens at the end of every stage, ``[B, K, T, C]``.
+        units: Mask units along each axis, visible or hidden.
+        kept: Indices of the visible units, ``[B, K]``; None if all are visible.
     """
 
     stages: tuple[Tensor, ...]
@@ -212,10 +216,13 @@ class Encoded:
 
 
 class HieraEncoder(nn.Module):
-    """Tokens of every stage from normalised input of any legal size.
+    """Stem, positions and blocks of all stages, for any input of whole mask units.
 
     Args:
-        config: The complete description.
+        config: The full configuration.
+
+    Attributes:
+        recompute: Use activation checkpointing: recompute blocks in the backward pass.
     """
 
     def __init__(self, config: HieraConfig) -> None:
@@ -237,7 +244,7 @@ class HieraEncoder(nn.Module):
     def forward(
         self, x: Float[Tensor, "B C *size"], kept: Int[Tensor, "B K"] | None = None
     ) -> Encoded:
-        """Encode all mask units, or those in ``kept``; what is hidden cannot leak into them."""
+        """Encode all mask units, or only those in ``kept``, without information from the others."""
         units = tuple(size // unit for size, unit in zip(x.shape[2:], self.unit_size, strict=True))
         if kept is not None:
             x = self._blank(x, kept, units)
@@ -257,21 +264,21 @@ class HieraEncoder(nn.Module):
         return Encoded(stages=tuple(stages), units=units, kept=kept)
 
     def _blank(self, x: Tensor, kept: Tensor, units: Sequence[int]) -> Tensor:
-        """Zero hidden units: patches overlap, and would see across the border."""
+        """Set hidden units to zero, since overlapping patches would read across their border."""
         shown = torch.zeros(kept.shape[0], prod(units), dtype=torch.bool, device=x.device)
         shown = shown.scatter(1, kept, value=True)
         pairs = zip(units, self.unit_size, strict=True)
         split = x.reshape(*x.shape[:2], *(n for pair in pairs for n in pair))
         shown = shown.reshape(kept.shape[0], 1, *(n for unit in units for n in (unit, 1)))
-        # A product would let NaN through.
+        # Not a product: NaN times zero is NaN.
         return torch.where(shown, split, 0.0).reshape(x.shape)
 
 
 def make_blocks(config: HieraConfig) -> list[HieraBlock]:
     """Return the blocks of all stages.
 
-    The first block of a stage makes the change: it widens, and pools its queries. Its attention
-    still reaches as far as that of the stage before, so it pools within what it could see.
+    The first block of a stage increases the channels and pools its queries. Its attention is still
+    local or global as in the previous stage, whose token grid its keys and values have.
     """
     depth = sum(config.depths)
     rates = [config.drop_path_rate * index / max(depth - 1, 1) for index in range(depth)]

@@ -1,6 +1,10 @@
-"""Hiera: a hierarchical transformer for signals, pictures and clips that is nothing but attention.
+"""Hiera: a hierarchical vision transformer made of attention only, for signals, images and videos.
 
-Legend: B batch, C channels, U mask units, K kept and Q masked ones, N classes, P values of a patch.
+Checks and normalises inputs, and converts between images and patches; the layers are in
+``encoder.py`` and ``decoder.py``.
+
+Legend: B batch, C channels, U mask units, K visible and Q masked units, T tokens of a unit, N
+classes, P values of a patch, L length of a text, V size of the byte vocabulary, n bytes of a patch.
 Paper: Hiera (arXiv 2306.00989).
 """
 
@@ -34,18 +38,19 @@ from perceivers.nn.mask_units import gather_units
 from perceivers.settings import change
 from perceivers.types import PAD, ModalitySpec
 
-# ------------------------------------------------------------------------------------------------
-# What Hiera and its sister with windows share beside their blocks: input, depths, the pyramid.
+# -- Shared by Hiera and HieraDet: inputs, depths of parameters, feature pyramid -----------------
 #
 # Legend: B batch, C channels.
 
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Feature maps of all stages: a backbone's answer to detection and segmentation.
+    """Feature maps of all stages of a backbone, for detection and segmentation.
 
-    ``maps`` are ``[B, C, *grid]`` from fine to coarse, with ``channels`` C each; ``strides`` are
-    the input elements per cell along each axis.
+    Attributes:
+        maps: ``[B, C, *grid]`` per stage, from fine to coarse.
+        strides: Input elements per cell along each axis, per stage.
+        channels: Channels C per stage.
     """
 
     maps: tuple[Tensor, ...]
@@ -54,24 +59,31 @@ class Pyramid:
 
 
 class Backbone(SavedModule):
-    """A model of one modality, of any size, with an encoder of blocks.
+    """Base class of models with an encoder of blocks over one modality of any size.
 
     Attributes:
-        input: The modality's adapter.
-        encoder: With ``blocks``, and ``recompute``.
+        input: Adapter of the modality.
+        encoder: Module with attributes ``blocks`` and ``recompute``.
     """
 
     input: ElementAdapter
     encoder: Any
 
     def adapter(self, name: str) -> ElementAdapter:
-        """Return the adapter of the modality."""
+        """Return the adapter of the modality.
+
+        Raises:
+            InputError: The model reads another modality.
+        """
         if name != self.config.name:
             raise InputError(f"this model reads {self.config.name!r}, not {name!r}")
         return self.input
 
     def layer_depths(self) -> dict[str, int]:
-        """Return a depth per parameter: stem and positions 0, one more per block, the rest last."""
+        """Return a depth per parameter, for layer-wise learning-rate decay.
+
+        Stem and positions have depth 0, each block adds one, everything else has the last depth.
+        """
         blocks = {f"encoder.blocks.{i}.": i + 1 for i in range(len(self.encoder.blocks))}
         last = len(blocks) + 1
         depths = {**blocks, "encoder.": 0}
@@ -81,17 +93,16 @@ class Backbone(SavedModule):
         }
 
     def set_recompute(self, on: bool = True) -> None:
-        """Recompute the encoder's blocks in the backward pass: less memory, more time."""
+        """Recompute blocks in the backward pass (activation checkpointing) to save memory."""
         self.encoder.recompute = on
 
     def channels_last(self, inputs: Mapping[str, Tensor] | Tensor) -> Shaped[Tensor, "B *size C"]:
-        """Return the raw input with its channels last, after a look at all but its size.
+        """Check the raw input except for its size, and return it with channels last.
 
-        Bytes become one-hot rows.
+        Texts become one-hot vectors of their bytes; padding becomes zeros.
 
         Raises:
-            InputError: Another modality, number of axes or of channels, or integers of a scale that
-                is not known.
+            InputError: The modality, number of axes, number of channels or dtype is wrong.
         """
         given, name, spec = self.as_dict(inputs), self.config.name, self.config.spec
         if list(given) != [name]:
@@ -103,7 +114,7 @@ class Backbone(SavedModule):
         if spec.kind == "bytes":
             if raw.is_floating_point() or raw.dtype == torch.bool:
                 raise InputError(f"input {name!r} has dtype {raw.dtype}; byte ids are integers")
-            # What pads a text is no byte: a row of zeros.
+            # Padding is not a byte. Multiplying by the mask makes its one-hot vector zero.
             return F.one_hot(raw.long(), spec.channels).float() * (raw != PAD).unsqueeze(-1)
         raw = raw.movedim(1, -1) if spec.channels_first else raw
         if raw.shape[-1] != spec.channels:
@@ -133,18 +144,18 @@ class Backbone(SavedModule):
 
 
 class Hiera(Backbone):
-    """A hierarchy of mask units over one modality of 1, 2 or 3 axes.
+    """Hierarchical vision transformer over one modality with 1, 2 or 3 axes.
 
-    Calling it returns logits, without a softmax, in training and evaluation alike. The released
-    code returns probabilities in evaluation. Any input of whole mask units is legal, and any at all
-    with ``pad``.
+    Calling it returns logits, without a softmax, in training and in evaluation; the released code
+    returns probabilities in evaluation. Input sizes must be multiples of the mask unit, unless
+    ``pad`` is set.
 
     Args:
-        config: The complete description.
+        config: The full configuration.
     """
 
     family = "hiera"
-    # What fine-tuning carries over. The norm of an auto-encoder's tokens becomes that of the mean.
+    # Fine-tuning transfers these. The norm of an autoencoder's tokens becomes that of their mean.
     core = ("encoder.", "norm.")
     repeated = (HieraBlock,)
     config: HieraConfig
@@ -173,24 +184,24 @@ class Hiera(Backbone):
         return None
 
     def init_weights(self) -> None:
-        """Initialise every parameter; ``models/hiera/encoder.py`` lists how."""
+        """Initialise every parameter as listed in ``models/hiera/encoder.py``."""
         initialise(self)
 
-    # -- whole passes ------------------------------------------------------------------------
+    # -- forward passes ----------------------------------------------------------------------
 
     def forward(
         self, inputs: Mapping[str, Tensor] | Tensor, *, pad: bool | None = None
     ) -> Float[Tensor, "B ..."] | dict[str, Tensor]:
         """Return logits ``[B, N]`` or ``[B, N, *size]``, the mean token, or a reconstruction.
 
-        The reconstruction of a text is a score per entry of the vocabulary, ``[B, L, V]``.
+        The reconstruction of a text is a score per entry of the byte vocabulary, ``[B, L, V]``.
 
         Args:
-            inputs: Raw tensor by the modality's name, or bare.
-            pad: Fill the input up to whole mask units; the config's when not given.
+            inputs: Raw tensor, or dict of modality name -> raw tensor.
+            pad: Pad the input to whole mask units; the setting of the config by default.
 
         Raises:
-            InputError: The input is misshapen, or of an illegal size without padding.
+            InputError: The input has a wrong shape, or needs padding and ``pad`` is off.
         """
         raw = self._raw(inputs)
         x = self._normalise(raw, pad)
@@ -198,7 +209,7 @@ class Hiera(Backbone):
             encoded = self.encoder(x)
             whole = self.unpatch(self.reconstruct(encoded), encoded.units)
             whole = crop(whole, self._reconstructed(raw.shape[2:]))
-            # The raw layout of a text has no axis of channels; its scores come last.
+            # Raw texts have no channel axis; their scores go last.
             return {self.config.name: whole.movedim(1, -1) if self.config.reads_text else whole}
         if isinstance(self.head, SegmentationHead):
             return crop(self.head(self._maps(self.encoder(x))), raw.shape[2:])
@@ -210,14 +221,14 @@ class Hiera(Backbone):
     def forward_features(
         self, inputs: Mapping[str, Tensor] | Tensor, *, pad: bool | None = None
     ) -> Pyramid:
-        """Return the maps of all stages; padding is cut off again.
+        """Return the feature maps of all stages, with padding removed.
 
         Args:
-            inputs: Raw tensor by the modality's name, or bare.
-            pad: Fill the input up to whole mask units; the config's when not given.
+            inputs: Raw tensor, or dict of modality name -> raw tensor.
+            pad: Pad the input to whole mask units; the setting of the config by default.
 
         Raises:
-            InputError: The input is misshapen, or of an illegal size without padding.
+            InputError: The input has a wrong shape, or needs padding and ``pad`` is off.
         """
         raw = self._raw(inputs)
         maps = self._maps(self.encoder(self._normalise(raw, pad)))
@@ -229,7 +240,6 @@ class Hiera(Backbone):
         return Pyramid(maps=tuple(cropped), strides=strides, channels=self.config.dims)
 
     def _maps(self, encoded: Encoded) -> list[Float[Tensor, "B _ ..."]]:
-        """Return the tokens of every stage on their grid."""
         maps = []
         for stage, tokens in enumerate(encoded.stages):
             if str(stage) in self.feature_norms:
@@ -245,16 +255,16 @@ class Hiera(Backbone):
         *,
         pad: bool | None = None,
     ) -> Encoded:
-        """Encode the mask units that ``plan`` keeps (all without one).
+        """Encode the mask units that ``plan`` leaves visible, or all without a plan.
 
         Args:
-            inputs: Raw tensor by the modality's name.
-            plan: Of mask units, for this batch and size.
-            pad: Fill the input up to whole mask units; the config's when not given.
+            inputs: Raw tensor by modality name.
+            plan: Mask over units, for this batch and input size.
+            pad: Pad the input to whole mask units; the setting of the config by default.
 
         Raises:
-            ConfigError: The plan does not speak of mask units.
-            InputError: As ``forward``; or the plan is for another batch or another size.
+            ConfigError: The plan does not mask whole units.
+            InputError: As in ``forward``, or the plan is for another batch or input size.
         """
         x = self._normalise(self._raw(inputs), pad)
         if plan is None:
@@ -265,22 +275,22 @@ class Hiera(Backbone):
     def reconstruct(
         self, encoded: Encoded, plan: MaskPlan | None = None
     ) -> Float[Tensor, "B Q T P"]:
-        """Return the values of every patch of the masked units, or of all units without a plan.
+        """Reconstruct the patches of the masked units, or of all units without a plan.
 
-        They are in the space that the model was trained in: normalised per channel or per patch.
-        Those of a text are scores; ``byte_scores`` sorts them by byte.
+        Values are in the space that the model was trained in: normalised per channel or per patch.
+        For texts they are scores; ``byte_scores`` arranges them by byte.
 
         Raises:
-            ConfigError: The model was built without a decoder, or the plan does not speak of mask
+            ConfigError: The model was built without a decoder, or the plan does not mask whole
                 units.
-            InputError: The plan is for another batch or another size.
+            InputError: The plan is for another batch or input size.
         """
         tokens = self.fuse(encoded)
         assert self.decoder is not None
         return self.decoder(tokens, encoded, self._masked(encoded, plan))
 
     def fuse(self, encoded: Encoded) -> Float[Tensor, "B K T C"]:
-        """Return the fused, normalised stages of an auto-encoder.
+        """Fuse and normalise the stages of an autoencoder.
 
         Raises:
             ConfigError: The model was built without a decoder.
@@ -295,10 +305,10 @@ class Hiera(Backbone):
     def reconstruct_latents(
         self, encoded: Encoded, plan: MaskPlan | None = None
     ) -> tuple[Float[Tensor, "B Q T P"], Float[Tensor, "B Q T C"]]:
-        """Return values as ``reconstruct`` does, and the predicted tokens of the same units.
+        """Return values as in ``reconstruct``, and predicted latent tokens of the same units.
 
         Raises:
-            ConfigError: As ``reconstruct``, or the decoder has no ``latent_head``.
+            ConfigError: As in ``reconstruct``, or the decoder has no ``latent_head``.
         """
         tokens = self.fuse(encoded)
         assert self.decoder is not None
@@ -308,7 +318,6 @@ class Hiera(Backbone):
         return self.decoder.predict(x), self.decoder.latent_head(x)
 
     def _masked(self, encoded: Encoded, plan: MaskPlan | None) -> Int[Tensor, "B Q"] | None:
-        """The units that a plan hides; None asks for all."""
         if plan is None:
             return None
         self._check_plan(plan, encoded.stages[-1].shape[0], prod(encoded.units))
@@ -319,32 +328,32 @@ class Hiera(Backbone):
     def patches(
         self, raw: Tensor, masked: Tensor | None = None, *, pad: bool | None = None
     ) -> Float[Tensor, "B Q T P"]:
-        """Return the normalised input as the decoder predicts it: patches of the masked units.
+        """Return the reconstruction target: normalised patches of the masked units.
 
         Args:
-            raw: As ``forward`` takes it.
-            masked: Units ``[B, Q]``; all when not given.
-            pad: Fill the input up to whole mask units; the config's when not given.
+            raw: Raw tensor as in ``forward``.
+            masked: Indices of the units ``[B, Q]``; all by default.
+            pad: Pad the input to whole mask units; the setting of the config by default.
 
         Raises:
-            InputError: As ``forward``.
+            InputError: As in ``forward``.
         """
         return self._cut(self._normalise(self._raw(raw), pad), masked)
 
     def patch_ids(
         self, raw: Int[Tensor, "B L"], masked: Tensor | None = None, *, pad: bool | None = None
     ) -> Int[Tensor, "B Q T n"]:
-        """Return the byte ids of every patch of a text, where ``patches`` returns values.
+        """Return the byte ids of the patches of a text, the counterpart of ``patches``.
 
         Args:
-            raw: As ``forward`` takes it.
-            masked: Units ``[B, Q]``; all when not given.
-            pad: Fill the input up to whole mask units; the config's when not given.
+            raw: Raw tensor as in ``forward``.
+            masked: Indices of the units ``[B, Q]``; all by default.
+            pad: Pad the input to whole mask units; the setting of the config by default.
         """
         return self._cut(self._whole(raw.long().unsqueeze(1), pad), masked)
 
     def byte_scores(self, values: Float[Tensor, "B Q T P"]) -> Float[Tensor, "B Q T n V"]:
-        """Return the scores of every byte of a text's patches, as ``reconstruct`` returns them."""
+        """Arrange the output of ``reconstruct`` for a text as scores per byte."""
         entries = self.config.spec.channels
         if self._order() == "channels_first":
             return values.unflatten(-1, (entries, -1)).transpose(-1, -2)
@@ -353,7 +362,7 @@ class Hiera(Backbone):
     def _cut(
         self, x: Shaped[Tensor, "B C *size"], masked: Tensor | None
     ) -> Shaped[Tensor, "B Q T P"]:
-        """Cut what has whole mask units into patches, in unit order."""
+        """Cut an input of whole mask units into patches, in unit order."""
         config, rank = self.config, len(self.config.patch)
         grid = [size // patch for size, patch in zip(x.shape[2:], config.patch, strict=True)]
         cells = [n for pair in zip(grid, config.patch, strict=True) for n in pair]
@@ -372,14 +381,14 @@ class Hiera(Backbone):
         units: tuple[int, ...],
         channels: int | None = None,
     ) -> Shaped[Tensor, "B C *size"]:
-        """Put the patches of all units back where ``patches`` took them from.
+        """Assemble the patches of all units: the inverse of ``patches``.
 
-        Where only a frame in several is reconstructed, those frames alone come back.
+        If only the first frame of a video patch is reconstructed, the result has these frames only.
 
         Args:
             values: Patches of all units.
             units: Mask units along each axis.
-            channels: Values per element; those of the input when not given, 1 for ``patch_ids``.
+            channels: Values per element; those of the input by default, 1 for ``patch_ids``.
         """
         config = self.config
         rank, patch = len(units), config.target_patch
@@ -400,10 +409,10 @@ class Hiera(Backbone):
     # -- helpers -----------------------------------------------------------------------------
 
     def num_units(self, size: tuple[int, ...] | None = None) -> int:
-        """Return the mask units of an input of ``size`` elements per axis, or of the native one.
+        """Return the number of mask units of an input of ``size``, by default the native size.
 
         Raises:
-            InputError: The size has other axes than the input, or is not positive.
+            InputError: The size has a wrong number of axes, or is not positive.
         """
         size, unit = self.config.spec.grid if size is None else size, self.config.unit_size
         if len(size) != len(unit) or min(size) < 1:
@@ -413,7 +422,7 @@ class Hiera(Backbone):
         return prod([-(-n // u) for n, u in zip(size, unit, strict=True)])
 
     def resized(self, inputs: Mapping[str, ModalitySpec]) -> "Hiera":
-        """Return a copy whose native size is another; its tables are made for that size.
+        """Return a copy with another native size, for which position embeddings are resized.
 
         Raises:
             ConfigError: The modality, its kind or its channels differ.
@@ -424,17 +433,18 @@ class Hiera(Backbone):
         return model.train(self.training)
 
     def with_window_positions(self) -> "Hiera":
-        """Return a copy whose absolute table is taken apart into a stretched and a tiled one.
+        """Return a copy with absolute positions split into an interpolated and a tiled table.
 
-        The same function up to rounding, at other sizes too if these kept the pattern in step; it
-        stays so while it is trained at another size (arXiv 2311.05613).
+        Outputs are equal up to rounding; at other sizes too if ``position_resize`` was ``window``.
+        Unlike a single table, the copy keeps the two parts separate while it is trained at another
+        size (arXiv 2311.05613).
 
         Raises:
             ConfigError: The positions are not absolute.
         """
         if self.config.positions != "absolute":
             raise ConfigError(
-                f"positions are {self.config.positions!r}; only absolute ones can be taken apart"
+                f"positions are {self.config.positions!r}; only absolute positions can be split"
             )
         config = change(
             self.config,
@@ -442,7 +452,7 @@ class Hiera(Backbone):
             positions="window",
             position_grid=self.config.native_grid,
             position_resize="window",
-            position_antialias=False,  # plain tables have none
+            position_antialias=False,  # absolute tables are resized without antialiasing
         )
         model = type(self)(config).to(next(self.parameters()))
         state = self.state_dict()
@@ -454,16 +464,14 @@ class Hiera(Backbone):
         return model.train(self.training)
 
     def _raw(self, inputs: Mapping[str, Tensor] | Tensor) -> Shaped[Tensor, "B C *size"]:
-        """Return the input with its channels first, after a look at it."""
         return self.channels_last(inputs).movedim(-1, 1)
 
     def _normalise(self, raw: Tensor, pad: bool | None) -> Float[Tensor, "B C *size"]:
-        """Return the input in units of its statistics, of whole mask units."""
         x = self.input.normalise(raw.movedim(1, -1), self.encoder.stem.weight.dtype).movedim(-1, 1)
         return self._whole(x, pad)
 
     def _whole(self, x: Shaped[Tensor, "B C *size"], pad: bool | None) -> Shaped[Tensor, "B C ..."]:
-        """Return an input of whole mask units, filled with zeros where padding is allowed."""
+        """Pad with zeros (the mean, after normalisation) to whole mask units, or check the size."""
         size, unit = tuple(x.shape[2:]), self.config.unit_size
         if 0 in size or not (self.config.pad if pad is None else pad):
             check_size(size, unit)
@@ -472,12 +480,12 @@ class Hiera(Backbone):
         return nn.functional.pad(x, [n for amount in reversed(missing) for n in (0, amount)])
 
     def _reconstructed(self, size: Sequence[int]) -> list[int]:
-        """Return the elements along each axis that are reconstructed of an input's."""
+        """Return the size of the reconstruction of an input of ``size``."""
+        # Video: fewer frames than the input where only the first frame of a patch is predicted.
         pairs = zip(size, self.config.patch, self.config.target_patch, strict=True)
         return [n if whole == part else -(-n // whole) * part for n, whole, part in pairs]
 
     def _check_plan(self, plan: MaskPlan, batch: int, total: int) -> None:
-        """Require a plan of mask units, for this batch and this size."""
         name = self.config.name
         if plan.axis != "unit" or not plan.is_packed or plan.names != [name]:
             raise ConfigError(
@@ -492,7 +500,7 @@ class Hiera(Backbone):
             )
 
     def _drop_units(self, x: Tensor) -> Tensor | None:
-        """Return the units to train on, where ``unit_drop_rate`` drops some."""
+        """Sample the units to train on if ``unit_drop_rate`` drops some."""
         if not self.training or self.config.unit_drop_rate == 0.0:
             return None
         total = self.num_units(tuple(x.shape[2:]))
@@ -501,5 +509,5 @@ class Hiera(Backbone):
 
 
 def crop(x: Shaped[Tensor, "B C *grid"], size: Sequence[int]) -> Shaped[Tensor, "B C *size"]:
-    """Cut off what padding added at the ends."""
+    """Remove padding at the ends of the axes."""
     return x[(..., *(slice(n) for n in size))]

@@ -1,8 +1,8 @@
-"""Hiera's learned positions, at the size they were learned and at others.
+"""Learned position embeddings of Hiera, and their interpolation to other grids.
 
-A model whose attention stays inside mask units learns a table in which a pattern of one unit
-repeats. Stretching such a table changes the period of the pattern, which then no longer falls on
-the units. So the pattern is kept apart: it is tiled, never stretched, and only the rest is.
+With attention inside mask units, a model learns a table in which the pattern of one unit repeats.
+Interpolating this table would change the period of the pattern, so that it no longer matched the
+units. Therefore the repeating pattern is tiled, and only the remainder is interpolated.
 
 Legend: N tokens of a grid (row-major), T tokens of a mask unit, C channels.
 Paper: Window Attention is Bugged (arXiv 2311.05613) Sec. 3; Hiera (arXiv 2306.00989) Sec. 3.
@@ -20,16 +20,16 @@ from perceivers.nn.positions import interpolate_table
 
 
 class HieraPositions(nn.Module):
-    """A position for every token of a grid of any legal size.
+    """Position embeddings for a token grid of any valid size.
 
     | kind | tables |
     |---|---|
     | absolute | ``table [N, C]`` on the native grid |
     | separable | ``spatial`` on the native rows and columns, ``temporal`` on the native frames |
-    | window | ``table`` on a grid of its own, ``window [T, C]`` for the tokens of a unit |
+    | window | ``table`` on ``position_grid``, ``window [T, C]`` for the tokens of a unit |
 
     Args:
-        config: The complete description.
+        config: The full configuration.
     """
 
     def __init__(self, config: HieraConfig) -> None:
@@ -51,7 +51,7 @@ class HieraPositions(nn.Module):
             self.table = nn.Parameter(torch.zeros(prod(self.native), dim))
 
     def forward(self, grid: Sequence[int]) -> Float[Tensor, "*grid C"]:
-        """Return the positions of a token grid."""
+        """Return the position embeddings of a token grid."""
         if self.kind == "separable":
             rows = interpolate_table(self.temporal, self.native[:1], grid[:1])
             plane = resize_absolute(
@@ -75,12 +75,17 @@ def tile_window(
 def split_window(
     table: Float[Tensor, "N C"], grid: Sequence[int], unit: Sequence[int]
 ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "T C"]]:
-    """Take a table apart into what repeats in every unit, and the rest; their sum is the table.
+    """Split a table into the pattern that repeats in every unit and a remainder.
+
+    The tiled pattern plus the remainder equals the table.
 
     Args:
-        table: Learned on ``grid``, row-major.
-        grid: A multiple of ``unit`` along each axis.
+        table: Table on ``grid``, row-major.
+        grid: Multiple of ``unit`` along each axis.
         unit: Tokens of a mask unit along each axis.
+
+    Returns:
+        The remainder and the pattern.
     """
     rank = len(grid)
     sizes = [n for g, u in zip(grid, unit, strict=True) for n in (g // u, u)]
@@ -96,7 +101,7 @@ def resize_absolute(
     unit: Sequence[int],
     kind: ResizeKind,
 ) -> Float[Tensor, "*grid C"]:
-    """Return a plain table on another grid; at its native grid it is returned as it is."""
+    """Interpolate an absolute table to another grid; on the native grid it is unchanged."""
     if tuple(grid) == tuple(native):
         return table.reshape(*grid, -1)
     if kind == "plain":
@@ -109,11 +114,11 @@ def resize_absolute(
 def carry_positions(
     old: HieraConfig, new: HieraConfig, state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return a state whose position tables are made for another native size.
+    """Return a copy of the state dict with position embeddings resized to another native size.
 
     Args:
-        old: The config that ``state`` belongs to.
-        new: The same with another input size.
+        old: Config that ``state`` belongs to.
+        new: The same config with another input size.
         state: Weights by name.
     """
     carried = dict(state)

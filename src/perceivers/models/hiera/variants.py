@@ -1,10 +1,12 @@
-"""The named Hieras: the releases for pictures and clips, the released window variants, and ours.
+"""Named Hiera variants, and their completion to a full configuration.
 
-Every name has a twin ``mae_...`` with the decoder of masked auto-encoding, whose last stage does
-not pool. Ours, for two CPU cores, have smaller units, so that small inputs have enough to hide:
-hiera_nano (seconds), hiera_pico (minutes), the same for clips, hiera_nano_audio, hiera_nano_text
-(patches of bytes) and hiera_pico_text (single bytes).
-Paper: Hiera (arXiv 2306.00989) App. A, the table of variants; clips of 16 frames at 224.
+Released image and video models, the released window variants, and small models of this library.
+``mae_...`` is the same model with a decoder for masked autoencoding, whose last stage does not
+pool. Our models are for two CPU cores: hiera_nano trains in seconds, hiera_pico in minutes; both
+exist for videos too, and there are hiera_nano_audio, hiera_nano_text (patches of bytes) and
+hiera_pico_text (single bytes). Their mask units are small, so that small inputs have enough of them
+to mask.
+Paper: Hiera (arXiv 2306.00989) App. A, table of variants; videos of 16 frames at 224 x 224.
 """
 
 from collections.abc import Mapping
@@ -32,7 +34,7 @@ CLIP: dict[str, Any] = {
 
 
 def picture(size: int = 224) -> dict[str, Any]:
-    """An ImageNet classifier."""
+    """Return the settings of an ImageNet classifier for square images."""
     return {
         "inputs": {"image": Image(size, size, 3, **STATISTICS)},
         "num_outputs": IMAGENET_CLASSES,
@@ -51,7 +53,8 @@ SIZES: dict[str, dict[str, Any]] = {
 VIDEO_SIZES = ("base", "base_plus", "large", "huge")
 # timm's own window variants, trained at 256 with layer scale.
 WINDOW: dict[str, Any] = {**picture(256), "positions": "window", "layer_scale": 1e-5}
-# A deviation of 0.02 is too small for narrow layers: from scratch they hardly learn (docs/log.md).
+# With a standard deviation of 0.02 as in the paper, narrow layers hardly learn from scratch
+# (docs/log.md).
 OURS: dict[str, Any] = {"local_stages": 2, "init": "autoencoder"}
 NANO: dict[str, Any] = {**OURS, "dim": 32, "num_heads": 1, "depths": (1, 1, 2)}
 PICO: dict[str, Any] = {**OURS, "dim": 64, "num_heads": 2, "depths": (1, 2, 5)}
@@ -68,7 +71,7 @@ SMALL_DECODERS = {
 
 
 def _ours() -> dict[str, dict[str, Any]]:
-    """The small variants; they read any size that their data have."""
+    """Return the small variants, which have no native input size of their own."""
     made: dict[str, dict[str, Any]] = {}
     for name, settings in (("nano", NANO), ("pico", PICO)):
         decoder = SMALL_DECODERS[name]
@@ -91,7 +94,8 @@ def _ours() -> dict[str, dict[str, Any]]:
         "pool": (4,),
         "decoder": SMALL_DECODERS["nano"],
     }
-    # A token per byte, and units that hold a few words: what is near decides which byte it is.
+    # One token per byte, and three blocks inside units of a few words: a byte is predicted mostly
+    # from its neighbours.
     made["hiera_pico_text"] = {
         **NANO,
         "dim": 64,
@@ -129,9 +133,9 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
 }
 
 
-# -- From a variant, an input and a read-out to a complete Hiera configuration -------------------
+# -- Full configuration from a variant, an input and a head --------------------------------------
 
-# The default of ``create_model`` for every system; a Hiera has no queries.
+# Default of ``create_model`` for every model family; here it means the mean token.
 DEFAULT_HEAD = "query"
 
 
@@ -143,18 +147,18 @@ def configure(
     head: Any,
     overrides: Mapping[str, Any],
 ) -> HieraConfig:
-    """Complete a variant.
+    """Return the full configuration of a variant.
 
     Args:
-        settings: The variant's.
-        inputs: One modality; the variant's own when not given.
-        num_classes: Logits; the variant's own when not given.
-        head: ``mean`` or the default, ``segmentation``, or a complete ``HieraHead``.
-        overrides: Fields of ``HieraConfig``. ``decoder`` may be ``True`` for the variant's own,
-            which makes an auto-encoder, or name single fields of it.
+        settings: Settings of the variant.
+        inputs: One modality; that of the variant by default.
+        num_classes: Number of classes; that of the variant by default.
+        head: ``mean`` or the default, ``segmentation``, or a ``HieraHead``.
+        overrides: Fields of ``HieraConfig``. ``decoder`` makes an autoencoder: ``True`` for the
+            decoder of the variant, or a mapping that changes some of its fields.
 
     Raises:
-        ConfigError: Something is missing, or contradicts the rest.
+        ConfigError: A setting is missing, or contradicts another one.
     """
     values: dict[str, Any] = dict(settings)
     own_decoder, own_classes = values.pop("decoder", None), values.pop("num_outputs", None)
@@ -162,7 +166,7 @@ def configure(
     values |= overrides
     values["inputs"] = inputs or settings.get("inputs")
     if values["inputs"] is None:
-        raise ConfigError("this variant reads any size; say what with inputs={name: spec}")
+        raise ConfigError("this variant has no input size; describe it with inputs={name: spec}")
     decoder = values.pop("decoder", True if autoencoder and num_classes is None else None)
     if decoder is True:
         decoder = own_decoder
@@ -171,14 +175,14 @@ def configure(
     if isinstance(decoder, HieraDecoder):
         if num_classes is not None or head != DEFAULT_HEAD:
             raise ConfigError(
-                f"num_classes={num_classes}, head={head!r}: an auto-encoder has no classes"
+                f"num_classes={num_classes}, head={head!r}: an autoencoder has no classes"
             )
         values = {"init": "autoencoder", **values, "decoder": decoder}
         return settle(HieraConfig, values, named(overrides))
     if decoder not in {None, False}:
         raise ConfigError(
-            f"decoder={decoder!r}: say True for the variant's own, name single fields of it, or "
-            f"give a complete HieraDecoder"
+            f"decoder={decoder!r}: pass True for the decoder of the variant, a mapping of fields "
+            f"to change in it, or a HieraDecoder"
         )
     classes = own_classes if num_classes is None else num_classes
     values["head"] = make_head(classes, head)
@@ -186,11 +190,11 @@ def configure(
 
 
 def make_head(num_classes: int | Mapping[str, int] | None, head: Any) -> HieraHead:
-    """Return a head by name; without classes and name none.
+    """Return the config of a head; kind ``none`` if neither classes nor a head are given.
 
     Args:
-        num_classes: Logits; those of a complete head when not given.
-        head: ``query``, ``mean``, ``segmentation`` or a complete ``HieraHead``.
+        num_classes: Number of classes; that of a ``HieraHead`` by default.
+        head: ``query`` (default), ``mean``, ``segmentation`` or a ``HieraHead``.
 
     Raises:
         ConfigError: Several tasks, an unknown name, or a head without classes.
@@ -203,7 +207,7 @@ def make_head(num_classes: int | Mapping[str, int] | None, head: Any) -> HieraHe
     if isinstance(head, HieraHead):
         return head if num_classes is None else change(head, (), num_outputs=num_classes)
     if head not in {DEFAULT_HEAD, "mean", "segmentation"}:
-        raise ConfigError(f"head={head!r}: a Hiera answers with its mean token, or by segmentation")
+        raise ConfigError(f"head={head!r}: a Hiera has the heads 'mean' and 'segmentation'")
     if num_classes is None:
         if head != DEFAULT_HEAD:
             raise ConfigError(f"head={head!r} needs num_classes")
@@ -215,7 +219,7 @@ def make_head(num_classes: int | Mapping[str, int] | None, head: Any) -> HieraHe
 def as_classifier(
     config: HieraConfig, num_classes: int | Mapping[str, int], head: Any
 ) -> HieraConfig:
-    """Return the config of a classifier with the same encoder, every stage pooling.
+    """Return the config of a classifier with the same encoder, in which every stage pools.
 
     Raises:
         ConfigError: Several tasks, or an unknown head.
@@ -228,26 +232,25 @@ def as_classifier(
 
 
 def as_segmenter(config: HieraConfig, num_classes: int, modality: str, head: str) -> HieraConfig:
-    """Return the config of a Hiera that answers with classes for every element of its input.
+    """Return the config of a segmentation model with the same encoder, in which every stage pools.
 
     Args:
-        config: Whose input and stages stay; every stage pools, as in a classifier.
-        num_classes: Logits per element.
-        modality: The input's name.
-        head: ``family`` or ``pyramid``: all stages are read.
+        config: Config of the source model.
+        num_classes: Number of classes.
+        modality: Name of the input.
+        head: ``family`` or ``pyramid``; both use the feature maps of all stages.
 
     Raises:
         ConfigError: Another head, or another modality.
     """
     if head not in {"family", "pyramid"} or modality != config.name:
         raise ConfigError(
-            f"head={head!r} for {modality!r}: a Hiera answers for every element of "
-            f"{config.name!r} from the 'pyramid' of its stages"
+            f"head={head!r} for {modality!r}: a Hiera segments {config.name!r}, with head='pyramid'"
         )
     return as_classifier(config, num_classes, "segmentation")
 
 
 def with_latent_head(config: HieraConfig) -> HieraConfig:
-    """Return a config whose decoder, which it must have, also predicts latents."""
+    """Return a config whose decoder also predicts latents; ``config`` must have a decoder."""
     assert config.decoder is not None
     return change(config, decoder=change(config.decoder, latent_head=True))

@@ -1,4 +1,4 @@
-"""What a HieraDet is made of: stem, stages and their windows, positions, read-out.
+"""Configuration of HieraDet: stem, stages and their windows, positions, head.
 
 Papers: SAM 2 (arXiv 2408.00714) App. D; Window Attention is Bugged (arXiv 2311.05613) Sec. 4.
 """
@@ -18,41 +18,40 @@ from perceivers.types import ModalitySpec, Points, spec_from_json, spec_to_json
 
 @dataclass(frozen=True, kw_only=True)
 class HieraDetConfig(OneInput):
-    """A complete HieraDet. Its axes are those of the input; the released models have two."""
+    """Configuration of a HieraDet with as many axes as its input; the released models have two."""
 
     inputs: Mapping[str, ModalitySpec]
-    """One modality on a grid; its size is the native one, of which others are legal too."""
+    """One modality on a grid, at its native size; the model accepts other sizes too."""
     dim: Count = 96
     """Channels of the first stage; each further stage doubles them."""
     num_heads: Count = 1
     """Heads of the first stage; each further stage doubles them."""
     depths: Sizes = (1, 2, 7, 2)
-    """Blocks per stage; the first one of a further stage pools."""
+    """Blocks per stage; from the second stage on, the first block of a stage pools."""
     windows: Sizes = (8, 4, 14, 7)
-    """Tokens of a window along each axis, per stage. The block that opens a stage still attends in
-    the windows of the stage before."""
+    """Tokens of a window along each axis, per stage. The first block of a stage still uses the
+    windows of the previous stage."""
     global_blocks: tuple[Natural, ...] = (5, 7, 9)
-    """Blocks, counted from 0 over all stages, that attend everywhere; none of them may pool."""
+    """Blocks with global attention, counted from 0 over all stages; none of them may pool."""
     patch_kernel: Sizes = (7, 7)
-    """Elements that a patch looks at along each axis; odd."""
+    """Kernel size of the patch embedding along each axis; odd."""
     patch_stride: Sizes = (4, 4)
-    """Elements from patch to patch along each axis."""
+    """Stride of the patch embedding along each axis."""
     pool: Sizes = (2, 2)
-    """Neighbours along each axis that a stage change joins."""
+    """Pooling factor between stages along each axis."""
     position_grid: Sizes = (7, 7)
-    """Grid of the position table that is stretched; the other one is a window of the first stage,
-    and tiled."""
+    """Grid of the position table that is interpolated; the other table has the size of a window of
+    the first stage, and is tiled."""
     mlp_ratio: Count = 4
-    """Hidden channels of the MLPs per channel."""
+    """MLP expansion ratio."""
     dropout_rate: Rate = 0.0
     """Dropout before the logits, 0..1."""
     drop_path_rate: Rate = 0.0
-    """Stochastic depth of the last block, 0..1; earlier ones in proportion."""
+    """Stochastic depth of the last block, 0..1; it increases linearly from 0 at the first block."""
     head: HieraHead = field(default_factory=HieraHead)
-    """The read-out: none, or logits from the mean of the last map."""
+    """Output head: none, or logits from the mean of the last map."""
 
     def __post_init__(self) -> None:
-        """Reject settings that contradict one another."""
         super().__post_init__()
         self._check_sizes()
         self._check_windows()
@@ -62,7 +61,7 @@ class HieraDetConfig(OneInput):
 
     @property
     def num_classes(self) -> int:
-        """Logits of a classifier; 0 for other models."""
+        """Number of classes of a classifier; 0 for other models."""
         return self.head.num_outputs
 
     @property
@@ -72,16 +71,16 @@ class HieraDetConfig(OneInput):
 
     @property
     def stage_ends(self) -> tuple[int, ...]:
-        """The last block of every stage."""
+        """Index of the last block of every stage."""
         return tuple(end - 1 for end in accumulate(self.depths))
 
     def stride(self, stage: int) -> tuple[int, ...]:
-        """Input elements per token of a stage along each axis."""
+        """Return the input elements per token of a stage along each axis."""
         return tuple(s * p**stage for s, p in zip(self.patch_stride, self.pool, strict=True))
 
     @property
     def smallest_size(self) -> tuple[int, ...]:
-        """The least elements along each axis that leave a token in the last stage."""
+        """Smallest input size that leaves a token in the last stage."""
         pools = len(self.depths) - 1
         return tuple(
             s * (p**pools - 1) + 1 for s, p in zip(self.patch_stride, self.pool, strict=True)
@@ -90,7 +89,6 @@ class HieraDetConfig(OneInput):
     # -- checks ------------------------------------------------------------------------------
 
     def _check_sizes(self) -> None:
-        """Require one entry per axis, and a head that there is."""
         axes = (self.patch_kernel, self.patch_stride, self.pool, self.position_grid)
         if len({len(sizes) for sizes in axes}) != 1:
             raise ConfigError(
@@ -115,7 +113,6 @@ class HieraDetConfig(OneInput):
             )
 
     def _check_windows(self) -> None:
-        """Require a window per stage that can be pooled, and global blocks that do not pool."""
         if len(self.windows) != len(self.depths):
             raise ConfigError(
                 f"windows={self.windows} for depths={self.depths}: give one window per stage"
@@ -134,14 +131,13 @@ class HieraDetConfig(OneInput):
             )
 
     def _check_input(self) -> None:
-        """Require one modality on a grid of the model's rank, large enough to be pooled."""
         rank = len(self.patch_kernel)
         specs = list(self.inputs.values())
         good = len(specs) == 1 and specs[0].kind not in {"labels", "bytes"}
         if not good or isinstance(specs[0], Points) or len(specs[0].grid) != rank:
             raise ConfigError(
                 f"inputs={dict(self.inputs)}: this HieraDet reads one modality on a grid of {rank} "
-                f"axes (2: pictures)"
+                f"axes (2: images)"
             )
         object.__setattr__(self, "inputs", dict(self.inputs))
         check_smallest(self.spec.grid, self.smallest_size)
@@ -149,14 +145,14 @@ class HieraDetConfig(OneInput):
     # -- JSON --------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data; ``from_json`` restores it."""
+        """Convert to JSON-serialisable data; ``from_json`` is the inverse."""
         data = asdict(self)
         data["inputs"] = {name: spec_to_json(spec) for name, spec in self.inputs.items()}
         return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "HieraDetConfig":
-        """Rebuild from plain data.
+        """Rebuild from the output of ``to_json``.
 
         Raises:
             ConfigError: A field is unknown, or the values contradict one another.
@@ -170,7 +166,7 @@ def check_smallest(size: Sequence[int], smallest: Sequence[int]) -> None:
     """Require an input that leaves a token in the last stage.
 
     Raises:
-        InputError: It is smaller along some axis.
+        InputError: The input is smaller than ``smallest`` along an axis.
     """
     if any(s < least for s, least in zip(size, smallest, strict=True)):
         raise InputError(

@@ -1,4 +1,4 @@
-"""HieraDet: the hierarchy that SAM 2 looks at pictures with, as a backbone or a classifier.
+"""HieraDet, the image encoder trunk of SAM 2, as a backbone or a classifier.
 
 Legend: B batch, C channels, N classes.
 Papers: SAM 2 (arXiv 2408.00714); Window Attention is Bugged (arXiv 2311.05613); Hiera (arXiv
@@ -32,22 +32,24 @@ from perceivers.nn.positions import interpolate_table
 from perceivers.settings import change
 from perceivers.types import ModalitySpec
 
-# -- HieraDet's learned positions for any grid: one table is stretched, one is tiled -------------
+# -- Position embeddings -------------------------------------------------------------------------
 #
-# Legend: N cells of the stretched table and T of the tiled one (row-major), C channels; a grid is
-# that of the first stage's tokens. Paper: Window Attention is Bugged (arXiv 2311.05613) Sec. 3.
+# Legend: N cells of the interpolated table, T cells of the tiled table (row-major), C channels;
+# grids are token grids of the first stage. Paper: Window Attention is Bugged (arXiv 2311.05613)
+# Sec. 3.
 
 
 class WindowPositions(nn.Module):
-    """A position for every token of a grid of any size: ``table [N, C]`` and ``window [T, C]``.
+    """Position embeddings for a token grid of any size: an interpolated plus a tiled table.
 
-    The stretched table is interpolated without a wider filter where it shrinks, as in the released
-    code. That code refuses grids that are not made of whole windows; here the last window is cut.
+    ``table [N, C]`` is interpolated without antialiasing, as in the released code, and
+    ``window [T, C]`` is tiled. The released code rejects grids that are not multiples of the
+    window; here the last window is cropped.
 
     Args:
         dim: Channels.
-        grid: Shape of the table that is stretched.
-        window: Shape of the table that is tiled: a window of the first stage.
+        grid: Shape of the interpolated table.
+        window: Shape of the tiled table: a window of the first stage.
     """
 
     def __init__(self, *, dim: int, grid: Sequence[int], window: Sequence[int]) -> None:
@@ -58,39 +60,38 @@ class WindowPositions(nn.Module):
         self.window = nn.Parameter(torch.zeros(prod(self.unit), dim))
 
     def forward(self, grid: Sequence[int]) -> Float[Tensor, "*grid C"]:
-        """Return the positions of a token grid."""
+        """Return the position embeddings of a token grid."""
         stretched = interpolate_table(self.table, self.grid, grid)
         whole = [-(-size // unit) * unit for size, unit in zip(grid, self.unit, strict=True)]
         tiled = tile_window(self.window, self.unit, whole)
         return stretched.reshape(*grid, -1) + tiled[tuple(slice(size) for size in grid)]
 
 
-# ------------------------------------------------------------------------------------------------
-# HieraDet's encoder: patches with positions, and blocks that attend in windows of a token grid.
+# -- Encoder -------------------------------------------------------------------------------------
 #
-# Hiera's blocks do the work. What differs is where tokens stand: they stay on their grid, and
-# every block cuts that grid into windows of its own size, which therefore need not divide it.
+# The blocks are those of Hiera, but tokens stay on their grid: every block partitions the grid into
+# windows of its own size, which does not have to divide it.
 #
-# Legend: B batch, C channels, U windows, T tokens of a window, t of them after pooling. Papers:
+# Legend: B batch, C channels, U windows, T tokens of a window before and t after pooling. Papers:
 # Window Attention is Bugged (arXiv 2311.05613) Sec. 4; SAM 2 (arXiv 2408.00714) App. D.
 
 
 class WindowBlock(HieraBlock):
-    """Hiera's block on a grid of any size, which it cuts into windows.
+    """Hiera block on a token grid of any size, with attention inside windows or global.
 
-    Windows that reach over the edge are filled with zeros *after* the norm, as in the released
-    code: such tokens take part as keys and values, through the biases. Pooling drops what does not
-    fill a neighbourhood: an odd side loses its last token. There the released code fails wherever
-    the number of windows changes with it; this block agrees wherever that code runs.
+    Windows across the edge of the grid are padded with zeros *after* the norm, as in the released
+    code: through the biases, padding tokens contribute keys and values. Pooling drops incomplete
+    neighbourhoods, so that an odd side loses its last token. There the released code fails if the
+    number of windows changes; in all other cases the results are equal.
 
     Args:
-        dim: Channels in.
-        dim_out: Channels out; when they differ the block opens a stage, and pools.
-        num_heads: Heads.
-        mlp_ratio: Hidden channels of the MLP per channel.
-        window: Tokens of a window along each axis; None attends everywhere, and cannot pool.
-        pool: Neighbours along each axis that pooling joins.
-        drop_path_rate: Stochastic depth on both branches.
+        dim: Input channels.
+        dim_out: Output channels; if they differ from ``dim``, the block opens a stage and pools.
+        num_heads: Attention heads.
+        mlp_ratio: Expansion ratio of the MLP.
+        window: Tokens of a window along each axis; None for global attention, without pooling.
+        pool: Pooling factor along each axis.
+        drop_path_rate: Probability of stochastic depth on both branches.
 
     Raises:
         ConfigError: The block pools without a window, or the window cannot be pooled.
@@ -138,7 +139,7 @@ class WindowBlock(HieraBlock):
         return x + self.drop_path(self.mlp(self.norm_mlp(x)))
 
     def _split(self, x: Float[Tensor, "B *grid C"]) -> Float[Tensor, "B U T C"]:
-        """Cut a grid into windows, neighbours that are pooled first; or into one of any size."""
+        """Partition a grid into windows, ordered for pooling; global attention has one window."""
         if self.layout is None:
             return x.flatten(1, -2).unsqueeze(1)
         missing = [-g % w for g, w in zip(x.shape[1:-1], self.layout.unit, strict=True)]
@@ -146,7 +147,7 @@ class WindowBlock(HieraBlock):
         return self.layout.split(F.pad(x, padding) if any(missing) else x)
 
     def _merge(self, x: Float[Tensor, "B U t C"], grid: Sequence[int]) -> Tensor:
-        """Undo ``_split`` for pooled tokens, ``[B, *pooled, C]``, without what was filled up."""
+        """Invert ``_split`` for pooled tokens and remove padding."""
         if self.layout is None:
             return x.squeeze(1).unflatten(1, tuple(grid))
         units = [-(-g // w) for g, w in zip(grid, self.layout.unit, strict=True)]
@@ -156,10 +157,13 @@ class WindowBlock(HieraBlock):
 
 
 class HieraDetEncoder(nn.Module):
-    """Maps of every stage from normalised input of any size.
+    """Stem, positions and blocks of all stages, for input of any size.
 
     Args:
-        config: The complete description.
+        config: The full configuration.
+
+    Attributes:
+        recompute: Use activation checkpointing: recompute blocks in the backward pass.
     """
 
     def __init__(self, config: HieraDetConfig) -> None:
@@ -195,7 +199,7 @@ class HieraDetEncoder(nn.Module):
 
 
 def make_window_blocks(config: HieraDetConfig) -> list[WindowBlock]:
-    """Return the blocks of all stages; one that opens a stage uses the windows of the last."""
+    """Return the blocks of all stages; the first of a stage has the windows of the previous one."""
     depth, rank = sum(config.depths), len(config.patch_kernel)
     rates = [config.drop_path_rate * index / max(depth - 1, 1) for index in range(depth)]
     blocks: list[WindowBlock] = []
@@ -217,22 +221,22 @@ def make_window_blocks(config: HieraDetConfig) -> list[WindowBlock]:
     return blocks
 
 
-# -- HieraDet ------------------------------------------------------------------------------------
+# -- Model ---------------------------------------------------------------------------------------
 
 
 class HieraDet(Backbone):
-    """A hierarchy of windows over one modality, by default pictures of 1024 x 1024 pixels.
+    """Hierarchical transformer with window attention over one modality, usually images.
 
-    Any input size is legal from ``config.smallest_size`` on (29 x 29 for the released models); no
-    size is filled up or cut first. The released code takes only sizes whose patches make whole
-    windows of the first stage (multiples of 32), and there both agree.
+    Any input size from ``config.smallest_size`` (29 x 29 for the released models) is valid and is
+    neither padded nor cropped first. The released code supports only multiples of the windows of
+    the first stage (32 pixels), for which results are equal.
 
     Args:
-        config: The complete description.
+        config: The full configuration.
     """
 
     family = "hiera_det"
-    # What fine-tuning carries over: all but the read-out, which a trunk does not have.
+    # Fine-tuning transfers all but the head, which a backbone does not have.
     core = ("encoder.",)
     repeated = (HieraBlock,)
     config: HieraDetConfig
@@ -253,8 +257,8 @@ class HieraDet(Backbone):
     def init_weights(self) -> None:
         """Initialise every parameter.
 
-        Weights and positions: truncated normal of deviation 0.02; biases zero; logits times 0.001.
-        The released code leaves this to its pre-training.
+        Weights and positions: truncated normal, std 0.02; biases: zero; weights of the logits:
+        multiplied by 0.001. The released code has no initialisation of its own.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -273,10 +277,10 @@ class HieraDet(Backbone):
         """Return logits ``[B, N]``; without a head the mean of the last map, ``[B, C]``.
 
         Args:
-            inputs: Raw tensor by the modality's name, or bare.
+            inputs: Raw tensor, or dict of modality name -> raw tensor.
 
         Raises:
-            InputError: The input is misshapen, or too small.
+            InputError: The input has a wrong shape, or is too small.
         """
         pooled = self.encoder(self._normalise(inputs))[-1].flatten(1, -2).mean(1)
         if self.norm is None or self.head is None:
@@ -284,16 +288,16 @@ class HieraDet(Backbone):
         return self.head(self.dropout(self.norm(pooled)))
 
     def forward_features(self, inputs: Mapping[str, Tensor] | Tensor) -> Pyramid:
-        """Return the maps of all stages, without a norm.
+        """Return the feature maps of all stages, without normalisation.
 
-        A side of a map is that of the stage before divided by two and rounded down; the first is
-        that of the input divided by four and rounded up (for the released models).
+        In the released models the first map has a quarter of the input size, rounded up, and each
+        further map half the size of the previous one, rounded down.
 
         Args:
-            inputs: Raw tensor by the modality's name, or bare.
+            inputs: Raw tensor, or dict of modality name -> raw tensor.
 
         Raises:
-            InputError: The input is misshapen, or too small.
+            InputError: The input has a wrong shape, or is too small.
         """
         stages = self.encoder(self._normalise(inputs))
         return Pyramid(
@@ -303,7 +307,7 @@ class HieraDet(Backbone):
         )
 
     def resized(self, inputs: Mapping[str, ModalitySpec]) -> "HieraDet":
-        """Return a copy whose native size is another; no weight depends on that size.
+        """Return a copy with another native size; no weight depends on that size.
 
         Raises:
             ConfigError: The modality, its kind or its channels differ.
@@ -315,7 +319,6 @@ class HieraDet(Backbone):
         return model.train(self.training)
 
     def _normalise(self, inputs: Mapping[str, Tensor] | Tensor) -> Float[Tensor, "B C *size"]:
-        """Return the input, channels first and in units of its statistics."""
         raw = self.channels_last(inputs)
         check_smallest(raw.shape[1:-1], self.config.smallest_size)
         return self.input.normalise(raw, self.encoder.stem.weight.dtype).movedim(-1, 1)

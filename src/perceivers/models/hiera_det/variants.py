@@ -1,7 +1,8 @@
-"""The named HieraDets: the trunks of SAM 2, and a small one of ours for two CPU cores.
+"""Named HieraDet variants, and their completion to a full configuration.
 
-They are backbones without a read-out; ``num_classes`` gives them one.
-Paper: SAM 2 (arXiv 2408.00714) App. D; the numbers are those of the released configurations.
+The image encoder trunks of SAM 2, and a small model for two CPU cores. They are backbones without a
+head; ``num_classes`` adds one.
+Paper: SAM 2 (arXiv 2408.00714) App. D; sizes as in the released configurations.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from perceivers.models.hiera_det.config import HieraDetConfig
 from perceivers.settings import change, named, settle
 from perceivers.types import IMAGENET_MEAN, IMAGENET_STD, Image, ModalitySpec
 
-# The size that SAM 2 was trained at, and its normalisation.
+# Image size and normalisation with which SAM 2 was trained.
 SAM2_INPUT = {"image": Image(1024, 1024, 3, mean=IMAGENET_MEAN, std=IMAGENET_STD)}
 
 VARIANTS: dict[str, Mapping[str, Any]] = {
@@ -48,7 +49,7 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
         "windows": (8, 4, 16, 8),
         "global_blocks": (23, 33, 43),
     },
-    # Reads any size that its data have.
+    # No native input size of its own: it is taken from the data.
     "hiera_det_nano": {
         "dim": 32,
         "num_heads": 1,
@@ -60,7 +61,7 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
 }
 
 
-# -- From a variant, an input and a read-out to a complete HieraDet configuration ----------------
+# -- Full configuration from a variant, an input and a head --------------------------------------
 
 
 def configure(
@@ -71,27 +72,27 @@ def configure(
     head: Any,
     overrides: Mapping[str, Any],
 ) -> HieraDetConfig:
-    """Complete a variant.
+    """Return the full configuration of a variant.
 
     Args:
-        settings: The variant's.
-        inputs: One modality; the variant's own when not given.
-        num_classes: Logits; without them the model is a backbone.
-        head: ``mean`` or the default, or a complete ``HieraHead``.
+        settings: Settings of the variant.
+        inputs: One modality; that of the variant by default.
+        num_classes: Number of classes; without it the model is a backbone.
+        head: ``mean`` or the default, or a ``HieraHead``.
         overrides: Fields of ``HieraDetConfig``.
 
     Raises:
-        ConfigError: Something is missing, or contradicts the rest.
+        ConfigError: A setting is missing, or contradicts another one.
     """
     values: dict[str, Any] = {**settings, **overrides}
     values["inputs"] = inputs or settings.get("inputs")
     if values["inputs"] is None:
-        raise ConfigError("this variant reads any size; say what with inputs={name: spec}")
+        raise ConfigError("this variant has no input size; describe it with inputs={name: spec}")
     if num_classes is not None:
         values["head"] = make_head(num_classes, head)
     elif isinstance(head, HieraHead):
         values["head"] = head
-    elif head != "query":  # the default for every system
+    elif head != "query":  # the default of every model family
         raise ConfigError(f"head={head!r} needs num_classes")
     return settle(HieraDetConfig, values, named(overrides))
 

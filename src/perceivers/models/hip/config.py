@@ -1,7 +1,7 @@
-"""What a HiP is made of: levels, inputs, head; and the released variants, beside ours.
+"""Configuration of HiP: levels, inputs, positions, decoder and head, with their checks.
 
-Paper: HiP (arXiv 2202.10890) Sec. 3 and the table of model configurations. The numbers are those of
-the released code, whose totals differ from the paper's table (docs/hip.md lists both).
+Paper: HiP (arXiv 2202.10890) Sec. 3 and the table of model configurations; docs/hip.md lists where
+the released code differs.
 """
 
 from collections.abc import Mapping
@@ -26,127 +26,126 @@ DEEP, DEALT = UsedIf("depth", above=0), UsedIf("grouping", "deal")
 
 @dataclass(frozen=True, kw_only=True)
 class HiPLevel(Settings, prefix="level "):
-    """One block of the hierarchy: a row of the paper's table of configurations."""
+    """One level of the hierarchy, as in the table of configurations in the paper."""
 
     num_groups: Count
-    """Groups G; the middle level has one."""
+    """Number of groups G; the middle level has one."""
     num_latents: Count
     """Latents per group."""
     latent_dim: Count
     """Channels of a latent."""
     depth: Natural
-    """Self-attention layers."""
+    """Number of self-attention layers."""
     num_heads: Count
     """Self-attention heads."""
     num_cross_heads: Count = 1
-    """Heads with which the latents read the level below."""
+    """Heads of the cross-attention to the previous level."""
     cross_dim: Count | None = None
-    """Width of queries, keys and values in that read, a multiple of num_cross_heads; None takes the
-    width of the level below, as released."""
+    """Width of queries, keys and values in cross-attention, a multiple of num_cross_heads; None:
+    the width of the previous level, as released."""
     mlp_ratio: Annotated[Count, DEEP] = 4
-    """Hidden channels per channel in self-attention layers."""
+    """MLP expansion ratio in self-attention layers."""
     cross_mlp_ratio: Count = 1
-    """Hidden channels per channel after the read."""
+    """MLP expansion ratio after cross-attention."""
     train_latents: Count | None = None
-    """Latents per group used while training (middle level only); None uses all."""
+    """Latents per group used in training, sampled at random (middle level only); None: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HiPHead(Settings, prefix="head."):
-    """What the model returns when called: its read-out."""
+    """Output head: what the model returns when called."""
 
     kind: HeadKind = "none"
     """none: the reconstruction; query or mean: logits from the processor; label: logits of a label
     modality; dense_bottleneck and dense_full: values per element, from the processor or the
     decoder."""
     num_outputs: Annotated[Natural, WITH_OUTPUTS] = 0
-    """Classes, or values per element; unused by none and label."""
+    """Number of classes, or values per element; unused by none and label."""
     modality: Annotated[str, OF_MODALITY] = ""
-    """The modality that label and dense heads speak of."""
+    """Modality that label and dense heads predict."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HiPConfig(Settings, prefix=""):
-    """A complete HiP.
-
-    Derived values are properties; variants are made with ``dataclasses.replace``.
-    """
+    """Configuration of a HiP; use ``dataclasses.replace`` to change fields."""
 
     inputs: Mapping[str, ModalitySpec]
-    """Modalities by name, in the order in which they share the groups."""
+    """Modalities by name, in the order in which groups are assigned to them."""
     levels: tuple[HiPLevel, ...]
-    """Blocks from the inputs through the processor (the middle one) back to the outputs."""
+    """Levels from the inputs through the processor (the middle one) to the outputs."""
     token_dim: Count
-    """Channels E to which every raw element is embedded."""
+    """Channels E of an embedded element."""
     position_dim: Count
-    """Channels of a learned position row; normally equal to token_dim."""
+    """Channels of a learned position embedding; normally equal to token_dim."""
     positions: Literal["learned", "fourier"] = "learned"
-    """Learned rows are added to the embedded element; Fourier features are concatenated to it."""
+    """Position embeddings: learned ones are added to the embedded element, Fourier features are
+    concatenated to it."""
     num_bands: Annotated[Count, UsedIf("positions", "fourier")] = 64
     """Frequencies per axis of Fourier positions."""
     project_positions: Literal["none", "modality", "slot"] = "none"
-    """Map position rows to token_dim by a bias-free Linear: one per modality, or (as released) one
-    per place in the call."""
+    """Project position embeddings to token_dim by a linear layer without bias: one per modality, or
+    (as released) one per slot, that is, per modality in the order of a call."""
     position_slots: Natural = 0
-    """Places that have a Linear of their own with project_positions='slot': the most modalities
-    that one call holds."""
+    """Number of linear layers with project_positions='slot': the maximum number of modalities in a
+    call."""
     position_stride: Annotated[Count, UsedIf("positions", "learned")] = 1
-    """Cells along every axis of a grid that share a learned row; rows in between are interpolated.
-    For inputs of tens of millions of elements, whose own table would take gigabytes."""
+    """Stride of the grid of learned position embeddings along every axis; those in between are
+    interpolated. For inputs of tens of millions of elements, whose table would take gigabytes."""
     position_init: Annotated[Literal["normal", "fourier"], UsedIf("positions", "learned")] = (
         "normal"
     )
-    """Learned rows start as noise, or as sines and cosines of the element's place; both are learned
-    from there."""
+    """Initialise learned position embeddings with noise, or with sines and cosines of the
+    coordinates."""
     position_product: Annotated[bool, UsedIf("positions", "learned")] = False
-    """Add the product of embedded content and a Linear of the position row to every token, so that
-    one latent can take up several functionals of a group instead of nearly one."""
+    """Add to every token the product of its embedded content and a linear map of its position
+    embedding. A latent can then extract several functionals of a group instead of nearly one."""
     embed_scale: Positive = 1.0
-    """Factor on the initial weights that embed content. The first read normalises tokens, which
-    squashes loud elements; content that is small beside positions stays nearly linear."""
+    """Factor on the initial weights of the content embedding. The first cross-attention normalises
+    tokens, which compresses elements of large magnitude; content that is small compared to
+    positions stays nearly linear."""
     element_layers: Annotated[Natural, UsedIf("grouping", "deal")] = 0
-    """Self-attention layers in which the elements of a group meet before the latents read them. In
-    every other layer groups are shifted by half, so that neighbours across a border meet, too.
-    Time grows with the square of a group's visible elements."""
+    """Self-attention layers between the elements of a group, before the first cross-attention. In
+    every second layer groups are shifted by half their length, so that neighbouring elements in
+    different groups interact too. Time grows with the square of the visible elements per group."""
     element_heads: Annotated[Count, UsedIf("element_layers", above=0)] = 4
     """Heads of these layers; must divide the channels of a token."""
     element_rotary: Annotated[bool, UsedIf("element_layers", above=0)] = False
-    """Turn queries and keys of these layers by the elements' places (rotary positions), so that
-    attention depends on how far apart two elements are. A head needs two channels per axis."""
+    """Use rotary position embeddings in these layers, so that attention depends on the distance
+    between elements. A head needs two channels per axis."""
     query_residual: Annotated[bool, UsedIf("decoder", True)] = False
-    """Add the query to what it reads in the reconstruction decoder."""
+    """Use a residual connection around the cross-attention of reconstruction queries."""
     query_product: Annotated[bool, UsedIf("decoder", True)] = False
-    """Multiply what a query reads by a Linear of the query, and add it: the mirror of
-    position_product."""
+    """Add to the output of a reconstruction query its product with a linear map of the query: the
+    counterpart of position_product."""
     query_heads: Annotated[Count, UsedIf("decoder", True)] = 1
-    """Heads with which reconstruction queries read."""
+    """Cross-attention heads of reconstruction queries."""
     query_elements: Annotated[bool, UsedIf("decoder", True)] = False
-    """Let reconstruction queries read the visible elements of their group beside its latents: a
-    skip connection from the inputs. It starts as interpolation between near elements where the
-    last level is at least as wide as tokens."""
+    """Let reconstruction queries attend to the visible elements of their group besides its latents:
+    a skip connection from the inputs. If the last level is at least as wide as the tokens, it is
+    initialised as an interpolation between nearby elements."""
     latent_head: Annotated[bool, UsedIf("decoder", True)] = False
-    """Let a Linear per level of the decoder predict the latents that the mirrored level of an
-    encoder has of the whole input; mask.target latent trains it."""
+    """Add a linear layer per decoder level that predicts the latents of the mirrored encoder level
+    for the whole input; it is trained with mask.target latent."""
     element_order: Annotated[Literal["raster", "morton"], UsedIf("grouping", "deal")] = "raster"
-    """Order in which the elements of a grid are cut into groups: row by row (as released), or along
-    a Z-shaped curve, whose groups are blocks instead of strips; this copies inputs and positions
-    once."""
+    """Order in which the elements of a grid are divided into groups: row by row (as released), or
+    along a Z-order curve, which makes groups blocks instead of strips; this copies inputs and
+    positions once."""
     grouping: Literal["deal", "concatenate"] = "deal"
-    """Deal groups to modalities (HiP), or put all elements into one group (flat Perceiver IO)."""
+    """Assign groups to modalities (HiP), or put all elements into one group (flat Perceiver IO)."""
     deal_over: Annotated[Literal["declared", "present"], DEALT] = "declared"
-    """Deal groups over all declared modalities, absent ones being invalid; or (as released) over
-    those present in a call."""
+    """Assign groups to all declared modalities and mask those that are absent, or (as released)
+    only to those present in a call."""
     mask_padding: Annotated[bool, DEALT] = True
-    """Hide the slots that complete a group from attention; the released code lets the latents
-    attend to them. What pads a text, and rows that are no point, are hidden in either case."""
+    """Mask the slots that pad a group; in the released code the latents attend to them. Padding of
+    texts and missing points are masked in either case."""
     regroup: Annotated[Literal["reshape", "transpose_reshape"], DEALT] = "reshape"
-    """Which latents of one level form a group of the next."""
+    """How the latents of one level are divided into the groups of the next."""
     labels: tuple[str, ...] = ()
-    """Modalities that enter and leave at the processor (the class-bottleneck template)."""
+    """Modalities that enter and leave at the processor (class-bottleneck template)."""
     decoder: bool = True
-    """Build the way back from the processor to the inputs."""
+    """Build the decoder from the processor to the inputs."""
     head: HiPHead = field(default_factory=HiPHead)
-    """Read-out."""
+    """Output head."""
     activation: str = "squared_relu"
     """Activation of every MLP."""
     dropout_rate: Rate = 0.0
@@ -156,17 +155,17 @@ class HiPConfig(Settings, prefix=""):
     drop_path_schedule: Annotated[
         Literal["constant", "linear"], UsedIf("drop_path_rate", above=0)
     ] = "constant"
-    """The same rate everywhere (as released), or growing from zero with depth."""
+    """Use the same rate in all layers (as released), or increase it linearly from zero."""
     drop_path_rescale: bool = True
-    """Divide kept branches by the keep probability; the released code does not."""
+    """Divide retained branches by the keep probability; the released code does not."""
     init: Literal["balanced", "paper"] = "balanced"
-    """Position tables and latents large enough to matter beside the content they meet, whatever the
-    input's length, or (as released) of variance 1 / rows, which is tiny for long inputs."""
+    """balanced: position embeddings and latents are large enough to matter next to the content,
+    for any input length; paper: their variance is 1 / rows, as released, which is tiny for long
+    inputs."""
     decode_chunk: Annotated[Count, UsedIf("decoder", True)] = 1024
-    """Reconstruction queries per group that are alive at once; more are answered in chunks."""
+    """Maximum number of reconstruction queries per group in memory; more are computed in chunks."""
 
     def __post_init__(self) -> None:
-        """Reject contradictory settings, naming the rule."""
         object.__setattr__(self, "inputs", dict(self.inputs))
         super().__post_init__()
         check_levels(self)
@@ -190,58 +189,62 @@ class HiPConfig(Settings, prefix=""):
 
     @property
     def grouped_inputs(self) -> dict[str, ModalitySpec]:
-        """The modalities that pass through the hierarchy: all but the bottleneck labels."""
+        """Modalities that pass through the hierarchy: all but the bottleneck labels."""
         return {name: spec for name, spec in self.inputs.items() if name not in self.labels}
 
     @property
     def data_inputs(self) -> dict[str, ModalitySpec]:
-        """The modalities that a data set must bring."""
+        """Modalities that the data set must provide."""
         return self.grouped_inputs
 
     @property
     def byte_outputs(self) -> tuple[str, ...]:
-        """The texts of which a call scores every entry of the byte vocabulary, byte by byte."""
+        """Names of the texts for which a call returns scores over the byte vocabulary."""
         if self.head.kind != "none":
             return ()
         return tuple(n for n, spec in self.grouped_inputs.items() if isinstance(spec, Bytes))
 
     @property
     def num_classes(self) -> int:
-        """Logits of a classifier; 0 for other heads."""
+        """Number of classes of a classifier; 0 for other heads."""
         return self.head.num_outputs if self.head.kind in {"query", "mean"} else 0
 
     @property
     def fourier_dim(self) -> int:
-        """Channels of Fourier positions: those of the modality with most axes."""
+        """Channels of Fourier positions, set by the modality with the most axes."""
         return max(fourier_dim(len(s.grid), self.num_bands) for s in self.grouped_inputs.values())
 
     @property
     def query_dim(self) -> int:
-        """Channels of a reconstruction query: a projected position row, or Fourier features."""
+        """Channels of a reconstruction query: a position embedding, or Fourier features."""
         return self.token_dim if self.positions == "learned" else self.fourier_dim
 
     @property
     def input_dim(self) -> int:
-        """Channels of a token as the first block reads it."""
+        """Channels of a token at the input of the first level."""
         return self.token_dim + (0 if self.positions == "learned" else self.fourier_dim)
 
     @property
     def multiplies_positions(self) -> bool:
-        """Whether tokens hold products of content and learned positions."""
+        """Whether tokens include products of content and learned positions."""
         return self.position_product and self.positions == "learned"
 
     @property
     def carries_elements(self) -> bool:
-        """Whether the decoder reads the tokens of the inputs."""
+        """Whether the decoder attends to the input tokens."""
         return self.query_elements and self.decoder
 
     @property
     def label_dim(self) -> int:
-        """Channels of a label token: those of the level below the processor."""
+        """Channels of a label token: those of the level before the processor."""
         return self.levels[self.processor - 1].latent_dim if self.processor else self.input_dim
 
     def layout(self, present: tuple[str, ...] | None = None) -> GroupLayout:
-        """Return how the groups are dealt, over the declared modalities or those ``present``."""
+        """Return the assignment of groups to modalities.
+
+        Args:
+            present: Modalities of a call, which matter only with ``deal_over="present"``.
+        """
         lengths = {name: spec.num_tokens for name, spec in self.grouped_inputs.items()}
         if present is not None and self.deal_over == "present":
             lengths = {name: lengths[name] for name in present if name in lengths}
@@ -253,14 +256,14 @@ class HiPConfig(Settings, prefix=""):
         return deal_groups(lengths, self.levels[0].num_groups, grids)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data; ``from_json`` restores it."""
+        """Convert to JSON-serialisable data; ``from_json`` is the inverse."""
         data = asdict(self)
         data["inputs"] = {name: spec_to_json(spec) for name, spec in self.inputs.items()}
         return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "HiPConfig":
-        """Rebuild a config.
+        """Rebuild a config from the output of ``to_json``.
 
         Raises:
             ConfigError: A field is missing, unknown or invalid.
@@ -281,7 +284,7 @@ class HiPConfig(Settings, prefix=""):
 
 
 def check_levels(config: HiPConfig) -> None:
-    """Check the hierarchy: odd, one group in the middle, mirrored groups, divisible widths."""
+    """Check the number of levels, the middle level, mirrored groups and divisible widths."""
     levels = config.levels
     flat = config.grouping == "concatenate"
     if (flat and len(levels) != 1) or (not flat and (len(levels) < 3 or len(levels) % 2 == 0)):
@@ -306,8 +309,8 @@ def check_levels(config: HiPConfig) -> None:
         if (level.num_groups, level.num_latents) != (mirror.num_groups, mirror.num_latents):
             raise ConfigError(
                 f"level {index} has {level.num_groups} groups of {level.num_latents} latents, its "
-                f"mirror {mirror.num_groups} of {mirror.num_latents}; skip connections need them "
-                f"equal"
+                f"mirror {mirror.num_groups} of {mirror.num_latents}; they must be equal for skip "
+                f"connections"
             )
         if level.train_latents is not None and (
             level is not middle or not 0 < level.train_latents <= level.num_latents
@@ -327,7 +330,7 @@ def check_levels(config: HiPConfig) -> None:
 
 
 def check_queries(config: HiPConfig) -> None:
-    """Check that the reconstruction decoder can read what it is asked to."""
+    """Check the heads of reconstruction queries."""
     width = config.levels[-1].latent_dim
     if width % config.query_heads:
         raise ConfigError(
@@ -336,14 +339,14 @@ def check_queries(config: HiPConfig) -> None:
 
 
 def check_elements(config: HiPConfig) -> None:
-    """Check that tokens are wide enough for the heads among elements."""
+    """Check that tokens are wide enough for the heads of element layers."""
     width, heads = config.input_dim, config.element_heads
     if width % heads:
         raise ConfigError(f"element_heads={heads} must divide the {width} channels of a token")
     axes = max(len(spec.grid) for spec in config.grouped_inputs.values())
     if config.element_rotary and (width // heads % 2 or width // heads < 2 * axes):
         raise ConfigError(
-            f"element_rotary turns pairs of channels, one or more per axis: a head has "
+            f"element_rotary rotates pairs of channels, one or more per axis: a head has "
             f"{width // heads} channels ({width} over element_heads={heads}), which must be even "
             f"and at least {2 * axes} for inputs of {axes} axes"
         )
@@ -364,7 +367,7 @@ def check_inputs(config: HiPConfig) -> None:
     if padded:
         raise ConfigError(
             f"labels {padded} are texts or ragged points, which may be padded; a bottleneck label "
-            f"holds all of its elements, so leave them out of labels and read them as inputs"
+            f"must be complete, so use them as inputs and not as labels"
         )
     if config.labels and config.grouping == "concatenate":
         raise ConfigError("bottleneck labels need a hierarchy; a flat model takes labels as inputs")
@@ -372,6 +375,7 @@ def check_inputs(config: HiPConfig) -> None:
         raise ConfigError(
             f"modality names {list(config.inputs)} must be non-empty and without dots"
         )
+    # Modules of a modality are stored under its name in a ModuleDict.
     taken = [name for name in config.inputs if hasattr(nn.ModuleDict(), name)]
     if taken:
         raise ConfigError(f"modality names {taken} are taken by torch's ModuleDict; rename them")
@@ -395,7 +399,7 @@ def check_inputs(config: HiPConfig) -> None:
 
 
 def check_head(config: HiPConfig) -> None:
-    """Check that the head has what it reads."""
+    """Check that the inputs and the decoder that a head needs exist."""
     head = config.head
     if head.kind not in {"none", "label"} and head.num_outputs < 1:
         raise ConfigError(

@@ -1,4 +1,7 @@
-"""HiP's way back: descend from the processor with skip connections, then answer position queries.
+"""HiP's decoder, which reconstructs inputs from the processor, and its heads.
+
+Levels with skip connections lead from the processor to the last level, which position queries
+attend to.
 
 Legend: B batch, G groups, S slots per group, Q queries per group, N elements, C channels.
 Paper: HiP (arXiv 2202.10890) Sec. 3.
@@ -26,15 +29,15 @@ def in_chunks(
     mask: Bool[Tensor, "#B G 1 M"] | None,
     size: int,
 ) -> Float[Tensor, "B G Q K"]:
-    """Answer queries a chunk at a time; in training chunks are recomputed, so memory is bounded.
+    """Evaluate ``answer`` for chunks of at most ``size`` queries, which bounds memory.
 
-    Queries never see one another, so the result does not depend on ``size``. A single chunk is
-    within bounds as it is and not worth computing twice.
+    Queries do not interact, so the result does not depend on ``size``. In training, chunks are
+    recomputed in the backward pass, except for a single chunk, which fits into memory anyway.
     """
     total = queries.shape[2]
     recompute = torch.is_grad_enabled() and tokens.requires_grad and total > size
     count = max(-(-total // size), 1)
-    size = -(-total // count)  # no more chunks than needed, as equal as can be
+    size = -(-total // count)  # as few chunks as possible, of almost equal size
     parts = []
     for chunk in queries.split(size, dim=2):
         if recompute:
@@ -47,12 +50,12 @@ def in_chunks(
 
 
 class ReadOut(nn.Module):
-    """Position queries read latents; a Linear per modality turns the answer into values.
+    """Cross-attention from position queries to latents, then a linear layer per modality.
 
     Args:
-        config: The model's.
-        token_dim: Channels of the latents that are read.
-        query_dim: Channels of a query, and of the answer.
+        config: Configuration of the model.
+        token_dim: Channels of the latents.
+        query_dim: Channels of a query, before and after cross-attention.
         outputs: Values per element, by modality.
     """
 
@@ -79,7 +82,7 @@ class ReadOut(nn.Module):
         chunk: int | None = None,
         mask: Bool[Tensor, "#B G 1 M"] | None = None,
     ) -> Float[Tensor, "B G Q K"]:
-        """Return the values of one modality at its queried positions."""
+        """Return the values of one modality at the queried positions."""
         unembed = self.unembed[name]
 
         def answer(part: Tensor, latents: Tensor, mask: Tensor | None) -> Tensor:
@@ -92,7 +95,11 @@ class ReadOut(nn.Module):
 
 
 class HiPDecoder(nn.Module):
-    """The levels above the processor's way up, mirrored, and the reconstruction read-out."""
+    """Decoder levels, and the output layers of the reconstruction.
+
+    Args:
+        config: Configuration of the model.
+    """
 
     def __init__(self, config: HiPConfig) -> None:
         super().__init__()
@@ -105,7 +112,7 @@ class HiPDecoder(nn.Module):
             query_dim=config.query_dim,
             outputs={name: spec.channels for name, spec in config.grouped_inputs.items()},
         )
-        # Visible elements are read beside the latents, at the latents' width.
+        # Queries attend to visible elements together with the latents, so widths must be equal.
         self.elements = (
             Linear(config.input_dim, config.levels[-1].latent_dim)
             if config.query_elements
@@ -141,7 +148,7 @@ class HiPDecoder(nn.Module):
             x = regroup(found[-1], skip.shape[1], self.config.regroup)
             found.append(block(x, skip=skip))
         if self.latent_heads is not None:
-            # Data-parallel training needs a gradient for every parameter, used or not.
+            # Data-parallel training requires a gradient for every parameter, used or not.
             unasked = sum((weight.sum() for weight in self.latent_heads.parameters()), start=0.0)
             found[-1] = found[-1] + 0.0 * unasked
         return found
@@ -149,36 +156,39 @@ class HiPDecoder(nn.Module):
     def predict_latents(
         self, levels: Sequence[Float[Tensor, "B _ _ _"]]
     ) -> list[Float[Tensor, "B _ _ _"]]:
-        """Return what the decoder's levels make of the latents of the mirrored encoder levels.
+        """Predict the latents of the mirrored encoder levels.
 
         Args:
-            levels: From ``levels``.
+            levels: Output of ``levels``.
         """
         assert self.latent_heads is not None
         return [head(x) for head, x in zip(self.latent_heads, levels[1:], strict=True)]
 
     @torch.no_grad()
     def start_as_interpolation(self) -> None:
-        """Let queries and visible elements be compared by position from the first step on.
+        """Initialise attention from queries to visible elements so that it compares positions.
 
-        Queries and keys share their projection, so a score is high where position rows agree, and
-        attention to elements starts as a kernel around the query; every head has a width of its
-        own. From random weights, attention by position has to be found first: on raw audio the
-        loss stays on its plateau for hundreds of steps (docs/log.md).
+        Queries and keys get the same projection. Scores are high where position embeddings are
+        similar, so that attention starts as a kernel around the query, with a different width for
+        each head. With random weights, training has to discover attention by position first: on raw
+        audio the loss stays on a plateau for hundreds of steps (docs/log.md).
         """
         if self.elements is None or self.elements.in_features > self.elements.out_features:
             return
         attention, width = self.readout.read.attention, self.elements.in_features
-        nn.init.eye_(self.elements.weight)  # tokens, then zeros
+        nn.init.eye_(self.elements.weight)  # tokens, padded with zeros
         queries = attention.q.weight
-        # Fourier features stand behind the content; learned rows are added to it.
+        # Fourier features follow the content; learned positions are added to it.
         places = slice(width - queries.shape[1], width)
         attention.k.weight[:, places].copy_(share_scores(queries, attention.num_heads))
 
     def sources(
         self, encoded: Encoded, latents: Float[Tensor, "B G N C"]
     ) -> tuple[Float[Tensor, "B G M C"], Bool[Tensor, "#B G 1 M"] | None]:
-        """Return what reconstruction queries read: latents, and the visible elements if asked."""
+        """Return the tokens that reconstruction queries attend to, and their mask.
+
+        These are the latents and, with ``query_elements``, the visible elements.
+        """
         if self.elements is None:
             return latents, None
         assert encoded.tokens is not None
@@ -189,15 +199,15 @@ class HiPDecoder(nn.Module):
         return sources, torch.cat([seen, encoded.mask], dim=3)
 
 
-# -- Read-outs other than the reconstruction: classes from the processor, values per element -----
+# -- Classification heads ------------------------------------------------------------------------
 #
 # Legend: B batch, N latents of the processor, C channels, K outputs. Paper: HiP (arXiv
-# 2202.10890) Sec. 4 uses the encoder alone for classification but does not say how it pools; the
-# query head is Perceiver IO's decoder (arXiv 2107.14795) with one learned query.
+# 2202.10890) Sec. 4 classifies with the encoder alone but does not specify the pooling; the query
+# head is the decoder of Perceiver IO (arXiv 2107.14795) with one learned query.
 
 
 class QueryHead(nn.Module):
-    """One learned query reads the processor's latents; a Linear gives the logits."""
+    """Logits from one learned query that attends to the latents of the processor."""
 
     def __init__(self, config: HiPConfig) -> None:
         super().__init__()
@@ -212,7 +222,7 @@ class QueryHead(nn.Module):
 
 
 class MeanHead(nn.Module):
-    """The normalised mean of the processor's latents; a Linear gives the logits."""
+    """Logits from the mean of the normalised latents of the processor."""
 
     def __init__(self, config: HiPConfig) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
-"""Self-attention among raw elements before the first read; not in the paper.
+"""Self-attention between raw elements before the first cross-attention; not in the paper.
 
-A latent reads a weighted mean of its group's elements, so a relation between two elements has to be
-found by several latents together. These layers let elements find one another first. In every other
-layer the groups are shifted by half of their length: the elements at a border meet there.
+A latent attends to a weighted mean of the elements of its group, so that relations between two
+elements are available only through several latents. These layers relate elements to each other
+first. In every second layer groups are shifted by half their length, as in shifted windows.
 
-Legend: B batch, G groups, K visible slots of a group, E token width.
+Legend: B batch, G groups, K visible slots of a group, E channels of a token, P pairs of channels.
 """
 
 from collections.abc import Callable
@@ -19,15 +19,15 @@ from perceivers.nn.blocks import SelfAttentionLayer
 from perceivers.nn.grouping import GroupLayout, Share
 from perceivers.nn.positions import rotary_angles
 
-# How much more alike queries and near elements are at the start than random projections make them.
+# Scale of initial keys relative to queries (mean over heads): the larger, the narrower the kernel.
 SHARPNESS = 2.0
 
 
 class ElementMixing(nn.Module):
-    """Self-attention layers on the tokens of the inputs, inside groups that shift back and forth.
+    """Self-attention layers on input tokens inside groups, shifted in every second layer.
 
     Args:
-        config: The model's.
+        config: Configuration of the model.
     """
 
     def __init__(self, config: HiPConfig) -> None:
@@ -46,18 +46,18 @@ class ElementMixing(nn.Module):
         self.rotary = config.element_rotary
         pairs = config.input_dim // config.element_heads // 2
         for name, spec in config.grouped_inputs.items() if self.rotary else ():
-            # Buffers of their own, as a module's names and a modality's may clash.
+            # The prefix avoids clashes between names of modalities and attributes of the module.
             angles = rotary_angles(spec.grid, pairs)
             self.register_buffer(f"angles_{name}", angles, persistent=False)
 
     def angles(
         self, layout: GroupLayout, pick: Callable[[Tensor, Share], Tensor]
     ) -> Float[Tensor, "b G K P"] | None:
-        """Return the rotary positions of the visible slots, or None without.
+        """Return the rotary angles of the visible slots; None without rotary positions.
 
         Args:
-            layout: How modalities share the groups.
-            pick: Leaves the visible ones of a modality's slots ``[1, g, S, P]``.
+            layout: Assignment of groups to modalities.
+            pick: Selects the visible slots of a modality from ``[1, g, S, P]``.
         """
         if not self.rotary:
             return None
@@ -74,7 +74,7 @@ class ElementMixing(nn.Module):
         mask: Bool[Tensor, "#B G 1 K"] | None,
         angles: Float[Tensor, "#B G K P"] | None = None,
     ) -> Float[Tensor, "B G K E"]:
-        """Return the tokens after they met; those where ``mask`` is False are not attended to."""
+        """Return the transformed tokens; those where ``mask`` is False are not attended to."""
         half = tokens.shape[2] // 2
         for index, layer in enumerate(self.layers):
             shift = half if index % 2 else 0
@@ -91,10 +91,10 @@ class ElementMixing(nn.Module):
 
     @torch.no_grad()
     def start_near(self) -> None:
-        """Let elements be compared by position from the first step on (``share_scores``).
+        """Initialise attention so that it compares elements by position (``share_scores``).
 
-        The layers add nothing at the start: random ones would bury the content of tokens, which is
-        small beside their positions.
+        Output layers start at zero: random ones would drown the content of tokens, which is small
+        compared to their positions.
         """
         for layer in self.layers:
             assert isinstance(layer, SelfAttentionLayer)
@@ -105,9 +105,9 @@ class ElementMixing(nn.Module):
 
 
 def share_scores(queries: Float[Tensor, "D E"], heads: int) -> Float[Tensor, "D E"]:
-    """Return weights of keys under which a score is high where queries and elements agree.
+    """Return key weights with which scores are high where queries and elements are similar.
 
-    Attention then starts as a kernel around each query, every head with a width of its own.
+    Attention then starts as a kernel around each query, with a different width for each head.
     """
     sharpness = SHARPNESS * (torch.linspace(0.5, 1.5, heads) if heads > 1 else torch.ones(1))
     scale = sharpness.repeat_interleave(queries.shape[0] // heads).unsqueeze(1)
@@ -115,7 +115,7 @@ def share_scores(queries: Float[Tensor, "D E"], heads: int) -> Float[Tensor, "D 
 
 
 def shift_groups(x: Tensor, shift: int) -> Tensor:
-    """Move the slots of ``[B, G, K, C]`` by ``shift`` towards the front, across groups."""
+    """Roll the slots of ``[B, G, K, C]`` by ``shift`` towards the front, across groups."""
     if shift == 0:
         return x
     return x.flatten(1, 2).roll(-shift, 1).unflatten(1, x.shape[1:3])

@@ -1,6 +1,7 @@
-"""HiP's way in: embed raw elements, add positions, deal groups, climb to the processor.
+"""HiP's encoder: embeds raw elements with positions, divides them into groups, encodes them.
 
-Legend: B batch, G groups, S slots per group, K kept slots, N elements, C channels, E token width.
+Legend: B batch, G groups, g groups of one modality, S slots per group, K visible slots, U groups of
+a plan, N elements, C channels, E channels of a token, P channels of a position.
 Paper: HiP (arXiv 2202.10890) Sec. 3.
 """
 
@@ -25,17 +26,22 @@ from perceivers.nn.linear import Linear
 from perceivers.nn.positions import FourierPositions, InterpolatedPositions, LearnedPositions
 from perceivers.types import ModalitySpec
 
-# Slots of a batch from which the first read is computed in chunks, and slots of a chunk.
+# Number of slots in a batch above which the first cross-attention is computed in chunks, and number
+# of slots in a chunk.
 CHUNKED_FROM = 1 << 18
 CHUNK_SLOTS = 1 << 17
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the encoder leaves behind.
+    """Output of the encoder.
 
-    Latents of every level up to the processor, the grouping, the bottleneck labels that had a
-    token, and, for ``query_elements``, the tokens that were read with their mask.
+    Attributes:
+        levels: Latents of every level up to the processor.
+        layout: Assignment of groups to modalities.
+        labels: Bottleneck labels that have tokens at the processor.
+        tokens: Input tokens; only with ``query_elements``.
+        mask: Mask of these tokens; None if all are valid.
     """
 
     levels: tuple[Tensor, ...]
@@ -53,7 +59,7 @@ class Encoded:
 def gather_slots(
     x: Shaped[Tensor, "#B G S *C"], ids: Int[Tensor, "B U K"]
 ) -> Shaped[Tensor, "B G K *C"]:
-    """Pick slots by ``ids`` ``[B, U, K]`` with U in {1, G}; touches nothing else."""
+    """Gather slots of every group by index; the indices are per group, or shared (U = 1)."""
     batch, groups = ids.shape[0], x.shape[1]
     ids = ids.expand(batch, groups, -1)
     x = x.expand(batch, *x.shape[1:])
@@ -61,7 +67,7 @@ def gather_slots(
 
 
 def make_block(config: HiPConfig, index: int) -> PerceiverBlock:
-    """Build level ``index`` with uninitialised weights."""
+    """Build level ``index``; the model initialises its weights."""
     level = config.levels[index]
     below = config.levels[index - 1].latent_dim if index else config.input_dim
     mirror = config.levels[len(config.levels) - 1 - index]
@@ -95,7 +101,7 @@ def make_block(config: HiPConfig, index: int) -> PerceiverBlock:
 
 
 def drop_path_rates(config: HiPConfig) -> list[float]:
-    """One rate per self-attention layer of the whole model."""
+    """Return the rate of stochastic depth of every self-attention layer of the model."""
     total = sum(level.depth for level in config.levels)
     if config.drop_path_schedule == "constant":
         return [config.drop_path_rate] * total
@@ -103,7 +109,7 @@ def drop_path_rates(config: HiPConfig) -> list[float]:
 
 
 def make_positions(config: HiPConfig, spec: ModalitySpec) -> LearnedPositions | FourierPositions:
-    """Build the positions of a modality; learned ones are initialised by the model."""
+    """Build the position embeddings of a modality; the model initialises learned ones."""
     if config.positions == "fourier":
         return FourierPositions(grid=spec.grid, num_bands=config.num_bands, dim=config.fourier_dim)
     if config.position_stride > 1:
@@ -114,10 +120,10 @@ def make_positions(config: HiPConfig, spec: ModalitySpec) -> LearnedPositions | 
 
 
 class InputEmbedding(nn.Module):
-    """Raw tensors of all modalities to grouped tokens, and position rows to grouped queries.
+    """Converts raw tensors to grouped tokens, and position embeddings to grouped queries.
 
-    Masked elements are left behind before anything is computed from them. What pads a text and rows
-    that are no point are never attended to.
+    With a packed plan, masked elements are dropped before anything is computed from them. Padding
+    of texts and missing points are never attended to.
     """
 
     def __init__(self, config: HiPConfig) -> None:
@@ -136,7 +142,7 @@ class InputEmbedding(nn.Module):
         self.positions = nn.ModuleDict(
             {name: make_positions(config, spec) for name, spec in specs.items()}
         )
-        # Keyed by modality or, for released parameters, by the modality's place in a call.
+        # By modality or, as in released parameters, by the index of the modality in a call.
         keys = {
             "none": [],
             "modality": list(specs),
@@ -152,14 +158,14 @@ class InputEmbedding(nn.Module):
         )
 
     def rows(self, layout: GroupLayout, share: Share) -> Float[Tensor, "1 g S P"]:
-        """Position rows of one modality, projected and grouped; one copy for the whole batch."""
+        """Return projected, grouped position embeddings of one modality, shared by all samples."""
         rows = self._project(self.positions[share.name](), layout, share)
         return share.split(rows.unsqueeze(0))
 
     def rows_of_groups(
         self, layout: GroupLayout, share: Share, groups: range
     ) -> Float[Tensor, "1 g S P"]:
-        """The same for some of the groups, without computing the others; raster order only."""
+        """Return ``rows`` of some groups without computing the others; raster order only."""
         positions = self.positions[share.name]
         assert isinstance(positions, InterpolatedPositions)
         start, stop = (
@@ -182,8 +188,9 @@ class InputEmbedding(nn.Module):
         plan: MaskPlan | None,
         present: Mapping[str, Tensor],
     ) -> tuple[Float[Tensor, "B G K E"], Bool[Tensor, "#B G 1 K"] | None]:
-        """Return the visible tokens and, where some slot must be hidden, who may be attended to."""
+        """Return the visible tokens and their attention mask, which is None if all are valid."""
         batch = next(iter(inputs.values())).shape[0]
+        # Without a mask attention is faster, so one is built only where a slot may be invalid.
         hidden = plan is not None and not plan.is_packed
         hidden |= any(share.name not in inputs for share in layout.shares)
         hidden |= layout.is_padded and self.config.mask_padding
@@ -219,7 +226,6 @@ class InputEmbedding(nn.Module):
     def _tokens(
         self, raw: Tensor | None, share: Share, rows: Tensor, kept: Tensor | None, batch: int
     ) -> Tensor:
-        """Embedded elements of one modality with their positions, ``[B, g, K, E]``."""
         if raw is None:
             return rows.new_zeros(batch, rows.shape[1], rows.shape[2], self.config.input_dim)
         values = self.slots(raw, share)
@@ -228,31 +234,31 @@ class InputEmbedding(nn.Module):
         )
 
     def may_lack(self, name: str) -> bool:
-        """Whether samples may lack elements of a modality."""
+        """Return whether elements of a modality may be missing: texts and ragged points."""
         return self._adapter(name).may_lack
 
     def real(
         self, raw: Tensor | None, share: Share, device: torch.device
     ) -> Bool[Tensor, "#B g S"]:
-        """Return which slots hold an element of a modality (would, without ``raw``).
+        """Return which slots hold an element of a modality.
 
-        The same for all samples, unless the modality is one of which samples may lack elements.
+        Without ``raw``, or if no elements can be missing, the result is the same for all samples.
         """
         own = None if raw is None else self._adapter(share.name).real(raw)
         if own is None:
             return share.valid(device).unsqueeze(0)
-        # Exported graphs pad no booleans.
+        # Exported graphs cannot pad booleans.
         return share.split(own.to(torch.uint8).unsqueeze(-1)).squeeze(-1).bool()
 
     def slots(self, raw: Tensor, share: Share) -> Shaped[Tensor, "B g S c"]:
-        """Raw values of one modality, grouped; a view wherever nothing is padded."""
+        """Return the grouped raw values of one modality; a view if nothing is padded."""
         values = self._adapter(share.name).flatten(raw)
         return share.split(values if values.ndim == 3 else values.unsqueeze(-1))
 
     def embed_slots(
         self, name: str, values: Shaped[Tensor, "B g K c"], rows: Float[Tensor, "#B g K P"]
     ) -> Float[Tensor, "B g K E"]:
-        """Embed raw values of one modality, and add or append their position rows."""
+        """Embed raw values of one modality, and add or append their position embeddings."""
         x = self._content(name, values)
         if self.product is not None:
             return x + rows + x * self.product(rows)
@@ -261,7 +267,7 @@ class InputEmbedding(nn.Module):
         return torch.cat([x, rows.to(x.dtype).expand(x.shape[0], -1, -1, -1)], -1)
 
     def _content(self, name: str, values: Shaped[Tensor, "B g K c"]) -> Float[Tensor, "B g K E"]:
-        """Embed raw values of one modality; what is no element becomes finite, no more."""
+        """Embed raw values of one modality; results for missing elements are finite but invalid."""
         adapter, embed = self._adapter(name), self.embed[name]
         if adapter.spec.kind in INDEXED:
             values = values.squeeze(-1)
@@ -270,7 +276,7 @@ class InputEmbedding(nn.Module):
         assert isinstance(embed, nn.Linear)
         elements = adapter.normalise(values, embed.weight.dtype)
         if adapter.may_lack:
-            # Under a mask, too, NaN would reach the gradient of the weights.
+            # Even under a mask, NaN would reach the gradient of the weights.
             elements = torch.where(is_point(elements).unsqueeze(-1), elements, 0.0)
         return embed(elements)
 
@@ -281,10 +287,9 @@ class InputEmbedding(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """Labels that enter at the processor: embedded to its input width, or blank where unknown.
+    """Tokens of the labels that enter at the processor (class-bottleneck template, released code).
 
-    Paper: the class-bottleneck template of the released code. A label that is not given is to be
-    predicted: its token keeps its position row and has no content.
+    A label that is not given is to be predicted: its token is the position embedding alone.
     """
 
     def __init__(self, config: HiPConfig) -> None:
@@ -304,7 +309,7 @@ class LabelEmbedding(nn.Module):
     def forward(
         self, inputs: Mapping[str, Tensor], names: Sequence[str], batch: int
     ) -> list[Float[Tensor, "B 1 N C"]]:
-        """Return one token array per named label modality."""
+        """Return one array of tokens per label modality in ``names``."""
         tokens = []
         for name in names:
             adapter, rows = self.adapters[name], self.positions[name]()
@@ -320,7 +325,11 @@ class LabelEmbedding(nn.Module):
 
 
 class HiPEncoder(nn.Module):
-    """Raw inputs to the latents of every level up to the processor."""
+    """Encodes raw inputs to the latents of every level up to the processor.
+
+    Args:
+        config: Configuration of the model.
+    """
 
     def __init__(self, config: HiPConfig) -> None:
         super().__init__()
@@ -336,11 +345,11 @@ class HiPEncoder(nn.Module):
         plan: MaskPlan | None = None,
         present: Mapping[str, Tensor] | None = None,
     ) -> Encoded:
-        """Encode a batch; with a ``plan`` only what it keeps is looked at.
+        """Encode a batch; with a ``plan``, only its visible elements.
 
         Raises:
-            InputError: An input is unknown, misshapen, or none was given; or a presence does not
-                fit.
+            InputError: An input or an entry of ``present`` is unknown or has a wrong shape, or
+                there is no input.
         """
         grouped = self._check(inputs)
         check_present(present or {}, inputs)
@@ -370,7 +379,6 @@ class HiPEncoder(nn.Module):
     def _angles(
         self, layout: GroupLayout, plan: MaskPlan | None
     ) -> Float[Tensor, "b G K P"] | None:
-        """Rotary positions of the visible elements, where the layers among them have any."""
         kept = {} if plan is None else plan.kept
 
         def pick(angles: Tensor, share: Share) -> Tensor:
@@ -380,8 +388,12 @@ class HiPEncoder(nn.Module):
         return self.elements.angles(layout, pick)
 
     def _reads_in_chunks(self, inputs: Mapping[str, Tensor], layout: GroupLayout) -> bool:
-        """Tell whether the first read is long enough, and nobody wants to see it as a whole."""
-        if not may_chunk():  # asked first: a graph must not depend on the size of its batch
+        """Return whether the first cross-attention is large, and its intermediates are not needed.
+
+        They are needed for attention weights, hooks, ``query_elements`` and element layers.
+        """
+        # Checked first: an exported graph must not depend on the batch size.
+        if not may_chunk():
             return False
         first = self.blocks[0]
         assert isinstance(first, PerceiverBlock)
@@ -400,14 +412,17 @@ class HiPEncoder(nn.Module):
     def _read_in_chunks(
         self, inputs: Mapping[str, Tensor], layout: GroupLayout
     ) -> Float[Tensor, "B G N C"]:
-        """Embed and read a few groups at a time; only raw inputs and latents are kept."""
+        """Compute the first cross-attention for a few groups at a time to bound memory.
+
+        Only raw inputs and latents are stored for the backward pass.
+        """
         first, embedding = self.blocks[0], self.inputs
         assert isinstance(first, PerceiverBlock)
         raw = next(iter(inputs.values()))
         queries, found, start = first.queries(raw.shape[0], raw.device), [], 0
         for share in layout.shares:
             name, groups = share.name, share.num_groups
-            # Interpolated rows are computed chunk by chunk, too: all of them take gigabytes.
+            # Interpolated positions are computed per chunk too: all of them would take gigabytes.
             inside = self.config.position_stride > 1 and not share.is_reordered
             lacks = embedding.may_lack(name)
 
@@ -447,13 +462,13 @@ class HiPEncoder(nn.Module):
         return torch.cat(found, dim=1) if len(found) > 1 else found[0]
 
     def _labels(self, inputs: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """The bottleneck labels that get a token: all declared, or (as released) those given."""
+        """Return the bottleneck labels that get tokens: all, or (as released) those given."""
         if self.config.deal_over == "declared":
             return self.config.labels
         return tuple(name for name in inputs if name in self.config.labels)
 
     def _check(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the modalities that pass through the hierarchy."""
+        """Check the inputs and return those that pass through the hierarchy."""
         declared = self.config.inputs
         for name, raw in inputs.items():
             if name not in declared:
@@ -463,14 +478,14 @@ class HiPEncoder(nn.Module):
                 )
             if not isinstance(raw, Tensor) or raw.ndim == 0:
                 raise InputError(f"input {name!r} must be a tensor with a batch axis, got {raw!r}")
-        # Declared order unless groups are re-dealt, where the release follows the call's order.
+        # Declared order; with deal_over="present" the order of the call, as in the released code.
         order = inputs if self.config.deal_over == "present" else declared
         grouped = {n: inputs[n] for n in order if n in inputs and n not in self.config.labels}
         if not grouped:
             raise InputError(f"no input given; the model needs at least one of {list(declared)}")
         sizes = {name: raw.shape[0] for name, raw in inputs.items()}
         first = next(iter(sizes.values()))
-        # Compared one by one: a set would fix the batch size of an exported graph.
+        # Not compared as a set, which would make the batch size a constant in exported graphs.
         if any(size != first for size in sizes.values()):
             raise InputError(f"inputs have different batch sizes {sizes}; they must be equal")
         return grouped

@@ -25,24 +25,23 @@ from perceivers.nn.positions import LearnedPositions, coarse_grid, fourier_rows,
 from perceivers.settings import change
 from perceivers.types import ModalitySpec
 
-# Deviation of learned arrays: large enough to matter beside the content they meet.
+# Standard deviation of learned arrays: large enough to matter next to the features they meet.
 BALANCED = 0.5
 
 
 class HiP(SavedModule):
     """Hierarchical Perceiver for any modalities.
 
-    Calling it returns what the head promises, in training and evaluation alike: logits ``[B, K]``
-    (query, mean, label), values in the modality's raw layout (dense heads), or without a head the
-    reconstruction of every input in its raw layout: of texts and labels scores per entry. One bare
-    tensor is accepted when there is one modality.
+    Calling it returns the output of the head, in training and in evaluation: logits ``[B, K]``
+    (query, mean, label), values in the raw layout of a modality (dense heads), or without a head a
+    reconstruction of every input in its raw layout (for texts and labels, scores per class).
 
     Args:
-        config: The complete description.
+        config: The full configuration.
     """
 
     family = "hip"
-    # What fine-tuning carries over: everything up to the processor.
+    # Fine-tuning transfers everything up to the processor.
     core = ("encoder.",)
     repeated = (Read, SelfAttentionLayer)
     config: HiPConfig
@@ -63,7 +62,7 @@ class HiP(SavedModule):
             return MeanHead(config)
         if head.kind == "label":
             if self.decoder is not None:
-                return None  # the decoder's label read-out serves
+                return None  # the label head of the decoder is used
             dims = {head.modality: config.inputs[head.modality].channels}
             return ReadOut(
                 config,
@@ -86,16 +85,17 @@ class HiP(SavedModule):
 
         | parameter | init |
         |---|---|
-        | Linear weights | truncated normal, variance 1 / fan_in; biases 0 |
+        | linear weights | truncated normal, variance 1 / fan_in; biases 0 |
         | embeddings of content | the same, times ``embed_scale`` |
-        | unembedding of the reconstruction | 0: the first reconstruction is exactly 0 |
+        | output layers of the reconstruction | 0: the first reconstruction is exactly 0 |
         | latents, positions, bytes, head query | ``balanced``: std 0.5; ``paper``: 1 / sqrt(rows) |
-        | positions with ``position_init: fourier`` | waves of the same mean square |
-        | scores of queries and elements (``query_elements``) | those of their position rows |
-        | LayerNorm | scale 1, offset 0 |
+        | positions with ``position_init: fourier`` | sines and cosines of the same mean square |
+        | attention to elements (``query_elements``) | compares position embeddings |
+        | LayerNorm | weight 1, bias 0 |
 
-        All draws are normal, cut at two deviations. A position row that is small beside the content
-        it is added to tells elements apart only after long training (docs/log.md measures it).
+        Normal distributions are truncated at two standard deviations. Position embeddings that are
+        small compared to the content to which they are added can distinguish elements only after
+        long training (measured in docs/log.md).
         """
         init_linears_(self)
         arrays = [m.latents for m in self.modules() if isinstance(m, PerceiverBlock)]
@@ -111,6 +111,7 @@ class HiP(SavedModule):
                 grid = coarse_grid(self.config.inputs[name].grid, self.config.position_stride)
                 dim = positions.table.shape[1]
                 with torch.no_grad():
+                    # Sines and cosines have a mean square of one half.
                     positions.table.copy_(fourier_rows(grid, dim) * BALANCED * 2**0.5)
         if self.config.embed_scale != 1:
             for embed in self.encoder.inputs.embed.values():
@@ -125,7 +126,7 @@ class HiP(SavedModule):
                     assert isinstance(linear, nn.Linear)
                     nn.init.zeros_(linear.weight)
 
-    # -- whole passes ------------------------------------------------------------------------
+    # -- forward passes ----------------------------------------------------------------------
 
     def forward(
         self,
@@ -133,14 +134,15 @@ class HiP(SavedModule):
         *,
         present: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, "B ..."] | dict[str, Tensor]:
-        """Return logits, dense values or reconstructions, as the head declares.
+        """Return logits, dense values or reconstructions, depending on the head.
 
         Args:
-            inputs: Raw tensors ``[B, ...]`` by name, or one bare tensor.
-            present: Which samples hold a modality, bool ``[B]``, by name; all where not given.
-                What stands in ``inputs`` where a sample has none is not looked at. A sample that
-                lacks a modality is answered as if it had been given alone and without it, when
-                groups are dealt over the declared modalities.
+            inputs: Raw tensors ``[B, ...]`` by modality name; a single tensor if there is one
+                modality.
+            present: Samples in which a modality is present, bool ``[B]``, by modality; all by
+                default. The values in ``inputs`` for other samples are ignored. With
+                ``deal_over="declared"``, a sample without a modality has the same output as in a
+                call without that modality.
         """
         inputs = self.as_dict(inputs)
         head = self.config.head
@@ -163,7 +165,7 @@ class HiP(SavedModule):
         *,
         present: Mapping[str, Tensor] | None = None,
     ) -> Encoded:
-        """Return the latents of every encoder level, each ``[B, G, N, C]``."""
+        """Return the latents of every encoder level, ``[B, G, N, C]``; arguments as ``forward``."""
         return self.encode(self.as_dict(inputs), present=present)
 
     def encode(
@@ -173,11 +175,16 @@ class HiP(SavedModule):
         *,
         present: Mapping[str, Tensor] | None = None,
     ) -> Encoded:
-        """Encode what ``plan`` keeps (everything without one) of what samples hold."""
+        """Encode the elements that ``plan`` leaves visible, or all without a plan.
+
+        Raises:
+            InputError: An input or an entry of ``present`` is unknown or has a wrong shape, or
+                there is no input.
+        """
         return self.encoder(inputs, plan, present)
 
     def decode(self, encoded: Encoded) -> Float[Tensor, "B G N C"]:
-        """Return the latents of the last level.
+        """Return the latents of the last decoder level.
 
         Raises:
             ConfigError: The model was built without a decoder.
@@ -196,16 +203,20 @@ class HiP(SavedModule):
         chunk_size: int | None = None,
         latents: Float[Tensor, "B G N C"] | None = None,
     ) -> dict[str, Tensor]:
-        """Return normalised values per modality.
+        """Reconstruct every modality, as normalised values.
 
-        With a packed plan only its masked slots are queried: ``[B, g, Q, C]``. Otherwise every
-        element is: ``[B, N, C]``. Bottleneck labels are always whole, ``[B, N, C]``.
+        With a packed plan only its masked slots are queried, ``[B, g, Q, C]``; otherwise all
+        elements, ``[B, N, C]``. Bottleneck labels are always complete, ``[B, N, C]``.
 
         Args:
-            encoded: From ``encode``.
-            plan: The plan the encoding was made with.
-            chunk_size: Queries per group alive at once; the config's when not given.
-            latents: From ``decode``, if they are there already.
+            encoded: Output of ``encode``.
+            plan: The plan that ``encode`` was called with.
+            chunk_size: Maximum number of queries per group in memory; ``config.decode_chunk`` by
+                default.
+            latents: Output of ``decode`` if it was computed already.
+
+        Raises:
+            ConfigError: The model was built without a decoder.
         """
         latents = self.decode(encoded) if latents is None else latents
         assert self.decoder is not None
@@ -229,7 +240,7 @@ class HiP(SavedModule):
     # -- helpers -----------------------------------------------------------------------------
 
     def layout(self) -> GroupLayout:
-        """Return how the declared modalities share the groups (for ``draw_mask_plan``)."""
+        """Return the assignment of groups to the declared modalities, for ``draw_mask_plan``."""
         return self.config.layout()
 
     def adapter(self, name: str) -> ElementAdapter:
@@ -241,10 +252,10 @@ class HiP(SavedModule):
         return adapter
 
     def layer_depths(self) -> dict[str, int]:
-        """Return a depth per parameter, for layer-wise learning rates.
+        """Return a depth per parameter, for layer-wise learning-rate decay.
 
-        Inputs have depth 0; every read and every self-attention layer adds one; read-outs share the
-        last depth.
+        Inputs have depth 0, every cross-attention and self-attention layer adds one, and output
+        layers share the last depth.
         """
         depth = 1
         depths: dict[str, int] = {}
@@ -267,13 +278,13 @@ class HiP(SavedModule):
         }
 
     def set_recompute(self, on: bool = True) -> None:
-        """Recompute self-attention layers in the backward pass: less memory, more time."""
+        """Recompute self-attention layers in the backward pass (activation checkpointing)."""
         for module in self.modules():
             if isinstance(module, PerceiverBlock | ElementMixing):
                 module.recompute = on
 
     def resized(self, inputs: Mapping[str, ModalitySpec]) -> "HiP":
-        """Return a copy for other input sizes: learned positions are interpolated on their grid.
+        """Return a copy for other input sizes, with learned positions interpolated.
 
         Raises:
             ConfigError: The modalities, their kinds or their channels differ.
@@ -299,7 +310,6 @@ class HiP(SavedModule):
         return model.train(self.training)
 
     def _read_label(self, name: str, encoded: Encoded) -> Float[Tensor, "B N K"]:
-        """Scores of a bottleneck label, read from the processor."""
         assert self.encoder.labels is not None
         readout = self.head if self.decoder is None else self.decoder.label_readout
         assert isinstance(readout, ReadOut)
@@ -307,14 +317,13 @@ class HiP(SavedModule):
         return readout(name, rows[None, None], encoded.processor).squeeze(1)
 
     def _dense(self, encoded: Encoded) -> Float[Tensor, "B ..."]:
-        """Values per element of the head's modality, in its raw layout."""
         head = self.config.head
         assert isinstance(self.head, ReadOut)
         share = next((s for s in encoded.layout.shares if s.name == head.modality), None)
         if share is None:
             raise InputError(
-                f"head {head.kind!r} answers for {head.modality!r}, which this call lacks; give "
-                f"it, or build the model with deal_over='declared'"
+                f"head {head.kind!r} needs the input {head.modality!r}, which is missing; pass it, "
+                f"or build the model with deal_over='declared'"
             )
         queries = self.encoder.inputs.rows(encoded.layout, share)
         if head.kind == "dense_bottleneck":

@@ -1,10 +1,10 @@
-"""The named HiP configurations, a row per level as in the paper's table.
+"""Named HiP variants, and their completion to a full configuration.
 
-Released: hip_16, hip_256, hip_mini, hip_16x3 and the flat io_*. Ours, sized for two CPU cores:
-hip_nano (64 to 1,024 inputs, seconds) and hip_tiny (1,024 to 16,384 inputs, minutes) as in the
-paper; hip_tiny_64 (to a million inputs) and hip_small (a step takes about four times as long as
-hip_tiny's) with settings under which raw elements are learnable in minutes (docs/learning.md);
-hip_text_tiny for texts of 64 to 1,024 bytes.
+Released models: hip_16, hip_256, hip_mini, hip_16x3 and the flat io_*. Small models for two CPU
+cores: hip_nano (64 to 1,024 elements, trains in seconds) and hip_tiny (1,024 to 16,384 elements,
+minutes), built as in the paper; hip_tiny_64 (up to a million elements) and hip_small (a step takes
+about four times as long as with hip_tiny), with settings that make raw elements learnable in
+minutes (docs/learning.md); hip_text_tiny for texts of 64 to 1,024 bytes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ def hierarchy(
     dims: Sequence[int],
     heads: Sequence[int],
 ) -> tuple[HiPLevel, ...]:
-    """Build levels from parallel columns, which is how the paper prints them."""
+    """Build levels from columns, the layout of the table in the paper."""
     return tuple(
         HiPLevel(num_groups=g, depth=s, num_latents=n, latent_dim=c, num_heads=h)
         for g, s, n, c, h in zip(groups, depth, latents, dims, heads, strict=True)
@@ -41,7 +41,7 @@ def flat(
     cross_ratio: int,
     ratio: int,
 ) -> Mapping[str, Any]:
-    """Build the single level of the release's flat Perceiver IO; tokens are as wide as latents."""
+    """Return the settings of the released flat Perceiver IO; tokens are as wide as latents."""
     level = HiPLevel(
         num_groups=1,
         num_latents=latents,
@@ -60,7 +60,7 @@ def flat(
     }
 
 
-# What made raw images and raw audio learnable (docs/learning.md).
+# Settings that make raw images and raw audio learnable (docs/learning.md).
 LEARNABLE: Mapping[str, Any] = {
     "position_init": "fourier",
     "position_product": True,
@@ -181,14 +181,14 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
         "token_dim": 128,
         "position_dim": 128,
         **LEARNABLE,
-        # The embedding of a byte is no loud or quiet element: it counts as much as its place.
+        # The embedding of a byte has no magnitude to preserve: it counts as much as its position.
         "embed_scale": 1.0,
         "element_layers": 4,
     },
 }
 
 
-# -- From a variant, inputs and a head to a complete HiP configuration ---------------------------
+# -- Full configuration from a variant, inputs and a head ----------------------------------------
 
 
 def configure(
@@ -199,20 +199,21 @@ def configure(
     head: str | HiPHead,
     overrides: Mapping[str, Any],
 ) -> HiPConfig:
-    """Complete a variant.
+    """Return the full configuration of a variant.
 
     Args:
-        settings: The variant's.
-        inputs: Modalities by name, in group order.
-        num_classes: Sugar for a classifier: an encoder with ``head`` and without a decoder.
-        head: With ``num_classes`` the name ``query`` or ``mean``; without, a complete ``HiPHead``.
+        settings: Settings of the variant.
+        inputs: Modalities by name, in the order in which groups are assigned to them.
+        num_classes: Number of classes; makes a classifier: an encoder with ``head`` and without a
+            decoder.
+        head: With ``num_classes`` the name ``query`` or ``mean``; without, a ``HiPHead``.
         overrides: Fields of ``HiPConfig``.
 
     Raises:
         ConfigError: The settings contradict one another.
     """
     if inputs is None:
-        raise ConfigError("a HiP has no inputs of its own; say what it reads with inputs={...}")
+        raise ConfigError("a HiP has no inputs of its own; describe them with inputs={...}")
     if isinstance(num_classes, Mapping):
         raise ConfigError(
             f"num_classes={dict(num_classes)}: a HiP has one head; several tasks at once are for "
@@ -222,11 +223,11 @@ def configure(
     if isinstance(head, HiPHead):
         if num_classes is not None:
             raise ConfigError(
-                f"num_classes={num_classes} and {head} both describe the read-out; give one of them"
+                f"num_classes={num_classes} and {head} both describe the output; give one of them"
             )
         values["head"] = head
     elif num_classes is None and head != "query":
-        raise ConfigError(f"head={head!r} needs num_classes, or give a complete HiPHead")
+        raise ConfigError(f"head={head!r} needs num_classes, or give a HiPHead")
     elif num_classes is not None:
         made = HiPHead(kind=head, num_outputs=num_classes)  # pyright: ignore[reportArgumentType]
         values = {"decoder": False, "head": made, **values}
@@ -234,7 +235,7 @@ def configure(
 
 
 def as_classifier(config: HiPConfig, num_classes: int | Mapping[str, int], head: str) -> HiPConfig:
-    """Return the config of an encoder with a classifying head.
+    """Return the config of a classifier with the same encoder.
 
     Raises:
         ConfigError: Several tasks, or an unknown head.
@@ -246,21 +247,22 @@ def as_classifier(config: HiPConfig, num_classes: int | Mapping[str, int], head:
 
 
 def as_segmenter(config: HiPConfig, num_classes: int, modality: str, head: str) -> HiPConfig:
-    """Return the config of a HiP that answers with classes for every element of a modality.
+    """Return the config of a HiP that predicts a class for every element of a modality.
 
     Args:
-        config: Whose inputs and levels stay.
-        num_classes: Logits per element.
-        modality: Whose elements.
-        head: ``family`` or ``bottleneck`` reads the processor; ``full`` the whole decoder.
+        config: Config of the source model, whose inputs and levels are kept.
+        num_classes: Number of classes.
+        modality: Modality to segment.
+        head: ``family`` or ``bottleneck`` attends to the processor, ``full`` to the last level of
+            the decoder.
 
     Raises:
-        ConfigError: Another head, or a modality that is not read.
+        ConfigError: Another head, or a modality that is not an input.
     """
     if head not in {"family", "bottleneck", "full"}:
         raise ConfigError(
-            f"head={head!r}: a HiP answers element by element from its 'bottleneck' or its 'full' "
-            f"decoder"
+            f"head={head!r}: a HiP predicts values per element with the heads 'bottleneck' and "
+            f"'full'"
         )
     full = head == "full"
     kind = "dense_full" if full else "dense_bottleneck"

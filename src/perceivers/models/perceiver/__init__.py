@@ -1,4 +1,4 @@
-"""The original Perceiver (arXiv 2103.03206): latents read the inputs again and again."""
+"""The original Perceiver (arXiv 2103.03206): latents with repeated cross-attention to inputs."""
 
 from perceivers.models.perceiver.model import Perceiver, PerceiverConfig
 

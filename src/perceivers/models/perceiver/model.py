@@ -1,4 +1,6 @@
-"""The Perceiver: a small latent array reads a large input array again and again; its mean answers.
+"""The Perceiver: a latent array with repeated cross-attention to the inputs, and a mean head.
+
+The latent array is the trunk in ``models/flat``, shared with Perceiver IO.
 
 Legend: B batch, N latents, D their channels, K outputs.
 Paper: Perceiver (arXiv 2103.03206); docs/perceiver.md maps its sections to this folder.
@@ -32,58 +34,58 @@ from perceivers.nn.linear import Linear
 from perceivers.settings import Natural, Settings, UsedIf, change
 from perceivers.types import ModalitySpec
 
-# -- What a Perceiver is made of. Paper: Perceiver (arXiv 2103.03206) Sec. 3 and App. C ----------
+# -- Configuration. Paper: Perceiver (arXiv 2103.03206) Sec. 3 and App. C ------------------------
 
 JOINED = UsedIf("num_inputs", above=1, otherwise="on a single modality")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PerceiverConfig(Settings, prefix=""):
-    """A complete Perceiver; variants are made with ``dataclasses.replace``."""
+    """Configuration of a Perceiver; use ``dataclasses.replace`` to change fields."""
 
     inputs: Mapping[str, ModalitySpec]
     """Modalities by name."""
     trunk: TrunkConfig
-    """The latent array, how often it reads, and what is shared."""
+    """The latent array, its cross-attention, and weight sharing."""
     num_outputs: Natural
-    """Values K that the mean of the latents becomes; 0 returns the mean itself."""
+    """Size K of the output computed from the mean of the latents; 0 returns the mean itself."""
     tokens: Mapping[str, TokenConfig] = field(default_factory=dict)
-    """How each modality becomes tokens; raw elements with Fourier positions where not given."""
+    """How each modality is converted to tokens; by default raw elements with Fourier positions."""
     min_padding: Annotated[Natural, JOINED] = 4
-    """Several modalities: channels of the smallest learned vector that pads a token."""
+    """Several modalities: minimum number of learned channels that pad a token."""
     mask_tokens: Annotated[bool, JOINED] = False
-    """Several modalities: make a mask token for each."""
+    """Several modalities: learn a mask token for each."""
     init: Literal["balanced", "paper"] = "balanced"
-    """Learned positions and latents of deviation 0.5; or the paper's: 1 and 0.02."""
+    """Standard deviation of learned positions and latents: 0.5 for both (balanced), or 1 and 0.02
+    as in the paper."""
 
     def __post_init__(self) -> None:
-        """Complete the tokens and reject contradictory settings."""
         super().__post_init__()
         object.__setattr__(self, "tokens", complete_tokens(self.inputs, self.tokens))
         object.__setattr__(self, "inputs", dict(self.inputs))
 
     @property
     def num_inputs(self) -> int:
-        """Modalities that are read together."""
+        """Number of modalities."""
         return len(self.inputs)
 
     @property
     def data_inputs(self) -> dict[str, ModalitySpec]:
-        """The modalities that a data set must bring."""
+        """Modalities that the data set must provide."""
         return dict(self.inputs)
 
     @property
     def num_classes(self) -> int:
-        """Logits."""
+        """Number of outputs, which are the logits of a classifier."""
         return self.num_outputs
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data; ``from_json`` restores it."""
+        """Convert to JSON-serialisable data; ``from_json`` is the inverse."""
         return config_to_json(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "PerceiverConfig":
-        """Rebuild a config.
+        """Rebuild a config from the output of ``to_json``.
 
         Raises:
             ConfigError: A field is missing, unknown or invalid.
@@ -91,24 +93,24 @@ class PerceiverConfig(Settings, prefix=""):
         return config_from_json(cls, data, {"tokens": TokenConfig})
 
 
-# -- The Perceiver -------------------------------------------------------------------------------
+# -- Model ---------------------------------------------------------------------------------------
 
-# Learned pixel positions of the paper's Table 2.
+# Standard deviation of learned pixel positions with init="paper" (Table 2 of the paper).
 POSITION_SIGMA = 1.0
 
 
 class Perceiver(SavedModule):
     """The original Perceiver for any modalities.
 
-    Calling it returns ``[B, K]``: the mean of the latents, then a Linear (in this order; the first
-    version of the paper averaged logits). One bare tensor is accepted when there is one modality.
+    Calling it returns ``[B, K]``: a linear layer applied to the mean of the latents (in this order;
+    the first version of the paper averaged logits).
 
     Args:
-        config: The complete description.
+        config: The full configuration.
     """
 
     family = "perceiver"
-    # What fine-tuning carries over: everything up to the latents.
+    # Fine-tuning transfers everything up to the latents.
     core = ("inputs.", "trunk.")
     repeated = (Read, SelfAttentionLayer)
     config: PerceiverConfig
@@ -128,7 +130,7 @@ class Perceiver(SavedModule):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Initialise every parameter; ``models/flat/trunk.py`` lists how; the head is zero."""
+        """Initialise every parameter as listed in ``models/flat/trunk.py``; the head is zero."""
         initialise(self, self.config.init, position_sigma=POSITION_SIGMA)
         if self.head is not None:
             nn.init.zeros_(self.head.weight)
@@ -143,13 +145,13 @@ class Perceiver(SavedModule):
         """Return logits.
 
         Args:
-            inputs: Raw tensors by name, or one bare tensor.
-            valid: Which tokens may be attended to ``[B, M]``, by modality.
-            present: Which samples hold a modality, bool ``[B]``, by name; all where not given. What
-                stands in ``inputs`` where a sample has none is not looked at.
+            inputs: Raw tensors by modality name; a single tensor if there is one modality.
+            valid: Tokens that may be attended to, bool ``[B, M]``, by modality.
+            present: Samples in which a modality is present, bool ``[B]``, by modality; all by
+                default. The values in ``inputs`` for other samples are ignored.
 
         Raises:
-            InputError: An input or a mask is unknown or misshapen, or nothing was given.
+            InputError: An input or a mask is unknown or has a wrong shape, or there is no input.
         """
         pooled = self.forward_features(inputs, valid=valid, present=present).latents.mean(1)
         return pooled if self.head is None else self.head(pooled)
@@ -161,7 +163,7 @@ class Perceiver(SavedModule):
         valid: Mapping[str, Tensor] | None = None,
         present: Mapping[str, Tensor] | None = None,
     ) -> Encoded:
-        """Return the latents and the tokens they read."""
+        """Return the latents and the tokens that they attended to; arguments as in ``forward``."""
         dtype = self.trunk.latents.dtype
         given = self.as_dict(inputs)
         tokens = self.inputs(given, valid=valid, present=present, dtype=dtype)
@@ -172,15 +174,15 @@ class Perceiver(SavedModule):
         return self.inputs.reader(name).adapter
 
     def layer_depths(self) -> dict[str, int]:
-        """Return a depth per parameter, for layer-wise learning rates: inputs 0, the head last."""
+        """Return a depth per parameter, for layer-wise learning-rate decay."""
         return flat_layer_depths(self, self.trunk)
 
     def set_recompute(self, on: bool = True) -> None:
-        """Recompute the trunk's layers in the backward pass: less memory, more time."""
+        """Recompute layers in the backward pass (activation checkpointing) to save memory."""
         self.trunk.recompute = on
 
     def resized(self, inputs: Mapping[str, ModalitySpec]) -> "Perceiver":
-        """Return a copy for other input sizes: learned positions are interpolated on their grid.
+        """Return a copy for other input sizes, with learned positions interpolated.
 
         Raises:
             ConfigError: The modalities, their kinds or their channels differ.

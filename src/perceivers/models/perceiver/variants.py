@@ -1,7 +1,9 @@
-"""The named Perceivers: the paper's, and ours for two CPU cores.
+"""Named Perceiver variants, and their completion to a full configuration.
 
-Paper: Perceiver (arXiv 2103.03206) Sec. 4: ImageNet (8 reads, the first apart, one set of 6
-layers), AudioSet (2 x (read + 8 layers), nothing shared), ModelNet40 (2 x (read + 6 layers)).
+Variants as in the paper, and small models for two CPU cores (nano, tiny).
+Paper: Perceiver (arXiv 2103.03206) Sec. 4: ImageNet (8 cross-attention layers, of which all but the
+first share weights, and one set of 6 self-attention layers), AudioSet (twice cross-attention and 8
+layers, nothing shared), ModelNet40 (twice cross-attention and 6 layers).
 """
 
 from collections.abc import Mapping
@@ -21,7 +23,6 @@ from perceivers.types import IMAGENET_MEAN, IMAGENET_STD, Audio, Image, Modality
 
 
 def _pixels(**trunk: Any) -> Mapping[str, Any]:
-    """ImageNet pixels with 64 bands of Fourier positions per axis."""
     settings = {"num_latents": 512, "latent_dim": 1024, "depth": 6, "num_blocks": 8, **trunk}
     return {
         "inputs": {"image": Image(224, 224, 3, mean=IMAGENET_MEAN, std=IMAGENET_STD)},
@@ -69,7 +70,7 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     },
     "perceiver_modelnet40": {
         "inputs": {"points": Points(2048, 3, ragged=True, scale="unit")},
-        # The paper's highest frequency is 1120, ten times ImageNet's; a resolution is twice that.
+        # The highest frequency in the paper is 1120; the resolution is twice that (Nyquist).
         "tokens": {
             "points": TokenConfig(content="coordinates", positions=_fourier(64, 2240, 2240, 2240))
         },
@@ -110,17 +111,17 @@ def configure(
     head: str,
     overrides: Mapping[str, Any],
 ) -> PerceiverConfig:
-    """Complete a variant.
+    """Return the full configuration of a variant.
 
     Args:
-        settings: The variant's.
-        inputs: Modalities; the variant's own when not given.
-        num_classes: Logits; the variant's own when not given.
+        settings: Settings of the variant.
+        inputs: Modalities by name; those of the variant by default.
+        num_classes: Number of classes; that of the variant by default.
         head: ``mean``, or the default.
-        overrides: Fields of ``PerceiverConfig``; ``trunk`` may name single fields.
+        overrides: Fields of ``PerceiverConfig``; ``trunk`` may be a mapping of single fields.
 
     Raises:
-        ConfigError: Something is missing, or asks for what a Perceiver does not have.
+        ConfigError: A setting is missing, or a Perceiver does not support it.
     """
     inputs = inputs or settings.get("inputs")
     outputs = num_classes if num_classes is not None else settings.get("num_outputs")
@@ -128,14 +129,14 @@ def configure(
         raise ConfigError("num_classes and num_outputs are the same thing; give one of them")
     outputs = overrides.get("num_outputs", outputs)
     if inputs is None:
-        raise ConfigError("this variant reads anything; say what with inputs={name: spec}")
+        raise ConfigError("this variant has no inputs; describe them with inputs={name: spec}")
     if not isinstance(outputs, int):
         raise ConfigError(
-            f"a Perceiver answers one array of logits; give num_classes as one number, not "
-            f"{outputs!r} (several tasks, reconstruction and dense outputs: perceiver_io)"
+            f"a Perceiver returns one array of logits; give num_classes as one number, not "
+            f"{outputs!r} (for several tasks, reconstruction or dense outputs use perceiver_io)"
         )
     if head not in {"query", "mean"}:
-        raise ConfigError(f"head={head!r}: a Perceiver answers with the mean of its latents")
+        raise ConfigError(f"head={head!r}: a Perceiver has only the head 'mean'")
     values = {**settings, **overrides, "inputs": inputs, "num_outputs": outputs}
     if isinstance(overrides.get("trunk"), Mapping):
         values["trunk"] = change_fields(settings["trunk"], overrides["trunk"])
@@ -153,7 +154,7 @@ def as_classifier(
     """
     if not isinstance(num_classes, int) or head not in {"query", "mean"}:
         raise ConfigError(
-            f"num_classes={num_classes}, head={head!r}: a Perceiver answers one array of logits "
-            f"with the mean of its latents"
+            f"num_classes={num_classes}, head={head!r}: a Perceiver returns one array of logits, "
+            f"computed from the mean of its latents (head 'mean')"
         )
     return change(config, num_outputs=num_classes)

@@ -1,4 +1,4 @@
-"""Perceiver IO (arXiv 2107.14795): any inputs to latents, any outputs by queries."""
+"""Perceiver IO (arXiv 2107.14795): inputs encoded to latents, outputs decoded by queries."""
 
 from perceivers.models.perceiver_io.config import DecoderConfig, Output, PerceiverIOConfig
 from perceivers.models.perceiver_io.model import PerceiverIO

@@ -1,4 +1,4 @@
-"""What a Perceiver IO is made of: inputs, how they become tokens, the latent array, the outputs.
+"""Configuration of Perceiver IO: inputs and their tokens, the latent array, decoder and outputs.
 
 Paper: Perceiver IO (arXiv 2107.14795) Sec. 3, Fig. 3 (queries) and the tables of App. E.
 """
@@ -28,49 +28,50 @@ ASKED_TOGETHER = UsedIf("num_outputs", above=1, otherwise="on a single output", 
 
 @dataclass(frozen=True, kw_only=True)
 class Output(Settings, prefix="output."):
-    """One thing the model answers: its queries, and what an answer becomes."""
+    """One output of the model: its queries, and its head."""
 
     queries: Literal["learned", "positions", "tokens"] = "learned"
-    """learned: an array of its own; positions: of a modality's elements; tokens: the modality's
-    own tokens, content and positions."""
+    """Queries: a learned array (learned), the position embeddings of a modality (positions), or the
+    input tokens of a modality with content and positions (tokens)."""
     length: Annotated[Count, LEARNED] = 1
-    """learned: queries O; as many as the modality's elements when one is named."""
+    """learned: number of queries O; with a modality, its number of elements."""
     dim: Annotated[Natural, LEARNED] = 0
     """learned: channels of a query."""
     modality: str = ""
-    """positions and tokens: the modality that is spoken of. learned: the modality whose padding the
-    queries share (byte outputs), or none."""
+    """positions and tokens: the modality to predict. learned: a modality whose padding also masks
+    the queries (byte outputs), or none."""
     positions: Annotated[PositionConfig, PLACED] = field(default_factory=PositionConfig)
-    """positions: their kind, over the output's own grid."""
+    """positions: kind of position embeddings, on the grid of the queries."""
     patch: Annotated[tuple[Count, ...], ON_GRID] = ()
-    """positions and tokens: elements per query along each axis; all one when empty. A conv head
-    needs one."""
+    """positions and tokens: elements per query along each axis; 1 when empty. Required by a conv
+    head."""
     sampled: Annotated[Literal["grid", "cell"], PLACED] = "grid"
-    """positions: coordinates of a query, -1 to 1 with both ends, or -1 + 2 index / size, which
-    never reaches 1; the released auto-encoder was trained with the latter."""
+    """positions: coordinates of the queries, from -1 to 1 inclusive (grid), or -1 + 2 index / size,
+    which never reaches 1 (cell); the released multimodal autoencoder was trained with the
+    latter."""
     channels: Natural = 0
-    """Values per query (per element, with a patch); 0 gives the answer itself."""
+    """Values per query (per element, with a patch); 0 returns the decoder output itself."""
     head: Literal["linear", "tanh_mlp", "tied", "conv"] = "linear"
-    """linear; two layers with a tanh between (App. F.4); the transposed byte embedding; or
-    transposed convolutions over the grid of answers, which make a patch of each."""
+    """Head: one linear layer (linear), two with a tanh between them (tanh_mlp, App. F.4), the
+    transposed byte embedding (tied), or transposed convolutions over the grid of decoder outputs,
+    each of which becomes a patch (conv)."""
     mask_padding: bool = True
-    """Queries of padded elements attend to nothing; the Hugging Face port lets them."""
+    """Queries of padding attend to nothing; in the Hugging Face port they attend to the latents."""
     divide_by: Positive = 1.0
-    """Values are divided by this (flow: 100)."""
+    """Divisor of the values (flow: 100)."""
 
     def __post_init__(self) -> None:
-        """Reject contradictory settings."""
         super().__post_init__()
         if self.queries == "learned" and self.dim < 1:
             raise ConfigError(f"output.dim is {self.dim}; learned queries need at least 1")
         if self.queries != "learned" and not self.modality:
-            raise ConfigError(f"{self.queries} queries need the modality they speak of")
+            raise ConfigError(f"{self.queries} queries need a modality; set output.modality")
         if self.queries == "positions" and self.positions.kind == "none":
             raise ConfigError("positions queries need positions: fourier or learned")
         if self.positions.combine != "concat":
             raise ConfigError(
-                f"queries are their positions; combine={self.positions.combine!r} has nothing to "
-                f"add them to"
+                f"queries are position embeddings alone; combine={self.positions.combine!r} has no "
+                f"content to add them to"
             )
         if self.head == "tied" and self.channels:
             raise ConfigError("a tied head has as many channels as the vocabulary; leave them out")
@@ -82,58 +83,58 @@ class Output(Settings, prefix="output."):
         if self.head == "conv":
             if self.queries == "learned":
                 raise ConfigError(
-                    "a conv head needs answers on the grid of a modality; learned queries have "
-                    "none: ask with positions or tokens"
+                    "a conv head needs queries on the grid of a modality; learned queries have no "
+                    "grid: use queries='positions' or 'tokens'"
                 )
             count_doublings(self.patch)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig(Settings, prefix="decoder."):
-    """The one cross-attend with which all queries read the latents."""
+    """Cross-attention from the queries of all outputs to the latents."""
 
     num_heads: Count = 1
-    """Heads."""
+    """Attention heads."""
     qk_dim: Count | None = None
     """Width of queries and keys; that of the latents when None."""
     v_dim: Count | None = None
     """Width of values; qk_dim when None."""
     residual: bool = False
-    """Add the queries to what they read."""
+    """Use a residual connection around cross-attention."""
     mlp_ratio: Count = 1
-    """Hidden channels per channel after the cross-attend."""
+    """MLP expansion ratio after cross-attention."""
     project: Natural = 0
-    """Map every answer to this width by one Linear, which all outputs share, before the heads; 0
-    does not."""
+    """Project decoder outputs to this width before the heads, with one linear layer for all
+    outputs; 0: no projection."""
     min_padding: Natural = 2
-    """Several outputs: channels of the smallest learned vector that pads a query."""
+    """Several outputs: minimum number of learned channels that pad a query."""
     chunk: Count = 16384
-    """Queries that are alive at once; more are answered in chunks, which changes nothing else."""
+    """Maximum number of queries in memory; more are decoded in chunks, with the same result."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PerceiverIOConfig(Settings, prefix=""):
-    """A complete Perceiver IO; variants are made with ``dataclasses.replace``."""
+    """Configuration of a Perceiver IO; use ``dataclasses.replace`` to change fields."""
 
     inputs: Mapping[str, ModalitySpec]
     """Modalities by name."""
     trunk: TrunkConfig
     """The latent array."""
     outputs: Mapping[str, Output]
-    """What the model answers, by name; one answer is returned bare."""
+    """Outputs by name; a model with one output returns a tensor instead of a dict."""
     tokens: Mapping[str, TokenConfig] = field(default_factory=dict)
-    """How each modality becomes tokens; raw elements with Fourier positions where not given."""
+    """How each modality is converted to tokens; by default raw elements with Fourier positions."""
     decoder: Annotated[DecoderConfig, ASKED_TOGETHER] = field(default_factory=DecoderConfig)
-    """How the outputs read the latents."""
+    """Cross-attention from queries to latents."""
     min_padding: Annotated[Natural, JOINED] = 4
-    """Several modalities: channels of the smallest learned vector that pads a token."""
+    """Several modalities: minimum number of learned channels that pad a token."""
     mask_tokens: Annotated[bool, JOINED] = False
-    """Several modalities: make a mask token for each."""
+    """Several modalities: learn a mask token for each."""
     init: Literal["balanced", "paper"] = "balanced"
-    """Learned positions, latents and queries of deviation 0.5, or (as released) 0.02."""
+    """Standard deviation of learned positions, latents and queries: 0.5 (balanced), or 0.02 as
+    released (paper)."""
 
     def __post_init__(self) -> None:
-        """Complete the tokens and reject contradictory settings."""
         super().__post_init__()
         tokens = complete_tokens(self.inputs, self.tokens)
         for name, value in (("inputs", self.inputs), ("tokens", tokens), ("outputs", self.outputs)):
@@ -149,7 +150,7 @@ class PerceiverIOConfig(Settings, prefix=""):
     def _check_output(self, name: str, output: Output) -> None:
         if output.modality and output.modality not in self.inputs:
             raise ConfigError(
-                f"output {name!r} speaks of {output.modality!r}, but the inputs are "
+                f"output {name!r} has the modality {output.modality!r}, but the inputs are "
                 f"{list(self.inputs)}" + suggest(output.modality, self.inputs)
             )
         spec = self.inputs.get(output.modality)
@@ -158,8 +159,8 @@ class PerceiverIOConfig(Settings, prefix=""):
         if output.queries == "learned" and spec is not None and output.length != spec.num_tokens:
             raise ConfigError(
                 f"output {name!r}: {output.length} learned queries share the padding of "
-                f"{output.modality!r}, which has {spec.num_tokens} elements; make them as many, or "
-                f"name no modality"
+                f"{output.modality!r}, which has {spec.num_tokens} elements; set length to that "
+                f"number, or leave modality out"
             )
         if output.patch and spec is not None:
             grid = self.answered_grid(output)
@@ -171,9 +172,9 @@ class PerceiverIOConfig(Settings, prefix=""):
                 )
 
     def answered_grid(self, output: Output) -> tuple[int, ...]:
-        """Return the grid of elements that an output speaks of, patches or not.
+        """Return the grid of elements that an output predicts, before division into patches.
 
-        Tokens that hold both frames of a pair are asked about one frame.
+        For tokens that contain both frames of a pair, this is the grid of one frame.
         """
         spec = self.inputs[output.modality]
         if output.queries != "tokens":
@@ -181,37 +182,37 @@ class PerceiverIOConfig(Settings, prefix=""):
         return covered_grid(spec, self.tokens[output.modality])
 
     def grid(self, output: Output) -> tuple[int, ...]:
-        """Return the grid of an output's queries: one per patch of the raw elements."""
+        """Return the grid of the queries of an output: one query per patch."""
         grid = self.answered_grid(output)
         patch = output.patch or (1,) * len(grid)
         return tuple(n // p for n, p in zip(grid, patch, strict=True))
 
     @property
     def num_inputs(self) -> int:
-        """Modalities that are read together."""
+        """Number of input modalities."""
         return len(self.inputs)
 
     @property
     def num_outputs(self) -> int:
-        """Outputs that queries of one width ask for."""
+        """Number of outputs."""
         return len(self.outputs)
 
     @property
     def data_inputs(self) -> dict[str, ModalitySpec]:
-        """The modalities that a data set must bring; labels are those of the samples."""
+        """Modalities that the data set must provide; labels are taken from the samples."""
         found = {n: s for n, s in self.inputs.items() if not isinstance(s, Labels)}
         return found or dict(self.inputs)
 
     @property
     def num_classes(self) -> int:
-        """Logits of a classifier, which answers one learned query; 0 for other models."""
+        """Number of classes of a classifier (one learned query); 0 for other models."""
         outputs = list(self.outputs.values())
         single = len(outputs) == 1 and outputs[0].queries == "learned" and outputs[0].length == 1
         return outputs[0].channels if single else 0
 
     @property
     def byte_outputs(self) -> tuple[str, ...]:
-        """The outputs that score every entry of the byte vocabulary, for each byte of a text."""
+        """Names of the outputs with scores over the byte vocabulary for each byte of a text."""
         return tuple(
             name
             for name, output in self.outputs.items()
@@ -221,7 +222,7 @@ class PerceiverIOConfig(Settings, prefix=""):
 
     @property
     def num_queries(self) -> dict[str, int]:
-        """Queries of the learned and the positions outputs, by name."""
+        """Number of queries by output; outputs with ``tokens`` queries are left out."""
         return {
             name: output.length if output.queries == "learned" else prod(self.grid(output))
             for name, output in self.outputs.items()
@@ -229,12 +230,12 @@ class PerceiverIOConfig(Settings, prefix=""):
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data; ``from_json`` restores it."""
+        """Convert to JSON-serialisable data; ``from_json`` is the inverse."""
         return config_to_json(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "PerceiverIOConfig":
-        """Rebuild a config.
+        """Rebuild a config from the output of ``to_json``.
 
         Raises:
             ConfigError: A field is missing, unknown or invalid.

@@ -1,6 +1,6 @@
-"""Queries, and the one cross-attend with which they read the latents.
+"""Decoder of Perceiver IO: queries, their cross-attention to the latents, and output heads.
 
-Legend: B batch, O queries, E channels of a query, N latents, D their channels, K values.
+Legend: B batch, O queries, E channels of a query, N latents, D channels of a latent, K values.
 Paper: Perceiver IO (arXiv 2107.14795) Sec. 3.2, Fig. 3, App. E.1.
 """
 
@@ -19,7 +19,7 @@ from perceivers.models.perceiver_io.config import Output, PerceiverIOConfig
 from perceivers.nn.blocks import Read
 from perceivers.nn.linear import Linear, linear
 
-# Queries of a grid up to which their Fourier features are kept.
+# Number of queries up to which the Fourier features of a grid are cached.
 CACHED_QUERIES = 2**16
 
 
@@ -27,8 +27,8 @@ class LearnedQueries(nn.Module):
     """An array of learned queries.
 
     Args:
-        length: Queries O.
-        dim: Channels E.
+        length: Number of queries O.
+        dim: Channels E of a query.
     """
 
     def __init__(self, length: int, dim: int) -> None:
@@ -44,14 +44,14 @@ class LearnedQueries(nn.Module):
 
 
 class PositionQueries(nn.Module):
-    """A query per place of an output's grid.
+    """One query per cell of a grid, made of its position.
 
-    Fourier queries of long grids are computed when they are asked for: a clip has 800,000, whose
-    table would be larger than the model.
+    Fourier features of large grids are computed when they are needed: a video has 800,000 queries,
+    whose features would be larger than the model.
 
     Args:
-        grid: Shape of the grid.
-        output: Which positions, and where a cell lies.
+        grid: Shape of the grid of queries.
+        output: Kind of positions, and coordinates of the cells.
     """
 
     def __init__(self, grid: tuple[int, ...], output: Output) -> None:
@@ -63,7 +63,7 @@ class PositionQueries(nn.Module):
     def forward(
         self, ids: Tensor | None, dtype: torch.dtype, device: torch.device
     ) -> Float[Tensor, "#B O E"]:
-        """Return the queries of all places, or of the flat indices ``ids``."""
+        """Return all queries, or those at the flat indices ``ids``."""
         if self.positions.is_cached:
             rows = self.positions(dtype)
             return rows if ids is None else at_least_3d(rows.squeeze(0)[ids])
@@ -79,16 +79,16 @@ class PositionQueries(nn.Module):
 
 
 def at_least_3d(x: Tensor) -> Float[Tensor, "#B O E"]:
-    """Give queries that all samples share a batch axis of one."""
+    """Add a batch axis of size one to queries that all samples share."""
     return x if x.ndim == 3 else x.unsqueeze(0)
 
 
 class TanhMlp(nn.Module):
-    """Two layers with a tanh between (App. F.4).
+    """Two linear layers with a tanh between them (App. F.4).
 
     Args:
-        dim: Channels in and hidden.
-        outputs: Values out.
+        dim: Input and hidden channels.
+        outputs: Output values K.
     """
 
     def __init__(self, dim: int, outputs: int) -> None:
@@ -97,18 +97,18 @@ class TanhMlp(nn.Module):
         self.out = Linear(dim, outputs)
 
     def forward(self, x: Float[Tensor, "*B E"]) -> Float[Tensor, "*B K"]:
-        """Return the values."""
+        """Return ``outputs`` values per query."""
         return self.out(self.hidden(x).tanh())
 
 
 class TiedHead(nn.Module):
-    """The transposed byte embedding, with a bias of its own.
+    """Scores by the transposed byte embedding, with a separate bias.
 
     Args:
-        outputs: Entries K of the vocabulary.
-        dim: Channels E of an answer.
-        rows_dim: Channels R of the embedding; a Linear maps answers of another width to it, as
-            those of several outputs are.
+        outputs: Size K of the vocabulary.
+        dim: Channels E of the decoder output.
+        rows_dim: Channels R of the embedding. If ``dim`` differs, as with several outputs, a linear
+            layer projects to it.
     """
 
     def __init__(self, outputs: int, dim: int, rows_dim: int) -> None:
@@ -119,21 +119,21 @@ class TiedHead(nn.Module):
     def forward(
         self, x: Float[Tensor, "*B E"], rows: Float[Tensor, "K R"]
     ) -> Float[Tensor, "*B K"]:
-        """Return a score per entry."""
+        """Return a score per vocabulary entry."""
         if self.project is not None:
             x = self.project(x)
         return linear(x, rows.to(x.dtype), self.bias.to(x.dtype))
 
 
 class Decoder(nn.Module):
-    """All queries of a model, and what their answers become.
+    """Queries, cross-attention and heads of all outputs.
 
-    Several outputs share one cross-attend: their queries are padded to the widest, each output's
-    with a learned vector of its own.
+    Outputs share the cross-attention layer: their queries are padded to a common width, with a
+    learned vector per output.
 
     Args:
-        config: The model's.
-        token_dims: Channels of the tokens, by modality, for queries made of them.
+        config: Configuration of the model.
+        token_dims: Channels of the input tokens by modality, for queries of kind ``tokens``.
     """
 
     def __init__(self, config: PerceiverIOConfig, token_dims: Mapping[str, int]) -> None:
@@ -194,20 +194,20 @@ class Decoder(nn.Module):
         """Return the queries of one output, padded to the common width.
 
         Args:
-            name: The output.
-            tokens: What the encoder read; queries of kind ``tokens`` are made of it.
-            ids: Flat indices of the queries wanted, ``[O]`` or ``[B, O]``; None wants all.
-            dtype: Of the queries.
+            name: Name of the output.
+            tokens: Input tokens, which are the queries of kind ``tokens``.
+            ids: Flat indices of the queries, ``[O]`` or ``[B, O]``; all if None.
+            dtype: Data type of the queries.
 
         Raises:
-            InputError: The output speaks of a modality that was not given.
+            InputError: The modality of an output with ``tokens`` queries was not given.
         """
         output = self.config.outputs[name]
         if output.queries == "tokens":
             if output.modality not in tokens.parts:
                 raise InputError(
-                    f"output {name!r} is read with the tokens of {output.modality!r}, which this "
-                    f"call lacks"
+                    f"output {name!r} is queried with the tokens of {output.modality!r}, which is "
+                    f"missing in this call; pass it as an input"
                 )
             queries = pick_rows(tokens.parts[output.modality], ids)
         else:
@@ -225,9 +225,9 @@ class Decoder(nn.Module):
         keep: Bool[Tensor, "B O"] | None,
         tied: Tensor | None,
     ) -> Float[Tensor, "B O K"]:
-        """Read the latents and return the values of every query.
+        """Cross-attend to the latents, apply the head and return the values of every query.
 
-        Outputs with a conv head give what ``upsample`` makes values of.
+        For a conv head, the result is the input of ``upsample`` instead.
         """
         kept = None if keep is None else keep.unsqueeze(1)
         x = self.read(queries.unsqueeze(1), latents.unsqueeze(1), keep=kept).squeeze(1)
@@ -245,12 +245,12 @@ class Decoder(nn.Module):
     def upsample(
         self, name: str, answers: Float[Tensor, "B O E"], grid: tuple[int, ...]
     ) -> Float[Tensor, "B K *fine"]:
-        """Return the values of an output with a conv head, made of all its answers.
+        """Apply the conv head of an output to the decoder outputs of all its queries.
 
         Args:
-            name: The output.
-            answers: From ``answer``, for every query.
-            grid: The grid on which the queries lie.
+            name: Name of the output.
+            answers: Result of ``answer`` for all queries.
+            grid: Grid of the queries.
         """
         output = self.config.outputs[name]
         values = self.heads[name](answers.transpose(1, 2).unflatten(2, grid))
@@ -260,7 +260,7 @@ class Decoder(nn.Module):
 def pick_rows(
     x: Float[Tensor, "B N C"], ids: Int[Tensor, "*#B O"] | None
 ) -> Float[Tensor, "B O C"]:
-    """Return the rows at flat indices, the same for all samples or each its own."""
+    """Return the rows at flat indices, which are shared by all samples or given per sample."""
     if ids is None:
         return x
     if ids.ndim == 1:

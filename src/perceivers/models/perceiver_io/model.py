@@ -1,6 +1,7 @@
-"""Perceiver IO: encode any inputs into latents once, decode any outputs from them with queries.
+"""Perceiver IO: encodes any inputs to latents, and decodes any outputs from them with queries.
 
-Legend: B batch, M tokens, N latents, D their channels, O queries, E their channels, K values.
+Legend: B batch, M tokens, N latents, D channels of a latent, O queries, E channels of a query, K
+values.
 Paper: Perceiver IO (arXiv 2107.14795); docs/perceiver-io.md maps its sections to this folder.
 """
 
@@ -39,17 +40,16 @@ from perceivers.types import ModalitySpec
 class PerceiverIO(SavedModule):
     """Perceiver IO for any modalities and outputs.
 
-    Calling it returns the one output bare, or all of them by name: ``[B, K]`` for one learned
-    query, ``[B, O, K]`` for several, the raw layout ``[B, K, *grid]`` (channels last for arrays,
-    points and bytes) for queries that belong to a modality. One bare tensor is accepted when there
-    is one modality.
+    Calling it returns a tensor if there is one output, else a dict of output name -> tensor:
+    ``[B, K]`` for one learned query, ``[B, O, K]`` for several, and the raw layout
+    ``[B, K, *grid]`` (channels last for arrays, points and bytes) for queries of a modality.
 
     Args:
-        config: The complete description.
+        config: The full configuration.
     """
 
     family = "perceiver_io"
-    # What fine-tuning carries over: everything up to the latents.
+    # Fine-tuning transfers everything up to the latents.
     core = ("inputs.", "trunk.")
     repeated = (Read, SelfAttentionLayer)
     config: PerceiverIOConfig
@@ -70,10 +70,10 @@ class PerceiverIO(SavedModule):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Initialise every parameter; ``models/flat/trunk.py`` lists how.
+        """Initialise every parameter as listed in ``models/flat/trunk.py``.
 
-        The bias of tied heads is zero, and so are heads of outputs that are read with the tokens,
-        as in the released flow.
+        Biases of tied heads are zero, and so are linear heads of outputs with ``tokens`` queries,
+        as in the released flow model.
         """
         queries = [m.table for m in self.decoder.queries.values() if isinstance(m, LearnedQueries)]
         arrays = [*queries, *self.decoder.padding.values()]
@@ -85,7 +85,7 @@ class PerceiverIO(SavedModule):
             elif isinstance(head, TiedHead):
                 nn.init.zeros_(head.bias)
 
-    # -- whole passes ------------------------------------------------------------------------
+    # -- forward passes ----------------------------------------------------------------------
 
     def forward(
         self,
@@ -95,14 +95,15 @@ class PerceiverIO(SavedModule):
         present: Mapping[str, Tensor] | None = None,
         outputs: list[str] | None = None,
     ) -> Tensor | dict[str, Tensor]:
-        """Return the answers to all outputs, or to those named.
+        """Return one or several outputs.
 
         Args:
-            inputs: Raw tensors by name, or one bare tensor.
-            valid: Which tokens may be attended to ``[B, N]``, by modality.
-            present: Which samples hold a modality, bool ``[B]``, by name; all where not given. What
-                stands in ``inputs`` where a sample has none is not looked at.
-            outputs: Names; one name still gives a bare answer.
+            inputs: Raw tensors by modality name; a single tensor if there is one modality.
+            valid: Tokens that may be attended to, bool ``[B, N]``, by modality.
+            present: Samples in which a modality is present, bool ``[B]``, by modality; all by
+                default. The values in ``inputs`` for other samples are ignored.
+            outputs: Names of outputs to compute; all by default. For a single output the tensor is
+                returned instead of a dict.
         """
         encoded = self.encode(self.as_dict(inputs), valid=valid, present=present)
         names = list(self.config.outputs) if outputs is None else outputs
@@ -116,7 +117,7 @@ class PerceiverIO(SavedModule):
         valid: Mapping[str, Tensor] | None = None,
         present: Mapping[str, Tensor] | None = None,
     ) -> Encoded:
-        """Return the latents and the tokens they read."""
+        """Return the latents and the tokens that they attended to; arguments as in ``forward``."""
         return self.encode(self.as_dict(inputs), valid=valid, present=present)
 
     def encode(
@@ -128,10 +129,10 @@ class PerceiverIO(SavedModule):
         kept: Mapping[str, Tensor] | None = None,
         present: Mapping[str, Tensor] | None = None,
     ) -> Encoded:
-        """Encode a batch; the arguments are those of ``TokenReaders``.
+        """Encode a batch; arguments as in ``TokenReaders``.
 
         Raises:
-            InputError: An input or a mask is unknown or misshapen, or nothing was given.
+            InputError: An input or a mask is unknown or has a wrong shape, or there is no input.
         """
         dtype = self.trunk.latents.dtype
         tokens = self.inputs(
@@ -148,24 +149,24 @@ class PerceiverIO(SavedModule):
         keep: Tensor | None = None,
         chunk_size: int | None = None,
     ) -> Tensor:
-        """Answer the queries of one output, a chunk at a time.
+        """Decode one output, in chunks of queries.
 
-        Queries never see one another, so neither ``ids`` nor ``chunk_size`` changes an answer. In
-        training the chunks are computed again in the backward pass, so that memory stays bounded.
-        A conv head mixes neighbouring answers: all queries are asked then, whatever is picked.
+        Queries do not interact, so neither ``ids`` nor ``chunk_size`` changes their outputs. In
+        training, chunks are recomputed in the backward pass to bound memory. A conv head mixes
+        neighbouring outputs: then all queries are decoded, even if only some are returned.
 
         Args:
-            encoded: From ``encode``.
-            output: Name; may be left out when there is one.
-            ids: Answer only these, flat indices of the output's grid ``[O]``, or ``[B, O]`` for
-                each sample its own; returns ``[B, O, K]``.
-            keep: Queries that mean something ``[B, O]``; others attend to nothing. The padding of
-                the output's modality when not given.
-            chunk_size: Queries alive at once; the config's when not given.
+            encoded: Output of ``encode``.
+            output: Name of the output; optional if there is only one.
+            ids: Flat indices in the grid of the output, ``[O]`` or per sample ``[B, O]``: decode
+                only these queries and return ``[B, O, K]``.
+            keep: Valid queries, bool ``[B, O]``; others attend to nothing. By default queries of
+                padding are invalid.
+            chunk_size: Maximum number of queries in memory; ``config.decoder.chunk`` by default.
 
         Raises:
-            InputError: The output is unknown, its modality was not given, or ``keep`` is combined
-                with ``ids`` of an output with a conv head.
+            InputError: The output is unknown, its modality was not given, or ``ids`` and ``keep``
+                are both given for a conv head.
         """
         name = self._output_name(output)
         config = self.config.outputs[name]
@@ -180,7 +181,7 @@ class PerceiverIO(SavedModule):
         return values if ids is not None else self._laid_out(name, values)
 
     def query_grid(self, output: str) -> tuple[int, ...]:
-        """Return the grid on which an output's queries lie, of those that speak of a modality."""
+        """Return the grid of the queries of an output, which must have a modality."""
         config = self.config.outputs[output]
         if config.queries == "tokens":
             return self.inputs.reader(config.modality).grid
@@ -189,7 +190,7 @@ class PerceiverIO(SavedModule):
         return self.config.inputs[config.modality].grid
 
     def num_queries(self, output: str) -> int:
-        """Queries O of an output when all are asked."""
+        """Return the total number of queries O of an output."""
         config = self.config.outputs[output]
         if config.queries == "tokens":
             return self.inputs.reader(config.modality).num_tokens
@@ -202,15 +203,15 @@ class PerceiverIO(SavedModule):
         return self.inputs.reader(name).adapter
 
     def layer_depths(self) -> dict[str, int]:
-        """Return a depth per parameter, for layer-wise learning rates: inputs 0, outputs last."""
+        """Return a depth per parameter, for layer-wise learning-rate decay."""
         return flat_layer_depths(self, self.trunk)
 
     def set_recompute(self, on: bool = True) -> None:
-        """Recompute the trunk's layers in the backward pass: less memory, more time."""
+        """Recompute layers in the backward pass (activation checkpointing) to save memory."""
         self.trunk.recompute = on
 
     def resized(self, inputs: Mapping[str, ModalitySpec]) -> "PerceiverIO":
-        """Return a copy for other input sizes: learned positions are interpolated on their grid.
+        """Return a copy for other input sizes, with learned positions interpolated.
 
         Raises:
             ConfigError: The modalities, their kinds or their channels differ.
@@ -241,7 +242,7 @@ class PerceiverIO(SavedModule):
         return model.train(self.training)
 
     def _check_patches(self) -> None:
-        """Require as many tokens as patches, where the queries are tokens."""
+        """Require the same grid of tokens and patches where the queries are tokens."""
         for name, output in self.config.outputs.items():
             if output.queries != "tokens" or not output.patch:
                 continue
@@ -249,8 +250,8 @@ class PerceiverIO(SavedModule):
             if tokens != patches:
                 raise ConfigError(
                     f"output {name!r}: the tokens of {output.modality!r} lie on a grid {tokens}, "
-                    f"but patch {output.patch} needs {patches}; take another patch, or ask with "
-                    f"positions"
+                    f"but patch {output.patch} needs {patches}; use another patch, or "
+                    f"queries='positions'"
                 )
 
     def _output_name(self, output: str | None) -> str:
@@ -259,13 +260,13 @@ class PerceiverIO(SavedModule):
             return names[0]
         if output is None or output not in names:
             raise InputError(
-                f"output {output!r} is unknown; the model answers {names}"
+                f"output {output!r} is unknown; the model has the outputs {names}"
                 + suggest(str(output), names)
             )
         return output
 
     def _real_queries(self, output: Output, real: Tensor) -> Bool[Tensor, "B O"]:
-        """Return which queries ask for a real element of the output's modality."""
+        """Return which queries are for real elements, not for padding."""
         if output.queries == "tokens":
             return self.inputs.reader(output.modality).cover(real)
         if not output.patch:
@@ -282,7 +283,6 @@ class PerceiverIO(SavedModule):
         total: int,
         size: int,
     ) -> Float[Tensor, "B O K"]:
-        """Answer queries, making no more of them at once than ``size``."""
         device, tied = encoded.latents.device, self._tied_rows(name)
 
         def answer(
@@ -294,7 +294,7 @@ class PerceiverIO(SavedModule):
         if total <= size:
             return answer(ids, encoded.latents, keep)
         count = -(-total // size)
-        size = -(-total // count)  # no more chunks than needed, as equal as can be
+        size = -(-total // count)  # as few chunks as possible, of almost equal size
         parts = []
         for first in range(0, total, size):
             last = min(first + size, total)
@@ -316,11 +316,11 @@ class PerceiverIO(SavedModule):
         keep: Tensor | None,
         chunk_size: int | None,
     ) -> Float[Tensor, "B O K"]:
-        """Answer all of a conv head's queries, and return the patches of some."""
+        """Decode all queries of an output with a conv head, and return the patches of some."""
         if keep is not None:
             raise InputError(
-                f"output {name!r} has a conv head, for which every query is asked; give ids or "
-                f"keep, not both"
+                f"output {name!r} has a conv head, which needs all queries; give ids or keep, not "
+                f"both"
             )
         output = self.config.outputs[name]
         laid = self.decode(encoded, name, chunk_size=chunk_size)
@@ -329,7 +329,7 @@ class PerceiverIO(SavedModule):
         return pick_rows(space_to_depth(laid, output.patch), ids)
 
     def _tied_rows(self, name: str) -> Tensor | None:
-        """The byte embedding, for an output that is tied to it."""
+        """Return the byte embedding for a tied head, else None."""
         output = self.config.outputs[name]
         if output.head != "tied":
             return None
@@ -337,7 +337,7 @@ class PerceiverIO(SavedModule):
         return content.get_parameter("rows.weight")
 
     def _laid_out(self, name: str, values: Float[Tensor, "B O K"]) -> Tensor:
-        """Put answers where their elements are in the raw tensor."""
+        """Arrange the outputs of all queries in the raw layout of their modality."""
         output = self.config.outputs[name]
         if output.queries == "learned":
             return values.squeeze(1) if output.length == 1 else values
@@ -355,5 +355,5 @@ class PerceiverIO(SavedModule):
 
 
 def _per_sample(ids: Tensor, like: Tensor) -> Tensor:
-    """Give indices that all samples share a row per sample."""
+    """Expand shared indices to one row per sample."""
     return ids if ids.ndim == 2 else ids.expand(like.shape[0], -1)

@@ -1,10 +1,10 @@
-"""The named Perceiver IO configurations: the releases, the larger rows of the paper, and ours.
+"""Named Perceiver IO variants, and their completion to a full configuration.
 
-Released weights differ in more than their sizes, so every release records its GELU, its residual
-switches, where a sampled query lies and what is masked (docs/perceiver-io.md, deviations). Ours,
-for two CPU cores: perceiver_io_nano (seconds), perceiver_io_tiny (minutes),
-perceiver_io_text_tiny and perceiver_io_flow_tiny.
-Paper: Perceiver IO (arXiv 2107.14795), the table of configurations in App. E.
+Released models, larger models from the paper, and small models for two CPU cores. Released models
+differ not only in their sizes but also in residual connections, coordinates of queries and masking
+(docs/perceiver-io.md, deviations). The small models are perceiver_io_nano (trains in seconds),
+perceiver_io_tiny (minutes), perceiver_io_text_tiny and perceiver_io_flow_tiny.
+Paper: Perceiver IO (arXiv 2107.14795), table of configurations in App. E.
 """
 
 from collections.abc import Mapping
@@ -37,25 +37,25 @@ from perceivers.types import (
 
 IMAGENET = Image(224, 224, 3, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 CLIP = Video(16, 224, 224, 3, frame_rate=25.0)
-# Frames of flow enter as 2 x / 255 - 1.
+# The flow model gets frames as 2 x / 255 - 1.
 FRAMES = Video(2, 368, 496, 3, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 IMAGENET_CLASSES, KINETICS_CLASSES, AUDIOSET_CLASSES = 1000, 700, 527
 
 
 def fourier(bands: int, *resolution: int, **settings: Any) -> PositionConfig:
-    """Fourier positions of a resolution per axis."""
+    """Return Fourier positions with ``bands`` frequencies and one resolution per axis."""
     return PositionConfig(
         kind="fourier", num_bands=bands, max_resolution=resolution or None, **settings
     )
 
 
 def one_query(dim: int, classes: int) -> dict[str, Output]:
-    """Logits from one learned query."""
+    """Return the output of a classifier: one learned query."""
     return {"classes": Output(dim=dim, channels=classes)}
 
 
 def imagenet(tokens: TokenConfig, *, residual: bool, **trunk: Any) -> Mapping[str, Any]:
-    """An ImageNet classifier of 8 blocks that share 6 layers, unless ``trunk`` says otherwise."""
+    """Return an ImageNet classifier; by default 8 blocks that share 6 layers."""
     settings = {"num_blocks": 8, "depth": 6, **trunk}
     return {
         "inputs": {"image": IMAGENET},
@@ -68,7 +68,7 @@ def imagenet(tokens: TokenConfig, *, residual: bool, **trunk: Any) -> Mapping[st
 
 
 def language(latent_dim: int, depth: int) -> Mapping[str, Any]:
-    """Masked bytes: 2048 in, 2048 learned queries out, the embedding tied."""
+    """Return a masked language model: 2048 bytes, 2048 learned queries, tied embedding."""
     return {
         "inputs": {"bytes": Bytes(2048)},
         "tokens": {"bytes": text_tokens(768)},
@@ -87,7 +87,7 @@ def language(latent_dim: int, depth: int) -> Mapping[str, Any]:
 
 
 def text_tokens(dim: int) -> TokenConfig:
-    """Embedded bytes with learned positions added."""
+    """Return tokens made of byte embeddings and added learned positions."""
     return TokenConfig(
         content="embedding",
         dim=dim,
@@ -98,7 +98,7 @@ def text_tokens(dim: int) -> TokenConfig:
 def flow(
     *, latents: int, depth: int, latent_dim: int = 512, heads: int = 16, dim: int = 64, bands: int
 ) -> Mapping[str, Any]:
-    """Optical flow: 3x3 patches of two frames, read and asked for at every pixel."""
+    """Return an optical-flow model: 3x3 patches of two frames, one token and query per pixel."""
     positions = fourier(bands, 368, 496)
     return {
         "inputs": {"video": FRAMES},
@@ -114,7 +114,7 @@ def flow(
 
 
 def kinetics(latents: int) -> Mapping[str, Any]:
-    """Auto-encoding of video, sound and label."""
+    """Return a multimodal autoencoder of video, audio and label."""
     video = fourier(32, 16, 56, 56)
     audio = fourier(192, 30720)
     return {
@@ -154,7 +154,8 @@ def kinetics(latents: int) -> Mapping[str, Any]:
 
 
 def audioset(sound: Mapping[str, Any], dim: int) -> Mapping[str, Any]:
-    """Multi-label sound and video: 32 frames of 2x8x8 patches. The heads are not stated."""
+    """Return a multi-label classifier of audio and video: 32 frames in 2x8x8 patches."""
+    # The paper does not state the number of heads; these are the defaults.
     video = fourier(16, 16, 28, 28)
     return {
         "inputs": {"audio": sound["spec"], "video": Video(32, 224, 224, 3, frame_rate=25.0)},
@@ -206,8 +207,8 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "perceiver_io_tiny": {
         "trunk": TrunkConfig(num_latents=64, latent_dim=192, depth=4, num_heads=6, mlp_ratio=2)
     },
-    # Several heads read several places of a text at once; waves tell places apart from the start,
-    # and a byte is asked for by what was seen in its place.
+    # With several heads, a latent attends to several parts of a text at once. Fourier features
+    # distinguish positions from the first step, and queries include the (masked) input byte.
     "perceiver_io_text_tiny": {
         "tokens": {
             "bytes": TokenConfig(content="embedding", dim=64, positions=fourier(32)),
@@ -227,9 +228,10 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     },
     "perceiver_io_flow_tiny": {
         "inputs": {"video": Video(2, 48, 64, 3, mean=(0.5,) * 3, std=(0.5,) * 3)},
-        # The paper's cheaper input: a convolutional stem reads both frames at a quarter of their
-        # size. Motion is a small difference between large values, which short training does not
-        # find beside the light of the place; differences from the local mean show it (docs/log.md).
+        # The cheaper input of the paper: a convolutional stem that reduces both frames to a quarter
+        # of their size. Motion shows as small differences between large values, which short
+        # training does not pick up next to local brightness; subtracting the local mean exposes it
+        # (docs/log.md).
         "tokens": {
             "video": TokenConfig(content="conv", dim=64, contrast=9, positions=fourier(8, 12, 16))
         },
@@ -243,8 +245,8 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
             v_dim=128,
             mlp_ratio=4,
         ),
-        # The paper keeps the query out of the answer and scales it down a hundredfold, which long
-        # training affords; a short one wants the token's own frames and outputs of order one.
+        # The paper has no residual connection from the query and divides the output by 100. That
+        # works with long training; short training needs the residual and outputs of order one.
         "outputs": {
             "flow": Output(
                 queries="tokens", modality="video", patch=(4, 4), channels=2, divide_by=5.0
@@ -255,11 +257,11 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
 }
 
 
-# -- From a variant, inputs and what is asked of the model to a complete configuration -----------
+# -- Full configuration from a variant, inputs and outputs ---------------------------------------
 #
-# Paper: Perceiver IO (arXiv 2107.14795) Fig. 3: which queries answer which task.
+# Paper: Perceiver IO (arXiv 2107.14795) Fig. 3: queries for each kind of task.
 
-# Name of the output that says what every element belongs to, and sides of its patches.
+# Name of the output for segmentation, and candidate sides of its patches, largest first.
 SEGMENTS = "segments"
 SEGMENT_PATCHES = (4, 2, 1)
 
@@ -272,27 +274,29 @@ def configure(
     head: str,
     overrides: Mapping[str, Any],
 ) -> PerceiverIOConfig:
-    """Complete a variant.
+    """Return the full configuration of a variant.
 
     Args:
-        settings: The variant's.
-        inputs: Modalities; the variant's own when not given.
-        num_classes: One learned query that answers so many logits, or one per name, each with the
-            paper's two-layer head (multitask). Without it the variant's own outputs, or where it
-            has none every modality is reconstructed.
+        settings: Settings of the variant.
+        inputs: Modalities by name; those of the variant by default.
+        num_classes: Number of classes, for a classifier with one learned query; or a mapping of
+            task name -> number of classes, for one query per task with a two-layer head as in the
+            paper. By default the outputs are those of the variant, or a reconstruction of every
+            modality if it has none.
         head: Must be ``query``.
-        overrides: Fields of ``PerceiverIOConfig``; ``trunk`` and ``decoder`` may name single
-            fields.
+        overrides: Fields of ``PerceiverIOConfig``; ``trunk`` and ``decoder`` may be mappings of
+            single fields.
 
     Raises:
-        ConfigError: There are no inputs, the head is another, or settings contradict one another.
+        ConfigError: There are no inputs, the head is another one, or settings contradict one
+            another.
     """
     inputs = inputs or settings.get("inputs")
     if inputs is None:
-        raise ConfigError("this variant reads anything; say what with inputs={name: spec}")
+        raise ConfigError("this variant has no inputs; describe them with inputs={name: spec}")
     if head != "query":
         raise ConfigError(
-            f"head={head!r}: Perceiver IO answers with queries; the family 'perceiver' has the mean"
+            f"head={head!r}: Perceiver IO has the head 'query'; only Perceiver models have 'mean'"
         )
     values: dict[str, Any] = {**settings, **overrides, "inputs": inputs}
     for name, kind in (("trunk", TrunkConfig), ("decoder", DecoderConfig)):
@@ -303,13 +307,13 @@ def configure(
     values["tokens"] = choose_tokens(inputs, settings, overrides)
     if "outputs" in overrides:
         if num_classes is not None:
-            raise ConfigError("num_classes and outputs both say what is answered; give one of them")
+            raise ConfigError("num_classes and outputs both describe the output; give one of them")
         table = overrides["outputs"].items()
         values["outputs"] = {key: build_nested(Output, entry) for key, entry in table}
     else:
         values["outputs"] = _outputs(values, settings, num_classes)
         if isinstance(num_classes, Mapping):
-            # Queries of one width need no vectors to pad them.
+            # All queries have the same width and need no padding.
             decoder = values.get("decoder", DecoderConfig())
             values["decoder"] = change(decoder, (), min_padding=0, project=0)
     return settle(PerceiverIOConfig, values, named(overrides))
@@ -333,28 +337,28 @@ def as_classifier(
 def as_segmenter(
     config: PerceiverIOConfig, num_classes: int, modality: str, head: str
 ) -> PerceiverIOConfig:
-    """Return the config of a Perceiver IO that answers with classes for every element.
+    """Return the config of a Perceiver IO that predicts a class for every element of a modality.
 
-    A query stands for a patch of the modality's grid, of the largest side that divides the grid
-    among ``SEGMENT_PATCHES``, and for one point of a set of points.
+    There is one query per patch, whose side is the first of ``SEGMENT_PATCHES`` that divides the
+    grid; for points there is one query per point.
 
     Args:
-        config: Whose inputs and latents stay.
-        num_classes: Logits per element.
-        modality: Whose elements.
+        config: Config of the source model, whose inputs and latents are kept.
+        num_classes: Number of classes.
+        modality: Modality to segment.
         head: ``family`` or ``queries``.
 
     Raises:
-        ConfigError: Another head, or a modality that is not read.
+        ConfigError: Another head, or a modality that is not an input.
     """
     if head not in {"family", "queries"} or modality not in config.inputs:
         raise ConfigError(
-            f"head={head!r} for {modality!r}: Perceiver IO answers with 'queries' for every "
-            f"element of one of {list(config.inputs)}"
+            f"head={head!r} for {modality!r}: Perceiver IO segments one of {list(config.inputs)}, "
+            f"with head='queries'"
         )
     spec, tokens = config.inputs[modality], config.tokens[modality]
     if isinstance(spec, Points):
-        # The place of a point is what it holds, so a point asks with its own token.
+        # Points have no fixed position: their coordinates are the input, so tokens are queries.
         output = Output(queries="tokens", modality=modality, channels=num_classes)
         return change(config, given=(), outputs={SEGMENTS: output})
     side = next(n for n in SEGMENT_PATCHES if all(size % n == 0 for size in spec.grid))
@@ -373,7 +377,6 @@ def _outputs(
     settings: Mapping[str, Any],
     num_classes: int | Mapping[str, int] | None,
 ) -> dict[str, Output]:
-    """What the model is to answer."""
     dim = values["trunk"].latent_dim
     if isinstance(num_classes, Mapping):
         return {
@@ -397,12 +400,14 @@ def _outputs(
 
 
 def reconstruction(name: str, spec: ModalitySpec, tokens: TokenConfig, dim: int) -> Output:
-    """Return the output that gives a modality back, element by element.
+    """Return the output that reconstructs a modality, element by element.
 
-    The queries are placed as the tokens are; audio is answered a patch at a time, as in the paper.
+    Queries have positions of the same kind as the tokens. Audio is reconstructed in patches, as in
+    the paper.
     """
     if spec.kind == "bytes":
-        # A Linear of its own starts at even odds; a tied embedding of deviation 1 does not.
+        # With a separate linear layer, initial predictions are close to uniform; with a tied
+        # embedding of standard deviation 1 they are not.
         return Output(length=spec.num_tokens, dim=tokens.dim, modality=name, channels=spec.channels)
     if isinstance(spec, Labels):
         return Output(length=spec.length, dim=dim, channels=spec.num_classes)
