@@ -59,7 +59,7 @@ def test_a_hiera_is_converted_verified_and_written_for_other_libraries(
     assert main(["convert", ours, str(target), "--to", "timm"]) == 0
     assert target.is_file()
     assert main(["convert", ours, str(tmp_path / "x.pth"), "--to", "official"]) == 2
-    assert "no place for 'encoder.positions.window'" in capsys.readouterr().err
+    assert "does not support 'encoder.positions.window'" in capsys.readouterr().err
 
 
 def test_weights_that_are_not_finite_are_not_converted(

@@ -159,7 +159,7 @@ def test_an_at_sign_in_a_folder_name_is_no_choice_of_model(model: HiP, tmp_path:
 
 
 def test_an_address_without_a_model_says_what_was_looked_for(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"after @ comes 'best' or 'last', not 'lats'"):
+    with pytest.raises(CheckpointError, match=r"expected 'best' or 'last' after @, not 'lats'"):
         pv.load(f"{run}@lats")
     shutil.rmtree(run / "last")
     with pytest.raises(CheckpointError, match=r"holds no model: looked for .*run/last"):
@@ -210,7 +210,7 @@ def test_an_encoder_is_carried_over_and_the_rest_is_named(model: HiP) -> None:
     assert all(name.startswith("encoder.") for name in moved.used)
     assert all(name.startswith("decoder.") for name in moved.dropped)
     assert all(name.startswith("head.") for name in moved.fresh)
-    text = f"{len(moved.used)} tensors taken over, {len(moved.dropped)} left behind (decoder)"
+    text = f"{len(moved.used)} tensors copied, {len(moved.dropped)} dropped (decoder)"
     assert str(moved).startswith(text)
     for name in moved.used:
         assert torch.equal(model.state_dict()[name], source.state_dict()[name])

@@ -105,7 +105,7 @@ def test_names_of_no_release_need_a_description(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"of none of .*give --config with a JSON file hold"):
         pv.convert(source, tmp_path / "a")
     assert pv.convert(source, tmp_path / "a", config=stated).parameters == 12_791
-    with pytest.raises(ConfigError, match=r"says itself what is computed; leave out flavour=hf"):
+    with pytest.raises(ConfigError, match=r"defines the computation itself; leave out flavour=hf"):
         pv.convert(source, tmp_path / "b", config=stated, flavour="hf")
 
 
@@ -155,7 +155,7 @@ def test_a_release_of_other_sizes_is_refused_with_the_remedy(tmp_path: Path) -> 
     config, params, state = stored(GOLDEN / "dmr_cls_learned_conv1x1.npz")
     source, stated = write(tmp_path, config, {"params": tree(params), "state": tree(state)})
     with pytest.raises(
-        CheckpointError, match=r"By its names it is perceiver_io_imagenet_learned; "
+        CheckpointError, match=r"The names are those of perceiver_io_imagenet_learned; "
     ):
         pv.convert(source, tmp_path / "a")
     assert pv.convert(source, tmp_path / "a", config=stated).parameters > 0

@@ -95,7 +95,7 @@ def test_a_whole_file_is_read_and_keeps_its_values_when_the_file_is_written_agai
     assert same(found)
     path.write_bytes(saved(_use_new_zipfile_serialization=False))
     assert same(read_pickled(path))
-    assert "begin as torch.save" in refusal(path, intact=True)
+    assert "start like a file by torch.save" in refusal(path, intact=True)
 
 
 def test_a_turned_bit_in_a_weight_is_noticed(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_code_is_refused_by_name_and_not_run(tmp_path: Path, legacy: bool) -> No
     path.write_bytes(
         saved({"w": Canary(canary)}, _use_new_zipfile_serialization=not legacy, pickle_protocol=2)
     )
-    assert "asks for posix.mkdir" in refusal(path, intact=False)
+    assert "refers to posix.mkdir" in refusal(path, intact=False)
     path.write_bytes(pickle.dumps(Canary(canary), protocol=2))
     refusal(path, intact=False)
     assert not canary.exists()
@@ -229,12 +229,12 @@ def test_only_tensors_with_their_values_are_weights(
         (
             "Weights only load failed. two options, \x1b[1mdo those\x1b[0m\n\tWeightsUnpickler "
             "error: Unsupported global: GLOBAL os.system was not allowed. Please use add_safe",
-            "it asks for os.system, which no weights need",
+            "it refers to os.system, which no weights need",
         ),
         (
             "Weights only load failed. Re-running ... WeightsUnpickler error: \n\nTrying to load "
             "unsupported GLOBAL posix.system whose module posix is blocked.",
-            "it asks for posix.system, which no weights need",
+            "it refers to posix.system, which no weights need",
         ),
     ],
 )

@@ -247,7 +247,7 @@ def test_an_unknown_trunk_must_be_stated(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError,
         match=r"'dim': 16, 'depths': \(1, 1, 3\), 'position_grid': \(4, 4\)\} is none of .*do not "
-        r"tell \['num_heads', 'windows', 'global_blocks'\]; state them \(--config\)",
+        r"determine \['num_heads', 'windows', 'global_blocks'\]; give them with --config",
     ):
         pv.convert(tmp_path / "x.pt", tmp_path / "out")
     stated = {"num_heads": 2, "windows": [2, 2, 6], "global_blocks": []}
@@ -317,14 +317,14 @@ def test_statistics_and_gaps_of_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"hidden_act": "relu"}, r"config\.json: no HieraDet has hidden_act='relu' \(not 'gelu'\)"),
+        ({"hidden_act": "relu"}, r"config\.json: HieraDet does not support hidden_act='relu'"),
         ({"embed_dim_per_stage": [32, 64, 96]}, r"embed_dim_per_stage=\(32, 64, 96\) \(not \(32, "),
         ({"num_query_pool_stages": 1}, r"num_query_pool_stages=1 \(not 2\)"),
         ({"patch_padding": [2, 3]}, r"patch_padding=\(2, 3\) \(not \(3, 3\)\)"),
         ({"mlp_ratio": 2.5}, r"mlp_ratio=2\.5 \(not 2\)"),
         ({"global_attention_blocks": [2]}, r"global_blocks=\(2,\): name each block"),
         ({"window_size_per_stage": 3}, r"config\.json: "),
-        ({"model_type": "sam3"}, r"model_type is 'sam3'; those of SAM 2 are \['sam2', "),
+        ({"model_type": "sam3"}, r"model_type is 'sam3'; expected one of SAM 2's, \['sam2', "),
     ],
 )
 def test_other_trunks_are_refused(tmp_path: Path, change: dict[str, Any], text: str) -> None:

@@ -125,7 +125,7 @@ def test_nothing_in_a_malicious_file_is_run(
     content = {"w": torch.ones(2), "bad": bad if where == "beside" else {"deep": [bad]}}
     path = save(content, tmp_path / "x.pt")
     if refused:
-        with pytest.raises(CheckpointError, match=r"x\.pt asks to call .* nothing was run"):
+        with pytest.raises(CheckpointError, match=r"x\.pt asks to call .* nothing was executed"):
             read(path)
     else:
         assert list(read(path)) == ["w"]
@@ -189,8 +189,6 @@ def test_files_of_before_archives_are_read_as_weights_only(tmp_path: Path) -> No
     assert read_tensor_file(path)["w"].tolist() == [1.0, 1.0]
     content = {"w": torch.ones(2), "args": argparse.Namespace()}
     torch.save(content, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(
-        CheckpointError, match=r"before PyTorch 1\.6 that holds more than"
-    ) as caught:
+    with pytest.raises(CheckpointError, match=r"before PyTorch 1\.6 and holds more than") as caught:
         read_tensor_file(path)
     assert "weights_only" not in str(caught.value)

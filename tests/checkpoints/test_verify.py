@@ -29,7 +29,7 @@ def test_an_empty_output_is_refused() -> None:
         compare_output("a", torch.ones(2, 0), np.ones((2, 0), np.float32), 1.0)
     with pytest.raises(CheckpointError, match="output a is empty"):
         compare_live({"a": torch.ones(0)}, {"a": torch.ones(0)}, "float32")
-    with pytest.raises(CheckpointError, match="makes no outputs"):
+    with pytest.raises(CheckpointError, match="has no outputs"):
         compare_live({}, {}, "float32")
     assert not Conversion(Path("x"), 1, []).is_verified
 

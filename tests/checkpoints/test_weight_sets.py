@@ -57,7 +57,7 @@ WRAPPED: dict[str, tuple[Callable[[Weights], Any], str]] = {
             "hyper_parameters": argparse.Namespace(lr=1.0),
             "epoch": 3,
         },
-        "1 tensors beside 'model.' are not used: loss.weight",
+        "1 tensors without 'model.' are not used: loss.weight",
     ),
     "meta": (
         lambda w: {"model": w, "args": argparse.Namespace(lr=1.0), "epoch": 3},
@@ -119,7 +119,7 @@ def test_raw_and_averaged_weights_are_named_and_chosen(
     found, notes = read_known_weights(path, None, is_known)
     assert making.equal(found, weights)
     assert f"holds several sets of weights: {raw}" in notes[0]
-    assert f"{averaged} (averaged); {raw!r} is read, and --weights ema reads" in notes[0]
+    assert f"{averaged} (averaged); {raw!r} is read; --weights ema selects" in notes[0]
     assert making.equal(read_known_weights(path, "raw", is_known)[0], weights)
     ema = read_known_weights(path, "ema", is_known)[0]
     assert making.equal(ema, shifted(weights))

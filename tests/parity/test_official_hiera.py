@@ -69,10 +69,10 @@ def test_one_wrong_weight_is_noticed(name: str) -> None:
 def test_a_bundle_must_hold_every_output_and_input(name: str, tmp_path: Path) -> None:
     key = first_output(GOLDEN / name)
     path = rewrite(GOLDEN / name, tmp_path / "x.npz", **{key: None})
-    with pytest.raises(CheckpointError, match=r"stores the outputs \[.*the model makes \["):
+    with pytest.raises(CheckpointError, match=r"stores the outputs \[.*the model has \["):
         pv.convert(path, tmp_path / "ours", verify=True)
     path = rewrite(GOLDEN / name, tmp_path / "y.npz", **{"input/raw": None, "input/x": np.ones(1)})
-    with pytest.raises(CheckpointError, match=r"holds the inputs \[.*'x'\], needed are"):
+    with pytest.raises(CheckpointError, match=r"holds the inputs \[.*'x'\], expected"):
         pv.convert(path, tmp_path / "again", verify=True)
 
 
@@ -84,7 +84,7 @@ def test_a_bundle_of_an_unknown_library_is_refused(tmp_path: Path) -> None:
     path = rewrite(
         GOLDEN / BUNDLES[0], tmp_path / "x.npz", config_json=np.array('{"kind": "hiera"}')
     )
-    with pytest.raises(CheckpointError, match=r"config_json lacks 'library', which is not guessed"):
+    with pytest.raises(CheckpointError, match=r"config_json lacks 'library', which is required"):
         pv.convert(path, tmp_path / "ours")
 
 
@@ -166,7 +166,7 @@ def test_the_comparison_itself_works_without_the_package(
     assert {d.output for d in found} == (masked if kind.endswith("mae") else whole)
     making.flip(model)
     assert not all(d.is_within for d in verify_hiera_tensors(tensors, model, "official"))
-    with pytest.raises(CheckpointError, match=r"does not fit the class of official: Missing key"):
+    with pytest.raises(CheckpointError, match=r"does not fit the official class: Missing key"):
         verify_hiera_tensors({}, model, "official")
 
 

@@ -247,7 +247,7 @@ def test_a_missing_argument_is_not_guessed(bundle: Bundle) -> None:
     for name in ("z_index_dim", "num_groups", "num_embedding_channels"):
         kwargs = {key: value for key, value in bundle.kwargs.items() if key != name}
         with pytest.raises(
-            CheckpointError, match=rf"HiP arguments lacks '{name}', which is not guessed"
+            CheckpointError, match=rf"HiP arguments lacks '{name}', which is required"
         ):
             config_from_haiku(bundle.model, kwargs, bundle.datasets)
 
@@ -263,7 +263,7 @@ def test_an_unknown_argument_is_refused(bundle: Bundle) -> None:
 
 def test_an_unknown_class_is_refused(bundle: Bundle) -> None:
     with pytest.raises(
-        CheckpointError, match=r"model 'HIP' is not of this family; known are \['HiP'"
+        CheckpointError, match=r"model 'HIP' is not of this family; expected one of \['HiP'"
     ):
         config_from_haiku("HIP", bundle.kwargs, bundle.datasets)
 
@@ -364,7 +364,7 @@ def test_outputs_that_do_not_match_the_model_are_refused(bundle: Bundle) -> None
     with pytest.raises(CheckpointError, match=rf"the bundle lacks output/{key}"):
         verify_bundle(model, replace(bundle, outputs=less))
     more = {**bundle.outputs, "ds/other/audio": np.zeros(3, np.float32)}
-    with pytest.raises(CheckpointError, match=r"does not make: \['ds/other/audio'\]"):
+    with pytest.raises(CheckpointError, match=r"does not compute: \['ds/other/audio'\]"):
         verify_bundle(model, replace(bundle, outputs=more))
     wrong = {**bundle.outputs, key: bundle.outputs[key][:, 1:]}
     with pytest.raises(

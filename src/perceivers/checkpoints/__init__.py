@@ -1,1 +1,1 @@
-"""Saving, loading and converting models. Nothing here executes code found in a file."""
+"""Saving, loading and converting models. Code found in a file is never executed."""

@@ -1,7 +1,7 @@
 """Parity bundles: a configuration, Haiku parameters, inputs and outputs of the official code.
 
-A bundle is an ``.npz`` without pickles. Its ``config_json`` names the released class, its
-constructor arguments and the inputs of every data set; nothing that it must state is guessed.
+A bundle is an ``.npz`` file without pickles. Its ``config_json`` names the released class, its
+constructor arguments and the inputs of every data set; required entries are never guessed.
 """
 
 import io
@@ -20,28 +20,29 @@ from perceivers.errors import CheckpointError, suggest
 from perceivers.foreign import parse_json
 from perceivers.reading import read_file
 
-# -- Reading Haiku parameter pickles without executing anything found in them --------------------
+# -- Reading pickles of Haiku parameters without executing code ----------------------------------
 #
-# A pickle names functions to call. This reader knows a handful that build arrays and
-# dictionaries, and refuses every other name before anything is called.
+# A pickle names functions to call. This reader accepts a few that build arrays and dictionaries,
+# and rejects every other name before anything is called.
 
 
 def _array_from_jax(build: Any, args: tuple[Any, ...], state: Any, _aval: Any = None) -> Any:
-    """Rebuild the NumPy array inside a pickled JAX array; ``build`` was itself looked up below."""
+    # A JAX array pickles the NumPy array inside it. ``build`` is safe to call: it was looked up in
+    # ALLOWED as well.
     array = build(*args)
     array.__setstate__(state)
     return array
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Bytes inside old pickles are stored as latin-1 text."""
+    # Pickles of protocol 2 and older store bytes as latin-1 text.
     if encoding != "latin1":
         raise CheckpointError(f"the pickle encodes bytes as {encoding!r}; only latin1 is accepted")
     return text.encode("latin1")
 
 
 def _reconstruct(kind: type, shape: tuple[int, ...], code: bytes) -> NDArray[Any]:
-    """Make the empty array that the pickle's state then fills."""
+    """Return an uninitialised array, which the pickled state then fills."""
     if kind is not np.ndarray:
         raise CheckpointError(
             f"the pickle asks for an array of type {kind}; only ndarray is accepted"
@@ -52,7 +53,7 @@ def _reconstruct(kind: type, shape: tuple[int, ...], code: bytes) -> NDArray[Any
 def _from_buffer(
     data: bytes | bytearray, dtype: Any, shape: Any, order: Any, axes: Any = None
 ) -> NDArray[Any]:
-    """Rebuild an array of a protocol 5 pickle, whose memory order is C, F or that of ``axes``."""
+    """Rebuild an array from a protocol 5 pickle; ``axes`` overrides the memory order."""
     array = np.frombuffer(data, dtype)
     if axes is not None:
         return array.reshape(shape).transpose(axes)
@@ -60,9 +61,11 @@ def _from_buffer(
 
 
 def _scalar(dtype: Any, data: bytes) -> NDArray[Any]:
-    """Rebuild a single number, such as the step counter of a batch norm, as an array."""
+    """Rebuild a scalar, such as the step counter of a batch norm, as a 0-d array."""
     if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(data, bytes):
-        raise CheckpointError(f"the pickle asks for a single {dtype}; only numbers are accepted")
+        raise CheckpointError(
+            f"the pickle asks for a scalar of type {dtype}; only numbers are accepted"
+        )
     return np.frombuffer(data, dtype, count=1).reshape(())
 
 
@@ -84,27 +87,29 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             raise CheckpointError(
-                f"the pickle asks for {module}.{name}, which a parameter file has no use for; "
-                f"nothing was executed. Only arrays and dictionaries are read"
+                f"the pickle asks for {module}.{name}, which no parameter file needs; nothing was "
+                f"executed. Only arrays and dictionaries are read"
             )
         return ALLOWED[module, name]
 
 
 def read_parameter_pickle(path: Path) -> dict[str, NDArray[Any]]:
-    """Return the parameters as ``{"module/path:name": array}``.
+    """Read a pickle of Haiku parameters as ``{"module/path:name": array}``.
 
-    A file of ``{"params": ..., "state": ...}`` gives both in one dictionary; their names differ.
+    Parameters and state of a ``{"params": ..., "state": ...}`` file are merged into one
+    dictionary; their names do not clash.
 
     Raises:
-        CheckpointError: The file names anything but arrays and dictionaries, is truncated, or is
-            not a mapping of module -> name -> array.
+        CheckpointError: The file is truncated, asks for anything but arrays and dictionaries, or
+            is not a mapping of module -> name -> array.
     """
     data = read_file(path, error=CheckpointError)
     try:
         tree = _Reader(io.BytesIO(data)).load()
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    # Whatever a damaged or forged pickle trips over (a dozen classes) must name the file.
+    # A damaged or forged pickle raises any of a dozen exception classes; the message must name
+    # the file in every case.
     except Exception as error:
         raise CheckpointError(f"{path} is not a readable pickle: {error}") from error
     if not isinstance(tree, Mapping) or not tree:
@@ -116,7 +121,7 @@ def read_parameter_pickle(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _flatten(tree: Any, path: Path, *, kinds: str) -> dict[str, NDArray[Any]]:
-    """Join modules and names; ``kinds`` of numbers are NumPy's letters."""
+    """Join module and parameter names; ``kinds`` lists the accepted ``dtype.kind`` letters."""
     if not isinstance(tree, Mapping):
         raise CheckpointError(f"{path} holds a {type(tree).__name__}, not module -> name -> array")
     arrays: dict[str, NDArray[Any]] = {}
@@ -136,20 +141,20 @@ def _flatten(tree: Any, path: Path, *, kinds: str) -> dict[str, NDArray[Any]]:
 
 Inputs = tuple[tuple[str, tuple[int, int, int]], ...]
 
-# Relative; a bundle states its largest output in a few digits.
+# Relative: a bundle stores its largest output rounded to a few digits.
 STATED_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Archive:
-    """The arrays of an ``.npz`` by what they are; ``config`` says of which model.
+    """The contents of a parity bundle, not yet checked against its configuration.
 
     Attributes:
         config: The parsed ``config_json``.
-        params: Haiku parameters, ``module/path:name``.
-        state: Haiku state, named alike (the averages of batch norms).
-        inputs: Name to array.
-        outputs: Name to array.
+        params: Haiku parameters by ``module/path:name``.
+        state: Haiku state by ``module/path:name`` (running averages of batch norms).
+        inputs: Arrays by name.
+        outputs: Arrays by name.
     """
 
     config: Mapping[str, Any]
@@ -161,16 +166,17 @@ class Archive:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A read bundle of the HiP release.
+    """A checked bundle of the HiP release.
 
     Attributes:
-        model: The released class.
+        model: Name of the released class.
         kwargs: Its constructor arguments.
-        datasets: Data set name and, in the order of the call, its modalities with ``[B, N, C]``.
+        datasets: Data set names, each with its modalities in call order and their shapes
+            ``[B, N, C]``.
         absmax: Largest absolute output; tolerances are relative to it.
-        params: Haiku parameters, ``module/path:name``.
-        inputs: ``dataset/modality`` to array.
-        outputs: ``dataset/kind/modality`` to array.
+        params: Haiku parameters by ``module/path:name``.
+        inputs: Arrays by ``dataset/modality``.
+        outputs: Arrays by ``dataset/kind/modality``.
     """
 
     model: str
@@ -186,18 +192,18 @@ def require(config: Mapping[str, Any], key: str, source: str) -> Any:
     """Return ``config[key]``.
 
     Raises:
-        CheckpointError: The key is missing; it is never guessed.
+        CheckpointError: The key is missing.
     """
     if key not in config:
         raise CheckpointError(
-            f"{source} lacks {key!r}, which is not guessed; it has {sorted(config)}"
+            f"{source} lacks {key!r}, which is required; it has {sorted(config)}"
             + suggest(key, config)
         )
     return config[key]
 
 
 def parse_datasets(config: Mapping[str, Any], source: str) -> tuple[tuple[str, Inputs], ...]:
-    """Read the ``datasets`` entry: data sets in order, each with its modalities in order."""
+    """Parse the ``datasets`` entry, keeping the order of data sets and of their modalities."""
     try:
         return tuple(
             (str(name), tuple((str(m), (int(s[0]), int(s[1]), int(s[2]))) for m, s in modalities))
@@ -210,10 +216,10 @@ def parse_datasets(config: Mapping[str, Any], source: str) -> tuple[tuple[str, I
 
 
 def read_json(text: str, source: str) -> dict[str, Any]:
-    """Parse a configuration.
+    """Parse a JSON configuration.
 
     Raises:
-        CheckpointError: It is not a JSON object.
+        CheckpointError: The text is not a JSON object.
     """
     config = parse_json(text, source, error=CheckpointError)
     if not isinstance(config, dict):
@@ -222,10 +228,10 @@ def read_json(text: str, source: str) -> dict[str, Any]:
 
 
 def read_archive(path: Path) -> Archive:
-    """Read the arrays of a bundle, of whatever release.
+    """Read the arrays of a bundle of any release.
 
     Raises:
-        CheckpointError: Not an ``.npz`` without pickles, or without a configuration.
+        CheckpointError: The file is not an ``.npz``, contains pickles, or lacks ``config_json``.
     """
     arrays = load_npz(path, error=CheckpointError)
     config = read_json(str(require(arrays, "config_json", str(path))), f"{path}: config_json")
@@ -243,24 +249,25 @@ def read_archive(path: Path) -> Archive:
 
 
 def check_comparable(archive: Archive, source: str) -> None:
-    """Refuse a bundle whose outputs are not those of evaluation.
+    """Check that a bundle has outputs and that they were computed in evaluation mode.
 
     Raises:
-        CheckpointError: There are no outputs, or they were made in training mode.
+        CheckpointError: There are no outputs, or they were computed in training mode.
     """
     if not archive.outputs:
         raise CheckpointError(f"{source} holds no output/... to compare with")
     if require(archive.config, "is_training", f"{source}: config_json"):
         raise CheckpointError(
-            f"{source} was made in training mode; only evaluation can be compared"
+            f"{source} was made in training mode; only evaluation outputs can be compared"
         )
 
 
 def largest_output(archive: Archive, source: str) -> float:
-    """Return the largest absolute output as the bundle states it; tolerances are relative to it.
+    """Return the largest absolute output as declared by the bundle; tolerances are relative to it.
 
     Raises:
-        CheckpointError: The outputs are smaller than stated, which would allow any difference.
+        CheckpointError: The declared value is larger than every output, so that the tolerance
+            would be too wide.
     """
     stated = require(archive.config, "output_absmax", f"{source}: config_json")
     largest = max((float(np.abs(x).max()) for x in archive.outputs.values() if x.size), default=0.0)
@@ -268,7 +275,7 @@ def largest_output(archive: Archive, source: str) -> float:
         raise CheckpointError(f"{source}: output_absmax is {stated!r}, not a number")
     if not 0.0 <= stated <= largest * (1.0 + STATED_TOLERANCE):
         raise CheckpointError(
-            f"{source} states output_absmax {stated:g}, but its largest output is {largest:g}; "
+            f"{source} declares output_absmax {stated:g}, but its largest output is {largest:g}; "
             f"write the bundle again"
         )
     return float(stated)
@@ -278,17 +285,17 @@ def read_bundle(path: Path) -> Bundle:
     """Read and check a bundle of the HiP release.
 
     Raises:
-        CheckpointError: Not a bundle, a field is missing, or an array does not match its
-            declaration.
+        CheckpointError: The file is not a bundle, a field is missing, or an array does not match
+            its declared shape.
     """
     return check_bundle(read_archive(path), str(path))
 
 
 def check_bundle(archive: Archive, source: str) -> Bundle:
-    """Check an archive against its own declaration.
+    """Check an archive of the HiP release against its own configuration.
 
     Raises:
-        CheckpointError: A field is missing, or an array does not match its declaration.
+        CheckpointError: A field is missing, or an array does not match its declared shape.
     """
     config = archive.config
     datasets = parse_datasets(config, f"{source}: config_json")

@@ -1,7 +1,6 @@
-"""Every released set of weights that this library converts: where it is, and under which licence.
+"""Packaged weights, and all released weights that this library converts, with their licences.
 
-Nothing here downloads. Checksums are those of files that were converted and compared; None where
-that has not been done.
+Nothing is downloaded here. A checksum is present only if that file was converted and compared.
 """
 
 import re
@@ -14,28 +13,28 @@ from typing import Any, Literal
 from perceivers.errors import LicenseWarning
 from perceivers.files import read_json_file
 
-# -- Small weights of ours that come with the package, loaded by their name ----------------------
+# -- Small weights shipped with the package, loaded by name --------------------------------------
 #
 # Each is a model folder below ``perceivers/weights``: half-precision tensors, which load as
-# float32, a card, the settings it was trained with, and its curve. Nothing here downloads.
+# float32, a model card, the training settings and the learning curve.
 
 FOLDER = Path(__file__).parents[1] / "weights"
 
 
 @dataclass(frozen=True)
 class OwnWeights:
-    """One packaged model.
+    """One model shipped with the package.
 
     Attributes:
-        name: What it is loaded by.
-        variant: The named model that it fills.
-        task: What it was trained for.
-        parameters: Trainable values.
-        size: Bytes of its tensors on disk.
-        license: SPDX name, of the weights.
-        data: What it was trained on, and the licence of that.
-        figures: What was measured on held-back data.
-        folder: Where it lies.
+        name: The name to load it by.
+        variant: The model variant.
+        task: The task that it was trained for.
+        parameters: Number of trainable parameters.
+        size: Size of the tensor file in bytes.
+        license: SPDX identifier of the weights' licence.
+        data: The training data and its licence.
+        figures: Metrics on held-out data.
+        folder: The model folder.
     """
 
     name: str
@@ -50,15 +49,15 @@ class OwnWeights:
 
 
 def list_own_weights(pattern: str = "*") -> list[OwnWeights]:
-    """Return the packaged weights whose name, or whose model's, matches a shell pattern."""
+    """Return the packaged weights whose name or variant matches a shell pattern."""
     found = [_read(path.parent) for path in sorted(FOLDER.glob("*/config.json"))]
     return [w for w in found if fnmatch(w.name, pattern) or fnmatch(w.variant, pattern)]
 
 
 def find_own_weights(name: str) -> Path | None:
-    """Return the folder of packaged weights; None where none have this name."""
+    """Return the folder of packaged weights, or None if the name is unknown."""
     folder = FOLDER / name
-    # A name with separators, or '.', would lead elsewhere.
+    # A name with separators, '.' or '..' would point outside of FOLDER.
     known = folder.parent == FOLDER and name not in {"", ".", ".."}
     return folder if known and (folder / "config.json").is_file() else None
 
@@ -84,7 +83,7 @@ def _read(folder: Path) -> OwnWeights:
     )
 
 
-# -- Every released set of weights that this library converts ------------------------------------
+# -- Released weights that this library converts -------------------------------------------------
 
 HAIKU_BUCKET = "https://storage.googleapis.com/perceiver_io"
 HIERA_BUCKET = "https://dl.fbaipublicfiles.com/hiera"
@@ -94,16 +93,17 @@ SAM2_BUCKET = "https://dl.fbaipublicfiles.com/segment_anything_2"
 
 @dataclass(frozen=True)
 class ReleasedWeights:
-    """One file or repository of weights.
+    """One released file or repository of weights.
 
     Attributes:
-        name: File name, or repository.
-        variant: The named model that it fills.
-        source: Where to get it.
-        license: SPDX name.
-        converter: What ``convert`` reads it as.
-        parameters: Trainable values; of SAM 2 those of the trunk, the rest is not used.
-        sha256: Checksum of the file; None when unknown.
+        name: File or repository name.
+        variant: The model variant.
+        source: Download address.
+        license: SPDX identifier.
+        converter: The format in which ``convert`` reads it.
+        parameters: Number of trainable parameters; for SAM 2 those of the trunk, since the rest is
+            not converted.
+        sha256: Checksum of the file; None if unknown.
     """
 
     name: str
@@ -115,7 +115,7 @@ class ReleasedWeights:
     sha256: str | None = None
 
 
-# Variant, its parameters, DeepMind's file, Hugging Face's repository.
+# Variant, number of parameters, DeepMind's file, Hugging Face repository.
 PERCEIVER_IO = (
     (
         "perceiver_io_language",
@@ -155,7 +155,7 @@ PERCEIVER_IO = (
     ),
 )
 
-# Variant, and the parameters of its trunk; the two releases, and the dates they are filed under.
+# Size and number of parameters of the trunk; then the two releases and the dates in their URLs.
 SAM2_TRUNKS = (
     ("tiny", 26_849_472),
     ("small", 33_947_328),
@@ -166,7 +166,7 @@ SAM2_RELEASES = (("sam2", "072824"), ("sam2.1", "092824"))
 
 
 def list_sam2() -> list[ReleasedWeights]:
-    """Return Meta's files and Hugging Face's repositories of SAM 2 and 2.1."""
+    """Return Meta's files and the Hugging Face repositories of SAM 2 and 2.1."""
     rows = []
     for release, date in SAM2_RELEASES:
         for size, count in SAM2_TRUNKS:
@@ -183,9 +183,9 @@ def list_sam2() -> list[ReleasedWeights]:
     return rows
 
 
-# Meta's weights; the code that made them is Apache-2.0.
+# Of Meta's weights; Meta's code is Apache-2.0.
 HIERA_LICENSE = "CC-BY-NC-4.0"
-# Variant, its parameters, those of its auto-encoder, and those without its head.
+# Variant and number of parameters: as a classifier, as an autoencoder, without the head.
 HIERA = (
     ("hiera_tiny_224", 27_910_216, 55_020_896, 27_141_216),
     ("hiera_small_224", 35_008_072, 62_118_752, 34_239_072),
@@ -200,14 +200,15 @@ HIERA_VIDEO = (
     ("hiera_large_16x224", 213_091_600, 243_621_760),
     ("hiera_huge_16x224", 671_627_664, 710_861_568),
 )
-# timm's own weights, by tag; those without fine-tuning have the 11,821 classes of ImageNet-12k.
+# Weights by timm, by tag; those not fine-tuned have the 11,821 classes of ImageNet-12k.
 HIERA_WINDOW = (
     ("sbb2_e200_in12k_ft_in1k", 34_361_800),
     ("sbb2_pd_e200_in12k_ft_in1k", 34_361_800),
     ("sbb2_e200_in12k", 42_683_149),
     ("sbb2_pd_e200_in12k", 42_683_149),
 )
-# The repositories of Hugging Face's classes that are known by name; there may be more.
+# Known repositories for the Hugging Face classes (there may be more): variant, suffix of the
+# repository, column of its number of parameters in HIERA after the name.
 HIERA_HF = (
     *((name, "", 2) for name, *_ in HIERA),
     *((f"hiera_{size}_224", "-in1k", 0) for size in ("tiny", "base", "base_plus", "large")),
@@ -216,7 +217,7 @@ HIERA_HF = (
 
 
 def list_hiera_files() -> list[ReleasedWeights]:
-    """Return the official files: classifiers and auto-encoders, of pictures and of clips."""
+    """Return the official Hiera files: classifiers and autoencoders of images and of videos."""
     rows = []
     for name, whole, masked, *_ in (*HIERA, *HIERA_VIDEO):
         for variant, count in ((name, whole), (f"mae_{name}", masked)):
@@ -233,7 +234,7 @@ def _on_the_hub(
 
 
 def list_hiera_repositories() -> list[ReleasedWeights]:
-    """Return the repositories of timm and of Hugging Face's classes."""
+    """Return the Hiera repositories of timm and those for the Hugging Face classes."""
     rows = []
     for name, whole, _, bare in HIERA:
         tagged = f"timm/{name}.mae"
@@ -268,7 +269,7 @@ CATALOGUE: tuple[ReleasedWeights, ...] = (
 
 
 def find_weights(name: str) -> ReleasedWeights | None:
-    """Return the released weights of a file, or of a repository's folder, by its last name."""
+    """Return the released weights with this file or folder name, or None; parents are ignored."""
     last = name.rstrip("/").rpartition("/")[2]
     return next((w for w in CATALOGUE if w.name.rpartition("/")[2] == last), None)
 
@@ -278,16 +279,16 @@ NON_COMMERCIAL = re.compile(
 )
 
 
-def is_non_commercial(license: str) -> bool:  # noqa: A002 - the field of that name
-    """Return whether a licence, as an SPDX name or a sentence, forbids commercial use.
+def is_non_commercial(license: str) -> bool:  # noqa: A002 - named like the metadata field
+    """Return whether a licence, given as an SPDX identifier or in words, forbids commercial use.
 
-    ``CC-BY-NC-4.0`` and "for non-commercial research" do; an empty or unknown one is not judged.
+    True for ``CC-BY-NC-4.0`` and "for non-commercial research"; False if empty or unknown.
     """
     return NON_COMMERCIAL.search(license) is not None
 
 
 def warn_of_license(where: Any, licence: str) -> None:
-    """Warn where a licence forbids commercial use."""
+    """Issue a ``LicenseWarning`` if the licence forbids commercial use."""
     if is_non_commercial(licence):
         warnings.warn(
             f"{where}: the weights' licence forbids commercial use ({licence})",

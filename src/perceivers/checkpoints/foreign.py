@@ -1,6 +1,6 @@
-"""The foreign layouts that weights come in as tensors by name, and how each is told and read.
+"""Third-party state-dict formats: detection, loading and verification.
 
-A further layout is a further row: what tells it, what builds our model from it, and what compares.
+To support another format, add a row to ``FOREIGN_LAYOUTS``.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ Tensors = Mapping[str, Tensor]
 
 @runtime_checkable
 class Verify(Protocol):
-    """Compare a model with what another library makes of the same tensors."""
+    """Compare a model with another library's model of the same tensors."""
 
     def __call__(self, tensors: Tensors, model: Any, *, dtype: Precision) -> list[Difference]:
         """Return one difference per output."""
@@ -37,14 +37,14 @@ class Verify(Protocol):
 
 @dataclass(frozen=True)
 class ForeignLayout:
-    """One way of naming tensors.
+    """One third-party state-dict format.
 
     Attributes:
         title: What is converted, for the model card.
-        tells: Whether the names of tensors are of this layout.
-        build: From tensors, stated fields of our config and their source to our model, and what is
-            said of tensors that it does not use.
-        verify: Run both sides and compare.
+        tells: Returns whether tensor names have this format.
+        build: Builds our model from tensors, given fields of its config and the source (for
+            messages); returns it with notes on unused tensors.
+        verify: Runs both implementations and compares their outputs.
     """
 
     title: str
@@ -75,7 +75,7 @@ FOREIGN_LAYOUTS: Mapping[str, ForeignLayout] = {
         verify=verify_sam2_tensors,
     ),
 }
-# Into which of them a model of ours can be written, as a file.
+# The formats that can be written, each as one file.
 WRITERS: Mapping[str, Callable[[Any, Path], list[str]]] = {
     "official": save_official,
     "timm": save_timm,
@@ -83,15 +83,15 @@ WRITERS: Mapping[str, Callable[[Any, Path], list[str]]] = {
 
 
 def is_known(tensors: Mapping[str, Any]) -> bool:
-    """Return whether names of tensors are of a known layout."""
+    """Return whether the tensor names have a known format."""
     return any(layout.tells(tensors) for layout in FOREIGN_LAYOUTS.values())
 
 
 def find_layout(tensors: Tensors, source: str) -> ForeignLayout:
-    """Return the layout of a file's tensors.
+    """Return the format of a file's tensors.
 
     Raises:
-        CheckpointError: They are of none that is known.
+        CheckpointError: The format is unknown.
     """
     for layout in FOREIGN_LAYOUTS.values():
         if layout.tells(tensors):
@@ -99,7 +99,7 @@ def find_layout(tensors: Tensors, source: str) -> ForeignLayout:
     first = ", ".join(sorted(tensors)[:4]) or "nothing"
     titles = ", ".join(layout.title for layout in FOREIGN_LAYOUTS.values())
     raise CheckpointError(
-        f"{source} holds {len(tensors)} tensors ({first}, ...) of no known layout; known are "
-        f"{titles}; a file of Hugging Face is converted with its folder, and a model of this "
-        f"library is a folder with config.json"
+        f"{source} holds {len(tensors)} tensors ({first}, ...) of no known layout; expected one of "
+        f"{titles}. To convert a Hugging Face file, give its folder; a model of this library is a "
+        f"folder with config.json"
     )

@@ -1,9 +1,8 @@
-"""The released HiP code's constructor arguments and Haiku names, in our terms.
+"""Conversion of the released HiP code: constructor arguments to our config, Haiku names to ours.
 
-The only module that knows them. Names were read in google-deepmind/hierarchical_perceiver
-(Apache-2.0); its quirks that matter here: padding is attended to, groups are dealt over the
-modalities of a call, position projections belong to places in a call, and ``activation_name`` has
-no effect.
+Names are those of google-deepmind/hierarchical_perceiver (Apache-2.0). That code attends to
+padding, deals the groups to the modalities present in a call, chooses a position projection by
+the place of a modality in the call, and ignores ``activation_name``; the config reproduces this.
 """
 
 import re
@@ -22,7 +21,7 @@ from perceivers.models.hip import HiP, HiPConfig, HiPLevel
 from perceivers.settings import settle
 from perceivers.types import Array, ModalitySpec
 
-# Per-level arguments without a default in the released classes.
+# Per-level arguments; the released classes have no defaults for them.
 LEVEL_KWARGS = {
     "num_self_attends_per_block": "depth",
     "z_index_dim": "num_latents",
@@ -32,7 +31,7 @@ LEVEL_KWARGS = {
     "cross_attend_widening_factor": "cross_mlp_ratio",
     "self_attend_widening_factor": "mlp_ratio",
 }
-# Keyword-only arguments and the released defaults.
+# Keyword-only arguments with their released defaults.
 SHARED_KWARGS: dict[str, Any] = {
     "num_position_encoding_channels": None,
     "activation_name": "sq_relu",
@@ -55,15 +54,20 @@ Datasets = tuple[tuple[str, Inputs], ...]
 
 
 def config_from_haiku(model: str, kwargs: Mapping[str, Any], datasets: Datasets) -> HiPConfig:
-    """Translate a released class, its arguments and its calls.
+    """Translate a released class and its arguments to our config.
+
+    Args:
+        model: Name of the released class.
+        kwargs: Its constructor arguments.
+        datasets: The modalities and shapes of every call.
 
     Raises:
-        CheckpointError: The class or an argument is unknown, a required argument is missing, or one
-            modality has two shapes.
+        CheckpointError: The class or an argument is unknown, a required argument is missing, or
+            a modality has two different shapes.
     """
     if model not in CLASSES:
         raise CheckpointError(
-            f"model {model!r} is not of this family; known are {list(CLASSES)}"
+            f"model {model!r} is not of this family; expected one of {list(CLASSES)}"
             + suggest(model, CLASSES)
         )
     flat = model == "PerceiverIO"
@@ -81,7 +85,7 @@ def config_from_haiku(model: str, kwargs: Mapping[str, Any], datasets: Datasets)
     embedding = int(given["num_embedding_channels"])
     positions = given["num_position_encoding_channels"]
     projected = positions is not None and positions != embedding
-    # A flat model has one group: nothing is dealt, padded or regrouped.
+    # A flat model has one group: there is nothing to deal, pad or regroup.
     dealt: dict[str, Any] = {
         "deal_over": "present",
         "mask_padding": False,
@@ -91,7 +95,8 @@ def config_from_haiku(model: str, kwargs: Mapping[str, Any], datasets: Datasets)
         inputs=inputs,
         levels=_levels(given, flat=flat),
         token_dim=embedding,
-        # The released tables are always as wide as the embedding, whatever the argument says.
+        # The released position embeddings are as wide as the token embedding, whatever
+        # num_position_encoding_channels says.
         position_dim=embedding,
         project_positions="slot" if projected else "none",
         position_slots=max(sum(name not in labels for name, _ in call) for _, call in datasets)
@@ -110,7 +115,7 @@ def config_from_haiku(model: str, kwargs: Mapping[str, Any], datasets: Datasets)
 
 
 def _collect_inputs(datasets: Datasets) -> dict[str, ModalitySpec]:
-    """Union of the modalities of all calls, in the order of their first appearance."""
+    # The order of first appearance matters: it fixes the order of the modalities in the model.
     inputs: dict[str, ModalitySpec] = {}
     for dataset, modalities in datasets:
         for name, (_, length, channels) in modalities:
@@ -118,14 +123,14 @@ def _collect_inputs(datasets: Datasets) -> dict[str, ModalitySpec]:
             if inputs.setdefault(name, spec) != spec:
                 raise CheckpointError(
                     f"modality {name!r} of data set {dataset!r} is {length} x {channels} here and "
-                    f"{inputs[name].num_tokens} x {inputs[name].channels} elsewhere; one parameter "
-                    f"set holds one table per name"
+                    f"{inputs[name].num_tokens} x {inputs[name].channels} elsewhere; a model has "
+                    f"one set of position embeddings per name, so the shapes must agree"
                 )
     return inputs
 
 
 def _levels(given: Mapping[str, Any], *, flat: bool) -> tuple[HiPLevel, ...]:
-    """Turn parallel tuples into levels, with the overrides of the middle one."""
+    """Turn parallel tuples into levels, and apply the overrides of the middle level."""
     columns = {ours: given[theirs] for theirs, ours in LEVEL_KWARGS.items()}
     columns["num_groups"] = 1 if flat else given["num_groups"]
     if flat:
@@ -149,7 +154,8 @@ def _levels(given: Mapping[str, Any], *, flat: bool) -> tuple[HiPLevel, ...]:
     return tuple(settle(HiPLevel, row) for row in rows)
 
 
-# Haiku module (or module:parameter) to ours, by kind of block; Linears also turn their weights.
+# Haiku module to ours, by kind of block. A number after # is the position of the query, key or
+# value in our fused projection.
 READ_NAMES = {
     "layer_norm": "norm_query",
     "layer_norm_1": "norm_tokens",
@@ -177,7 +183,7 @@ PARAMETER_NAMES = {"w": "weight", "b": "bias", "scale": "weight", "offset": "bia
 
 @dataclass(frozen=True)
 class Converted:
-    """Our state, and what was left over on both sides."""
+    """Weights under our names, and the Haiku names that have no counterpart."""
 
     state: dict[str, Tensor]
     unexpected: list[str]
@@ -189,7 +195,8 @@ def state_from_haiku(
     """Rename, transpose and fuse Haiku parameters.
 
     Raises:
-        CheckpointError: One label modality would need two sets of weights.
+        CheckpointError: A label modality would need two sets of weights, the latents do not divide
+            into the groups, or a part of a fused projection is missing.
     """
     places = _label_places(config, datasets)
     state: dict[str, Tensor] = {}
@@ -201,7 +208,7 @@ def state_from_haiku(
             unexpected.append(key)
             continue
         tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if key.endswith(":w"):
+        if key.endswith(":w"):  # Haiku's Linear weights are [in, out]
             tensor = tensor.T.contiguous()
         if ours.endswith(".latents"):
             index = int(re.findall(r"block_(\d+)/", key)[0])
@@ -222,7 +229,8 @@ def state_from_haiku(
 
 
 def _label_places(config: HiPConfig, datasets: Datasets) -> dict[int, set[str]]:
-    """The k-th label of a call owns ``embedder_k``: return k -> names, each name at one k."""
+    # In the released code the k-th label of a call uses ``embedder_k``, whatever its name. Returns
+    # k -> names; each name must have one k only.
     places: dict[int, set[str]] = {}
     seen: dict[str, int] = {}
     for _, modalities in datasets:
@@ -238,7 +246,7 @@ def _label_places(config: HiPConfig, datasets: Datasets) -> dict[int, set[str]]:
 
 
 def _our_name(key: str, config: HiPConfig, places: Mapping[int, set[str]]) -> str | None:
-    """Translate one parameter name; ``None`` when it is not of this model."""
+    """Translate one parameter name; None if the model has no such parameter."""
     module, _, parameter = key.rpartition(":")
     _, _, path = module.partition("/")  # drop the root module's name
     suffix = PARAMETER_NAMES.get(parameter, parameter)
@@ -258,7 +266,7 @@ def _our_name(key: str, config: HiPConfig, places: Mapping[int, set[str]]) -> st
     if match := re.fullmatch(r"position_encoder/position_encoding_linear(?:_(\d+))?", path):
         return f"encoder.inputs.project.{match[1] or 0}.{suffix}"
     if match := re.fullmatch(r"reconstruction_head(_1)?/hi_p_cross_attention/(.+)", path):
-        # With bottleneck labels the first head made is theirs.
+        # With bottleneck labels, the first head that is constructed is that of the labels.
         labels = bool(config.labels) and not match[1]
         name = READ_NAMES.get(match[2])
         return name and f"decoder.{'label_readout' if labels else 'readout'}.read.{name}.{suffix}"
@@ -268,14 +276,13 @@ def _our_name(key: str, config: HiPConfig, places: Mapping[int, set[str]]) -> st
 def _home(
     place: str | None, name: str, config: HiPConfig, places: Mapping[int, set[str]]
 ) -> str | None:
-    """``inputs`` or ``labels``: where a modality's embedding and positions live."""
+    # The submodule (``inputs`` or ``labels``) with a modality's embedding and positions.
     if place is None:
         return "inputs" if name in config.grouped_inputs else None
     return "labels" if name in places.get(int(place), set()) else None
 
 
 def _block_name(index: int, path: str, suffix: str, config: HiPConfig) -> str | None:
-    """Translate a name inside a block."""
     if index >= len(config.levels):
         return None
     after = index - config.processor - 1
@@ -298,10 +305,10 @@ def _block_name(index: int, path: str, suffix: str, config: HiPConfig) -> str | 
 def model_from_haiku(
     params: Mapping[str, NDArray[Any]], model: str, kwargs: Mapping[str, Any], datasets: Datasets
 ) -> HiP:
-    """Build the model and fill it; the key lists must match exactly.
+    """Build the model in evaluation mode and load the parameters; all names must match.
 
     Raises:
-        CheckpointError: Keys are missing, unexpected or of another shape, each listed.
+        CheckpointError: Parameters are missing, unexpected or have another shape (all listed).
     """
     config = config_from_haiku(model, kwargs, datasets)
     converted = state_from_haiku(params, config, datasets)

@@ -1,8 +1,7 @@
-"""What a parity bundle of DeepMind's Perceiver code says about its model, in our terms.
+"""Translation of the model descriptions in parity bundles of DeepMind's Perceiver code.
 
-Each kind states its sizes in the arguments of the released modules. Nothing is guessed but what
-those modules leave optional, where the released default applies. Values enter as they are: a
-bundle's arrays were normalised before they were stored.
+A bundle gives its sizes as arguments of the released modules; optional arguments have the released
+defaults. Inputs have no mean or deviation, because the arrays in a bundle are already normalised.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,20 +20,20 @@ from perceivers.types import Array, Audio, Bytes, Image, Video
 AnyConfig = PerceiverConfig | PerceiverIOConfig
 Shapes = Mapping[str, Sequence[int]]
 
-# What this library itself writes: the configuration is ours, and whole.
+# Written by this library: the file contains our complete configuration.
 OWN_KIND = "perceivers export"
 
 
 def config_from_kind(stated: Mapping[str, Any], shapes: Shapes, source: str) -> AnyConfig:
-    """Translate the description of a bundle.
+    """Translate the description in a bundle to our config.
 
     Args:
         stated: The bundle's ``config_json``.
-        shapes: Of its inputs, by name, batch first.
-        source: For messages.
+        shapes: Input shapes by name, batch first.
+        source: File name for error messages.
 
     Raises:
-        CheckpointError: The kind is unknown, or something it must state is missing.
+        CheckpointError: The kind is unknown, or a required entry is missing or invalid.
     """
     kind = require(stated, "kind", source)
     if kind == OWN_KIND:
@@ -44,23 +43,23 @@ def config_from_kind(stated: Mapping[str, Any], shapes: Shapes, source: str) -> 
         return family.config.from_json(dict(require(stated, "config", source)))
     if kind not in KINDS:
         raise CheckpointError(
-            f"{source}: kind {kind!r} is unknown; known are {sorted(KINDS)}"
+            f"{source}: kind {kind!r} is unknown; expected one of {sorted(KINDS)}"
             + suggest(str(kind), KINDS)
         )
     try:
-        # Files of other libraries state what has no effect, too.
+        # Descriptions by other libraries may contain settings that have no effect.
         with tolerating("unused"):
             return KINDS[kind](stated, shapes, source)
     except UserError:
         raise
     except (AttributeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{source} describes its model wrongly: {error}") from error
+        raise CheckpointError(f"{source}: the model description is invalid: {error}") from error
 
 
 def _shape(shapes: Shapes, name: str, rank: int, source: str) -> tuple[int, ...]:
     if name not in shapes:
         raise CheckpointError(
-            f"{source} says nothing about the shape of input {name!r}; give it under 'shapes'"
+            f"{source} does not give the shape of input {name!r}; add it under 'shapes'"
         )
     if len(shapes[name]) != rank:
         raise CheckpointError(
@@ -71,7 +70,7 @@ def _shape(shapes: Shapes, name: str, rank: int, source: str) -> tuple[int, ...]
 
 
 def _trunk(stated: Mapping[str, Any], source: str) -> TrunkConfig:
-    """The encoder of the kinds that state its few sizes at the top."""
+    """Encoder of the kinds that give its sizes at the top level."""
     width = int(require(stated, "num_z_channels", source))
     return TrunkConfig(
         num_latents=int(require(stated, "z_index_dim", source)),
@@ -84,7 +83,6 @@ def _trunk(stated: Mapping[str, Any], source: str) -> TrunkConfig:
 
 
 def _classifier(stated: Mapping[str, Any], shapes: Shapes, source: str) -> PerceiverIOConfig:
-    """ImagePreprocessor, PerceiverEncoder, ClassificationDecoder."""
     encoder, decoder = require(stated, "encoder", source), require(stated, "decoder", source)
     _, height, width, channels = _shape(shapes, "images", 4, source)
     shape = str(encoder.get("cross_attention_shape_for_attn", "kv"))
@@ -122,7 +120,7 @@ def _classifier(stated: Mapping[str, Any], shapes: Shapes, source: str) -> Perce
 
 
 def _image_tokens(stated: Mapping[str, Any], source: str) -> TokenConfig:
-    """The arguments of ImagePreprocessor."""
+    """Translate the arguments of ``ImagePreprocessor``."""
     prep = require(stated, "prep_type", source)
     step, positions = int(stated.get("spatial_downsample", 4)), _image_positions(stated, source)
     width = int(stated.get("num_channels", 64))
@@ -169,7 +167,7 @@ def _image_positions(stated: Mapping[str, Any], source: str) -> PositionConfig:
 
 
 def _classic(stated: Mapping[str, Any], shapes: Shapes, source: str) -> PerceiverConfig:
-    """The original Perceiver, composed of the released modules."""
+    """Translate an original Perceiver that was composed of the released modules."""
     _, length, channels = _shape(shapes, "x", 3, source)
     repeats = int(require(stated, "repeats", source))
     shared = bool(require(stated, "first_cross_attend_shared_with_rest", source))
@@ -264,7 +262,7 @@ MULTIMODAL_SIZES = (
 def _multimodal(stated: Mapping[str, Any], _shapes: Shapes, source: str) -> PerceiverIOConfig:
     given = {key: int(require(stated, key, source)) for key in MULTIMODAL_SIZES}
     frames, size = given["T"], given["S"]
-    # Resolutions are those of the raw signals, though there is a token per patch.
+    # max_resolution counts pixels and samples of the raw signals, not patches.
     pixels = PositionConfig(
         kind="fourier", num_bands=given["image_bands"], max_resolution=(frames, size, size)
     )
@@ -278,12 +276,14 @@ def _multimodal(stated: Mapping[str, Any], _shapes: Shapes, source: str) -> Perc
         "video": TokenConfig(content="patches", patch=(1, step, step), positions=pixels),
         "label": TokenConfig(),
     }
-    # Asked for whole, queries lie on a grid that reaches 1; asked for by index, in cells.
+    # The released code places queries on a grid from -1 to 1 with both ends if it decodes the whole
+    # output, but at -1 + 2 index / size, which never reaches 1, if it decodes selected indices.
     asked: dict[str, Any] = {"queries": "positions", "sampled": "grid"}
     if require(stated, "subsampled_image", source) is not None:
         asked["sampled"] = "cell"
     return PerceiverIOConfig(
-        # The released code feeds labels as one-hot rows, and the bundles feed any floats.
+        # Labels are floats, not class indices: the released code reads one-hot vectors, and the
+        # bundles contain arbitrary values.
         inputs={
             "audio": Audio(given["samples"]),
             "video": Video(frames, size, size),

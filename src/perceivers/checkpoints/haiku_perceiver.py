@@ -1,8 +1,8 @@
-"""The Haiku names of DeepMind's Perceiver and Perceiver IO, in our terms.
+"""Reading and writing Haiku parameters of DeepMind's Perceiver and Perceiver IO.
 
-Names were read in google-deepmind/deepmind-research, folder ``perceiver`` (Apache-2.0). Haiku
-numbers modules of one name: ``linear``, ``linear_1``; inside attention they are query, key, value
-and output. ``~`` stands for a constructor.
+Names are those of google-deepmind/deepmind-research, folder ``perceiver`` (Apache-2.0). Haiku
+numbers modules with the same name (``linear``, ``linear_1``; in attention: query, key, value and
+output) and marks modules created in a constructor with ``~``.
 """
 
 import io
@@ -67,16 +67,18 @@ SCHEME = Scheme(
     },
     index=lambda i: f"_{i}" if i else "",
 )
-# The golden classic Perceiver numbers its layers from 0.
+# The classic Perceiver of the parity bundle numbers its layers from 0; the released modules give
+# the first layer no number.
 CLASSIC_SCHEME = replace(SCHEME, index=str)
 
 POSITIONS = "trainable_position_encoding:pos_embs"
 IMAGES = "image_preprocessor"
 CLASSES = "classification_decoder/~/basic_decoder"
-# What evaluation does not use: averages before their correction, steps.
+# Not used in evaluation: moving averages before bias correction, and step counters.
 UNUSED_STATE = ("_ema:hidden", "_ema:counter")
 
-# A module that only this release has, and which it is.
+# A module by which a release is recognised; order matters, because later modules also occur in
+# earlier releases.
 RELEASES = {
     "multimodal_preprocessor": "perceiver_io_multimodal",
     "flow_decoder": "perceiver_io_flow",
@@ -88,18 +90,18 @@ RELEASES = {
 
 
 def haiku_entries(config: PerceiverConfig | PerceiverIOConfig) -> list[Entry]:
-    """Return the table of names for a configuration.
+    """Return the name table of a configuration, one entry per tensor.
 
     Raises:
-        CheckpointError: The configuration is of no released kind.
+        CheckpointError: No model of this kind was released.
     """
     kind = kind_of(config)
     if isinstance(config, PerceiverConfig):
         return expand(_classic(config), CLASSIC_SCHEME, config.trunk)
     if kind == "text_classes":
         raise CheckpointError(
-            "no Haiku parameters of a text classifier were ever released, so there are no names to "
-            "give; Hugging Face has a class for it (--to hf)"
+            "no Haiku parameters of a text classifier were released, so their names are unknown; "
+            "Hugging Face has a class for it (--to hf)"
         )
     encoder = "encoder" if kind == "multimodal" else "perceiver_encoder"
     parts = [
@@ -216,15 +218,15 @@ def _multimodal(config: PerceiverIOConfig) -> list[Part]:
 def model_from_entries(
     config: PerceiverConfig | PerceiverIOConfig, arrays: Mapping[str, NDArray[Any]], source: str
 ) -> Perceiver | PerceiverIO:
-    """Build a model and fill it with Haiku parameters and state.
+    """Build a model in evaluation mode and load Haiku parameters and state.
 
     Args:
-        config: Of the model.
-        arrays: ``module/path:name`` to array.
-        source: Where they come from, for messages.
+        config: The model's configuration.
+        arrays: Arrays by ``module/path:name``.
+        source: File name for error messages.
 
     Raises:
-        CheckpointError: Names are missing, unexpected or of another shape, each listed.
+        CheckpointError: Arrays are missing, unexpected or have another shape (all listed).
     """
     model = Perceiver(config) if isinstance(config, PerceiverConfig) else PerceiverIO(config)
     found: dict[str, Tensor] = {
@@ -237,7 +239,7 @@ def model_from_entries(
 
 
 def find_release(arrays: Mapping[str, NDArray[Any]]) -> str | None:
-    """Return the variant that released parameters are of, told by a module that only it has."""
+    """Return the released variant identified by its module names, or None."""
     modules = [name.rpartition(":")[0] for name in arrays]
     for root, variant in RELEASES.items():
         if any(module == root or module.startswith(f"{root}/") for module in modules):
@@ -248,16 +250,22 @@ def find_release(arrays: Mapping[str, NDArray[Any]]) -> str | None:
 def model_from_release(
     arrays: Mapping[str, NDArray[Any]], source: str, flavour: Flavour = "official"
 ) -> PerceiverIO:
-    """Build the released model whose parameters these are.
+    """Build the released model that these parameters belong to.
+
+    Args:
+        arrays: Arrays by ``module/path:name``.
+        source: File name for error messages.
+        flavour: ``official`` computes the outputs of the released code, ``hf`` those of
+            Hugging Face's classes with the same weights.
 
     Raises:
-        CheckpointError: They are of no release, or of other sizes than the release.
+        CheckpointError: The release is not recognised, or its sizes differ.
     """
     variant = find_release(arrays)
     if variant is None:
         raise CheckpointError(
-            f"{source} holds parameters of none of {sorted(RELEASES.values())}, and a parameter "
-            f"pickle says nothing else about its model; give --config with a JSON file holding "
+            f"{source} holds parameters of none of {sorted(RELEASES.values())}, and a pickle "
+            f"contains no description of the model; give --config with a JSON file holding "
             f"'model', 'kwargs' and 'datasets' (HiP) or 'kind' (Perceiver), as in a parity bundle"
         )
     config = configure(VARIANTS[variant], inputs=None, num_classes=None, head="query", overrides={})
@@ -265,35 +273,38 @@ def model_from_release(
         model = model_from_entries(with_flavour(config, flavour), arrays, source)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}. By its names it is {variant}; parameters of other sizes need --config"
+            f"{error}. The names are those of {variant}; parameters of other sizes need --config"
         ) from error
     assert isinstance(model, PerceiverIO)
     return model
 
 
 def params_from_model(model: Perceiver | PerceiverIO) -> dict[str, NDArray[Any]]:
-    """Return a model's weights as Haiku parameters and state, ``module/path:name`` to array.
+    """Return a model's weights as Haiku parameters and state by ``module/path:name``.
 
     Raises:
-        CheckpointError: The model is of no released kind.
+        CheckpointError: No model of this kind was released.
     """
     taken = take_from_model(model, haiku_entries(model.config))
     return {name: tensor.numpy() for name, tensor in taken.items()}
 
 
 def save_haiku(model: Any, path: Path) -> list[str]:
-    """Write Haiku parameters as an ``.npz`` without pickles, and return what that code does else.
+    """Write Haiku parameters as an ``.npz`` file without pickles.
 
-    Keys are ``param/MODULE:NAME`` and ``state/MODULE:NAME``, as in a parity bundle; ``config_json``
-    holds our configuration, so that ``convert`` reads the file back.
+    Keys are ``param/MODULE:NAME`` and ``state/MODULE:NAME``, as in a parity bundle. ``config_json``
+    contains our configuration, so that ``convert`` can read the file again.
+
+    Returns:
+        Notes on what DeepMind's code computes differently with these weights.
 
     Raises:
-        CheckpointError: The model is of no released kind.
+        CheckpointError: No model of this kind was released.
     """
     if not isinstance(model, Perceiver | PerceiverIO):
         raise CheckpointError(
-            f"only Perceiver and Perceiver IO are written as Haiku parameters, not the family "
-            f"{model.family!r}"
+            f"only Perceiver and Perceiver IO can be written as Haiku parameters, not a model of "
+            f"family {model.family!r}"
         )
     notes = []
     if isinstance(model.config, PerceiverIOConfig):

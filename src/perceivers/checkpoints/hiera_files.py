@@ -1,4 +1,7 @@
-"""Hieras in official files, timm's files and Hugging Face folders: read, and written."""
+"""Reading and writing Hiera weights: official files, timm files and Hugging Face folders.
+
+Tensor names and the translation of configurations are in ``hiera_names``.
+"""
 
 import io
 from collections.abc import Mapping
@@ -30,20 +33,20 @@ from perceivers.models.saving import ModelInfo
 from perceivers.settings import change
 from perceivers.types import IMAGENET_MEAN, IMAGENET_STD, Image
 
-# -- Hugging Face folders of the four Hiera classes: read into our model, and written ------------
+# -- Hugging Face folders of the four Hiera classes ----------------------------------------------
 #
-# Nothing of that library is imported: a folder is ``config.json`` and ``model.safetensors`` (or
-# ``pytorch_model.bin``, read without executing anything in it). Read in transformers 5.23
-# (Apache-2.0); that library has pictures only.
+# transformers is not imported: a folder is ``config.json`` and ``model.safetensors`` (or
+# ``pytorch_model.bin``, read without executing code). The format is that of transformers 5.23
+# (Apache-2.0), whose Hieras support images only.
 
 NORMS = "hidden_states_norms.stage"
-# A tensor that only this class has; a model without its pooler has none of them.
+# Tensors that identify the class if config.json does not name it.
 TELLING = {
     "classifier.weight": "HieraForImageClassification",
     "decoder.mask_token": "HieraForPreTraining",
     "embeddings.position_embeddings": "HieraModel",
 }
-# What a config.json leaves out has these values.
+# Values of settings that a config.json omits.
 DEFAULTS: Mapping[str, Any] = {
     "embed_dim": 96,
     "image_size": [224, 224],
@@ -63,13 +66,14 @@ DEFAULTS: Mapping[str, Any] = {
     "decoder_depth": None,
     "decoder_num_heads": None,
 }
-# Values that this library has one of only.
+# Settings for which this library supports one value only.
 FIXED: Mapping[str, Any] = {
     "embed_dim_multiplier": 2.0,
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-6,
 }
-# Settings of ours that change no output at the native size; they have no place in config.json.
+# Our settings that config.json cannot store and that do not affect outputs at the native size, or
+# that are checked separately (layer_scale).
 BESIDES = {"init", "position_resize", "position_antialias", "unit_drop_rate", "pad", "layer_scale"}
 
 
@@ -77,7 +81,7 @@ def read_hiera_folder(folder: Path) -> HuggingFaceFolder:
     """Read a folder whose ``model_type`` is ``hiera``.
 
     Raises:
-        CheckpointError: A file is missing or damaged, or the class is none of the four.
+        CheckpointError: A file is missing or damaged, or the class is not one of the four.
     """
     stated = read_json_file(folder / "config.json")
     tensors = read_folder_tensors(folder)
@@ -85,7 +89,7 @@ def read_hiera_folder(folder: Path) -> HuggingFaceFolder:
     name = str(named[0]) if named else _tell_class(tensors, str(folder))
     if name not in PREFIXES:
         raise CheckpointError(
-            f"{folder}: class {name!r} is unknown; known are {list(PREFIXES)}"
+            f"{folder}: class {name!r} is unknown; expected one of {list(PREFIXES)}"
             + suggest(name, PREFIXES)
         )
     preprocessor = folder / "preprocessor_config.json"
@@ -105,18 +109,19 @@ def _tell_class(tensors: Mapping[str, Tensor], source: str) -> str:
         if key in tensors:
             return name
     raise CheckpointError(
-        f"{source}: config.json names no class under 'architectures', and no tensor tells one"
+        f"{source}: config.json names no class under 'architectures', and the tensor names do not "
+        f"identify one"
     )
 
 
 def hiera_from_hugging_face(read: HuggingFaceFolder) -> Hiera:
-    """Build our model and fill it; every tensor must be used, and none may be missing.
+    """Build our model in evaluation mode and load the weights; all names and shapes must match.
 
-    A backbone has no norm of the mean token; ours then has no effect.
+    A backbone does not store the norm of the mean token; its scale is then 1 and its offset 0.
 
     Raises:
-        CheckpointError: Missing, unexpected or misshapen tensors, each listed; or a setting that
-            has no counterpart here.
+        CheckpointError: Tensors are missing, unexpected or have another shape (all listed), or a
+            setting is not supported.
     """
     source = str(read.path)
     model = Hiera(
@@ -133,17 +138,18 @@ def config_from_hiera(
     tensors: Mapping[str, Any],
     source: str,
 ) -> HieraConfig:
-    """Translate a ``config.json``.
+    """Translate a ``config.json`` to our config.
 
     Args:
-        name: The class.
-        stated: The file's content.
-        preprocessor: That of ``preprocessor_config.json``: mean and deviation of pictures.
-        tensors: Their names tell which stages of a backbone are normalised.
-        source: For messages.
+        name: Name of the Hugging Face class.
+        stated: Content of ``config.json``.
+        preprocessor: Content of ``preprocessor_config.json`` (image mean and deviation).
+        tensors: Tensors by name; the names show which stages a backbone normalises, and whether
+            there is a classifier.
+        source: File name for error messages.
 
     Raises:
-        CheckpointError: A value has no counterpart here.
+        CheckpointError: A value is not supported.
     """
     given = {key: stated.get(key, default) for key, default in DEFAULTS.items()}
     for key, only in FIXED.items():
@@ -166,7 +172,6 @@ def config_from_hiera(
 def _config(
     name: str, given: Mapping[str, Any], preprocessor: Mapping[str, Any], source: str
 ) -> HieraConfig:
-    """The model but its head."""
     heads, kernel = given["num_heads"], given["patch_size"]
     if list(heads) != [heads[0] * 2**i for i in range(len(given["depths"]))]:
         raise CheckpointError(f"{source}: num_heads {heads} do not double from stage to stage")
@@ -180,7 +185,7 @@ def _config(
     if pools < local and pools < len(given["depths"]) - 1:
         raise CheckpointError(
             f"{source}: {local} stages attend inside mask units but only {pools} stage changes "
-            f"pool; that library then cuts mask units up, which is not supported"
+            f"pool; that library then divides mask units, which is not supported"
         )
     decoder = None
     if name == "HieraForPreTraining":
@@ -212,30 +217,31 @@ def _config(
 
 
 def _normed_stages(tensors: Mapping[str, Any], source: str) -> tuple[int, ...]:
-    """Stages, from 0, that a backbone gives out."""
+    """Return the output stages of a backbone, counted from 0."""
     if any(name.startswith("hidden_states_norms.stem") for name in tensors):
         raise CheckpointError(
-            f"{source}: the backbone gives out its stem, before the first stage; only stages are "
-            f"supported: save it with out_features of stages"
+            f"{source}: the backbone outputs its stem; only stages are supported. Save it with "
+            f"stages alone in out_features"
         )
     names = {name.removeprefix(NORMS).split(".")[0] for name in tensors if name.startswith(NORMS)}
     return tuple(sorted(int(name) - 1 for name in names))
 
 
-# -- writing ---------------------------------------------------------------------------------------
+# -- Writing Hugging Face folders ----------------------------------------------------------------
 
 
 def save_hiera_folder(model: Hiera, folder: Path, info: ModelInfo) -> list[str]:
-    """Write a folder that the class of that library loads, and return what it leaves behind.
+    """Write a folder that a Hugging Face class can load; return notes on weights left out.
 
     Raises:
-        CheckpointError: No class has a place for this model; says for what.
+        CheckpointError: No Hugging Face class supports this model; lists the unsupported settings.
     """
     config = model.config
     name = class_of_hiera(config)
     stated = config_to_hiera(config, name, info)
     preprocessor = _preprocessor(config)
     state = model.state_dict()
+    # Translated back and compared, so that no setting is lost silently.
     again = config_from_hiera(name, stated, preprocessor, _foreign_names(config, name), str(folder))
     _require_same(config, again, name)
     normed = name != "HieraBackbone"
@@ -247,23 +253,24 @@ def save_hiera_folder(model: Hiera, folder: Path, info: ModelInfo) -> list[str]:
     write_json(folder / "preprocessor_config.json", preprocessor)
     header = {"architectures": [name], "model_type": "hiera", "dtype": "float32"}
     write_json(folder / "config.json", {**header, **stated})
-    return [f"{name} has no norm of the mean token: {', '.join(besides)} stay behind"] * bool(
+    return [f"{name} has no norm of the mean token: {', '.join(besides)} are not written"] * bool(
         besides
     )
 
 
 def class_of_hiera(config: HieraConfig) -> str:
-    """Return the class that holds such a model.
+    """Return the name of the Hugging Face class for such a model.
 
     Raises:
-        CheckpointError: None does.
+        CheckpointError: There is no such class.
     """
     heads = bool(config.feature_norms) + (config.decoder is not None) + (config.head.kind != "none")
     if heads > 1 or config.head.kind == "segmentation" or not isinstance(config.spec, Image):
         raise CheckpointError(
             f"Hugging Face has no class for a Hiera of inputs {dict(config.inputs)} with head "
             f"{config.head.kind!r}, feature_norms={config.feature_norms} and "
-            f"{'a' if config.decoder else 'no'} decoder; it has pictures only, and one of these"
+            f"{'a' if config.decoder else 'no'} decoder; its classes read images only and have at "
+            f"most one of these"
         )
     if config.decoder is not None:
         return "HieraForPreTraining"
@@ -273,7 +280,7 @@ def class_of_hiera(config: HieraConfig) -> str:
 
 
 def config_to_hiera(config: HieraConfig, name: str, info: ModelInfo) -> dict[str, Any]:
-    """Return the values of a ``config.json``."""
+    """Translate our config to the values of a ``config.json``."""
     depth = len(config.depths)
     stated: dict[str, Any] = {
         **FIXED,
@@ -309,7 +316,7 @@ def config_to_hiera(config: HieraConfig, name: str, info: ModelInfo) -> dict[str
 
 
 def _foreign_names(config: HieraConfig, name: str) -> dict[str, None]:
-    """The names of a class's tensors that tell its head and its norms."""
+    # Names alone: config_from_hiera reads the head and the normalised stages from them.
     names = [f"{NORMS}{stage + 1}.weight" for stage in config.feature_norms]
     if name == "HieraForImageClassification":
         names.append("classifier.weight")
@@ -317,7 +324,7 @@ def _foreign_names(config: HieraConfig, name: str) -> dict[str, None]:
 
 
 def _require_same(config: HieraConfig, again: HieraConfig, name: str) -> None:
-    """Refuse what config.json has no place for; the name of the input has none, and needs none."""
+    # config.json does not store the input's name either; _plain leaves it out.
     mine, its = (_plain(each) for each in (config, again))
     lost = [
         f"{key} is {mine[key]!r} here and {its[key]!r} there"
@@ -326,7 +333,7 @@ def _require_same(config: HieraConfig, again: HieraConfig, name: str) -> None:
     ]
     if lost or config.layer_scale is not None:
         scaled = ["layer_scale"] * (config.layer_scale is not None)
-        raise CheckpointError(f"{name} has no place for this model: {'; '.join(lost + scaled)}")
+        raise CheckpointError(f"{name} does not support this model: {'; '.join(lost + scaled)}")
 
 
 def _plain(config: HieraConfig) -> dict[str, Any]:
@@ -338,7 +345,7 @@ def _plain(config: HieraConfig) -> dict[str, Any]:
 
 
 def _preprocessor(config: HieraConfig) -> dict[str, Any]:
-    """What that library's processor does; like the released ones it resizes and crops."""
+    # The released processors resize the shorter side to 256/224 of the input size, then crop.
     spec = config.spec
     assert isinstance(spec, Image)
     height, width = spec.grid
@@ -357,14 +364,15 @@ def _preprocessor(config: HieraConfig) -> dict[str, Any]:
     }
 
 
-# -- Hieras in files of tensors by name: the official ``.pth`` and timm's, read and written ------
+# -- State dicts: official ``.pth`` files and timm files -----------------------------------------
 
-# What only timm's files have; without a norm at all, only its backbones.
+# Names that occur in timm's files only. A file without any final norm is timm's as well: only its
+# backbones omit it.
 TIMM_ALONE = ("head.fc.weight", "head.norm.weight", "pos_embed_win", "blocks.0.ls1.gamma")
 
 
 def tell_library(tensors: Mapping[str, Any]) -> Library | None:
-    """Return whose names these are: ``official``, ``timm``, or None where they are no Hiera's."""
+    """Return the library with these tensor names, or None if they are not those of a Hiera."""
     if not {STEM, "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight"} <= tensors.keys():
         return None
     if any(name in tensors for name in TIMM_ALONE):
@@ -376,20 +384,20 @@ def tell_library(tensors: Mapping[str, Any]) -> Library | None:
 def hiera_from_tensors(
     tensors: Mapping[str, Tensor], library: Library, stated: Mapping[str, Any], source: str
 ) -> Hiera:
-    """Build our model and fill it; every tensor must be used, and none may be missing.
+    """Build our model in evaluation mode and load the weights; all names and shapes must match.
 
-    A backbone without a norm leaves ours as the identity of its scale and offset.
+    If a backbone lacks the norm of the mean token, ours gets scale 1 and offset 0.
 
     Args:
-        tensors: The file's content.
-        library: Whose names they have.
-        stated: Fields of ``HieraConfig`` that shapes do not tell, or that win over them.
-        source: For messages.
+        tensors: Tensors by name.
+        library: The library whose names they have.
+        stated: Fields of ``HieraConfig``; they take precedence over what the shapes imply.
+        source: File name for error messages.
 
     Raises:
-        CheckpointError: Missing, unexpected or misshapen tensors, each listed; or something is
-            neither told by shapes nor stated.
-        ConfigError: A stated field is unknown or impossible.
+        CheckpointError: Tensors are missing, unexpected or have another shape (all listed), or a
+            required setting is neither given nor implied by the shapes.
+        ConfigError: A given field is unknown or invalid.
     """
     config = config_from_shapes(tensors, stated, source)
     model = Hiera(config)
@@ -405,10 +413,17 @@ def fill_hiera(
     source: str,
     prefix: str = "",
 ) -> None:
-    """Fill a model; a file without the norm of the mean token leaves it without effect.
+    """Load weights into a model; without a norm of the mean token, ours gets scale 1 and offset 0.
+
+    Args:
+        model: The model, changed in place.
+        tensors: Tensors by name.
+        library: The library whose names they have.
+        source: File name for error messages.
+        prefix: Prefix of the encoder's names (Hugging Face).
 
     Raises:
-        CheckpointError: Missing, unexpected or misshapen tensors, each listed.
+        CheckpointError: Tensors are missing, unexpected or have another shape (all listed).
     """
     normed = has_norm(model.config, tensors, library, prefix)
     entries = hiera_entries(model.config, library, prefix=prefix, with_norm=normed)
@@ -422,17 +437,17 @@ def fill_hiera(
 def has_norm(
     config: HieraConfig, tensors: Mapping[str, Tensor], library: Library, prefix: str = ""
 ) -> bool:
-    """Return whether a file holds the norm; only models without a head may lack it."""
+    """Return whether a file must or does contain the norm; only headless models may omit it."""
     name = f"{prefix}{NAMES[library]['norm']}.weight"
     needed = config.decoder is not None or config.head.kind == "mean" or library == "official"
     return needed or name in tensors
 
 
 def save_official(model: Any, path: Path) -> list[str]:
-    """Write a ``.pth`` as the official package loads it, the weights under ``model_state``.
+    """Write a ``.pth`` file for the official package, with the weights under ``model_state``.
 
     Raises:
-        CheckpointError: It has no place for a part of the model.
+        CheckpointError: The official package does not support a part of the model.
         ConfigError: The file name has another suffix.
     """
     if path.suffix not in PICKLED:
@@ -445,10 +460,12 @@ def save_official(model: Any, path: Path) -> list[str]:
 
 
 def save_timm(model: Any, path: Path) -> list[str]:
-    """Write a state dict of timm's: ``.safetensors``, or ``.pth``/``.bin``; return what is left.
+    """Write a state dict for timm; return notes on weights left out.
+
+    The suffix of ``path`` selects the format: ``.safetensors``, or a pickle (``.pth``, ``.bin``).
 
     Raises:
-        CheckpointError: timm has no place for a part of the model.
+        CheckpointError: timm does not support a part of the model.
         ConfigError: The file name has another suffix.
     """
     if path.suffix not in {*PICKLED, ".safetensors"}:
@@ -456,9 +473,9 @@ def save_timm(model: Any, path: Path) -> list[str]:
     config, notes = _hiera(model).config, []
     left = [name for name in model.state_dict() if name.startswith("decoder.")]
     if config.decoder is not None:
-        # timm keeps the encoder of an auto-encoder alone, and lets its last stage pool.
+        # Of an autoencoder, timm has the encoder only, and its last stage pools, too.
         config = change(config, (), decoder=None, num_pools=None, head=HieraHead())
-        notes = [f"timm has no decoder: {len(left)} tensors stay behind"]
+        notes = [f"timm has no decoder: {len(left)} tensors are not written"]
     tensors = take_from_model(model, hiera_entries(config, "timm"), besides=left)
     if path.suffix == ".safetensors":
         write_atomic(path, save(tensors, metadata={"format": "pt"}))
@@ -468,7 +485,7 @@ def save_timm(model: Any, path: Path) -> list[str]:
 
 
 def _require_official(config: HieraConfig) -> None:
-    """Refuse what the official class would compute otherwise with tensors of the same names."""
+    # Tensors of the same names and shapes would load, but give other outputs.
     wrong = []
     if config.shortcut != "project":
         wrong.append(f"shortcut={config.shortcut!r} (it projects)")
@@ -480,12 +497,14 @@ def _require_official(config: HieraConfig) -> None:
         if video and config.decoder.all_frames:
             wrong.append("decoder all_frames=True (it predicts the first of a patch)")
     if wrong:
-        raise CheckpointError(f"the official Hiera has no place for {', '.join(wrong)}")
+        raise CheckpointError(f"the official Hiera does not support {', '.join(wrong)}")
 
 
 def _hiera(model: Any) -> Hiera:
     if not isinstance(model, Hiera):
-        raise CheckpointError(f"this layout is of Hieras; the model's family is {model.family!r}")
+        raise CheckpointError(
+            f"this layout is for Hiera models; the model's family is {model.family!r}"
+        )
     return model
 
 

@@ -1,4 +1,7 @@
-"""Names, shapes and arguments of a Hiera in official, timm's and Hugging Face's terms."""
+"""Hiera in other libraries: tensor names, config inferred from shapes, constructor arguments.
+
+Covers the official package, timm and Hugging Face; ``hiera_files`` reads and writes the files.
+"""
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -14,15 +17,14 @@ from perceivers.models.hiera.variants import VARIANTS, configure
 from perceivers.nn.mask_units import UnitLayout
 from perceivers.types import IMAGENET_MEAN, IMAGENET_STD, Image, Video, spec_to_json
 
-# ------------------------------------------------------------------------------------------------
-# The names of a Hiera's tensors in the official files, in timm's and in Hugging Face's, as ours.
+# -- Tensor names in the official files, in timm and in Hugging Face -----------------------------
 #
-# One table per library says which module of theirs is which of ours; a library that lacks a row
-# has no place for it. Rows of the fused query, key and value have the same order in all of them.
+# One table per library maps our modules to its modules; a module that is missing from the table is
+# not supported there. The fused query, key and value have the same row order in all libraries.
 
 Library = Literal["official", "timm", "hf"]
 
-# The classes of Hugging Face, and how they name the encoder inside them.
+# The Hugging Face classes, and the prefix of the encoder in each.
 PREFIXES: Mapping[str, str] = {
     "HieraForImageClassification": "hiera.",
     "HieraForPreTraining": "hiera.",
@@ -95,16 +97,16 @@ NORM = ("norm.weight", "norm.bias")
 def hiera_entries(
     config: HieraConfig, library: Library, *, prefix: str = "", with_norm: bool = True
 ) -> list[Entry]:
-    """Return the table of names for a configuration.
+    """Return the name table of a configuration, one entry per tensor.
 
     Args:
-        config: What there is.
-        library: Whose names.
-        prefix: Of the encoder's names (Hugging Face, by class).
-        with_norm: Whether the norm of the mean token is there; backbones go without.
+        config: The model's configuration.
+        library: The library whose names to use.
+        prefix: Prefix of the encoder's names (Hugging Face, depends on the class).
+        with_norm: Include the norm of the mean token, which backbones lack.
 
     Raises:
-        CheckpointError: The library has no place for a part of the model.
+        CheckpointError: The library does not support a part of the model.
     """
     names = _Names(library)
     entries = [
@@ -112,8 +114,9 @@ def hiera_entries(
         for entry in _encoder(config, names)
     ]
     if config.head.kind == "segmentation":
-        raise CheckpointError(f"{library} has no place for a segmentation head")
+        raise CheckpointError(f"{library} does not support a segmentation head")
     if config.decoder is not None:
+        # The norm after an autoencoder's encoder is stored outside the encoder, without prefix.
         entries += _pair("norm", names["autoencoder.norm"])
         return entries + list(_decoder(config, names))
     if with_norm:
@@ -127,7 +130,7 @@ def hiera_entries(
 
 
 class _Names:
-    """A library's names, by ours."""
+    """A library's names by ours; raises ``CheckpointError`` for names that it lacks."""
 
     def __init__(self, library: Library) -> None:
         self.library: Library = library
@@ -136,20 +139,18 @@ class _Names:
         return self._find(NAMES[self.library], ours)
 
     def inside(self, ours: str) -> str:
-        """Return a name inside a block."""
         return self._find(BLOCKS[self.library], ours)
 
     def _find(self, table: Mapping[str, str], ours: str) -> str:
         if ours not in table:
             raise CheckpointError(
-                f"the {self.library} layout of a Hiera has no place for {ours!r}, which this model "
+                f"the {self.library} layout of a Hiera does not support {ours!r}, which this model "
                 f"has; convert to another layout"
             )
         return table[ours]
 
 
 def _pair(ours: str, theirs: str, weight: Layout | Turn = "same") -> list[Entry]:
-    """Weight and bias of one module."""
     return [
         Entry(f"{ours}.weight", f"{theirs}.weight", weight),
         Entry(f"{ours}.bias", f"{theirs}.bias"),
@@ -182,7 +183,6 @@ def _encoder(config: HieraConfig, names: _Names) -> Iterator[Entry]:
 def _block(
     names: _Names, ours: str, theirs: str, projects: bool = False, scaled: bool = False
 ) -> Iterator[Entry]:
-    """Norms, attention and MLP of a block, and what only some blocks have."""
     modules = [name for name in BLOCK if projects or name != "shortcut"]
     for name in modules:
         yield from _pair(f"{ours}.{name}", f"{theirs}.{names.inside(name)}")
@@ -206,7 +206,7 @@ def _decoder(config: HieraConfig, names: _Names) -> Iterator[Entry]:
 
 
 def grid_layout(grid: tuple[int, ...]) -> Turn:
-    """Return the way of a table from ``[1, C, *grid]`` to our ``[N, C]``."""
+    """Return the conversion of position embeddings from ``[1, C, *grid]`` to our ``[N, C]``."""
 
     def into(x: Tensor) -> Tensor:
         return x[0].flatten(1).T
@@ -218,10 +218,11 @@ def grid_layout(grid: tuple[int, ...]) -> Turn:
 
 
 def fusion_layout(pool: tuple[int, ...], levels: int) -> Turn:
-    """Return the way of a fusion from a convolution to our Linear.
+    """Return the conversion of a multi-scale fusion from a convolution to our Linear.
 
-    A convolution whose kernel is its stride joins the tokens that ``levels`` poolings would join;
-    in our order of tokens they are neighbours, and their channels one long row.
+    The convolution, whose kernel equals its stride, merges the tokens that ``levels`` pooling steps
+    merge. In our token order these are consecutive, so that a Linear on their concatenated channels
+    does the same.
     """
     kernel = tuple(p**levels for p in pool)
     layout = UnitLayout(unit=kernel, pool=pool, levels=levels)
@@ -237,22 +238,22 @@ def fusion_layout(pool: tuple[int, ...], levels: int) -> Turn:
     return Turn(into, back)
 
 
-# -- What the shapes of a Hiera's tensors say of the model, and what they leave open -------------
+# -- Inferring a configuration from tensor shapes ------------------------------------------------
 #
-# Shapes give the depths, widths, classes, tables and decoder. They do not give heads, strides and
-# pools: those are the released ones at the released widths, and must be stated at any other.
+# Shapes give depths, widths, number of classes, position embeddings and decoder, but neither heads
+# nor strides and pooling. Models of released sizes get the released values; others need --config.
 
-# Heads of the first stage at the released widths, and of the decoder.
+# Number of heads by width, in the first stage and in the decoder.
 RELEASED_HEADS = {96: 1, 112: 2, 144: 2, 256: 4}
 RELEASED_DECODER_HEADS = {512: 16}
-# Strides, mask units and pools of the released models, by the number of axes.
+# Strides, mask units and pooling of the released models by number of axes; shapes do not show them.
 RELEASED_SIZES: Mapping[int, Mapping[str, tuple[int, ...]]] = {
     2: {"patch_stride": (4, 4), "mask_unit": (8, 8), "pool": (2, 2)},
     3: {"patch_stride": (2, 4, 4), "mask_unit": (1, 8, 8), "pool": (1, 2, 2)},
 }
-# The size that window tables were trained at; their own sizes do not tell.
+# Input size of the released models with window position embeddings; their shapes do not show it.
 WINDOW_SIZE = 256
-# Where the released layer scales start; what was learned does not tell.
+# Initial value of the released layer scales; trained weights do not show it.
 LAYER_SCALE = 1e-5
 STEM = "patch_embed.proj.weight"
 
@@ -260,16 +261,16 @@ STEM = "patch_embed.proj.weight"
 def config_from_shapes(
     tensors: Mapping[str, Tensor], stated: Mapping[str, Any], source: str
 ) -> HieraConfig:
-    """Describe the Hiera that a file of the official names, or of timm's, was saved from.
+    """Infer the configuration of a Hiera from an official or timm state dict.
 
     Args:
-        tensors: The file's content.
-        stated: Fields of ``HieraConfig`` as plain data; they win over what shapes say.
-        source: For messages.
+        tensors: Tensors by name.
+        stated: Fields of ``HieraConfig`` as plain data; they take precedence over inferred ones.
+        source: File name for error messages.
 
     Raises:
-        CheckpointError: Something is neither told by shapes nor stated.
-        ConfigError: A stated field is unknown or impossible.
+        CheckpointError: A required setting is neither given nor implied by the shapes.
+        ConfigError: A given field is unknown or invalid.
     """
     unknown = sorted(stated.keys() - HieraConfig.__dataclass_fields__.keys())
     if unknown:
@@ -283,7 +284,9 @@ def config_from_shapes(
         told = _read_encoder(shapes) | _positions(shapes)
         told |= _ends(shapes)
     except (KeyError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{source} is not a Hiera's: no usable {error} in it") from error
+        raise CheckpointError(
+            f"{source} does not hold the weights of a Hiera: missing or misshapen tensor ({error})"
+        ) from error
     values = _merge(told, stated)
     _require(values, source)
     if "inputs" not in values:
@@ -292,9 +295,9 @@ def config_from_shapes(
 
 
 def name_variant(config: HieraConfig) -> str:
-    """Return the named model that a configuration is, whatever its classes; else an empty string.
+    """Return the variant with this configuration, ignoring the head; "" if there is none.
 
-    Auto-encoders are compared with auto-encoders.
+    An autoencoder matches variants of autoencoders only.
     """
     for name, settings in VARIANTS.items():
         if not settings.get("inputs"):
@@ -306,15 +309,15 @@ def name_variant(config: HieraConfig) -> str:
 
 
 def _comparable(config: HieraConfig) -> dict[str, Any]:
-    """Everything that fixes tensors and arithmetic, but the head's width."""
+    """Return the settings that determine tensors and outputs, except those of the head."""
     left_out = {"head", "init", "layer_scale", "drop_path_rate", "unit_drop_rate"}
     data = {name: value for name, value in config.to_json().items() if name not in left_out}
     return {**data, "scaled": config.layer_scale is not None}
 
 
 def _read_encoder(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Widths and depths; a stage begins where a block's norms differ in width."""
     dim, _, *kernel = shapes[STEM]
+    # A block widens its channels between its two norms exactly where a stage begins.
     widths: list[tuple[int, int]] = []
     while f"blocks.{len(widths)}.norm1.weight" in shapes:
         block = f"blocks.{len(widths)}"
@@ -346,7 +349,7 @@ def _positions(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _ends(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The decoder of an auto-encoder, or the classes."""
+    """Return the settings of the decoder or, without a decoder, those of the head."""
     if "decoder_embed.weight" not in shapes:
         head = next((n for n in ("head.projection", "head.fc") if f"{n}.weight" in shapes), "")
         if not head:
@@ -364,13 +367,13 @@ def _ends(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         decoder["num_heads"] = RELEASED_DECODER_HEADS[dim]
     told = {"decoder": decoder, "num_pools": fused, "init": "autoencoder"}
     if fused:
-        # The last of the fusions joins what one pooling would join.
+        # The last fusion merges as many tokens as one pooling step, so its kernel is the pool.
         told["pool"] = shapes[f"multi_scale_fusion_heads.{fused - 1}.weight"][2:]
     return told
 
 
 def _merge(told: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
-    """What was stated over what was told, field by field inside the head and the decoder too."""
+    """Merge given fields over inferred ones, also field by field in the head and the decoder."""
     merged = {**told, **stated}
     for name in ("head", "decoder"):
         if isinstance(told.get(name), Mapping) and isinstance(stated.get(name), Mapping):
@@ -379,7 +382,7 @@ def _merge(told: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _require(values: Mapping[str, Any], source: str) -> None:
-    """Name what no shape tells, before a default is taken for it."""
+    # Without this check, HieraConfig's defaults would silently replace what shapes do not show.
     missing = [
         name for name in ("num_heads", "patch_stride", "mask_unit", "pool") if name not in values
     ]
@@ -387,16 +390,16 @@ def _require(values: Mapping[str, Any], source: str) -> None:
         missing.append("decoder.num_heads")
     if missing:
         raise CheckpointError(
-            f"{source} is of no released size (first stage {values['dim']} channels wide), and "
-            f"shapes do not tell {', '.join(missing)}; give --config with a JSON file that does, "
-            f'such as {{"num_heads": 1}} or {{"decoder": {{"num_heads": 16}}}}'
+            f"{source} does not have a released size (first stage {values['dim']} channels wide), "
+            f"and shapes do not determine {', '.join(missing)}; give --config with a JSON file "
+            f'that does, such as {{"num_heads": 1}} or {{"decoder": {{"num_heads": 16}}}}'
         )
 
 
 def _inputs(
     shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, Any], source: str
 ) -> dict[str, Any]:
-    """A square input that the tables fit, under the name of the released models."""
+    """Return a square input that fits the position embeddings, named as in the released models."""
     channels, stride = shapes[STEM][1], values["patch_stride"]
     given: dict[str, Any] = {}
     if channels == len(IMAGENET_MEAN):
@@ -410,35 +413,34 @@ def _inputs(
         return {"video": spec_to_json(spec)}
     if len(stride) != 2 or "pos_embed" not in shapes:
         raise CheckpointError(
-            f"{source}: its tables do not tell the size of the input; give --config with a JSON "
-            f'file that holds "inputs"'
+            f"{source}: the position embeddings do not determine the size of the input; give "
+            f'--config with a JSON file that holds "inputs"'
         )
     side = _side(shapes["pos_embed"][1], source)
     return {"image": spec_to_json(Image(side * stride[0], side * stride[1], channels, **given))}
 
 
 def _side(cells: int, source: str) -> int:
-    """The side of a square of so many cells."""
     side = isqrt(cells)
     if side**2 != cells:
         raise CheckpointError(
-            f"{source}: a table of {cells} positions is no square; give --config with a JSON file "
+            f"{source}: {cells} positions do not form a square; give --config with a JSON file "
             f'that holds "inputs"'
         )
     return side
 
 
-# -- Constructor arguments of the official Hiera and of timm's, in our terms and back ------------
+# -- Constructor arguments of the official Hiera and of timm -------------------------------------
 #
-# Both libraries write some of them beside their weights on the Hugging Face hub, and both are
-# built with them to be compared with.
+# Both libraries store some of them next to their weights on the Hugging Face hub; verification
+# builds their classes with all of them.
 
 
 def constructor_arguments(config: HieraConfig, library: Library) -> dict[str, Any]:
-    """Return what the class of the official package, or of timm, is built with.
+    """Return the constructor arguments of the official Hiera or of timm's for a configuration.
 
     Args:
-        config: The complete description.
+        config: The model's configuration.
         library: ``official`` or ``timm``.
     """
     arguments: dict[str, Any] = {
@@ -476,17 +478,17 @@ def constructor_arguments(config: HieraConfig, library: Library) -> dict[str, An
 
 
 def stated_by_hub(stated: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return what a ``config.json`` of either library on the hub says, as fields of our config.
+    """Translate a ``config.json`` of either library on the hub to fields of our config.
 
-    Sizes that shapes tell are left to them.
+    Fields that the tensor shapes determine are left out.
 
     Args:
-        stated: The file's content: ``architecture`` and ``pretrained_cfg`` of timm, or the
-            constructor arguments of the official class.
-        source: For messages.
+        stated: Content of the file: ``architecture`` and ``pretrained_cfg`` (timm), or constructor
+            arguments of the official class.
+        source: File name for error messages.
 
     Raises:
-        CheckpointError: An argument has no counterpart here.
+        CheckpointError: An argument has a value that is not supported.
     """
     if isinstance(stated.get("pretrained_cfg"), Mapping):
         return _stated_by_timm(stated["pretrained_cfg"])
@@ -501,8 +503,8 @@ def stated_by_hub(stated: Mapping[str, Any], source: str) -> dict[str, Any]:
     kernel, padding = stated.get("patch_kernel"), stated.get("patch_padding")
     if kernel and padding and [size // 2 for size in kernel] != list(padding):
         raise CheckpointError(
-            f"{source}: patch_padding {padding} is not half of patch_kernel {kernel}; only that is "
-            f"supported"
+            f"{source}: patch_padding {padding} is not half of patch_kernel {kernel}, which is the "
+            f"only supported padding"
         )
     if "mask_unit_attn" in stated:
         fields["local_stages"] = count_local(stated["mask_unit_attn"], source)
@@ -512,21 +514,22 @@ def stated_by_hub(stated: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def count_local(local: Any, source: str) -> int:
-    """Return how many stages attend inside mask units; they must be the first ones.
+    """Return the number of stages with attention inside mask units, which must come first.
 
     Raises:
-        CheckpointError: A local stage follows a global one.
+        CheckpointError: A stage with local attention follows one with global attention.
     """
     flags = [bool(flag) for flag in local]
     if flags != sorted(flags, reverse=True):
         raise CheckpointError(
-            f"{source}: stages attend inside mask units as {flags}; only the first ones may"
+            f"{source}: attention inside mask units, by stage, is {flags}; stages with it must "
+            f"come first"
         )
     return sum(flags)
 
 
 def _stated_by_timm(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The size and statistics of the input."""
+    """Return the size, mean and deviation of the input; timm's file gives nothing else."""
     size = given.get("input_size")
     if not size:
         return {}

@@ -1,7 +1,7 @@
-"""Hugging Face folders of the seven Perceiver classes: read into our models, and written.
+"""Reading and writing Hugging Face folders of the seven Perceiver classes.
 
-Nothing of that library is imported: a folder is ``config.json`` and ``model.safetensors`` (or
-``pytorch_model.bin``, read without executing anything in it).
+transformers is not imported: a folder is ``config.json`` and ``model.safetensors`` (or
+``pytorch_model.bin``, read without executing code). ``hugging_face_config`` translates configs.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ from perceivers.files import read_json_file, write_atomic, write_json
 from perceivers.models import PerceiverIO, PerceiverIOConfig
 from perceivers.models.saving import ModelInfo
 
-# -- The names of tensors in Hugging Face's seven Perceiver classes, in our terms ----------------
+# -- Tensor names in Hugging Face's seven Perceiver classes --------------------------------------
 
 ATTENTION = {"attention.out": ".attention.output.dense"}
 MLP = {"norm_mlp": ".layernorm", "mlp.hidden": ".mlp.dense1", "mlp.out": ".mlp.dense2"}
@@ -77,10 +77,10 @@ COUNTER = f"{READER}.convnet.batchnorm.num_batches_tracked"
 
 
 def hugging_face_entries(config: PerceiverIOConfig) -> list[Entry]:
-    """Return the table of names for a configuration.
+    """Return the name table of a configuration, one entry per tensor.
 
     Raises:
-        CheckpointError: The configuration is of no released kind.
+        CheckpointError: No model of this kind was released.
     """
     kind = kind_of(config)
     decoder = "perceiver.decoder" + ("" if kind == "language" else ".decoder")
@@ -152,12 +152,13 @@ def _multimodal(config: PerceiverIOConfig) -> list[Part]:
     return parts
 
 
-# -- Hugging Face folders of the seven Perceiver classes -----------------------------------------
+# -- Reading folders -----------------------------------------------------------------------------
 
-# Keys of files of other versions that hold no parameter.
+# Entries that are no parameters; some versions of transformers write them.
 TOLERATED = (".position_ids", ".attention_mask_value", COUNTER)
 
-# A tensor that only this class has, and which it is; the last has what all have.
+# Tensors that identify a class if config.json does not name it. Order matters: the last two also
+# occur in earlier classes.
 TELLING = {
     "embedding_decoder.bias": "PerceiverForMaskedLM",
     f"{READER}.convnet.conv.weight": "PerceiverForImageClassificationConvProcessing",
@@ -171,7 +172,7 @@ TELLING = {
 
 @dataclass(frozen=True)
 class HuggingFaceFolder:
-    """A read folder: its class, what ``config.json`` says, and the weights."""
+    """Contents of a Hugging Face folder: class name, JSON files and weights."""
 
     path: Path
     name: str
@@ -181,7 +182,7 @@ class HuggingFaceFolder:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes in the order of the logits; empty when the file has none."""
+        """Class names in the order of the logits; empty if ``config.json`` has none."""
         labels = self.stated.get("id2label")
         if not isinstance(labels, Mapping):
             return ()
@@ -189,10 +190,10 @@ class HuggingFaceFolder:
 
 
 def read_hugging_face(folder: Path) -> HuggingFaceFolder:
-    """Read a folder.
+    """Read a folder whose ``model_type`` is ``perceiver``.
 
     Raises:
-        CheckpointError: A file is missing or damaged, or the class is none of the seven.
+        CheckpointError: A file is missing or damaged, or the class is not one of the seven.
     """
     stated = read_json_file(folder / "config.json")
     if stated.get("model_type", "perceiver") != "perceiver":
@@ -204,7 +205,7 @@ def read_hugging_face(folder: Path) -> HuggingFaceFolder:
     name = str(named[0]) if named else _tell_class(tensors, str(folder))
     if name not in CLASSES:
         raise CheckpointError(
-            f"{folder}: class {name!r} is unknown; known are {list(CLASSES)}"
+            f"{folder}: class {name!r} is unknown; expected one of {list(CLASSES)}"
             + suggest(name, CLASSES)
         )
     preprocessor = folder / "preprocessor_config.json"
@@ -222,20 +223,21 @@ def _tell_class(tensors: Mapping[str, Tensor], source: str) -> str:
         if key in tensors:
             return name
     raise CheckpointError(
-        f"{source}: config.json names no class under 'architectures', and no tensor tells one"
+        f"{source}: config.json names no class under 'architectures', and the tensor names do not "
+        f"identify one"
     )
 
 
 def model_from_hugging_face(read: HuggingFaceFolder, flavour: Flavour = "hf") -> PerceiverIO:
-    """Build our model and fill it; every tensor must be used, and none may be missing.
+    """Build our model in evaluation mode and load the weights; all names and shapes must match.
 
     Args:
-        read: The folder.
-        flavour: ``hf`` computes what that library computes, ``official`` what the released code
-            does with the same weights.
+        read: Contents of the folder.
+        flavour: ``hf`` computes the outputs of transformers, ``official`` those of the released
+            code with the same weights.
 
     Raises:
-        CheckpointError: Missing, unexpected or misshapen tensors, each listed.
+        CheckpointError: Tensors are missing, unexpected or have another shape (all listed).
     """
     config = config_from_hugging_face(read.name, read.stated, read.preprocessor, str(read.path))
     if flavour == "official":
@@ -243,21 +245,24 @@ def model_from_hugging_face(read: HuggingFaceFolder, flavour: Flavour = "hf") ->
     entries = hugging_face_entries(config)
     wanted = {entry.theirs for entry in entries}
     found = {k: x for k, x in read.tensors.items() if k in wanted or not k.endswith(TOLERATED)}
-    if COUNTER in wanted:
+    if COUNTER in wanted:  # does not affect outputs, so files without it are accepted
         found.setdefault(COUNTER, torch.zeros((), dtype=torch.int64))
     model = PerceiverIO(config)
     fill_model(model, entries, found, source=str(read.path))
     return model.eval()
 
 
-# -- writing ---------------------------------------------------------------------------------------
+# -- Writing folders -----------------------------------------------------------------------------
 
 
 def save_hugging_face(model: Any, folder: Path, info: ModelInfo) -> list[str]:
-    """Write a folder that the class of that library loads, and return what it computes otherwise.
+    """Write a folder that a Hugging Face class can load.
+
+    Returns:
+        Notes on what that class computes differently.
 
     Raises:
-        CheckpointError: No class has a place for this model; says for what.
+        CheckpointError: No Hugging Face class supports this model; lists the unsupported settings.
     """
     if not isinstance(model, PerceiverIO):
         raise CheckpointError(f"Hugging Face has no class for a model of family {model.family!r}")
@@ -270,6 +275,7 @@ def save_hugging_face(model: Any, folder: Path, info: ModelInfo) -> list[str]:
         stated["id2label"] = {str(i): label for i, label in enumerate(labels)}
         stated["label2id"] = {label: i for i, label in enumerate(labels)}
     preprocessor = _preprocessor(model.config) if kind == "image_classes" else {}
+    # Translated back and compared, so that no setting is lost silently.
     again = config_from_hugging_face(name, stated, preprocessor, "the written config.json")
     notes = describe_differences(model.config, again, name)
     tensors = take_from_model(model, hugging_face_entries(model.config))
@@ -291,7 +297,8 @@ def save_hugging_face(model: Any, folder: Path, info: ModelInfo) -> list[str]:
 def _preprocessor(config: PerceiverIOConfig) -> dict[str, Any]:
     (spec,) = config.inputs.values()
     height, width = spec.grid
-    # The library crops before it resizes, to this share of the shorter side.
+    # PerceiverImageProcessor crops before it resizes, to size / crop_size of the shorter side; the
+    # released fraction is 224/256.
     crop = {"height": height * 256 // 224, "width": width * 256 // 224}
     return {
         "image_processor_type": "PerceiverImageProcessor",

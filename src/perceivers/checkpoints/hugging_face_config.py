@@ -1,7 +1,7 @@
-"""Hugging Face's ``config.json`` of the seven Perceiver classes, in our terms and back.
+"""Translation between ``config.json`` of Hugging Face's seven Perceiver classes and our config.
 
-Much is not in that file but in the classes: heads and residuals of the decoders, Fourier bands,
-widths of patches. Those values are here by name (read in transformers 5.23, Apache-2.0).
+Many values are not in that file but fixed in the classes, such as decoder heads and residuals,
+Fourier bands and patch widths; they are constants here (transformers 5.23, Apache-2.0).
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ CLASSES: Mapping[str, Kind] = {
     "PerceiverForOpticalFlow": "flow",
     "PerceiverForMultimodalAutoencoding": "multimodal",
 }
-# What a config.json leaves out has these values.
+# Values of settings that a config.json omits.
 DEFAULTS: Mapping[str, Any] = {
     "num_latents": 256,
     "d_latents": 1280,
@@ -69,36 +69,36 @@ ACTIVATIONS = {
     "relu2": "squared_relu",
     "silu": "silu",
 }
-# Fixed in the classes.
+# Values fixed in the Hugging Face classes.
 LANGUAGE_HEADS, LANGUAGE_QK = 8, 256
 IMAGE_BANDS, IMAGE_RESOLUTION, CONV_RESOLUTION = 64, (224, 224), (56, 56)
 PIXEL_WIDTH, CONV_WIDTH, FLOW_WIDTH = 256, 64, 64
 FLOW_DIVISOR = 100.0
 VIDEO_BANDS, AUDIO_BANDS, VIDEO_PATCH = 32, 192, 4
 INPUT_PADDING, QUERY_PADDING = 4, 2
-# The size of released vision models; config.json does not have it.
+# Input size of the released vision models, which config.json does not contain.
 IMAGE_SIZE = 224
 
 
 def config_from_hugging_face(
     name: str, stated: Mapping[str, Any], preprocessor: Mapping[str, Any], source: str
 ) -> PerceiverIOConfig:
-    """Translate a ``config.json``, in the flavour of that library.
+    """Translate a ``config.json`` to our config in flavour ``hf``.
 
     Args:
-        name: The class.
-        stated: The file's content.
-        preprocessor: That of ``preprocessor_config.json``; size, mean and deviation of images.
-        source: For messages.
+        name: Name of the Hugging Face class.
+        stated: Content of ``config.json``.
+        preprocessor: Content of ``preprocessor_config.json`` (image size, mean and deviation).
+        source: File name for error messages.
 
     Raises:
-        CheckpointError: A value is one that this library, or the byte vocabulary, has no place for.
+        CheckpointError: A value is invalid or not supported.
     """
     given = {key: stated.get(key, default) for key, default in DEFAULTS.items()}
     if given["vocab_size"] != BYTE_VOCABULARY:
         raise CheckpointError(
-            f"{source}: vocab_size is {given['vocab_size']}; texts are bytes here, of exactly "
-            f"{BYTE_VOCABULARY} ids (six special ones and 256 bytes)"
+            f"{source}: vocab_size is {given['vocab_size']}; texts are bytes here, with exactly "
+            f"{BYTE_VOCABULARY} ids (6 special ones and 256 bytes)"
         )
     makers = {
         "language": _language,
@@ -109,7 +109,7 @@ def config_from_hugging_face(
     }
     given |= {"class": name, "num_labels": count_labels(stated), "preprocessor": preprocessor}
     try:
-        # A file states settings without effect, too: those stay as they are.
+        # config.json may contain settings that have no effect.
         with tolerating("unused"):
             return PerceiverIOConfig(
                 trunk=_trunk(given, source), init="paper", **makers[CLASSES[name]](given, source)
@@ -121,7 +121,7 @@ def config_from_hugging_face(
 
 
 def count_labels(stated: Mapping[str, Any]) -> int:
-    """Return the classes of a head: one per entry of id2label, else num_labels, else 2."""
+    """Return the number of classes: length of ``id2label``, else ``num_labels``, else 2."""
     labels = stated.get("id2label")
     return len(labels) if isinstance(labels, Mapping) else int(stated.get("num_labels", 2))
 
@@ -130,7 +130,7 @@ def _trunk(given: Mapping[str, Any], source: str) -> TrunkConfig:
     act, shape = given["hidden_act"], given["cross_attention_shape_for_attention"]
     if act not in ACTIVATIONS:
         raise CheckpointError(
-            f"{source}: hidden_act is {act!r}; known are {sorted(ACTIVATIONS)}"
+            f"{source}: hidden_act is {act!r}; expected one of {sorted(ACTIVATIONS)}"
             + suggest(str(act), ACTIVATIONS)
         )
     if shape not in {"kv", "q"}:
@@ -155,7 +155,7 @@ def _trunk(given: Mapping[str, Any], source: str) -> TrunkConfig:
 
 
 def _decoder(given: Mapping[str, Any], query_dim: int, **settings: Any) -> DecoderConfig:
-    """One head, as wide as the latents or (``q``) as the queries."""
+    # One head. Its width is that of the latents or, for shape "q", that of the queries.
     by_query = given["cross_attention_shape_for_attention"] == "q"
     return DecoderConfig(qk_dim=query_dim if by_query else None, **settings)
 
@@ -214,7 +214,7 @@ def _image_classes(given: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def _sides(size: Any, source: str) -> tuple[int, int]:
-    """Height and width, however a file says them."""
+    """Return height and width; files give one number, or a mapping of both."""
     if isinstance(size, Mapping) and {"height", "width"} <= size.keys():
         return int(size["height"]), int(size["width"])
     if isinstance(size, int):
@@ -249,7 +249,7 @@ def _multimodal(given: Mapping[str, Any], source: str) -> dict[str, Any]:
     if frames != given["num_frames"]:
         raise CheckpointError(
             f"{source}: num_frames is {given['num_frames']}, but output_shape "
-            f"{given['output_shape']} has {frames}; one clip has one length"
+            f"{given['output_shape']} has {frames}; they must be equal"
         )
     samples = frames * given["audio_samples_per_frame"]
     size, patch = given["image_size"], (given["samples_per_patch"],)
@@ -289,7 +289,7 @@ def _multimodal(given: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def class_of(config: PerceiverIOConfig, kind: Kind) -> str:
-    """Return the class that holds such a model."""
+    """Return the name of the Hugging Face class for a model of this kind."""
     if kind == "image_classes":
         (tokens,) = config.tokens.values()
         if tokens.content == "conv":
@@ -300,9 +300,10 @@ def class_of(config: PerceiverIOConfig, kind: Kind) -> str:
 
 
 def config_to_hugging_face(config: PerceiverIOConfig, kind: Kind) -> dict[str, Any]:
-    """Return the values of a ``config.json`` that has a place for them; the rest is in the class.
+    """Translate our config to the values of a ``config.json``.
 
-    ``config_from_hugging_face`` tells what was lost.
+    Settings that the file cannot store are dropped silently; to find them, translate the result
+    back with ``config_from_hugging_face`` and compare.
     """
     trunk, specs = config.trunk, list(config.inputs.values())
     acts = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}

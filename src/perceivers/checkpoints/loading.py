@@ -1,4 +1,4 @@
-"""Loading model folders and run folders, and carrying an encoder over to another model."""
+"""Loading models from model and run folders, and transferring encoder weights between models."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from perceivers.types import ModalitySpec
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model of any family (``models.base.Model``) with what travelled with it."""
+    """A loaded model of any family (``models.base.Model``), its metadata and its folder."""
 
     model: Any
     info: ModelInfo
@@ -30,7 +30,7 @@ class Loaded:
 
 
 def split_address(address: str | Path) -> tuple[str, str]:
-    """Divide ``RUN@last`` into folder and choice; an @ inside an existing path belongs to it."""
+    """Split ``RUN@last`` into folder and choice; an @ in an existing path is part of the path."""
     path, _, which = str(address).rpartition("@")
     if not path or "/" in which or Path(address).exists():
         return str(address), ""
@@ -38,16 +38,16 @@ def split_address(address: str | Path) -> tuple[str, str]:
 
 
 def find_model_folder(address: str | Path) -> Path:
-    """Return the model folder behind a model folder, a run folder (its best) or ``RUN@last``.
+    """Return the model folder of an address: a model folder, a run folder (best) or ``RUN@last``.
 
-    A name that is no path is looked for among the weights that come with the package.
+    If the path does not exist, packaged weights of this name are used.
 
     Raises:
-        CheckpointError: There is none; says what was looked for.
+        CheckpointError: There is no model; the message lists what was tried.
     """
     path, which = split_address(address)
     if which not in {"", "best", "last"}:
-        raise CheckpointError(f"{address}: after @ comes 'best' or 'last', not {which!r}")
+        raise CheckpointError(f"{address}: expected 'best' or 'last' after @, not {which!r}")
     folder = Path(path)
     candidates = [folder / ("last" if which == "last" else "model")]
     if not which:
@@ -56,7 +56,7 @@ def find_model_folder(address: str | Path) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
     packaged = find_own_weights(path)
-    # A folder of the same name comes first if it is a run, even one without a model yet.
+    # A run folder of the same name takes precedence, even if it has no model yet.
     if packaged is not None and not (folder / "config.yaml").exists():
         return packaged
     if not folder.exists():
@@ -67,19 +67,19 @@ def find_model_folder(address: str | Path) -> Path:
         )
     if folder.is_file():
         raise CheckpointError(
-            f"{path} holds no model: it is a file, and a model is a folder here; make one of a "
-            f"file of weights with 'perceivers convert {path} FOLDER', and give that"
+            f"{path} holds no model: it is a file, but a model is a folder; convert a file of "
+            f"weights with 'perceivers convert {path} FOLDER' and give that folder"
         )
     raise CheckpointError(
         f"{path} holds no model: looked for config.json in {', '.join(map(str, candidates))}; "
-        f"give a model folder, or a run folder whose training has saved a model"
+        f"give a model folder, or a run folder in which training has saved a model"
     )
 
 
 def absolute_model(address: str) -> str:
-    """Return the address of a model that means the same in every folder.
+    """Return an address that does not depend on the working directory.
 
-    Names of variants and of packaged weights stay as they are.
+    Names of variants and of packaged weights, and addresses without a model, are unchanged.
     """
     if address in list_models():
         return address
@@ -87,14 +87,14 @@ def absolute_model(address: str) -> str:
     try:
         folder = find_model_folder(address)
     except CheckpointError:
-        return address  # said when it is loaded
+        return address  # loading it raises the error
     if not folder.is_relative_to(path):
         return address
     return str(Path.cwd() / path) + (f"@{which}" if which else "")
 
 
 def is_model_present(address: str) -> bool:
-    """Tell whether an address is a variant's name, or a model is there."""
+    """Return whether an address is the name of a variant or leads to a model."""
     if address in list_models():
         return True
     try:
@@ -108,19 +108,20 @@ def load(address: str | Path, *, inputs: Mapping[str, ModalitySpec] | None = Non
     """Load a model in evaluation mode from a model or run folder.
 
     Args:
-        address: ``out/`` (model folder), ``runs/a`` (the run's best), ``runs/a@last``, or the name
-            of weights that come with the package, such as ``hip_digits``.
-        inputs: Load it for other input sizes: learned positions are interpolated.
+        address: Model folder, run folder (its best model), run folder with ``@last``, or name of
+            packaged weights, such as ``hip_digits``.
+        inputs: Input sizes to load it for, if they differ from the saved ones; learned positions
+            are interpolated.
 
     Raises:
-        CheckpointError: Nothing to load, or the files are damaged or do not fit.
+        CheckpointError: There is no model, or its files are damaged or do not fit together.
     """
     model = load_with_info(address).model
     return model if inputs is None else model.resized(inputs)
 
 
 def load_with_info(address: str | Path) -> Loaded:
-    """Load a model and what travelled with it.
+    """Load a model in evaluation mode, together with its metadata and folder.
 
     Raises:
         CheckpointError: As for ``load``.
@@ -138,7 +139,9 @@ def load_with_info(address: str | Path) -> Loaded:
         )
     family = description.get("family")
     if not isinstance(family, str) or family not in FAMILIES:
-        raise CheckpointError(f"{file}: family {family!r} is unknown; known are {list(FAMILIES)}")
+        raise CheckpointError(
+            f"{file}: family {family!r} is unknown; expected one of {list(FAMILIES)}"
+        )
     stated = description.get("config")
     if not isinstance(stated, dict):
         raise CheckpointError(f"{file}: 'config' is {stated!r}, not an object")
@@ -155,7 +158,6 @@ def load_with_info(address: str | Path) -> Loaded:
 
 
 def _check_names(path: Path, info: ModelInfo, config: Any) -> None:
-    """Compare class names with the outputs that they name."""
     if info.task in {"classify", "multilabel"} and len(info.classes) != config.num_classes:
         raise CheckpointError(
             f"{path} has {len(info.classes)} class names for a head of {config.num_classes} "
@@ -175,16 +177,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
-        CheckpointError: Missing, truncated or not safetensors.
+        CheckpointError: The file is missing, truncated or not in safetensors format.
     """
     check_file(path, error=CheckpointError)
     try:
-        # The library opens no path that is not UTF-8.
+        # safetensors cannot open paths that are not valid UTF-8.
         if not is_writable(str(path)):
             return load_bytes(read_file(path, error=CheckpointError))
         return load_file(path)
     except Exception as error:
-        # The library checks a header well, but raises what its conversion of types raises.
+        # safetensors validates the header, but its type conversion may raise any exception.
         raise CheckpointError(
             f"{path} is not a complete safetensors file ({plain_reason(error)}); copy it again "
             f"from its source"
@@ -192,11 +194,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Load finite weights whose names and shapes must match exactly.
+    """Load weights into a model in place; names and shapes must match and values be finite.
 
     Raises:
-        CheckpointError: Lists missing, unexpected and misshapen entries, or those that hold NaN or
-            infinity.
+        CheckpointError: Tensors are missing, unexpected, have another shape or kind of number, or
+            contain NaN or infinity (all listed).
     """
     problems = compare_states(model.state_dict(), state)
     if problems:
@@ -206,10 +208,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
 
 
 def check_finite(state: Mapping[str, Tensor], *, source: str) -> None:
-    """Refuse weights with which every answer would be NaN, or look like one.
+    """Check that all weights are finite, since outputs would be NaN or meaningless otherwise.
 
     Raises:
-        CheckpointError: Names tensors that hold NaN or infinity.
+        CheckpointError: Tensors contain NaN or infinity (the first are named).
     """
     names = names_not_finite(state)
     if names:
@@ -222,7 +224,7 @@ def check_finite(state: Mapping[str, Tensor], *, source: str) -> None:
 
 
 def compare_states(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Describe how two sets of weights differ; empty when they fit."""
+    """Describe how names, shapes and kinds of number differ; empty if two states match."""
     groups = {
         "missing": sorted(wanted.keys() - found.keys()),
         "unexpected": sorted(found.keys() - wanted.keys()),
@@ -234,7 +236,7 @@ def compare_states(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
         "another kind of number": [
             f"{name} (file {found[name].dtype}, model {wanted[name].dtype})"
             for name in sorted(wanted.keys() & found.keys())
-            # Weights may be of any precision, but whole numbers are no weights.
+            # Any floating-point precision is accepted, but integers do not replace floats.
             if found[name].is_floating_point() != wanted[name].is_floating_point()
         ],
     }
@@ -247,17 +249,22 @@ def compare_states(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
 
 @dataclass(frozen=True)
 class Transfer:
-    """What fine-tuning took over, left behind, and starts afresh (parameter names)."""
+    """Result of a weight transfer.
+
+    Attributes:
+        used: Names of tensors that were copied.
+        dropped: Names of source tensors that were not copied.
+        fresh: Names of target tensors that keep their initial values.
+    """
 
     used: tuple[str, ...]
     dropped: tuple[str, ...]
     fresh: tuple[str, ...]
 
     def __str__(self) -> str:
-        """One line for the console."""
         return (
-            f"{len(self.used)} tensors taken over, {len(self.dropped)} left behind "
-            f"({_parts(self.dropped)}), {len(self.fresh)} fresh ({_parts(self.fresh)})"
+            f"{len(self.used)} tensors copied, {len(self.dropped)} dropped "
+            f"({_parts(self.dropped)}), {len(self.fresh)} newly initialised ({_parts(self.fresh)})"
         )
 
 
@@ -266,16 +273,21 @@ def _parts(names: tuple[str, ...]) -> str:
 
 
 def transfer_encoder(source: Any, target: Any) -> Transfer:
-    """Copy everything the two models share by name and shape; heads and decoders may differ.
+    """Copy all tensors with equal names and shapes from one model to another, in place.
 
-    What must be shared is the family's ``core``: everything from the raw inputs to the latents.
+    The family's ``core``, from the raw inputs to the latents, must match completely; heads and
+    decoders may differ.
+
+    Args:
+        source: The pre-trained model.
+        target: The model to change; must have the same family.
 
     Raises:
-        CheckpointError: The families differ, or a tensor of the core has no counterpart.
+        CheckpointError: The families differ, or a core tensor is missing or has another shape.
     """
     if source.family != target.family:
         raise CheckpointError(
-            f"a {target.family} model cannot take over the weights of a {source.family} model"
+            f"a {target.family} model cannot use the weights of a {source.family} model"
         )
     theirs, ours = source.state_dict(), target.state_dict()
     used = [n for n in ours if n in theirs and ours[n].shape == theirs[n].shape]

@@ -1,8 +1,7 @@
-"""Tables of names: which entry of our weights is which entry of a foreign file, and in what layout.
+"""Name tables that map our weights to the names and layouts of third-party files.
 
-A foreign file is described once, as a list of parts ("this Linear of ours is that module of
-theirs"), and expanded to one entry per tensor. The same entries import and export, so what was
-imported can be written back bit by bit.
+A file format is described as a list of parts (one per module), expanded to one entry per tensor.
+The same entries are used for import and export, so that imported weights are exported bit for bit.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -17,10 +16,10 @@ from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.settings import change
 from perceivers.types import Array, Audio, Bytes, Image, Labels, Video
 
-# -- The kinds of released models, and the two flavours in which their weights are run -----------
+# -- Kinds of released models, and the two flavours of their computation -------------------------
 #
-# The same weights exist twice, as DeepMind's Haiku files and as Hugging Face folders, and the two
-# libraries compute slightly different things with them; docs/checkpoints.md lists how.
+# The same weights exist as DeepMind's Haiku files and as Hugging Face folders, but the two
+# libraries compute slightly different outputs with them; see docs/checkpoints.md.
 
 Kind = Literal["language", "text_classes", "image_classes", "flow", "multimodal", "classic"]
 Flavour = Literal["official", "hf"]
@@ -28,10 +27,10 @@ FLAVOURS: tuple[Flavour, ...] = ("official", "hf")
 
 
 def kind_of(config: Any) -> Kind:
-    """Return the released kind that a configuration is of.
+    """Return the kind of released model that a configuration matches.
 
     Raises:
-        CheckpointError: It is of none; no released layout could hold its weights.
+        CheckpointError: It matches none, so that no released format can store its weights.
     """
     if isinstance(config, PerceiverConfig):
         return "classic"
@@ -51,14 +50,14 @@ def kind_of(config: Any) -> Kind:
         if sorted(map(modality_role, specs)) == ["audio", "image", "label"]:
             return "multimodal"
     raise CheckpointError(
-        f"a {type(config).__name__} of inputs {list(config.inputs)} is of no released kind (masked "
-        f"bytes, classes of texts or images, flow, video with sound and label, the classic "
-        f"Perceiver); only those have a foreign layout"
+        f"a {type(config).__name__} of inputs {list(config.inputs)} does not match any released "
+        f"model (masked bytes, classes of texts or images, flow, video with audio and label, the "
+        f"classic Perceiver); only those can be stored in another library's layout"
     )
 
 
 def modality_role(spec: Any) -> str:
-    """Return what the multimodal release calls a modality."""
+    """Return the name of a modality in the released multimodal model; "" if it has no such one."""
     if isinstance(spec, Video):
         return "image"
     if isinstance(spec, Audio):
@@ -67,14 +66,14 @@ def modality_role(spec: Any) -> str:
 
 
 def with_flavour(config: PerceiverIOConfig, flavour: Flavour) -> PerceiverIOConfig:
-    """Return the configuration with which one of the two libraries runs the same weights.
+    """Return the configuration under which one of the two libraries computes its outputs.
 
     | | official | hf |
     |---|---|---|
     | GELU | tanh approximation | exact |
-    | convolutional stem | padded as in TensorFlow | evenly, and one row and column less |
+    | convolutional stem | padded as in TensorFlow: 224 becomes 56 | symmetric: 224 becomes 55 |
     | learned pixel positions: query residual | off | on |
-    | queries of padded bytes | attend to nothing | are answered |
+    | queries of padded bytes | attend to nothing | attend like others |
     | CLS and SEP around a text | no | yes |
     """
     hf = flavour == "hf"
@@ -101,22 +100,22 @@ def with_flavour(config: PerceiverIOConfig, flavour: Flavour) -> PerceiverIOConf
     )
 
 
-# What each flavour may do differently with the same weights, by the last word of its path.
+# Settings that may differ between flavours (last component of the path).
 FLAVOURED = {"activation", "padding", "mask_padding", "wrap", "residual"}
-# What changes no output of a converted model.
+# Settings that do not affect the outputs of a converted model.
 SILENT = {"init", "chunk", "mean", "std", "sample_rate", "frame_rate", "dropout_rate"}
 
 
 def describe_differences(ours: Any, theirs: Any, library: str) -> list[str]:
-    """Return what another library computes otherwise with the same weights.
+    """Return notes on what another library computes differently with the same weights.
 
     Args:
         ours: Configuration of the model.
-        theirs: What that library's files can say of it, in our terms.
+        theirs: Our configuration as that library's files can express it.
         library: Its name, for messages.
 
     Raises:
-        CheckpointError: Something has no place in its files.
+        CheckpointError: That library does not support a setting of the model.
     """
     mine, its = (_flatten(_plain(config).to_json()) for config in (ours, theirs))
     differing = [
@@ -126,12 +125,12 @@ def describe_differences(ours: Any, theirs: Any, library: str) -> list[str]:
     ]
     lines = [f"{path} is {mine.get(path)!r} here and {its.get(path)!r} there" for path in differing]
     if any(path.rpartition(".")[2] not in FLAVOURED for path in differing):
-        raise CheckpointError(f"{library} has no place for this model: {'; '.join(lines)}")
+        raise CheckpointError(f"{library} does not support this model: {'; '.join(lines)}")
     return [f"{library} runs these weights differently: {line}" for line in lines]
 
 
 def _plain(config: Any) -> Any:
-    """Without sharing among reads or blocks of which there is one."""
+    # Sharing makes no difference with a single read or block; compare such configs as equal.
     trunk = config.trunk
     if trunk.num_blocks == 1:
         trunk = change(trunk, (), share_blocks=True)
@@ -141,7 +140,7 @@ def _plain(config: Any) -> Any:
 
 
 def _flatten(data: Any, path: str = "") -> dict[str, Any]:
-    """Values by dotted path; the names that users give are replaced by their places."""
+    """Return values by dotted path; names chosen by users are replaced by their index."""
     if not isinstance(data, Mapping):
         return {path: list(data) if isinstance(data, tuple) else data}
     named = path in {"inputs", "tokens", "outputs"}
@@ -153,27 +152,27 @@ def _flatten(data: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
-# -- Tables of names -----------------------------------------------------------------------------
+# -- Name tables ---------------------------------------------------------------------------------
 
 Layout = Literal["same", "turned", "row", "cell", "channel", "pixel", "turned_pixel", "kernel"]
 What = Literal["array", "row", "linear", "pixel", "conv", "batch_norm", "read", "layers"]
 
 
 class Turn(NamedTuple):
-    """A foreign layout to ours, and back; for layouts that depend on a model's sizes."""
+    """Conversion from a foreign layout to ours (``into``) and back."""
 
     into: Callable[[Tensor], Tensor]
     back: Callable[[Tensor], Tensor]
 
 
-# Foreign layout to ours, and back.
+# Layouts that do not depend on a model's sizes: conversion from foreign to ours, and back.
 LAYOUTS: Mapping[Layout, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "same": (lambda x: x, lambda x: x),
     # Linear weights of Haiku are [in, out].
     "turned": (lambda x: x.T, lambda x: x.T),
-    # Learned vectors are [1, C], learned tables [1, N, C].
+    # Learned vectors are stored as [1, C], learned position embeddings as [1, N, C].
     "row": (lambda x: x.squeeze(0), lambda x: x.unsqueeze(0)),
-    # A single token is [1, 1, C].
+    # A single token is stored as [1, 1, C].
     "cell": (lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, -1)),
     # Vectors of Haiku's batch norm are [1, 1, 1, C].
     "channel": (lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, 1, -1)),
@@ -186,7 +185,7 @@ LAYOUTS: Mapping[Layout, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Te
 
 
 class Part(NamedTuple):
-    """One thing of ours (a prefix of names) and where the foreign file keeps it."""
+    """A module or array of ours (a prefix of names) and its name in the foreign file."""
 
     what: What
     ours: str
@@ -195,7 +194,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of ours, or some of its rows, and its foreign name and layout."""
+    """One tensor of ours, or a range of its rows, with its foreign name and layout."""
 
     ours: str
     theirs: str
@@ -204,26 +203,27 @@ class Entry:
 
     @property
     def turn(self) -> Turn:
-        """The way from the foreign layout to ours, and back."""
+        """Conversion between the foreign layout and ours."""
         return self.layout if isinstance(self.layout, Turn) else Turn(*LAYOUTS[self.layout])
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a foreign library names what is inside a module.
+    """Naming conventions of a foreign library.
 
     Attributes:
-        parameter: Between a module's name and a parameter's.
+        parameter: Separator between module and parameter name.
         linear: Names of weight and bias of a Linear.
         norm: Names of weight and bias of a norm.
         weight: Layout of a Linear's weight.
         pixel: Layout of a 1x1 convolution's weight.
         kernel: Layout of a convolution's weight.
         vector: Layout of a batch norm's vectors.
-        averages: Names of mean and variance below a batch norm.
-        read: Ours to theirs, inside a cross-attention block.
-        layer: Ours to theirs, inside a self-attention layer; query, key and value under ``qkv#``.
-        index: What stands for the place of a layer, ``{}`` in its name.
+        averages: Names of the running mean and variance of a batch norm.
+        read: Our names to theirs inside a cross-attention block.
+        layer: Our names to theirs inside a self-attention layer; ``qkv#0`` to ``qkv#2`` are query,
+            key and value.
+        index: Formats the number of a layer, which replaces ``{}`` in its name.
     """
 
     parameter: str
@@ -240,12 +240,12 @@ class Scheme:
 
 
 def expand(parts: Iterable[Part], scheme: Scheme, trunk: TrunkConfig) -> list[Entry]:
-    """Return one entry per tensor.
+    """Expand parts to one entry per tensor.
 
     Args:
-        parts: What there is.
-        scheme: How the foreign library names it.
-        trunk: Gives the number of layers and the widths inside a fused projection.
+        parts: The modules and arrays of the model.
+        scheme: Naming conventions of the foreign library.
+        trunk: Determines the number of layers and the widths in a fused projection.
     """
     entries: list[Entry] = []
     for what, ours, theirs in parts:
@@ -278,7 +278,6 @@ def _pair(
     bias: Layout = "same",
     rows: tuple[int, int] | None = None,
 ) -> list[Entry]:
-    """Weight and bias of one module."""
     own = (f"{ours}.weight", f"{ours}.bias")
     foreign = tuple(f"{theirs}{scheme.parameter}{name}" for name in names)
     return [Entry(own[i], foreign[i], (weight, bias)[i], rows) for i in range(2)]
@@ -295,7 +294,6 @@ def _batch_norm(scheme: Scheme, ours: str, theirs: str) -> list[Entry]:
 def _block(
     scheme: Scheme, names: Mapping[str, str], ours: str, theirs: str, trunk: TrunkConfig | None
 ) -> list[Entry]:
-    """Norms, projections and MLP of one attention block."""
     entries = []
     for own, foreign in names.items():
         name, _, third = own.partition("#")
@@ -310,7 +308,7 @@ def _block(
 
 
 def fused_rows(trunk: TrunkConfig) -> list[tuple[int, int]]:
-    """Rows of query, key and value in the fused projection of a self-attention layer."""
+    """Return the row ranges of query, key and value in a fused self-attention projection."""
     qk = trunk.qk_dim or trunk.latent_dim
     value = trunk.v_dim or trunk.qk_dim or trunk.latent_dim
     return [(0, qk), (qk, 2 * qk), (2 * qk, 2 * qk + value)]
@@ -324,19 +322,20 @@ def fill_model(
     source: str,
     besides: Collection[str] = (),
 ) -> None:
-    """Load a foreign file into a model; the names must be exactly those of the table.
+    """Load the tensors of a foreign file into a model; the names must be exactly those expected.
 
-    A batch norm's count of steps is nowhere needed; it is kept when the file has it.
+    The step counter of a batch norm is optional, because it does not affect outputs.
 
     Args:
-        model: Filled in place.
-        entries: One per tensor.
-        found: The file's tensors by foreign name.
-        source: For messages.
-        besides: Names of ours that such files have no place for; they stay as they are.
+        model: The model, changed in place.
+        entries: Name table with one entry per tensor.
+        found: Tensors by foreign name.
+        source: File name for error messages.
+        besides: Our names of tensors that the format does not store; they are not changed.
 
     Raises:
-        CheckpointError: Lists missing, unexpected and misshapen entries by their foreign names.
+        CheckpointError: Tensors are missing, unexpected or have another shape (listed by foreign
+            name).
     """
     state = model.state_dict()  # shares the model's memory
     _check_complete(state, entries, besides)
@@ -350,7 +349,8 @@ def fill_model(
     for entry in entries:
         target = state[entry.ours]
         target = target if entry.rows is None else target[slice(*entry.rows)]
-        # Compared in the foreign layout: turning a tensor of another shape could hide it.
+        # Compare in the foreign layout: converting a tensor of another shape could fail, or result
+        # in the right shape by chance.
         expected = tuple(entry.turn.back(target).shape)
         shape = tuple(found[entry.theirs].shape) if entry.theirs in found else expected
         if shape != expected:
@@ -363,7 +363,7 @@ def fill_model(
 
 
 def list_problems(problems: Mapping[str, Sequence[str]]) -> str:
-    """Name the first few of each kind."""
+    """Format problems for an error message, with the first eight names of each kind."""
     return "; ".join(
         f"{kind}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
         for kind, names in problems.items()
@@ -374,15 +374,15 @@ def list_problems(problems: Mapping[str, Sequence[str]]) -> str:
 def take_from_model(
     model: nn.Module, entries: Sequence[Entry], *, besides: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """Return a model's weights under foreign names, in foreign layouts.
+    """Return a model's weights with foreign names and layouts, on the CPU.
 
     Args:
-        model: What to take from.
-        entries: One per tensor.
-        besides: Names of ours that such files have no place for; they are left behind.
+        model: The model.
+        entries: Name table with one entry per tensor.
+        besides: Our names of tensors that the format does not store; they are skipped.
 
     Raises:
-        CheckpointError: The model has weights that the table has no name for.
+        CheckpointError: The model has weights without an entry in the table.
     """
     state = model.state_dict()
     _check_complete(state, entries, besides)
@@ -398,13 +398,13 @@ def take_from_model(
 def _check_complete(
     state: Mapping[str, Any], entries: Sequence[Entry], besides: Collection[str]
 ) -> None:
-    """Every weight of ours must have a foreign name; an incomplete table would lose some."""
+    # Without this check, an incomplete table would lose weights silently.
     named = {entry.ours for entry in entries}
     known = named.union(besides)
     nameless = [n for n in state if n not in known and not n.endswith(".num_batches_tracked")]
     absent = sorted(named - state.keys())
     if nameless or absent:
         raise CheckpointError(
-            f"this layout has no place for {nameless[:8] or 'nothing'} of the model, which lacks "
-            f"{absent[:8] or 'nothing'}; the model is not of a released kind"
+            f"this layout has no name for {nameless[:8] or 'nothing'} of the model, and the model "
+            f"lacks {absent[:8] or 'nothing'}; it does not match any released model"
         )

@@ -1,9 +1,8 @@
-"""The trunk inside SAM 2's released weights, as a HieraDet; the rest of a file is not used.
+"""Conversion of the trunk in SAM 2's released weights to a HieraDet; other parts are not used.
 
-Meta's ``.pt`` files hold the whole model under ``model``, Hugging Face's folders hold it with
-other names. Both are Apache-2.0. Nothing is guessed: heads and windows leave no trace in the
-weights, so a file without ``config.json`` must have the shapes of a released trunk, or somebody
-must state them.
+Meta's ``.pt`` files and Hugging Face's folders (both Apache-2.0) name the tensors differently. The
+weights do not show heads and windows: a file without ``config.json`` must have the shapes of a
+released trunk, or these settings must be given.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,21 +21,21 @@ from perceivers.models import HieraDet, HieraDetConfig
 from perceivers.models.hiera_det.variants import SAM2_INPUT, VARIANTS
 from perceivers.types import IMAGENET_MEAN, IMAGENET_STD, Image, spec_from_json
 
-# -- The names of the tensors in SAM 2's trunk: in Meta's files, and in Hugging Face's folders ---
+# -- Tensor names of SAM 2's trunk in Meta's files and in Hugging Face's folders -----------------
 #
-# Read in facebookresearch/sam2 (``modeling/backbones/hieradet.py``) and in transformers 5.23
-# (``models/sam2``), both Apache-2.0. The fused projection has the same order in both and here.
+# Names are those of facebookresearch/sam2 (``modeling/backbones/hieradet.py``) and transformers
+# 5.23 (``models/sam2``), both Apache-2.0. The fused projection has the same row order everywhere.
 
 Sam2Naming = Literal["meta", "hf"]
 
 
 @dataclass(frozen=True)
 class TrunkNames:
-    """How a library names what is inside the trunk.
+    """Names of the modules in a library's trunk.
 
     Attributes:
-        stem: The patch convolution.
-        block: Ours to theirs, inside a block; each has a weight and a bias.
+        stem: Name of the patch convolution.
+        block: Our names to theirs inside a block; each module has a weight and a bias.
     """
 
     stem: str
@@ -70,13 +69,14 @@ TABLE, WINDOW = "pos_embed", "pos_embed_window"
 
 
 def sam2_entries(config: HieraDetConfig, naming: Sam2Naming) -> list[Entry]:
-    """Return the table of names of a trunk, without any prefix.
+    """Return the name table of a trunk, without prefix; one entry per tensor.
 
     Args:
-        config: Gives the number of blocks, and the grids of the position tables.
-        naming: Whose names.
+        config: The trunk's configuration.
+        naming: The library whose names to use.
     """
     names, rank = TRUNK_NAMES[naming], len(config.patch_kernel)
+    # Only the first block of a later stage changes the width, so only it has a shortcut projection.
     openers = {end + 1 for end in config.stage_ends}
     modules = [("encoder.stem", names.stem)]
     modules += [
@@ -98,7 +98,7 @@ def sam2_entries(config: HieraDetConfig, naming: Sam2Naming) -> list[Entry]:
 
 
 def turn_table(grid: Sequence[int]) -> Turn:
-    """Return the way from a map ``[1, C, *grid]`` of positions to a table ``[N, C]``, and back."""
+    """Return the conversion of position embeddings from ``[1, C, *grid]`` to our ``[N, C]``."""
 
     def into(x: Tensor) -> Tensor:
         return x[0].flatten(1).T
@@ -109,16 +109,16 @@ def turn_table(grid: Sequence[int]) -> Turn:
     return Turn(into, back)
 
 
-# -- The trunk inside SAM 2's released weights, as a HieraDet ------------------------------------
+# -- Reading the trunk ---------------------------------------------------------------------------
 
-# ``model_type`` of the folders, and where their config.json describes the trunk.
+# ``model_type`` of a folder, and the path to the trunk's settings in its config.json.
 SAM2_FOLDERS: Mapping[str, Sequence[str]] = {
     "sam2": ("vision_config", "backbone_config"),
     "sam2_video": ("vision_config", "backbone_config"),
     "sam2_vision_model": ("backbone_config",),
     "sam2_hiera_det_model": (),
 }
-# What a config.json leaves out has these values.
+# Values of settings that a config.json omits.
 TRUNK_DEFAULTS: Mapping[str, Any] = {
     "hidden_size": 96,
     "num_attention_heads": 1,
@@ -150,21 +150,21 @@ PAIRS = (
 )
 
 
-# What a file's shapes do not tell.
+# Settings that tensor shapes do not determine.
 UNTOLD = ("num_heads", "windows", "global_blocks")
 
 
 @dataclass(frozen=True)
 class Sam2Weights:
-    """The tensors of a file or folder, divided.
+    """The tensors of a file or folder, divided into the trunk and unused parts.
 
     Attributes:
-        source: Where they were read, for messages.
-        naming: Whose names they have.
-        trunk: The trunk's tensors, by their names without a prefix.
-        unused: Tensors and values of the other parts, by part.
-        stated: What ``config.json`` says of the trunk; empty for a file.
-        preprocessor: What ``preprocessor_config.json`` says; empty for a file.
+        source: File name for error messages.
+        naming: The library whose names they have.
+        trunk: The trunk's tensors by name without prefix.
+        unused: Number of tensors and of values in every other part, by part.
+        stated: The trunk's settings from ``config.json``; empty for a file.
+        preprocessor: Content of ``preprocessor_config.json``; empty for a file.
     """
 
     source: str
@@ -176,7 +176,7 @@ class Sam2Weights:
 
     @property
     def notes(self) -> list[str]:
-        """One sentence for every part that is not used."""
+        """One note for every part that is not used."""
         return [
             f"{part} is not used: {values:,} values in {tensors} tensor{'s' * (tensors > 1)}"
             for part, (tensors, values) in sorted(self.unused.items())
@@ -184,7 +184,7 @@ class Sam2Weights:
 
 
 def find_trunk(tensors: Mapping[str, Any]) -> str | None:
-    """Return the prefix of a SAM 2 trunk's names, such as ``image_encoder.trunk.``; None without.
+    """Return the prefix of a SAM 2 trunk, such as ``image_encoder.trunk.``, or None without one.
 
     Raises:
         CheckpointError: There are several trunks.
@@ -196,14 +196,14 @@ def find_trunk(tensors: Mapping[str, Any]) -> str | None:
 
 
 def split_trunk(tensors: Mapping[str, Tensor], source: str) -> Sam2Weights:
-    """Divide the tensors of a file into the trunk and the rest.
+    """Divide the tensors of a file into the trunk and the unused rest.
 
     Args:
         tensors: All tensors by name.
-        source: For messages.
+        source: File name for error messages.
 
     Raises:
-        CheckpointError: There is no trunk among them, or there are several.
+        CheckpointError: There is no trunk, or there are several.
     """
     prefix = find_trunk(tensors)
     if prefix is None:
@@ -223,13 +223,14 @@ def split_trunk(tensors: Mapping[str, Tensor], source: str) -> Sam2Weights:
 
 
 def _part(name: str, prefix: str) -> str:
-    """The part of the whole model that a tensor belongs to; two steps deep beside the trunk."""
+    # The part of SAM 2 that a tensor belongs to: the first component of its name, or the first two
+    # if it shares the first one with the trunk.
     first, *rest = name.split(".")
     return ".".join([first, *rest[:1]]) if prefix.startswith(f"{first}.") else first
 
 
 def read_sam2_folder(folder: Path) -> Sam2Weights:
-    """Read a Hugging Face folder of SAM 2, or of a part of it that has the trunk.
+    """Read a Hugging Face folder of SAM 2, or of a part of it that contains the trunk.
 
     Raises:
         CheckpointError: A file is missing or damaged, or there is no trunk in it.
@@ -242,11 +243,11 @@ def read_sam2_folder(folder: Path) -> Sam2Weights:
 
 
 def _trunk_settings(stated: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return the part of a ``config.json`` that describes the trunk, completed by its defaults."""
+    """Return the trunk's settings in a ``config.json``, completed by the defaults."""
     kind = str(stated.get("model_type"))
     if kind not in SAM2_FOLDERS:
         raise CheckpointError(
-            f"{path}: model_type is {kind!r}; those of SAM 2 are {list(SAM2_FOLDERS)}"
+            f"{path}: model_type is {kind!r}; expected one of SAM 2's, {list(SAM2_FOLDERS)}"
         )
     for key in SAM2_FOLDERS[kind]:
         stated = stated.get(key) or {}
@@ -261,33 +262,34 @@ def _trunk_settings(stated: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def sam2_from_tensors(
     tensors: Mapping[str, Tensor], stated: Mapping[str, Any], source: str
 ) -> tuple[HieraDet, list[str]]:
-    """Build our model from a file's tensors, and say what of them is not used.
+    """Build our model from a file's tensors; return it with notes on unused parts.
 
     Args:
         tensors: All tensors by name.
-        stated: Fields of ``HieraDetConfig`` that win over what shapes and variants tell.
-        source: For messages.
+        stated: Fields of ``HieraDetConfig``; they take precedence over those of the shapes and of
+            the matching variant.
+        source: File name for error messages.
 
     Raises:
-        CheckpointError: As ``model_from_sam2``; or there is no trunk.
-        ConfigError: A stated field is unknown or impossible.
+        CheckpointError: There is no trunk, there are several, or as for ``model_from_sam2``.
+        ConfigError: A given field is unknown or invalid.
     """
     read = split_trunk(tensors, source)
     return model_from_sam2(read, stated), read.notes
 
 
 def model_from_sam2(read: Sam2Weights, stated: Mapping[str, Any] | None = None) -> HieraDet:
-    """Build our model and fill it; every tensor of the trunk must be used, and none may be missing.
+    """Build our model in evaluation mode and load the trunk; all names and shapes must match.
 
     Args:
         read: The trunk.
-        stated: For a file: fields of ``HieraDetConfig`` that win over what shapes and variants
-            tell.
+        stated: Fields of ``HieraDetConfig``, for files only; they take precedence over those of the
+            shapes and of the matching variant.
 
     Raises:
-        CheckpointError: Missing, unexpected or misshapen tensors, each listed; or shapes of no
-            released trunk in a file, without what they do not tell.
-        ConfigError: A stated field is unknown or impossible.
+        CheckpointError: Tensors are missing, unexpected or have another shape (all listed); or a
+            file matches no released trunk and heads, windows or global blocks are not given.
+        ConfigError: A given field is unknown or invalid.
     """
     config = _config_from_folder(read) if read.stated else _config_from_shapes(read, stated or {})
     model = HieraDet(config)
@@ -296,7 +298,7 @@ def model_from_sam2(read: Sam2Weights, stated: Mapping[str, Any] | None = None) 
 
 
 def _config_from_shapes(read: Sam2Weights, stated: Mapping[str, Any]) -> HieraDetConfig:
-    """Complete what shapes tell by the named variant of these shapes, or by what is stated."""
+    """Infer settings from shapes; the others come from a variant of these shapes or ``stated``."""
     blocks = {int(n.split(".")[1]) for n in read.trunk if n.startswith("blocks.")}
     openers = [i for i in sorted(blocks) if f"blocks.{i}.proj.weight" in read.trunk]
     ends = [*openers, max(blocks, default=-1) + 1]
@@ -311,7 +313,8 @@ def _config_from_shapes(read: Sam2Weights, stated: Mapping[str, Any]) -> HieraDe
     if not known and lacking:
         raise CheckpointError(
             f"{read.source}: a trunk of {told} is none of {list(VARIANTS)}, and its shapes do not "
-            f"tell {lacking}; state them (--config), or give a Hugging Face folder with config.json"
+            f"determine {lacking}; give them with --config, or convert a Hugging Face folder with "
+            f"config.json"
         )
     values = {"inputs": SAM2_INPUT, **known, **told, **stated}
     values["inputs"] = {
@@ -327,7 +330,6 @@ def _has_shapes(variant: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
 
 
 def _config_from_folder(read: Sam2Weights) -> HieraDetConfig:
-    """Translate what ``config.json`` says."""
     said: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in read.stated.items()
@@ -354,7 +356,7 @@ def _config_from_folder(read: Sam2Weights) -> HieraDetConfig:
 
 
 def _picture(said: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Image:
-    """What the trunk reads; statistics of pictures in colour are ImageNet's unless stated."""
+    # Unless the preprocessor config says otherwise, three channels have ImageNet's statistics.
     channels: int = said["num_channels"]
     mean, std = (
         tuple(preprocessor.get(key) or (default if channels == len(default) else ()))
@@ -365,7 +367,7 @@ def _picture(said: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Image:
 
 
 def _check_implied(said: Mapping[str, Any]) -> None:
-    """Require what a HieraDet has no setting for."""
+    # A HieraDet has no settings for these values; it derives them from others or fixes them.
     stages = range(len(said["blocks_per_stage"]))
     implied = {
         "embed_dim_per_stage": tuple(said["hidden_size"] * 2**i for i in stages),
@@ -378,9 +380,8 @@ def _check_implied(said: Mapping[str, Any]) -> None:
     }
     wrong = [f"{k}={said[k]!r} (not {value!r})" for k, value in implied.items() if said[k] != value]
     if wrong:
-        raise CheckpointError(f"no HieraDet has {', '.join(wrong)}")
+        raise CheckpointError(f"HieraDet does not support {', '.join(wrong)}")
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    """One number stands for both axes."""
     return (value, value) if isinstance(value, int) else (value[0], value[1])

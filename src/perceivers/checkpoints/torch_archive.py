@@ -1,8 +1,8 @@
-"""Reading a ``torch.save`` archive without running anything in it.
+"""Reading ``torch.save`` files without executing code in them.
 
-The pickle inside names classes and functions. Those that rebuild tensors and dictionaries have
-counterparts here; every other name becomes an inert class that keeps what it is given and does
-nothing, so that settings of a training script (``argparse.Namespace``) are no obstacle.
+The pickle in such a file names classes and functions. Those that rebuild tensors and dictionaries
+are replaced by safe equivalents; every other name becomes an inert class, so that settings of a
+training script (``argparse.Namespace``) do not prevent reading the weights.
 """
 
 import io
@@ -39,8 +39,8 @@ STORAGES = {
     "UntypedStorage": torch.uint8,
 }
 STORAGE_MODULES = {"torch", "torch.cuda", "torch.storage"}
-# No file of weights has a use for these. A stand-in would be as harmless as any, but whoever wrote
-# such a file meant to run something.
+# An inert stand-in would make these harmless, too, but no file of weights needs them: whoever wrote
+# such a file meant to execute code, so we reject it.
 HOSTILE = re.compile(
     r"(os|nt|posix|sys|io|_io|subprocess|shutil|socket|pty|runpy|importlib|ctypes|webbrowser)(\..*)?"
 )
@@ -49,54 +49,58 @@ BUILTINS = {"builtins", "__builtin__"}
 
 
 class Inert:
-    """Stands for an object of a class that is not looked up: it keeps what it is given."""
+    """Stand-in for an object whose class is never imported; stores its state and does nothing.
+
+    Attributes:
+        origin: Full name of the class.
+        state: State that the pickle would have set.
+        entries: Items that the pickle would have set, if it was a dictionary.
+    """
 
     origin: ClassVar[str] = ""
 
     state: Any
     entries: dict[Any, Any]
 
-    # Not __init__, which pickles may leave out.
+    # In __new__, because pickles may create objects without calling __init__.
     def __new__(cls, *_args: Any, **_keywords: Any) -> "Inert":
-        """Make a stand-in, whatever the class would have been called with."""
+        """Create a stand-in, ignoring all arguments."""
         made = super().__new__(cls)
         made.state, made.entries = {}, {}
         return made
 
     def __init__(self, *_args: Any, **_keywords: Any) -> None:
-        """Accept what ``__new__`` accepts."""
+        """Accept and ignore any arguments."""
 
     def __call__(self, *_args: Any, **_keywords: Any) -> "Inert":
-        """Stand for the result of a call, which does not happen."""
+        """Return another stand-in, as the result of a call that is not made."""
         return Inert()
 
     def __setstate__(self, state: Any) -> None:
-        """Keep the attributes."""
         self.state = state
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """Keep an entry of what may have been a dictionary."""
         self.entries[key] = value
 
     def append(self, value: Any) -> None:
-        """Drop an entry of what may have been a list."""
+        """Ignore an item of a list."""
 
     def extend(self, values: Any) -> None:
-        """Drop entries of what may have been a list."""
+        """Ignore the items of a list."""
 
     def add(self, value: Any) -> None:
-        """Drop an entry of what may have been a set."""
+        """Ignore an item of a set."""
 
 
 class Stored(NamedTuple):
-    """The values of some tensors: a record of the archive, and their type."""
+    """A storage: the key of its record in the archive, and the type of its values."""
 
     key: str
     dtype: torch.dtype
 
 
 class StoredTensor(NamedTuple):
-    """A tensor that is not read yet: a view of stored values."""
+    """A tensor whose values have not been loaded yet: a view of a storage."""
 
     stored: Stored
     offset: int
@@ -105,7 +109,7 @@ class StoredTensor(NamedTuple):
 
 
 class _Function:
-    """A counterpart of a named function; pickles cannot change its attributes."""
+    """Safe replacement of a named function; a pickle cannot change its attributes."""
 
     __slots__ = ("_call",)
 
@@ -123,7 +127,7 @@ class _Function:
 
 
 class _StorageType(NamedTuple):
-    """What a pickle names to say of which type stored values are."""
+    """Stands for a storage class, of which only the type of its values matters."""
 
     dtype: torch.dtype
 
@@ -131,7 +135,7 @@ class _StorageType(NamedTuple):
 def _rebuild_tensor(stored: Any, offset: Any, shape: Any, stride: Any, *_rest: Any) -> StoredTensor:
     numbers = (offset, *shape, *stride)
     if not isinstance(stored, Stored) or not all(type(n) is int and n >= 0 for n in numbers):
-        raise pickle.UnpicklingError("a tensor is described by other things than whole numbers")
+        raise pickle.UnpicklingError("a tensor's shape, stride or offset is not a natural number")
     return StoredTensor(stored, offset, tuple(shape), tuple(stride))
 
 
@@ -139,7 +143,7 @@ def _rebuild_tensor_v3(
     stored: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
 ) -> StoredTensor:
     if not isinstance(stored, Stored) or not isinstance(dtype, torch.dtype):
-        raise pickle.UnpicklingError("a tensor of no known type")
+        raise pickle.UnpicklingError("a tensor has an unknown type")
     return _rebuild_tensor(Stored(stored.key, dtype), offset, shape, stride)
 
 
@@ -168,9 +172,9 @@ KNOWN: Mapping[tuple[str, str], Any] = {
 }
 
 
-# The pure Python reader: the one in C allocates whatever a forged place in its memo asks for.
+# The unpickler in pure Python: the C one allocates as much memory as a forged memo index asks for.
 class _Reader(pickle._Unpickler):
-    """Knows ``KNOWN`` and stored tensors; every other name is a stand-in."""
+    """Looks up ``KNOWN`` and tensor types; every other name becomes a stand-in."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
@@ -186,8 +190,8 @@ class _Reader(pickle._Unpickler):
         full = f"{module}.{name}"
         if HOSTILE.fullmatch(module) or (module in BUILTINS and name in HOSTILE_BUILTINS):
             raise CheckpointError(
-                f"asks to call {full[:80]}, for which no file of weights has a use; nothing was "
-                f"run. Take the file from a source that you trust"
+                f"asks to call {full[:80]}, which no file of weights needs; nothing was executed. "
+                f"Get the file from a source that you trust"
             )
         if full not in self.stand_ins:
             self.stand_ins[full] = type("Inert", (Inert,), {"origin": full})
@@ -202,13 +206,13 @@ class _Reader(pickle._Unpickler):
 
 
 class TorchArchive:
-    """An archive of ``torch.save``, opened for as long as a ``with`` lasts.
+    """Context manager that opens a ``torch.save`` archive and loads tensors on demand.
 
     Args:
         path: The file.
 
     Attributes:
-        content: What was saved; tensors are ``StoredTensor``, unknown objects ``Inert``.
+        content: The saved object; tensors are ``StoredTensor``, unknown objects ``Inert``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -216,13 +220,14 @@ class TorchArchive:
         self._values: dict[Stored, Tensor] = {}
 
     def __enter__(self) -> "TorchArchive":
-        """Read the structure; no tensor is loaded.
+        """Read the saved object without loading any tensor.
 
         Raises:
-            CheckpointError: The file is damaged, TorchScript, or asks for what no weights need.
+            CheckpointError: The file is damaged or TorchScript, or names a function that could
+                execute code.
         """
-        # Whatever a damaged or forged pickle trips over (zipfile and pickle raise a dozen classes)
-        # must name the file.
+        # A damaged or forged file makes zipfile and pickle raise any of a dozen exception classes;
+        # the message must name the file in every case.
         try:
             self._zip = zipfile.ZipFile(self.path)
             self._root = self._find_root()
@@ -234,14 +239,13 @@ class TorchArchive:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        """Close the file."""
         self._zip.close()
 
     def load(self, tensor: StoredTensor) -> Tensor:
-        """Return one tensor; tensors that share values share memory.
+        """Load one tensor; tensors with the same storage share memory.
 
         Raises:
-            CheckpointError: Its values are missing or fewer than it needs.
+            CheckpointError: Its storage is missing, damaged or too small.
         """
         stored = tensor.stored
         try:
@@ -256,28 +260,30 @@ class TorchArchive:
             if prod(tensor.shape) > len(values):
                 raise ValueError(f"a tensor of shape {tensor.shape} has {len(values)} values")
             return values.as_strided(tensor.shape, tensor.stride, tensor.offset)
-        # As above; torch adds its own classes.
+        # As above; torch raises further exception classes.
         except Exception as error:
             raise self._damaged(error) from error
 
     def _find_root(self) -> str:
-        """Return the folder inside the archive."""
+        """Return the path prefix of the records in the archive."""
         names = self._zip.namelist()
         roots = [n.removesuffix("data.pkl") for n in names if n.rpartition("/")[2] == "data.pkl"]
         if len(roots) != 1:
-            raise ValueError("it is a zip archive, but not one of torch.save")
+            raise ValueError("it is a zip archive, but was not written by torch.save")
         if f"{roots[0]}constants.pkl" in names:
             raise CheckpointError(
-                "is a TorchScript program, which is code and is not run; save the weights with "
-                "torch.save(model.state_dict(), PATH)"
+                "is a TorchScript program, which contains code and is not run; save the weights "
+                "with torch.save(model.state_dict(), PATH)"
             )
         order = f"{roots[0]}byteorder"
         if order in names and self._zip.read(order) != b"little":
-            raise CheckpointError("was written in big-endian order; write it on another machine")
+            raise CheckpointError(
+                "was written in big-endian byte order; write it on a little-endian machine"
+            )
         return roots[0]
 
     def _read(self, name: str) -> bytes:
-        """Return one record, which is as long in the file as it says."""
+        # A compressed record could expand to far more memory than the file's size.
         entry = self._zip.getinfo(f"{self._root}{name}")
         if entry.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"{name} is compressed, which torch.save never does")
@@ -301,27 +307,27 @@ def is_archive(path: Path) -> bool:
         return file.read(4) == b"PK\3\4"
 
 
-# -- The only place that calls ``torch.load``: nothing is executed, and no file can crash it -----
+# -- Safe calls of ``torch.load``: no code is executed, and damaged files cannot crash it --------
 
 _ZIP = b"PK\x03\x04"
-_PICKLE = b"\x80"  # files of torch before 1.6
+_PICKLE = b"\x80"  # files written before PyTorch 1.6
 
 
 def read_pickled(path: Path, *, intact: bool = False) -> Any:
-    """Read a file of ``torch.save`` as tensors and plain values.
+    """Read tensors and plain values from a ``torch.save`` file.
 
     Args:
         path: The file.
-        intact: Only the current format, and every checksum must be right. Files of other programs
-            may have none.
+        intact: Accept the zip format only and verify all checksums. Files by other programs may
+            lack checksums.
 
     Raises:
-        CheckpointError: The file is missing, damaged, or asks for anything but tensors and plain
+        CheckpointError: The file is missing, damaged, or contains anything but tensors and plain
             values.
     """
     if not is_writable(str(path)):
         raise CheckpointError(
-            f"{show_name(str(path))} has a name that is no UTF-8, which torch cannot open; rename "
+            f"{show_name(str(path))} has a name that is not UTF-8, which torch cannot open; rename "
             f"the folder or the file"
         )
     with open_file(path, error=CheckpointError) as file:
@@ -329,15 +335,15 @@ def read_pickled(path: Path, *, intact: bool = False) -> Any:
     try:
         is_zip = head == _ZIP
         if not is_zip and (intact or not head.startswith(_PICKLE)):
-            raise CheckpointError("it does not begin as torch.save writes files")
+            raise CheckpointError("it does not start like a file by torch.save")
         if is_zip:
             _check_archive(path, intact)
-        # Without the map, torch would read a storage beyond what the file holds of it.
+        # Without mmap, torch reads past the end of a storage that is truncated in the file.
         room = _Room(path.stat().st_size, copy=is_zip)
         return torch.load(path, map_location=room, weights_only=True, mmap=is_zip)
     except Exception as error:
-        # Torch's unpickler raises whatever its operations raise on bytes that make no sense:
-        # IndexError, AttributeError, struct.error, MemoryError, RecursionError ...
+        # On invalid bytes, torch's unpickler raises whatever its operations raise: IndexError,
+        # AttributeError, struct.error, MemoryError, RecursionError and others.
         raise CheckpointError(
             f"{path} is damaged or was not written by torch.save (nothing in it was executed): "
             f"{plain_reason(error)}"
@@ -345,15 +351,15 @@ def read_pickled(path: Path, *, intact: bool = False) -> Any:
 
 
 class _Room:
-    """Places storages in memory of their own, all together no more than the file holds.
+    """A ``map_location`` that puts every storage into its own memory, limited to the file's size.
 
-    That memory is NumPy's, which torch cannot enlarge: it would, without a word, for a tensor whose
-    shape is larger than its storage.
+    The memory belongs to NumPy, so torch cannot enlarge it. Otherwise, torch would silently enlarge
+    a storage that is too small for the shape of its tensor.
 
     Args:
-        size: Of the file in bytes.
-        copy: Storages are views of the file, which may be written again while they are in use;
-            else they are filled later.
+        size: Size of the file in bytes.
+        copy: Copy the values now, because storages are views of a memory-mapped file that may be
+            overwritten while they are in use; else torch fills the memory later.
     """
 
     def __init__(self, size: int, *, copy: bool) -> None:
@@ -369,7 +375,7 @@ class _Room:
 
 
 def _check_archive(path: Path, intact: bool) -> None:
-    """Refuse entries that cannot be mapped as they are stored, and wrong checksums."""
+    # Compressed entries cannot be memory-mapped.
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
@@ -382,14 +388,14 @@ def _check_archive(path: Path, intact: bool) -> None:
 
 
 def check_dense(source: str, tensors: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:
-    """Refuse tensors that are not what they declare: sparse, without data, or larger than it.
+    """Check that values are ordinary dense tensors on the CPU whose storages fit their shapes.
 
     Args:
-        source: Names the file in the message.
-        tensors: By name.
+        source: File name for error messages.
+        tensors: Tensors by name.
 
     Raises:
-        CheckpointError: Names the first such tensor.
+        CheckpointError: A value is not such a tensor (the first one is named).
     """
     for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
         problem = _dense_problem(tensor)

@@ -1,4 +1,7 @@
-"""Reading tensors by name from files of PyTorch and of safetensors, without executing anything."""
+"""Reading named tensors from PyTorch and safetensors files, without executing code.
+
+Also finds the weights of a model in the file of a training script; ``torch_archive`` reads files.
+"""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -18,28 +21,28 @@ from perceivers.checkpoints.torch_archive import (
 )
 from perceivers.errors import CheckpointError, ConfigError
 
-# -- Which tensors of a training script's file are the model's weights ---------------------------
+# -- Finding the model's weights in a training script's file -------------------------------------
 #
-# Scripts wrap weights in dictionaries, put prefixes before their names, and keep an average
-# beside them. A *set* is a dictionary of tensors by name; its weights are what lies below the
-# shortest prefix that makes the names known.
+# Scripts nest weights in dictionaries, add prefixes to their names, and save averaged weights, too.
+# A *set* is a dictionary of tensors by name. The weights in it are the tensors with the shortest
+# prefix without which the remaining names have a known format.
 
-# Put into names by torch.compile, FSDP and activation checkpointing, at any depth.
+# Inserted into names by torch.compile, FSDP and activation checkpointing, at any depth.
 INFIX = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 AVERAGED = re.compile(r"(^|[._-])(ema|avg|averaged?|swa|moving)([._-]|\d|$)|ema$")
 MAX_DEPTH = 4
-# Fewer tensors than this below a prefix are no model.
+# Minimum number of tensors with a common prefix for it to be considered.
 LEAST = 8
 Entries = Mapping[str, Any]
 
 
 class Candidate(NamedTuple):
-    """Tensors with known names.
+    """A set of tensors that could be the weights, because their names have a known format.
 
     Attributes:
-        name: Where they lie: the keys of the file and the prefix of the names, joined by dots.
-        entries: By name, without the prefix.
-        notes: What was left out or stripped.
+        name: Location in the file: dictionary keys and the prefix of the names, joined by dots.
+        entries: Tensors by name without the prefix.
+        notes: Notes on prefixes stripped and tensors left out.
     """
 
     name: str
@@ -48,21 +51,21 @@ class Candidate(NamedTuple):
 
     @property
     def averaged(self) -> bool:
-        """Whether its name says that it is an average over training."""
+        """Whether the name indicates an average over training steps."""
         return bool(AVERAGED.search(self.name.lower()))
 
 
 def find_sets(content: Any) -> dict[str, Entries]:
-    """Return the dictionaries of tensors in a file by the keys that lead to them, from the top.
+    """Return the dictionaries of tensors in a file by the dotted path of keys that leads to them.
 
     Args:
-        content: Of a ``TorchArchive``; stand-ins of whole modules give their parameters.
+        content: Content of a ``TorchArchive``; pickled modules count as their state dicts.
     """
     found: dict[str, Entries] = {}
     seen: set[int] = set()
 
     def visit(value: Any, path: tuple[str, ...]) -> None:
-        # What is referred to twice is one set, and a loop of references ends.
+        # An object that occurs twice counts once, and cycles end here.
         if id(value) in seen or len(path) > MAX_DEPTH:
             return
         seen.add(id(value))
@@ -105,18 +108,21 @@ def _module_tensors(module: Inert, prefix: str, seen: set[int]) -> Iterator[tupl
 def choose_weights(
     sets: Mapping[str, Entries], wanted: str | None, tells: Callable[[Entries], bool], source: str
 ) -> Candidate | None:
-    """Return the weights of a model; None where no set has known names.
+    """Choose the weights of a model among sets of tensors.
 
     Args:
-        sets: From ``find_sets``, or tensors by name under an empty key.
-        wanted: ``raw``, ``ema``, or the name of a candidate; None takes the raw ones, and says so
-            where there are averaged ones too.
-        tells: Whether names are known.
-        source: For messages.
+        sets: Result of ``find_sets``, or tensors by name under an empty key.
+        wanted: ``raw``, ``ema`` (averaged), or the name of a candidate. None prefers raw weights
+            and adds a note if there are averaged ones.
+        tells: Returns whether tensor names have a known format.
+        source: File name for error messages.
+
+    Returns:
+        The chosen weights, or None if no set has names of a known format.
 
     Raises:
-        ConfigError: There are no such weights.
-        CheckpointError: Several sets are possible, and none was chosen.
+        ConfigError: There are no weights as wanted.
+        CheckpointError: Several sets match.
     """
     found = [c for name, entries in sets.items() for c in _candidates(name, entries, tells)]
     if not found:
@@ -144,23 +150,24 @@ def choose_weights(
     chosen = fitting[0]
     if wanted is None and len(found) > 1:
         said = (
-            f"{source} holds several sets of weights: {names}; {chosen.name!r} is read, and "
-            f"--weights ema reads the averaged one"
+            f"{source} holds several sets of weights: {names}; {chosen.name!r} is read; "
+            f"--weights ema selects the averaged one"
         )
         chosen = chosen._replace(notes=(said, *chosen.notes))
     return chosen
 
 
 def strip_wrappers(entries: Entries) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return tensors without what wrappers put into their names, and a note.
+    """Strip what wrappers such as ``torch.compile`` and DDP add to names; return also notes on it.
 
     Raises:
-        CheckpointError: Two tensors would have one name.
+        CheckpointError: Two tensors would get the same name.
     """
     plain = {INFIX.sub("", name): entry for name, entry in entries.items()}
     if len(plain) != len(entries):
         raise CheckpointError(
-            "two tensors have one name once '_orig_mod.' is stripped; save the weights of one model"
+            "two tensors have the same name once '_orig_mod.' is stripped; save the weights of one "
+            "model only"
         )
     found = sorted({match for name in entries for match in INFIX.findall(name)})
     notes = (f"{', '.join(map(repr, found))} stripped from the names",) if found else ()
@@ -171,7 +178,7 @@ def strip_wrappers(entries: Entries) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def _candidates(name: str, held: Entries, tells: Callable[[Entries], bool]) -> Iterator[Candidate]:
-    """Yield what lies below the shortest prefixes that make the names of a set known."""
+    """Yield the tensors below each shortest prefix without which names have a known format."""
     tensors = {
         k: v for k, v in held.items() if not isinstance(v, Mapping | Inert) and _is_tensor(v)
     }
@@ -189,7 +196,7 @@ def _candidates(name: str, held: Entries, tells: Callable[[Entries], bool]) -> I
             told.append(f"{prefix!r} stripped from the names")
         if others := [k for k in plain if not k.startswith(prefix)]:
             told.append(
-                f"{len(others)} tensors beside {prefix!r} are not used: {', '.join(others[:4])}"
+                f"{len(others)} tensors without {prefix!r} are not used: {', '.join(others[:4])}"
                 + (", ..." if len(others) > 4 else "")
             )
         yield Candidate(".".join(filter(None, (name, prefix.rstrip(".")))), below, tuple(told))
@@ -200,7 +207,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _knows(tells: Callable[[Entries], bool], entries: Entries) -> bool:
-    """Return whether names are known; those of several models at once are not."""
+    # Raises if there are several models at once; a longer prefix then selects one of them.
     try:
         return tells(entries)
     except CheckpointError:
@@ -208,7 +215,7 @@ def _knows(tells: Callable[[Entries], bool], entries: Entries) -> bool:
 
 
 def _prefixes(names: Entries) -> list[str]:
-    """Return the beginnings that several names share, up to a dot, the shortest first."""
+    """Return the prefixes, up to a dot, shared by at least ``LEAST`` names; shortest first."""
     counts: dict[str, int] = {"": len(names)}
     for name in names:
         parts = name.split(".")
@@ -219,24 +226,25 @@ def _prefixes(names: Entries) -> list[str]:
     return sorted(kept, key=lambda prefix: (prefix.count("."), prefix))
 
 
-# -- Reading tensors by name from files of PyTorch and of safetensors ----------------------------
+# -- Reading files -------------------------------------------------------------------------------
 
 PICKLED = {".pth", ".pt", ".bin", ".ckpt"}
 TENSOR_FILES = {*PICKLED, ".safetensors"}
-# Under which training scripts keep the weights, beside optimizers and counters.
+# Keys under which training scripts save the weights, next to optimizer states and counters.
 WRAPPERS = ("model_state", "state_dict", "model", "model_state_dict")
 
 
 def is_tensor_file(path: Path) -> bool:
-    """Return whether a file's name says that it holds tensors; ``x.pth.tar`` does, too."""
+    """Return whether a file has a suffix of tensor files, including ``.pth.tar``."""
     suffixes = path.suffixes
     return path.suffix in TENSOR_FILES or (suffixes[-1:] == [".tar"] and suffixes[-2] in PICKLED)
 
 
 def read_tensor_file(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.safetensors`` file.
+    """Read the tensors of a ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.safetensors`` file.
 
-    Of a training script's file they are those under the first of ``WRAPPERS``, or at the top.
+    In a file of a training script, these are the tensors under the first key of ``WRAPPERS`` that
+    exists, else those at the top level.
 
     Raises:
         CheckpointError: The file is missing, damaged, or holds no tensors by name.
@@ -256,16 +264,19 @@ def read_tensor_file(path: Path) -> dict[str, Tensor]:
 def read_known_weights(
     path: Path, wanted: str | None, tells: Callable[[Mapping[str, Any]], bool]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the weights of a model, wherever a file keeps them, and what was left out.
+    """Read the weights of a model, wherever they are in a file, with notes on what is not used.
+
+    If no tensor names have a known format, the largest set of tensors is returned.
 
     Args:
         path: A file as for ``read_tensor_file``.
-        wanted: ``raw``, ``ema`` or the name of a set; None takes the raw one.
-        tells: Whether names of tensors are known. Where none are, all tensors are returned.
+        wanted: ``raw``, ``ema`` or the name of a set; None prefers raw weights.
+        tells: Returns whether tensor names have a known format.
 
     Raises:
-        CheckpointError: The file is missing, damaged, holds no tensors by name, or several models.
-        ConfigError: It holds no such set.
+        CheckpointError: The file is missing or damaged, or holds no tensors by name or several
+            models.
+        ConfigError: There are no weights as wanted.
     """
     if path.suffix == ".safetensors" or not is_archive(path):
         tensors = read_tensors(path) if path.suffix == ".safetensors" else _read_old(path)
@@ -284,7 +295,7 @@ def read_known_weights(
 
 
 def read_folder_tensors(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors of a folder as Hugging Face lays it out; safetensors are preferred.
+    """Read the tensors of a Hugging Face folder; safetensors are preferred.
 
     Raises:
         CheckpointError: There is no file of weights, or it is damaged.
@@ -293,10 +304,10 @@ def read_folder_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def find_folder_file(folder: Path) -> Path:
-    """Return the file of weights of such a folder.
+    """Return the file of weights in a Hugging Face folder.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is no such file.
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
@@ -312,7 +323,6 @@ def _load(archive: TorchArchive, entries: Entries) -> dict[str, Tensor]:
 
 
 def _describe_rest(content: Any, chosen: Candidate) -> list[str]:
-    """Say what else a training script's file holds."""
     if not isinstance(content, Mapping) or not chosen.name:
         return []
     others = [str(k) for k in content if str(k) != chosen.name.partition(".")[0]]
@@ -322,7 +332,6 @@ def _describe_rest(content: Any, chosen: Candidate) -> list[str]:
 
 
 def _without_tensors(path: Path, content: Any, sets: Mapping[str, Entries]) -> CheckpointError:
-    """Say what a file holds instead of tensors by name."""
     if isinstance(content, Inert):
         held = f"a {type(content).origin}"
     elif isinstance(content, Mapping):
@@ -337,13 +346,13 @@ def _without_tensors(path: Path, content: Any, sets: Mapping[str, Entries]) -> C
 
 
 def _read_old(path: Path) -> dict[str, Tensor]:
-    """Read a file of before PyTorch 1.6 as weights only: nothing that it names is called."""
+    """Read a file written before PyTorch 1.6, tensors only."""
     try:
         found = read_pickled(path)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{path} is not a complete file of weights, or one of before PyTorch 1.6 that holds "
-            f"more than tensors; copy it again from its source, or save it again there with "
+            f"{path} is not a complete file of weights, or was written before PyTorch 1.6 and "
+            f"holds more than tensors; copy it again from its source, or save it again there with "
             f"torch.save(model.state_dict(), PATH) ({error})"
         ) from error
     for name in WRAPPERS:

@@ -1,4 +1,7 @@
-"""Comparing converted models with outputs of the official code and of Hugging Face's."""
+"""Comparing converted models with outputs of the official code and of Hugging Face's classes.
+
+Hieras are compared in ``verify_hiera``.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,16 +31,21 @@ from perceivers.types import FIRST_BYTE, PAD
 
 RELATIVE_TOLERANCE = 1e-5
 Precision = Literal["float64", "float32"]
-# Allowed when another library runs beside ours: absolute in float64 for outputs below 1, relative
-# to the largest beyond; in float32 always relative, because rounding grows with depth.
+# Tolerances against another library's live outputs: in float64 relative to the largest output or
+# to 1, whichever is larger; in float32 relative to the largest output, because rounding errors grow
+# with depth.
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest absolute difference of one output, and what is allowed.
+    """Largest absolute difference of one output, and the tolerance.
 
-    ``is_empty`` marks outputs without values on both sides, which prove nothing.
+    Attributes:
+        output: Name of the output.
+        largest: Largest absolute difference.
+        allowed: Absolute tolerance.
+        is_empty: Whether the output has no values in either model, so that nothing was compared.
     """
 
     output: str
@@ -47,7 +55,7 @@ class Difference:
 
     @property
     def is_within(self) -> bool:
-        """Whether the output agrees; nothing, and values that are not finite, never do."""
+        """Whether the output agrees; False for empty outputs and for NaN or infinite values."""
         return not self.is_empty and isfinite(self.allowed) and self.largest <= self.allowed
 
 
@@ -56,8 +64,8 @@ def verify_bundle(model: HiP, bundle: Bundle) -> list[Difference]:
     """Run the model on the stored inputs and compare every stored output.
 
     Raises:
-        CheckpointError: The bundle stores an output that the model does not make, or of another
-            shape.
+        CheckpointError: Outputs of the bundle and of the model differ in names or shapes, or an
+            output is empty.
     """
     allowed = RELATIVE_TOLERANCE * bundle.absmax
     differences = []
@@ -75,28 +83,39 @@ def verify_bundle(model: HiP, bundle: Bundle) -> list[Difference]:
             for name, tensor in outputs.items():
                 key = f"{dataset}/{kind}/{name}"
                 if key not in bundle.outputs:
-                    raise CheckpointError(f"the bundle lacks output/{key}, which the model makes")
+                    raise CheckpointError(
+                        f"the bundle lacks output/{key}, which the model computes"
+                    )
                 compared.add(key)
                 if kind == "latents" and tensor.numel() == bundle.outputs[key].size == 0:
-                    # The released code may cut all of them away; the other outputs use them.
+                    # The released code may cut off all latents (see official_latents); the other
+                    # outputs still depend on them.
                     differences.append(Difference(key, 0.0, allowed, is_empty=True))
                     continue
                 differences.append(compare_output(key, tensor, bundle.outputs[key], allowed))
     unknown = sorted(bundle.outputs.keys() - compared)
     if unknown:
-        raise CheckpointError(f"the bundle stores outputs that the model does not make: {unknown}")
+        raise CheckpointError(
+            f"the bundle stores outputs that the model does not compute: {unknown}"
+        )
     return differences
 
 
 def compare_output(key: str, ours: Tensor, theirs: np.ndarray, allowed: float) -> Difference:
-    """Compare one output with what was stored.
+    """Compare one output with a reference array.
+
+    Args:
+        key: Name of the output.
+        ours: Output of our model.
+        theirs: The reference.
+        allowed: Absolute tolerance.
 
     Raises:
-        CheckpointError: They differ in shape, or hold nothing that could be compared.
+        CheckpointError: The shapes differ, or there are no values to compare.
     """
     if tuple(ours.shape) != theirs.shape:
         raise CheckpointError(
-            f"output {key} has shape {tuple(ours.shape)}, the bundle's {theirs.shape}"
+            f"output {key} has shape {tuple(ours.shape)}, the reference has {theirs.shape}"
         )
     if theirs.size == 0:
         raise CheckpointError(
@@ -111,18 +130,17 @@ def compare_output(key: str, ours: Tensor, theirs: np.ndarray, allowed: float) -
 def compare_live(
     ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], dtype: Precision
 ) -> list[Difference]:
-    """Compare every output that another library made from the same inputs.
+    """Compare every output with that of another library for the same inputs.
 
     Raises:
-        CheckpointError: One side lacks an output, they differ in shape, or there is nothing to
-            compare.
+        CheckpointError: The outputs differ in names or shapes, or there are no values to compare.
     """
     if not theirs:
-        raise CheckpointError("the other side makes no outputs, so nothing can be compared")
+        raise CheckpointError("the reference model has no outputs, so nothing can be compared")
     if ours.keys() != theirs.keys():
         raise CheckpointError(
-            f"the model makes the outputs {sorted(ours)}, the other side {sorted(theirs)}; all "
-            f"must be compared"
+            f"the model has the outputs {sorted(ours)}, the reference model {sorted(theirs)}; they "
+            f"must be the same"
         )
     differences = []
     for name, stored in theirs.items():
@@ -135,7 +153,10 @@ def compare_live(
 
 @contextmanager
 def in_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Cast a model for a while; float32 comes back from float64 as it was."""
+    """Cast a model to ``dtype`` within a ``with`` block.
+
+    Casting to a wider type and back is exact; casting to a narrower type loses precision.
+    """
     before = next(model.parameters()).dtype
     try:
         model.to(dtype)
@@ -145,10 +166,11 @@ def in_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 def official_latents(encoded: Encoded, latents: Tensor) -> Mapping[str, Tensor]:
-    """Cut the last latents the way the released code does.
+    """Cut the last latents by modality as the released code does.
 
-    It drops *input* padding from *latents*, which loses rows whenever there is padding; a negative
-    end wraps, as slices do. The model itself returns all latents.
+    The released code removes as many latents as there are *padded inputs*, so latents are lost
+    whenever there is padding. A negative end counts from the back, as in any slice. The model
+    itself returns all latents.
     """
     cut = {}
     start = 0
@@ -167,12 +189,11 @@ def official_latents(encoded: Encoded, latents: Tensor) -> Mapping[str, Tensor]:
     return cut
 
 
-# ------------------------------------------------------------------------------------------------
-# Comparing a converted Perceiver or Perceiver IO with the outputs stored in its parity bundle.
+# -- Comparing a converted Perceiver or Perceiver IO with the outputs in its parity bundle -------
 #
-# The released code keeps channels last and flattens what it answers; ours keeps raw layouts.
+# The released code has channels last and flattens its outputs; ours keeps the layouts of the data.
 
-# Our name of an input to the released one, where they differ.
+# Our input names to the released ones, where they differ.
 STORED_INPUTS: Mapping[str, Mapping[str, str]] = {
     "image_classes": {"image": "images"},
     "flow": {"video": "frames"},
@@ -188,22 +209,21 @@ def verify_archive(
     """Run the model on the stored inputs and compare every stored output.
 
     Raises:
-        CheckpointError: The archive lacks an input, stores an output that the model does not make,
-            or one of another shape.
+        CheckpointError: The archive lacks an input, or outputs differ in names or shapes.
     """
     check_comparable(archive, source)
     inputs = _stored_inputs(model, archive, source)
     made = _classic(model, inputs) if isinstance(model, Perceiver) else _io(model, archive, inputs)
     if made.keys() != archive.outputs.keys():
         raise CheckpointError(
-            f"{source} stores the outputs {sorted(archive.outputs)}, the model makes {sorted(made)}"
+            f"{source} stores the outputs {sorted(archive.outputs)}, the model has {sorted(made)}"
         )
     allowed = RELATIVE_TOLERANCE * largest_output(archive, source)
     return [compare_output(key, made[key], archive.outputs[key], allowed) for key in made]
 
 
 def _stored_inputs(model: Any, archive: Archive, source: str) -> dict[str, Tensor]:
-    """The stored arrays in our raw layouts, by our names."""
+    """Return the stored inputs with our names and layouts."""
     names = STORED_INPUTS.get(kind_of(model.config), {})
     inputs = {}
     for name, spec in model.config.inputs.items():
@@ -244,29 +264,28 @@ def _io(model: PerceiverIO, archive: Archive, inputs: Mapping[str, Tensor]) -> d
     return {"audio": audio.flatten(1), "image": video, "label": model.decode(encoded, "label")}
 
 
-# -- Comparing a converted model with Hugging Face's own class, run on the same fresh inputs -----
+# -- Comparing a converted model with its Hugging Face class on random inputs --------------------
 #
-# Needs the library transformers, which nothing else here imports. Every input is made twice: raw
-# for us, and as that class wants it (normalised, cut into windows) by code that shares nothing
-# with our adapters.
+# Needs transformers, which only verification imports. The inputs of that class (normalised, cut
+# into windows) are computed without our adapters, so that an error in those cannot cancel out.
 
 POINTS = 64
 
 
 def load_hugging_face(folder: Path, name: str = "") -> Any:
-    """Build that library's class from a folder, all of whose weights must be used.
+    """Load a Hugging Face model in evaluation mode from a local folder.
 
     Args:
         folder: The Hugging Face folder.
-        name: Its class; one of the Perceivers, told by the folder, when not given.
+        name: Name of the class; if empty, the folder's Perceiver class.
 
     Raises:
-        ConfigError: The library is not installed.
-        CheckpointError: It finds weights missing, or has no use for some.
+        ConfigError: transformers is not installed.
+        CheckpointError: Weights are missing or unexpected.
     """
     if find_spec("transformers") is None:
         raise ConfigError(
-            "comparing with Hugging Face needs its library: pip install 'transformers>=4.50'; "
+            "comparing with Hugging Face needs transformers: pip install 'transformers>=4.50'; "
             "converting does not"
         )
     library = import_module("transformers")
@@ -283,17 +302,17 @@ def load_hugging_face(folder: Path, name: str = "") -> Any:
 def verify_hugging_face(
     folder: Path, model: PerceiverIO, *, dtype: Precision = "float64", batch: int = 2, seed: int = 0
 ) -> list[Difference]:
-    """Run both on fresh random inputs and compare every output.
+    """Compare a model with its Hugging Face class on random inputs.
 
     Args:
         folder: The Hugging Face folder.
-        model: Converted from it, in flavour ``hf``.
-        dtype: Precision of both.
-        batch: Samples.
-        seed: Of the inputs.
+        model: The model converted from it, in flavour ``hf``.
+        dtype: Precision of both models.
+        batch: Number of samples.
+        seed: Seed of the inputs.
 
     Raises:
-        ConfigError: The library is not installed.
+        ConfigError: transformers is not installed.
         CheckpointError: Outputs differ in shape, or the folder does not fit its class.
     """
     theirs = load_hugging_face(folder).to(getattr(torch, dtype))
@@ -312,19 +331,19 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 
 def _normalised(raw: Tensor, model: PerceiverIO, name: str) -> Tensor:
-    """What the image processor does, channels on axis 1."""
+    """Normalise as the image processor does; channels are on axis 1."""
     spec = model.config.inputs[name]
     shape = (1, -1, *[1] * (raw.ndim - 2))
-    # Statistics are kept in float32, as everywhere.
+    # Round the statistics to float32, as our adapters do.
     given = (spec.mean or (0.0,), spec.std or (1.0,))
     mean, std = (torch.tensor(values).to(raw.dtype).reshape(shape) for values in given)
     return (raw - mean) / std
 
 
 def _texts(model: PerceiverIO, theirs: Any, batch: int, draw: torch.Generator) -> Outputs:
-    """Bytes, the last text padded over half its length."""
     ((name, spec),) = model.config.inputs.items()
     ids = torch.randint(FIRST_BYTE, spec.channels, (batch, spec.num_tokens), generator=draw)
+    # Half of the last text is padding, to compare attention masks as well.
     ids[-1, spec.num_tokens // 2 :] = PAD
     answer = theirs(inputs=ids, attention_mask=(ids != PAD).long()).logits
     return {"logits": model({name: ids})}, {"logits": answer}
@@ -338,7 +357,7 @@ def _images(model: PerceiverIO, theirs: Any, batch: int, draw: torch.Generator) 
 
 
 def _flow(model: PerceiverIO, theirs: Any, batch: int, draw: torch.Generator) -> Outputs:
-    """Two frames; that class wants the 3x3 windows already cut out, channels fastest."""
+    # The Hugging Face class expects the 3 x 3 windows of every pixel as input, channels fastest.
     ((name, spec),) = model.config.inputs.items()
     raw = torch.rand(batch, *spec.raw_shape, generator=draw, dtype=_dtype(model))
     frames = _normalised(raw, model, name).transpose(1, 2).flatten(0, 1)  # [B T, C, H, W]
@@ -349,7 +368,7 @@ def _flow(model: PerceiverIO, theirs: Any, batch: int, draw: torch.Generator) ->
 
 
 def _multimodal(model: PerceiverIO, theirs: Any, batch: int, draw: torch.Generator) -> Outputs:
-    """A clip, asked for at some points; that class cannot answer all at once."""
+    # Compare random output points: the Hugging Face class cannot decode all of them at once.
     config = model.config
     raw = {
         name: torch.rand(batch, *config.inputs[name].raw_shape, generator=draw, dtype=_dtype(model))
@@ -375,14 +394,13 @@ def _multimodal(model: PerceiverIO, theirs: Any, batch: int, draw: torch.Generat
     return ours, {name: answer[name] for name in ours}
 
 
-# ------------------------------------------------------------------------------------------------
-# Comparing a converted SAM 2 trunk with Hugging Face's own class, run on the same fresh picture.
+# -- Comparing a converted SAM 2 trunk with its Hugging Face class on a random image -------------
 #
-# Needs the library transformers, which nothing else here imports. Meta's names are turned into
-# that library's by code that shares nothing with our table.
+# Needs transformers, as above. Meta's names are translated to Hugging Face's without our name
+# table, so that an error in it cannot cancel out.
 
-# Pixels along the shorter side, or the next size that is made of whole windows: windows of later
-# stages are filled up there, and the 1024 of the release would take minutes in float64.
+# Minimum size of the shorter side, rounded up to whole windows. At this size, windows of later
+# stages need padding, which is compared as well; the released 1024 takes minutes in float64.
 LEAST_PIXELS = 192
 META_TO_HUGGING_FACE = (
     ("patch_embed.proj.", "patch_embed.projection."),
@@ -394,19 +412,19 @@ META_TO_HUGGING_FACE = (
 
 
 def load_hugging_face_trunk(read: Sam2Weights, config: HieraDetConfig) -> Any:
-    """Build that library's class, all of whose weights must come from the file, and no others.
+    """Build Hugging Face's class of the trunk and load the weights; all names must match.
 
     Args:
-        read: The file or folder.
-        config: What a file without ``config.json`` was recognised as.
+        read: The trunk's weights.
+        config: Our configuration, used if ``read`` comes from a file without ``config.json``.
 
     Raises:
-        ConfigError: The library is not installed.
+        ConfigError: transformers is not installed.
         CheckpointError: The weights do not fit its class.
     """
     if find_spec("transformers") is None:
         raise ConfigError(
-            "comparing with Hugging Face needs its library: pip install 'transformers>=4.57'; "
+            "comparing with Hugging Face needs transformers: pip install 'transformers>=4.57'; "
             "converting does not"
         )
     library = import_module("transformers.models.sam2.modeling_sam2")
@@ -429,7 +447,7 @@ def _rename(name: str) -> str:
 
 
 def describe_trunk(config: HieraDetConfig) -> dict[str, Any]:
-    """Return that library's settings of a trunk."""
+    """Translate our config to the settings of Hugging Face's ``Sam2HieraDetConfig``."""
     stages = range(len(config.depths))
     return {
         "hidden_size": config.dim,
@@ -455,24 +473,24 @@ def describe_trunk(config: HieraDetConfig) -> dict[str, Any]:
 def verify_sam2(
     read: Sam2Weights, model: HieraDet, *, dtype: Precision = "float64", seed: int = 0
 ) -> list[Difference]:
-    """Run both on one fresh random picture and compare the map of every stage.
+    """Compare the feature maps of every stage with Hugging Face's on a random image.
 
     Args:
-        read: The file or folder that the model was converted from.
-        model: Ours; it comes back in its own precision.
-        dtype: Precision of both.
-        seed: Of the picture.
+        read: The weights that the model was converted from.
+        model: The converted model; its precision is restored afterwards.
+        dtype: Precision of both models.
+        seed: Seed of the image.
 
     Raises:
-        ConfigError: The library is not installed.
-        CheckpointError: Maps differ in shape, or the weights do not fit its class.
+        ConfigError: transformers is not installed.
+        CheckpointError: Feature maps differ in shape, or the weights do not fit the class.
     """
     precision = getattr(torch, dtype)
     theirs = load_hugging_face_trunk(read, model.config).to(precision)
     spec, size = model.config.spec, picture_size(model.config)
     draw = torch.Generator().manual_seed(seed)
     raw = torch.rand(1, spec.channels, *size, generator=draw, dtype=precision)
-    # Statistics are kept in float32, as everywhere.
+    # Round the statistics to float32, as our adapters do.
     mean, std = (
         torch.tensor(values).to(precision).reshape(1, -1, 1, 1)
         for values in (spec.mean or (0.0,), spec.std or (1.0,))
@@ -490,23 +508,26 @@ def verify_sam2(
 def verify_sam2_tensors(
     tensors: Mapping[str, Tensor], model: HieraDet, *, dtype: Precision = "float64"
 ) -> list[Difference]:
-    """Do as ``verify_sam2`` for the tensors of a file.
+    """Run ``verify_sam2`` on the tensors of a file.
 
     Raises:
-        ConfigError: The library is not installed.
-        CheckpointError: As ``verify_sam2``; or there is no trunk.
+        ConfigError: transformers is not installed.
+        CheckpointError: There is no trunk, or as for ``verify_sam2``.
     """
     return verify_sam2(split_trunk(tensors, "the file"), model, dtype=dtype)
 
 
 def picture_size(config: HieraDetConfig) -> tuple[int, ...]:
-    """Return a size that both run: whole windows of the first stage that never become odd."""
+    """Return an input size that both implementations accept.
+
+    It consists of whole windows of the first stage, and stays divisible in every pooling step.
+    """
     pools = len(config.depths) - 1
     units = [
         stride * lcm(config.windows[0], pool**pools)
         for stride, pool in zip(config.patch_stride, config.pool, strict=True)
     ]
-    # The last side is one unit longer, so that rows and columns are told apart.
+    # Not square, so that swapped rows and columns are detected.
     counts = [-(-LEAST_PIXELS // unit) for unit in units]
     counts[-1] += 1
     return tuple(unit * count for unit, count in zip(units, counts, strict=True))

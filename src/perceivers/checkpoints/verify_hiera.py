@@ -1,8 +1,8 @@
-"""Comparing a converted Hiera: with Hugging Face's class, the official package, timm, or a bundle.
+"""Comparing converted Hieras with Hugging Face, the official package, timm, or a parity bundle.
 
-The other library runs on the same fresh input, normalised by code that shares nothing with our
-adapters, and with the same units hidden. Compared are the maps of all stages, the logits (or the
-mean token), and of auto-encoders the loss and every predicted patch.
+The reference model gets the same random input, normalised without our adapters, and the same mask.
+Compared are the feature maps of all stages and the logits (or the mean token), or for autoencoders
+the loss and every predicted patch.
 
 Legend: B batch, U mask units, N tokens of the last stage, P values of a patch.
 """
@@ -34,10 +34,12 @@ from perceivers.masking import MaskPlan, draw_units
 from perceivers.models.hiera import Hiera
 
 Outputs = dict[str, Tensor]
-# From normalised input and one number per unit: what the library makes, and which units it shows.
+# From normalised input and one random number per mask unit to the reference outputs and, for
+# autoencoders, the visible units.
 Answer = Callable[[Tensor, Tensor], tuple[Outputs, Tensor | None]]
+# Fraction of hidden mask units.
 HIDDEN = 0.6
-# Added to the variance of a patch in all three libraries.
+# Added to the variance of a patch, in all three libraries.
 EPSILON = 1e-6
 PACKAGES: Mapping[Library, tuple[str, str, str]] = {
     "official": ("hiera", "MaskedAutoencoderHiera", "hiera-transformer"),
@@ -53,18 +55,18 @@ def verify_hiera_folder(
     batch: int = 2,
     seed: int = 0,
 ) -> list[Difference]:
-    """Compare with Hugging Face's class, built from the folder that the model was made from.
+    """Compare a model with the Hugging Face class loaded from a folder.
 
     Args:
-        read: The folder.
-        model: Converted from it, or written to it.
-        dtype: Precision of both.
-        batch: Samples.
-        seed: Of the inputs and of what is hidden.
+        read: Contents of the folder.
+        model: The model converted from it or written to it.
+        dtype: Precision of both models.
+        batch: Number of samples.
+        seed: Seed of the inputs and of the mask.
 
     Raises:
-        ConfigError: The library is not installed.
-        CheckpointError: Outputs differ in number or shape, or the folder does not fit its class.
+        ConfigError: transformers is not installed.
+        CheckpointError: Outputs differ in names or shapes, or the folder does not fit its class.
     """
     theirs = load_hugging_face(Path(read.path), read.name).to(getattr(torch, dtype))
     answers: dict[str, Callable[[Any, Tensor, Tensor], tuple[Outputs, Tensor | None]]] = {
@@ -96,19 +98,19 @@ def verify_hiera_tensors(
     batch: int = 2,
     seed: int = 0,
 ) -> list[Difference]:
-    """Compare with the class of the official package, or of timm, filled with the same file.
+    """Compare a model with the class of the official package or of timm with the same weights.
 
     Args:
-        tensors: The file's content.
-        model: Converted from it, or written to it.
+        tensors: Tensors by name.
+        model: The model converted from them or written to them.
         library: ``official`` or ``timm``.
-        dtype: Precision of both.
-        batch: Samples.
-        seed: Of the inputs and of what is hidden.
+        dtype: Precision of both models.
+        batch: Number of samples.
+        seed: Seed of the inputs and of the mask.
 
     Raises:
-        ConfigError: The package does not import here; says how to get it.
-        CheckpointError: Outputs differ in number or shape, or the file does not fit the class.
+        ConfigError: The package cannot be imported.
+        CheckpointError: Outputs differ in names or shapes, or the tensors do not fit the class.
     """
     package = import_package(library)
     arguments = constructor_arguments(model.config, library)
@@ -119,14 +121,14 @@ def verify_hiera_tensors(
         if model.config.head.kind == "none":
             theirs.head = nn.Identity()
         else:
-            # It answers with probabilities; ours are logits.
+            # In evaluation mode the official head outputs probabilities; compare logits.
             theirs.head.act_func = nn.Identity()
     if not whole:
         theirs.head.norm = nn.Identity()
     try:
         theirs.load_state_dict(dict(tensors))
     except RuntimeError as error:
-        raise CheckpointError(f"the file does not fit the class of {library}: {error}") from error
+        raise CheckpointError(f"the file does not fit the {library} class: {error}") from error
     theirs = theirs.to(getattr(torch, dtype)).train(False)
     answer = _official_autoencoder if masked else _official_encoder
     if library == "timm":
@@ -137,19 +139,19 @@ def verify_hiera_tensors(
 
 
 def import_package(library: Library) -> Any:
-    """Import the official package, or timm.
+    """Import the official package or timm.
 
     Raises:
-        ConfigError: It is not here, or does not import.
+        ConfigError: The package is not installed or cannot be imported.
     """
     module, needed, name = PACKAGES[library]
     try:
         package = import_module(module)
         getattr(package, needed)
-    # A torchvision that does not fit torch stops timm with other errors than ImportError.
+    # With an incompatible torchvision, importing timm raises errors other than ImportError.
     except (ImportError, AttributeError, RuntimeError) as error:
         raise ConfigError(
-            f"comparing with the {library} code needs its package, which does not import here "
+            f"comparing with the {library} code needs its package, which cannot be imported "
             f"({error}): pip install {name}, with a torchvision that fits this torch; converting "
             f"needs neither"
         ) from error
@@ -158,32 +160,32 @@ def import_package(library: Library) -> Any:
 
 @torch.no_grad()
 def verify_hiera_archive(model: Hiera, archive: Archive, source: str) -> list[Difference]:
-    """Compare with the outputs that a bundle stores, in float64.
+    """Compare a model with the outputs stored in a bundle, in float64.
 
-    The bundle holds ``input/raw`` in 0..1 and, of an auto-encoder, ``input/keep``.
+    The bundle contains ``input/raw`` in 0..1 and, for an autoencoder, ``input/keep`` (visible mask
+    units).
 
     Raises:
-        CheckpointError: The archive lacks an input, or an output of the model; or it stores one
-            that the model does not make, or of another shape.
+        CheckpointError: Inputs differ in names, or outputs in names or shapes.
     """
     check_comparable(archive, source)
     needed = {"raw", "keep"} if model.config.decoder is not None else {"raw"}
     if archive.inputs.keys() != needed:
         raise CheckpointError(
-            f"{source} holds the inputs {sorted(archive.inputs)}, needed are {sorted(needed)}"
+            f"{source} holds the inputs {sorted(archive.inputs)}, expected {sorted(needed)}"
         )
     inputs = {name: torch.from_numpy(array) for name, array in archive.inputs.items()}
     with in_precision(model, torch.float64):
         made = hiera_outputs(model, inputs["raw"].double(), inputs.get("keep"))
     if made.keys() != archive.outputs.keys():
         raise CheckpointError(
-            f"{source} stores the outputs {sorted(archive.outputs)}, the model makes {sorted(made)}"
+            f"{source} stores the outputs {sorted(archive.outputs)}, the model has {sorted(made)}"
         )
     allowed = TOLERANCES["float64"] * max(1.0, largest_output(archive, source))
     return [compare_output(key, made[key], archive.outputs[key], allowed) for key in made]
 
 
-# -- ours ------------------------------------------------------------------------------------------
+# -- Our outputs ---------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -197,7 +199,7 @@ def _compare(
     whole: bool = True,
     normalised: bool = True,
 ) -> list[Difference]:
-    """Run both sides on fresh input."""
+    """Run both models on the same random input, with the mask that the reference model chose."""
     draw = torch.Generator().manual_seed(seed)
     spec = model.config.spec
     shape = (batch, *spec.raw_shape)
@@ -208,16 +210,16 @@ def _compare(
     with in_precision(model, getattr(torch, dtype)):
         ours = hiera_outputs(model, raw, keep, whole=whole, normalised=normalised)
     if model.config.feature_norms:
-        # A backbone gives out the stages that it normalises, and no others.
+        # A backbone outputs only the stages that it normalises.
         ours = {name: x for name, x in ours.items() if name in theirs or "stage" not in name}
     return compare_live(ours, theirs, dtype)
 
 
 def _normalised(x: Tensor, model: Hiera) -> Tensor:
-    """In units of the input's statistics, channels on axis 1."""
+    """Normalise by the input's mean and deviation; channels are on axis 1."""
     spec = model.config.spec
     shape = (1, -1, *[1] * (x.ndim - 2))
-    # Statistics are kept in float32, as everywhere.
+    # Round the statistics to float32, as our adapters do.
     given = (spec.mean or (0.0,), spec.std or (1.0,))
     mean, std = (torch.tensor(values).to(x.dtype).reshape(shape) for values in given)
     return (x - mean) / std
@@ -231,14 +233,14 @@ def hiera_outputs(
     whole: bool = True,
     normalised: bool = True,
 ) -> dict[str, Tensor]:
-    """Return what is compared, by name.
+    """Return the outputs of our model that are compared, by name.
 
     Args:
-        model: Ours, in evaluation mode.
+        model: The model in evaluation mode.
         raw: Raw input of its native size.
-        keep: Units shown to an auto-encoder, the same number in every sample.
-        whole: Also the logits, or the normalised mean token; not of bare backbones.
-        normalised: Score every patch in units of its own mean and deviation.
+        keep: Visible units of an autoencoder, the same number in every sample.
+        whole: Include the logits or the normalised mean token, which backbones lack.
+        normalised: Normalise target patches by their own mean and deviation.
     """
     if keep is not None:
         return _autoencoder_outputs(model, raw, keep, normalised)
@@ -250,7 +252,7 @@ def hiera_outputs(
 
 
 def _autoencoder_outputs(model: Hiera, raw: Tensor, keep: Tensor, normalised: bool) -> Outputs:
-    """The loss, and the predicted patches of hidden units in the order of the picture's rows."""
+    """Return the loss and the predictions of hidden patches in the raster order of the input."""
     config, name = model.config, model.config.name
     kept, masked = (mask.nonzero()[:, 1].view(len(mask), -1) for mask in (keep, ~keep))
     plan = MaskPlan(kept={name: kept}, masked={name: masked}, axis="unit")
@@ -269,16 +271,16 @@ def _autoencoder_outputs(model: Hiera, raw: Tensor, keep: Tensor, normalised: bo
     return {"loss": (predicted - wanted).square().mean(), "prediction": predicted}
 
 
-# -- theirs ----------------------------------------------------------------------------------------
+# -- Reference outputs ---------------------------------------------------------------------------
 
 
 def _maps(stages: Any) -> Outputs:
-    """Maps of stages by name, from channels last."""
+    """Return feature maps by name, with channels moved from the last axis to axis 1."""
     return {f"stage{i}": x.movedim(-1, 1) for i, x in enumerate(stages, start=1)}
 
 
 def _shown(noise: Tensor) -> Bool[Tensor, "B U"]:
-    """Show the units of least noise."""
+    """Return a mask that is True for visible units: those with the smallest noise."""
     kept = draw_units(noise, HIDDEN)[0]
     return torch.zeros_like(noise, dtype=torch.bool).scatter(1, kept, True)
 
@@ -319,17 +321,17 @@ def _hugging_face_autoencoder(theirs: Any, x: Tensor, noise: Tensor) -> tuple[Ou
     keep, _ = theirs.hiera.embeddings.patch_embeddings.random_masking(x, noise=noise)
     if not keep.any():
         raise CheckpointError(
-            f"{keep.shape[1]} mask units are too few: Hugging Face's class would hide them all"
+            f"{keep.shape[1]} mask units are too few: Hugging Face's class would hide all of them"
         )
     found = theirs(x, noise=noise)
     return {"loss": found.loss, "prediction": found.logits[~found.bool_masked_pos]}, keep
 
 
 def _hugging_face_backbone(theirs: Any, x: Tensor, _noise: Tensor) -> tuple[Outputs, None]:
-    """Run its parts in the order of its other classes.
+    """Run the backbone's modules in the order used by the other Hugging Face classes.
 
-    Its own forward pass (transformers 5.23) leaves out the reordering of the tokens into mask
-    units, and so puts its attention on rows of the picture; its maps are not those of the weights.
+    Its own forward pass (transformers 5.23) does not reorder the tokens into mask units, so local
+    attention covers rows of the image instead, and the feature maps are wrong for the weights.
     """
     unroll = import_module("transformers.models.hiera.modeling_hiera").unroll
     config = theirs.config
