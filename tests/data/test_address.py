@@ -51,7 +51,7 @@ def test_an_unknown_address_is_told_every_kind_of_data() -> None:
         open_data("nowhere")
     message = str(caught.value)
     for kind in (
-        "folder of pictures, sounds, videos, point clouds or .txt texts",
+        "folder of images, audio, videos, point clouds or .txt texts",
         "images/ and masks/",
         "manifest with columns of files",
         "'x.tar'",

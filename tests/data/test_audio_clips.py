@@ -271,5 +271,5 @@ def test_a_video_without_sound_has_none_to_give(
     encode_video: EncodeVideo, numbered: Callable[..., np.ndarray]
 ) -> None:
     silent = clip(encode_video(numbered(3)), "silent.mp4")
-    with pytest.raises(DataError, match=r"silent\.mp4: holds no audio .*; streams found: video"):
+    with pytest.raises(DataError, match=r"silent\.mp4: contains no audio .*; streams found: video"):
         fit_audio(silent, Audio(10))

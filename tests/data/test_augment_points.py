@@ -129,7 +129,7 @@ def test_what_does_not_fit_the_points_is_refused() -> None:
     reader(6, point_drop=0.5)
     with pytest.raises(ConfigError, match=r"turn about 'y' needs 3 coordinates, .* 2 channels"):
         reader(2, turn=10.0, turn_axis="y")
-    with pytest.raises(ConfigError, match=r"'points' has 6 channels, whose others"):
+    with pytest.raises(ConfigError, match=r"'points' has 6 channels, and the others"):
         reader(6, jitter=0.1)
     sounds = Arrays({"audio": np.zeros((2, 1, 8), np.float32)}, ["a", "b"])
     message = r"augment.jitter changes points, but the modalities are \['audio'\]"

@@ -129,7 +129,7 @@ def test_an_unknown_filling_is_refused() -> None:
 
 def test_sounds_must_be_read_to_be_changed() -> None:
     source = Arrays({"image": np.zeros((2, 1, 8, 8), np.uint8)}, ["a", "b"])
-    message = r"changes audio, but the modalities are \['image'\], none of such a kind"
+    message = r"changes audio, but the modalities are \['image'\], none of that kind"
     settings: tuple[dict[str, Any], ...] = (
         {"gain": (-6.0, 6.0)},
         {"time_shift": 0.1},

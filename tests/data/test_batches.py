@@ -65,5 +65,5 @@ def test_views_of_picture_files_and_damaged_ones(write_folder: WriteFolder, enco
     with pytest.raises(ConfigError, match="views are 2x1, but 2 temporal views need films"):
         make_eval_loader(source, specs, batch_size=9, views=Views(temporal=2))
     text = Arrays({"bytes": np.zeros((1, 4), np.uint8)}, ["a"])
-    with pytest.raises(ConfigError, match="3 spatial views need pictures or films"):
+    with pytest.raises(ConfigError, match="3 spatial views need images or videos"):
         make_eval_loader(text, {"bytes": Bytes(4)}, batch_size=9, views=Views(spatial=3))

@@ -104,9 +104,9 @@ def test_what_is_no_sound_or_no_rate_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="sample_rate is 0 Hz; it must be at least 1"):
         write_wav(path, sound, 0)
     for wrong in (np.zeros((3, 100)), np.zeros(100), np.zeros((1, 100), np.int16)):
-        with pytest.raises(InputError, match=r"the sound has shape .* write floats \[C, S\]"):
+        with pytest.raises(InputError, match=r"the audio has shape .* write floats \[C, S\]"):
             write_wav(path, wrong, 8000)
-    with pytest.raises(InputError, match="holds NaN or infinite samples"):
+    with pytest.raises(InputError, match="contains NaN or infinite samples"):
         write_clip(path, video, 25, np.full((1, 10), np.nan), 8000)
     assert not list(tmp_path.iterdir())
 

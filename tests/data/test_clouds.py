@@ -98,10 +98,10 @@ def test_label_columns_are_chosen(tmp_path: Path) -> None:
         ),
         ({"xyz": POINTS[:, 0]}, r"'xyz' has shape \(10,\)"),
         ({"xyz": np.where(POINTS == 7, np.nan, POINTS)}, "in 1 of 10 points, first point 3"),
-        ({"offsets": OFFSETS[:-1]}, "and runs from 0 to 6; it must be integers from 0 to the 10"),
+        ({"offsets": OFFSETS[:-1]}, "and runs from 0 to 6; it must be integers from 0 to 10, the"),
         ({"offsets": OFFSETS[1:]}, "and runs from 2 to 10"),
         ({"offsets": OFFSETS.astype(float)}, "'offsets' has shape .* and dtype float64; it must"),
-        ({"offsets": np.array([0, 2, 2, 10])}, "cloud 1 runs from point 2 to 2, so it holds none"),
+        ({"offsets": np.array([0, 2, 2, 10])}, "cloud 1 runs from point 2 to 2, so it is empty"),
         ({"offsets": np.array([0, 7, 5, 10])}, "cloud 1 runs from point 7 to 5"),
     ],
 )

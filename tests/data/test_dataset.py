@@ -117,11 +117,11 @@ def test_unreadable_pictures_do_not_count(write_folder: WriteFolder) -> None:
 
 def test_channels_the_data_cannot_give_are_refused(write_folder: WriteFolder) -> None:
     dataset = open_data(str(write_folder(flat((0, 0, 0), (1, 1, 1)))))
-    with pytest.raises(DataError, match=r"the picture has 3 bands .* but 2 channels"):
+    with pytest.raises(DataError, match=r"the image has 3 bands .* but 2 channels"):
         dataset.specs(channels=2)
     five = arrays(image=np.zeros((2, 5, 4, 4), np.uint8))
     assert five.specs()["image"].channels == 5
-    with pytest.raises(DataError, match="arrays of 5 channels, channels=3 was asked for"):
+    with pytest.raises(DataError, match="arrays of 5 channels, but channels=3 was set"):
         five.specs(channels=3)
 
 

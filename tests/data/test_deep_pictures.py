@@ -179,7 +179,7 @@ def test_damaged_files_and_other_channels_are_named() -> None:
     for cut in (data[: len(data) // 2], data[:40]):
         with pytest.raises(DataError, match=r"^x/a\.png: (cannot be decoded|the content)"):
             read_deep(cut, "x/a.png", 3)
-    with pytest.raises(DataError, match=r"a\.png: the picture has 3 bands, but 2 channels"):
+    with pytest.raises(DataError, match=r"a\.png: the image has 3 bands, but 2 channels"):
         read_deep(data, "a.png", 2)
 
 

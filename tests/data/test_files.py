@@ -65,7 +65,7 @@ def test_sounds_are_read_and_other_files_named(write_folder: WriteFolder) -> Non
     assert names == [paths[0]]
     assert batch.inputs["audio"].tolist() == [[[0.0, 0.5, -0.5, 0.0]]]
     assert [reason.split(": ")[1].split(",")[0] for reason in batch.bad] == [
-        "belongs to the pictures",
+        "belongs to the images",
         "belongs to the texts",
     ]
     assert "but the model reads audio; give it .wav, .flac, .ogg, .mp3, .aif" in batch.bad[0]
@@ -87,7 +87,7 @@ def test_pictures_are_read_as_pictures_whatever_they_are_called(
 def test_what_single_files_do_not_hold_is_refused(
     tmp_path: Path, specs: dict[str, ModalitySpec]
 ) -> None:
-    with pytest.raises(DataError, match="but picture files hold only 'image', sound files 'audio'"):
+    with pytest.raises(DataError, match="image files contain only 'image', audio files 'audio'"):
         next(read_files([tmp_path / "a"], specs, 1))
 
 
@@ -151,8 +151,8 @@ def test_a_sample_may_lack_modalities_where_that_is_allowed(
     assert names == [folder / "1.png"]
     assert batch.present == {}
     assert batch.bad[0] == (
-        f"{folder / '2.wav'}: comes without image, and all of image, audio are read together here; "
-        f"give files of the same folder and name too, such as 2.jpg"
+        f"{folder / '2.wav'}: comes without image, but image, audio are read together; "
+        f"also give files with the same folder and name, such as 2.jpg"
     )
     assert batch.bad[1].endswith("such as 3.wav")
 

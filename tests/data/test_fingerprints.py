@@ -66,12 +66,12 @@ def test_the_same_data_do_not_differ() -> None:
         (
             dataset("a c b", "010"),
             [
-                "train: the samples have another order, first at number 1, which was b and is c",
+                "train: the order of the samples differs, first at index 1, which was b and is c",
             ],
         ),
         (
             dataset("a b c", "011"),
-            ["train: 1 samples have another label, such as b, which was cat and is dog"],
+            ["train: 1 samples have a different label, such as b, which was cat and is dog"],
         ),
         (
             dataset("a b c", "001", "cat emu"),
@@ -80,9 +80,9 @@ def test_the_same_data_do_not_differ() -> None:
         (dataset("a b c", "001", "dog cat"), ["classes: the order was cat, dog and is dog, cat"]),
         (
             dataset("a b c"),
-            ["train: 3 samples have another label, such as a, which was cat and is None"],
+            ["train: 3 samples have a different label, such as a, which was cat and is None"],
         ),
-        (dataset("a b c", "001", mask_classes=("sky",)), ["classes of masks new: sky"]),
+        (dataset("a b c", "001", mask_classes=("sky",)), ["mask classes new: sky"]),
         (dataset("a b c", "001", columns={"k": ("x",)}), ["label columns new: k"]),
     ],
 )
@@ -92,7 +92,7 @@ def test_what_differs_is_said(now: Dataset, said: list[str]) -> None:
 
 def test_a_split_that_came_or_went_is_said() -> None:
     less = replace(BEFORE, splits={"train": BEFORE.splits["train"]})
-    assert differences(less) == ["there is no split 'val' any more"]
+    assert differences(less) == ["the split 'val' no longer exists"]
     assert differences(BEFORE, less) == ["the split 'val' is new"]
 
 
@@ -102,7 +102,7 @@ def test_targets_count_and_unknown_ones_are_equal() -> None:
         return replace(BEFORE, splits={"train": Listed(["a", "b"], None, targets)})
 
     assert differences(make(1, float("nan")), make(1, -float("nan"))) == []
-    assert differences(make(1, 3), make(1, 2)) == ["train: the numbers to be predicted differ"]
+    assert differences(make(1, 3), make(1, 2)) == ["train: the targets differ"]
 
 
 def test_two_spellings_of_a_name_are_one() -> None:

@@ -104,7 +104,7 @@ def test_heights_count_from_the_floor_and_keep_their_unit() -> None:
 
 
 def test_a_floor_needs_coordinates_only() -> None:
-    with pytest.raises(ConfigError, match=r"'floor' and channels 6; .* at most 3"):
+    with pytest.raises(ConfigError, match=r"'floor' and channels is 6; .* at most 3"):
         Points(4, 6, scale="floor")
 
 

@@ -107,7 +107,7 @@ def test_a_damaged_picture_and_one_of_eight_bits_are_refused(tmp_path: Path) -> 
         with pytest.raises(DataError, match=r"bad\.png: cannot be decoded as PNG"):
             read_flow(path)
     path.write_bytes(png(np.zeros((2, 2, 3), np.uint8), depth=8))
-    with pytest.raises(DataError, match=r"bad\.png: the picture holds rgb24; .* 16 bits"):
+    with pytest.raises(DataError, match=r"bad\.png: the image has the format rgb24; .* 16 bits"):
         read_flow(path)
 
 
@@ -138,7 +138,7 @@ def test_without_pyav_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "a.png"
     path.write_bytes(png(KITTI))
     for call in (read_flow, lambda p: write_flow(p, np.zeros((2, 4, 4)))):
-        with pytest.raises(DataError, match=r"flow pictures need PyAV.* \"perceivers\[media\]\""):
+        with pytest.raises(DataError, match=r"flow images need PyAV.* \"perceivers\[media\]\""):
             call(path)
 
 

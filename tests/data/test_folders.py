@@ -61,7 +61,7 @@ def test_a_class_called_train_is_no_split(write_folder: WriteFolder, encode: Enc
         (("a.png", "x/b.jpg"), "so sub-folders are not classes"),
         (
             ("x/1/a.png", "y/2/b.png"),
-            "no sub-folder holds pictures, sounds, videos or point clouds directly: unlabelled",
+            "no sub-folder contains images, audio, videos or point clouds directly: unlabelled",
         ),
         (("x/a.png", "x/b.png"), "a single sub-folder ('x') makes no classes: unlabelled"),
     ],
@@ -84,7 +84,7 @@ def test_other_files_are_counted_and_hidden_ones_are_not(
     dataset = open_data(str(folder))
     assert sum(len(split) for split in dataset.splits.values()) == 6
     assert dataset.notes[0] == (
-        "2 files that are no pictures, sounds, videos or point clouds were ignored"
+        "2 files that are not images, audio, videos or point clouds were ignored"
     )
 
 
@@ -117,7 +117,7 @@ def test_a_folder_that_breaks_the_format_is_refused(
 def test_a_folder_without_pictures_names_the_extensions(write_folder: WriteFolder) -> None:
     folder = write_folder({"a.txt": b"", "x/b.csv": b""})
     with pytest.raises(
-        DataError, match=r"no pictures, .* among 2 files; .*: \.jpg, .*\.wav, .*\.mp4"
+        DataError, match=r"no images, .* among 2 files; .*: \.jpg, .*\.wav, .*\.mp4"
     ):
         open_data(str(folder))
 
@@ -144,7 +144,7 @@ def test_files_are_found_as_given_and_folders_searched(
     with pytest.raises(DataError, match="nowhere: no such file or folder"):
         find_files([str(folder), "nowhere"])
     (folder / "empty").mkdir()
-    with pytest.raises(DataError, match="empty: no pictures among 0 files"):
+    with pytest.raises(DataError, match="empty: no images among 0 files"):
         find_files([str(folder / "empty")])
 
 
@@ -177,7 +177,7 @@ def test_reading_only_bad_files_names_the_first(write_folder: WriteFolder) -> No
 def test_reading_files_needs_a_positive_batch_size_and_an_image(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batch_size is 0; it must be at least 1"):
         next(read_files([tmp_path / "a.png"], {"image": Image(4, 4)}, 0))
-    with pytest.raises(DataError, match=r"ask for 'sound' \(audio\), but picture files hold only"):
+    with pytest.raises(DataError, match=r"ask for 'sound' \(audio\), but image files contain only"):
         next(read_files([tmp_path / "a.png"], {"sound": Audio(4)}, 1))
 
 
@@ -238,13 +238,13 @@ def test_files_of_several_kinds_are_paired_by_name(
     assert sample["audio"] == EncodedClip(f"{folder}/b/2.wav", sound, "audio")
     write_folder({"b/2.flac": sound})
     with pytest.raises(
-        DataError, match=r"b/2\.wav: lies beside '2\.flac'; .*one file of each kind"
+        DataError, match=r"b/2\.wav: has the same name as '2\.flac'; .*one file of each kind"
     ):
         read_folder(folder)
     (folder / "b/2.flac").unlink()
     for name in ("a/1.wav", "a/2.wav", "b/1.png", "b/2.png"):
         (folder / name).unlink()
-    with pytest.raises(DataError, match=r"holds 2 pictures, 2 sounds, and no two of different"):
+    with pytest.raises(DataError, match=r"contains 2 images, 2 audio files, and no two of"):
         read_folder(folder)
 
 
@@ -263,8 +263,8 @@ def test_samples_may_lack_a_file_of_some_kind(
     folder = write_folder(files)
     dataset = open_data(str(folder), val_share=0.3)
     assert dataset.notes[0] == (
-        "paired by name, not all samples hold every kind: 8 with pictures and sounds, 2 with "
-        "sounds, 2 with pictures"
+        "files are paired by name, but not all samples have every kind: 8 with images and audio "
+        "files, 2 with audio files, 2 with images"
     )
     seen = {}
     for source in dataset.splits.values():

@@ -195,7 +195,7 @@ def test_what_cannot_be_had_is_one_sentence(save: Save) -> None:
         open_data("hf:nobody/nothing")
     assert "it is not on this machine: load it once where there is a network" in str(caught.value)
     assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match="data address 'hf:' names nothing"):
+    with pytest.raises(DataError, match="data address 'hf:' has no name"):
         open_data("hf:")
     address = save({"n": datasets.Value("int64")}, train={"n": [1, 2]})
     with pytest.raises(DataError, match=r"no column is a modality; the columns are \['n'\]"):

@@ -56,7 +56,7 @@ def test_broken_files_are_named_up_to_a_number_and_counted(
     facts = look_at(photographs)
     assert facts.num_broken == 4
     assert len(facts.broken) == 2
-    assert "the content is no picture" in facts.broken[0]
+    assert "the content is not an image" in facts.broken[0]
     assert any("4 of 9 samples looked at cannot be read" in text for text in facts.problems)
     assert facts.modalities["image"].count == 5
 

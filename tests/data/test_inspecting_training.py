@@ -49,7 +49,7 @@ def test_data_that_training_refuses_altogether_are_not_called_sound(
     report = check_data(str(tmp_path))
     assert not report.is_usable
     assert report.facts.refused == "no channels that fit"
-    assert report.facts.problems[0] == ("training reads none of the samples: no channels that fit")
+    assert report.facts.problems[0] == ("training cannot read the samples: no channels that fit")
 
 
 def test_a_single_sample_that_training_refuses_is_named(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_every_part_has_its_column(parts: list[str]) -> None:
     assert train.labels.tolist() == [[0, -1], [1, -1], [2, -1], [0, -1], [-1, 0], [-1, 1]]
     assert list(train.names[3:5]) == ["one_way/train.csv/3", "_2_ways/train.csv/0"]
     assert len(dataset.splits["test"]) == 4
-    assert "test: without _2_ways, which have no such split" in dataset.notes
+    assert "test: without _2_ways, which do not have this split" in dataset.notes
     assert "one_way: no classes.txt: 3 classes, named by their numbers" in dataset.notes
     assert dataset.specs(overrides={"bytes": {"length": 9}}) == {"bytes": Bytes(9)}
 

@@ -27,7 +27,9 @@ def test_several_columns_stand_in_the_order_asked_for_with_unknown_values() -> N
     labels, columns, notes = index_entries(ENTRIES, NAMES, ["colour", "digit"], {}, "t")
     assert list(columns.items()) == [("colour", ("blue", "red")), ("digit", ("2", "9", "10"))]
     assert labels.tolist() == [[1, 2], [0, 1], [-1, 2], [-1, 0]]
-    assert notes == ["t: colour is unknown (-1) in 2 of 4 samples: missing, or no training class"]
+    assert notes == [
+        "t: colour is unknown (-1) in 2 of 4 samples: missing, or not a training class"
+    ]
 
 
 def test_names_that_are_settled_are_kept() -> None:
@@ -61,7 +63,9 @@ def test_values_that_training_lacks_are_named() -> None:
     known = {"a": ("1007",)}
     entries = [{"a": 1007}, {"a": 4007}, {"a": 1007}, {}]
     _, _, notes = index_entries(entries, NAMES, ["a"], known, "t")
-    assert notes == ["t: a is unknown (-1) in 2 of 4 samples: missing, or no training class (4007)"]
+    assert notes == [
+        "t: a is unknown (-1) in 2 of 4 samples: missing, or not a training class (4007)"
+    ]
 
 
 def test_a_column_that_no_sample_has_is_refused() -> None:
@@ -72,5 +76,5 @@ def test_a_column_that_no_sample_has_is_refused() -> None:
 def test_entries_are_read_from_objects_alone() -> None:
     assert parse_entries(b'{"a": 1}', "x") == {"a": 1}
     assert parse_entries(b"7", "x") == {}
-    with pytest.raises(DataError, match=r"^x is no JSON"):
+    with pytest.raises(DataError, match=r"^x is not JSON"):
         parse_entries(b"{", "x")

@@ -49,7 +49,7 @@ def test_words_are_sorted_and_those_of_training_count(tmp_path: Path) -> None:
     assert found.classes == ("ant", "bee")
     assert labels.tolist() == [1, 0, 1]
     with pytest.raises(
-        DataError, match=r"val/0: kind 'cow' is no class; the 1 classes, .* are ant"
+        DataError, match=r"val/0: kind 'cow' is not a class; the 1 classes, .* are ant"
     ):
         index(tmp_path, "kind", train={"kind": ["ant"]}, val={"kind": ["cow"]})
 
@@ -65,7 +65,7 @@ def test_a_file_beside_the_data_names_the_classes(tmp_path: Path) -> None:
         assert labels.tolist() == [2, 0]
     (tmp_path / "classes.txt").write_text("x\ny\n")
     assert index(tmp_path, "size", train={"size": ["1"]}).classes == ("x", "y")
-    with pytest.raises(DataError, match="train/1: size '2' is no class; the 2 classes"):
+    with pytest.raises(DataError, match="train/1: size '2' is not a class; the 2 classes"):
         index(tmp_path, "size", train={"size": ["1", "2"]})
 
 
@@ -114,7 +114,7 @@ def test_integers_that_do_not_count_are_classes_by_their_values(tmp_path: Path, 
 
 def test_an_id_that_training_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"val/0: label '4007' is no class; the 2 .* are 1007, 2007"
+        DataError, match=r"val/0: label '4007' is not a class; the 2 .* are 1007, 2007"
     ):
         index(tmp_path, train={"label": ["2007", "1007"]}, val={"label": ["4007"]})
 
@@ -135,7 +135,7 @@ def test_names_that_are_ids_name_themselves(tmp_path: Path) -> None:
 def test_integers_can_be_kept_as_indices(tmp_path: Path) -> None:
     found = index(tmp_path, train={"label": ["3", "0"]}, integers="indices")
     assert found.classes == ("0", "1", "2", "3")
-    with pytest.raises(DataError, match=r"train/1: label '-1' is no class; the 1 classes"):
+    with pytest.raises(DataError, match=r"train/1: label '-1' is not a class; the 1 classes"):
         index(tmp_path, train={"label": ["0", "-1"]}, integers="indices")
     with pytest.raises(DataError, match=r"the highest label is 99999999, which would make"):
         index(tmp_path, train={"label": ["0", "99999999"]}, integers="indices")
@@ -151,7 +151,7 @@ def test_of_several_columns_minus_one_is_unknown_where_the_rest_counts(tmp_path:
 
 
 def test_the_only_column_must_be_known(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="train/1: label '' is no class"):
+    with pytest.raises(DataError, match="train/1: label '' is not a class"):
         index(tmp_path, train={"label": ["0", ""]})
 
 
@@ -203,5 +203,5 @@ def test_a_file_of_names_must_name_each_class_once(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2 class names, repeated: \['a'\]"):
         read_names(path)
     path.write_bytes(b"\xff")
-    with pytest.raises(DataError, match=r"classes\.txt: line 1 is no UTF-8 \(byte 0xff"):
+    with pytest.raises(DataError, match=r"classes\.txt: line 1 is not UTF-8 \(byte 0xff"):
         read_names(path)

@@ -235,7 +235,7 @@ def test_numbers_that_make_no_loader_are_refused(
 def test_specs_that_do_not_fit_are_refused_before_reading(source: Arrays) -> None:
     for specs, message in (
         ({}, "no modality is asked for"),
-        ({"audio": Audio(4)}, r"'audio' is to be read, but the data hold image;"),
+        ({"audio": Audio(4)}, r"'audio' is requested, but the data contain image;"),
     ):
         with pytest.raises(DataError, match=message):
             train(source, specs=specs, augment=AugmentConfig())
@@ -254,7 +254,7 @@ def test_specs_that_do_not_fit_are_refused_before_reading(source: Arrays) -> Non
         train(sound, specs={"audio": Audio(9)})
     with pytest.raises(DataError, match="none of 1 training samples could be read"):
         train(PictureFiles(["a"], ["a"]), specs={"image": Image(4, 4, 2)})
-    with pytest.raises(DataError, match="the source holds no samples"):
+    with pytest.raises(DataError, match="the source contains no samples"):
         train(PictureFiles([], []))
 
 

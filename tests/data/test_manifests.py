@@ -179,7 +179,7 @@ def test_a_split_that_lacks_a_modality_makes_all_partial(
         "val": [3, 4],
         "test": [5],
     }
-    assert "splits are those of the column 'split': train 3 / val 2 / test 1" in dataset.notes
+    assert "splits are taken from the column 'split': train 3 / val 2 / test 1" in dataset.notes
     assert all(isinstance(source, PartialSource) for source in dataset.splits.values())
     # Even where no sample of a batch holds a modality, it has its shape.
     (batch,) = make_eval_loader(dataset.splits["test"], dataset.specs(size=8), batch_size=4)
@@ -247,11 +247,14 @@ def test_json_lines_may_hold_numbers(write_folder: WriteFolder) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([[0, 1], [2]], r"x\.jsonl: line 2: points is a list of other things than numbers"),
-        ([["a", "b"]], r"line 2: points is a list of other things"),
-        ([1, 2, 3], r"line 2: points has shape \(3,\); it is finite numbers of layout \[P, C\]"),
-        ([[1, float("nan")]], r"line 2: points has shape \(1, 2\); it is finite"),
-        ("a.xyz", r"line 1: points is \[\[1, 2\]\]; a cell holds the path of a file"),
+        ([[0, 1], [2]], r"x\.jsonl: line 2: points must be a list of numbers"),
+        ([["a", "b"]], r"line 2: points must be a list of numbers"),
+        (
+            [1, 2, 3],
+            r"line 2: points has shape \(3,\); it must be finite .* \[P, C\]",
+        ),
+        ([[1, float("nan")]], r"line 2: points has shape \(1, 2\); it must be finite"),
+        ("a.xyz", r"line 1: points is \[\[1, 2\]\]; a cell contains the path of a file"),
     ],
 )
 def test_numbers_that_are_no_points_are_refused(
@@ -315,7 +318,7 @@ def test_names_of_files_that_are_elsewhere_are_labels(write_folder: WriteFolder)
     assert dataset.classes == ("alice.txt", "carroll.txt")
     assert set(dataset.splits["train"].read(0)) == {"bytes"}
     (note,) = [note for note in dataset.notes if "'source'" in note]
-    assert "no modality: there is no file" in note
+    assert "not a modality: there is no file" in note
 
 
 def test_masks_are_a_column(write_folder: WriteFolder, encode: Any) -> None:
@@ -345,7 +348,7 @@ def test_targets_are_numbers(mixed: Path) -> None:
         open_data(str(mixed), targets=("age",), labels=("age",))
     with pytest.raises(ConfigError, match=r"target 'ages' is asked for, .*did you mean 'age'\?"):
         open_data(str(mixed), targets=("ages",))
-    with pytest.raises(DataError, match=r"x\.csv: line 2: label is 'a', no number that can be"):
+    with pytest.raises(DataError, match=r"x\.csv: line 2: label is 'a'; a target must be a finite"):
         open_data(str(mixed), targets=("label",))
 
 
@@ -353,11 +356,11 @@ def test_targets_are_numbers(mixed: Path) -> None:
     ("rows", "message"),
     [
         (["image,label", "no.png,1", "nor.png,0"], r"line 2: image is 'no\.png', but there is no"),
-        (["image,audio", "a.png,", ","], r"x\.csv/1: holds nothing, nor do 0 other samples"),
-        (["image,label", "a.png,1", "a.png,"], r"x\.csv: line 3: label '' is no class"),
-        (["image,split", "a.png,train", "a.png,tset"], r"x\.csv: line 3: split is 'tset'; every"),
-        (["image,split", "a.png,test"], r"'split' holds only \['test'\]; some rows must be train"),
-        (["one,two", "1,2"], r"the header is \['one', 'two'\]; of the columns"),
+        (["image,audio", "a.png,", ","], r"x\.csv/1: the row is empty, as are 0 others"),
+        (["image,label", "a.png,1", "a.png,"], r"x\.csv: line 3: label '' is not a class"),
+        (["image,split", "a.png,train", "a.png,tset"], r"x\.csv: line 3: split is 'tset'; it must"),
+        (["image,split", "a.png,test"], r"contains only \['test'\]; some rows must be train"),
+        (["one,two", "1,2"], r"the header is \['one', 'two'\]; the first line"),
     ],
 )
 def test_manifests_that_break_the_format_are_refused(
@@ -388,7 +391,8 @@ def test_columns_that_are_almost_files_are_noted(write_folder: WriteFolder, enco
     path = write_folder({"a.png": encode(), "x.csv": write_rows("image,other,audio", *rows)})
     notes = open_data(str(path / "x.csv")).notes
     assert notes[0] == (
-        "column 'other' is no modality: cells end like files (image), but 'unknown' is none"
+        "column 'other' is not a modality: its cells look like files (image), but "
+        "'unknown' does not"
     )
     assert notes[1] == "column 'audio' is empty in every row, so it is left out"
 

@@ -62,7 +62,7 @@ def test_stems_may_end_with_mask(write_folder: WriteFolder, encode: Encode) -> N
 def test_a_picture_without_a_mask_is_named(write_folder: WriteFolder, encode: Encode) -> None:
     made = files(encode, "images", "masks", range(3)) | {"images/odd.jpg": encode(9, kind="JPEG")}
     with pytest.raises(
-        DataError, match=r"4 pictures and .* 3 masks \(1 of them .*'odd' has no mask"
+        DataError, match=r"4 pictures and .* 3 masks \(1 unpaired\): 'odd' has no mask"
     ):
         open_data(str(write_folder(made)))
 

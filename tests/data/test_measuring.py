@@ -156,7 +156,7 @@ def test_a_film_and_its_sound_begin_together(calls: list[Any]) -> None:
 
 def test_clips_need_specs_of_their_kind() -> None:
     with pytest.raises(
-        DataError, match="'video' holds video files, but the spec is of kind 'audio'"
+        DataError, match="'video' consists of video files, but the spec is of kind 'audio'"
     ):
         SampleReader(Clips(), {"video": Audio(4)}, AugmentConfig())
 

@@ -38,8 +38,9 @@ def test_columns_by_name_and_by_cells() -> None:
     assert kinds == {"Image": "image", "text": "bytes", "left": "image"}
     assert notes == [
         "column 'video' is empty in every row, so it is left out",
-        "column 'mixed' is no modality: cells end like files (audio, image), of several kinds",
-        "column 'almost' is no modality: cells end like files (image), but 'b' is none",
+        "column 'mixed' is not a modality: its cells look like files (audio, image) of "
+        "several kinds",
+        "column 'almost' is not a modality: its cells look like files (image), but 'b' does not",
     ]
 
 

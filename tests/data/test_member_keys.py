@@ -76,4 +76,4 @@ def test_keys_with_dots_are_samples_and_what_is_lost_is_named(
     assert source.names == ["y.tar/a"]
     assert len(notes) == 1
     assert "1 files are not read" in notes[0]
-    assert notes[0].endswith("a sample of the same name lies beside them: a.depth.png")
+    assert notes[0].endswith("another sample has the same name: a.depth.png")

@@ -1,4 +1,4 @@
-"""Names that are no UTF-8, and names in two spellings: one policy when data are opened."""
+"""Names that are not UTF-8, and names in two spellings: one policy when data are opened."""
 
 import io
 import json
@@ -73,7 +73,7 @@ def test_a_file_name_that_is_no_utf_8_is_escaped(
 def test_file_names_that_are_no_utf_8_are_counted(tmp_path: Path, encode: Encode) -> None:
     write(tmp_path, {f"{ODD}.png": encode(0), "b.png": encode(1)})
     (note,) = [n for n in open_data(str(tmp_path), val_share=0.5).notes if "UTF-8" in n]
-    assert note.startswith("1 file names are no UTF-8, such as ")
+    assert note.startswith("1 file names are not UTF-8, such as ")
 
 
 def test_the_split_of_odd_names_is_that_of_their_bytes(tmp_path: Path, encode: Encode) -> None:
@@ -183,12 +183,12 @@ HEADER = "text,caf\u00e9\na,b\n".encode("cp1252")
         ("x.csv", CP1252, r"line 3: label is 'caf\\\\xe9', .*in Windows-1252 it is 'caf\u00e9"),
         ("x.csv", HEADER, r"line 1: the name of a column is 'caf"),
         ("x.csv", UTF16, r"x\.csv: is in UTF-16; save it as UTF-8"),
-        ("x.csv", b'text,label\na,"b\nc"\n', r"line 3: label is 'b\\nc', which holds '\\n'"),
+        ("x.csv", b'text,label\na,"b\nc"\n', r"line 3: label is 'b\\nc', which contains '\\n'"),
         ("x.jsonl", b'{"text": "a", "label": "\\ud800"}\n', r"line 1: label is '\\\\ud800',"),
         ("x.jsonl", b'{"text": "\\ud800"}\n', "half of a surrogate"),
         ("x.jsonl", b'{"text": "a", "\\ud800": 1}\n', r"a key is '\\\\ud800'"),
-        ("x.jsonl", b'{"text": "a", "label": "a\\u0000b"}\n', r"holds '\\x00'"),
-        ("x.jsonl", b'{"text": "a", "label": "a", "label": "b"}\n', "names the key 'label' twice"),
+        ("x.jsonl", b'{"text": "a", "label": "a\\u0000b"}\n', r"contains '\\x00'"),
+        ("x.jsonl", b'{"text": "a", "label": "a", "label": "b"}\n', "has the key 'label' twice"),
         ("x.jsonl", b'{"text": "a"}\n'.decode().encode("utf-16"), "is in UTF-16"),
         ("x.jsonl", b'{"text": "a", "label": %s}\n' % (b"9" * 5000), "an integer has 5000 digits"),
     ],
@@ -222,14 +222,14 @@ def test_classes_of_an_npz_file_are_checked(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a class is '\\\\ud800'"):
         open_data(str(tmp_path / "b.npz"))
     np.savez(tmp_path / "c.npz", **arrays, classes=np.array([COMPOSED[0], DECOMPOSED[0]]))
-    with pytest.raises(DataError, match="one name, so give them one number"):
+    with pytest.raises(DataError, match="same name, so give them the same"):
         open_data(str(tmp_path / "c.npz"))
 
 
 def test_classes_txt_is_text(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("text,label\na,0\nb,1\nc,0\nd,1\n")
     (tmp_path / "classes.txt").write_bytes(b"a\ncaf\xe9\n")
-    with pytest.raises(DataError, match=r"classes\.txt: line 2 is no UTF-8 \(byte 0xe9"):
+    with pytest.raises(DataError, match=r"classes\.txt: line 2 is not UTF-8 \(byte 0xe9"):
         open_data(str(tmp_path / "x.csv"))
 
 

@@ -113,15 +113,15 @@ def test_a_mask_of_neither_size_is_refused(tmp_path: Path) -> None:
     specs = {"image": ImageSpec(32, 32, 1), "mask": Mask(32, 32, 2)}
     reader = SampleReader(source, specs, AugmentConfig())
     index = list(source.names).index("images/0.jpg")
-    with pytest.raises(DataError, match=r"32x48 .*\(stored 48x32, turned by EXIF\).* mask 48x30"):
+    with pytest.raises(DataError, match=r"32x48 .*\(stored 48x32, rotated by EXIF\).* mask 48x30"):
         reader(index)
 
 
 @pytest.mark.parametrize(
     ("orientation", "size", "said"),
     [
-        (6, (48, 32), "10 lie as their photographs are stored, and are turned with them"),
-        (3, (48, 32), "10 may lie upright or as their photographs are stored"),
+        (6, (48, 32), "10 are stored like their images, and are rotated with them"),
+        (3, (48, 32), "10 may be stored upright or like their images"),
         (6, (32, 32), "segment.exif_masks says which, upright by default"),
     ],
 )

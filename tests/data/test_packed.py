@@ -25,7 +25,7 @@ def test_texts_come_back_as_they_were(texts: list[str]) -> None:
 def test_some_are_taken_in_any_order() -> None:
     packed = PackedTexts(["ant", "", "caf\u00e9", "\udcff"])
     assert packed.take(np.array([2, 0, 2])) == ["caf\u00e9", "ant", "caf\u00e9"]
-    assert packed[-1] == "\udcff"  # a name of a file that is no UTF-8
+    assert packed[-1] == "\udcff"  # a name of a file that is not UTF-8
     assert packed != ["ant", "", "cafe", "\udcff"]
     assert packed != ["ant"]
     assert packed != "ant"

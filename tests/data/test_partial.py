@@ -95,7 +95,7 @@ def test_errors_name_the_modality() -> None:
     with pytest.raises(ConfigError, match=r"no modality is asked for; name some of \['array'"):
         keep_holding(GAPS, [])
     none = Gaps({**HELD, "array": np.zeros(4, np.bool_)}, np.arange(4))
-    with pytest.raises(DataError, match="none of the 4 samples holds any of array"):
+    with pytest.raises(DataError, match="none of the 4 samples has any of array"):
         keep_holding(none, ["array"])
 
 
@@ -108,11 +108,11 @@ def test_a_data_set_holds_less() -> None:
     assert {name: len(source) for name, source in less.splits.items()} == {"train": 1, "val": 1}
     assert less.notes == (
         "first",
-        "train: 3 of 4 samples are left out, which hold none of array",
-        "val: 3 of 4 samples are left out, which hold none of array",
-        "test: 4 of 4 samples are left out, which hold none of array",
+        "train: 3 of 4 samples are left out, which contain none of array",
+        "val: 3 of 4 samples are left out, which contain none of array",
+        "test: 4 of 4 samples are left out, which contain none of array",
     )
-    with pytest.raises(DataError, match="x, split 'val': none of the 4 samples holds any of array"):
+    with pytest.raises(DataError, match="x, split 'val': none of the 4 samples has any of array"):
         Dataset("x", {"train": GAPS, "val": lost}, (), ()).holding(["array"])
 
 
@@ -138,6 +138,6 @@ def test_specs_and_batches_of_gaps() -> None:
 def test_a_modality_that_training_lacks_is_named() -> None:
     none = Gaps({**HELD, "array": np.zeros(4, np.bool_)}, np.arange(4))
     dataset = Dataset("x", {"train": none, "val": GAPS}, (), ())
-    with pytest.raises(DataError, match="no training sample holds 'array'; add some, or leave"):
+    with pytest.raises(DataError, match="no training sample has 'array'; add some, or leave"):
         dataset.specs()
     assert list(dataset.specs(modalities=["image", "audio"])) == ["image", "audio"]

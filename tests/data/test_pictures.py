@@ -182,7 +182,7 @@ def test_values_of_32_bits_are_refused_with_their_range() -> None:
 
 
 def test_a_channel_count_pictures_cannot_have_is_refused() -> None:
-    with pytest.raises(DataError, match=r"a\.png: the picture has 3 bands .*, but 2 .*\.npz"):
+    with pytest.raises(DataError, match=r"a\.png: the image has 3 bands .*, but 2 .*\.npz"):
         convert_channels(Image.new("RGB", (2, 2)), 2, "a.png")
 
 
@@ -202,13 +202,13 @@ def test_a_truncated_picture_is_refused_by_path(encode: Callable[..., bytes], ki
 def test_an_empty_file_and_a_foreign_one_say_what_they_are() -> None:
     with pytest.raises(DataError, match=r"a\.jpg: the file is empty \(0 bytes\)"):
         read_picture(b"", "a.jpg")
-    with pytest.raises(DataError, match=r"a\.jpg: the content is no picture in JPEG, PNG"):
+    with pytest.raises(DataError, match=r"a\.jpg: the content is not an image in JPEG, PNG"):
         read_picture(b"<html>not found</html>" * 20, "a.jpg")
 
 
 def test_formats_that_start_foreign_programs_are_not_opened() -> None:
     postscript = save(Image.new("RGB", (4, 4)), "EPS")
-    with pytest.raises(DataError, match="the content is no picture"):
+    with pytest.raises(DataError, match="the content is not an image"):
         read_picture(postscript, "a.png")
 
 

@@ -227,7 +227,7 @@ def test_the_crop_is_changed(picture: Image.Image) -> None:
 
 
 def test_other_modes_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"rand_augment is 2, but the picture has mode 'I;16'"):
+    with pytest.raises(ConfigError, match=r"rand_augment is 2, but the image has mode 'I;16'"):
         apply(Image.new("I;16", (4, 4)), AugmentConfig(rand_augment=2), np.random.default_rng(0))
 
 
@@ -237,9 +237,9 @@ def test_arrays_become_pictures_where_they_can() -> None:
     assert (picture.mode, picture.size) == ("RGB", (4, 2))
     assert np.array_equal(np.asarray(picture).transpose(2, 0, 1), colours)
     assert as_picture(colours[:1]).mode == "L"
-    with pytest.raises(ConfigError, match=r"the data hold float32 with 1 channels; set"):
+    with pytest.raises(ConfigError, match=r"the data are float32 with 1 channels; set"):
         as_picture(np.zeros((1, 2, 2), np.float32))
-    with pytest.raises(ConfigError, match=r"the data hold uint8 with 4 channels"):
+    with pytest.raises(ConfigError, match=r"the data are uint8 with 4 channels"):
         as_picture(np.zeros((4, 2, 2), np.uint8))
 
 

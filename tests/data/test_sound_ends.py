@@ -34,7 +34,7 @@ def test_a_wav_that_was_cut_short_is_named(encode_sound: EncodeSound) -> None:
     wav = encode_sound(noise(1000), kind="WAV")
     assert len(wav) == 2044
     check(wav, "a.wav")
-    message = r"^a\.wav: ends after 1256 of 2000 bytes of sound; the file is damaged or cut short$"
+    message = r"^a\.wav: ends after 1256 of 2000 bytes of audio; the file is damaged or cut short$"
     for read in (native_audio, lambda clip: fit_audio(clip, Audio(10))):
         with pytest.raises(DataError, match=message):
             read(EncodedClip("a.wav", wav[:1300], "audio"))
@@ -71,7 +71,7 @@ def test_an_ogg_that_was_cut_short_is_named(subtype: str) -> None:
     check(ogg, "a.ogg")
     assert native_audio(EncodedClip("a.ogg", ogg, "audio")).samples == 96000
     for length in (len(ogg) - 1, ogg.rfind(b"OggS"), ogg.rfind(b"OggS") + 10, len(ogg) // 2):
-        message = rf"^a\.ogg: the last page of sound is missing after {length} bytes; the file is"
+        message = rf"^a\.ogg: the last page of audio is missing after {length} bytes; the file is"
         with pytest.raises(DataError, match=message):
             check_ogg_end(io.BytesIO(ogg[:length]), "a.ogg")
         with pytest.raises(DataError, match=r"^a\.ogg: "):

@@ -93,7 +93,7 @@ def test_every_sample_says_whether_it_has_sound(
     silent = sounds.count(".")
     counts = {"audio + video": 4 - silent, "video": silent}
     assert inspect_data(dataset).splits["train"].combinations == counts
-    told = f"{2 * silent} of 8 videos have no sound track: samples without sound"
+    told = f"{2 * silent} of 8 videos have no sound track: samples without audio"
     rows = f"of 4 training rows, samples with: video 4, audio {4 - silent}"
     assert (rows if kind == "tables" else told) in dataset.notes
     alone = dataset.holding(["audio"])
@@ -143,16 +143,16 @@ def test_videos_that_cannot_be_opened_count_as_heard_unless_all_cannot() -> None
     assert found["train"].tolist() == [SILENT, HEARD, SILENT, HEARD]
     assert found["val"].tolist() == [SILENT]
     assert describe_tracks(films, found) == [
-        "2 of 4 videos have no sound track: samples without sound"
+        "2 of 4 videos have no sound track: samples without audio"
     ]
     few = find_tracks(films, look, 3)
     assert few is not None
     assert few["train"].tolist() == [SILENT, UNSEEN, SILENT, HEARD]
-    assert describe_tracks(films, few)[0].endswith("; 1 more are looked at when they are read")
+    assert describe_tracks(films, few)[0].endswith("; 1 more are checked when they are read")
     # Sound that no training video has is not learned from.
     assert find_tracks({**films, "train": films["val"], "val": films["train"]}, look, 9) is None
     assert find_tracks({"train": np.zeros(3, bool)}, look, 9) is None
-    with pytest.raises(DataError, match=r"none of the 1 videos looked at .*; the first: 1\.mp4"):
+    with pytest.raises(DataError, match=r"none of the 1 videos checked .*; the first: 1\.mp4"):
         find_tracks({"train": np.array([False, True])}, look, 9)
 
 

@@ -91,5 +91,5 @@ def test_a_folder_of_hidden_tars_alone_is_not_one_of_tars(
     tmp_path: Path, write_tar: WriteTar, encode: Encode
 ) -> None:
     write_tar(tmp_path / "._train.tar", {"a.png": encode()})
-    with pytest.raises(DataError, match="no pictures, sounds, videos or point clouds"):
+    with pytest.raises(DataError, match="no images, audio, videos or point clouds"):
         open_data(str(tmp_path))

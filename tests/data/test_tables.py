@@ -45,7 +45,10 @@ def test_rows_are_divided_by_their_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [("", r"x\.csv: line 3: split is ''; every row"), ("test", "holds only .'test'.; some rows")],
+    [
+        ("", r"x\.csv: line 3: split is ''; it must be train"),
+        ("test", "contains only .'test'.; some rows"),
+    ],
 )
 def test_a_split_that_is_none_is_refused_or_a_column(
     tmp_path: Path, value: str, message: str

@@ -28,7 +28,7 @@ def test_numbers_are_read_as_they_are_written() -> None:
 
 @pytest.mark.parametrize("value", ["old", "inf", float("-inf"), "1e39", True, [1], "1,5", 10**400])
 def test_what_is_no_number_is_refused_with_its_row(value: Any) -> None:
-    with pytest.raises(DataError, match=r"x: line 3: age is .*, no number that can be learned"):
+    with pytest.raises(DataError, match=r"x: line 3: age is .*; a target must be a finite number"):
         read_targets({"age": [1, value, 2]}, ("age",), PLACES, "x")
 
 
@@ -105,9 +105,9 @@ def test_targets_of_arrays(tmp_path: Path) -> None:
     assert found["3"] == [1.0, 4.0]
     assert open_data(str(path), targets=("share", "age")).classes == ("0", "1")
     np.savez(path, **{**content, "age": np.array(["1", "2", "x", "4"])})
-    with pytest.raises(DataError, match=r"x\.npz/2: age is .*'x'.*, no number"):
+    with pytest.raises(DataError, match=r"x\.npz/2: age is .*'x'.*; a target must be"):
         open_data(str(path), targets=("share", "age"))
-    with pytest.raises(DataError, match=r"key 'age' is unknown; .* numbers as targets"):
+    with pytest.raises(DataError, match=r"key 'age' is unknown; .* or as targets"):
         open_data(str(path))
 
 
@@ -130,7 +130,7 @@ def test_targets_of_shards(
     found = targets_by_name(path, ("age",), val_share=0.5)
     assert [found[name] for name in "01"] == [[1.0], [2.5]]
     assert np.isnan([found["2"][0], found["3"][0]]).all()
-    with pytest.raises(DataError, match=r"x\.tar/0\.json: who is 'a', no number"):
+    with pytest.raises(DataError, match=r"x\.tar/0\.json: who is 'a'; a target must be"):
         open_data(path, targets=("who",))
     with pytest.raises(ConfigError, match="target 'size' is asked for"):
         open_data(path, targets=("size",))

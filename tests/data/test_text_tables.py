@@ -110,17 +110,20 @@ def test_columns_are_chosen_and_follow_into_batches(tmp_path: Path) -> None:
             b"label,txt\n0,a\n",
             r"the header is \['label', 'txt'\]; .* did you mean 'txt'\?|one is 'text'",
         ),
-        (b"text,text\na,b\n", r"the header is \['text', 'text'\]; .*each once"),
+        (b"text,text\na,b\n", r"the header is \['text', 'text'\]; .*each column once"),
         (b"label,text\n0,a,b\n", r"x\.csv: line 2 has 3 fields and the header has 2; put fields"),
         (b"label,text\n0,a\n1\n", r"x\.csv: line 3 has 1 fields"),
-        (b'text\n"a\n', r"x\.csv: line 2 is no CSV \(unexpected end of data\); close every"),
-        (b'text\n"a"b\n', r"x\.csv: line 2 is no CSV \(',' expected"),
-        (b"text\n" + b"a" * 140_000, r"line 2 is no CSV \(field larger than field limit .*\.jsonl"),
+        (b'text\n"a\n', r"x\.csv: line 2 is not valid CSV \(unexpected end of data\); close every"),
+        (b'text\n"a"b\n', r"x\.csv: line 2 is not valid CSV \(',' expected"),
+        (
+            b"text\n" + b"a" * 140_000,
+            r"not valid CSV \(field larger than field limit .*\.jsonl",
+        ),
         (
             "text\nabc".encode("utf-16-le"),
-            r"x\.csv: holds a zero byte at 1, as text in UTF-16 does",
+            r"x\.csv: contains a zero byte at 1, as in UTF-16",
         ),
-        (b"label,text\n0,a\nx,b\n,c\n", r"x\.csv: line 4: label '' is no class"),
+        (b"label,text\n0,a\nx,b\n,c\n", r"x\.csv: line 4: label '' is not a class"),
     ],
 )
 def test_a_csv_that_breaks_the_format_is_refused(
@@ -133,7 +136,7 @@ def test_a_csv_that_breaks_the_format_is_refused(
 def test_labels_beyond_the_named_classes_are_refused(write_folder: WriteFolder) -> None:
     folder = write_folder({"x.csv": b"label,text\n0,a\n2,b\n", "classes.txt": b"no\nyes\n"})
     with pytest.raises(
-        DataError, match=r"x\.csv: line 3: label '2' is no class; the 2 .* are no, yes"
+        DataError, match=r"x\.csv: line 3: label '2' is not a class; the 2 .* are no, yes"
     ):
         open_data(str(folder / "x.csv"))
 
@@ -142,13 +145,13 @@ def test_labels_beyond_the_named_classes_are_refused(write_folder: WriteFolder) 
     ("line", "message"),
     [
         (b"", r"x\.jsonl: the file is empty \(0 bytes\)"),
-        (b'{"text": "a"}\n{"text"\n', r"x\.jsonl: line 2 is no JSON \("),
-        (b"[1]", r"x\.jsonl: line 1 holds list; every line is an object with the text"),
+        (b'{"text": "a"}\n{"text"\n', r"x\.jsonl: line 2 is not JSON \("),
+        (b"[1]", r"x\.jsonl: line 1 is of type list; every line must be an object with"),
         (b'{"txt": "a"}', r"line 1 holds \['txt'\]; every line"),
         (b'{"text": 3}', r"line 1 holds \['text'\]"),
         (b'{"text": "a\\ud83d"}', r"x\.jsonl: text 0 holds '\\ud83d' at character 1, half of a"),
-        (b"[" * 100_000, r"x\.jsonl: line 1 is no JSON"),
-        (b'{"text": "a", "label": 0}\n{"text": "b"}', r"x\.jsonl: line 2: label '' is no class"),
+        (b"[" * 100_000, r"x\.jsonl: line 1 is not JSON"),
+        (b'{"text": "a", "label": 0}\n{"text": "b"}', r"x\.jsonl: line 2: label '' is not a class"),
     ],
 )
 def test_json_lines_that_break_the_format_are_refused(

@@ -109,7 +109,7 @@ def test_of_enough_documents_whole_ones_are_set_aside(tmp_path: Path) -> None:
 
 def test_a_single_byte_cannot_be_divided(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(DataError, match="1 documents of 1 byte each, so none can be set aside"):
+    with pytest.raises(DataError, match="1 documents of 1 byte each, so none can be divided"):
         open_data(str(tmp_path / "a.txt"))
 
 

@@ -104,7 +104,7 @@ def test_infrared_beside_rgb_is_no_opacity() -> None:
     assert count_channels(undeclared, "x") == 4
     found = read_deep(undeclared, "x", 4)
     assert found[:, 0, 0].tolist() == flat[0, 0].tolist()
-    with pytest.raises(DataError, match=r"x: the picture has 4 bands, but 3 channels are read; us"):
+    with pytest.raises(DataError, match=r"x: the image has 4 bands, but 3 channels are read; us"):
         read_deep(undeclared, "x", 3)
     declared = rgb_tiff(flat, ["unassalpha"])
     assert count_channels(declared, "x") == 3
@@ -196,7 +196,7 @@ def test_damaged_files_and_wrong_counts_are_named() -> None:
     with pytest.raises(DataError, match=r"^x: cannot be decoded|^x: the header"):
         read_deep(data[: len(data) - 200], "x", 5)
     for channels in (1, 3, 4, 13):
-        with pytest.raises(DataError, match=rf"x: the picture has 5 bands, but {channels} chan"):
+        with pytest.raises(DataError, match=rf"x: the image has 5 bands, but {channels} chan"):
             read_deep(data, "x", channels)
 
 
@@ -248,7 +248,7 @@ def test_channels_are_those_of_the_data(bands: int, tmp_path: Path) -> None:
     assert dataset.specs()["image"].channels == bands
     facts = inspect_data(dataset)
     assert facts.num_broken == 1
-    said = f"0.tif: the picture has {bands + 1} bands, but {bands} channels are read; use channels"
+    said = f"0.tif: the image has {bands + 1} bands, but {bands} channels are read; use channels"
     assert said in facts.broken[0]
 
 
@@ -256,5 +256,5 @@ def test_the_check_says_what_becomes_of_values(tmp_path: Path) -> None:
     facts = inspect_data(pv.open_data(write_folder(tmp_path / "x", 4, np.int16)))
     assert facts.modalities["image"].values == {
         "channels": {"4": 12},
-        "values": {"16 bits with a sign, read as -1..1": 12},
+        "values": {"16 bits, signed, read as -1..1": 12},
     }

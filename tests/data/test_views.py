@@ -50,8 +50,8 @@ def test_fewer_than_one_view_is_refused(values: dict[str, int]) -> None:
 @pytest.mark.parametrize(
     ("views", "specs", "message"),
     [
-        (Views(temporal=2), {"image": Image(4, 4)}, "2x1, but 2 temporal views need films or sou"),
-        (Views(spatial=3), {"audio": Audio(4)}, r"3 spatial views need pict.*reads \['audio'\]"),
+        (Views(temporal=2), {"image": Image(4, 4)}, "2x1, but 2 temporal views need videos or"),
+        (Views(spatial=3), {"audio": Audio(4)}, r"3 spatial views need imag.*reads \['audio'\]"),
         (Views(spatial=3), {"bytes": Bytes(4)}, "use 1 spatial view"),
         (Views(temporal=5, spatial=3), {"array": Array(4)}, "views are 5x3, but 5 temporal views"),
     ],

@@ -178,9 +178,9 @@ def test_settings_out_of_range_are_refused(
 
 def test_only_picture_files_can_be_warped(photographs: PictureFiles) -> None:
     arrays = Arrays({"image": np.zeros((2, 3, 8, 8), np.uint8)}, ["a", "b"], None)
-    with pytest.raises(DataError, match="made of picture files, not of Arrays"):
+    with pytest.raises(DataError, match="made from image files, not from Arrays"):
         pairs(arrays)
-    with pytest.raises(DataError, match="at least 1 photograph"):
+    with pytest.raises(DataError, match="at least 1 image"):
         pairs(photographs.subset(np.array([], np.int64)))
 
 

@@ -1,4 +1,4 @@
-"""Data by address, as batches that are the same whoever reads them and whenever."""
+"""Open data sets by address and read them as reproducible batches."""
 
 from perceivers.data.address import open_data, open_samples
 from perceivers.data.augment import AugmentConfig, Views

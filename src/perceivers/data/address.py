@@ -1,4 +1,4 @@
-"""Data addresses: one string to an opened data set."""
+"""Data addresses: open the data set that a string names."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -48,16 +48,16 @@ from perceivers.settings import Part, checked
 from perceivers.text_names import compose
 
 # ------------------------------------------------------------------------------------------------
-# Local paths inside data addresses: making them absolute, and finding out whether they exist.
+# Local paths in data addresses: make them absolute, and check whether they exist.
 
 
 def absolute_address(address: str) -> str:
-    """Return a data address that means the same in every folder.
+    """Return a data address with absolute paths, which is valid from any working directory.
 
     Args:
         address: As for ``open_data``; relative paths start at the current folder. Names of built-in
-            data, of data sets of the hub and of files on servers stay as they are, and so does
-            what does not exist and resembles a built-in name.
+            data, Hugging Face data sets and remote files are unchanged, and so is a path that does
+            not exist but resembles a built-in name, probably a misspelling.
     """
 
     def settle(path: str) -> str:
@@ -68,7 +68,7 @@ def absolute_address(address: str) -> str:
 
 
 def is_present(address: str) -> bool:
-    """Tell whether all local files and folders that an address names exist."""
+    """Tell whether all local files and folders in an address exist."""
     found: list[bool] = []
 
     def look(path: str) -> str:
@@ -80,16 +80,16 @@ def is_present(address: str) -> bool:
 
 
 def absolute_path(path: str) -> str:
-    """Return a path from the root, without following links."""
+    """Return an absolute path without resolving symbolic links."""
     return str(Path.cwd() / _expand(path))
 
 
 def change_paths(address: str, change: Callable[[str], str]) -> str:
-    """Return an address with every local path in it changed.
+    """Apply a function to every local path in an address.
 
     Args:
-        address: As for ``open_data``, or ``warps:`` and such an address.
-        change: Called with each path.
+        address: As for ``open_data``, optionally with the prefix ``warps:``.
+        change: Maps a path to its replacement.
     """
     if address.startswith(WARPS):
         return WARPS + change_paths(address.removeprefix(WARPS), change)
@@ -102,27 +102,27 @@ def change_paths(address: str, change: Callable[[str], str]) -> str:
         return change(address)
     rest = address.removeprefix(HUGGING_FACE).strip()
     path, mark, split = (rest, "", "") if _exists(rest) else rest.partition(":")
-    # What is no folder is a name of the hub.
+    # Anything that is not a folder is the name of a data set on the Hub.
     is_folder = _exists(path) or Path(path).is_absolute()
     return f"{HUGGING_FACE}{change(path)}{mark}{split}" if is_folder else address
 
 
 def _is_there(path: str) -> bool:
-    # The first tar stands for the range.
+    # Of a range of tars, only the first is checked.
     return _exists(path) or _exists(BRACES.sub(lambda match: match[1], path))
 
 
 def _exists(path: str) -> bool:
     try:
         return _expand(path).exists()
-    except OSError:  # a name that is too long
+    except OSError:  # the name is too long
         return False
 
 
 def _expand(path: str) -> Path:
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # there is no such user
+    except RuntimeError:  # '~user' with an unknown user
         return Path(path)
 
 
@@ -130,8 +130,8 @@ def _expand(path: str) -> Path:
 
 BUILT_IN = {"digits": read_digits, "selection": read_selection}
 ADDRESSES = (
-    "'digits' and 'selection' (built in); a folder of pictures, sounds, videos, point clouds or "
-    ".txt texts, in class sub-folders or unlabelled, also with train/, val/, test/ of those; a "
+    "'digits' and 'selection' (built in); a folder of images, audio, videos, point clouds or "
+    ".txt texts, in class sub-folders or unlabelled, optionally inside train/, val/, test/; a "
     "folder with images/ and masks/; a '.csv', '.jsonl' or '.parquet' table with a column 'text', "
     "or a manifest with columns of files ('image', 'audio', 'video', 'points'); a WebDataset tar "
     "'x.tar', a range 'x-{000..012}.tar' (both also as 'https://host/x.tar') or a folder with "
@@ -151,27 +151,29 @@ def open_data(
     targets: Sequence[str] = (),
     integer_labels: IntegerLabels = "values",
 ) -> Dataset:
-    """Open data by their address; samples are read later.
+    """Open a data set by its address; samples are read lazily.
 
     Args:
-        address: ``digits`` or ``selection``; a folder of pictures, sounds, films or texts;
-            WebDataset tars; an ``.npz`` file; a table of texts or of files; a document; ``hf:``
-            and a name; or several of these, joined by `` + ``, with a label column for each.
-        val_share: Share of the training samples, class by class, that is set aside for validation
+        address: ``digits`` or ``selection``; a folder of images, audio, videos or texts; WebDataset
+            tars; an ``.npz`` file; a table of texts or of files; a text document; ``hf:`` and a
+            name; or several of these joined by `` + ``, each with its own label column.
+        val_share: Fraction of the training samples of each class that is set aside for validation
             when the data have no validation split; between 0 and 1.
-        labels: Label columns to read, of data that have columns: a table's, keys of an ``.npz``
-            file, of JSON lines or of the ``.json`` files in tars. One gives plain labels ``[n]``
-            and ``classes``, several ``[n, T]`` and ``columns``; none reads the column ``label``.
-        targets: Columns of numbers to be predicted, of the same data; an empty value is unknown.
-        integer_labels: What integers in label columns are: ``values``, of which each distinct one
-            is a class unless they run from 0 without gaps, or ``indices`` of classes.
+        labels: Label columns to read, from data that have columns: a table, keys of an ``.npz``
+            file, of JSON lines or of the ``.json`` files in tars. One column gives plain labels
+            ``[n]`` and ``classes``, several give ``[n, T]`` and ``columns``; by default the column
+            ``label`` is read.
+        targets: Columns of numbers to predict, from the same data; an empty value is unknown.
+        integer_labels: How to read integers in label columns. ``values``: each distinct integer is
+            a class, unless they run from 0 without gaps, which makes them indices; ``indices``:
+            they are always class indices.
 
     Returns:
-        Splits ``train`` and ``val``, and ``test`` when the data have one.
+        Splits ``train`` and ``val``, and ``test`` if the data have one.
 
     Raises:
-        DataError: The address is not understood, or the data do not keep to their format.
-        ConfigError: The share is out of range, or a column is not there.
+        DataError: The address is not understood, or the data do not follow their format.
+        ConfigError: The fraction is out of range, or a column does not exist.
     """
     chosen = Chosen(
         tuple(map(compose, labels)), tuple(map(compose, targets)), integers=integer_labels
@@ -189,22 +191,21 @@ def open_data(
 
 
 def open_samples(address: str) -> Mapping[str, Source]:
-    """Open data that are to be answered: no label is read, and nothing is set aside or reordered.
+    """Open data for prediction: no labels are read, and nothing is set aside or reordered.
 
     Args:
-        address: As for ``open_data``, but one alone.
+        address: As for ``open_data``, but not joined.
 
     Returns:
-        The splits that the data have; ``train`` where they have none.
+        The splits of the data; ``train`` if they are not split.
 
     Raises:
-        DataError: The address is not understood, or the data do not keep to their format.
+        DataError: The address is not understood, or the data do not follow their format.
     """
     return _find(address, Chosen(bare=True)).sources
 
 
 def _find(address: str, chosen: Chosen) -> Found:
-    """Find the reader that understands an address."""
     path = Path(address).expanduser()
     if address in BUILT_IN:
         chosen.refuse(address)
@@ -225,14 +226,13 @@ def _find(address: str, chosen: Chosen) -> Found:
     found = _find_in_folder(address, path, chosen) if path.is_dir() else _find_file(path, chosen)
     if found is None:
         raise DataError(
-            f"data address {address!r}: a file of type {path.suffix or 'unknown'!r} is not "
-            f"understood\nAddresses: {ADDRESSES}"
+            f"data address {address!r}: files of type {path.suffix or 'unknown'!r} are not "
+            f"supported\nAddresses: {ADDRESSES}"
         )
     return found
 
 
 def _find_remote(address: str, chosen: Chosen) -> Found:
-    """Open tars on a server."""
     urls = expand_braces(address)
     if not urlsplit(urls[0]).path.endswith(".tar"):
         raise DataError(
@@ -243,11 +243,10 @@ def _find_remote(address: str, chosen: Chosen) -> Found:
 
 
 def _find_in_folder(address: str, folder: Path, chosen: Chosen) -> Found:
-    """Find the reader of a folder by what lies in it."""
     if _list_tars(folder):
         return _find_tar_folder(address, folder, chosen)
-    # Beside pictures or clips, train.txt, or a train.csv that does not say what they are, is
-    # somebody's list of files.
+    # Next to media files, train.txt, or a train.csv without columns of media, is a list of files
+    # rather than data.
     has_media = holds_media(folder)
     for extension in TABLE_EXTENSIONS:
         files = find_split_files(folder, extension)
@@ -267,7 +266,7 @@ def _find_in_folder(address: str, folder: Path, chosen: Chosen) -> Found:
 
 
 def _find_file(path: Path, chosen: Chosen) -> Found | None:
-    """Find the reader of a file by its ending; None when there is no such reader."""
+    """Return None if no reader supports the file's extension."""
     suffix = path.suffix.lower()
     if suffix == ".npz":
         content = load_npz(path)
@@ -289,28 +288,28 @@ def _find_file(path: Path, chosen: Chosen) -> Found | None:
 
 
 def open_alone(address: str, chosen: Chosen) -> Found:
-    """Open the data of one split by their own address; all samples are in split ``train``."""
+    """Open the data of a single split; all samples are in split ``train``."""
     return _find(address, chosen)
 
 
 def open_tars(address: str, paths: Sequence[Path], folder: Path, chosen: Chosen) -> Found:
-    """Open the tars of one split; all samples are in split ``train``.
+    """Open the tars of a single split; all samples are in split ``train``.
 
     Args:
-        address: Names the data, for messages.
+        address: Address of the data, for messages.
         paths: The tars.
-        folder: Where ``classes.txt`` may be.
+        folder: Folder that may contain ``classes.txt``.
         chosen: Columns to read.
     """
     return _find_shards(address, {"train": paths}, folder, chosen)
 
 
 def find_split_tars(folder: Path) -> dict[str, list[Path]]:
-    """Return the tars of a folder whose names start with a split, by split."""
+    """Return the tars of a folder whose names start with a split name, by split."""
     tars = _list_tars(folder)
     shards: dict[str, list[Path]] = {}
     for split in ("train", "val", "test"):
-        # A word that goes on (trainer.tar) names something else.
+        # A longer word is not a split name: trainer.tar is not for training.
         pattern = re.compile(rf"{split}(?![a-z])")
         matching = [path for path in tars if pattern.match(path.name)]
         if matching:
@@ -319,7 +318,6 @@ def find_split_tars(folder: Path) -> dict[str, list[Path]]:
 
 
 def _find_tar_folder(address: str, folder: Path, chosen: Chosen) -> Found:
-    """Open a folder of tars named by split."""
     tars, shards = _list_tars(folder), find_split_tars(folder)
     if "train" not in shards:
         raise DataError(
@@ -330,19 +328,18 @@ def _find_tar_folder(address: str, folder: Path, chosen: Chosen) -> Found:
     unused = len(tars) - sum(len(paths) for paths in shards.values())
     if not unused:
         return found
-    note = f"{unused} tars whose names start with no split (train, val, test) were ignored"
+    note = f"{unused} tars were ignored: their names do not start with train, val or test"
     return found._replace(notes=(*found.notes, note))
 
 
 def _list_tars(folder: Path) -> list[Path]:
-    """Return the tars directly in a folder."""
     return sorted(path for path in folder.glob("*.tar") if not is_system_file(path.name))
 
 
 def _find_shards(
     address: str, shards: Mapping[str, Sequence[Path | str]], folder: Path, chosen: Chosen
 ) -> Found:
-    """Index tars by split and name their classes, of samples and of pixels."""
+    """Index tars by split, with the names of sample classes and of pixel classes."""
     found = _index_shards(address, shards, folder, chosen)
     train = found.sources["train"]
     if not isinstance(train, TarClips) or MASK_NAME not in train.kinds:
@@ -354,13 +351,13 @@ def _find_shards(
 def _index_shards(
     address: str, shards: Mapping[str, Sequence[Path | str]], folder: Path, chosen: Chosen
 ) -> Found:
-    """Index tars by split and name the classes of samples."""
+    """Index tars by split, with the names of sample classes only."""
     labels = chosen.labels
     classes = read_class_names(folder)
     sources: dict[str, Any] = {}
     notes: list[str] = []
     for split, paths in shards.items():
-        # The training split, which comes first, settles how classes are numbered.
+        # The training split comes first, and determines how classes are numbered.
         known = sources["train"].columns if labels and sources else None
         sources[split], noted = read_shards(
             paths, classes, labels, known, chosen.targets, bare=chosen.bare
@@ -380,7 +377,7 @@ def _index_shards(
         states = {s: "unlabelled" if v is None else "labelled" for s, v in found.items()}
         raise DataError(f"{address}: splits are {states}; label all of them, or none")
     if isinstance(sources["train"], TarClips) and MASK_NAME in sources["train"].kinds:
-        classes = ()  # those of classes.txt are the pixels'
+        classes = ()  # classes.txt names the classes of pixels
     known = {split: value for split, value in found.items() if value is not None}
     if not known:
         classes = ()
@@ -398,35 +395,35 @@ def _index_shards(
 
 
 def _place(source: Any, places: Mapping[int, int], classes: Sequence[str]) -> NDArray[np.int64]:
-    """Return the class index of every sample of a tar.
+    """Map the labels of a tar's samples to class indices.
 
     Raises:
-        DataError: A value that no training sample has.
+        DataError: A label does not occur in training.
     """
     found = [places.get(value, UNKNOWN) for value in source.labels.tolist()]
     if UNKNOWN in found:
         row = found.index(UNKNOWN)
         raise DataError(
-            f"{source.names[row]}: label {source.labels[row]} is no class; the {len(classes)} "
-            f"training classes are {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}"
+            f"{source.names[row]}: label {source.labels[row]} is not one of the {len(classes)} "
+            f"training classes {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}"
         )
     return np.array(found, np.int64)
 
 
 def _check_known(address: str, column: str, sources: Mapping[str, Any]) -> None:
-    """Refuse samples about whose only label nothing is known."""
+    """Reject samples without a label where there is only one label column."""
     for split, source in sources.items():
         unknown = np.flatnonzero(source.labels == UNKNOWN)
         if len(unknown):
             raise DataError(
                 f"{address}: {column} of {source.names[unknown[0]]} and {len(unknown) - 1} other "
-                f"samples of {split!r} is missing, or no training class; give every sample its "
-                f"class, or leave those samples out"
+                f"samples of {split!r} is missing, or not a training class; give every sample a "
+                f"class, or leave these samples out"
             )
 
 
 def _finish(address: str, found: Found, val_share: float) -> Dataset:
-    """Carve a validation split when there is none."""
+    """Set validation samples aside if the data have no validation split."""
     splits: dict[str, Source] = dict(found.sources)
     notes = found.notes
     lacking = "val" not in splits

@@ -1,4 +1,4 @@
-"""Arrays in memory: ``.npz`` files whose keys are modality kinds, and other ready arrays."""
+"""In-memory arrays, such as those of ``.npz`` files whose keys are kinds of modalities."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from perceivers.data.labels import (
 from perceivers.data.sources import Found, pick
 from perceivers.errors import DataError, suggest
 
-# Axes of one sample, and whether the channels come first, as laid down in types.py.
+# Raw layouts of samples, as defined in types.py; n is the sample axis.
 LAYOUTS = {
     "image": "[n, C, H, W]",
     "video": "[n, C, T, H, W]",
@@ -36,13 +36,13 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """A source of samples that are rows of arrays.
+    """A source whose samples are rows of arrays.
 
     Args:
         modalities: Arrays ``[n, ...]`` in the raw layouts, by modality.
-        names: Stable id per row.
-        labels: Class per row ``[n]``, several columns of them ``[n, T]``, or None.
-        targets: Numbers to be predicted ``[n, T]``, NaN where unknown, or None.
+        names: Stable id of each row.
+        labels: Class of each row ``[n]``, ``[n, T]`` for several columns, or None.
+        targets: Numbers to predict ``[n, T]``, NaN where unknown, or None.
     """
 
     modalities: Mapping[str, NDArray]
@@ -51,15 +51,14 @@ class Arrays:
     targets: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
-        """Count the rows."""
         return len(self.names)
 
     def read(self, index: int) -> dict[str, NDArray]:
-        """Return one row of each modality; views, not copies."""
+        """Return one row of each modality, as views."""
         return {name: values[index] for name, values in self.modalities.items()}
 
     def subset(self, indices: NDArray[np.int64]) -> "Arrays":
-        """Return a source of some of the rows, copied."""
+        """Return a source with copies of some of the rows."""
         labels = None if self.labels is None else self.labels[indices]
         return Arrays(
             {name: values[indices] for name, values in self.modalities.items()},
@@ -70,17 +69,17 @@ class Arrays:
 
 
 def read_arrays(path: Path, content: Mapping[str, NDArray], chosen: Chosen = NO_COLUMNS) -> Found:
-    """Read the splits and class names of an ``.npz`` file's arrays.
+    """Read samples, splits and class names from the arrays of an ``.npz`` file.
 
     Args:
-        path: The file, for messages; names of classes may lie beside it.
+        path: The file, for messages; files of class names may lie next to it.
         content: Its arrays by key.
-        chosen: Keys to read as label columns, none reads ``label``; and as numbers to be predicted.
+        chosen: Keys to read as label columns, by default ``label``, and as numbers to predict.
 
     Raises:
-        DataError: Unknown keys, layouts, types or labels, rows that do not match, or values that
-            are not finite.
-        ConfigError: A column that the file has not.
+        DataError: Unknown keys, layouts, dtypes or labels, different numbers of rows, or values
+            that are not finite.
+        ConfigError: A column that the file does not have.
     """
     if chosen.bare:
         content = {key: values for key, values in content.items() if key in LAYOUTS}
@@ -92,7 +91,7 @@ def read_arrays(path: Path, content: Mapping[str, NDArray], chosen: Chosen = NO_
         raise DataError(
             f"{path}: key {unknown!r} is unknown; keys are {', '.join(KEYS)}"
             + suggest(unknown, KEYS)
-            + "; keys that hold labels are to be chosen as label columns, and numbers as targets"
+            + "; to read other keys, choose them as label columns or as targets"
         )
     modalities = {kind: _check_modality(path, kind, own[kind]) for kind in LAYOUTS if kind in own}
     if not modalities:
@@ -125,7 +124,7 @@ def read_arrays(path: Path, content: Mapping[str, NDArray], chosen: Chosen = NO_
 def _read_labels(
     path: Path, content: Mapping[str, NDArray], chosen: Chosen, names: Sequence[str]
 ) -> Labelling:
-    """Return the labels of all rows, as split ``train``."""
+    """Return the labels of all rows under split ``train``."""
     columns = {
         key: values
         for key, values in content.items()
@@ -133,7 +132,7 @@ def _read_labels(
     }
     folder, asked, stated = path.parent, chosen.labels, {}
     if not set(asked) - {DEFAULT_COLUMN}:
-        # The only label of an .npz is named by its key ``classes`` alone.
+        # A single label column takes its class names from the key ``classes`` only.
         label = content.get(DEFAULT_COLUMN)
         if label is None:
             return Labelling({"train": None})
@@ -157,10 +156,10 @@ def _read_labels(
 
 
 def read_npy(path: Path) -> NDArray:
-    """Return the array of an ``.npy`` file, ``[n, *grid, C]``; ``[n, N]`` gets one channel.
+    """Return the array ``[n, *grid, C]`` of an ``.npy`` file; ``[n, N]`` gets one channel.
 
     Raises:
-        DataError: The file cannot be read, or holds anything but a plain array of rows.
+        DataError: The file cannot be read, or is not a plain array of rows.
     """
     values = load_npy(path)
     if values.ndim < 2:
@@ -172,7 +171,7 @@ def read_npy(path: Path) -> NDArray:
 
 
 def _check_modality(path: Path, kind: str, values: NDArray) -> NDArray:
-    """Return values in a type that models read, checked for layout and finite numbers."""
+    """Check layout and finiteness, and convert to a dtype that models read."""
     layout = LAYOUTS[kind]
     num_axes = layout.count(",") + 1
     if values.ndim < num_axes if kind == "array" else values.ndim != num_axes:
@@ -199,7 +198,6 @@ def _check_modality(path: Path, kind: str, values: NDArray) -> NDArray:
 
 
 def _check_labels(path: Path, labels: NDArray, count: int) -> NDArray:
-    """Return labels whose values may name classes."""
     whole = np.issubdtype(labels.dtype, np.floating) and np.array_equal(labels, np.rint(labels))
     if labels.shape != (count,) or not (labels.dtype.kind in "iubU" or whole):
         raise DataError(
@@ -210,7 +208,7 @@ def _check_labels(path: Path, labels: NDArray, count: int) -> NDArray:
 
 
 def _rows_by_split(path: Path, split: Any, count: int) -> dict[str, NDArray[np.int64]]:
-    """Return the rows of every split; all are ``train`` where none are told."""
+    """Return the row indices of every split; without ``split``, all rows are ``train``."""
     if split is None:
         return {"train": np.arange(count)}
     split = np.atleast_1d(split).astype(str)

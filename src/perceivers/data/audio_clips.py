@@ -1,7 +1,7 @@
-"""Sound files and sound tracks to waveforms of exactly the shape a spec declares.
+"""Decode audio files and sound tracks to waveforms of the shape that a spec declares.
 
-Only the part that is asked for is decoded, and a little around it, and resampled where the file has
-another rate. Files that were cut short are reported as damaged.
+Only the requested part and a little before it are decoded, and resampled if the file has another
+sample rate. Files that were cut short are reported as damaged.
 
 Legend: C channels, S samples of the spec.
 """
@@ -34,44 +34,44 @@ from perceivers.data.sources import EncodedClip
 from perceivers.errors import DataError
 from perceivers.types import Audio
 
-# -- Whether a sound file was cut short: what it promises, compared with what is there -----------
+# -- Detecting audio files that were cut short: their stated and their actual length ---------------
 #
-# The decoders take such files for shorter ones. WAV, AIFF and their like state the bytes of their
-# samples, which libsndfile compares with the file; a whole Ogg file ends with a page that says it
-# is the last. What an MP3 states may be wrong, because editors keep old headers; but they cut
-# between its frames, so that one that is shorter than stated and ends within a frame was cut
-# short. FLAC and containers are judged while they are decoded.
+# Decoders read such files as shorter ones, without an error. WAV, AIFF and similar formats state
+# the size of their samples in bytes, which libsndfile compares with the file; the last page of a
+# complete Ogg file is flagged as the last. The length stated in an MP3 may be wrong, because
+# editors keep old headers; but editors cut between frames, so an MP3 that is shorter than stated
+# and ends within a frame was cut short. FLAC and containers are checked while they are decoded.
 
-# Writers to pipes cannot go back to state a size, and leave this one, or a larger, or none.
+# Writers to pipes cannot go back to write the size; they leave this value, a larger one, or none.
 UNSTATED_SIZE = 0x7FFFF000
-# Some writers count headers among the samples.
+# Some writers include headers in the stated size.
 MAX_MISSING_BYTES = 64
-# How libsndfile logs the size of the samples, or of the whole file, where it is not what is there.
+# How libsndfile logs a size, of the samples or of the whole file, that is not the actual one.
 WRONG_SIZE = re.compile(
     r"^\s*(?:data|SSND|BODY|Data Size|riff|Riff size)\s*:\s*(\d+)\s*\(should be (\d+)\)",
     re.MULTILINE,
 )
-# Of a page of Ogg: its flags, the sample at which it ends, the number of its stream, that of its
-# segments, the table of their lengths, its size.
+# Byte offsets in an Ogg page: flags, end position in samples, stream number, segment count and
+# segment table; then the flag of a last page, and the largest page size.
 FLAGS_AT, ENDS_AT, STREAM_AT, COUNT_AT, TABLE_AT, LAST_PAGE, MAX_PAGE = 5, 6, 14, 26, 27, 4, 65307
 NO_END = 2**64 - 1
-# Kilobits per second of layer III by index: of MPEG-1, and of MPEG-2 and 2.5.
+# MPEG layer III bit rates in kbit/s by index: MPEG-1, then MPEG-2 and 2.5.
 KILOBITS = (
     (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 )
 HERTZ = (44100, 48000, 32000)
-# Headers that state a length, and how far into the first frame they may lie.
+# Headers that state a length, and how far into the first frame they may begin.
 STATING, FIRST_FRAME = (b"Xing", b"Info", b"VBRI"), 64
 ID3_HEAD = 10
 
 
 def check_stated_size(log: str, path: str) -> None:
-    """Require all of the samples that a file states.
+    """Check that a file contains all samples that its headers state.
 
     Args:
-        log: What libsndfile says of its headers.
-        path: Where it lies, for messages.
+        log: What libsndfile logged about the headers.
+        path: Path of the file, for messages.
 
     Raises:
         DataError: The file was cut short.
@@ -79,23 +79,23 @@ def check_stated_size(log: str, path: str) -> None:
     for size, held in (map(int, found) for found in WRONG_SIZE.findall(log)):
         if size < UNSTATED_SIZE and held < size - MAX_MISSING_BYTES:
             raise DataError(
-                f"{path}: ends after {held} of {size} bytes of sound; the file is damaged or cut "
+                f"{path}: ends after {held} of {size} bytes of audio; the file is damaged or cut "
                 f"short"
             )
 
 
 def check_ogg_end(file: BufferedIOBase, path: str) -> int:
-    """Return how many samples the last page holds.
+    """Return the number of samples in the last page of an Ogg file.
 
     Args:
         file: The whole file.
-        path: Where it lies, for messages.
+        path: Path of the file, for messages.
 
     Raises:
-        DataError: The last page is missing or incomplete: the file was cut short.
+        DataError: The last page is missing or incomplete, so the file was cut short.
     """
     length = file.seek(0, os.SEEK_END)
-    # Twice, as something else may follow the last page.
+    # Twice the page size, because other data may follow the last page.
     file.seek(max(0, length - 2 * MAX_PAGE))
     pages = [b"OggS" + page for page in file.read().split(b"OggS")[1:]]
     page = pages[-1] if pages else b""
@@ -105,7 +105,7 @@ def check_ogg_end(file: BufferedIOBase, path: str) -> int:
         whole = len(table) == page[COUNT_AT] and len(page) >= TABLE_AT + len(table) + sum(table)
     if not whole:
         raise DataError(
-            f"{path}: the last page of sound is missing after {length} bytes; the file is "
+            f"{path}: the last page of audio is missing after {length} bytes; the file is "
             f"damaged or cut short"
         )
     stream = page[STREAM_AT : STREAM_AT + 4]
@@ -115,20 +115,20 @@ def check_ogg_end(file: BufferedIOBase, path: str) -> int:
 
 
 def _page_end(page: bytes) -> int:
-    """Return the number of the sample at which a page of Ogg ends."""
+    """Return the position in samples at which an Ogg page ends."""
     return int.from_bytes(page[ENDS_AT : ENDS_AT + 8], "little")
 
 
 def check_mp3_end(
     file: BufferedIOBase, last: bytes, seconds: tuple[float, float], path: str
 ) -> None:
-    """Require the last frame of an MP3 that is shorter than it states.
+    """Check that an MP3 which is shorter than stated ends with a complete frame.
 
     Args:
-        file: The whole file, at its beginning.
-        last: Its last frame, as far as it goes.
-        seconds: How long it is, and how long it says it is.
-        path: Where it lies, for messages.
+        file: The whole file, at its start.
+        last: Bytes of its last frame.
+        seconds: Actual and stated duration.
+        path: Path of the file, for messages.
 
     Raises:
         DataError: The file was cut short.
@@ -141,11 +141,11 @@ def check_mp3_end(
 
 
 def _states_length(file: BufferedIOBase) -> bool:
-    """Tell whether the first frame of an MP3, behind its tags, is a header that states a length."""
+    """Tell whether the first frame of an MP3, after its ID3 tag, states a length."""
     head = file.read(ID3_HEAD)
     size = 0
     if head[:3] == b"ID3":
-        # Seven bits of each byte count.
+        # ID3 sizes use 7 bits of each byte.
         size = ID3_HEAD + sum((byte & 127) << 7 * (3 - i) for i, byte in enumerate(head[6:10]))
     file.seek(size)
     first = file.read(FIRST_FRAME)
@@ -153,7 +153,7 @@ def _states_length(file: BufferedIOBase) -> bool:
 
 
 def _frame_size(frame: bytes) -> int:
-    """Return how many bytes an MP3's frame has, by its header; 0 where that is no header."""
+    """Return the size in bytes that an MP3 frame header states; 0 if it is invalid."""
     if len(frame) < 4 or frame[0] != 0xFF or frame[1] >> 5 != 7:
         return 0
     version, index = frame[1] >> 3 & 3, frame[2] >> 4
@@ -161,41 +161,41 @@ def _frame_size(frame: bytes) -> int:
     if index == 15 or rate == 3:
         return 0
     first = version == 3
-    # MPEG-2 halves the rates, MPEG-2.5 halves them again.
+    # MPEG-2 halves the sample rates, MPEG-2.5 halves them again.
     hertz = HERTZ[rate] // (1 if first else 2 if version == 2 else 4)
     return (144 if first else 72) * 1000 * KILOBITS[not first][index] // hertz + padding
 
 
-# -- Which videos carry a sound track: looked at in their headers when data are opened -----------
+# -- Which videos have a sound track, found in their headers when data are opened ------------------
 #
-# Of very many videos only some are looked at, so that data open quickly; the others are looked at
-# when they are read.
+# If there are many videos, only some of them are checked, so that data open quickly; the others are
+# checked when they are read.
 #
 # Legend: n samples.
 
 HEARD, SILENT, UNSEEN = 1, 0, -1
 # Opening a video takes about a millisecond.
 MAX_OPENED = 1024
-# Where a look loads a whole file, perhaps from a server.
+# Limit where a check loads the whole file, perhaps from a server.
 MAX_LOADED = 16
-# Of each sample ``[n]``, one of the three above.
+# One of the three codes above for each sample ``[n]``.
 Tracks = NDArray[np.int8]
 
 
 def find_tracks(
     films: Mapping[str, NDArray[np.bool_]], look: Callable[[str, int], bool], limit: int
 ) -> dict[str, Tracks] | None:
-    """Tell by split which samples have a video with sound; None where none of training has.
+    """Find which samples have a video with sound, by split; None if no training sample has one.
 
-    Videos that cannot be opened count as heard: they are named when they are read.
+    Videos that cannot be opened count as having sound, so that reading them reports the error.
 
     Args:
-        films: Which samples have a video ``[n]``, by split; ``train`` is among them.
-        look: Tells of the video of one sample of a split.
-        limit: Videos that are looked at, spread evenly over all.
+        films: Which samples have a video ``[n]``, by split, including ``train``.
+        look: Tells whether the video of a sample, given by split and index, has sound.
+        limit: Number of videos to check, spread evenly over all.
 
     Raises:
-        DataError: None of those looked at can be opened; the first reason.
+        DataError: None of the checked videos can be opened; with the first reason.
     """
     places = [(s, int(row)) for s, held in films.items() for row in np.flatnonzero(held)]
     if not places:
@@ -215,7 +215,7 @@ def find_tracks(
         found[split][row] = HEARD if has_track else SILENT
     if len(reasons) == len(chosen):
         raise DataError(
-            f"none of the {len(reasons)} videos looked at can be opened; the first: {reasons[0]}"
+            f"none of the {len(reasons)} videos checked can be opened; the first: {reasons[0]}"
         )
     return found if heard else None
 
@@ -223,7 +223,7 @@ def find_tracks(
 def describe_tracks(
     films: Mapping[str, NDArray[np.bool_]], found: Mapping[str, Tracks] | None
 ) -> list[str]:
-    """Say how many videos are silent where others are not, and how many were not looked at.
+    """Report how many videos are silent while others are not, and how many were not checked.
 
     Args:
         films: Which samples have a video ``[n]``, by split.
@@ -236,56 +236,57 @@ def describe_tracks(
     unseen = sum(int((codes == UNSEEN).sum()) for codes in found.values())
     if not silent:
         return []
-    rest = f"; {unseen} more are looked at when they are read" if unseen else ""
-    return [f"{silent} of {total - unseen} videos have no sound track: samples without sound{rest}"]
+    rest = f"; {unseen} more are checked when they are read" if unseen else ""
+    return [f"{silent} of {total - unseen} videos have no sound track: samples without audio{rest}"]
 
 
 def is_heard(tracks: Tracks | None, index: int) -> bool | None:
-    """Tell whether a sample's video is its sound too; None where that is to be looked at."""
+    """Tell whether a sample's video also provides its audio; None if that must be checked."""
     if tracks is None:
         return False
     return None if tracks[index] == UNSEEN else bool(tracks[index])
 
 
 def are_known(tracks: Iterable[Tracks | None]) -> bool:
-    """Tell whether all videos were looked at."""
+    """Tell whether all videos were checked for sound."""
     return not any(held is not None and (held == UNSEEN).any() for held in tracks)
 
 
 def lack_sound(tracks: Iterable[Tracks | None]) -> bool:
-    """Tell whether some samples have, or may have, no sound while others have."""
+    """Tell whether some samples have, or may have, no audio while others have some."""
     return any(held is not None and (held != HEARD).any() for held in tracks)
 
 
-# -- Sound files and sound tracks to waveforms of exactly the shape a spec declares --------------
+# -- Decoding audio files and sound tracks to the shape of a spec ----------------------------------
 
-# Decoding starts this much early, in seconds: a codec's first packets lack what came before them.
+# Decoding starts this many seconds early: the first packets of a codec depend on earlier ones.
 PREROLL = 0.2
-# Frames of an MP3 of few bits begin up to 511 bytes before their header: half a second at 8 kHz.
+# At low bit rates, the data of an MP3 frame begin up to 511 bytes before its header: half a second
+# at 8 kbit/s.
 COUNTED_PREROLL = 1.0
-# Times of packets are rounded, in some containers to 1 ms; only a longer gap, in s, is silence.
+# Packet times are rounded, in some containers to 1 ms; only longer gaps, in s, are silence.
 MIN_GAP = 0.01
-# A track may miss this much of its stated length, in s: codecs fill their last packet.
+# A track may be this much shorter than stated, in s, because codecs pad their last packet.
 MAX_MISSING = 0.2
-# Finds its places by counting packets, which is exact.
+# Seeking in this format counts packets, which is exact.
 COUNTED_FORMAT = "mp3"
-# Of these encodings libsndfile finds every sample; others, as ALAC, it sometimes misses.
+# libsndfile seeks exactly in these encodings; in others, such as ALAC, it sometimes does not.
 FOUND_ENCODINGS = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW", "OPUS")
 CHUNK = 2**16
 
 
 @dataclass(frozen=True)
 class SoundInfo:
-    """What the headers of a file say.
+    """Facts from the headers of an audio file.
 
     Args:
         samples: Samples per channel.
         channels: Channels in the file.
         sample_rate: Samples per second in Hz.
         begin: Time of the first sample in seconds, in the container's time.
-        by_soundfile: The file is read by soundfile, not by PyAV.
-        findable: Up to this sample soundfile finds its place; what comes later is decoded from
-            here on.
+        by_soundfile: Whether soundfile reads the file, rather than PyAV.
+        findable: soundfile can seek up to this sample; later samples are reached by decoding from
+            here.
     """
 
     samples: int
@@ -297,22 +298,22 @@ class SoundInfo:
 
 
 def native_audio(clip: EncodedClip) -> Audio:
-    """Describe a sound file, or the first sound track of a video file, from its headers.
+    """Return the spec of an audio file, or of a video's first sound track, from its headers.
 
     Raises:
-        DataError: The file is damaged or holds no sound.
+        DataError: The file is damaged or contains no audio.
     """
     info = read_sound_info(clip)
     return Audio(info.samples, info.channels, info.sample_rate)
 
 
 def common_audio(found: Sequence[Audio]) -> Audio:
-    """Return a spec for several sounds: the most common rate, and as long as the longest.
+    """Return one spec for several audio files: the most common rate, and the longest duration.
 
-    The channels are those of the first, or 1 where some have others that cannot be read as these.
+    The number of channels is that of the first file, or 1 if others cannot be converted to it.
 
     Args:
-        found: What ``native_audio`` says of each, at least one.
+        found: Specs from ``native_audio``, at least one.
     """
     rate, _ = Counter(spec.sample_rate for spec in found).most_common(1)[0]
     lengths = [
@@ -326,23 +327,22 @@ def common_audio(found: Sequence[Audio]) -> Audio:
 
 
 def fit_audio(clip: EncodedClip, spec: Audio, look: Look = PLAIN) -> NDArray[np.float32]:
-    """Decode a part of a sound file, or of the sound track of a video file.
+    """Decode a part of an audio file, or of the sound track of a video file.
 
-    Mono is repeated to fill more channels, several channels are averaged to mono, and what is
-    shorter than the spec is filled with zeros at the end. A file of another rate is resampled by
+    Mono is repeated to fill more channels, several channels are averaged to mono, and audio that is
+    shorter than the spec is padded with zeros at the end. Files of another rate are resampled by
     soxr.
 
     Args:
         clip: The file.
-        spec: The shape to reach, and the sample rate; 0 reads samples as they are, whatever their
-            rate.
-        look: Where the part begins: drawn, with one draw whatever the file, or fixed.
+        spec: Shape and sample rate of the output; a rate of 0 keeps that of each file.
+        look: Where the part begins: at random, with one random number whatever the file, or fixed.
 
     Returns:
         Waveform ``[C, S]``, in -1..1 for files of integers; resampling may overshoot a little.
 
     Raises:
-        DataError: The file is damaged, or its channels do not fit, or soxr is needed and missing.
+        DataError: The file is damaged, its channels do not match, or soxr is needed and missing.
     """
     info = read_sound_info(clip)
     total = resampled_length(info.samples, info.sample_rate, read_rate(info, spec))
@@ -353,30 +353,30 @@ def fit_audio(clip: EncodedClip, spec: Audio, look: Look = PLAIN) -> NDArray[np.
 def fit_audio_from(
     clip: EncodedClip, info: SoundInfo, spec: Audio, seconds: float
 ) -> NDArray[np.float32]:
-    """Decode the sound from a moment on, silent (zero) where there is none; else as ``fit_audio``.
+    """Decode audio from a given time, with zeros where there is none; otherwise as ``fit_audio``.
 
     Args:
         clip: The file.
-        info: What ``read_sound_info`` says of it.
-        spec: The shape to reach.
-        seconds: Where to begin, in the container's time, to the nearest sample.
+        info: From ``read_sound_info``.
+        spec: Shape and sample rate of the output.
+        seconds: Start in the container's time, rounded to the nearest sample.
 
     Raises:
-        DataError: The file is damaged, or its channels do not fit, or soxr is needed and missing.
+        DataError: The file is damaged, its channels do not match, or soxr is needed and missing.
     """
     return _fit_part(clip, info, spec, round((seconds - info.begin) * read_rate(info, spec)))
 
 
 def read_rate(info: SoundInfo, spec: Audio) -> int:
-    """Return the rate in Hz at which a file is read: the spec's, or its own where that is 0."""
+    """Return the rate in Hz at which to read a file: the spec's, or the file's own if that is 0."""
     return spec.sample_rate or info.sample_rate
 
 
 def read_sound_info(clip: EncodedClip) -> SoundInfo:
-    """Return length, channels and rate; only containers that do not state a length are searched.
+    """Return length, channels and rate; only containers without a stated length are scanned.
 
     Raises:
-        DataError: The file is damaged, or holds no sound.
+        DataError: The file is damaged or contains no audio.
     """
     version = file_version(clip)
     return _read_info(clip) if version is None else _remember_info(version)
@@ -384,12 +384,10 @@ def read_sound_info(clip: EncodedClip) -> SoundInfo:
 
 @lru_cache(maxsize=4096)
 def _remember_info(version: tuple[str, int, int]) -> SoundInfo:
-    """Read what is known of a long file, once."""
     return _read_info(EncodedClip(version[0], None, "audio"))
 
 
 def _read_info(clip: EncodedClip) -> SoundInfo:
-    """Read the headers of a file, and how it ends."""
     with open_sound(clip) as file:
         info = None if file is None else _read_file_info(file, clip)
     if info is None:
@@ -401,27 +399,26 @@ def _read_info(clip: EncodedClip) -> SoundInfo:
     if min(info.samples, info.channels, info.sample_rate) < 1:
         raise DataError(
             f"{clip.path}: {info.samples} samples in {info.channels} channels at "
-            f"{info.sample_rate} Hz; the file holds no sound, or is damaged"
+            f"{info.sample_rate} Hz; the file contains no audio, or is damaged"
         )
     return info
 
 
 def _read_file_info(file: Any, clip: EncodedClip) -> SoundInfo:
-    """Return what soundfile says of a file, and require that it is whole."""
+    """Return soundfile's facts about a file, after checking that it was not cut short."""
     check_stated_size(file.extra_info, clip.path)
     findable = file.frames if file.subtype.startswith(FOUND_ENCODINGS) else 0
     if file.format == "OGG":
         with open_bytes(clip) as data:
             last = check_ogg_end(data, clip.path)
         if file.subtype == "VORBIS":
-            # In the last page, which may be long, libsndfile takes another sample for the one
-            # that is asked for.
+            # Within the last page, which may be long, libsndfile seeks to wrong samples.
             findable = max(0, file.frames - last - 1)
     return SoundInfo(file.frames, file.channels, file.samplerate, 0.0, True, findable)
 
 
 def _fit_part(clip: EncodedClip, info: SoundInfo, spec: Audio, first: int) -> NDArray[np.float32]:
-    """Decode ``[first, first + S)`` of a file, as far as it goes, into the spec's shape."""
+    """Decode ``[first, first + S)`` of a file, with zeros where it has no samples."""
     _check_fit(clip, info, spec)
     rates = info.sample_rate, read_rate(info, spec)
     begin, end = max(0, first), min(resampled_length(info.samples, *rates), first + spec.samples)
@@ -430,7 +427,7 @@ def _fit_part(clip: EncodedClip, info: SoundInfo, spec: Audio, first: int) -> ND
         decode = _read_file if info.by_soundfile else _read_track
 
         def read(begin: int, end: int) -> NDArray[np.float32]:
-            """Decode samples at the file's rate, in the file's channels or mono."""
+            """Decode at the file's own rate, in its own channels or mono."""
             values = decode(clip, info, begin, end)
             if not np.isfinite(values).all():
                 raise DataError(f"{clip.path}: holds NaN or infinite samples; write the file again")
@@ -443,19 +440,17 @@ def _fit_part(clip: EncodedClip, info: SoundInfo, spec: Audio, first: int) -> ND
 
 
 def _check_fit(clip: EncodedClip, info: SoundInfo, spec: Audio) -> None:
-    """Compare a file's channels with the spec."""
     if info.channels != spec.channels and 1 not in {info.channels, spec.channels}:
         raise DataError(
             f"{clip.path}: {info.channels} channels, but the spec declares {spec.channels}; only "
-            f"mono is repeated, and only to mono is averaged: declare {info.channels} or 1"
+            f"mono is repeated, and channels are only averaged to mono: use {info.channels} or 1"
         )
 
 
 def _read_file(clip: EncodedClip, info: SoundInfo, begin: int, end: int) -> NDArray[np.float32]:
-    """Decode samples of a file that soundfile reads."""
     with open_sound(clip) as file:
         place = min(begin, info.findable)
-        # Not all encodings can be sought in, not even to their beginning.
+        # Some encodings do not support seeking, not even to the start.
         if place:
             file.seek(place)
         while place < begin:
@@ -473,14 +468,14 @@ def _read_file(clip: EncodedClip, info: SoundInfo, begin: int, end: int) -> NDAr
 
 
 def _read_track(clip: EncodedClip, info: SoundInfo, begin: int, end: int) -> NDArray[np.float32]:
-    """Decode samples of a sound track, placed by the times of their packets."""
+    """Decode samples of a sound track, positioned by the times of its packets."""
     with open_container(clip) as container:
         stream = first_stream(container, "audio", clip.path)
         rate, origin = info.sample_rate, info.begin
         counted = container.format.name == COUNTED_FORMAT
         start = begin / rate - (COUNTED_PREROLL if counted else PREROLL)
         grid = None
-        # After a seek, to the beginning too, MP3 decoders give no sound for some frames.
+        # After a seek, even to the start, MP3 decoders output no audio for some frames.
         if start > 0 and (counted or is_timed(container)):
             grid = _find_grid(container, stream, rate)
             container.seek(int((origin + start) / stream.time_base), stream=stream)
@@ -494,7 +489,7 @@ def _read_track(clip: EncodedClip, info: SoundInfo, begin: int, end: int) -> NDA
             samples = frame.to_ndarray()
             if len(samples) != len(values):
                 raise DataError(
-                    f"{clip.path}: the sound changes from {len(values)} to {len(samples)} channels"
+                    f"{clip.path}: the audio changes from {len(values)} to {len(samples)} channels"
                 )
             _put(values, samples, place - begin)
             place += samples.shape[1]
@@ -503,16 +498,16 @@ def _read_track(clip: EncodedClip, info: SoundInfo, begin: int, end: int) -> NDA
                 break
     if last < end - MAX_MISSING * rate:
         raise DataError(
-            f"{clip.path}: the sound ends {(end - last) / rate:.2f} s before its stated end; the "
+            f"{clip.path}: the audio ends {(end - last) / rate:.2f} s before its stated end; the "
             f"file is damaged or cut short"
         )
     return values
 
 
 def _find_grid(container: Any, stream: Any, rate: int) -> tuple[int, int, int] | None:
-    """Return where frames begin in a container of coarse times: offset, step and largest error.
+    """Return where frames start if packet times are coarse: offset, step and largest error.
 
-    None where times are exact to the sample, or frames differ in length.
+    None if times are exact to the sample, or frames differ in length.
     """
     error = ceil(stream.time_base * rate)
     if error <= 1:
@@ -524,13 +519,13 @@ def _find_grid(container: Any, stream: Any, rate: int) -> tuple[int, int, int] |
 
 
 def _snap(stated: int, offset: int, step: int, error: int) -> int:
-    """Return the place of a frame whose stated place is rounded; as stated where it fits none."""
+    """Return the exact start of a frame from its rounded one; unchanged if none is near."""
     place = offset + round((stated - offset) / step) * step
     return place if abs(place - stated) <= error else stated
 
 
 def _planar_frames(container: Any, stream: Any) -> Any:
-    """Decode a stream to frames of float32 ``[channels, samples]``."""
+    """Decode a stream to float32 frames ``[channels, samples]``."""
     from av import AudioResampler
 
     resampler = AudioResampler(format="fltp")
@@ -539,7 +534,7 @@ def _planar_frames(container: Any, stream: Any) -> Any:
 
 
 def _put(values: NDArray[np.float32], samples: NDArray[np.float32], place: int) -> None:
-    """Copy samples to a place that may lie outside."""
+    """Copy samples to a position that may lie partly outside."""
     begin, end = max(0, place), min(values.shape[1], place + samples.shape[1])
     if begin < end:
         values[:, begin:end] = samples[:, begin - place : end - place]
@@ -551,7 +546,7 @@ def _begin(stream: Any) -> float:
 
 
 def _length(container: Any, stream: Any, clip: EncodedClip) -> float:
-    """Return the seconds of sound in a stream, without decoding it."""
+    """Return the duration of a stream in seconds without decoding it."""
     stated = None if stream.duration is None else float(stream.duration * stream.time_base)
     if stated is not None and is_timed(container):
         return stated
@@ -565,5 +560,5 @@ def _length(container: Any, stream: Any, clip: EncodedClip) -> float:
     if counted and stated is not None and found < stated - MAX_MISSING:
         with open_bytes(clip) as file:
             check_mp3_end(file, last, (found, stated), clip.path)
-    # MP3 states its length to the sample in one kind of header, and otherwise lets it be guessed.
+    # One kind of MP3 header states the exact length; otherwise the stated length is a guess.
     return stated if stated is not None and abs(stated - found) < MAX_MISSING else found

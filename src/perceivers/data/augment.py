@@ -1,8 +1,7 @@
-"""What is random about a training sample, and which part of a picture is looked at, and how.
+"""Augmentation settings and the choice of views: random crops in training, fixed in evaluation.
 
-Settings for sounds, points and texts are carried out in ``augment_sounds``, ``augment_points`` and
-``augment_texts``. A ``View`` is in shares of the picture's sides, so it holds for any resolution
-the picture is decoded at.
+``augment_signals`` applies the settings for audio, points and texts. A ``View`` is given in
+fractions of the image's sides, so it is valid at any resolution at which the image is decoded.
 """
 
 from collections.abc import Mapping
@@ -27,11 +26,11 @@ from perceivers.settings import (
 )
 from perceivers.types import Audio, Image, ModalitySpec, Video
 
-# Times a random crop is drawn until it fits in the picture.
+# Attempts to sample a random crop that fits in the image.
 CROP_ATTEMPTS = 10
-# Beyond it a factor of 10 ** (decibels / 20) is no 32-bit number.
+# Beyond this range, the factor 10 ** (decibels / 20) does not fit in float32.
 Decibels = Annotated[float, Range(-600, 600)]
-# Half a turn either way reaches every angle.
+# Half a turn in either direction reaches every angle.
 Degrees = Annotated[float, Range(0, 180)]
 PICTURES, SOUNDS = UsedFor("image", "video"), UsedFor("audio")
 POINTS, TEXTS = UsedFor("points"), UsedFor("bytes")
@@ -39,82 +38,80 @@ POINTS, TEXTS = UsedFor("points"), UsedFor("bytes")
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Settings, prefix="augment."):
-    """Random changes of training samples, for each modality its own; the defaults change nothing.
+    """Random augmentation of training samples, per modality; the defaults change nothing.
 
-    A clip is changed as one: all frames have the same crop, turn, operations and erased box.
-    Whether mirroring keeps the label true is for the user to say. A sound that belongs to a film is
-    changed on its own: shifted in time, it no longer runs beside its frames.
+    All frames of a clip get the same crop, rotation, operations and erased box. Whether mirroring
+    preserves the label is for the user to decide. The audio of a video is augmented on its own:
+    after a time shift it is no longer aligned with the frames.
     """
 
     crop_scale: Annotated[tuple[Fraction, Fraction], PICTURES] = (1.0, 1.0)
-    """Area of a random crop, as a share of ``crop_from``, drawn uniformly from this range in 0..1;
-    (1, 1) with crop_ratio (1, 1) is the centre crop used for evaluation."""
+    """Area of a random crop as a fraction of ``crop_from``, sampled uniformly from this range in
+    0..1; (1, 1) with crop_ratio (1, 1) is the centre crop used for evaluation."""
     crop_ratio: Annotated[tuple[Positive, Positive], PICTURES] = (1.0, 1.0)
-    """Aspect ratio (width by height) of a random crop relative to the model's input, drawn
+    """Aspect ratio (width by height) of a random crop relative to the model's input, sampled
     log-uniformly from this range; 1 is undistorted."""
     crop_from: Annotated[Literal["largest", "picture"], PICTURES] = "largest"
-    """largest: crops are shares of the largest undistorted crop, cut off where they are too long;
-    picture: of the whole picture, drawn up to 10 times until one fits, else the largest. With
-    crop_scale (0.08, 1) and crop_ratio (0.75, 1.333) that is Inception's (arXiv 1409.4842)."""
+    """largest: crops are fractions of the largest undistorted crop, clipped where they are too
+    long; picture: of the whole image, sampled up to 10 times until one fits, else the largest. With
+    crop_scale (0.08, 1) and crop_ratio (0.75, 1.333) that is Inception's crop (arXiv 1409.4842)."""
     flip: Annotated[bool, PICTURES] = False
-    """Mirror left and right with probability 1/2."""
+    """Mirror horizontally with probability 1/2."""
     rotate: Annotated[Degrees, PICTURES] = 0.0
-    """Rotation in degrees, drawn uniformly from plus to minus this, in 0..180; corners become 0."""
+    """Rotation in degrees, sampled uniformly from plus to minus this, 0..180; corners become 0."""
     shift: Annotated[Fraction, PICTURES] = 0.0
-    """Shift along each axis as a share of the side, drawn uniformly from plus to minus this, in
-    0..1; what lies outside the picture becomes 0."""
+    """Shift along each axis as a fraction of the side, sampled uniformly from plus to minus this,
+    in 0..1; what lies outside the image becomes 0."""
     rand_augment: Annotated[Natural, PICTURES] = 0
-    """Operations of RandAugment that follow each other on every crop (N of arXiv 1909.13719); 0 is
-    off. Perceiver IO has 4."""
+    """Number of RandAugment operations applied in sequence to every crop (N of arXiv 1909.13719); 0
+    is off. Perceiver IO uses 4."""
     magnitude: Annotated[int, Range(0, 10), PICTURES, UsedIf("rand_augment", above=0)] = 5
     """Strength of RandAugment's operations, 0..10."""
     erase: Annotated[Fraction, PICTURES] = 0.0
-    """Probability, 0..1, with which noise replaces a box of a picture, or the same box in all
-    frames of a clip: random erasing (arXiv 1708.04896). Common recipes have 0.25."""
+    """Probability, 0..1, that noise replaces a box of an image, or the same box in all frames of a
+    clip: random erasing (arXiv 1708.04896). Common recipes use 0.25."""
     copies: Count = 1
-    """Copies of each sample in its batch, each changed in another way: repeated augmentation (arXiv
-    1901.09335). The batch size counts all of them, and must be a multiple."""
+    """Copies of each sample in its batch, each augmented differently: repeated augmentation (arXiv
+    1901.09335). The batch size counts all of them, and must be a multiple of this."""
     gain: Annotated[tuple[Decibels, Decibels], SOUNDS] = (0.0, 0.0)
-    """Loudness of a sound: decibels added, drawn uniformly from this range, such as (-6, 6)."""
+    """Audio gain in decibels, sampled uniformly from this range, such as (-6, 6)."""
     time_shift: Annotated[Fraction, SOUNDS] = 0.0
-    """Shift of a sound in time as a share of the clip, drawn uniformly from plus to minus this, in
-    0..1."""
+    """Shift of audio in time as a fraction of the clip, sampled uniformly from plus to minus this,
+    in 0..1."""
     time_fill: Annotated[Literal["zero", "wrap"], SOUNDS, UsedIf("time_shift", above=0)] = "zero"
-    """zero: silence where a shifted sound leaves a gap; wrap: what was pushed out comes back."""
+    """zero: silence where a time shift leaves a gap; wrap: what was shifted out fills the gap."""
     noise: Annotated[Fraction, SOUNDS] = 0.0
-    """Probability, 0..1, with which white noise is added to a sound."""
+    """Probability, 0..1, that white noise is added to audio."""
     noise_ratio: Annotated[tuple[Decibels, Decibels], SOUNDS, UsedIf("noise", above=0)] = (
         10.0,
         30.0,
     )
-    """Loudness of a sound above its added noise in decibels (SNR), drawn uniformly from this
-    range."""
+    """Signal-to-noise ratio (SNR) of added noise in decibels, sampled uniformly from this range."""
     invert: Annotated[bool, SOUNDS] = False
-    """Change the sign of a waveform with probability 1/2; ears do not notice."""
+    """Flip the sign of a waveform with probability 1/2, which is inaudible."""
     turn: Annotated[Degrees, POINTS] = 0.0
-    """Rotation of points in degrees, drawn uniformly from plus to minus this, in 0..180, about
+    """Rotation of points in degrees, sampled uniformly from plus to minus this, in 0..180, about
     ``turn_axis`` through their mean, before a spec scales them."""
     turn_axis: Annotated[Literal["x", "y", "z"], POINTS, UsedIf("turn", above=0)] = "z"
-    """The axis of ``turn``; points in the plane turn about z."""
+    """The axis of ``turn``; points in the plane rotate about z."""
     point_scale: Annotated[tuple[Positive, Positive], POINTS] = (1.0, 1.0)
-    """Factor on all coordinates of a cloud, drawn uniformly from this range; after a spec's
-    scaling, so (0.8, 1.25) may reach beyond -1..1."""
+    """Factor on all coordinates of a cloud, sampled uniformly from this range, after a spec's
+    scaling; so (0.8, 1.25) may exceed -1..1."""
     jitter: Annotated[NonNegative, POINTS] = 0.0
-    """Standard deviation of noise on every coordinate, as a share of 1, which is half the extent of
-    a cloud that its spec scales; noise is cut off at 5 deviations. PointNet has 0.01."""
+    """Standard deviation of noise on every coordinate, where 1 is half the extent of a cloud scaled
+    by its spec; noise is clipped at 5 standard deviations. PointNet uses 0.01."""
     point_drop: Annotated[Rate, POINTS] = 0.0
-    """Largest share of a cloud's points that is left out, 0..1; the share is drawn uniformly from 0
-    to this. PointNet++ has 0.875."""
+    """Largest fraction of a cloud's points to drop, 0..1; the fraction is sampled uniformly from 0
+    to this. PointNet++ uses 0.875."""
 
     word_drop: Annotated[Fraction, TEXTS] = 0.0
-    """Largest share of a text's words that is left out, 0..1; the share is drawn uniformly from 0
-    to this, and one word always stays."""
+    """Largest fraction of a text's words to drop, 0..1; the fraction is sampled uniformly from 0 to
+    this, and one word always stays."""
     text_shift: Annotated[Natural, TEXTS] = 0
-    """Most blanks put before a text; their number is drawn uniformly from 0 to this, or to the room
-    that the text leaves in the model's length."""
+    """Most blanks to insert before a text; their number is sampled uniformly from 0 to this, or to
+    the space that the text leaves in the model's length."""
 
     def __post_init__(self) -> None:
-        """Reject values out of range, and ranges whose ends are exchanged."""
         super().__post_init__()
         for name in ("crop_scale", "crop_ratio", "gain", "noise_ratio", "point_scale"):
             low, high = getattr(self, name)
@@ -132,39 +129,39 @@ class AugmentConfig(Settings, prefix="augment."):
 
     @property
     def active(self) -> bool:
-        """Whether pictures and clips are changed at all."""
+        """Whether images and videos are augmented."""
         turns = self.rotate > 0 or self.shift > 0
         return self.crops or self.flip or turns or self.rand_augment > 0 or self.erase > 0
 
     @property
     def changes_sounds(self) -> bool:
-        """Whether sounds are changed at all."""
+        """Whether audio is augmented."""
         return self.gain != (0.0, 0.0) or self.time_shift > 0 or self.noise > 0 or self.invert
 
     @property
     def changes_points(self) -> bool:
-        """Whether points are changed at all."""
+        """Whether points are augmented."""
         scaled = self.point_scale != (1.0, 1.0)
         return scaled or max(self.turn, self.jitter, self.point_drop) > 0
 
     @property
     def changes_texts(self) -> bool:
-        """Whether texts are changed at all."""
+        """Whether texts are augmented."""
         return max(self.word_drop, self.text_shift) > 0
 
 
 @dataclass(frozen=True)
 class View:
-    """A box in a picture, and how it is mirrored, turned and moved when it is drawn.
+    """A box in an image, and how to mirror, rotate and shift it when it is resampled.
 
     Args:
-        left: Left edge as a share of the width.
-        top: Upper edge as a share of the height.
-        width: Width as a share of the picture's.
-        height: Height as a share of the picture's.
-        flip: Mirror left and right.
+        left: Left edge as a fraction of the image's width.
+        top: Upper edge as a fraction of the image's height.
+        width: Width as a fraction of the image's.
+        height: Height as a fraction of the image's.
+        flip: Whether to mirror horizontally.
         angle: Rotation in radians.
-        shift: Shift right and down as shares of the output's sides.
+        shift: Shift right and down as fractions of the output's sides.
     """
 
     left: float
@@ -177,7 +174,7 @@ class View:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the box is the whole picture."""
+        """Whether the box is the whole image."""
         return (self.left, self.top, self.width, self.height) == (0.0, 0.0, 1.0, 1.0)
 
     @property
@@ -187,23 +184,23 @@ class View:
 
 
 def centre_view(size: tuple[int, int], target: tuple[int, int]) -> View:
-    """Return the largest undistorted box in the middle.
+    """Return the largest undistorted crop at the centre.
 
     Args:
-        size: Width and height of the picture in pixels.
+        size: Width and height of the image in pixels.
         target: Width and height of the output in pixels.
     """
     return place_view(size, target, 0.5)
 
 
 def place_view(size: tuple[int, int], target: tuple[int, int], along: float) -> View:
-    """Return the largest undistorted box at a place along the side that is longer than it.
+    """Return the largest undistorted crop, at a position along the side that it does not fill.
 
     Args:
-        size: Width and height of the picture in pixels.
+        size: Width and height of the image in pixels.
         target: Width and height of the output in pixels.
-        along: Share of what the box leaves out that lies before it: 0 is the left or upper end, 1
-            the other one.
+        along: Fraction of the remainder that lies before the crop: 0 is the left or upper end, 1
+            the other end.
     """
     width, height = _largest_box(size, target)
     return View((1 - width) * along, (1 - height) * along, width, height)
@@ -215,13 +212,13 @@ def random_view(
     augment: AugmentConfig,
     rng: np.random.Generator,
 ) -> View:
-    """Draw a view; the draws depend on ``augment`` and ``rng`` alone, never on the picture.
+    """Sample a view; the random numbers used depend on ``augment`` only, never on the image.
 
     Args:
-        size: Width and height of the picture in pixels.
+        size: Width and height of the image in pixels.
         target: Width and height of the output in pixels.
-        augment: What to draw.
-        rng: Where from.
+        augment: Augmentation settings.
+        rng: Random generator.
     """
     width, height = _largest_box(size, target)
     left, top = (1 - width) / 2, (1 - height) / 2
@@ -243,7 +240,7 @@ def random_view(
 
 
 def _draw_crop(augment: AugmentConfig, rng: np.random.Generator) -> tuple[float, float]:
-    """Draw an area and an aspect ratio."""
+    """Sample an area and an aspect ratio."""
     low, high = augment.crop_ratio
     return rng.uniform(*augment.crop_scale), exp(rng.uniform(log(low), log(high)))
 
@@ -254,10 +251,10 @@ def _inception_box(
     augment: AugmentConfig,
     rng: np.random.Generator,
 ) -> tuple[float, float]:
-    """Return the sides, as shares, of the first drawn box that fits in the picture."""
-    # All are drawn, so that what is drawn later does not depend on which one fits.
+    """Return the sides, as fractions, of the first sampled box that fits in the image."""
+    # Sample all attempts, so that later random numbers do not depend on which one fits.
     draws = [_draw_crop(augment, rng) for _ in range(CROP_ATTEMPTS)]
-    aspect = target[0] / target[1] * size[1] / size[0]  # of the undistorted box, in shares
+    aspect = target[0] / target[1] * size[1] / size[0]  # of the undistorted box, in fractions
     for scale, ratio in draws:
         width, height = sqrt(scale * aspect * ratio), sqrt(scale / (aspect * ratio))
         if max(width, height) <= 1:
@@ -266,7 +263,7 @@ def _inception_box(
 
 
 def _largest_box(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float]:
-    """Return the sides, as shares, of the largest box with the target's aspect ratio."""
+    """Return the sides, as fractions, of the largest box with the target's aspect ratio."""
     (width, height), (target_width, target_height) = size, target
     if width * target_height >= height * target_width:
         return height * target_width / target_height / width, 1.0
@@ -274,22 +271,22 @@ def _largest_box(size: tuple[int, int], target: tuple[int, int]) -> tuple[float,
 
 
 # ------------------------------------------------------------------------------------------------
-# What is seen of a sample: a random part in training, one or several fixed parts in evaluation.
+# Which part of a sample is read: a random one in training, one or several fixed ones in evaluation.
 #
-# Evaluation in several views averages a classifier's answers over parts of a sample that are
-# spread evenly: k clips in time, the first at the start and the last at the end, and of each s
-# crops along the longer side, from end to end. One view is the middle.
+# Evaluation with several views averages a classifier's outputs over evenly spread parts of a
+# sample: k clips in time, from the start to the end, and from each clip s crops along the longer
+# side, from end to end. A single view is the middle.
 
-# A share of a count may lie this much below the whole number that it stands for.
+# A fraction of a count may lie this far below the whole number that it stands for.
 EDGE = 1e-9
 
 
 class Place(NamedTuple):
-    """Where a fixed part of a sample lies.
+    """Position of a fixed part of a sample.
 
     Args:
-        time: Share, 0..1, of the time left out that passes before the part.
-        along: Share, 0..1, of what is left out of the longer side that lies before the part.
+        time: Fraction, 0..1, of the remaining time that lies before the part.
+        along: Fraction, 0..1, of the remainder of the longer side that lies before the part.
     """
 
     time: float = 0.5
@@ -302,12 +299,12 @@ UNCHANGED = AugmentConfig()
 
 @dataclass(frozen=True)
 class Look:
-    """How a sample is looked at.
+    """How to view a sample: at random for training, at a fixed place for evaluation.
 
     Args:
-        rng: Where random parts and changes come from; None for evaluation, which has none.
-        augment: How pictures and clips are changed when there is a generator.
-        place: What is seen when there is none.
+        rng: Random generator of views and augmentation; None for evaluation.
+        augment: Augmentation, which needs the generator.
+        place: The part to read without a generator.
     """
 
     rng: np.random.Generator | None = None
@@ -315,10 +312,10 @@ class Look:
     place: Place = MIDDLE
 
     def start(self, choices: int) -> int:
-        """Return which of some beginnings to take, 0..choices - 1: drawn once, or the place's.
+        """Return a start, 0..choices - 1: sampled, or given by the place.
 
         Args:
-            choices: How many there are, at least 1.
+            choices: Number of possible starts, at least 1.
         """
         if self.rng is None:
             return int((choices - 1) * self.place.time + EDGE)
@@ -330,12 +327,12 @@ PLAIN = Look()
 
 @dataclass(frozen=True, kw_only=True)
 class Views(Settings, prefix="views."):
-    """How many parts of each sample evaluation looks at.
+    """Number of views of each sample in evaluation.
 
     Args:
-        temporal: Clips spread over the time of a film or a sound, at least 1.
-        spatial: Crops spread over the longer side of a picture or of a film's frames, at least 1.
-            They are all the same where picture and input have the same aspect ratio.
+        temporal: Clips spread over the duration of a video or of audio, at least 1.
+        spatial: Crops spread over the longer side of an image or of a video's frames, at least 1.
+            They are identical if image and input have the same aspect ratio.
 
     Raises:
         ConfigError: A number below 1.
@@ -345,7 +342,6 @@ class Views(Settings, prefix="views."):
     spatial: Count = 1
 
     def __str__(self) -> str:
-        """Show both numbers."""
         return f"{self.temporal}x{self.spatial}"
 
     @property
@@ -355,24 +351,24 @@ class Views(Settings, prefix="views."):
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """Every view, all crops of one time after the other."""
+        """All views: all crops of the first clip, then of the next."""
         return tuple(
             Place(time, along) for time in _spread(self.temporal) for along in _spread(self.spatial)
         )
 
     def check(self, specs: Mapping[str, ModalitySpec]) -> None:
-        """Refuse views that would all be the same.
+        """Reject several views of modalities for which they would be identical.
 
         Args:
-            specs: What is read.
+            specs: Specs of the modalities that are read.
 
         Raises:
-            ConfigError: Several temporal views without films or sounds, or several spatial ones
-                without pictures or films.
+            ConfigError: Several temporal views without videos or audio, or several spatial ones
+                without images or videos.
         """
         needs = (
-            (self.temporal, "temporal", (Video, Audio), "films or sounds"),
-            (self.spatial, "spatial", (Image, Video), "pictures or films"),
+            (self.temporal, "temporal", (Video, Audio), "videos or audio"),
+            (self.spatial, "spatial", (Image, Video), "images or videos"),
         )
         for number, name, kinds, nouns in needs:
             if number > 1 and not any(isinstance(spec, kinds) for spec in specs.values()):
@@ -383,5 +379,5 @@ class Views(Settings, prefix="views."):
 
 
 def _spread(count: int) -> tuple[float, ...]:
-    """Return shares from 0 to 1, or the middle."""
+    """Return evenly spaced fractions from 0 to 1, or 0.5 for one."""
     return tuple(i / (count - 1) for i in range(count)) if count > 1 else (0.5,)

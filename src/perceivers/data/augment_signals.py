@@ -1,4 +1,4 @@
-"""Random changes of sounds, point clouds and texts."""
+"""Random augmentation of audio, point clouds and texts."""
 
 from math import cos, radians, sin
 
@@ -9,24 +9,24 @@ from perceivers.data.augment import AugmentConfig, Look
 from perceivers.errors import ConfigError
 from perceivers.types import Points
 
-# -- Random changes of a waveform: loudness, place in time, added noise and sign -----------------
+# -- Waveforms: gain, time shift, added noise and sign ---------------------------------------------
 #
-# Each is a line of numpy, applied on the workers to fitted clips; a library of effects would
-# bring its own random numbers, and what is random here must follow from (seed, epoch, sample).
-# SpecAugment is not among them: it masks spectrograms, and models here read waveforms.
+# Plain numpy, applied to fitted clips by the workers: a library of effects would bring its own
+# random generator, but augmentation must be reproducible from (seed, epoch, sample). SpecAugment is
+# not included: it masks spectrograms, and models here read waveforms.
 #
 # Legend: C channels, S samples.
 
 
 def change_sound(wave: NDArray, look: Look) -> NDArray:
-    """Shift, add noise to, amplify and invert a waveform, in this order; in evaluation never.
+    """Shift, add noise to, amplify and invert a waveform, in this order; unchanged in evaluation.
 
     Args:
         wave: Fitted samples ``[C, S]``, float or int16; not changed in place.
-        look: Where the draws come from, and what to draw. The draws do not depend on the sound.
+        look: Random generator and settings. The random numbers used do not depend on the audio.
 
     Returns:
-        The same shape and type. Floats may leave -1..1; integers are cut off at their range.
+        The same shape and dtype. Floats may leave -1..1; integers are clipped to their range.
     """
     augment, rng = look.augment, look.rng
     if rng is None or not augment.changes_sounds:
@@ -48,12 +48,12 @@ def change_sound(wave: NDArray, look: Look) -> NDArray:
 
 
 def shift_wave(wave: NDArray[np.float32], places: int, *, wrap: bool) -> NDArray[np.float32]:
-    """Move samples ``[C, S]`` later.
+    """Shift samples ``[C, S]`` in time.
 
     Args:
         wave: The samples.
-        places: How many samples later, -S..S; earlier below 0.
-        wrap: Bring what is pushed out back at the other end, instead of zeros.
+        places: Number of samples to shift by, -S..S; positive is later.
+        wrap: Whether samples shifted out reappear at the other end, instead of zeros.
     """
     shifted = np.roll(wave, places, axis=1)
     if not wrap and places > 0:
@@ -66,12 +66,12 @@ def shift_wave(wave: NDArray[np.float32], places: int, *, wrap: bool) -> NDArray
 def draw_noise(
     wave: NDArray[np.float32], ratio: float, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Draw white noise that is quieter than a sound; none for silence.
+    """Sample white noise at a given ratio to a waveform; zeros for silence.
 
     Args:
-        wave: The sound ``[C, S]``.
-        ratio: Decibels from the noise's mean square to that of the sound, over all channels.
-        rng: Where the noise comes from.
+        wave: The waveform ``[C, S]``.
+        ratio: Signal-to-noise ratio of mean squares over all channels, in decibels.
+        rng: Random generator.
     """
     loudness = np.sqrt(np.square(wave, dtype=np.float64).mean())
     noise = rng.standard_normal(wave.shape, np.float32)
@@ -79,34 +79,34 @@ def draw_noise(
 
 
 def _draw_factor(augment: AugmentConfig, rng: np.random.Generator) -> np.float32:
-    """Draw what a waveform is multiplied by."""
+    """Sample the factor on a waveform, with its sign."""
     factor = 10 ** (rng.uniform(*augment.gain) / 20) if augment.gain != (0.0, 0.0) else 1.0
     return np.float32(-factor if augment.invert and rng.random() < 0.5 else factor)
 
 
-# -- Random changes of a point cloud: rotation about an axis, dropped points, scale and jitter ---
+# -- Point clouds: rotation about an axis, dropped points, scale and jitter ------------------------
 #
-# Each is a line of numpy, applied on the workers to single clouds, whose sizes differ.
+# Plain numpy, applied to single clouds by the workers, because clouds differ in size.
 #
 # Legend: P points, C values per point, of which the first three are x, y, z.
 
-# The coordinates that change when points turn about an axis, in the order of a positive angle.
+# The coordinates that a rotation about an axis changes, in the order of a positive angle.
 PLANES = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}
-# Noise ends after so many deviations, as in PointNet's code (0.05 for 0.01).
+# Noise is clipped at this many standard deviations, as in PointNet's code (0.05 for 0.01).
 JITTER_LIMIT = 5.0
 
 
 def check_points(augment: AugmentConfig, name: str, spec: Points) -> None:
-    """Refuse changes of coordinates where some values are none.
+    """Reject augmentation of coordinates if some channels are not coordinates, or too few are.
 
     Args:
-        augment: What is to be changed.
-        name: The modality, for the message.
+        augment: Augmentation settings.
+        name: Name of the modality, for messages.
         spec: Its spec.
 
     Raises:
-        ConfigError: More than three values per point, a rotation about x or y in the plane, or one
-            of single numbers.
+        ConfigError: More than three values per point, a rotation about x or y of points in the
+            plane, or any rotation of points on a line.
     """
     if augment.turn and spec.channels <= max(PLANES[augment.turn_axis]):
         raise ConfigError(
@@ -118,18 +118,18 @@ def check_points(augment: AugmentConfig, name: str, spec: Points) -> None:
     if moved and spec.channels > 3:
         raise ConfigError(
             f"augment.turn, point_scale and jitter move points of up to 3 coordinates, but "
-            f"{name!r} has {spec.channels} channels, whose others (such as normals) would no "
-            f"longer fit; leave them at their defaults, or leave those channels out"
+            f"{name!r} has {spec.channels} channels, and the others (such as normals) would no "
+            f"longer match; keep the defaults, or leave those channels out"
         )
 
 
 def turn_points(cloud: NDArray, augment: AugmentConfig, rng: np.random.Generator) -> NDArray:
-    """Turn points about an axis through their mean.
+    """Rotate points about an axis through their mean.
 
     Args:
-        cloud: Points ``[P, C]``, at least 1, floats; rows of NaN are none, and stay.
-        augment: The largest angle and the axis.
-        rng: Where the angle comes from; no draw is made when it is 0.
+        cloud: Points ``[P, C]``, at least 1, floats; rows of NaN are padding, and stay.
+        augment: Largest angle and axis.
+        rng: Random generator, not used if the angle is 0.
     """
     if not augment.turn:
         return cloud
@@ -146,14 +146,15 @@ def turn_points(cloud: NDArray, augment: AugmentConfig, rng: np.random.Generator
 def drop_points(
     cloud: NDArray, augment: AugmentConfig, rng: np.random.Generator, *, ragged: bool
 ) -> NDArray:
-    """Leave out points, each with the same probability, but never all of them.
+    """Drop points, each with the same probability, but never all of them.
 
     Args:
         cloud: Points ``[P, C]``.
-        augment: The largest probability.
-        rng: Where the probability and the points come from; no draw is made when it is 0.
-        ragged: Return fewer points; otherwise copies of the first one that is kept take the places
-            of the others, as in PointNet++.
+        augment: Largest probability.
+        rng: Random generator of the probability and the points, not used if the largest probability
+            is 0.
+        ragged: Return fewer points; otherwise copies of the first remaining point replace the
+            dropped ones, as in PointNet++.
     """
     return cloud[keep_rows(cloud, augment, rng, ragged=ragged)]
 
@@ -161,13 +162,13 @@ def drop_points(
 def keep_rows(
     cloud: NDArray, augment: AugmentConfig, rng: np.random.Generator, *, ragged: bool
 ) -> NDArray[np.int64]:
-    """Return the rows that ``drop_points`` returns, for what else is known of each point.
+    """Return the rows that ``drop_points`` returns, to apply them to other values per point.
 
     Args:
         cloud: Points ``[P, C]``.
-        augment: The largest probability.
-        rng: As there.
-        ragged: As there.
+        augment: Largest probability.
+        rng: As for ``drop_points``.
+        ragged: As for ``drop_points``.
     """
     rows = np.arange(len(cloud))
     if not augment.point_drop:
@@ -185,8 +186,8 @@ def move_points(cloud: NDArray, augment: AugmentConfig, rng: np.random.Generator
 
     Args:
         cloud: Points ``[P, C]``, floats.
-        augment: The range of factors, and the deviation of the noise.
-        rng: Where they come from; no draw is made for what is off.
+        augment: Range of factors, and standard deviation of the noise.
+        rng: Random generator, not used for what is off.
     """
     if augment.point_scale != (1.0, 1.0):
         cloud = cloud * np.asarray(rng.uniform(*augment.point_scale), cloud.dtype)
@@ -196,10 +197,10 @@ def move_points(cloud: NDArray, augment: AugmentConfig, rng: np.random.Generator
     return cloud
 
 
-# -- Random changes of a text: words left out, and its place in the window -----------------------
+# -- Texts: dropped words, and the position in the window ------------------------------------------
 #
-# Both are a line of numpy on bytes; libraries of text augmentation change tokens or swap synonyms
-# of one language, and models here read the bytes of any signal.
+# Plain numpy on bytes: libraries of text augmentation change tokens or swap synonyms of one
+# language, but models here read the bytes of any signal.
 #
 # Legend: L bytes.
 
@@ -207,12 +208,12 @@ BLANKS = np.frombuffer(b" \t\n\r\f\v", np.uint8)
 
 
 def change_text(text: NDArray[np.uint8], room: int, look: Look) -> NDArray[np.uint8]:
-    """Leave words out and put blanks before what is left; in evaluation never.
+    """Drop words and insert blanks before the rest; unchanged in evaluation.
 
     Args:
         text: Bytes ``[L]``, at least 1; not changed in place.
-        room: How many bytes the model reads; blanks take only what the text leaves of it.
-        look: Where the draws come from, and what to draw.
+        room: Number of bytes that the model reads; blanks use only what the text leaves of them.
+        look: Random generator and settings.
     """
     augment, rng = look.augment, look.rng
     if rng is None or not augment.changes_texts:
@@ -228,12 +229,12 @@ def change_text(text: NDArray[np.uint8], room: int, look: Look) -> NDArray[np.ui
 def drop_words(
     text: NDArray[np.uint8], share: float, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Leave out a share of the words, each with the blanks after it; one word always stays.
+    """Drop a fraction of the words, each with the blanks after it; one word always stays.
 
     Args:
         text: Bytes ``[L]``. A word ends after the blanks that follow it.
-        share: Of the words, 0..1, rounded down.
-        rng: Which ones.
+        share: Fraction of the words, 0..1; their number is rounded down.
+        rng: Random generator.
     """
     blank = np.isin(text, BLANKS)
     starts = np.flatnonzero(np.diff(blank.astype(np.int8), prepend=1) == -1)
@@ -242,5 +243,5 @@ def drop_words(
         return text
     kept = np.ones(len(starts) + 1, bool)
     kept[1 + rng.choice(len(starts), dropped, replace=False)] = False
-    # Bytes before the first word belong to no word, and stay.
+    # Blanks before the first word belong to no word, and stay.
     return text[kept[np.searchsorted(starts, np.arange(len(text)), side="right")]]

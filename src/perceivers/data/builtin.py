@@ -1,4 +1,4 @@
-"""Built-in data: scanned digits, and the synthetic task of picking an entity of a set."""
+"""Built-in data: scanned digits, and ``selection``, a synthetic task on sets."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,8 @@ from perceivers.errors import DataError
 from perceivers.types import Points
 
 # ------------------------------------------------------------------------------------------------
-# The built-in data set: scikit-learn's 1,797 scanned digits of 8x8 pixels; no network needed.
+# The built-in data set ``digits``: scikit-learn's 1,797 scanned digits of 8x8 pixels, without a
+# network.
 
 FULL_SCALE = 16.0
 SHARES = {"test": 0.2, "val": 0.1}
@@ -20,7 +21,7 @@ def read_digits() -> tuple[dict[str, Arrays], tuple[str, ...], str]:
     """Return the splits, class names and a note.
 
     The split is fixed: 20 % of each class for test and 10 % for validation, in the order of a hash
-    of the sample names, so it depends on no generator and no version.
+    of the sample names, so it does not depend on any random generator or library version.
 
     Raises:
         DataError: scikit-learn is not installed.
@@ -53,21 +54,21 @@ def read_digits() -> tuple[dict[str, Arrays], tuple[str, ...], str]:
 
 
 # ------------------------------------------------------------------------------------------------
-# The built-in synthetic task ``selection``: pick one entity of a set, by what the others are.
+# The built-in synthetic task ``selection``: pick one entity of a set, depending on the others.
 #
-# A sample is a set of 6 to 24 entities of two teams, in random order. Each row holds
+# A sample is a set of 6 to 24 entities of two teams, in random order. The values of a row are
 #
-#     x, y    place, about -1..1
+#     x, y    position, about -1..1
 #     mass    0.5..2
 #     team    -1 or 1
 #     asking  1 in one row of the set, else 0: that row's team is to move
-#     ready   1 where the entity can move, else 0
+#     ready   1 if the entity can move, else 0
 #
-# The label is the row of the entity to choose: of the team that is asking, the ready one nearest
-# to the centre of mass of the other team. So a row tells neither whether its team is asking nor
-# where the others are; all rows are needed. Sets in which the second nearest is almost as near
-# are left out. Everything is drawn from a fixed seed; the data are synthetic and say nothing
-# about the world.
+# The label is the row of the entity to choose: of the asking team, the ready one nearest to the
+# centre of mass of the other team. A single row tells neither whether its team is asking nor where
+# the others are, so all rows are needed. Sets in which the second nearest is almost as near are
+# left out. Everything is sampled from a fixed seed; the data are synthetic and say nothing about
+# the world.
 #
 # Legend: n sets, E entities at most, C values per entity.
 
@@ -76,7 +77,7 @@ SIZES = {"train": 4_000, "val": 500, "test": 1_000}
 MIN_ENTITIES, MAX_ENTITIES = 6, 24
 NUM_ROWS = 32
 CHANNELS = ("x", "y", "mass", "team", "asking", "ready")
-# How far apart teams may lie, and how far a team is spread out.
+# Range of the teams' centres, and spread of a team around its centre.
 TEAM_REACH, TEAM_SPREAD = 0.6, 0.4
 READY_RATE = 0.7
 # The second nearest is at least this much farther away than the nearest.
@@ -84,23 +85,23 @@ MARGIN = 0.03
 
 
 def read_selection() -> tuple[dict[str, Clouds], tuple[str, ...], str]:
-    """Draw the splits; return them with the class names (rows 0 to 31) and a note."""
+    """Generate the splits; return them with the class names (rows 0 to 31) and a note."""
     splits = {
         split: draw_sets(np.random.default_rng((SEED, number)), count, f"selection/{split}")
         for number, (split, count) in enumerate(SIZES.items())
     }
     counts = " / ".join(str(count) for count in SIZES.values())
-    note = f"selection: synthetic, drawn from a fixed seed, train / val / test {counts} sets"
+    note = f"selection: synthetic, generated from a fixed seed, train / val / test {counts} sets"
     return splits, tuple(str(row) for row in range(NUM_ROWS)), note
 
 
 def draw_sets(rng: np.random.Generator, count: int, name: str) -> Clouds:
-    """Draw labelled sets.
+    """Generate labelled sets.
 
     Args:
-        rng: Where from.
-        count: Sets n.
-        name: Put before the sets' numbers.
+        rng: Random generator.
+        count: Number of sets n.
+        name: Prefix of the sets' names.
     """
     kept: list[NDArray[np.float32]] = []
     labels: list[int] = []
@@ -123,15 +124,15 @@ def draw_sets(rng: np.random.Generator, count: int, name: str) -> Clouds:
 def choose_entities(
     entities: NDArray[np.float32], present: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Apply the rule.
+    """Return the entity to choose in each set.
 
     Args:
         entities: Rows ``[n, E, C]``.
         present: Which rows are entities ``[n, E]``.
 
     Returns:
-        The row to choose ``[n]``, and whether the choice is clear ``[n]``: there are two to choose
-        from, one of them nearer by the margin, and an entity on the other side.
+        The row to choose ``[n]``, and whether the choice is clear ``[n]``: there are at least two
+        candidates, the nearest leads by the margin, and the other team is not empty.
     """
     place, mass = entities[..., :2], entities[..., 2]
     team, asking, ready = entities[..., 3], entities[..., 4] > 0, entities[..., 5] > 0
@@ -149,10 +150,10 @@ def choose_entities(
 
 
 def measure_guesses(source: Clouds) -> dict[str, float]:
-    """Return the accuracy (0..1) of guesses that look at each entity alone.
+    """Return the accuracy (0..1) of baselines that consider each entity alone.
 
-    ``random`` is any entity, ``random ready`` any that can move, and ``nearest to the middle`` the
-    ready one nearest to (0, 0), where teams lie on average.
+    ``random`` picks any entity, ``random ready`` any that can move, and ``nearest to the middle``
+    the ready one nearest to (0, 0), where teams lie on average.
     """
     hits: dict[str, list[float]] = {"random": [], "random ready": [], "nearest to the middle": []}
     assert source.labels is not None
@@ -169,7 +170,7 @@ def measure_guesses(source: Clouds) -> dict[str, float]:
 def _draw_entities(
     rng: np.random.Generator, count: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Draw rows ``[n, E, C]`` and which of them are entities ``[n, E]``."""
+    """Sample rows ``[n, E, C]`` and which of them are entities ``[n, E]``."""
     shape = (count, MAX_ENTITIES)
     sizes = rng.integers(MIN_ENTITIES, MAX_ENTITIES + 1, count)
     present = np.arange(MAX_ENTITIES) < sizes[:, None]

@@ -1,4 +1,4 @@
-"""Texts as ids of their UTF-8 bytes, and back; everything is done on whole arrays of bytes.
+"""Texts to ids of their UTF-8 bytes and back, vectorised over whole texts.
 
 Legend: L bytes or ids.
 Paper: Perceiver IO (arXiv 2107.14795) Sec. 4.1: no tokenizer, the vocabulary is the 256 bytes.
@@ -19,20 +19,21 @@ def encode_text(text: str | bytes, *, parse_masks: bool = False) -> NDArray[np.i
     """Return one id per byte, byte + 6, int64 ``[L]``.
 
     Args:
-        text: Any bytes, or text that is written as UTF-8.
-        parse_masks: Read the letters ``[MASK]`` as the one id that asks for a prediction.
+        text: Bytes, or text to encode as UTF-8.
+        parse_masks: Encode the characters ``[MASK]`` as the mask id, where the model makes a
+            prediction.
 
     Raises:
-        InputError: A character that has no UTF-8 form (half of a surrogate pair).
+        InputError: A character that UTF-8 cannot encode (half of a surrogate pair).
     """
     if isinstance(text, str):
         try:
-            # What "surrogateescape" read from bytes that are no UTF-8 becomes those bytes again.
+            # "surrogateescape" restores the bytes that were not valid UTF-8 when the text was read.
             text = text.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError as error:
             raise InputError(
                 f"character {error.start} of the text is {text[error.start]!r}, half of a "
-                f"surrogate pair, which UTF-8 cannot write; remove it, or give bytes"
+                f"surrogate pair, which UTF-8 cannot encode; remove it, or give bytes"
             ) from error
     if not parse_masks or MASK_TEXT not in text:
         return np.frombuffer(text, np.uint8).astype(np.int64) + FIRST_BYTE
@@ -44,13 +45,13 @@ def encode_text(text: str | bytes, *, parse_masks: bool = False) -> NDArray[np.i
 
 
 def decode_ids(ids: NDArray | Sequence[int]) -> str:
-    """Return the text of some ids; special ones are left out, broken UTF-8 becomes U+FFFD.
+    """Decode ids to text; special ids are left out, invalid UTF-8 becomes U+FFFD.
 
     Args:
         ids: Integers ``[L]`` in 0..261.
 
     Raises:
-        InputError: Another shape or type, or an id outside the vocabulary.
+        InputError: Another shape or dtype, or an id outside the vocabulary.
     """
     values = np.asarray(ids)
     if not values.size:
@@ -79,10 +80,10 @@ def wrap_ids(
 
 
 def pad_ids(ids: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """Fill ids up to a length with PAD.
+    """Pad ids to a length with PAD.
 
     Raises:
-        InputError: There are more ids than that.
+        InputError: There are more ids than ``length``.
     """
     if len(ids) > length:
         raise InputError(

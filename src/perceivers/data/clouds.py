@@ -1,6 +1,6 @@
-"""Ragged point sets: ``.npz`` files of all points one after the other, and where each set begins.
+"""Ragged point sets in ``.npz`` files: all points concatenated, and where each set begins.
 
-With a class for every point they are scenes, which are read in tiles.
+Sets with a class for every point are scenes, which are read in tiles.
 
 Legend: n clouds, P points of one cloud, C values per point.
 """
@@ -29,20 +29,21 @@ from perceivers.errors import DataError
 from perceivers.settings import Count, Finite, Positive, Range
 from perceivers.types import ModalitySpec, Points
 
-# -- Scenes: large point clouds with a class for every point, read in tiles of so many points ----
+# -- Scenes: large point clouds with a class for every point, read in tiles ------------------------
 #
-# A scene is divided along its longer side, again and again, until every tile holds as many points
-# as a model reads or fewer; loaders divide it by the spec. Evaluation sees each tile with the
-# points around it, which are context and not counted, so that every point of a scene counts once.
-# Training sees the square around a random point of the tile, so that every place is a middle.
+# A scene is divided along its longer side, recursively, until every tile has at most as many points
+# as a model reads; loaders take that number from the spec. Evaluation reads each tile with the
+# points around it, which are context and not scored, so that every point of a scene counts once.
+# Training reads the square around a random point of the tile, so that any position can be the
+# centre.
 #
 # Legend: n scenes, P points of a tile, Q points of a tile and around it, C values per point.
 
-# Name of what tells the points of a tile from those around it.
+# Key of the mask that separates a tile's own points from those around it.
 INSIDE = "inside"
 TILE_POINTS = 4096
 POINTS_STEP = 8
-# A tile is read with so many times its points: a square around one of its corners lies within.
+# A tile is read with this many times its points, so that a square around one of its corners fits.
 REACH = 4
 
 
@@ -53,7 +54,7 @@ class PointMask(ModalitySpec):
     Args:
         points: Points P.
         num_classes: Classes K, up to 255.
-        ignore: Ids in the files that are no class; the ids above them move down.
+        ignore: Ids in the files that are not classes; higher ids move down.
     """
 
     kind: ClassVar[str] = "point_mask"
@@ -67,22 +68,22 @@ class PointMask(ModalitySpec):
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Points."""
+        """The number of points."""
         return (self.points,)
 
     @property
     def raw_shape(self) -> tuple[int, ...]:
-        """Classes have no channel axis."""
+        """Same as ``grid``: classes have no channel axis."""
         return self.grid
 
     @property
     def table(self) -> NDArray[np.int64]:
-        """What each id ``[256]`` in a file stands for: a class, 255 (ignored) or -1 (no class)."""
+        """Meaning of each id ``[256]`` in a file: a class, 255 (ignored) or -1 (not a class)."""
         return class_table(self.num_classes, self.ignore)
 
 
 class Tile(NamedTuple):
-    """The rows of one scene's points that lie in a tile, and which scene it is."""
+    """The rows of one scene's points that form a tile, and the index of the scene."""
 
     scene: int
     rows: NDArray[np.int64]
@@ -93,11 +94,11 @@ class Scenes:
     """A source of tiles of scenes.
 
     Args:
-        points: The points of all scenes ``[total, C]``, floats; x and y come first.
-        ids: The class of every point ``[total]``, integers, or None.
-        spans: ``[n, 2]``: where each scene begins and ends in ``points``.
+        points: Points of all scenes ``[total, C]``, floats; x and y come first.
+        ids: Class of every point ``[total]``, integers, or None.
+        spans: ``[n, 2]``: start and end of each scene in ``points``.
         scenes: Stable id per scene.
-        tile_points: Points of a tile, at most.
+        tile_points: Maximum number of points of a tile.
     """
 
     points: NDArray
@@ -109,7 +110,7 @@ class Scenes:
 
     @cached_property
     def tiles(self) -> Sequence[Tile]:
-        """The tiles of all scenes, one scene after the other."""
+        """Tiles of all scenes, one scene after the other."""
         return [
             Tile(number, rows)
             for number, (first, end) in enumerate(self.spans)
@@ -118,7 +119,7 @@ class Scenes:
 
     @property
     def names(self) -> Sequence[str]:
-        """One id per tile: the scene's and the tile's number, ``train.npz/3@17``."""
+        """One id per tile: the scene's id and the tile's number, ``train.npz/3@17``."""
         return self._names
 
     @cached_property
@@ -131,18 +132,17 @@ class Scenes:
 
     @property
     def contents(self) -> Sequence[str]:
-        """One id per scene, with the points that it holds."""
+        """One id per scene, with its number of points."""
         sizes = np.diff(self.spans, axis=1)[:, 0].tolist()
         return [f"{name}:{size}" for name, size in zip(self.scenes, sizes, strict=True)]
 
     def __len__(self) -> int:
-        """Count the tiles."""
         return len(self.tiles)
 
     def read(self, index: int) -> RawSample:
         """Return the points ``[Q, C]``, their ids ``[Q]``, and which lie in the tile ``[Q]``.
 
-        The tile's points come first, and then those around it, the nearest first.
+        The tile's own points come first, then those around it, nearest first.
         """
         tile = self.tiles[index]
         first, end = self.spans[tile.scene]
@@ -152,27 +152,27 @@ class Scenes:
         return found if self.ids is None else {**found, MASK_NAME: self.ids[first:end][rows]}
 
     def declare(self) -> Mapping[str, ModalitySpec]:
-        """Return a spec of up to 4,096 points, in their own unit around the middle of a tile."""
+        """Return a spec of up to 4,096 points, centred per tile but not scaled."""
         most = int(np.diff(self.spans, axis=1).max())
         count = min(TILE_POINTS, -(-most // POINTS_STEP) * POINTS_STEP)
         return {"points": Points(count, self.points.shape[1], ragged=True, scale="centre")}
 
     def with_points(self, points: int) -> "Scenes":
-        """Return the same scenes in tiles of so many points."""
+        """Return the same scenes in tiles of at most ``points`` points."""
         return self if points == self.tile_points else replace(self, tile_points=points)
 
     def divide(self, share: float, address: str) -> tuple["Scenes", "Scenes", str]:
         """Set a part aside for validation: whole scenes, or one end of the only one.
 
         Args:
-            share: Share of the scenes, or of the points, in 0..1.
-            address: The data's address, for messages.
+            share: Fraction of the scenes, or of the points, in 0..1.
+            address: Address of the data, for messages.
 
         Returns:
-            What stays in training, what is set aside, and a note.
+            Training part, validation part, and a note.
 
         Raises:
-            DataError: One scene of one point.
+            DataError: There is one scene of one point.
         """
         if len(self.scenes) > 1:
             kept, carved, note = carve_validation(self.scenes, None, share, address)
@@ -200,19 +200,18 @@ class Scenes:
         return parts[0], parts[1], note
 
     def _some(self, chosen: NDArray[np.int64]) -> "Scenes":
-        """Return a source of some of the scenes."""
         return replace(self, spans=self.spans[chosen], scenes=pick(self.scenes, chosen))
 
 
 def divide_scene(scene: NDArray, tile_points: int) -> list[NDArray[np.int64]]:
-    """Divide points into tiles by x and y, of nearly the same number and never more than asked for.
+    """Divide points by x and y into tiles of nearly the same size, at most ``tile_points`` each.
 
     Args:
         scene: Points ``[P, C]``, at least one, with x and y first (or x alone).
-        tile_points: Points of a tile, at most; at least 1.
+        tile_points: Maximum number of points of a tile, at least 1.
 
     Returns:
-        The rows of each tile, sorted; together they are all rows, each once.
+        Sorted rows of each tile; every row is in exactly one tile.
     """
     places = scene[:, :2]
     waiting = [(np.arange(len(scene)), -(-len(scene) // tile_points))]
@@ -225,20 +224,20 @@ def divide_scene(scene: NDArray, tile_points: int) -> list[NDArray[np.int64]]:
         axis = int(np.ptp(places[rows], axis=0).argmax())
         order = rows[np.argsort(places[rows, axis], kind="stable")]
         cut = len(rows) * (count // 2) // count
-        # Rounded down, the second part might be one point too large for its tiles.
+        # Rounding down might leave one point too many for the tiles of the second part.
         cut = max(cut, len(rows) - (count - count // 2) * tile_points)
         waiting += [(order[cut:], count - count // 2), (order[:cut], count // 2)]
     return tiles
 
 
 def choose_block(sample: RawSample, points: int, look: Look) -> NDArray[np.int64]:
-    """Return which points of a tile and around it are seen, at most so many.
+    """Return which points of a tile and around it to read.
 
     Args:
         sample: From ``Scenes.read``.
-        points: How many.
-        look: In training those of the square around a random point of the tile; in evaluation the
-            tile's, and then the nearest around it.
+        points: Maximum number of points.
+        look: In training, the points of the square around a random point of the tile; in
+            evaluation, the tile's own points, then the nearest around it.
     """
     cloud, inside = np.asarray(sample["points"]), np.asarray(sample[INSIDE])
     if look.rng is None:
@@ -250,7 +249,7 @@ def choose_block(sample: RawSample, points: int, look: Look) -> NDArray[np.int64
 def _around(scene: NDArray, rows: NDArray[np.int64], total: int) -> NDArray[np.int64]:
     """Return the rows of the nearest points around a tile, which fill it up to a total."""
     low, high = scene[rows, :2].min(axis=0), scene[rows, :2].max(axis=0)
-    # Distance to the tile's rectangle; a square around its middle would miss the ends of long ones.
+    # Distance to the tile's rectangle; a square around its centre would miss a long tile's ends.
     away = np.maximum(low - scene[:, :2], scene[:, :2] - high).max(axis=1)
     away[rows] = np.inf
     nearest = _nearest(away, min(total, len(scene)) - len(rows))
@@ -268,9 +267,9 @@ def _nearest(distances: NDArray, count: int) -> NDArray[np.int64]:
 
 OFFSETS = "offsets"
 POINT_KEYS = ("points", "xyz", "xyt")
-# Keys whose values are classes of points where there is one for each.
+# Keys of point classes, if they have one value per point.
 CLASS_KEYS = ("label", MASK_NAME)
-# The default spec holds this share of the clouds whole.
+# The default spec has enough points for this percentage of the clouds.
 WHOLE_PERCENT = 95
 
 
@@ -279,12 +278,12 @@ class Clouds:
     """A source of point sets of different sizes.
 
     Args:
-        points: The points of all clouds ``[total, C]``, floats.
-        spans: ``[n, 2]``: where each cloud begins and ends in ``points``.
+        points: Points of all clouds ``[total, C]``, floats.
+        spans: ``[n, 2]``: start and end of each cloud in ``points``.
         names: Stable id per cloud.
-        labels: Class per cloud ``[n]``, several columns of them ``[n, T]``, or None.
-        spec: How the clouds are best read; None follows from their sizes.
-        targets: Numbers to be predicted ``[n, T]``, NaN where unknown, or None.
+        labels: Class per cloud ``[n]``, ``[n, T]`` for several columns, or None.
+        spec: Preferred spec; None derives it from the sizes.
+        targets: Numbers to predict ``[n, T]``, NaN where unknown, or None.
     """
 
     points: NDArray
@@ -295,16 +294,15 @@ class Clouds:
     targets: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
-        """Count the clouds."""
         return len(self.names)
 
     def read(self, index: int) -> dict[str, NDArray]:
-        """Return one cloud ``[P, C]``; a view, no copy."""
+        """Return one cloud ``[P, C]``, as a view."""
         first, end = self.spans[index]
         return {"points": self.points[first:end]}
 
     def declare(self) -> Mapping[str, ModalitySpec]:
-        """Return the spec, or one that holds 95 of 100 clouds whole and scales each into -1..1."""
+        """Return the spec, or one that fits 95 % of the clouds and scales each into -1..1."""
         if self.spec is not None:
             return {"points": self.spec}
         sizes = np.diff(self.spans, axis=1)
@@ -329,22 +327,22 @@ def read_clouds(
 ) -> Found:
     """Read the point sets of some splits.
 
-    A file holds ``offsets`` ``[n + 1]`` and the points under ``points``, ``xyz`` or ``xyt``
-    ``[total, C]``: cloud i is ``points[offsets[i]:offsets[i + 1]]``. Keys of n values may be chosen
-    as label columns. One integer per point under ``label`` or ``mask`` makes the clouds scenes,
-    with the ids of ``classes.txt``; other keys, such as another value per point, are left out.
+    A file has ``offsets`` ``[n + 1]`` and the points under ``points``, ``xyz`` or ``xyt`` ``[total,
+    C]``: cloud i is ``points[offsets[i]:offsets[i + 1]]``. Keys of n values may be chosen as label
+    columns. One integer per point under ``label`` or ``mask`` makes the clouds scenes, whose ids
+    are named in ``classes.txt``; other keys, such as another value per point, are ignored.
 
     Args:
-        files: Path and arrays by split; ``train`` is among them.
-        chosen: Label columns; none reads ``label`` where there is one.
-        where: The data's address, for messages.
-        targets: Keys of n numbers to be predicted.
-        integers: What integers in label columns are.
+        files: Path and arrays by split, including ``train``.
+        chosen: Label columns; by default ``label`` if there is one.
+        where: Address of the data, for messages.
+        targets: Keys of n numbers to predict.
+        integers: How to read integers in label columns, as for ``open_data``.
 
     Raises:
         DataError: Missing keys, offsets that do not divide the points, empty clouds, values that
-            are not finite, a label that is no class, or classes of points in some splits only.
-        ConfigError: A label column that there is not.
+            are not finite, unknown labels, or point classes in some splits only.
+        ConfigError: A label column that does not exist.
     """
     if any(_class_keys(content) for _, content in files.values()) and not (chosen or targets):
         return _read_scenes(files, where)
@@ -373,7 +371,6 @@ def read_clouds(
 
 
 def _read_scenes(files: Mapping[str, tuple[Path, Mapping[str, NDArray]]], where: str) -> Found:
-    """Read clouds with a class for every point."""
     scenes: dict[str, Scenes] = {}
     for split, (path, content) in files.items():
         points, spans = read_ragged(path, content)
@@ -392,22 +389,22 @@ def _read_scenes(files: Mapping[str, tuple[Path, Mapping[str, NDArray]]], where:
 
 
 def read_ragged(path: Path, content: Mapping[str, NDArray]) -> tuple[NDArray, NDArray[np.int64]]:
-    """Return the points of all clouds ``[total, C]``, and where each begins and ends ``[n, 2]``.
+    """Return the points of all clouds ``[total, C]``, and the start and end of each ``[n, 2]``.
 
     Args:
-        path: Of the file, for messages.
+        path: Path of the file, for messages.
         content: Its arrays.
 
     Raises:
-        DataError: Missing keys, offsets that do not divide the points, empty clouds, or values
-            that are not finite.
+        DataError: Missing keys, offsets that do not divide the points, empty clouds, or values that
+            are not finite.
     """
     points = _check_points(path, content)
     return points, _check_offsets(path, content[OFFSETS], len(points))
 
 
 def _class_keys(content: Mapping[str, NDArray]) -> list[str]:
-    """Return the keys that hold a class per point, where that is not one per cloud."""
+    """Return the keys with one class per point, unless that could be one per cloud."""
     total = next((len(content[key]) for key in POINT_KEYS if key in content), -1)
     offsets = content[OFFSETS] if OFFSETS in content else np.zeros(0)
     alike = total == len(offsets) - 1
@@ -415,14 +412,12 @@ def _class_keys(content: Mapping[str, NDArray]) -> list[str]:
 
 
 def _check_widths(points: Mapping[str, NDArray], where: str) -> None:
-    """Refuse splits whose points hold different numbers of values."""
     widths = {split: values.shape[1] for split, values in points.items()}
     if len(set(widths.values())) > 1:
         raise DataError(f"{where}: values per point are {widths}; all splits need the same")
 
 
 def _check_points(path: Path, content: Mapping[str, NDArray]) -> NDArray:
-    """Return the points of all clouds."""
     found = [key for key in POINT_KEYS if key in content]
     if len(found) != 1 or OFFSETS not in content:
         raise DataError(
@@ -445,20 +440,21 @@ def _check_points(path: Path, content: Mapping[str, NDArray]) -> NDArray:
 
 
 def _check_offsets(path: Path, offsets: NDArray, num_points: int) -> NDArray[np.int64]:
-    """Return where clouds begin and end ``[n, 2]``."""
+    """Return the start and end of each cloud ``[n, 2]``."""
     valid = offsets.ndim == 1 and len(offsets) > 1 and np.issubdtype(offsets.dtype, np.integer)
     if not valid or offsets[0] != 0 or offsets[-1] != num_points:
         raise DataError(
             f"{path}: {OFFSETS!r} has shape {offsets.shape} and dtype {offsets.dtype}"
             + (f" and runs from {offsets[0]} to {offsets[-1]}" if valid else "")
-            + f"; it must be integers from 0 to the {num_points} points, one more than clouds"
+            + f"; it must be integers from 0 to {num_points}, the number of points, and one more "
+            "than the clouds"
         )
     spans = np.stack([offsets[:-1], offsets[1:]], axis=1).astype(np.int64)
     empty = np.flatnonzero(spans[:, 1] <= spans[:, 0])
     if len(empty):
         first, end = spans[empty[0]]
         raise DataError(
-            f"{path}: cloud {empty[0]} runs from point {first} to {end}, so it holds none; every "
+            f"{path}: cloud {empty[0]} runs from point {first} to {end}, so it is empty; every "
             f"cloud needs at least one point"
         )
     return spans

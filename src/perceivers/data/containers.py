@@ -1,7 +1,7 @@
-"""Media files: known by their names; sounds and films opened by PyAV or soundfile, never noisily.
+"""Media files: known by their extensions, and opened quietly by PyAV or soundfile.
 
-Sounds are read by soundfile where it can; all else, MP3 included, by PyAV, because the MP3 decoder
-inside soundfile writes its complaints about damaged files to the terminal.
+soundfile reads audio where it can, and PyAV all else. That includes MP3, because the MP3 decoder
+inside soundfile prints complaints about damaged files to the terminal.
 """
 
 import os
@@ -40,25 +40,25 @@ EXTENSIONS = {
     "video": VIDEO_EXTENSIONS,
     "points": POINT_EXTENSIONS,
 }
-# How libsndfile calls formats, encodings and parts of them that it does not read.
+# libsndfile's error codes for formats and encodings that it does not read.
 UNREAD_CODES = {1, 4, 18}
-# Containers that state the time of every packet, and that can be entered anywhere.
+# Containers with a time for every packet, in which seeking works everywhere.
 TIMED_FORMATS = ("mov", "matroska")
-# Packages that not everybody needs, and what for.
+# Optional packages, and what needs them.
 PURPOSES: Mapping[str, str] = MappingProxyType(
     {
         "av": "audio and video files need",
         "soundfile": "audio files need",
-        "soxr": "sounds of another sample rate than the one that is read need",
+        "soxr": "audio files whose sample rate differs from the requested one need",
         "trimesh": "point clouds in .off, .ply, .obj and .stl files need",
     }
 )
-# Longer sounds and films stay on the disk until a part of them is decoded.
+# Larger audio, video and point files, in bytes, stay on disk until a part of them is decoded.
 MAX_READ = 2**23
 
 
 def name_kind(name: str) -> str | None:
-    """Return ``image``, ``audio``, ``video`` or ``points`` by a file's ending; None for others."""
+    """Return ``image``, ``audio``, ``video`` or ``points`` by a file's extension; else None."""
     if is_picture_name(name):
         return "image"
     lower = name.lower()
@@ -70,7 +70,7 @@ def name_kind(name: str) -> str | None:
 
 @cache
 def load_library(name: str) -> ModuleType:
-    """Import one of ``PURPOSES``, which are optional.
+    """Import one of the optional packages in ``PURPOSES``.
 
     Raises:
         DataError: It is not installed.
@@ -82,14 +82,15 @@ def load_library(name: str) -> ModuleType:
             f"{PURPOSES[name]} the package {name!r}, which cannot be imported ({error}); "
             f'run pip install "perceivers[media]"'
         ) from error
-    # Damage is told by exceptions; decoders' own messages name no file. None is silence already.
+    # Exceptions report damage; FFmpeg's own messages name no file. A level of None is silent
+    # already.
     if name == "av" and module.logging.get_level() is not None:
         module.logging.set_level(module.logging.PANIC)
     return module
 
 
 def is_packed(head: bytes) -> bool:
-    """Tell by its first bytes whether a file is MP3 or AAC, MP4, Matroska or WebM.
+    """Tell from its first bytes whether a file is MP3, AAC, MP4, Matroska or WebM.
 
     Args:
         head: At least the first 8 bytes.
@@ -100,7 +101,7 @@ def is_packed(head: bytes) -> bool:
 
 @contextmanager
 def open_bytes(clip: EncodedClip) -> Iterator[BufferedIOBase]:
-    """Open a file, or what was read of it, for reading.
+    """Open a file, or its bytes if they were loaded, for reading.
 
     Raises:
         DataError: The file is empty, or cannot be read.
@@ -117,9 +118,9 @@ def open_bytes(clip: EncodedClip) -> Iterator[BufferedIOBase]:
 
 
 def file_version(clip: EncodedClip) -> tuple[str, int, int] | None:
-    """Return path, size and time of change of a file; None where its bytes were read already.
+    """Return path, size and modification time of a file; None if its bytes were loaded.
 
-    What was learned of a file holds as long as these do.
+    Facts about the file may be cached as long as these are the same.
 
     Raises:
         DataError: The file cannot be read.
@@ -132,10 +133,10 @@ def file_version(clip: EncodedClip) -> tuple[str, int, int] | None:
 
 @contextmanager
 def open_container(clip: EncodedClip) -> Iterator[Any]:
-    """Open a container with PyAV; whatever it raises until the end becomes ``path: reason``.
+    """Open a container with PyAV; any of its errors inside the block becomes ``path: reason``.
 
     Raises:
-        DataError: The content is no known container, damaged or cut short.
+        DataError: The content is damaged, cut short, or not a known container.
     """
     with open_bytes(clip) as file, open_stream(file, clip.path) as container:
         yield container
@@ -143,10 +144,10 @@ def open_container(clip: EncodedClip) -> Iterator[Any]:
 
 @contextmanager
 def open_stream(file: BufferedIOBase, path: str) -> Iterator[Any]:
-    """Open a container with PyAV, as ``open_container``, from what can be read and sought in.
+    """Open a container with PyAV, as ``open_container``, from a seekable file object.
 
     Raises:
-        DataError: The content is no known container, damaged or cut short.
+        DataError: The content is damaged, cut short, or not a known container.
     """
     av = load_library("av")
     try:
@@ -159,7 +160,7 @@ def open_stream(file: BufferedIOBase, path: str) -> Iterator[Any]:
 
 @contextmanager
 def open_sound(clip: EncodedClip) -> Iterator[Any]:
-    """Open a sound with soundfile, None where PyAV is to read it; any later error names the file.
+    """Open an audio file with soundfile, or yield None for PyAV to read it; errors name the file.
 
     Raises:
         DataError: The content is damaged or cut short.
@@ -184,15 +185,15 @@ def open_sound(clip: EncodedClip) -> Iterator[Any]:
 
 
 def _try_soundfile(soundfile: ModuleType, data: BufferedIOBase) -> Any:
-    """Open a file with soundfile; None where it does not know the format."""
+    """Open a file with soundfile; None if it does not support the format."""
     try:
         file = soundfile.SoundFile(data)
     except soundfile.LibsndfileError as error:
         if error.code in UNREAD_CODES:
             return None
         raise
-    # MP3 inside of WAV is decoded by the noisy decoder too. A WAV that was written to a pipe may
-    # state no samples, and PyAV reads all there are.
+    # MP3 in WAV goes through the noisy decoder too. A WAV that was written to a pipe may state no
+    # samples, but PyAV reads all of them.
     if file.subtype.startswith("MPEG") or (file.format.startswith("WAV") and not file.frames):
         file.close()
         return None
@@ -200,7 +201,7 @@ def _try_soundfile(soundfile: ModuleType, data: BufferedIOBase) -> Any:
 
 
 def first_stream(container: Any, kind: str, path: str) -> Any:
-    """Return the first stream of a kind, set to decode without threads of its own.
+    """Return the first stream of a kind, set to decode in a single thread.
 
     Raises:
         DataError: The container has no stream of this kind that can be decoded.
@@ -209,42 +210,43 @@ def first_stream(container: Any, kind: str, path: str) -> Any:
     if not streams:
         held = sorted({stream.type for stream in container.streams})
         raise DataError(
-            f"{path}: holds no {kind} that can be decoded; streams found: "
+            f"{path}: contains no {kind} that can be decoded; streams found: "
             f"{', '.join(held) or 'none'}"
         )
     if not streams[0].codec_context.is_open:
-        # Readers run in several processes already; threads for every short clip only cost time.
+        # Readers already run in several processes; threads for every short clip only cost time.
         streams[0].codec_context.thread_count = 1
     return streams[0]
 
 
 def is_timed(container: Any) -> bool:
-    """Tell whether a container states the times that its parts have."""
+    """Tell whether a container states the times of its packets."""
     return container.format.name.startswith(TIMED_FORMATS)
 
 
 def has_track(container: Any) -> bool:
-    """Tell whether a video file carries a sound track."""
+    """Tell whether a video file has a sound track."""
     return any(stream.type == "audio" for stream in container.streams)
 
 
 def wrap_file(
     kind: str, path: str, data: bytes | None, *, has_sound: bool | None
 ) -> dict[str, Picture | NDArray | EncodedClip]:
-    """Return what one file gives to a sample: a picture, a clip, points, or the bytes of a text.
+    """Return what one file adds to a sample: an image, a clip, points, or the bytes of a text.
 
-    Pictures of 16 bits per value stay undecoded, as Pillow has no such colours.
+    Images of 16 bits per value stay undecoded, because Pillow has no such colour modes.
 
     Args:
         kind: ``image``, ``mask``, ``audio``, ``video``, ``points`` or ``bytes``.
-        path: Where the file lies: for messages, and to read it from.
-        data: Its content; None reads it now, but leaves sounds, films and clouds of more than
-            ``MAX_READ`` bytes to who decodes them.
-        has_sound: A video file is also the sample's sound; None looks whether it has a track.
+        path: Path of the file, for messages and for reading.
+        data: Its content; None reads it now, except audio, videos and clouds of more than
+            ``MAX_READ`` bytes, which are read when they are decoded.
+        has_sound: Whether a video file also provides the sample's audio; None checks for a sound
+            track.
 
     Raises:
-        DataError: A picture that cannot be decoded, a file that cannot be read, or a video that
-            cannot be opened to look.
+        DataError: An image cannot be decoded, a file cannot be read, or a video cannot be opened
+            for the check.
     """
     if kind in {"image", "mask", "bytes"}:
         content = read_bytes(path) if data is None else data

@@ -1,4 +1,4 @@
-"""A data set: its splits, classes, and the specs that say what its samples look like."""
+"""A data set: its splits, its classes, and the specs of its samples."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,23 +18,23 @@ from perceivers.errors import DataError
 from perceivers.text_names import check_class_names, check_writable, show_name
 from perceivers.types import Image, ModalitySpec, Points
 
-# The class of masks that training leaves out unless told otherwise.
+# The mask class that training ignores by default.
 VOID = "void"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Opened data.
+    """An opened data set.
 
     Args:
-        address: What was opened.
-        splits: Sources by name: ``train`` and ``val`` always, ``test`` only when the data give it.
-        classes: Class names in the order of the labels; none when unlabelled, or labelled in
-            several columns.
+        address: The address it was opened from.
+        splits: Sources by name: ``train`` and ``val`` always, ``test`` only if the data have it.
+        classes: Class names in the order of the labels; empty if unlabelled, or with several label
+            columns.
         notes: Sentences on what was decided while opening.
-        columns: Class names by label column, in the columns' order; none with one plain label.
-        targets: Names of the numbers to be predicted, in the order of ``TargetSource.targets``.
-        mask_classes: Names of the ids in masks, from 0; none without masks.
+        columns: Class names by label column, in the columns' order; empty with a single label.
+        targets: Names of the numbers to predict, in the order of ``TargetSource.targets``.
+        mask_classes: Names of the ids in masks, from 0; empty without masks.
         carved: Whether ``val`` was set aside from ``train``, because the data had none.
     """
 
@@ -46,13 +46,13 @@ class Dataset:
     targets: tuple[str, ...] = ()
     mask_classes: tuple[str, ...] = ()
     carved: bool = False
-    # Readers of ``read`` by split and settings: measuring specs takes longer than reading.
+    # Cache of readers by split and settings: measuring specs takes longer than reading a sample.
     _readers: dict[str, SampleReader] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def __repr__(self) -> str:
-        """Return the address, sizes and numbers of classes; sources hold names by the million."""
+        """Leave out the sources, which may contain millions of names."""
         sizes = ", ".join(f"{name}={len(source)}" for name, source in self.splits.items())
         classes = {"": self.classes, **self.columns}
         counts = [f"{n or 'label'}={len(names)}" for n, names in classes.items() if names]
@@ -70,11 +70,12 @@ class Dataset:
         modalities: Sequence[str] = (),
         seed: int | None = None,
     ) -> dict[str, NDArray]:
-        """Return one sample as training gives it to a model, by modality, without a batch axis.
+        """Return one sample by modality, as a model gets it in training, without a batch axis.
 
         Arrays are in the raw layout: images uint8 ``[C, H, W]``, videos ``[C, T, H, W]``, audio
         ``[C, S]``, points ``[P, C]``, texts as ids ``[L]``; masks are classes uint8 ``[H, W]`` or
-        ``[P]``, 255 where ignored. Normalisation by mean and deviation is part of the model.
+        ``[P]``, 255 where ignored. Normalisation by mean and standard deviation is part of the
+        model.
 
         Args:
             split: ``train``, ``val`` or ``test``.
@@ -82,11 +83,12 @@ class Dataset:
             size: As for ``specs``, like ``channels``, ``overrides`` and ``modalities``.
             channels: Channels of images.
             overrides: Fields of specs by modality.
-            modalities: Which modalities to read; none reads all.
-            seed: Take a random view, as training does; the one of evaluation when not given.
+            modalities: Modalities to read; by default all.
+            seed: Seed of a random view, as in training; by default the view of evaluation is
+                returned.
 
         Raises:
-            DataError: There is no such split or sample, or it cannot be read.
+            DataError: The split or sample does not exist, or cannot be read.
             ConfigError: As for ``specs``.
         """
         settings = {"size": size, "channels": channels, "overrides": overrides}
@@ -107,7 +109,7 @@ class Dataset:
         return reader(index, None if seed is None else np.random.default_rng(seed))
 
     def training_specs(self, **settings: Any) -> dict[str, ModalitySpec]:
-        """Return ``specs``, and how masks are read, where samples have masks.
+        """Return ``specs``, and the specs of masks if samples have masks.
 
         Args:
             settings: As for ``specs``.
@@ -128,7 +130,7 @@ class Dataset:
         return specs
 
     def __post_init__(self) -> None:
-        """Keep one spelling of every name, and refuse those that no record could hold."""
+        """Normalise the spelling of all names, and reject those that cannot be written to a run."""
         where = show_name(self.address)
         columns = {
             check_writable(column, f"{where}: a label column"): check_class_names(
@@ -143,13 +145,13 @@ class Dataset:
         )
 
     def holding(self, modalities: Sequence[str]) -> "Dataset":
-        """Return the data without the samples that hold none of some modalities.
+        """Return the data without samples that contain none of some modalities.
 
         Args:
-            modalities: What is read; none is all, and changes nothing.
+            modalities: Modalities to read; empty means all, and changes nothing.
 
         Raises:
-            DataError: No sample of ``train`` or ``val`` holds any of them; a ``test`` without any
+            DataError: No sample of ``train`` or ``val`` contains any of them; such a ``test`` split
                 is left out.
             ConfigError: A modality that data with missing modalities do not have.
         """
@@ -165,7 +167,7 @@ class Dataset:
                     raise DataError(f"{self.address}, split {name!r}: {error}") from error
             if count := len(source) - len(splits.get(name, ())):
                 notes.append(
-                    f"{name}: {count} of {len(source)} samples are left out, which hold none of "
+                    f"{name}: {count} of {len(source)} samples are left out, which contain none of "
                     f"{', '.join(modalities)}"
                 )
         return replace(self, splits=splits, notes=(*self.notes, *notes))
@@ -178,23 +180,23 @@ class Dataset:
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
         modalities: Sequence[str] = (),
     ) -> dict[str, ModalitySpec]:
-        """Describe the modalities, with mean and deviation measured on up to 512 training samples.
+        """Return the specs, with mean and standard deviation of up to 512 training samples.
 
-        Films and sounds of more than 65,536 samples are measured on up to 32. Sound and films are
-        as long as the longest of 32; texts are read 512 bytes at a time.
+        Videos, and audio of more than 65,536 samples, are measured on up to 32. Audio and videos
+        are as long as the longest of 32; texts are read 512 bytes at a time.
 
         Args:
-            size: Side, or height and width, in pixels that images are fitted to; None keeps the
-                size of arrays and fits picture files to 64.
-            channels: Channels of images; None keeps those of arrays, and for picture files means
-                3, or 1 if every picture looked at is gray.
-            overrides: Fields of specs by modality, which take the place of what the data suggest,
-                such as ``{"bytes": {"length": 1024}, "video": {"frames": 8}}``.
-            modalities: Which modalities to read; none reads all.
+            size: Side, or height and width, in pixels that images are resized to; None keeps the
+                size of arrays and resizes image files to 64.
+            channels: Channels of images; None keeps those of arrays, and for image files means 3,
+                or 1 if all inspected images are gray.
+            overrides: Fields of specs by modality that replace what the data suggest, such as
+                ``{"bytes": {"length": 1024}, "video": {"frames": 8}}``.
+            modalities: Modalities to read; by default all.
 
         Raises:
-            DataError: No sample can be read, or the channels cannot be had.
-            ConfigError: A size below 1, or a modality or field that there is not.
+            DataError: No sample can be read, or the images cannot have these channels.
+            ConfigError: A size below 1, or a modality or field that does not exist.
         """
         return measure_specs(
             self.splits["train"],

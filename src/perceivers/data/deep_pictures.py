@@ -1,8 +1,8 @@
-"""Pictures that Pillow does not hold: more than 8 bits per value, and any number of bands.
+"""Images that Pillow cannot hold: more than 8 bits per value, and any number of bands.
 
-PNG and TIFF files of 16 bits give floats in 0..1, nothing rounded; TIFF files of several bands,
-signed values or floats are read by ``tiff_bands``. Pillow reads 16-bit gray exactly, but cuts
-16-bit colour down to 8 bits; PyAV reads that of PNG exactly.
+PNG and TIFF files of 16 bits become floats in 0..1 without rounding; TIFF files may also have
+several bands, signed values or floats. Pillow reads 16-bit gray exactly, but reduces 16-bit colour
+to 8 bits; PyAV reads 16-bit colour PNG exactly.
 
 Legend: C channels, H W rows and columns.
 """
@@ -32,10 +32,10 @@ from perceivers.errors import DataError
 from perceivers.limits import check_limit
 
 # ------------------------------------------------------------------------------------------------
-# TIFF files whose values Pillow would cut down: any number of bands, 16 bits, signed, and floats.
+# TIFF files whose values Pillow would truncate: any number of bands, 16 bits, signed, and floats.
 #
-# A band is a sample of every pixel, interleaved or planar, or a page of its own. The header is
-# read with Pillow, values with tifffile.
+# A band is one value of every pixel, interleaved or planar, or a page of its own. Pillow reads the
+# header, tifffile the values.
 #
 # Legend: H W rows and columns, N bands.
 
@@ -43,30 +43,31 @@ TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SUBFILE, WIDTH, HEIGHT, BITS, PHOTOMETRIC, DESCRIPTION = 254, 256, 257, 258, 262, 270
 SAMPLES, EXTRAS, FORMAT = 277, 338, 339
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 1, 2, 3, 5, 6, 8
-# Reduced copies and masks of another page are no bands.
+# Flags of thumbnails and of masks of another page, which are not bands.
 SECONDARY = 1 | 4
-# What ExtraSamples says of opacity: colours were multiplied by it, or not.
+# ExtraSamples codes of an alpha channel: colours are multiplied by it, or not.
 MULTIPLIED, PLAIN = 1, 2
 UNSIGNED = 1
 MAX_PAGES = 4096
 IMAGEJ_PAGES = re.compile(r"\bimages=(\d{1,4})\b")
-# What integers are divided by; floats stay as they are.
+# Divisors of integers; floats stay as they are.
 SCALES = {"uint16": 65535.0, "int16": 32768.0, "int8": 128.0}
 
 
 class TiffLayout(NamedTuple):
-    """What the header of a TIFF says of its picture.
+    """The layout that the header of a TIFF states.
 
     Args:
         size: Width and height in pixels, as stored.
         samples: Values per pixel of a page.
-        pages: Pages that are bands: gray ones of this size.
-        bits: Per value.
+        pages: Number of pages that are bands: gray ones of this size.
+        bits: Bits per value.
         format: 1 unsigned, 2 signed, 3 float.
-        photometric: What values mean, such as RGB.
-        opacity: How the last sample is declared as opacity: 1 or 2, or 0 where it is not.
-        orientation: As EXIF has it; 1 is upright.
-        unread: Further pages, in colours or of 1 bit, of which only the first is read.
+        photometric: Code of the colour space, such as RGB.
+        opacity: Code of an alpha channel in the last sample: 1 or 2, or 0 if it is not declared as
+            alpha.
+        orientation: As in EXIF; 1 is upright.
+        unread: Number of further pages, in colour or of 1 bit, which are not read.
     """
 
     size: tuple[int, int]
@@ -81,22 +82,22 @@ class TiffLayout(NamedTuple):
 
     @property
     def bands(self) -> int:
-        """Values per pixel over all pages, opacity included."""
+        """Values per pixel over all pages, alpha included."""
         return self.samples * self.pages
 
     @property
     def colours(self) -> int:
-        """Channels that the picture has without declared opacity: 1 gray, 3 RGB, or all bands."""
+        """Channels without declared alpha: 1 gray, 3 RGB, or all bands."""
         return self.samples - 1 if self.is_transparent else self.bands
 
     @property
     def is_transparent(self) -> bool:
-        """Whether it is gray or RGB with declared opacity."""
+        """Whether the image is gray or RGB with declared alpha."""
         return self.pages == 1 and self.opacity > 0 and self.samples in {2, 4}
 
     @property
     def is_plain(self) -> bool:
-        """Whether Pillow holds all of it in 8 bits."""
+        """Whether Pillow reads all of it in 8 bits without loss."""
         if self.pages > 1 or self.format != UNSIGNED or self.bits > 8:
             return False
         if self.photometric in {WHITE_IS_ZERO, BLACK_IS_ZERO, PALETTE}:
@@ -107,10 +108,10 @@ class TiffLayout(NamedTuple):
 
 
 def read_layout(data: bytes) -> TiffLayout | None:
-    """Return what a header says; None where it is no TIFF, or damaged."""
+    """Return the layout in a TIFF header; None if the data are not TIFF, or are damaged."""
     if data[:4] not in TIFF_HEADS:
         return None
-    # What is no TIFF after all, in whatever way, is for who decodes it to report.
+    # Damaged headers raise all kinds of exceptions here; the decoder will report them.
     try:
         pages = _read_pages(data)
         layouts = [_describe(page) for page in pages]
@@ -136,10 +137,10 @@ def read_bands(data: bytes, layout: TiffLayout, path: str) -> NDArray:
     Args:
         data: The file's content.
         layout: From ``read_layout``.
-        path: Where it lies, for messages.
+        path: Path of the file, for messages.
 
     Raises:
-        DataError: It is damaged or too large, of a kind that has no bands, its values have no
+        DataError: It is damaged or too large, its colour space is not supported, its values have no
             range, or a package is missing.
     """
     width, height = layout.size
@@ -164,16 +165,16 @@ def read_bands(data: bytes, layout: TiffLayout, path: str) -> NDArray:
 def scale_bands(values: NDArray, path: str) -> NDArray:
     """Return values as models read them: uint8 unchanged, all others as float32.
 
-    16 bits without a sign become 0..1 (divided by 65,535), with a sign -1..1 (by 32,768; 8 bits by
-    128). Floats stay as they are, whatever their range. Integers of 32 bits are read if they fit
-    into 16.
+    Unsigned 16-bit values become 0..1 (divided by 65,535), signed ones -1..1 (by 32,768; 8 bits by
+    128). Floats stay as they are, whatever their range. 32-bit integers are read if they fit into
+    16 bits.
 
     Args:
-        values: Of any numeric type.
-        path: Where they lie, for messages.
+        values: Of any numeric dtype.
+        path: Path of the file, for messages.
 
     Raises:
-        DataError: Values that are not finite, or of a type without a range.
+        DataError: Values that are not finite, or of a dtype without a range.
     """
     if values.dtype == np.uint8:
         return values
@@ -184,7 +185,7 @@ def scale_bands(values: NDArray, path: str) -> NDArray:
         if bad:
             raise DataError(
                 f"{path}: {bad} of {values.size} values are NaN or infinite (no data); fill them, "
-                f"or leave the picture out"
+                f"or leave the image out"
             )
         return scaled
     scale = SCALES.get(values.dtype.name)
@@ -199,16 +200,15 @@ def scale_bands(values: NDArray, path: str) -> NDArray:
 
 
 def describe_values(layout: TiffLayout) -> str:
-    """Return what becomes of a picture's values, for who checks the data."""
+    """Describe how the values of an image are read, for checks of the data."""
     if layout.format == 3:
         return "floats, read as they are"
     if layout.format != UNSIGNED:
-        return f"{layout.bits} bits with a sign, read as -1..1"
+        return f"{layout.bits} bits, signed, read as -1..1"
     return f"{layout.bits} bits, read as 0..1"
 
 
 def _read_pages(data: bytes) -> list[ImageFileDirectory_v2]:
-    """Return the tags of every page."""
     file, head = io.BytesIO(data), data[: 16 if b"+" in data[:4] else 8]
     pages: list[ImageFileDirectory_v2] = []
     seen = {0}
@@ -224,7 +224,6 @@ def _read_pages(data: bytes) -> list[ImageFileDirectory_v2]:
 
 
 def _describe(tags: Any) -> TiffLayout:
-    """Return the layout of one page."""
     samples = int(tags.get(SAMPLES, 1))
     bits, formats = _as_tuple(tags.get(BITS, 1)), _as_tuple(tags.get(FORMAT, UNSIGNED))
     extras = _as_tuple(tags.get(EXTRAS, ()))
@@ -251,9 +250,9 @@ def _decode(data: bytes, path: str, *, whole: bool) -> NDArray:
             f"the package 'tifffile', which cannot be imported ({error}); run "
             f'pip install "perceivers[media]"'
         ) from error
-    # It complains of odd tags in files that it reads well.
+    # tifffile warns of odd tags in files that it reads correctly.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
-    # tifffile and its codecs raise whatever they trip over in a damaged file.
+    # tifffile and its codecs raise all kinds of exceptions on damaged files.
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             part = file.series[0] if whole else file.pages[0]
@@ -267,28 +266,27 @@ def _decode(data: bytes, path: str, *, whole: bool) -> NDArray:
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         raise DataError(f"{path}: cannot be decoded ({reason})") from error
     if "Y" not in axes or "X" not in axes or len(axes) != values.ndim:
-        raise DataError(f"{path}: holds values of axes {axes!r}, no picture of rows and columns")
+        raise DataError(f"{path}: has the axes {axes!r}, so it is not an image of rows and columns")
     values = np.moveaxis(values, (axes.index("Y"), axes.index("X")), (0, 1))
     return values.reshape(*values.shape[:2], -1)
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
-    """Return the values of a tag that has one or several."""
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
-# -- Pictures that Pillow does not hold ----------------------------------------------------------
+# -- Images that Pillow cannot hold ----------------------------------------------------------------
 
 PNG_HEAD, PNG_DEPTH_AT = b"\x89PNG\r\n\x1a\n", 24
 FULL = 65535.0
-# Fractions of red, green and blue in gray (ITU-R 601), as in Pillow.
+# Weights of red, green and blue in gray (ITU-R 601), as in Pillow.
 LUMA = np.array([0.299, 0.587, 0.114])
-# Of a picture whose brightness has no declared range, what is drawn black and white.
+# Percentiles displayed as black and white if the range of an image is not declared.
 DRAWN_PERCENT = (2, 98)
 
 
 def is_deep(data: bytes) -> bool:
-    """Tell by its header whether ``read_deep`` reads a picture, rather than Pillow in 8 bits."""
+    """Tell from the header whether ``read_deep`` must read an image, not Pillow in 8 bits."""
     if data[:8] == PNG_HEAD:
         return len(data) > PNG_DEPTH_AT and data[PNG_DEPTH_AT] == 16
     layout = read_layout(data)
@@ -296,12 +294,12 @@ def is_deep(data: bytes) -> bool:
 
 
 def count_channels(data: bytes, path: str) -> int:
-    """Return how many channels a picture has by its header: 1 gray, 3 colours, or all its bands.
+    """Return the number of channels that a header states: 1 gray, 3 colours, or all bands.
 
-    Declared opacity is none, as it is taken out where no fourth channel is asked for.
+    Declared alpha does not count, because it is removed unless a fourth channel is requested.
 
     Raises:
-        DataError: The content is no picture.
+        DataError: The content is not an image.
     """
     layout = read_layout(data)
     if layout is not None and not layout.is_plain:
@@ -310,10 +308,10 @@ def count_channels(data: bytes, path: str) -> int:
 
 
 def deep_size(data: bytes, path: str) -> tuple[int, int]:
-    """Return the upright width and height of a picture that ``is_deep``.
+    """Return the upright width and height of an image that ``is_deep``.
 
     Raises:
-        DataError: The content is no picture.
+        DataError: The content is not an image.
     """
     layout = read_layout(data)
     if layout is None:
@@ -323,19 +321,19 @@ def deep_size(data: bytes, path: str) -> tuple[int, int]:
 
 
 def read_deep(data: bytes, path: str, channels: int) -> Shaped[np.ndarray, "C H W"]:
-    """Decode a picture that ``is_deep``, upright, to uint8 or to floats (``tiff_bands``).
+    """Decode an image that ``is_deep``, upright, to uint8 or to floats (see ``scale_bands``).
 
-    Every band is a channel. Only what the file declares as opacity is such: transparent parts
-    become white unless opacity is asked for as the last channel.
+    Every band is a channel. Only what the file declares as alpha is treated as such: transparent
+    parts become white unless alpha is requested as the last channel.
 
     Args:
         data: The file's content.
-        path: Where it lies, for messages.
-        channels: As many as the picture has bands; of gray and RGB pictures 1, 3, or 4 with
-            opacity.
+        path: Path of the file, for messages.
+        channels: The number of bands; for gray and RGB images 1, 3, or 4 with alpha.
 
     Raises:
-        DataError: The content is damaged or too large; other channels; or a package is missing.
+        DataError: The content is damaged or too large, the channels do not match, or a package is
+            missing.
     """
     layout = read_layout(data)
     if layout is not None and not _is_pillow_gray(layout):
@@ -356,7 +354,6 @@ def read_deep(data: bytes, path: str, channels: int) -> Shaped[np.ndarray, "C H 
 def _read_tiff(
     data: bytes, layout: TiffLayout, path: str, channels: int
 ) -> Shaped[np.ndarray, "C H W"]:
-    """Decode a TIFF of any bands."""
     if channels != layout.bands:
         coloured = layout.colours == 1 or (layout.colours == 3 and layout.photometric == RGB)
         _check_channels(layout.colours, channels, path, coloured=coloured)
@@ -375,17 +372,16 @@ def _read_tiff(
 
 
 def _is_pillow_gray(layout: TiffLayout) -> bool:
-    """Tell whether a picture is 16-bit gray, which needs no other package than Pillow."""
+    """Tell whether an image is 16-bit gray, which needs no other package than Pillow."""
     alone = layout.bands == 1 and layout.photometric == BLACK_IS_ZERO
     return alone and layout.bits == 16 and layout.format == UNSIGNED
 
 
 def _check_channels(have: int, wanted: int, path: str, *, coloured: bool = True) -> None:
-    """Refuse channels that a picture does not have."""
     if not coloured or wanted not in {1, 3, 4}:
         raise DataError(
-            f"{path}: the picture has {have} band{'s' if have > 1 else ''}, but {wanted} channels "
-            f"are read; use channels {have} (--channels {have}) for data of such pictures"
+            f"{path}: the image has {have} band{'s' if have > 1 else ''}, but {wanted} channels "
+            f"are read; use channels {have} (--channels {have}) for data of such images"
         )
 
 
@@ -396,9 +392,10 @@ def stored_orientation(data: bytes) -> int:
 
 
 def to_drawn(values: NDArray) -> UInt8[np.ndarray, "H W 3"]:
-    """Return a picture ``[C, H, W]`` as it is drawn: RGB, gray, or the first three bands.
+    """Return an image ``[C, H, W]`` for display: RGB, gray, or the first three bands.
 
-    Bands, and values beyond 0..1, are stretched so that their 2 % and 98 % become black and white.
+    Bands, and values beyond 0..1, are stretched so that their 2nd and 98th percentiles become black
+    and white.
     """
     drawn = values[:3] if len(values) >= 3 else values[:1].repeat(3, axis=0)
     if len(values) not in {1, 3} or (drawn.dtype != np.uint8 and not _is_in_range(drawn)):
@@ -408,15 +405,15 @@ def to_drawn(values: NDArray) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def to_augmented(values: NDArray, path: str) -> UInt8[np.ndarray, "..."]:
-    """Return a picture in 8 bits, for RandAugment.
+    """Convert an image to 8 bits, for RandAugment.
 
     Raises:
-        DataError: Values beyond 0..1, which 8 bits do not hold.
+        DataError: Values beyond 0..1, which 8 bits cannot hold.
     """
     if values.dtype != np.uint8 and not _is_in_range(values):
         raise DataError(
             f"{path}: values lie in {values.min():g}..{values.max():g}, but RandAugment changes "
-            f"pictures of 0..1 in 8 bits; use augment.rand_augment: 0"
+            f"images of 0..1 in 8 bits; use augment.rand_augment: 0"
         )
     return to_eight_bits(values)
 
@@ -426,20 +423,20 @@ def _is_in_range(values: NDArray) -> bool:
 
 
 def to_eight_bits(values: NDArray) -> UInt8[np.ndarray, "..."]:
-    """Return what is drawn, uint8 as it is and floats 0..1 rounded to 0..255."""
+    """Convert values to uint8: floats in 0..1 are rounded to 0..255, uint8 is unchanged."""
     if values.dtype == np.uint8:
         return values
     return np.rint(values.clip(0, 1) * 255).astype(np.uint8)
 
 
 def _decode_colour(data: bytes, path: str, kind: str) -> NDArray[np.uint16]:
-    """Return the stored picture ``[H, W, 4]``, RGBA."""
+    """Return the stored image ``[H, W, 4]``, RGBA."""
     try:
         av = import_module("av")
     except ImportError as error:
         raise DataError(
-            f"{path}: pictures of 16-bit colour need PyAV, which cannot be imported ({error}); run "
-            f'pip install "perceivers[media]", or save the pictures with 8 bits'
+            f"{path}: images of 16-bit colour need PyAV, which cannot be imported ({error}); run "
+            f'pip install "perceivers[media]", or save the images with 8 bits'
         ) from error
     if av.logging.get_level() is not None:
         av.logging.set_level(av.logging.PANIC)
@@ -449,14 +446,14 @@ def _decode_colour(data: bytes, path: str, kind: str) -> NDArray[np.uint16]:
         reason = error.strerror or type(error).__name__
         raise DataError(f"{path}: cannot be decoded ({reason})") from error
     if not frames:
-        raise DataError(f"{path}: cannot be decoded (it holds no whole picture)")
+        raise DataError(f"{path}: cannot be decoded (it contains no complete image)")
     return frames[0].reformat(format="rgba64le").to_ndarray()
 
 
 def _with_channels(
     colour: NDArray[np.float64], alpha: NDArray[np.float64], channels: int
 ) -> Float32[np.ndarray, "C H W"]:
-    """Return ``[C, H, W]`` from gray or RGB ``[H, W, 1 or 3]`` and opacity ``[H, W, 1]``."""
+    """Return ``[C, H, W]`` from gray or RGB ``[H, W, 1 or 3]`` and alpha ``[H, W, 1]``."""
     if channels == 4:
         colour = np.broadcast_to(colour, (*colour.shape[:2], 3))
         values = np.concatenate([colour, alpha], axis=2)

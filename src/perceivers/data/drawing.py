@@ -1,4 +1,4 @@
-"""Pictures drawn at the size a spec declares, uint8 staying uint8.
+"""Resampling of images to the size that a spec declares; uint8 stays uint8.
 
 Legend: C channels, H W rows and columns of the spec.
 """
@@ -16,26 +16,26 @@ from perceivers.data.rand_augment import as_picture, augment_crop
 from perceivers.data.sources import Encoded
 from perceivers.types import Image as ImageSpec
 
-# A JPEG is decoded no smaller than this many times what is kept of it, so that the final,
-# better filter decides how the picture looks.
+# A JPEG is decoded at no less than this many times the size of the output, so that the final,
+# better filter determines how the image looks.
 DRAFT_MARGIN = 1.5
 
 
 def fit_encoded(
     encoded: Encoded, spec: ImageSpec, look: Look = PLAIN
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """Decode a picture file, no larger than needed, to uint8 ``[C, H, W]``.
+    """Decode an image file, no larger than needed, to uint8 ``[C, H, W]``.
 
-    A picture that ``is_deep`` gives what ``read_deep`` does, but uint8 where RandAugment changes
-    it, whose operations are those of 8 bits.
+    An image that ``is_deep`` becomes what ``read_deep`` returns, or uint8 if RandAugment changes
+    it, because its operations need 8 bits.
 
     Args:
         encoded: The file.
-        spec: The shape to reach.
-        look: What is seen of it; erasing is left to ``erasing``.
+        spec: Shape of the output.
+        look: View and augmentation; erasing is left to ``erasing``.
 
     Raises:
-        DataError: The file is damaged, no picture, or too large.
+        DataError: The file is damaged, not an image, or too large.
     """
     if is_deep(encoded.data):
         return _fit_deep(encoded, spec, look)
@@ -56,7 +56,6 @@ def fit_encoded(
 def _fit_deep(
     encoded: Encoded, spec: ImageSpec, look: Look
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """Fit a picture that Pillow does not hold."""
     values = read_deep(encoded.data, encoded.path, spec.channels)
     view = choose_view((values.shape[2], values.shape[1]), (spec.width, spec.height), look)
     if look.rng is not None and look.augment.rand_augment:
@@ -68,19 +67,19 @@ def _fit_deep(
 def fit_picture(
     picture: Image.Image, path: str, spec: ImageSpec, view: View, look: Look = PLAIN
 ) -> NDArray[np.uint8]:
-    """Fit a decoded picture to uint8 ``[C, H, W]``."""
+    """Fit a decoded image to uint8 ``[C, H, W]``."""
     picture = convert_channels(picture, spec.channels, path)
     picture, view = augment_crop(picture, view, look.augment, look.rng)
     return _to_array(draw_view(picture, view, (spec.width, spec.height)))
 
 
 def fit_array(array: NDArray, spec: ImageSpec, view: View) -> NDArray:
-    """Fit ``[C, H, W]`` of any channel count, each channel alone; untouched where it fits already.
+    """Resample ``[C, H, W]`` with any number of channels, one by one; unchanged if it fits already.
 
     Args:
-        array: uint8, or float32, whose range is kept although bicubic filters overshoot.
-        spec: The shape to reach; one channel is repeated where more are asked for.
-        view: What to look at.
+        array: uint8, or float32, clipped to its own range because bicubic filters overshoot.
+        spec: Shape of the output; a single channel is repeated if more are requested.
+        view: The part to resample.
     """
     if array.shape[0] == 1 and spec.channels > 1:
         array = np.repeat(array, spec.channels, axis=0)
@@ -102,20 +101,20 @@ def fit_array(array: NDArray, spec: ImageSpec, view: View) -> NDArray:
 
 
 def draw_picture(picture: Image.Image, view: View, target: tuple[int, int]) -> NDArray[np.uint8]:
-    """Draw the box of a view at the target's width and height, as uint8 ``[C, H, W]``."""
+    """Resample the box of a view to the target's width and height, as uint8 ``[C, H, W]``."""
     return _to_array(draw_view(picture, view, target))
 
 
 def draw_ids(
     picture: Image.Image, view: View, target: tuple[int, int], *, fill: int
 ) -> NDArray[np.uint8]:
-    """Draw the box of a view by nearest neighbours, where ``draw_view`` draws the picture's pixels.
+    """Resample the box of a view by nearest neighbours, aligned with the pixels of ``draw_view``.
 
     Args:
-        picture: Of mode L, whose values must not be blended.
-        view: The box, and how it is mirrored, turned and moved.
+        picture: Image of mode L, whose values must not be blended.
+        view: The box, and how it is mirrored, rotated and shifted.
         target: Width and height of the output in pixels.
-        fill: Value outside the picture.
+        fill: Value outside the image.
     """
     if view.is_turned:
         drawn = picture.transform(
@@ -134,9 +133,9 @@ def draw_ids(
 
 
 def draw_view(picture: Image.Image, view: View, target: tuple[int, int]) -> Image.Image:
-    """Draw the box of a view at the target's width and height, resampling once.
+    """Resample the box of a view to the target's width and height, in a single pass.
 
-    Only a turned view of a picture that must shrink is resampled twice, because Pillow's affine
+    Only a rotated view of an image that must shrink is resampled twice, because Pillow's affine
     transform samples points and would skip pixels.
     """
     if not view.is_turned:
@@ -177,10 +176,10 @@ def _affine(
 
 
 def choose_view(size: tuple[int, int], target: tuple[int, int], look: Look) -> View:
-    """Draw a view where there is something to draw from, else look where evaluation does.
+    """Sample a view for training with augmentation, else return the view of evaluation.
 
     Args:
-        size: Width and height of the picture in pixels.
+        size: Width and height of the image in pixels.
         target: Width and height of the output in pixels.
         look: Random or fixed.
     """
@@ -190,6 +189,6 @@ def choose_view(size: tuple[int, int], target: tuple[int, int], look: Look) -> V
 
 
 def _to_array(picture: Image.Image) -> NDArray[np.uint8]:
-    """Return a picture's values as ``[C, H, W]``."""
+    """Return the values of an image as ``[C, H, W]``."""
     values = np.asarray(picture)
     return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)

@@ -1,15 +1,15 @@
-"""Random erasing: noise takes the place of a box of a picture, or of all frames of a clip.
+"""Random erasing: noise replaces a box of an image, or of all frames of a clip.
 
-The box covers 0.02 to 1/3 of the area, uniformly, with an aspect ratio drawn log-uniformly from
-0.3 to 1 / 0.3; one that does not fit is drawn anew, up to 10 times. Every pixel, channel and frame
-has noise of its own. It is such that a model, which normalises what it reads, sees standard normal
-values: raw values are drawn with the mean and deviation of the spec, times 255 for uint8, rounded
-and cut off at 0 and 255. Where a spec states none, noise is uniform over 0..255, or over the range
-of the sample's own values for other types.
+The box covers 0.02 to 1/3 of the area, uniformly, with an aspect ratio sampled log-uniformly from
+0.3 to 1 / 0.3; a box that does not fit is sampled again, up to 10 times. Every pixel, channel and
+frame has independent noise, such that a model sees standard normal values after normalisation: raw
+values are sampled with the mean and standard deviation of the spec, times 255 for uint8, rounded
+and clipped to 0..255. If a spec states none, noise is uniform over 0..255, or over the range of the
+sample's own values for other dtypes.
 
 Legend: C channels, T frames, H W rows and columns.
 Paper: arXiv 1708.04896; noise in the model's space as in common fine-tuning recipes.
-Differs: raw values are cut off at the ends of their range, which normal noise is not.
+Differs: raw values are clipped to their range, which normal noise is not.
 """
 
 from math import exp, log, sqrt
@@ -27,12 +27,12 @@ ATTEMPTS = 10
 
 
 def erase_box(values: NDArray, spec: Image | Video, look: Look) -> NDArray:
-    """Erase a box with the probability of ``look.augment.erase``; in evaluation never.
+    """Erase a box with probability ``look.augment.erase``; never in evaluation.
 
     Args:
-        values: Fitted picture ``[C, H, W]`` or clip ``[C, T, H, W]``; it is not changed in place.
-        spec: Its spec, for mean and deviation.
-        look: Where the draws come from; none are made when the probability is 0.
+        values: Fitted image ``[C, H, W]`` or clip ``[C, T, H, W]``; not changed in place.
+        spec: Its spec, for mean and standard deviation.
+        look: Random generator, not used if the probability is 0, and settings.
     """
     rng, probability = look.rng, look.augment.erase
     if rng is None or not probability or rng.random() >= probability:
@@ -47,12 +47,12 @@ def erase_box(values: NDArray, spec: Image | Video, look: Look) -> NDArray:
 
 
 def draw_box(height: int, width: int, rng: np.random.Generator) -> tuple[slice, slice] | None:
-    """Return the rows and columns of a box, or None if none fits.
+    """Sample the rows and columns of a box; None if none fits.
 
     Args:
-        height: Rows H of the picture.
-        width: Columns W of the picture.
-        rng: Where the draws come from; how many depends on the sizes alone.
+        height: Rows H of the image.
+        width: Columns W of the image.
+        rng: Random generator; how many numbers are sampled depends on the sizes alone.
     """
     for _ in range(ATTEMPTS):
         area = rng.uniform(*AREA) * height * width
@@ -68,7 +68,7 @@ def draw_box(height: int, width: int, rng: np.random.Generator) -> tuple[slice, 
 def _draw_noise(
     shape: tuple[int, ...], values: NDArray, spec: Image | Video, rng: np.random.Generator
 ) -> NDArray:
-    """Return raw values of some shape ``[C, ..., h, w]``, in the type of the sample."""
+    """Return raw values of shape ``[C, ..., h, w]``, in the dtype of the sample."""
     if spec.mean and spec.std:
         axes = (-1, *[1] * (len(shape) - 1))
         mean, deviation = (np.array(v).reshape(axes) for v in (spec.mean, spec.std))

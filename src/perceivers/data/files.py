@@ -1,4 +1,4 @@
-"""Files for prediction: found, paired, read and batched; one bad file does not end the job.
+"""Files for prediction: find, pair, read and batch them; one bad file does not stop the rest.
 
 Legend: n samples.
 """
@@ -27,8 +27,8 @@ from perceivers.types import ModalitySpec
 
 ENDINGS = {**EXTENSIONS, "bytes": (TEXT_EXTENSION,)}
 NOUNS = {
-    "image": "pictures",
-    "audio": "sounds",
+    "image": "images",
+    "audio": "audio files",
     "video": "videos",
     "points": "point clouds",
     "bytes": "texts",
@@ -37,12 +37,12 @@ NOUNS = {
 
 @dataclass(frozen=True, eq=False)
 class LooseFiles:
-    """A source of files that were given one by one, each read as its name says.
+    """A source of files given one by one, each read according to its extension.
 
     Args:
-        samples: The files of each sample by kind, from ``pair_files``.
-        wanted: Modalities that every sample must give; a video without a sound beside it gives its
-            sound too.
+        samples: Files of each sample by kind, from ``pair_files``.
+        wanted: Modalities that every sample must provide; a video without an audio file of the same
+            name provides its audio too.
     """
 
     samples: Sequence[Parts]
@@ -59,29 +59,27 @@ class LooseFiles:
         return [next(iter(parts.values())) for parts in self.samples]
 
     def __len__(self) -> int:
-        """Count the samples."""
         return len(self.samples)
 
     def read(self, index: int) -> RawSample:
         """Return the modalities of one sample.
 
         Raises:
-            DataError: A file cannot be read, is empty, or is of another kind; or a modality has
-                none.
+            DataError: A file cannot be read, is empty, or is of another kind; or a modality is
+                missing.
         """
         sample = self._read_parts(self.samples[index])
         if missing := [kind for kind in self.wanted if kind not in sample]:
             path = Path(self.names[index])
             beside = [path.with_suffix(ENDINGS[kind][0]).name for kind in missing]
             raise DataError(
-                f"{path}: comes without {' and '.join(missing)}, and all of "
-                f"{', '.join(self.wanted)} are read together here; give files of the same folder "
-                f"and name too, such as {' and '.join(beside)}"
+                f"{path}: comes without {' and '.join(missing)}, but "
+                f"{', '.join(self.wanted)} are read together; also give files with the same "
+                f"folder and name, such as {' and '.join(beside)}"
             )
         return sample
 
     def _read_parts(self, parts: Parts) -> RawSample:
-        """Return what the files of one sample hold."""
         sample = {}
         for kind, path in parts.items():
             if kind not in self.wanted:
@@ -91,23 +89,23 @@ class LooseFiles:
                 )
             has_sound = self._gives_sound(parts) if kind == "video" else False
             held = wrap_file(kind, path, None, has_sound=has_sound)
-            # Decoders say so themselves, but an empty text would pass for one.
+            # Decoders report empty files themselves, but an empty text would be accepted.
             if isinstance(text := held.get("bytes"), np.ndarray) and not len(text):
                 raise DataError(f"{path}: the file is empty (0 bytes)")
             sample |= held
         return sample
 
     def _gives_sound(self, parts: Parts) -> bool | None:
-        """Tell whether the video of a sample is its sound as well; None looks for a track."""
+        """Tell whether a video also provides the sample's audio; None checks for a sound track."""
         return "audio" in self.wanted and "audio" not in parts
 
 
 class PartialLooseFiles(LooseFiles):
-    """Files that were given one by one, of whose samples some may lack modalities."""
+    """Files given one by one, whose samples may lack some modalities."""
 
     @cached_property
     def present(self) -> Mapping[str, NDArray[np.bool_]]:
-        """Which samples hold each modality ``[n]``, every video counted as one with sound."""
+        """Which samples have each modality ``[n]``; every video counts as one with sound."""
         return {
             kind: np.array(
                 [kind in parts or ("video" in parts and kind == "audio") for parts in self.samples]
@@ -116,7 +114,7 @@ class PartialLooseFiles(LooseFiles):
         }
 
     def read(self, index: int) -> RawSample:
-        """Return the modalities that one sample holds.
+        """Return the modalities that are present in one sample.
 
         Raises:
             DataError: A file cannot be read, is empty, or is of another kind.
@@ -124,19 +122,19 @@ class PartialLooseFiles(LooseFiles):
         return self._read_parts(self.samples[index])
 
     def _gives_sound(self, parts: Parts) -> bool | None:
-        """Let a video that may be a sample's sound be looked at; a silent one lacks it."""
+        """Check a video that may provide audio for a sound track, because it may be silent."""
         return None if super()._gives_sound(parts) else False
 
 
 def pair_files(paths: Sequence[Path], wanted: Sequence[str]) -> list[dict[str, str]]:
     """Return the files of each sample by kind, in the order of ``wanted``.
 
-    Where several modalities are wanted, files of these kinds with the same path without ending are
+    If several modalities are wanted, files of these kinds with the same path without extension are
     one sample, as in folders of training data; every other file is a sample of its own.
 
     Args:
-        paths: The files. One whose ending is not known is read as the first modality.
-        wanted: What the model reads, at least one.
+        paths: The files. One with an unknown extension is read as the first modality.
+        wanted: Modalities that the model reads, at least one.
 
     Raises:
         DataError: A sample would have two files of one kind.
@@ -146,7 +144,7 @@ def pair_files(paths: Sequence[Path], wanted: Sequence[str]) -> list[dict[str, s
     for path in paths:
         kind = find_kind(path.name)
         if kind is None or len(wanted) == 1 or kind not in wanted:
-            # Whoever wants the sound alone is given that of videos.
+            # A model that reads only audio gets the sound tracks of videos.
             heard = kind == "video" and list(wanted) == ["audio"]
             samples.append({"audio" if heard else kind or wanted[0]: str(path)})
             continue
@@ -163,32 +161,32 @@ def pair_files(paths: Sequence[Path], wanted: Sequence[str]) -> list[dict[str, s
 
 
 def find_kind(name: str) -> str | None:
-    """Return the modality that a file is read as, by its ending; None where it is not known."""
+    """Return the modality that a file is read as, by its extension; None if unknown."""
     lower = name.lower()
     return next((kind for kind, endings in ENDINGS.items() if lower.endswith(endings)), None)
 
 
 def list_endings(kinds: Sequence[str]) -> str:
-    """Return the endings of the files of some kinds, for messages."""
+    """Return the extensions of the files of some kinds, for messages."""
     return ", ".join(ending for kind in kinds for ending in ENDINGS[kind])
 
 
 def find_files(paths: Sequence[str], kinds: Sequence[str] = ("image",)) -> list[Path]:
-    """Return files as they are given, and those of some kinds below folders, sorted.
+    """Return the given files, and the files of some kinds in the given folders, sorted.
 
     Args:
-        paths: Files and folders; a file may have any ending, as it was asked for.
+        paths: Files and folders; a file that is given directly may have any extension.
         kinds: What to look for in folders: ``image``, ``audio``, ``video``, ``points`` and
             ``bytes`` (texts).
 
     Raises:
-        DataError: A path does not exist, or a folder holds nothing of the kinds.
-        ConfigError: A kind that files do not have.
+        DataError: A path does not exist, or a folder contains no files of these kinds.
+        ConfigError: A kind that does not exist.
     """
     for kind in kinds:
         if kind not in ENDINGS:
             raise ConfigError(
-                f"files of kind {kind!r} are asked for; the kinds are {', '.join(ENDINGS)}"
+                f"files of kind {kind!r} do not exist; the kinds are {', '.join(ENDINGS)}"
                 + suggest(kind, ENDINGS)
             )
     endings = tuple(ending for kind in kinds for ending in ENDINGS[kind])
@@ -220,32 +218,32 @@ def read_files(
     *,
     may_lack: bool = False,
 ) -> Iterator[tuple[list[Path], Batch]]:
-    """Yield the readable samples in order, as for evaluation, with the first file of each.
+    """Yield the readable samples in order, as in evaluation, with the first file of each.
 
-    ``Batch.index`` counts in ``pair_files(paths, specs)``; ``Batch.bad`` names what could not be
-    read. A text that is longer than its spec is not read in part, but counts as one that could not
-    be read.
+    ``Batch.index`` refers to ``pair_files(paths, specs)``; ``Batch.bad`` names unreadable samples.
+    A text that is longer than its spec counts as unreadable, instead of being read in part.
 
     Args:
-        paths: Files of the kinds that the specs ask for.
+        paths: Files of the kinds in the specs.
         specs: What the model reads: ``image``, ``audio``, ``video``, ``points`` or ``bytes``. Files
             of several kinds are paired by name; ``video`` and ``audio`` together are both read from
-            a video file without a sound beside it.
-        batch_size: Samples per batch, at least 1; batches with unreadable ones are smaller.
-        views: What is seen of each sample, one view when not given. Where there are several the
-            batch size counts views, but every batch holds at least one sample.
-        may_lack: Of several modalities a sample may lack some, and ``Batch.present`` says which;
-            otherwise it could not be read.
+            a video file without an audio file of the same name.
+        batch_size: Samples per batch, at least 1; batches with unreadable samples are smaller.
+        views: Views of each sample, by default one. With several, the batch size counts views, but
+            every batch has at least one sample.
+        may_lack: Whether samples may lack some of several modalities, as ``Batch.present`` tells;
+            otherwise such samples count as unreadable.
 
     Raises:
-        DataError: No file can be read, or the specs ask for what single files do not hold.
-        ConfigError: The batch size is below 1, or there is nothing to spread views over.
+        DataError: No file can be read, or the specs name a modality that single files do not
+            contain.
+        ConfigError: The batch size is below 1, or several views would be identical.
     """
     for name, spec in specs.items():
         if name != spec.kind or name not in ENDINGS:
             raise DataError(
-                f"the specs ask for {name!r} ({spec.kind}), but picture files hold only 'image', "
-                f"sound files 'audio', video files 'video' and 'audio', files of points 'points', "
+                f"the specs ask for {name!r} ({spec.kind}), but image files contain only 'image', "
+                f"audio files 'audio', video files 'video' and 'audio', point files 'points', "
                 f"and text files 'bytes'"
             )
     views = views or Views()
@@ -253,7 +251,7 @@ def read_files(
     step = max(1, batch_size // views.count)
     wanted = list(specs)
     if wanted == ["image"]:
-        # Pictures have a source of their own, which decodes them no larger than needed.
+        # Images have a source of their own, which decodes them no larger than needed.
         names = [str(path) for path in paths]
         source = PictureFiles(names, names)
     else:

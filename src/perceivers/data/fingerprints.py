@@ -1,8 +1,7 @@
-"""What a data set holds, in short: to find out whether it changed between two runs, and how.
+"""Fingerprints of data sets: find out whether the data changed between two runs, and how.
 
-A fingerprint covers the names of all samples in their order, their labels and targets, and the
-names of the classes. It does not read any sample, so a file with new contents under its old name
-goes unnoticed.
+A fingerprint covers the names of all samples in order, their labels and targets, and the names of
+the classes. No sample is read, so new contents under an old name go unnoticed.
 """
 
 import hashlib
@@ -18,18 +17,19 @@ from perceivers.data.sources import ContentSource, Source, TargetSource
 from perceivers.text_names import compose, show_name
 
 FORMAT = 1
-# Names and labels of more samples are only hashed, so a message cannot name those that differ.
+# Beyond this, names and labels are only hashed, so messages cannot name what differs.
 MAX_LISTED = 1_000_000
 SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Digests of a data set, and the names and labels that they were made from.
+    """Digests of a data set, with the names and labels that they were computed from.
 
     Args:
-        digests: JSON-able: class names, and by split the number of samples and hashes.
-        samples: JSON-able: ``names`` and ``labels`` by split; empty where there are too many.
+        digests: JSON-able: class names, and the number of samples and hashes by split.
+        samples: JSON-able: ``names`` and ``labels`` by split; splits with too many samples are left
+            out.
     """
 
     digests: Mapping[str, Any]
@@ -37,7 +37,7 @@ class Fingerprint:
 
 
 def take_fingerprint(dataset: Dataset) -> Fingerprint:
-    """Take the fingerprint of an opened data set; 200,000 samples take about a second."""
+    """Compute the fingerprint of a data set; 200,000 samples take about a second."""
     splits: dict[str, Any] = {}
     samples: dict[str, Any] = {}
     for split, source in dataset.splits.items():
@@ -67,17 +67,17 @@ def take_fingerprint(dataset: Dataset) -> Fingerprint:
 
 
 def compare_fingerprints(before: Fingerprint, now: Fingerprint) -> list[str]:
-    """Return sentences on how two data sets differ; none when they are the same.
+    """Return sentences on how two data sets differ; empty if they are the same.
 
     Args:
-        before: Of the data as they were.
-        now: Of the data as they are.
+        before: Earlier fingerprint.
+        now: Current fingerprint.
     """
     found: list[str] = []
     old, new = before.digests, now.digests
     for key, noun in (
         ("classes", "classes"),
-        ("mask_classes", "classes of masks"),
+        ("mask_classes", "mask classes"),
         ("targets", "targets"),
     ):
         found += _compare_lists(noun, old[key], new[key])
@@ -88,7 +88,7 @@ def compare_fingerprints(before: Fingerprint, now: Fingerprint) -> list[str]:
         )
     for split in [*old["splits"], *(new["splits"].keys() - old["splits"].keys())]:
         if split not in new["splits"]:
-            found.append(f"there is no split {split!r} any more")
+            found.append(f"the split {split!r} no longer exists")
         elif split not in old["splits"]:
             found.append(f"the split {split!r} is new")
         else:
@@ -97,7 +97,6 @@ def compare_fingerprints(before: Fingerprint, now: Fingerprint) -> list[str]:
 
 
 def _compare_split(split: str, before: Fingerprint, now: Fingerprint) -> list[str]:
-    """Compare the samples of one split."""
     old, new = before.digests["splits"][split], now.digests["splits"][split]
     if old == new:
         return []
@@ -113,16 +112,16 @@ def _compare_split(split: str, before: Fingerprint, now: Fingerprint) -> list[st
         )
     if old["labels"] != new["labels"]:
         relabelled = _compare_labels(split, before, now) if listed else []
-        # Where samples came or went, their labels differ with them.
+        # If samples were added or removed, the labels differ with them.
         if relabelled or old["names"] == new["names"]:
             found += relabelled or [f"{split}: the labels differ"]
     if old["targets"] != new["targets"] and old["names"] == new["names"]:
-        found.append(f"{split}: the numbers to be predicted differ")
+        found.append(f"{split}: the targets differ")
     return found
 
 
 def _compare_names(split: str, old: Sequence[str], new: Sequence[str]) -> list[str]:
-    """Name the samples that came and went, or the first that changed its place."""
+    """Name the added and removed samples, or the first one that moved."""
     gone, come = set(old) - set(new), set(new) - set(old)
     found: list[str] = []
     if gone:
@@ -136,14 +135,13 @@ def _compare_names(split: str, old: Sequence[str], new: Sequence[str]) -> list[s
     if not found:
         place = next(i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1])
         found.append(
-            f"{split}: the samples have another order, first at number {place}, which was "
+            f"{split}: the order of the samples differs, first at index {place}, which was "
             f"{old[place]} and is {new[place]}"
         )
     return found
 
 
 def _compare_labels(split: str, before: Fingerprint, now: Fingerprint) -> list[str]:
-    """Name the samples whose class changed."""
     sides = [
         dict(zip(each.samples[split]["names"], _named_labels(split, each), strict=True))
         for each in (before, now)
@@ -154,13 +152,13 @@ def _compare_labels(split: str, before: Fingerprint, now: Fingerprint) -> list[s
         return []
     first = changed[0]
     return [
-        f"{split}: {len(changed):,} samples have another label, such as {first}, which was "
+        f"{split}: {len(changed):,} samples have a different label, such as {first}, which was "
         f"{old[first]} and is {new[first]}"
     ]
 
 
 def _named_labels(split: str, fingerprint: Fingerprint) -> list[Any]:
-    """Return the labels of a split, as class names where there is one label per sample."""
+    """Return the labels of a split, as class names if there is one label per sample."""
     labels = fingerprint.samples[split]["labels"]
     classes = fingerprint.digests["classes"]
     if labels is None:
@@ -193,7 +191,7 @@ def _digest(data: bytes) -> str:
 
 
 def _digest_array(array: NDArray[Any]) -> str:
-    # NaN stands for an unknown target, and has many bit patterns.
+    # Unknown targets are NaN, which has many bit patterns.
     if array.dtype.kind == "f":
         array = np.where(np.isnan(array), np.float32("nan"), array)
     return _digest(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())

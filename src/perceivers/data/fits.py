@@ -1,8 +1,8 @@
-"""One function per kind of modality that fits a raw sample to its spec, and the table of them.
+"""Functions that fit a raw sample to its spec, one per kind of modality, and a table of them.
 
 Each is called as ``fit(raw, path, spec, look)`` and returns an array in the raw layout, without a
-batch axis. ``path`` names the sample in messages. ``look`` says which part is seen: a random one in
-training, the same one at every evaluation.
+batch axis. ``path`` names the sample in messages. ``look`` chooses the part to read: a random one
+in training, always the same in evaluation.
 
 Legend: C channels, S samples, P points, L bytes or ids.
 """
@@ -30,32 +30,32 @@ from perceivers.data.video_clips import fit_clip, fit_frames, fit_video
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import FIRST_BYTE, Audio, Bytes, Image, ModalitySpec, Points, Video
 
-# -- Elements of a sample in another order, where a spec asks for it (``ModalitySpec.order``) ----
+# -- Permuted elements of a sample, if a spec asks for it (``ModalitySpec.order``) -----------------
 #
-# The permutation is applied last, to what a model would be given: crops, noise and padding come
-# before it. It depends on the spec's seed and the modality's name and, with ``per_sample``, on
-# the sample's place in the stream of training, or in its split in evaluation.
+# The permutation comes last, after crops, noise and padding. It depends on the spec's seed and the
+# modality's name and, with ``per_sample``, on the position of the sample in the stream of training
+# samples, or in its split in evaluation.
 #
 # Legend: N elements of a sample, row-major.
 
-# Keep the streams of the two kinds of permutations apart.
+# Keep the random streams of the two kinds of permutations apart.
 FIXED, PER_SAMPLE = range(2)
 
 
 def reordered(specs: Mapping[str, ModalitySpec]) -> list[str]:
-    """Return the modalities whose elements are not read in place."""
+    """Return the modalities whose elements are permuted."""
     return [name for name, spec in specs.items() if spec.order != "in_place"]
 
 
 def check_in_place(specs: Mapping[str, ModalitySpec], what: str) -> None:
-    """Refuse to go on where elements are read in another order.
+    """Reject specs with permuted elements.
 
     Args:
-        specs: What is read.
-        what: Begins the message: what needs elements in place.
+        specs: Specs of the modalities that are read.
+        what: Start of the message: what needs elements in place.
 
     Raises:
-        ConfigError: Names the modality.
+        ConfigError: The elements of a modality are permuted.
     """
     if names := reordered(specs):
         raise ConfigError(
@@ -67,14 +67,14 @@ def check_in_place(specs: Mapping[str, ModalitySpec], what: str) -> None:
 def reorder_sample(
     values: dict[str, NDArray[Any]], specs: Mapping[str, ModalitySpec], key: int
 ) -> None:
-    """Put the elements of a fitted sample in the order of its specs.
+    """Permute the elements of a fitted sample as its specs say.
 
-    Masks of a picture, and classes of points, move along with their elements.
+    Masks of an image, and classes of points, are permuted with their elements.
 
     Args:
-        values: By modality, in the raw layout without a batch axis; changed in place.
-        specs: What each modality looks like.
-        key: Place of the sample, on which permutations of single samples depend.
+        values: Arrays by modality, in the raw layout without a batch axis; changed in place.
+        specs: Spec of each modality.
+        key: Position of the sample, on which ``per_sample`` permutations depend.
     """
     for name in reordered(specs):
         if name not in values:
@@ -90,17 +90,17 @@ def reorder_sample(
 
 
 def find_order(values: NDArray[Any], spec: ModalitySpec, name: str, key: int) -> NDArray[np.int64]:
-    """Return which element comes to each place, ``[N]``.
+    """Return which element comes to each position, ``[N]``.
 
-    What is no element stays where it is: padding and special ids of texts, rows of NaN of ragged
-    points. Under ``fixed``, samples of as many elements share the order; that of shorter ones is
-    the same without the elements that they lack.
+    Padding, special ids of texts and NaN rows of ragged points stay in place. With ``fixed``,
+    samples with equally many elements share the order; shorter samples have the same order without
+    the elements that they lack.
 
     Args:
-        values: The sample's, in the raw layout.
-        spec: What it looks like.
-        name: Of the modality.
-        key: Place of the sample.
+        values: Array of the sample, in the raw layout.
+        spec: Spec of the modality.
+        name: Name of the modality.
+        key: Position of the sample.
     """
     seed, text = spec.order_seed, zlib.crc32(name.encode())
     if spec.order == "fixed":
@@ -114,7 +114,7 @@ def find_order(values: NDArray[Any], spec: ModalitySpec, name: str, key: int) ->
 
 
 def permute(values: NDArray[Any], spec: ModalitySpec, order: NDArray[np.int64]) -> NDArray[Any]:
-    """Return a sample whose place k holds element ``order[k]``, in the raw layout."""
+    """Return a sample whose position k holds element ``order[k]``, in the raw layout."""
     axes = len(spec.grid)
     if spec.channels_first:
         flat = values.reshape(*values.shape[: values.ndim - axes], spec.num_tokens)
@@ -128,7 +128,7 @@ def _fixed_ranks(seed: int, text: int, count: int) -> NDArray[np.int64]:
 
 
 def _is_element(values: NDArray[Any], spec: ModalitySpec) -> NDArray[np.bool_]:
-    """Tell elements from padding, ``[N]``."""
+    """Tell elements from padding and special ids, ``[N]``."""
     if isinstance(spec, Bytes):
         return np.greater_equal(values, FIRST_BYTE)
     if isinstance(spec, Points):
@@ -137,15 +137,15 @@ def _is_element(values: NDArray[Any], spec: ModalitySpec) -> NDArray[np.bool_]:
 
 
 def _first(specs: Mapping[str, ModalitySpec], kind: type) -> str:
-    """Return the first modality of a kind, as samples pair elements with targets; empty if none."""
+    """Return the first modality of a type, which is the one that has a target; empty if none."""
     return next((name for name, spec in specs.items() if isinstance(spec, kind)), "")
 
 
-# -- One function per kind of modality that fits a raw sample to its spec ------------------------
+# -- Functions that fit a raw sample to its spec, one per kind of modality -------------------------
 
-# What integer types are divided by before they reach a model, as in adapters.
+# Divisors of integer types before values reach a model, as in adapters.
 FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.int16): 32768.0}
-# Where the lowest points lie, but for a few that are wrong.
+# A quantile, because a few points may wrongly lie below the floor.
 FLOOR_QUANTILE = 0.02
 Fit = Callable[[Any, str, Any, Look], NDArray]
 
@@ -153,18 +153,18 @@ Fit = Callable[[Any, str, Any, Look], NDArray]
 def fit_sample(
     sample: RawSample, path: str, specs: Mapping[str, ModalitySpec], look: Look = PLAIN
 ) -> dict[str, NDArray]:
-    """Fit every modality of a sample; films and their sound begin at the same moment.
+    """Fit every modality of a sample; a video and its audio start at the same time.
 
-    A picture and its mask are seen in the same view; points and their classes are the same ones.
+    An image and its mask get the same view; points and their classes the same rows.
 
     Args:
         sample: What a source read.
-        path: Names the sample, for messages.
-        specs: What each modality must look like.
-        look: What is seen of it.
+        path: Name of the sample, for messages.
+        specs: Spec of each modality.
+        look: View and augmentation.
 
     Raises:
-        DataError: The sample cannot be decoded, or not be brought to the shape of a spec.
+        DataError: The sample cannot be decoded, or does not fit a spec.
     """
     fitted = _fit_together(sample, specs, look)
     fitted |= _fit_segmented(sample, path, specs, look)
@@ -178,7 +178,7 @@ def fit_sample(
 def _fit_together(
     sample: RawSample, specs: Mapping[str, ModalitySpec], look: Look
 ) -> dict[str, NDArray]:
-    """Fit a film and its sound, where a sample has both, from the same moment on."""
+    """Fit a video and its audio from the same time on; empty if there are not both."""
     film, sound = None, None
     for name, spec in specs.items():
         raw = sample[name]
@@ -197,7 +197,7 @@ def _fit_together(
 def _fit_segmented(
     sample: RawSample, path: str, specs: Mapping[str, ModalitySpec], look: Look
 ) -> dict[str, NDArray]:
-    """Fit a picture and its mask, where a sample has both, to the same view."""
+    """Fit an image and its mask to the same view; empty if there are not both."""
     pictures = [(name, spec) for name, spec in specs.items() if isinstance(spec, Image)]
     masks = [(name, spec) for name, spec in specs.items() if isinstance(spec, Mask)]
     if not masks or not pictures:
@@ -210,7 +210,7 @@ def _fit_segmented(
 def _fit_classed(
     sample: RawSample, path: str, specs: Mapping[str, ModalitySpec], look: Look
 ) -> dict[str, NDArray]:
-    """Fit points and their classes, or a tile's points, with one choice of rows for both."""
+    """Fit points and their classes, or the points of a tile, with the same rows."""
     clouds = [(name, spec) for name, spec in specs.items() if isinstance(spec, Points)]
     masks = [(name, spec) for name, spec in specs.items() if isinstance(spec, PointMask)]
     if not clouds or not (masks or INSIDE in sample):
@@ -229,12 +229,12 @@ def _fit_classed(
     stored = read_ids(np.asarray(sample[mask_name]), path, axes=1)
     if len(stored) != len(cloud) or mask_spec.points != spec.points:
         raise DataError(
-            f"{path}: {len(cloud)} points, and classes of {len(stored)}, read as {spec.points} and "
+            f"{path}: {len(cloud)} points and {len(stored)} classes, read as {spec.points} and "
             f"{mask_spec.points}; every point needs one class"
         )
     classes = number_ids(stored[block], mask_spec, path)
     if tiled and look.rng is None:
-        # What lies around a tile is another one's to count.
+        # Points around a tile are scored in their own tiles.
         classes = np.where(np.asarray(sample[INSIDE])[block], classes, IGNORED).astype(np.uint8)
     return {name: values, mask_name: np.append(classes, np.uint8(IGNORED))[rows]}
 
@@ -246,18 +246,18 @@ def fit_raw(
 
     Args:
         raw: What a source read.
-        path: Names the sample, for messages.
-        spec: What it must look like.
-        look: What is seen of it.
+        path: Name of the sample, for messages.
+        spec: Spec of the modality.
+        look: View and augmentation.
 
     Raises:
-        DataError: The sample cannot be decoded, or not be brought to the shape of the spec.
+        DataError: The sample cannot be decoded, or does not fit the spec.
     """
     return FITS[spec.kind](raw, path, spec, look)
 
 
 def fit_image(raw: Any, path: str, spec: Image, look: Look = PLAIN) -> NDArray:
-    """Fit a picture, decoded or not, or an array ``[C, H, W]`` of any size."""
+    """Fit an image, decoded or not, or an array ``[C, H, W]`` of any size."""
     target = (spec.width, spec.height)
     if isinstance(raw, EncodedClip):
         assert raw.data is not None, path
@@ -271,7 +271,7 @@ def fit_image(raw: Any, path: str, spec: Image, look: Look = PLAIN) -> NDArray:
 
 
 def fit_sound(raw: Any, path: str, spec: Audio, look: Look = PLAIN) -> NDArray:
-    """Fit a clip, or ready samples ``[C, S]``: a random or a fixed part, silence after the end.
+    """Fit a clip, or samples ``[C, S]``: a random or a fixed part, padded with silence at the end.
 
     Raises:
         DataError: The clip cannot be decoded.
@@ -287,7 +287,7 @@ def fit_sound(raw: Any, path: str, spec: Audio, look: Look = PLAIN) -> NDArray:
 
 
 def fit_film(raw: Any, path: str, spec: Video, look: Look = PLAIN) -> NDArray:
-    """Fit a clip, or ready frames ``[C, T, H, W]``.
+    """Fit a clip, or frames ``[C, T, H, W]``.
 
     Raises:
         DataError: The clip cannot be decoded, or the frames have other channels.
@@ -303,16 +303,16 @@ def fit_film(raw: Any, path: str, spec: Video, look: Look = PLAIN) -> NDArray:
 
 
 def fit_points(raw: Any, path: str, spec: Points, look: Look = PLAIN) -> NDArray:
-    """Fit points ``[P, C]``: scaled if asked for, a part of them in order, NaN rows to the end.
+    """Fit points ``[P, C]``: scaled as the spec says, subsampled in order, padded with NaN rows.
 
-    A file is decoded; if it is a mesh, the points are drawn from its surface.
+    A file is decoded; if it is a mesh, points are sampled from its surface.
 
-    In training they are turned before they are scaled, as if they had been measured so; the rest of
-    the augmentation follows.
+    In training, points are rotated before they are scaled, as if they had been measured that way;
+    the rest of the augmentation follows.
 
     Raises:
-        DataError: Fewer points than the spec has, and the spec does not say ``ragged``; or a file
-            that cannot be decoded.
+        DataError: Fewer points than the spec has, and the spec is not ``ragged``; or a file that
+            cannot be decoded.
     """
     if isinstance(raw, EncodedClip):
         raw = read_points(raw, spec, look.rng)
@@ -322,19 +322,19 @@ def fit_points(raw: Any, path: str, spec: Points, look: Look = PLAIN) -> NDArray
 def pick_points(
     raw: NDArray, path: str, spec: Points, look: Look = PLAIN
 ) -> tuple[NDArray, NDArray[np.int64]]:
-    """Fit points as ``fit_points`` does, and say which ones they are.
+    """Fit points as ``fit_points`` does, and return which ones were chosen.
 
     Args:
         raw: Points ``[n, C]``.
-        path: Names the sample, for messages.
-        spec: How many, and how they are scaled.
-        look: What is seen of them.
+        path: Name of the sample, for messages.
+        spec: Number and scaling of the points.
+        look: View and augmentation.
 
     Returns:
-        The points ``[P, C]``, and the row of each in ``raw``, -1 for rows of NaN.
+        The points ``[P, C]``, and the row of each in ``raw``, -1 for NaN rows.
 
     Raises:
-        DataError: Fewer points than the spec has, and the spec does not say ``ragged``.
+        DataError: Fewer points than the spec has, and the spec is not ``ragged``.
     """
     augment, rng = look.augment, look.rng
     changed = rng is not None and augment.changes_points
@@ -354,6 +354,7 @@ def pick_points(
     spare = len(cloud) - spec.points
     if spare > 0:
         if rng is None:
+            # Evenly spread rows, so that evaluation is deterministic.
             chosen = np.linspace(0, len(cloud) - 1, spec.points).round().astype(np.int64)
         else:
             chosen = np.sort(rng.choice(len(cloud), spec.points, replace=False))
@@ -370,11 +371,11 @@ def pick_points(
 
 
 def find_origin(cloud: NDArray, *, floor: bool) -> NDArray[np.float64]:
-    """Return where points ``[P, C]`` are centred, ``[C]``: their mean, or its place on the floor.
+    """Return where to centre points ``[P, C]``, as ``[C]``: their mean, or the floor below it.
 
     Args:
-        cloud: The points; rows of NaN are none.
-        floor: Take a low quantile of the last axis, which few wrong points hardly move.
+        cloud: The points; rows of NaN are padding.
+        floor: Use a low quantile of the last axis, which a few outliers hardly move.
     """
     origin = np.asarray(np.nanmean(cloud, axis=0, dtype=np.float64))
     if floor:
@@ -383,23 +384,23 @@ def find_origin(cloud: NDArray, *, floor: bool) -> NDArray[np.float64]:
 
 
 def scale_cloud(cloud: NDArray) -> NDArray[np.float32]:
-    """Centre points ``[P, C]`` by their mean and divide each axis by its largest distance from it.
+    """Centre points ``[P, C]`` at their mean and divide each axis by its largest distance from it.
 
     Every axis is scaled on its own, into -1..1, because axes may differ in their unit, such as
-    pixels and milliseconds; an axis on which all points agree becomes 0.
+    pixels and milliseconds; an axis on which all points coincide becomes 0.
     """
     centred = cloud.astype(np.float64) - cloud.mean(axis=0, dtype=np.float64)
     reach = np.abs(centred).max(axis=0)
-    # Below this, differences are rounding of the mean.
+    # Below this, differences are rounding errors of the mean.
     flat = reach <= 1e-6 * np.abs(cloud).max(axis=0)
     return (np.where(flat, 0.0, centred) / np.where(flat, 1.0, reach)).astype(np.float32)
 
 
 def fit_point_mask(raw: Any, path: str, spec: PointMask, look: Look = PLAIN) -> NDArray[np.uint8]:
-    """Number the classes of points that are read without their points.
+    """Map the ids of points that are read without their points to classes.
 
     Raises:
-        DataError: They are not as many as the spec has, or ids that are no class.
+        DataError: Their number is not that of the spec, or an id is not a class.
     """
     stored = read_ids(raw, path, axes=1)
     if len(stored) != spec.points:
@@ -411,9 +412,9 @@ def fit_point_mask(raw: Any, path: str, spec: PointMask, look: Look = PLAIN) -> 
 
 
 def fit_text(raw: Any, path: str, spec: Bytes, look: Look = PLAIN) -> NDArray[np.int64]:
-    """Fit a text ``[L]``: a random or the first part, wrapped as asked for, PAD after it.
+    """Fit a text ``[L]``: a random part or the first, wrapped as the spec says, then PAD.
 
-    Values of type uint8 are bytes; wider integers are ids already, which no augmentation changes.
+    Values of dtype uint8 are bytes; wider integers are ids already, which are not augmented.
     """
     room, rng = text_room(spec), look.rng
     if raw.dtype == np.uint8:
@@ -426,10 +427,10 @@ def fit_text(raw: Any, path: str, spec: Bytes, look: Look = PLAIN) -> NDArray[np
 
 
 def text_room(spec: Bytes) -> int:
-    """Return how many bytes of text fit in, once it is wrapped.
+    """Return how many bytes of text fit, after wrapping.
 
     Raises:
-        DataError: None do.
+        DataError: No text fits.
     """
     room = spec.length - (2 if spec.wrap == "cls_sep" else 0)
     if room < 1:
@@ -441,10 +442,10 @@ def text_room(spec: Bytes) -> int:
 
 
 def check_whole(raw: Any, path: str, spec: ModalitySpec) -> None:
-    """Refuse a text that would be cut.
+    """Reject a text that would be cut.
 
     Raises:
-        DataError: With its length, the limit and the remedy.
+        DataError: The text is longer than the model reads.
     """
     if isinstance(spec, Bytes) and len(raw) > (room := text_room(spec)):
         raise DataError(
@@ -455,7 +456,7 @@ def check_whole(raw: Any, path: str, spec: ModalitySpec) -> None:
 
 
 def keep_array(raw: Any, path: str, spec: ModalitySpec, look: Look = PLAIN) -> NDArray:
-    """Return an array that must fit already.
+    """Return an array, which must already have the shape of its spec.
 
     Raises:
         DataError: It does not.
@@ -469,7 +470,7 @@ def keep_array(raw: Any, path: str, spec: ModalitySpec, look: Look = PLAIN) -> N
 
 
 def scale_values(values: NDArray) -> NDArray:
-    """Return values as models see them before mean and deviation: integers in full scale."""
+    """Return values as models see them before normalisation: integers divided by full scale."""
     scale = FULL_SCALE.get(values.dtype)
     return values if scale is None else (values / scale).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Raw samples to arrays of exactly the shape a spec declares."""
+"""Reading of samples as arrays of the shapes that specs declare."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,25 +30,25 @@ from perceivers.settings import kinds_of
 from perceivers.types import Audio, Bytes, ModalitySpec, Points, Video
 from perceivers.types import Image as ImageSpec
 
-# Holds where every pixel of a frame moves to, which no change of the frames alone may falsify.
+# Optical flow: augmenting only the frames would make it wrong.
 FLOW = "flow"
 
 
 @dataclass(frozen=True)
 class SampleReader:
-    """Reads one sample of a source and fits it to the specs.
+    """Reads a sample of a source and fits it to the specs.
 
     Args:
-        source: Where the samples come from; one of documents is cut to windows of the specs'
-            length, so that its samples are counted anew.
-        specs: What each modality must look like; other modalities of the source are left out.
-        augment: How pictures and clips are changed when a generator is given.
-        strict: Refuse a text that is longer than its spec, instead of reading a part.
+        source: Source of the samples; documents are cut into windows, and scenes into tiles, of the
+            specs' size, which changes the number of samples.
+        specs: Spec of each modality; other modalities of the source are left out.
+        augment: Augmentation, applied when a random generator is given.
+        strict: Reject a text that is longer than its spec, instead of reading a part.
 
     Raises:
-        DataError: The specs do not fit the source.
-        ConfigError: An augmentation without a picture or clip to apply it to, or of frames whose
-            flow is learned.
+        DataError: The specs do not match the source.
+        ConfigError: An augmentation of a modality that is not read, or of frames whose flow is
+            learned.
     """
 
     source: Source
@@ -57,7 +57,7 @@ class SampleReader:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        """Compare the specs with the source before any worker starts."""
+        """Check the specs against the source before any worker starts."""
         check_sizes(self.specs)
         check_specs(self.source, self.specs)
         if FLOW in self.specs:
@@ -72,9 +72,9 @@ class SampleReader:
 
         Args:
             index: Sample in the source.
-            rng: Where random views and parts come from; None looks at the centre, or the start.
-            position: Place in the stream of training, on which the order of elements depends where
-                every sample has its own; ``index`` when not given.
+            rng: Random generator of views and augmentation; None reads the centre, or the start.
+            position: Position in the stream of training samples, on which ``per_sample`` orders of
+                elements depend; by default ``index``.
 
         Raises:
             DataError: The sample cannot be read.
@@ -83,11 +83,11 @@ class SampleReader:
         return fitted
 
     def read_views(self, index: int, places: Sequence[Place]) -> list[dict[str, NDArray]]:
-        """Return what evaluation sees of one sample at some places, in their order.
+        """Return the views of one sample for evaluation, in the order of their places.
 
         Args:
             index: Sample in the source; it is loaded once.
-            places: Where to look, such as ``Views.places``.
+            places: Places of the views, such as ``Views.places``.
 
         Raises:
             DataError: The sample cannot be read.
@@ -97,7 +97,6 @@ class SampleReader:
     def _read(
         self, index: int, looks: Sequence[Look], position: int | None = None
     ) -> list[dict[str, NDArray]]:
-        """Load one sample and fit it for every look."""
         if isinstance(self.source, PictureSource):
             encoded = self.source.encoded(index)
             specs = {n: spec for n, spec in self.specs.items() if isinstance(spec, ImageSpec)}
@@ -121,22 +120,23 @@ class SampleReader:
         return fitted
 
     def _held(self, sample: RawSample, path: str) -> Mapping[str, ModalitySpec]:
-        """Return the specs of the modalities that a sample holds."""
+        """Return the specs of the modalities that are present in a sample."""
         if not isinstance(self.source, PartialSource):
             return self.specs
         held = {name: spec for name, spec in self.specs.items() if name in sample}
         if not held:
             raise DataError(
-                f"{path}: holds {sorted(sample)}, but none of {sorted(self.specs)} that are read"
+                f"{path}: contains {sorted(sample)}, but none of the modalities that are read, "
+                f"{sorted(self.specs)}"
             )
         return held
 
 
 def check_sizes(specs: Mapping[str, ModalitySpec]) -> None:
-    """Refuse samples that are too large to be held, before any is read.
+    """Reject samples that are too large for memory, before any is read.
 
     Raises:
-        ConfigError: With the shape.
+        ConfigError: A modality exceeds the limit.
     """
     for name, spec in specs.items():
         remedy = "choose a smaller size, or fewer samples, frames or points"
@@ -145,34 +145,34 @@ def check_sizes(specs: Mapping[str, ModalitySpec]) -> None:
 
 
 def _check_augmentation(augment: AugmentConfig, specs: Mapping[str, ModalitySpec]) -> None:
-    """Reject what there is nothing to apply to, and what would falsify a target."""
+    """Reject augmentation that applies to nothing, or that would make a target wrong."""
     seen = {n: spec for n, spec in specs.items() if isinstance(spec, ImageSpec | Video)}
     kinds = {spec.kind for spec in specs.values()}
     for name, wanted in kinds_of(augment).items():
         if not kinds & set(wanted):
             raise ConfigError(
                 f"augment.{name} changes {' and '.join(wanted)}, but the modalities are "
-                f"{sorted(specs)}, none of such a kind; leave it out"
+                f"{sorted(specs)}, none of that kind; leave it out"
             )
     for name, spec in specs.items():
         if isinstance(spec, Points):
             check_points(augment, name, spec)
     if FLOW in specs and (augment.active or augment.copies > 1):
         raise ConfigError(
-            f"augmentation changes pictures, but the modalities are {sorted(specs)}: the flow "
-            f"would no longer be that of the frames, and copies would be equal; leave the "
-            f"augmentation at its defaults"
+            f"augmentation changes images, but the modalities are {sorted(specs)}: the flow "
+            f"would no longer match the frames, and copies would be identical; keep the "
+            f"defaults of the augmentation"
         )
     odd = [name for name, spec in seen.items() if spec.channels not in {1, 3}]
     if augment.rand_augment and odd:
         raise ConfigError(
-            f"RandAugment changes gray and RGB pictures, but {odd[0]!r} has "
+            f"RandAugment changes gray and RGB images, but {odd[0]!r} has "
             f"{specs[odd[0]].channels} channels; use augment.rand_augment: 0"
         )
 
 
 def cut_windows(source: Source, specs: Mapping[str, ModalitySpec]) -> Source:
-    """Return documents in windows, and scenes in tiles, as long as the spec; others unchanged."""
+    """Cut documents into windows, and scenes into tiles, of the spec's size; else no change."""
     texts = [spec for spec in specs.values() if isinstance(spec, Bytes)]
     if texts and isinstance(source, WindowedSource):
         return source.with_window(text_room(texts[0]))
@@ -183,20 +183,20 @@ def cut_windows(source: Source, specs: Mapping[str, ModalitySpec]) -> Source:
 
 
 def check_specs(source: Source, specs: Mapping[str, ModalitySpec]) -> None:
-    """Reject specs that name modalities, channels or shapes the source does not have.
+    """Reject specs with modalities, channels or shapes that the source does not have.
 
     Raises:
-        DataError: With what the source has.
+        DataError: The specs do not match the source.
     """
     if not specs:
         raise DataError("no modality is asked for; give at least one spec")
     if len(source) == 0:
-        raise DataError("the source holds no samples; at least 1 is needed")
+        raise DataError("the source contains no samples; at least 1 is needed")
     if isinstance(source, PictureSource):
         for name, spec in specs.items():
             if name != "image" or not isinstance(spec, ImageSpec):
                 raise DataError(
-                    f"the specs ask for {name!r} ({spec.kind}), but picture files hold only "
+                    f"the specs ask for {name!r} ({spec.kind}), but image files contain only "
                     f"'image'; name the modality 'image' and declare it as Image"
                 )
         return
@@ -204,7 +204,7 @@ def check_specs(source: Source, specs: Mapping[str, ModalitySpec]) -> None:
     try:
         sample = source.read(0)
     except DataError:
-        # An unreadable sample is the loader's business: it is named and replaced there.
+        # Leave unreadable samples to the loader, which names and replaces them.
         return
     held = sample if known is None else known
     for name, spec in specs.items():
@@ -212,8 +212,8 @@ def check_specs(source: Source, specs: Mapping[str, ModalitySpec]) -> None:
             continue
         if name not in sample:
             raise DataError(
-                f"{name!r} is to be read, but the data hold {', '.join(sorted(held))}; give data "
-                f"that hold it, or leave it out"
+                f"{name!r} is requested, but the data contain {', '.join(sorted(held))}; give "
+                f"data that contain it, or leave it out"
             )
         raw = sample[name]
         if FLOW in specs and isinstance(raw, np.ndarray) and raw.shape != spec.raw_shape:
@@ -225,14 +225,13 @@ def check_specs(source: Source, specs: Mapping[str, ModalitySpec]) -> None:
 
 
 def _check_raw(raw: Picture | NDArray | EncodedClip, name: str, spec: ModalitySpec) -> None:
-    """Compare a raw sample of any type with its spec."""
     if isinstance(raw, Picture):
-        # Every image states its own number of bands.
+        # Each image states its own number of bands.
         return
     if isinstance(raw, EncodedClip):
         if raw.kind != spec.kind:
             raise DataError(
-                f"modality {name!r} holds {raw.kind} files, but the spec is of kind "
+                f"modality {name!r} consists of {raw.kind} files, but the spec is of kind "
                 f"{spec.kind!r}; declare it as {raw.kind}"
             )
     else:
@@ -240,7 +239,7 @@ def _check_raw(raw: Picture | NDArray | EncodedClip, name: str, spec: ModalitySp
 
 
 def _check_array(raw: NDArray, name: str, spec: ModalitySpec) -> None:
-    """Compare a raw array with its spec, as far as it is not fitted sample by sample."""
+    """Compare a raw array with its spec, except for what is fitted sample by sample."""
     if isinstance(spec, Bytes):
         text_room(spec)
         if raw.ndim == 1 and np.issubdtype(raw.dtype, np.integer):
@@ -273,6 +272,6 @@ def _check_array(raw: NDArray, name: str, spec: ModalitySpec) -> None:
         return
     raise DataError(
         f"modality {name!r} has shape {raw.shape} per sample, but the spec ({spec.kind}) "
-        f"expects {spec.raw_shape}; only images and videos are resized, and only videos, sound, "
-        f"points and texts cut or filled up, so use the shape of the data"
+        f"expects {spec.raw_shape}; only images and videos are resized, and only videos, audio, "
+        f"points and texts are cut or padded, so use the shape of the data"
     )

@@ -1,4 +1,4 @@
-"""Optical flow: its files, folders of measured pairs, and pairs generated from photographs."""
+"""Optical flow: its file formats, folders of measured pairs, and pairs generated from images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ FLO_MAGIC = b"PIEH"
 FLO_HEADER = 12
 FLO_UNKNOWN = 1e10
 FLO_LARGEST = 1e9
-# More than any picture has; beyond it the header is damaged.
+# Larger than any image; beyond it the header is damaged.
 MAX_SIDE = 99_999
 
 # KITTI (Geiger et al. 2012): red and green hold 64 * flow + 32768, blue is 1 where it is known.
@@ -55,7 +55,7 @@ def read_flow(path: str | PathLike[str]) -> tuple[NDArray[np.float32], NDArray[n
         Flow ``[2, H, W]``, NaN where unknown, and booleans ``[H, W]``, True where it is known.
 
     Raises:
-        DataError: The file cannot be read, is cut short, or is not of that format.
+        DataError: The file cannot be read, is cut short, or has another format.
     """
     name = str(path)
     kind = _extension(name)
@@ -68,15 +68,15 @@ def read_flow(path: str | PathLike[str]) -> tuple[NDArray[np.float32], NDArray[n
 def write_flow(
     path: str | PathLike[str], flow: NDArray[Any], valid: NDArray[np.bool_] | None = None
 ) -> Path:
-    """Write a flow file, ``.flo`` or a 16-bit ``.png``; an old file survives any failure.
+    """Write a flow file, ``.flo`` or a 16-bit ``.png``; if that fails, an existing file is kept.
 
     Args:
-        path: Where it goes; the extension chooses the format. A ``.png`` rounds to 1/64 pixel.
-        flow: ``[2, H, W]`` in pixels; what is not finite is written as unknown.
-        valid: ``[H, W]``, False where the flow is unknown whatever stands there.
+        path: Path of the file; the extension chooses the format. A ``.png`` rounds to 1/64 pixel.
+        flow: ``[2, H, W]`` in pixels; values that are not finite are written as unknown.
+        valid: ``[H, W]``, False where the flow is unknown, whatever its value.
 
     Raises:
-        InputError: Shapes that do not fit, or flow that the format cannot hold.
+        InputError: The shapes do not match, or the format cannot hold the flow.
         DataError: Another extension.
     """
     kind = _extension(str(path))
@@ -95,7 +95,6 @@ def write_flow(
 
 
 def _extension(name: str) -> str:
-    """Return the format's extension."""
     extension = Path(name).suffix.lower()
     if extension not in FLOW_EXTENSIONS:
         raise DataError(f"{name}: flow files are {' or '.join(FLOW_EXTENSIONS)}, not {extension!r}")
@@ -124,36 +123,34 @@ def _read_flo(data: bytes, name: str) -> tuple[NDArray[np.float32], NDArray[np.b
         )
     pairs = np.frombuffer(data, "<f4", offset=FLO_HEADER).reshape(height, width, 2)
     flow = pairs.transpose(2, 0, 1).astype(np.float32)
-    # NaN compares false, and so is unknown too.
+    # NaN compares false, so it counts as unknown too.
     valid = np.asarray((np.abs(flow) <= FLO_LARGEST).all(axis=0))
     return np.where(valid, flow, np.float32(np.nan)), valid
 
 
 def _encode_flo(flow: NDArray[np.float64], known: NDArray[np.bool_]) -> bytes:
-    """Return the content of a ``.flo`` file."""
     largest = np.abs(flow[:, known]).max(initial=0.0)
     if largest > FLO_LARGEST:
-        raise InputError(f"flow of {largest:g} pixels; a .flo file calls more than 1e9 unknown")
+        raise InputError(f"flow of {largest:g} pixels; in a .flo file, more than 1e9 means unknown")
     pairs = np.where(known, flow, FLO_UNKNOWN).transpose(1, 2, 0)
     header = FLO_MAGIC + np.array([flow.shape[2], flow.shape[1]], "<i4").tobytes()
     return header + pairs.astype("<f4").tobytes()
 
 
 def _load_av(name: str) -> Any:
-    """Return PyAV: Pillow would read and write 16-bit colour as 8 bits, without a word."""
+    """Load PyAV, because Pillow would silently read and write 16-bit colour as 8 bits."""
     try:
         return load_library("av")
     except DataError as error:
         raise DataError(
-            f"{name}: 16-bit flow pictures need PyAV, which cannot be imported; run pip install "
+            f"{name}: 16-bit flow images need PyAV, which cannot be imported; run pip install "
             f'"perceivers[media]", or use .flo files'
         ) from error
 
 
 def _read_kitti(data: bytes, name: str) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Decode a 16-bit colour PNG."""
     av = _load_av(name)
-    # The sides, in the first chunk; a decoder makes room for them.
+    # Check the size in the PNG header before the decoder allocates memory for it.
     width, height = (int.from_bytes(data[place : place + 4]) for place in (16, 20))
     check_limit("pixels", width * height, name)
     try:
@@ -163,8 +160,8 @@ def _read_kitti(data: bytes, name: str) -> tuple[NDArray[np.float32], NDArray[np
     if not frames or frames[0].format.name != KITTI_FORMAT:
         found = frames[0].format.name if frames else "nothing"
         raise DataError(
-            f"{name}: the picture holds {found}; a KITTI flow picture has three channels of 16 "
-            f"bits ({KITTI_FORMAT})"
+            f"{name}: the image has the format {found}; a KITTI flow image has three channels of "
+            f"16 bits ({KITTI_FORMAT})"
         )
     values = frames[0].to_ndarray(format="rgb48le").astype(np.float32)
     valid = values[..., 2] > 0
@@ -173,14 +170,13 @@ def _read_kitti(data: bytes, name: str) -> tuple[NDArray[np.float32], NDArray[np
 
 
 def _encode_kitti(flow: NDArray[np.float64], known: NDArray[np.bool_]) -> bytes:
-    """Return the content of a 16-bit colour PNG."""
     av = _load_av("writing flow")
     scaled = np.rint(np.where(known, flow, 0.0) * KITTI_SCALE + KITTI_ZERO)
     if scaled.min() < 0 or scaled.max() > 65535:
         low, high = flow[:, known].min(), flow[:, known].max()
         raise InputError(
-            f"flow of {low:g}..{high:g} pixels; a 16-bit picture holds -512..511.98, write a .flo "
-            f"file"
+            f"flow of {low:g}..{high:g} pixels; a 16-bit image can hold -512..511.98, write a "
+            f".flo file"
         )
     values = np.stack([*np.where(known, scaled, 0.0), known], axis=-1).astype(np.uint16)
     codec = av.CodecContext.create("png", "w")
@@ -199,13 +195,13 @@ def _encode_kitti(flow: NDArray[np.float64], known: NDArray[np.bool_]) -> bytes:
 class FlowPairs:
     """A source of frame pairs, each of its own size.
 
-    A sample holds ``video``, uint8 ``[3, 2, H, W]`` (frame 1, frame 2), and ``flow``, float32
+    A sample contains ``video``, uint8 ``[3, 2, H, W]`` (frame 1, frame 2), and ``flow``, float32
     ``[2, H, W]`` in pixels from frame 1 to frame 2, channel 0 = u (to the right), 1 = v (down); NaN
     where it is unknown.
 
     Args:
         names: Stable ids.
-        files: Paths of frame 1, frame 2 and the flow, for every pair.
+        files: Paths of frame 1, frame 2 and the flow of each pair.
     """
 
     names: Sequence[str]
@@ -213,7 +209,6 @@ class FlowPairs:
     labels: None = field(default=None, init=False)
 
     def __len__(self) -> int:
-        """Count the pairs."""
         return len(self.files)
 
     def read(self, index: int) -> dict[str, NDArray]:
@@ -229,19 +224,20 @@ class FlowPairs:
         if len(sizes) > 1:
             raise DataError(
                 f"{flow_path}: flow of {flow.shape[1:]} pixels for frames of "
-                f"{frames[0].shape[1:]} and {frames[1].shape[1:]}; all must have one size"
+                f"{frames[0].shape[1:]} and {frames[1].shape[1:]}; all must have the same size"
             )
         return {"video": np.stack(frames, axis=1), "flow": flow}
 
 
 def open_flow_pairs(folder: str | PathLike[str]) -> FlowPairs:
-    """Find the pairs of a folder: in itself, and in the folders directly in it.
+    """Find the frame pairs in a folder and in its direct sub-folders.
 
     A pair is a folder with one flow file, ``*.flo`` or ``flow*.png`` (KITTI's 16-bit format), and
-    two pictures, of which the first by name is frame 1. Folders without a flow file are left out.
+    two images, of which the first by name is frame 1. Folders without a flow file are ignored.
 
     Raises:
-        DataError: No such folder, no pair, or a flow file without exactly two pictures.
+        DataError: The folder does not exist, there is no pair, or a flow file lies beside other
+            than two images.
     """
     root = Path(folder).expanduser()
     try:
@@ -254,14 +250,14 @@ def open_flow_pairs(folder: str | PathLike[str]) -> FlowPairs:
     if not found:
         raise DataError(
             f"{root}: no flow file (*.flo, flow*.png), neither here nor in {len(inside)} folders; "
-            f"each pair is a folder with two pictures and their flow"
+            f"each pair is a folder with two images and their flow"
         )
     names = ["." if path == root else path.name for path in found]
     return FlowPairs(names, list(found.values()))
 
 
 def _find_pair(folder: Path) -> tuple[str, str, str] | None:
-    """Return frame 1, frame 2 and flow of a folder, or None where there is no flow."""
+    """Return frame 1, frame 2 and flow of a folder; None if there is no flow."""
     files = sorted(path for path in folder.iterdir() if not is_system_file(path.name))
     flows = [path for path in files if _is_flow(path)]
     if not flows:
@@ -269,14 +265,13 @@ def _find_pair(folder: Path) -> tuple[str, str, str] | None:
     frames = [path for path in files if is_picture_name(path.name) and path not in flows]
     if len(flows) > 1 or len(frames) != 2:
         raise DataError(
-            f"{folder}: {len(flows)} flow files and {len(frames)} pictures; a folder holds one "
-            f"pair, which is one flow file and two pictures"
+            f"{folder}: {len(flows)} flow files and {len(frames)} images; a folder contains one "
+            f"pair, which is one flow file and two images"
         )
     return str(frames[0]), str(frames[1]), str(flows[0])
 
 
 def _is_flow(path: Path) -> bool:
-    """Tell whether a file holds flow, by its name."""
     name = path.name.lower()
     return path.is_file() and (
         name.endswith(".flo") or (name.startswith("flow") and name.endswith(".png"))
@@ -284,38 +279,38 @@ def _is_flow(path: Path) -> bool:
 
 
 def _read_frame(path: str) -> NDArray[np.uint8]:
-    """Return a picture file as uint8 ``[3, H, W]``."""
+    """Return an image file as uint8 ``[3, H, W]``."""
     picture = convert_channels(read_picture(read_bytes(path), path), 3, path)
     return np.asarray(picture).transpose(2, 0, 1)
 
 
 # ------------------------------------------------------------------------------------------------
-# Training pairs for optical flow, generated from single photographs, with exact ground truth.
+# Training pairs for optical flow, generated from single images, with exact ground truth.
 #
-# Frame 2 is cut from a photograph. Frame 1 is made by looking up, for each of its pixels x, what
-# frame 2 shows at x + flow(x), where flow is a formula (``motions``): so the flow is exact at
-# every pixel of frame 1, whatever the filter. Photographs are sampled on a canvas larger than the
-# frame by the longest motion, so nothing is invented at the edges.
+# Frame 2 is a crop of an image. Frame 1 is generated by sampling frame 2, for each pixel x of frame
+# 1, at x + flow(x), where flow is a formula (``motions``): so the flow is exact at every pixel of
+# frame 1, whatever the filter. Images are resampled to a canvas that exceeds the frame by the
+# longest motion, so no content is made up at the edges.
 #
-# In a share of the pairs a piece of another photograph moves in front, with a motion of its own.
-# The piece has a shape in frame 2, and frame 1 shows both, shape and content, where its motion
-# takes them from. Flow is that of whatever frame 1 shows. Background that the piece covers in
-# frame 2 alone keeps its true motion although its end point is hidden there, as in Sintel or
-# FlyingChairs.
+# In a fraction of the pairs, a piece of another image moves in front, with a motion of its own. The
+# shape of the piece is defined in frame 2; in frame 1, both shape and content are sampled where its
+# motion points. The flow is that of whatever is visible in frame 1. Background that the piece
+# covers in frame 2 alone keeps its true motion although its end point is hidden there, as in Sintel
+# or FlyingChairs.
 #
 # Legend: H W rows and columns of the frames.
 
-# Before the address of photographs, from which pairs are generated.
+# Prefix of an address of images from which pairs are generated.
 WARPS = "warps:"
 MIN_SIDE = 16
 DEFAULT_MAX_FLOW = 8.0
-# At most doubled, so that photographs of the frame's size do not turn blurred.
+# Areas are at most doubled, so that images of the frame's size do not become blurred.
 CROPS = AugmentConfig(crop_scale=(0.5, 1.0), flip=True)
-# What a bicubic filter reads beside a place.
+# Pixels that a bicubic filter reads next to a position.
 FILTER_MARGIN = 2
 
-# Differences of exposure between frames: factors, shares of full scale, and sensor noise of at most
-# 3 of 255 steps (standard deviation).
+# Differences in exposure between frames: gain, offset as a fraction of full scale, and sensor noise
+# with a standard deviation of at most 3 in 0..255.
 JITTER_GAIN = 0.05
 JITTER_OFFSET = 0.02
 JITTER_NOISE = 3.0
@@ -323,26 +318,26 @@ JITTER_NOISE = 3.0
 
 @dataclass(frozen=True, eq=False)
 class WarpedPairs:
-    """A source of generated frame pairs, equal at every reading of the same index.
+    """A source of generated frame pairs; an index always gives the same pair.
 
-    A sample holds ``video``, uint8 ``[3, 2, H, W]`` (frame 1, frame 2), and ``flow``, float32
+    A sample contains ``video``, uint8 ``[3, 2, H, W]`` (frame 1, frame 2), and ``flow``, float32
     ``[2, H, W]`` in pixels from frame 1 to frame 2, channel 0 = u (to the right), 1 = v (down).
 
     Args:
-        photographs: A source of pictures; it must have names as well.
+        photographs: A source of image files; it must have names as well.
         height: Rows H of the frames.
         width: Columns W of the frames.
-        max_flow: Pixels that nothing moves farther than, at most half the shorter side.
-        seed: Chooses crops, motions and shapes, together with the index.
-        repeats: Pairs made of each photograph, each with another crop and another motion. Pair i
-            is made of photograph i modulo their number, so one pass sees all before any repeats.
-        layered: Share of the pairs, 0..1, in which a piece of another photograph moves in front.
-        jitter: Whether the frames differ a little in brightness (gain within 5 %, offset within
-            2 % of full scale) and carry independent noise (deviation up to 3 of 255).
+        max_flow: Longest motion in pixels, at most half the shorter side.
+        seed: Seed of crops, motions and shapes, together with the index.
+        repeats: Pairs per image, each with another crop and another motion. Pair i is made from
+            image i modulo their number, so one pass uses all of them before any repeats.
+        layered: Fraction of the pairs, 0..1, in which a piece of another image moves in front.
+        jitter: Whether the frames differ a little in brightness (gain within 5 %, offset within 2 %
+            of full scale) and have independent noise (standard deviation up to 3 of 255).
 
     Raises:
-        ConfigError: A setting out of range.
-        DataError: The source holds no picture files, or none at all.
+        ConfigError: A setting is out of range.
+        DataError: The source is empty, or not one of image files.
     """
 
     photographs: Source
@@ -356,7 +351,6 @@ class WarpedPairs:
     labels: None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        """Reject settings that make no pairs."""
         if min(self.height, self.width) < MIN_SIDE:
             raise ConfigError(
                 f"frames of {self.height} x {self.width} pixels; both sides must be at least "
@@ -373,32 +367,31 @@ class WarpedPairs:
                 f"repeats is {self.repeats} and seed is {self.seed}; they must be at least 1 and 0"
             )
         if not 0 <= self.layered <= 1:
-            raise ConfigError(f"layered is {self.layered}; it is a share and must lie in 0..1")
+            raise ConfigError(f"layered is {self.layered}; it is a fraction and must lie in 0..1")
         if not isinstance(self.photographs, PictureSource):
             raise DataError(
-                f"flow pairs are made of picture files, not of {type(self.photographs).__name__}; "
-                f"give a folder of pictures or tars of them"
+                f"flow pairs are made from image files, not from "
+                f"{type(self.photographs).__name__}; give a folder of images or tars of them"
             )
         if not len(self.photographs):
-            raise DataError("flow pairs need at least 1 photograph, and the source holds none")
+            raise DataError("flow pairs need at least 1 image, and the source contains none")
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The photograph's name and the number of its pair."""
+        """The image's name and the number of its pair."""
         return tuple(
             f"{name}#warp{copy}" for copy in range(self.repeats) for name in self.photographs.names
         )
 
     def __len__(self) -> int:
-        """Count the pairs."""
         return len(self.photographs) * self.repeats
 
     def read(self, index: int) -> dict[str, NDArray]:
         """Return one pair and its flow.
 
         Raises:
-            DataError: A photograph cannot be read.
-            IndexError: There is no such pair.
+            DataError: An image cannot be read.
+            IndexError: The pair does not exist.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
@@ -423,30 +416,30 @@ class WarpedPairs:
 
     @property
     def _margin(self) -> int:
-        """Pixels by which a canvas is larger than the frame, on each side."""
+        """Pixels by which a canvas exceeds the frame on each side."""
         return ceil(self.max_flow) + FILTER_MARGIN
 
     def _canvas(self, index: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Return a crop of a photograph, with room around the frame: ``[3, H + .., W + ..]``."""
+        """Return a crop of an image with a margin around the frame: ``[3, H + .., W + ..]``."""
         assert isinstance(self.photographs, PictureSource)
         room = 2 * self._margin
         spec = Image(self.height + room, self.width + room)
         return to_eight_bits(fit_encoded(self.photographs.encoded(index), spec, Look(rng, CROPS)))
 
     def _seen(self, canvas: NDArray[np.uint8], motion: Motion | None) -> NDArray[np.float64]:
-        """Return what a frame shows, ``[3, H, W]`` in 0..255: frame 2 without a motion."""
+        """Return a frame ``[3, H, W]`` in 0..255: frame 1 with a motion, frame 2 without."""
         margin = self._margin
         if motion is None:
             inner = canvas[:, margin : margin + self.height, margin : margin + self.width]
             return inner.astype(np.float64)
         places = frame_places(self.height, self.width)
         places = torch.from_numpy(places + motion(places) + margin)
-        # Double precision, since single would be off by a visible part of a pixel on large frames.
+        # Single precision would be off by a visible fraction of a pixel on large frames.
         scene = torch.from_numpy(np.ascontiguousarray(canvas)).to(places.dtype)
         return sample_pixels(scene[None], places[None], "bicubic")[0].numpy()
 
     def _develop(self, frame: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Return what a camera makes of it."""
+        """Apply differences in exposure and noise, as a camera would."""
         if self.jitter:
             gain = 1 + rng.uniform(-JITTER_GAIN, JITTER_GAIN)
             offset = 255 * rng.uniform(-JITTER_OFFSET, JITTER_OFFSET)
@@ -464,20 +457,20 @@ def make_warps(
     seed: int = 0,
     repeats: int = 1,
 ) -> dict[str, WarpedPairs]:
-    """Turn every split of a set of photographs into a split of frame pairs with flow.
+    """Turn every split of a data set of images into a split of frame pairs with flow.
 
     Args:
-        splits: Sources of picture files by split, as ``open_data`` gives them.
+        splits: Sources of image files by split, as ``open_data`` returns them.
         height: Rows H of the frames.
         width: Columns W of the frames.
-        max_flow: Pixels that nothing moves farther than.
-        seed: Chooses crops, motions and shapes.
-        repeats: Pairs per photograph in ``train``, so that longer training sees new motions; the
-            other splits have one.
+        max_flow: Longest motion in pixels.
+        seed: Seed of crops, motions and shapes.
+        repeats: Pairs per image in ``train``, so that longer training uses new motions; the other
+            splits have one.
 
     Raises:
-        ConfigError: A setting out of range.
-        DataError: A split that holds no picture files.
+        ConfigError: A setting is out of range.
+        DataError: A split does not consist of image files.
     """
     return {
         split: WarpedPairs(

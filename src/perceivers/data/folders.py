@@ -1,6 +1,6 @@
-"""Folders of pictures, sounds, videos and points: by class, by split and class, or unlabelled.
+"""Folders of images, audio, videos and points: by class, by split and class, or unlabelled.
 
-Files of several kinds are paired by their names without ending: ``cat/1.mp4`` and ``cat/1.wav``.
+Files of several kinds are paired by their names without extension: ``cat/1.mp4`` and ``cat/1.wav``.
 """
 
 import os
@@ -39,7 +39,7 @@ from perceivers.text_names import (
     show_name,
 )
 
-ANYTHING = "pictures, sounds, videos or point clouds"
+ANYTHING = "images, audio, videos or point clouds"
 
 SPLIT_FOLDERS = {
     "train": ("train",),
@@ -50,12 +50,12 @@ SPLIT_FOLDERS = {
 
 @dataclass(frozen=True, eq=False)
 class PictureFiles:
-    """A source of picture files.
+    """A source of image files.
 
     Args:
-        paths: Where each picture lies.
+        paths: Path of each image.
         names: Stable ids, relative to the data's folder.
-        labels: Class per picture, or None.
+        labels: Class per image, or None.
     """
 
     paths: Sequence[str]
@@ -63,35 +63,34 @@ class PictureFiles:
     labels: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        """Count the pictures."""
         return len(self.paths)
 
     def encoded(self, index: int) -> Encoded:
-        """Return one file's bytes."""
+        """Return the bytes of one file."""
         path = self.paths[index]
         return Encoded(path, read_bytes(path))
 
     def read(self, index: int) -> RawSample:
-        """Return one whole picture, upright, in its own mode; undecoded if it ``is_deep``."""
+        """Return one whole image, upright, in its own mode; undecoded if it ``is_deep``."""
         encoded = self.encoded(index)
         return wrap_file("image", encoded.path, encoded.data, has_sound=False)
 
     def subset(self, indices: NDArray[np.int64]) -> "PictureFiles":
-        """Return a source of some of the pictures."""
+        """Return a source of some of the images."""
         labels = None if self.labels is None else self.labels[indices]
         return PictureFiles(pick(self.paths, indices), pick(self.names, indices), labels)
 
 
 @dataclass(frozen=True, eq=False)
 class ClipFiles:
-    """A source of sounds, videos and points, and of files of several kinds that belong together.
+    """A source of audio, videos and points, and of files of several kinds that form samples.
 
     Args:
-        paths: Where the files of each sample lie, in the order of ``kinds``.
+        paths: Paths of the files of each sample, in the order of ``kinds``.
         names: Stable ids, relative to the data's folder.
-        kinds: What every sample holds: some of ``image``, ``mask``, ``audio``, ``video`` and
+        kinds: What every sample contains: some of ``image``, ``mask``, ``audio``, ``video`` and
             ``points``.
-        tracks: Which videos are also their samples' sounds ``[n]``; None when none is.
+        tracks: Which videos also provide their samples' audio ``[n]``; None if none does.
         labels: Class per sample ``[n]``, or None.
     """
 
@@ -102,14 +101,13 @@ class ClipFiles:
     labels: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        """Count the samples."""
         return len(self.paths)
 
     def read(self, index: int) -> RawSample:
-        """Return undecoded clips and points, and decoded pictures.
+        """Return undecoded clips and points, and decoded images.
 
         Raises:
-            DataError: A file cannot be read, or a picture not be decoded.
+            DataError: A file cannot be read, or an image cannot be decoded.
         """
         sample: dict[str, Picture | NDArray | EncodedClip] = {}
         for kind, path in zip(self.kinds, self.paths[index], strict=True):
@@ -129,11 +127,11 @@ class ClipFiles:
 
 
 class PartialFiles(ClipFiles):
-    """Files of several kinds of which a sample may lack some, whose paths are empty."""
+    """Files of several kinds, of which a sample may lack some; their paths are empty."""
 
     @cached_property
     def present(self) -> Mapping[str, NDArray[np.bool_]]:
-        """Which samples hold each modality ``[n]``."""
+        """Which samples have each modality ``[n]``."""
         held = {
             kind: np.array([bool(paths[place]) for paths in self.paths], bool)
             for place, kind in enumerate(self.kinds)
@@ -142,13 +140,13 @@ class PartialFiles(ClipFiles):
 
     @cached_property
     def is_sure(self) -> bool:
-        """Whether all videos were looked at for sound."""
+        """Whether all videos were checked for sound."""
         return are_known([self.tracks])
 
 
 @dataclass(frozen=True)
 class FolderSplits:
-    """What a folder holds."""
+    """The sources of a folder by split, its class names, and notes."""
 
     sources: Mapping[str, PictureFiles | ClipFiles]
     classes: tuple[str, ...]
@@ -157,7 +155,7 @@ class FolderSplits:
 
 @dataclass(frozen=True)
 class _Files:
-    """The files of one split, their classes, and how many other files lie between them."""
+    """The files of one split, their classes, and the number of files of other types."""
 
     paths: list[str]
     labels: NDArray[np.int64] | None
@@ -165,11 +163,11 @@ class _Files:
 
 
 def read_folder(root: Path) -> FolderSplits:
-    """Index the pictures, sounds, videos and point clouds of a folder.
+    """Index the images, audio files, videos and point clouds of a folder.
 
-    Sub-folders called train, val and test are splits. Within a split, sub-folders that hold
-    such files are classes, in alphabetical order; a split with files lying directly in it, with a
-    single sub-folder, or with files only further down is unlabelled.
+    Sub-folders named train, val and test are splits. Within a split, sub-folders that contain such
+    files are classes, in alphabetical order; a split is unlabelled if files lie directly in it, if
+    it has a single sub-folder, or if files lie only further down.
 
     Raises:
         DataError: No files, an empty class folder, a class that training does not have, or files of
@@ -187,7 +185,7 @@ def read_folder(root: Path) -> FolderSplits:
     if odd := describe_names(Path(p).name for files in found.values() for p in files.paths):
         notes.append(odd)
     if num_stray := sum(files.num_stray for files in found.values()):
-        notes.append(f"{num_stray} files that are no {ANYTHING} were ignored")
+        notes.append(f"{num_stray} files that are not {ANYTHING} were ignored")
     present = {kind_of(path) for files in found.values() for path in files.paths}
     kinds = tuple(kind for kind in EXTENSIONS if kind in present)
     if kinds == ("image",):
@@ -205,7 +203,7 @@ def read_folder(root: Path) -> FolderSplits:
         missing = check_pairs(every, kinds, root)
     arranged = {split: _arrange(f, paired[split], kinds, root) for split, f in found.items()}
     films = {s: _have_kind("video", kinds, given["paths"]) for s, given in arranged.items()}
-    # Sound files are the sound, where there are any.
+    # Audio files take precedence over the sound tracks of videos.
     tracks = None if "audio" in kinds else find_tracks(films, _look_at(arranged, kinds), MAX_OPENED)
     notes += [missing] * bool(missing) + describe_tracks(films, tracks)
     heard: dict[str, Tracks | None] = {s: tracks[s] if tracks else None for s in arranged}
@@ -215,8 +213,9 @@ def read_folder(root: Path) -> FolderSplits:
 
 
 def _find_splits(root: Path) -> dict[str, Path]:
-    """Return the split folders; none where "train" is a class of vehicles beside other classes."""
+    """Return the split folders; empty if "train" is a class of vehicles beside other classes."""
     _, children = _list_folder(root)
+    # In reverse, so that the first of a split's names wins.
     found = {
         split: root / name
         for split, names in SPLIT_FOLDERS.items()
@@ -229,22 +228,22 @@ def _find_splits(root: Path) -> dict[str, Path]:
 
 
 def find_classes(folder: Path) -> tuple[tuple[str, ...], str]:
-    """Return the class names a folder's sub-folders stand for (none: unlabelled), and a note."""
+    """Return the class names given by sub-folders (empty if unlabelled), and a note."""
     direct, children = _list_folder(folder)
     if direct:
         lie = "files lie directly in the folder"
         return (), f"{lie}, so sub-folders are not classes" if children else f"{lie}: unlabelled"
     if not any(_list_folder(folder / child)[0] for child in children):
-        return (), f"no sub-folder holds {ANYTHING} directly: unlabelled"
+        return (), f"no sub-folder contains {ANYTHING} directly: unlabelled"
     if len(children) == 1:
         return (), f"a single sub-folder ({children[0]!r}) makes no classes: unlabelled"
     return tuple(group_spellings(children)), ""
 
 
 def walk_media(folder: Path) -> tuple[list[str], int]:
-    """Return the sorted paths of all media files below a folder, and count other files.
+    """Return the sorted paths of all media files below a folder, and the number of other files.
 
-    Links to folders are followed, each folder once; hidden files and folders are left out.
+    Links to folders are followed, each folder once; hidden files and folders are skipped.
     """
     found: list[str] = []
     num_others, seen = 0, set()
@@ -264,7 +263,6 @@ def walk_media(folder: Path) -> tuple[list[str], int]:
 
 
 def _labelled(folder: Path, classes: tuple[str, ...], *, is_train: bool) -> _Files:
-    """Find the files of one split's class folders."""
     direct, children = _list_folder(folder)
     spellings = group_spellings(children)
     for child in spellings:
@@ -302,7 +300,6 @@ def _labelled(folder: Path, classes: tuple[str, ...], *, is_train: bool) -> _Fil
 
 
 def _unlabelled(folder: Path) -> _Files:
-    """Find all files below a folder."""
     paths, num_stray = walk_media(folder)
     if not paths:
         raise DataError(
@@ -318,7 +315,7 @@ def _arrange(
     paths = [tuple(parts.get(kind, "") for kind in kinds) for parts in samples.values()]
     labels = None
     if files.labels is not None:
-        # Files of one sample lie in one folder, and so are of one class.
+        # Files of one sample lie in one folder, so they have the same class.
         known = dict(zip(files.paths, files.labels.tolist(), strict=True))
         firsts = [next(iter(parts.values())) for parts in samples.values()]
         labels = np.array([known[path] for path in firsts], np.int64)
@@ -339,7 +336,7 @@ def _have_kind(
 def _look_at(
     arranged: Mapping[str, Mapping[str, Any]], kinds: Sequence[str]
 ) -> Callable[[str, int], bool]:
-    """Return a function that tells whether the video of one sample of a split has sound."""
+    """Return a function that tells whether the video of a split's sample has sound."""
 
     def look(split: str, index: int) -> bool:
         path = arranged[split]["paths"][index][kinds.index("video")]
@@ -350,7 +347,7 @@ def _look_at(
 
 
 def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of media files and of sub-folders directly in a folder, sorted."""
+    """Return the sorted names of media files, and of sub-folders, directly in a folder."""
     try:
         with os.scandir(folder) as scan:
             entries = [entry for entry in scan if not is_system_folder(entry.name)]
@@ -362,7 +359,7 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _is(ask: Callable[[], bool]) -> bool:
-    """Ask what an entry of a folder is; a link that leads in a circle is nothing."""
+    """Check the type of an entry; False for links in a circle, which cannot be checked."""
     try:
         return ask()
     except OSError:
@@ -370,21 +367,19 @@ def _is(ask: Callable[[], bool]) -> bool:
 
 
 def _endings() -> str:
-    """List the file extensions that are understood."""
     return ", ".join(ending for endings in EXTENSIONS.values() for ending in endings)
 
 
 def _relative(paths: Sequence[str], root: Path) -> list[str]:
-    """Return paths below a root with forward slashes, equal on every system, escaped."""
+    """Return escaped paths below a root, with forward slashes on every operating system."""
     return [show_name(Path(os.path.relpath(path, root)).as_posix()) for path in paths]
 
 
 def _shorten(names: Sequence[str], limit: int = 8) -> str:
-    """List a few names."""
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
-# -- Folders of pictures with masks: two sub-folders whose files are paired by their stems -------
+# -- Folders of images with masks: two sub-folders whose files are paired by name ------------------
 #
 # ``images/`` beside ``masks/`` (or ``annotations/``, ``labels/``), in one of three layouts: the
 # data as a whole, each of ``train/``, ``val/`` and ``test/``, or the splits within both sub-
@@ -393,16 +388,16 @@ def _shorten(names: Sequence[str], limit: int = 8) -> str:
 IMAGE_FOLDERS = ("images", "image", "imgs")
 MASK_FOLDERS = ("masks", "mask", "annotations", "labels")
 MASK_EXTENSION = ".png"
-# What some tools append to the stem of a mask.
+# Endings that some tools append to the names of masks.
 MASK_STEM_ENDINGS = ("_mask", "-mask", "_labels", "_L")
 Pair = tuple[Path, Path]
 
 
 def find_mask_folders(root: Path) -> dict[str, Pair]:
-    """Return the folders of pictures and of masks by split; none where there are no such pairs.
+    """Return the folders of images and masks by split; empty if there are no such pairs.
 
     Args:
-        root: The data's folder; without split folders all of it is ``train``.
+        root: The data's folder; without split folders, all of it is ``train``.
     """
     whole = _pair(root)
     if whole is not None:
@@ -418,14 +413,14 @@ def find_mask_folders(root: Path) -> dict[str, Pair]:
 
 
 def read_mask_folders(root: Path, folders: Mapping[str, Pair]) -> Found:
-    """Pair the files of the folders.
+    """Pair the images and masks of folders.
 
     Args:
         root: The data's folder, where ``classes.txt`` may name the ids.
         folders: From ``find_mask_folders``.
 
     Raises:
-        DataError: A picture without a mask or a mask without a picture, or no classes.
+        DataError: An image without a mask, a mask without an image, or no classes.
     """
     sources = {split: _read_split(root, *pair) for split, pair in folders.items()}
     classes, notes = name_mask_classes(root, sources, str(root))
@@ -433,14 +428,14 @@ def read_mask_folders(root: Path, folders: Mapping[str, Pair]) -> Found:
 
 
 def _pair(folder: Path) -> Pair | None:
-    """Return a folder's sub-folders of pictures and masks, if it has both."""
+    """Return the sub-folders of images and masks, if a folder has both."""
     images = [folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()]
     masks = [folder / name for name in MASK_FOLDERS if (folder / name).is_dir()]
     return (images[0], masks[0]) if images and masks else None
 
 
 def _splits(folder: Path) -> dict[str, str]:
-    """Return the names of a folder's split folders, by split."""
+    """Return the names of the split folders in a folder, by split."""
     return {
         split: name
         for split, names in SPLIT_FOLDERS.items()
@@ -450,7 +445,7 @@ def _splits(folder: Path) -> dict[str, str]:
 
 
 def _list_files(folder: Path, ending: str = "") -> dict[str, str]:
-    """Return the pictures below a folder by their paths without ending; hidden ones left out."""
+    """Return the images below a folder by their paths without extension; hidden ones skipped."""
     found = {}
     for here, children, files in os.walk(folder):
         children[:] = sorted(child for child in children if not is_system_folder(child))
@@ -462,7 +457,6 @@ def _list_files(folder: Path, ending: str = "") -> dict[str, str]:
 
 
 def _read_split(root: Path, images: Path, masks: Path) -> ClipFiles:
-    """Pair the pictures and masks of one split."""
     pictures, ids = _list_files(images), _list_files(masks, MASK_EXTENSION)
     for stem in list(ids):
         bare = next(
@@ -475,8 +469,8 @@ def _read_split(root: Path, images: Path, masks: Path) -> ClipFiles:
         missing = [stem for stem in lonely if stem in pictures]
         what = f"{lonely[0]!r} has no {'mask' if missing else 'picture'}; " if lonely else ""
         raise DataError(
-            f"{images} holds {len(pictures)} pictures and {masks} {len(ids)} masks ({len(lonely)} "
-            f"of them alone): {what}they are paired by their names without ending, masks as .png"
+            f"{images} has {len(pictures)} pictures and {masks} {len(ids)} masks ({len(lonely)} "
+            f"unpaired): {what}they are paired by their names without extension, masks as .png"
         )
     names = [show_name(Path(os.path.relpath(path, root)).as_posix()) for path in pictures.values()]
     paths = [(pictures[stem], ids[stem]) for stem in pictures]

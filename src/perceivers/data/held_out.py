@@ -1,7 +1,7 @@
-"""Folders that hold a test (or validation) split and no training split, opened to be evaluated.
+"""Opening of folders for evaluation that have a test (or validation) split but no training split.
 
-Each split is opened on its own, so classes are numbered within it; whoever knows the classes of the
-model numbers them again.
+Each split is opened on its own, so classes are numbered within it; callers that know the classes of
+the model must renumber them.
 """
 
 import re
@@ -28,21 +28,21 @@ def open_held_out(
     targets: Sequence[str] = (),
     integer_labels: IntegerLabels = "values",
 ) -> Dataset | None:
-    """Open a folder without a training split; None for every other address.
+    """Open a folder without a training split; None for any other address.
 
     Args:
         address: A folder with ``test*.tar``, ``test.csv`` (or another file of that name) or a
             folder ``test``, or the same with ``val``, and nothing of that kind for training.
         labels: Label columns, as for ``open_data``.
-        targets: Columns of numbers to be predicted.
+        targets: Columns of numbers to predict.
         integer_labels: As for ``open_data``.
 
     Returns:
-        A data set of the splits that there are, which never has ``train``.
+        A data set of the splits that exist, which never has ``train``.
 
     Raises:
-        DataError: The data do not keep to their format, or splits have different classes.
-        ConfigError: A column is not there.
+        DataError: The data do not follow their format, or splits have different classes.
+        ConfigError: A column does not exist.
     """
     folder = Path(address).expanduser()
     chosen = Chosen(
@@ -64,7 +64,7 @@ def open_held_out(
     for split, other in found.items():
         if (other.classes, other.columns) != (first.classes, first.columns):
             raise DataError(
-                f"{address} has no training split to number classes by, and its splits hold "
+                f"{address} has no training split to number classes by, and its splits have "
                 f"different ones ({next(iter(found))}: {list(first.classes)}, {split}: "
                 f"{list(other.classes)}); give the folder of one split as the address"
             )
@@ -81,7 +81,7 @@ def open_held_out(
 
 
 def _find_parts(folder: Path) -> dict[str, Path]:
-    """Return the folder or file of each held-out split; none where there is a training split."""
+    """Return the folder or file of each held-out split; empty if there is a training split."""
     children = [path for path in folder.iterdir() if not path.name.startswith((".", "__"))]
     names = {path.name for path in children if path.is_dir()}
     known = {name for split in HELD_OUT for name in SPLIT_FOLDERS[split]}
@@ -101,7 +101,7 @@ def _find_parts(folder: Path) -> dict[str, Path]:
 
 
 def _is_data(path: Path) -> bool:
-    """Tell whether a file may hold samples: anything but class names and notes."""
+    """Tell whether a file may contain samples: anything but class names and notes."""
     return path.is_file() and not re.fullmatch(
         r"(classes\.txt|readme.*|licen[cs]e.*)", path.name, re.I
     )

@@ -1,8 +1,8 @@
-"""Parts of files on a server, read by HTTP range requests.
+"""Reading of parts of remote files by HTTP range requests.
 
-Connections are kept open and belong to one process: a forked or spawned worker opens its own. What
-fails for a moment is tried again; what keeps failing stops the run with a ``RemoteError``, because
-going on with other samples would make it a different run.
+Connections are kept open and belong to one process: a forked or spawned worker opens its own.
+Temporary failures are retried; a permanent one stops the run with a ``RemoteError``, because
+continuing with other samples would make it a different run.
 """
 
 import io
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 
 SCHEMES = ("http://", "https://")
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
-# With the factor below, pauses are 0, 1, 2, 4, 8, 16 and 32 s: about a minute of silence.
+# With this backoff, pauses are 0, 1, 2, 4, 8, 16 and 32 s: about a minute in total.
 RETRIES, BACKOFF_SECONDS = 7, 0.5
 TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
-# S3 says 403 instead of 404 to who may not list the bucket.
+# S3 returns 403 instead of 404 to clients that may not list the bucket.
 ABSENT = (403, 404, 410)
 CONNECTIONS = 16
-# Bytes that are taken from a connection at once, and per second at least.
+# Bytes read from a connection at once, and the minimum per second.
 BLOCK, SLOWEST = 1 << 16, 256
 SMALLEST_BLOCK, LARGEST_BLOCK = 1 << 16, 1 << 22
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on a server, as it was when it was first asked for.
+    """A file on a server, in the version of the first request.
 
     Args:
         url: Its address.
-        size: Bytes.
-        tag: What the server calls this version of it (ETag, or the time of the last change); empty
-            if it does not say.
+        size: Size in bytes.
+        tag: The server's identifier of this version (ETag, or the time of the last change); empty
+            if it sends none.
     """
 
     url: str
@@ -52,35 +52,35 @@ class RemoteFile:
     tag: str = ""
 
     def __str__(self) -> str:
-        """Name the file in messages."""
         return self.url
 
 
 def is_remote(address: str) -> bool:
-    """Whether an address is on a server."""
+    """Tell whether an address is on a server."""
     return address.startswith(SCHEMES)
 
 
 def open_remote(url: str) -> RemoteFile:
-    """Ask a server how large a file is, and which version.
+    """Request the size and version of a file on a server.
 
     Raises:
-        RemoteError: There is no such file, it may not be read, or the server has no ranges.
+        RemoteError: The file does not exist or may not be read, or the server does not support
+            ranges.
     """
-    # Not HEAD, which addresses that are signed for reading do not allow.
+    # Not HEAD, which addresses signed for reading do not allow.
     response = _request(url, {"Range": "bytes=0-0"})
     if response.status == 206:
         response.drain_conn()
         response.release_conn()
     else:
-        # The rest may be the whole file.
+        # The body may be the whole file.
         response.close()
     match = re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""))
     if response.status != 206 or match is None:
         raise RemoteError(
             f"{url}: the server answers a range request with status {response.status} and "
             f"Content-Range {response.headers.get('Content-Range')!r}; samples are read by their "
-            f"offsets, so use a server with range requests (as object storage has), or copy the "
+            f"offsets, so use a server with range requests (such as object storage), or copy the "
             f"file"
         )
     size = read_int(match[1], f"{url}: the size that the server states", error=RemoteError)
@@ -88,16 +88,16 @@ def open_remote(url: str) -> RemoteFile:
 
 
 def read_remote(file: RemoteFile, offset: int, size: int, path: str) -> bytes:
-    """Return bytes of a file on a server.
+    """Return some bytes of a file on a server.
 
     Args:
-        file: What ``open_remote`` returned, perhaps in another process.
-        offset: Where they begin.
-        size: How many.
-        path: What they are, for messages.
+        file: From ``open_remote``, perhaps in another process.
+        offset: Position of the first byte.
+        size: Number of bytes.
+        path: Name of these bytes, for messages.
 
     Raises:
-        RemoteError: The server does not answer, or the file is no longer the same.
+        RemoteError: The server does not respond, or the file has changed.
     """
     if size == 0:
         return b""
@@ -110,7 +110,7 @@ def read_remote(file: RemoteFile, offset: int, size: int, path: str) -> bytes:
             return answer.data
         raise RemoteError(
             f"{path}: the server sent {len(answer.data)} of {size} bytes from {offset} on of "
-            f"{file.size}; its index names places that the file does not have: write it again"
+            f"{file.size}; its index refers to positions beyond the end: write it again"
         )
     raise RemoteError(
         f"{path}: the file has changed on the server since it was opened (status "
@@ -120,10 +120,10 @@ def read_remote(file: RemoteFile, offset: int, size: int, path: str) -> bytes:
 
 
 def fetch_remote(url: str) -> bytes | None:
-    """Return a whole small file on a server; None if there is none.
+    """Return a whole small file from a server; None if it does not exist.
 
     Raises:
-        RemoteError: The server does not answer, or with an error.
+        RemoteError: The server does not respond, or returns an error.
     """
     answer = _ask(url, {}, get_limit("answer"), whole_is=200, missing=True)
     if answer.status in ABSENT:
@@ -134,10 +134,10 @@ def fetch_remote(url: str) -> bytes | None:
 
 
 class RangeReader(io.RawIOBase):
-    """A seekable file on a server, read in blocks that grow while they follow each other.
+    """A seekable file on a server, read in blocks that grow while reading is sequential.
 
     Args:
-        file: What to read.
+        file: The file.
     """
 
     def __init__(self, file: RemoteFile) -> None:
@@ -148,25 +148,25 @@ class RangeReader(io.RawIOBase):
         self._length = SMALLEST_BLOCK
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Return the place from which is read next."""
+        """Return the position of the next read."""
         return self._place
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place; nothing is read."""
+        """Move to a position without reading."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._file.size}[whence]
         self._place = base + offset
         return self._place
 
     def readinto(self, buffer: Any) -> int:
-        """Read as much as fits and is at hand, after at most one request."""
+        """Read what fits and is available after at most one request."""
         view = memoryview(buffer)
         if self._place >= self._file.size or not len(view):
             return 0
@@ -179,7 +179,7 @@ class RangeReader(io.RawIOBase):
         return len(part)
 
     def _load(self) -> None:
-        """Request the block at the present place."""
+        # Double the block while reading is nearly sequential; start small again after a jump.
         end = self._first + len(self._block)
         near = self._block and end <= self._place < end + self._length
         self._length = min(2 * self._length, LARGEST_BLOCK) if near else SMALLEST_BLOCK
@@ -189,7 +189,7 @@ class RangeReader(io.RawIOBase):
 
 
 class _Answer(NamedTuple):
-    """What a server said, and sent where it did what it was asked."""
+    """Status, headers and, for the expected status, body of a response."""
 
     status: int
     headers: Mapping[str, str]
@@ -199,12 +199,12 @@ class _Answer(NamedTuple):
 def _ask(
     url: str, headers: dict[str, str], most: int, *, whole_is: int, missing: bool = False
 ) -> _Answer:
-    """Send a GET request, and read the answer of status ``whole_is`` up to ``most`` bytes."""
+    """Send a GET request; with status ``whole_is``, read the body, of at most ``most`` bytes."""
     from urllib3.exceptions import HTTPError
 
     reason: Exception | None = None
     for attempt in range(RETRIES + 1):
-        # An answer that broke off is asked for again, after the pauses of connections.
+        # A response that broke off is requested again, with the same pauses as for connections.
         time.sleep(BACKOFF_SECONDS * 2**attempt if attempt > 1 else 0.0)
         response = _request(url, headers, missing=missing)
         if response.status != whole_is:
@@ -215,23 +215,23 @@ def _ask(
         except HTTPError as error:
             reason = error
         finally:
-            # One that was read to its end is used again; any other is of no use.
+            # A response that was read to its end leaves a reusable connection; any other is closed.
             response.close()
     raise RemoteError(
-        f"{url}: the answer broke off {RETRIES + 1} times ({reason}); check the connection, then "
+        f"{url}: the response broke off {RETRIES + 1} times ({reason}); check the connection, then "
         f"resume"
     ) from reason
 
 
 def _read_answer(response: "BaseHTTPResponse", url: str, most: int) -> bytes:
-    """Read an answer that may state no length, or a false one, or never end."""
+    """Read a body whose length may be unstated, wrong, or unlimited."""
     coding = response.headers.get("Content-Encoding", "identity")
     if coding.lower() != "identity":
         raise RemoteError(
-            f"{url}: the server compresses its answers ({coding[:40]}), though it is asked not to; "
+            f"{url}: the server compresses its responses ({coding[:40]}) although asked not to; "
             f"switch that off for these files"
         )
-    # One that sends what was asked for states so many bytes, or sends them in chunks.
+    # A server that sends what was requested states that length, or sends chunks.
     stated = response.headers.get("Content-Length")
     if stated is not None:
         what = f"{url}: the length that the server states"
@@ -256,32 +256,32 @@ def _read_answer(response: "BaseHTTPResponse", url: str, most: int) -> bytes:
 
 
 def _request(url: str, headers: dict[str, str], *, missing: bool = False) -> "BaseHTTPResponse":
-    """Send a GET request, again and again while errors may pass; the body is not read."""
+    """Send a GET request, with retries after temporary errors; the body is not read."""
     from urllib3.exceptions import HTTPError
 
     try:
-        # Bytes as they are stored: a compressed answer would have other offsets.
+        # Ask for the stored bytes: a compressed response would have other offsets.
         response = _connect(os.getpid(), url).request(
             "GET", url, headers={"Accept-Encoding": "identity", **headers}, preload_content=False
         )
     except HTTPError as error:
         raise RemoteError(
-            f"{url}: the server cannot be reached, after {RETRIES} more attempts ({error}); check "
+            f"{url}: the server cannot be reached after {RETRIES} retries ({error}); check "
             f"the address and the connection, then resume"
         ) from error
     status = response.status
     if status >= 400 and status != 416 and not (missing and status in ABSENT):
         reason = {
-            401: "it must know who asks: use a signed address",
+            401: "it requires authentication: use a signed address",
             403: "it may not be read: check the rights, or use a signed address",
-            404: "there is no such file: check the address and its range",
+            404: "the file does not exist: check the address and its range",
         }.get(status, "try again later" if status in TEMPORARY else "check the address")
         raise RemoteError(f"{url}: the server answers {status} {response.reason or ''}; {reason}")
     return response
 
 
 def _connect(process: int, url: str) -> "PoolManager":
-    """Return this process's connections to a server, through the system's proxy if it has one."""
+    """Return this process's connections to a server, through the proxy of the environment."""
     parts = urlsplit(url)
     proxies = {} if proxy_bypass(parts.hostname or "") else getproxies()
     return _pool(process, proxies.get(parts.scheme, ""))
@@ -289,7 +289,7 @@ def _connect(process: int, url: str) -> "PoolManager":
 
 @lru_cache(maxsize=4)
 def _pool(process: int, proxy: str) -> "PoolManager":
-    """Return connections that belong to one process."""
+    """Cache connections by process, because forked workers must not share them."""
     try:
         import urllib3
     except ModuleNotFoundError as error:
@@ -312,5 +312,4 @@ def _pool(process: int, proxy: str) -> "PoolManager":
 
 
 def _tag(headers: Mapping[str, str]) -> str:
-    """Return what the server calls this version of a file."""
     return headers.get("ETag") or headers.get("Last-Modified") or ""

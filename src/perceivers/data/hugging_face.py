@@ -39,10 +39,10 @@ class FeatureCells:
 
     Args:
         table: The column, undecoded, as a ``datasets.Dataset``.
-        column: Its name.
-        kind: What it holds.
-        where: The address and split, for messages.
-        present: Which cells hold something ``[n]``.
+        column: Name of the column.
+        kind: Kind of modality.
+        where: Address and split, for messages.
+        present: Which cells are not empty ``[n]``.
     """
 
     table: Any
@@ -52,7 +52,7 @@ class FeatureCells:
     present: NDArray[np.bool_]
 
     def load(self, row: int) -> Stored | NDArray:
-        """Return the bytes of one file, a text, or an array.
+        """Return one cell: the bytes of a file, a text, or an array.
 
         Raises:
             DataError: A file that a cell names cannot be read.
@@ -73,20 +73,20 @@ class FeatureCells:
 def read_hugging_face(address: str, chosen: Chosen) -> Found:
     """Open a data set that is on this machine, or that the library may download.
 
-    Columns of pictures, sounds and films are modalities, and so are texts of the column ``text``
-    (or of the only column of texts, where there is nothing else) and numbers of ``points`` and
-    ``array``. Splits called ``validation`` become ``val``; the split that an address names becomes
-    ``train``, and the only one does too.
+    Columns of images, audio and videos are modalities, and so are texts of the column ``text`` (or
+    of the only text column, if there is nothing else) and numbers of ``points`` and ``array``. A
+    split named ``validation`` becomes ``val``; the split that an address names becomes ``train``,
+    and so does an only split.
 
     Args:
-        address: ``hf:`` and the name of a data set, or the path of a folder, then perhaps a split:
-            ``hf:owner/name/config:train[:1000]``.
-        chosen: Label columns, none reads ``label``, or the only column of classes; and columns of
+        address: ``hf:`` and the name of a data set or the path of a folder, optionally with a
+            split: ``hf:owner/name/config:train[:1000]``.
+        chosen: Label columns, by default ``label`` or the only column of classes; and columns of
             numbers.
 
     Raises:
-        DataError: The data set is not on this machine and cannot be had, or holds no modality.
-        ConfigError: A split or a column that there is not.
+        DataError: The data set is neither on this machine nor available, or has no modality.
+        ConfigError: A split or a column that does not exist.
     """
     name, wanted = _parse(address)
     splits, notes = _choose_splits(_load(address, name), wanted, address)
@@ -114,11 +114,11 @@ def read_hugging_face(address: str, chosen: Chosen) -> Found:
 
 
 def _parse(address: str) -> tuple[str, str]:
-    """Return the name or the path of a data set, and the split that is asked for, if any."""
+    """Return the name or path of a data set, and the requested split, empty if there is none."""
     rest = address.removeprefix(HUGGING_FACE).strip()
     if not rest:
         raise DataError(
-            f"data address {address!r} names nothing; give 'hf:owner/name', 'hf:owner/name/config' "
+            f"data address {address!r} has no name; give 'hf:owner/name', 'hf:owner/name/config' "
             f"or 'hf:FOLDER'"
         )
     if Path(rest).expanduser().exists():
@@ -128,7 +128,6 @@ def _parse(address: str) -> tuple[str, str]:
 
 
 def _load(address: str, name: str) -> Mapping[str, Any]:
-    """Return a data set's splits by name."""
     try:
         library = import_module("datasets")
     except ImportError as error:
@@ -137,7 +136,7 @@ def _load(address: str, name: str) -> Mapping[str, Any]:
             f'pip install "perceivers[hub]"'
         ) from error
     path = Path(name).expanduser()
-    # The library raises whatever it trips over, and so do the file formats that it reads.
+    # The library and its readers of file formats raise all kinds of exceptions.
     try:
         if any((path / mark).is_file() for mark in SAVED):
             loaded = library.load_from_disk(str(path))
@@ -161,7 +160,7 @@ def _load(address: str, name: str) -> Mapping[str, Any]:
 
 
 def _load_named(library: Any, name: str) -> Any:
-    """Load a data set of the hub: ``owner/name/config``, ``owner/name``, or ``name/config``."""
+    """Load from the Hub: ``owner/name/config``, ``owner/name``, or ``name/config``."""
     owner, _, rest = name.partition("/")
     short, _, config = rest.partition("/")
     if config:
@@ -177,7 +176,7 @@ def _load_named(library: Any, name: str) -> Any:
 def _choose_splits(
     found: Mapping[str, Any], wanted: str, address: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return data by our names of splits, and notes on what is left out."""
+    """Return the data by our names of splits, and notes on splits that are left out."""
     if wanted:
         match = SLICE.fullmatch(wanted)
         split = match["name"] if match else wanted
@@ -203,7 +202,7 @@ def _choose_splits(
     if "train" not in splits:
         raise DataError(
             f"{address}: the splits are {', '.join(found)}, and none is 'train'; say which one to "
-            f"learn from: '{address}:{next(iter(found))}'"
+            f"train on: '{address}:{next(iter(found))}'"
         )
     others = [name for name in found if not any(found[name] is data for data in splits.values())]
     notes = [f"splits that are left out: {', '.join(others)}"] if others else []
@@ -211,11 +210,11 @@ def _choose_splits(
 
 
 def _count(text: str | None, total: int) -> int | None:
-    """Return one end of a slice in rows."""
+    """Return one end of a slice as a row number."""
     if text is None:
         return None
     if text.endswith("%"):
-        return round(read_int(text[:-1], "a share of rows", error=ConfigError) / 100 * total)
+        return round(read_int(text[:-1], "a percentage of rows", error=ConfigError) / 100 * total)
     return read_int(text, "a number of rows", error=ConfigError)
 
 
@@ -233,29 +232,27 @@ def _find_kinds(data: Any, address: str) -> tuple[dict[str, str], list[str]]:
     texts = [name for name, feature in data.features.items() if _is_text(feature)]
     if len(texts) != 1:
         raise DataError(
-            f"{address}: no column is a modality; the columns are {list(data.features)}, and what "
-            f"is read are pictures, sounds, films, a column {TEXT!r}, or numbers in 'points' or "
-            f"'array', so rename one"
+            f"{address}: no column is a modality; the columns are {list(data.features)}, but "
+            f"modalities are images, audio, videos, a column {TEXT!r}, or numbers in 'points' or "
+            f"'array'; rename one"
         )
     return {texts[0]: "bytes"}, [f"the text is the column {texts[0]!r}"]
 
 
 def _is_text(feature: Any) -> bool:
-    """Tell whether a feature is text."""
     return getattr(feature, "dtype", "") in {"string", "large_string"}
 
 
 def _is_list(feature: Any) -> bool:
-    """Tell whether a feature is a list or an array of numbers."""
     return type(feature).__name__ in {"List", "LargeList", "Sequence", "list"} or bool(
         re.fullmatch(r"Array\dD", type(feature).__name__)
     )
 
 
 def _make_cells(data: Any, column: str, kind: str, where: str) -> Cells:
-    """Return the cells of one column."""
     feature = data.features[column]
     if type(feature).__name__ in FEATURES:
+        # The library would decode whole files; our readers decode only what is needed.
         data = data.cast_column(column, type(feature)(decode=False))
     table = data.select_columns([column]).with_format(None)
     held: list[NDArray[np.bool_]] = []
@@ -265,7 +262,7 @@ def _make_cells(data: Any, column: str, kind: str, where: str) -> Cells:
 
 
 def _find_held(column: Any) -> NDArray[np.bool_]:
-    """Tell which cells of an Arrow column hold something; the contents are not read."""
+    """Tell which cells of an Arrow column are not empty, without reading the contents."""
     arrow, compute = import_module("pyarrow"), import_module("pyarrow.compute")
     held = column.is_valid()
     if arrow.types.is_struct(column.type):
@@ -277,12 +274,11 @@ def _find_held(column: Any) -> NDArray[np.bool_]:
 
 
 def _length(column: Any) -> Any:
-    """Return the lengths of texts in bytes."""
     return import_module("pyarrow.compute").binary_length(column)
 
 
 def _choose_labels(data: Any, media: Sequence[str], chosen: Chosen) -> tuple[Chosen, list[str]]:
-    """Read the only column of classes where no label is asked for and none is called so."""
+    """Use the only class column if no label is chosen and no column is named ``label``."""
     classed = [
         name
         for name, feature in data.features.items()
@@ -294,7 +290,7 @@ def _choose_labels(data: Any, media: Sequence[str], chosen: Chosen) -> tuple[Cho
 
 
 def _read_plain(data: Any, split: str, media: Sequence[str], chosen: Chosen) -> Table:
-    """Return the columns that may hold labels and numbers; of texts only those asked for."""
+    """Return the columns that may be labels or numbers; text columns only if requested."""
     asked = {*chosen.labels, *chosen.targets, DEFAULT_COLUMN}
     columns: dict[str, list[Any]] = {}
     classes: dict[str, tuple[str, ...]] = {}
@@ -307,7 +303,7 @@ def _read_plain(data: Any, split: str, media: Sequence[str], chosen: Chosen) -> 
         values = arrow.column(0).to_pylist()
         if type(feature).__name__ == "ClassLabel":
             classes[name] = tuple(feature.names)
-            # Tests without labels say -1.
+            # Test splits without labels use -1.
             values = [None if value == -1 else value for value in values]
         columns[name] = values
     rows = np.arange(len(data))
@@ -315,7 +311,7 @@ def _read_plain(data: Any, split: str, media: Sequence[str], chosen: Chosen) -> 
 
 
 def _hides_labels(table: Table, chosen: Chosen) -> bool:
-    """Tell whether a split knows no label at all, as tests of competitions do."""
+    """Tell whether a split has no labels at all, like test splits of competitions."""
     asked = chosen.labels or (DEFAULT_COLUMN,)
     known = [name for name in asked if name in table.columns and name not in chosen.targets]
     return bool(known) and all(value is None for name in known for value in table.columns[name])

@@ -1,8 +1,8 @@
 """Facts about opened data: what the samples are, how they pair up, and what is wrong with them.
 
-Every sample is decoded, up to a limit that is spread evenly over the splits, and then read as
-training reads it, so that what training refuses is reported here; classes and combinations of
-modalities are counted over all samples. Nothing here knows models or tasks.
+Samples are decoded, up to a limit that is spread evenly over the splits, and then read as in
+training, so that whatever training would reject is reported; classes and combinations of modalities
+are counted over all samples. Nothing here depends on models or tasks.
 """
 
 import os
@@ -48,25 +48,26 @@ from perceivers.settings import Count, checked
 from perceivers.types import Video
 
 LIMIT = 10_000
-# Videos are read for training with at most this many frames: decoding all takes long.
+# Videos are read with at most this many frames, because decoding all takes long.
 READ_FRAMES = 8
 MAX_BROKEN = 20
 MAX_GROUPS = 10
-# Decoders release Python's lock; more threads than this wait for the disk.
+# Decoders release Python's global lock; more threads than this wait for the disk.
 MAX_THREADS = 8
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """One split.
+    """Facts about one split.
 
     Args:
-        samples: How many there are.
-        looked_at: How many were decoded.
-        broken: How many of those cannot be read.
-        combinations: Samples by the modalities that they hold, such as ``audio + video``.
-        scenes: How many scenes the samples are tiles of; 0 where they are no tiles.
+        samples: Number of samples.
+        looked_at: Number of samples that were decoded.
+        broken: Number of those that cannot be read.
+        combinations: Number of samples by the modalities that they contain, such as ``audio +
+            video``.
+        scenes: Number of scenes that the samples are tiles of; 0 if they are not tiles.
     """
 
     samples: int
@@ -78,13 +79,13 @@ class SplitFacts:
 
 @dataclass(frozen=True)
 class Repeats:
-    """Samples of equal content among those looked at.
+    """Samples with identical content among those decoded.
 
     Args:
-        within: Copies beyond the first, by split.
-        between: Contents that lie in both of two splits, by ``a and b``.
-        contradictions: Contents that are labelled differently.
-        groups: Names of equal samples, ``split: name`` each; a few groups.
+        within: Number of copies beyond the first, by split.
+        between: Number of contents that occur in both of two splits, by ``a and b``.
+        contradictions: Number of contents with different labels.
+        groups: Names of identical samples, ``split: name`` each; a few groups.
     """
 
     within: Mapping[str, int]
@@ -95,21 +96,22 @@ class Repeats:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What was found of a data set.
+    """Facts about a data set.
 
     Args:
-        splits: By name.
-        modalities: By name.
-        labels: Label columns.
-        targets: Columns of numbers to be predicted.
+        splits: Facts by split.
+        modalities: Facts by modality.
+        labels: Facts about the label columns.
+        targets: Facts about the columns of numbers to predict.
         broken: ``path: reason`` of samples that cannot be read; the first ones.
-        repeats: Samples of equal content.
+        repeats: Samples with identical content.
         problems: Sentences on what is wrong.
         notes: What was decided while opening the data.
-        examples: By split, the file or member of a tar that is a readable sample; may be empty.
-        scenes: How many scenes all samples are tiles of; one that is divided counts once.
-        choices: What else unlabelled data could be read with.
-        refused: Why training reads none of the samples, which can be decoded; empty if it does.
+        examples: By split, the file or tar member of a readable sample; may be empty.
+        scenes: Number of scenes that all samples are tiles of; a divided scene counts once.
+        choices: Columns with which unlabelled data could be read.
+        refused: Why training can read none of the samples, although they can be decoded; empty if
+            it can.
     """
 
     splits: Mapping[str, SplitFacts]
@@ -127,7 +129,7 @@ class DataFacts:
 
     @property
     def num_broken(self) -> int:
-        """Samples looked at that cannot be read."""
+        """Number of decoded samples that cannot be read."""
         return sum(split.broken for split in self.splits.values())
 
     @property
@@ -145,14 +147,14 @@ def inspect_data(
     threads: Count | None = None,
     progress: Progress | None = None,
 ) -> DataFacts:
-    """Look at the samples of a data set.
+    """Inspect the samples of a data set.
 
     Args:
         dataset: Opened data.
-        limit: Samples to decode, at least 1: all when there are no more, otherwise spread evenly
+        limit: Number of samples to decode, at least 1; if there are more, these are spread evenly
             over every split.
-        threads: Samples decoded at once; the processors, up to 8, when not given.
-        progress: Called with the samples done and their number.
+        threads: Number of samples decoded at once; by default one per processor, up to 8.
+        progress: Called with the number of samples done and the total.
 
     Raises:
         ConfigError: A limit below 1.
@@ -162,7 +164,7 @@ def inspect_data(
     total, done = sum(map(len, places.values())), 0
     threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        # What libraries say of odd files is no more than what is reported here.
+        # Warnings of libraries about odd files add nothing to what is reported here.
         warnings.simplefilter("ignore")
         readers, refused = _make_readers(dataset)
         for split, indices in places.items():
@@ -180,12 +182,12 @@ def inspect_data(
     decoded = any(split.looked_at > split.broken for split in facts.splits.values())
     if not refused or not decoded:
         return facts
-    problems = (f"training reads none of the samples: {refused}", *facts.problems)
+    problems = (f"training cannot read the samples: {refused}", *facts.problems)
     return replace(facts, refused=refused, problems=problems)
 
 
 def _make_readers(dataset: Dataset) -> tuple[dict[str, SampleReader], str]:
-    """Return training's reader by split, and why there is none for ``train``."""
+    """Return the readers of training by split, and why training cannot read the data, if so."""
     readers: dict[str, SampleReader] = {}
     try:
         specs = {
@@ -195,7 +197,7 @@ def _make_readers(dataset: Dataset) -> tuple[dict[str, SampleReader], str]:
             for name, spec in dataset.training_specs().items()
         }
         for split, source in dataset.splits.items():
-            if not isinstance(source, FlowPairs):  # each pair is as large as it is measured
+            if not isinstance(source, FlowPairs):  # pairs differ in size and are not resized
                 readers[split] = SampleReader(source, specs, AugmentConfig())
     except UserError as error:
         return readers, str(error)
@@ -203,7 +205,7 @@ def _make_readers(dataset: Dataset) -> tuple[dict[str, SampleReader], str]:
 
 
 def _places_to_read(reader: SampleReader | None, indices: Sequence[int]) -> list[int]:
-    """Return as many samples of a reader, which counts documents and scenes in parts of its own."""
+    """Return as many indices for a reader, which counts documents and scenes in its own parts."""
     if reader is None:
         return list(indices)
     last = len(reader.source) - 1
@@ -213,7 +215,6 @@ def _places_to_read(reader: SampleReader | None, indices: Sequence[int]) -> list
 
 
 def _look_at(source: Source, reader: SampleReader | None, index: int, place: int) -> SampleFacts:
-    """Describe a sample, and read it as training does."""
     facts = measure_sample(source, index)
     if facts.problem or reader is None:
         return facts
@@ -225,7 +226,7 @@ def _look_at(source: Source, reader: SampleReader | None, index: int, place: int
 
 
 def _choose(splits: Mapping[str, Source], limit: int) -> dict[str, list[int]]:
-    """Return the samples to look at by split."""
+    """Return the indices of the samples to decode, by split."""
     total = sum(len(source) for source in splits.values())
     share = min(1.0, limit / total)
     return {
@@ -239,7 +240,6 @@ def _choose(splits: Mapping[str, Source], limit: int) -> dict[str, list[int]]:
 def _collect(
     dataset: Dataset, looked: Mapping[str, Sequence[tuple[int, SampleFacts]]]
 ) -> DataFacts:
-    """Bring the facts of all samples together."""
     everything = [facts for found in looked.values() for _, facts in found]
     problems = [facts.problem for facts in everything if facts.problem]
     modalities = join_modalities(facts for facts in everything if not facts.problem)
@@ -247,7 +247,7 @@ def _collect(
     if scenes and modalities:
         modalities = describe_scenes(scenes, modalities)
     if documents := [s for s in dataset.splits.values() if isinstance(s, Documents)]:
-        # Samples are windows, whose length is the model's choice.
+        # The samples are windows, whose length depends on the model, so measure documents instead.
         sizes = [float(piece.end - piece.first) for source in documents for piece in source.pieces]
         per_document = {"bytes per document": spread_sizes(sizes)}
         modalities = {n: replace(m, sizes=per_document) for n, m in modalities.items()}
@@ -283,18 +283,18 @@ def _collect(
 
 
 def _count_scenes(sources: Iterable[Source]) -> int:
-    """Count the scenes that samples are tiles of; parts of one scene count once."""
+    """Count the scenes behind tiles; parts of one scene count once."""
     return len({name for s in sources if isinstance(s, Scenes) for name in s.scenes})
 
 
 def _combine_names(
     source: Source, names: Sequence[str], looked: Sequence[tuple[int, SampleFacts]]
 ) -> dict[str, int]:
-    """Count all samples of a split by the modalities that they hold."""
+    """Count all samples of a split by the modalities that they contain."""
     if not isinstance(source, PartialSource):
         return {" + ".join(names): len(source)} if names else {}
     if isinstance(source, UnsureSource) and not source.is_sure:
-        # Only reading tells, so only those looked at are counted.
+        # The modalities are known only after reading, so only inspected samples are counted.
         found = Counter(" + ".join(sorted(f.modalities)) for _, f in looked if not f.problem)
         return dict(found.most_common())
     present = source.present
@@ -310,11 +310,11 @@ def _combine_names(
 def find_repeats(
     dataset: Dataset, looked: Mapping[str, Sequence[tuple[int, SampleFacts]]]
 ) -> Repeats:
-    """Find samples of equal content, by their hashes.
+    """Find samples with identical content by their hashes.
 
     Args:
-        dataset: Whose labels are compared.
-        looked: Places and facts of samples by split.
+        dataset: Data set whose labels are compared.
+        looked: Indices and facts of the inspected samples by split.
     """
     places: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
     for split, found in looked.items():
@@ -341,20 +341,18 @@ def find_repeats(
 
 
 def _label_of(source: Source, index: int) -> tuple[int, ...]:
-    """Return the labels of a sample."""
     return () if source.labels is None else tuple(np.atleast_1d(source.labels[index]).tolist())
 
 
 def _find_problems(
     splits: Mapping[str, SplitFacts], modalities: Mapping[str, ModalityFacts], num_broken: int
 ) -> list[str]:
-    """Say what is wrong with the files."""
     problems = []
     looked_at = sum(split.looked_at for split in splits.values())
     if num_broken:
         problems.append(
             f"{num_broken} of {looked_at} samples looked at cannot be read; training leaves them "
-            f"out, and stops when they are too many"
+            f"out, and stops if there are too many"
         )
     for name, facts in modalities.items():
         for what in ("sample rate in Hz", "channels", "colours", "values per point"):
@@ -368,22 +366,21 @@ def _find_problems(
 
 
 def _repeat_problems(repeats: Repeats) -> list[str]:
-    """Say what equal samples spoil."""
     problems = [
-        f"{count} samples lie in both {pair}: figures there will look too good"
+        f"{count} samples are in both {pair}: metrics there will look too good"
         for pair, count in repeats.between.items()
     ]
     problems += [
-        f"{count} samples of {split!r} are copies of others there"
+        f"{count} samples of {split!r} are copies of others in it"
         for split, count in repeats.within.items()
     ]
     if repeats.contradictions:
-        problems.append(f"{repeats.contradictions} equal samples are labelled differently")
+        problems.append(f"{repeats.contradictions} identical samples have different labels")
     return problems
 
 
 def _pick_examples(looked: Mapping[str, Sequence[tuple[int, SampleFacts]]]) -> dict[str, str]:
-    """Return where the first readable sample of each split lies."""
+    """Return the path of the first readable sample of each split."""
     return {
         split: next((facts.path for _, facts in found if facts.path and not facts.problem), "")
         for split, found in looked.items()

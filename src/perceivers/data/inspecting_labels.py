@@ -1,4 +1,4 @@
-"""Labels of a data set: how many samples every class has in every split, and what is wrong.
+"""Facts about labels, targets and modalities of a data set, and problems with its labels.
 
 Legend: n samples, T label or target columns.
 """
@@ -21,27 +21,27 @@ from perceivers.errors import ConfigError, DataError
 
 # Fewer training samples than this teach little about a class.
 FEW = 5
-# From here on the most common class hides the others in figures and in the loss.
+# Beyond this imbalance, the most common class dominates metrics and loss.
 UNBALANCED = 3.0
 MAX_NAMED = 6
 LABEL = "label"
-# How the notes on unlabelled data begin to list what could be learned.
+# Start of the note that lists the columns with which unlabelled data could be read.
 CHOICES_NOTE = "label columns to choose from: "
-# Each column that could be learned is one more reading of the table, or two.
+# Trying a column reads the table once or twice more.
 MAX_TRIED = 8
-# Classes have so many samples on average; a column of more values names or numbers its rows.
+# Least samples per class on average; a column with more values names or numbers its rows.
 SHARED = 2
 
 
 @dataclass(frozen=True)
 class LabelFacts:
-    """One label column.
+    """Facts about one label column.
 
     Args:
-        name: The column; ``label`` where there is only one.
+        name: Name of the column; ``label`` if there is only one.
         classes: Class names.
-        counts: Samples of each class by split.
-        unknown: Samples without a label by split.
+        counts: Number of samples of each class, by split.
+        unknown: Number of samples without a label, by split.
     """
 
     name: str
@@ -51,7 +51,7 @@ class LabelFacts:
 
     @property
     def imbalance(self) -> float:
-        """How many times as many training samples the largest class has as the smallest has.
+        """Ratio of the numbers of training samples of the largest and the smallest class.
 
         Classes without training samples do not count.
         """
@@ -60,21 +60,21 @@ class LabelFacts:
 
     @property
     def majority(self) -> float:
-        """Share of the most common class among the labelled training samples, 0..1."""
+        """Fraction, 0..1, of the most common class among the labelled training samples."""
         counts = self.counts["train"]
         return max(counts) / sum(counts) if sum(counts) else 0.0
 
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """One column of numbers to be predicted, over all splits.
+    """Facts about one column of numbers to predict, over all splits.
 
     Args:
-        name: The column.
+        name: Name of the column.
         least: Smallest known value.
-        median: Middle of the known values.
+        median: Median of the known values.
         most: Largest known value.
-        unknown: Samples without a value.
+        unknown: Number of samples without a value.
     """
 
     name: str
@@ -86,11 +86,11 @@ class TargetFacts:
 
 @dataclass(frozen=True)
 class Choices:
-    """Columns that unlabelled data could be read with, as far as they were tried.
+    """Columns with which unlabelled data could be read, among those tried.
 
     Args:
-        labels: Columns of classes, fit for ``labels``.
-        numbers: Columns of numbers, fit for ``targets``.
+        labels: Columns of classes, valid for ``labels``.
+        numbers: Columns of numbers, valid for ``targets``.
     """
 
     labels: tuple[str, ...] = ()
@@ -101,7 +101,7 @@ def count_labels(dataset: Dataset) -> tuple[LabelFacts, ...]:
     """Count the classes of every label column, from the labels alone.
 
     Returns:
-        A column each; nothing when the data are unlabelled.
+        Facts about each column; empty if the data are unlabelled.
     """
     columns = dataset.columns or ({LABEL: dataset.classes} if dataset.classes else {})
     found = []
@@ -120,7 +120,7 @@ def count_labels(dataset: Dataset) -> tuple[LabelFacts, ...]:
 
 
 def describe_targets(dataset: Dataset) -> tuple[TargetFacts, ...]:
-    """Describe the numbers to be predicted; nothing when there are none."""
+    """Describe the numbers to predict; empty if there are none."""
     values = _join_targets(dataset)
     return tuple(
         _describe_column(name, values[:, number]) for number, name in enumerate(dataset.targets)
@@ -128,7 +128,7 @@ def describe_targets(dataset: Dataset) -> tuple[TargetFacts, ...]:
 
 
 def _join_targets(dataset: Dataset) -> NDArray[np.float32]:
-    """Return the numbers to be predicted, of all splits ``[n, T]``."""
+    """Return the targets of all splits, ``[n, T]``."""
     held = [
         source.targets
         for source in dataset.splits.values()
@@ -146,10 +146,10 @@ def _describe_column(name: str, values: NDArray[np.float32]) -> TargetFacts:
 
 
 def find_choices(dataset: Dataset) -> Choices:
-    """Find what unlabelled data could be read with, by opening them so, a column at a time.
+    """Find the columns with which unlabelled data could be read, by trying them one by one.
 
     Args:
-        dataset: Whose notes list the columns; the first 8 are tried.
+        dataset: Data set whose notes list the columns; the first 8 are tried.
     """
     listed = [note.partition(CHOICES_NOTE)[2] for note in dataset.notes if CHOICES_NOTE in note]
     columns = [column for text in listed for column in text.split(", ")][:MAX_TRIED]
@@ -163,11 +163,11 @@ def find_choices(dataset: Dataset) -> Choices:
 
 
 def _holds_numbers(address: str, column: str) -> bool:
-    """Tell whether a column can be predicted as numbers that are no class ids."""
+    """Tell whether a column can be predicted as numbers that are not class ids."""
     with suppress(DataError, ConfigError):
         values = _join_targets(open_data(address, targets=[column]))
         found = np.unique(values)
-        # An unknown value (NaN) is allowed of a number, but not of the only label.
+        # Numbers may be unknown (NaN), but a single label may not, so NaN rules out class ids.
         counted = np.array_equal(found, np.arange(len(found)) + (found[0] == 1))
         return not counted or SHARED * len(found) > len(values)
     return False
@@ -183,7 +183,7 @@ def _holds_classes(address: str, column: str) -> bool:
 
 
 def find_label_problems(labels: Sequence[LabelFacts]) -> list[str]:
-    """Say in sentences what makes the labels hard to learn from, or to measure with."""
+    """Return sentences on what makes the labels hard to learn, or metrics unreliable."""
     problems: list[str] = []
     for column in labels:
         place = f"column {column.name!r}: " if len(labels) > 1 else ""
@@ -192,7 +192,6 @@ def find_label_problems(labels: Sequence[LabelFacts]) -> list[str]:
 
 
 def _problems_of(column: LabelFacts) -> list[str]:
-    """Say what is wrong with one column."""
     train = column.counts["train"]
     problems = []
     empty = [name for name, count in zip(column.classes, train, strict=True) if count == 0]
@@ -227,23 +226,22 @@ def _problems_of(column: LabelFacts) -> list[str]:
 
 
 def _name(names: Sequence[str], noun: str) -> str:
-    """Count and list a few names."""
     shown = ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
     return f"{len(names)} {noun if len(names) == 1 else noun + 'es'} ({shown})"
 
 
-# -- Facts about the modalities of a data set: how sizes spread, and how values are shared -------
+# -- Facts about the modalities of a data set: distributions of sizes, counts of values ------------
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How a size is spread over the samples looked at.
+    """Distribution of a size over the inspected samples.
 
     Args:
-        least: The smallest.
-        median: The middle.
-        high: What 95 of 100 samples do not exceed.
-        most: The largest.
+        least: Minimum.
+        median: Median.
+        high: 95th percentile.
+        most: Maximum.
     """
 
     least: float
@@ -254,14 +252,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class ModalityFacts:
-    """One modality, over the readable samples looked at.
+    """Facts about one modality, over the readable inspected samples.
 
     Args:
-        kind: How it is read: a kind of ``types.SPECS``.
-        count: Samples that hold it.
-        sizes: Spread by what it is, such as ``width`` (pixels), ``seconds`` or ``bytes``.
-        values: Samples by value, by what the value is, such as ``sample rate in Hz``.
-        flags: Samples by oddity, such as ``silent``.
+        kind: Kind of spec that it is read with, as in ``types.SPECS``.
+        count: Number of samples that contain it.
+        sizes: Distributions by quantity, such as ``width`` (pixels), ``seconds`` or ``bytes``.
+        values: Number of samples with each value, by property, such as ``sample rate in Hz``.
+        flags: Number of samples by oddity, such as ``silent``.
     """
 
     kind: str
@@ -272,7 +270,7 @@ class ModalityFacts:
 
 
 def join_modalities(samples: Iterable[SampleFacts]) -> dict[str, ModalityFacts]:
-    """Spread sizes and count values by modality, of readable samples."""
+    """Collect sizes, values and oddities of readable samples by modality."""
     kinds: dict[str, str] = {}
     counts: Counter[str] = Counter()
     numbers: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -302,11 +300,11 @@ def join_modalities(samples: Iterable[SampleFacts]) -> dict[str, ModalityFacts]:
 def describe_scenes(
     sources: Sequence[Scenes], modalities: Mapping[str, ModalityFacts]
 ) -> dict[str, ModalityFacts]:
-    """Measure scenes whole: tiles are read with points around them, which are no part of them.
+    """Measure whole scenes, because tiles are read with points around them.
 
     Args:
-        sources: Tiles of scenes by split; parts of one scene add up.
-        modalities: Their points, and the classes of these, as samples tell.
+        sources: Tiles of scenes by split; parts of one scene are added up.
+        modalities: Facts from the samples about the points and their classes.
     """
     points: Counter[str] = Counter()
     classes: dict[str, set[int]] = defaultdict(set)
@@ -329,17 +327,17 @@ def describe_scenes(
 
 
 def title_modality(name: str, facts: ModalityFacts) -> str:
-    """Return what to call a modality before a reader: a mask of points is no picture.
+    """Return the name of a modality for display, as masks of points are not images.
 
     Args:
-        name: Of the modality.
-        facts: Of the modality.
+        name: Name of the modality.
+        facts: Facts about it.
     """
     of_points = facts.kind == MASK_NAME and "width" not in facts.sizes
     return "classes of points" if of_points else name
 
 
 def spread_sizes(values: Sequence[int] | Sequence[float]) -> Spread:
-    """Summarise some sizes."""
+    """Return minimum, median, 95th percentile and maximum."""
     least, median, high, most = np.percentile(values, (0, 50, 95, 100), method="higher")
     return Spread(float(least), float(median), float(high), float(most))

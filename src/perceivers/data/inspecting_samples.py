@@ -1,4 +1,4 @@
-"""What one raw sample is: sizes, rates and oddities, found by decoding it.
+"""Facts about one raw sample: sizes, rates and oddities, found by decoding it.
 
 Legend: C channels, H W rows and columns, T frames, S samples, P points, L bytes.
 """
@@ -47,32 +47,32 @@ from perceivers.data.video_clips import fit_video, native_video
 from perceivers.errors import DataError
 from perceivers.types import Audio, Video
 
-# Longer sounds, in s, are decoded at their beginning, middle and end, this long each.
+# Audio longer than this, in s, is decoded only at its start, middle and end, this long each.
 WHOLE_SOUND = 90
 PART_OF_SOUND = 30
 PLACES = (0.0, 0.5, 1.0)
 DIGEST_SIZE = 16
 CHUNK = 2**20
-# What may be left of a letter of several bytes of which a window begins to read too late.
+# The rest of a multi-byte character that is cut at the start of a window.
 REST_OF_LETTER = re.compile(rb"\A[\x80-\xbf]{1,3}")
 
 
-# Of masks beside photographs that EXIF turns.
+# Flags of masks whose images are rotated by EXIF.
 MASK_FLAGS: Mapping[str | None, str] = {
-    "upright": "lie upright, as their photographs are shown by EXIF",
-    "stored": "lie as their photographs are stored, and are turned with them by EXIF",
-    None: "may lie upright or as their photographs are stored (turned by EXIF, and the sizes do "
-    "not tell): segment.exif_masks says which, upright by default",
+    "upright": "are upright, like their images as rotated by EXIF",
+    "stored": "are stored like their images, and are rotated with them by EXIF",
+    None: "may be stored upright or like their images (rotated by EXIF, and the sizes do not "
+    "tell): segment.exif_masks says which, upright by default",
 }
 
 
 class RawFacts(NamedTuple):
-    """What was found of one modality of one sample.
+    """Facts about one modality of one sample.
 
     Args:
-        numbers: Sizes by what they are, such as ``width``.
-        values: What samples share or differ in, such as ``sample rate in Hz``.
-        flags: Oddities that it has, such as ``silent``.
+        numbers: Sizes by quantity, such as ``width``.
+        values: Properties that samples share or differ in, such as ``sample rate in Hz``.
+        flags: Oddities, such as ``silent``.
     """
 
     numbers: dict[str, float]
@@ -81,7 +81,7 @@ class RawFacts(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Whether a text begins, or ends, in the middle of a longer one, perhaps within a letter."""
+    """Whether a text starts, or ends, inside a longer one, perhaps within a character."""
 
     begins: bool = False
     ends: bool = False
@@ -91,14 +91,14 @@ WHOLE = Cut()
 
 
 class SampleFacts(NamedTuple):
-    """What was found of one sample.
+    """Facts about one sample.
 
     Args:
-        modalities: By name.
+        modalities: Facts by modality.
         kinds: Kind of spec that each modality is read with.
-        digest: Hash of its content; None when there is nothing to compare.
-        path: The file, or member of a tar, that holds all of it; empty when there is no such one.
-        problem: ``path: reason`` when it cannot be read; nothing else is known then.
+        digest: Hash of the content; None if there is nothing to compare.
+        path: The file, or tar member, that contains the whole sample; empty if there is none.
+        problem: ``path: reason`` if the sample cannot be read; nothing else is known then.
     """
 
     modalities: Mapping[str, RawFacts]
@@ -109,17 +109,17 @@ class SampleFacts(NamedTuple):
 
 
 def measure_sample(source: Source, index: int) -> SampleFacts:
-    """Read and decode one sample, and describe every modality that it holds.
+    """Read and decode one sample, and describe each of its modalities.
 
-    Films are decoded in their first, middle and last frame; sounds of more than 90 s in three parts
+    Videos are decoded at their first, middle and last frame; audio of more than 90 s in three parts
     of 30 s.
 
     Args:
-        source: Where it comes from.
-        index: Which one.
+        source: Source of the sample.
+        index: Index of the sample.
 
     Returns:
-        The facts, or ``problem`` alone for a sample that cannot be read.
+        The facts, or ``problem`` alone if the sample cannot be read.
     """
     try:
         if isinstance(source, PictureSource):
@@ -143,7 +143,7 @@ def measure_sample(source: Source, index: int) -> SampleFacts:
 def _flag_turned_masks(
     found: dict[str, RawFacts], kinds: Mapping[str, str], raw: Mapping[str, Any], name: str
 ) -> dict[str, RawFacts]:
-    """Count masks of photographs that EXIF turns by how they lie, as training reads them."""
+    """Flag how training reads a mask whose image is rotated by EXIF."""
     pictures = [value for n, value in raw.items() if kinds[n] == "image"]
     if MASK_NAME not in raw or not pictures or "width" not in found[MASK_NAME].numbers:
         return found
@@ -156,7 +156,7 @@ def _flag_turned_masks(
 
 
 def _find_cut(source: Source, index: int, raw: Mapping[str, Any]) -> Cut:
-    """Tell which ends of a sample's text are no ends of its document."""
+    """Tell which ends of a sample's text are not ends of its document."""
     while isinstance(source, JoinedSource):
         source, index = source.locate(index)
     if not isinstance(source, Documents):
@@ -171,9 +171,9 @@ def measure_raw(raw: Any, kind: str, path: str, cut: Cut = WHOLE) -> RawFacts:
 
     Args:
         raw: As a source reads it.
-        kind: What it is, which says how arrays are laid out.
-        path: Names the sample, for messages.
-        cut: Which ends of a text are those of a window.
+        kind: Kind of modality, which determines the layout of arrays.
+        path: Name of the sample, for messages.
+        cut: Which ends of a text are cut by a window.
 
     Raises:
         DataError: It cannot be decoded.
@@ -191,7 +191,7 @@ def measure_raw(raw: Any, kind: str, path: str, cut: Cut = WHOLE) -> RawFacts:
 
 
 def find_raw_kind(name: str, raw: Any) -> str:
-    """Return the kind of spec that a raw modality is read with, as ``types.SPECS`` has it."""
+    """Return the kind of spec that a raw modality is read with, as in ``types.SPECS``."""
     if isinstance(raw, EncodedClip):
         return raw.kind
     if name == MASK_NAME:
@@ -202,7 +202,7 @@ def find_raw_kind(name: str, raw: Any) -> str:
 
 
 def measure_picture(picture: Picture) -> RawFacts:
-    """Describe a decoded, upright picture."""
+    """Describe a decoded, upright image."""
     width, height = picture.size
     low_high = picture.getextrema()
     pairs = low_high if isinstance(low_high[0], tuple) else (low_high,)
@@ -212,7 +212,6 @@ def measure_picture(picture: Picture) -> RawFacts:
 
 
 def _colours(picture: Picture) -> str:
-    """Say what a pixel holds."""
     if picture.mode in GRAY_MODES:
         return "gray" if picture.mode in {"1", "L"} else "16-bit gray"
     has_alpha = picture.mode in {"LA", "La", "PA", "RGBA", "RGBa"}
@@ -222,7 +221,6 @@ def _colours(picture: Picture) -> str:
 
 
 def _measure_encoded(encoded: Encoded) -> SampleFacts:
-    """Decode a picture file whole."""
     if is_deep(encoded.data):
         facts = _measure_deep(EncodedClip(encoded.path, encoded.data, "image"))
         return SampleFacts(
@@ -241,7 +239,7 @@ def _measure_encoded(encoded: Encoded) -> SampleFacts:
 
 
 def _measure_deep(clip: EncodedClip) -> RawFacts:
-    """Decode a picture that Pillow does not hold."""
+    """Describe an image that Pillow cannot hold."""
     with open_bytes(clip) as file:
         data = file.read()
     channels, layout = count_channels(data, clip.path), read_layout(data)
@@ -253,13 +251,12 @@ def _measure_deep(clip: EncodedClip) -> RawFacts:
 
 
 def _measure_point_file(clip: EncodedClip) -> RawFacts:
-    """Decode a cloud, or a mesh, of which a number of points will be drawn."""
+    """Describe a cloud, or a mesh from which points will be sampled."""
     spec = native_points(clip)
     return RawFacts({"points": spec.points}, {"values per point": str(spec.channels)})
 
 
 def _measure_sound(clip: EncodedClip) -> RawFacts:
-    """Decode a sound."""
     info = read_sound_info(clip)
     whole = info.samples <= WHOLE_SOUND * info.sample_rate
     count = info.samples if whole else PART_OF_SOUND * info.sample_rate
@@ -276,7 +273,6 @@ def _measure_sound(clip: EncodedClip) -> RawFacts:
 
 
 def _measure_film(clip: EncodedClip) -> RawFacts:
-    """Decode a film at three places."""
     spec = native_video(clip)
     for time in PLACES:
         fit_video(clip, Video(1, 8, 8), Look(place=Place(time)))
@@ -300,7 +296,7 @@ def _measure_text(raw: NDArray, cut: Cut = WHOLE) -> RawFacts:
 
 
 def _is_utf8(text: bytes, cut: Cut) -> bool:
-    """Tell whether a text is in UTF-8, letters apart that a window cuts."""
+    """Tell whether a text is UTF-8, apart from characters that a window cuts."""
     if cut.begins:
         text = REST_OF_LETTER.sub(b"", text)
     try:
@@ -347,7 +343,6 @@ def _measure_mask(raw: NDArray) -> RawFacts:
 
 
 def _measure_array(raw: NDArray) -> RawFacts:
-    """Describe any other array."""
     return RawFacts({}, {"shape": "x".join(map(str, raw.shape))})
 
 
@@ -369,18 +364,17 @@ CLIPS: Mapping[str, Callable[[EncodedClip], RawFacts]] = {
 
 
 def _digest_bytes(data: bytes) -> bytes:
-    """Hash the bytes of a file."""
     return hashlib.blake2b(data, digest_size=DIGEST_SIZE).digest()
 
 
 def _digest(raw: Mapping[str, Any]) -> bytes:
-    """Hash the content of all modalities: files as they are, pictures beside others by pixels."""
+    """Hash all modalities: encoded files by their bytes, decoded images by their pixels."""
     total = hashlib.blake2b(digest_size=DIGEST_SIZE)
     seen: set[str] = set()
     for name in sorted(raw):
         value = raw[name]
         if isinstance(value, EncodedClip):
-            # A film is also its sound.
+            # One file may be both video and audio of a sample.
             if value.path not in seen:
                 with open_bytes(value) as file:
                     while chunk := file.read(CHUNK):

@@ -1,4 +1,4 @@
-"""Several labelled data sets as one, with a label column for each of them.
+"""Combining data: files paired by name, labels aligned to a model's classes, joined data sets.
 
 Legend: n samples, T data sets.
 """
@@ -35,33 +35,33 @@ from perceivers.errors import DataError
 from perceivers.text_names import compose
 from perceivers.types import ModalitySpec, Points
 
-# -- Files of several kinds put together to samples by their paths without ending ----------------
+# -- Pairing files of several kinds into samples by their paths without extension ----------------
 #
-# ``cat/1.png`` and ``cat/1.wav`` are one sample. Some samples may lack a kind; but where no
-# sample has two kinds, the names were never meant to pair.
+# ``cat/1.png`` and ``cat/1.wav`` form one sample. Some samples may lack a kind; but if no sample
+# has two kinds, the names were never meant to pair.
 
-NOUNS = {"image": "pictures", "audio": "sounds", "video": "videos", "points": "point clouds"}
+NOUNS = {"image": "images", "audio": "audio files", "video": "videos", "points": "point clouds"}
 Parts = Mapping[str, str]
 
 
 def kind_of(path: str) -> str:
-    """Return the kind of a file that was found because it has one."""
+    """Return the media kind of a file that is already known to have one."""
     kind = name_kind(path.rpartition(os.sep)[2])
     assert kind is not None, path
     return kind
 
 
 def pair_paths(paths: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return the files of each sample by kind, by their common path without ending.
+    """Group files into samples: files by kind, keyed by their common path without extension.
 
     Args:
-        paths: Where the files lie, each of a known kind.
+        paths: Paths of the files, each of a known kind.
 
     Raises:
         DataError: A sample would have two files of one kind.
     """
     samples: dict[str, dict[str, str]] = {}
-    # One name may be spelled in two ways; the first one names the sample.
+    # The same name may occur in two Unicode spellings; the first one names the sample.
     first: dict[str, str] = {}
     for path in paths:
         kind = kind_of(path)
@@ -69,20 +69,20 @@ def pair_paths(paths: Sequence[str]) -> dict[str, dict[str, str]]:
         parts = samples.setdefault(first.setdefault(compose(stem), stem), {})
         if kind in parts:
             raise DataError(
-                f"{path}: lies beside {Path(parts[kind]).name!r}; files of several kinds "
-                f"are paired by name, so a name may have one file of each kind"
+                f"{path}: has the same name as {Path(parts[kind]).name!r}; files of several kinds "
+                f"are paired by name, so a name may have only one file of each kind"
             )
         parts[kind] = path
     return samples
 
 
 def check_pairs(samples: Sequence[Parts], kinds: Sequence[str], root: Path) -> str:
-    """Return a sentence on samples that lack a kind, empty when none does.
+    """Return a note on samples that lack a kind, or an empty string if none does.
 
     Args:
-        samples: The files by kind of every sample of all splits.
-        kinds: All kinds there are, at least two.
-        root: The data's folder, for messages.
+        samples: Files by kind, for every sample of all splits.
+        kinds: All kinds that occur, at least two.
+        root: Folder of the data, for messages.
 
     Raises:
         DataError: No sample has two kinds.
@@ -91,9 +91,9 @@ def check_pairs(samples: Sequence[Parts], kinds: Sequence[str], root: Path) -> s
     if all(len(combination) == 1 for combination in held):
         counts = ", ".join(f"{held[(kind,)]} {NOUNS[kind]}" for kind in kinds)
         raise DataError(
-            f"{root}: holds {counts}, and no two of different kinds share a name; files of several "
-            f"kinds are paired by their paths without ending, such as a/1.png and a/1.wav. Rename "
-            f"them, or put every kind into a folder of its own and give one of those"
+            f"{root}: contains {counts}, and no two of different kinds share a name; files of "
+            f"several kinds are paired by their paths without extension, such as a/1.png and "
+            f"a/1.wav. Rename them, or put each kind into its own folder and give one of those"
         )
     if list(held) == [tuple(kinds)]:
         return ""
@@ -101,29 +101,30 @@ def check_pairs(samples: Sequence[Parts], kinds: Sequence[str], root: Path) -> s
         f"{count} with {' and '.join(NOUNS[kind] for kind in combination)}"
         for combination, count in sorted(held.items(), key=lambda item: (-len(item[0]), item[0]))
     )
-    return f"paired by name, not all samples hold every kind: {every}"
+    return f"files are paired by name, but not all samples have every kind: {every}"
 
 
 # ------------------------------------------------------------------------------------------------
-# Labels of other data in the order of a model's classes, where their ids tell which is which.
+# Reordering the labels of other data to match a model's classes, where class names allow it.
 
 Columns = Mapping[str, Sequence[str]]
 
 
 def align_classes(dataset: Dataset, classes: Sequence[str], columns: Columns) -> Dataset:
-    """Return data whose classes are those of a model, if they are some of its ids.
+    """Renumber the labels of a data set to match the classes of a model, where possible.
 
-    Data that hold only some of the ids 1007, 2007 and 3007 have fewer classes than the model that
-    was trained on all of them. Names that are no integers are left alone: whether they mean the
-    same is not told by one that is missing. All of the model's in another order are put in its own.
+    Data with only some of the ids 1007, 2007 and 3007 have fewer classes than a model that was
+    trained on all of them; their labels are mapped to the model's classes. A subset of class names
+    that are not integers is left alone, because it may belong to a different set of classes.
+    Exactly the model's classes in another order are reordered.
 
-    Data without a training split number classes by held-out samples alone: there any names may be
-    some of the model's, and numbers that are no names of its classes are their places.
+    Data without a training split number their classes from held-out samples alone, so there a
+    subset of any names is mapped, and integers that are not class names are read as class indices.
 
     Args:
         dataset: Opened data.
-        classes: The model's, of its only label.
-        columns: The model's, by label column.
+        classes: Classes of a model with one label column.
+        columns: Classes of a model with several label columns, by column.
     """
     held_out = "train" not in dataset.splits
     named = _rename(dataset.classes, classes, held_out)
@@ -145,51 +146,51 @@ def align_classes(dataset: Dataset, classes: Sequence[str], columns: Columns) ->
 
 
 def _rename(own: Sequence[str], theirs: Sequence[str], held_out: bool) -> tuple[str, ...]:
-    """Return a model's name of each class; none where they are all its own, or are not."""
+    """Return the model's name for each class; empty if equal already or if they do not match."""
     if not own or tuple(own) == tuple(theirs):
         return ()
     numbers = [as_integer(name) for name in own]
     places = [number for number in numbers if number is not None and 0 <= number < len(theirs)]
     whole = None not in numbers
     if set(own) <= set(theirs):
-        # All of them in another order, as composed and decomposed folders are sorted.
+        # All classes in another order: composed and decomposed Unicode names sort differently.
         same = len(own) == len(theirs)
         return tuple(own) if whole or held_out or same else ()
     return tuple(theirs[place] for place in places) if held_out and len(places) == len(own) else ()
 
 
 def _place(source: Source, pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> Source:
-    """Return a source with the labels of other lists of names."""
+    """Map each label column from its first list of names to its second."""
     labels: Any = source.labels
     if labels is None or not is_dataclass(source) or isinstance(source, type):
         return source
     if isinstance(whole := getattr(source, "source", None), Source):
         return replace(source, **{"source": _place(whole, pairs)})
     rows: NDArray[np.int64] = labels.reshape(len(labels), -1)
-    # The last entry is where -1, unknown, leads.
+    # Label -1 (unknown) indexes the last entry, which maps it to -1 again.
     tables = [np.array([*(list(b).index(name) for name in a), -1], np.int64) for a, b in pairs]
     placed = np.stack([table[rows[:, i]] for i, table in enumerate(tables)], axis=1)
     return replace(source, labels=placed.reshape(labels.shape))
 
 
-# -- Several labelled data sets as one, with a label column for each of them ---------------------
+# -- Several data sets joined into one, with a label column for each of them ---------------------
 
 SEPARATOR = " + "
-# Samples that are tried before a whole part is called unreadable.
+# Samples that are tried before a whole part counts as unreadable.
 MAX_TRIED = 16
-# Files and folders of these names say which split they are, not which data.
+# Files and folders with these names identify a split, not a data set.
 SPLIT_NAMES = {"train", "val", "test"}
 ENDINGS = {".npz", ".npy", ".csv", ".jsonl", ".parquet", ".txt", ".tar"}
 
 
 @dataclass(frozen=True, eq=False)
 class JoinedSource:
-    """The samples of several sources, one source after the other.
+    """Concatenation of several sources.
 
     Args:
-        prefixes: One word per source, put before the ids of its samples.
+        prefixes: One word per source, prepended to the ids of its samples.
         parts: The sources.
-        labels: Class by data set ``[n, T]``, -1 in the columns of the others; or None.
+        labels: Class per data set ``[n, T]``, -1 in the columns of the other data sets; or None.
     """
 
     prefixes: Sequence[str]
@@ -198,13 +199,13 @@ class JoinedSource:
 
     @property
     def kind_by_modality(self) -> Mapping[str, str]:
-        """What each modality is, as far as the first part says."""
+        """Kind of each modality, as declared by the first part."""
         first = self.parts[0]
         return first.kind_by_modality if isinstance(first, KindedSource) else {}
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
-        """How many samples there are up to the end of each part."""
+        """Cumulative number of samples up to the end of each part."""
         return np.cumsum([len(part) for part in self.parts])
 
     @property
@@ -222,7 +223,7 @@ class JoinedSource:
 
     @property
     def contents(self) -> Sequence[str]:
-        """One id per sample, or per thing that a part's samples are cut from."""
+        """One id per sample, or per content that a part's samples are cut from."""
         return [
             f"{prefix}/{name}"
             for prefix, part in zip(self.prefixes, self.parts, strict=True)
@@ -230,16 +231,15 @@ class JoinedSource:
         ]
 
     def __len__(self) -> int:
-        """Count the samples."""
         return int(self.ends[-1])
 
     def locate(self, index: int) -> tuple[Source, int]:
-        """Return the part that a sample lies in, and its place there."""
+        """Return the part that contains a sample, and the sample's index in it."""
         number = int(np.searchsorted(self.ends, index, side="right"))
         return self.parts[number], index - (int(self.ends[number - 1]) if number else 0)
 
     def read(self, index: int) -> RawSample:
-        """Return one sample as its part reads it.
+        """Read one sample from its part.
 
         Raises:
             DataError: The sample cannot be read.
@@ -248,7 +248,7 @@ class JoinedSource:
         return part.read(place)
 
     def declare(self) -> Mapping[str, ModalitySpec]:
-        """Return the specs of the first part, with points for the largest clouds of all."""
+        """Return the specs of the first part, with the largest number of points of all parts."""
         declared = [
             part.declare() if isinstance(part, DeclaringSource) else {} for part in self.parts
         ]
@@ -257,7 +257,7 @@ class JoinedSource:
         return {name: _widest([d[name] for d in declared]) for name in declared[0]}
 
     def with_window(self, window: int) -> "JoinedSource":
-        """Return the same samples, with documents in windows of so many bytes."""
+        """Return the same samples, with documents cut into windows of ``window`` bytes."""
         parts = [
             part.with_window(window) if isinstance(part, WindowedSource) else part
             for part in self.parts
@@ -266,11 +266,11 @@ class JoinedSource:
 
 
 class JoinedPartial(JoinedSource):
-    """Samples of several sources, some of which lack modalities."""
+    """Concatenation of several sources, some of whose samples lack modalities."""
 
     @property
     def present(self) -> Mapping[str, NDArray[np.bool_]]:
-        """Which samples hold each modality ``[n]``."""
+        """Which samples have each modality ``[n]``."""
         return self._present
 
     @cached_property
@@ -289,15 +289,15 @@ class JoinedPartial(JoinedSource):
 
     @cached_property
     def is_sure(self) -> bool:
-        """Whether ``present`` is known of every sample of every part."""
+        """Whether ``present`` is known for every sample of every part."""
         return all(part.is_sure for part in self.parts if isinstance(part, UnsureSource))
 
 
 class JoinedPictures(JoinedSource):
-    """Picture files of several sources, decoded no larger than needed."""
+    """Concatenation of several sources of image files, decoded no larger than needed."""
 
     def encoded(self, index: int) -> Encoded:
-        """Return the undecoded picture.
+        """Return the undecoded image.
 
         Raises:
             DataError: The bytes cannot be read.
@@ -313,12 +313,12 @@ def join_datasets(address: str, addresses: Sequence[str], parts: Sequence[Datase
     Every epoch of training reads every sample of every part once.
 
     Args:
-        address: The joined address.
-        addresses: The address of each part; its last folder names the label column.
+        address: The joined address, for messages.
+        addresses: Address of each part; its last folder names the label column.
         parts: The data sets, all labelled or all unlabelled.
 
     Raises:
-        DataError: Only some are labelled, or modalities, or values per point, differ.
+        DataError: Only some are labelled, or their modalities or values per point differ.
     """
     names = _name_columns(addresses)
     labelled = [name for name, part in zip(names, parts, strict=True) if part.classes]
@@ -330,8 +330,8 @@ def join_datasets(address: str, addresses: Sequence[str], parts: Sequence[Datase
     kinds = [_describe_modalities(part.splits["train"]) for part in parts]
     if any(kind != kinds[0] for kind in kinds):
         raise DataError(
-            f"{address}: modalities are {dict(zip(names, kinds, strict=True))}; only data of the "
-            f"same modalities, stored alike, can be joined"
+            f"{address}: modalities are {dict(zip(names, kinds, strict=True))}; only data with the "
+            f"same modalities, stored in the same way, can be joined"
         )
     splits, notes = {}, []
     for split in ("train", "val", "test"):
@@ -340,7 +340,7 @@ def join_datasets(address: str, addresses: Sequence[str], parts: Sequence[Datase
             splits[split] = _join_split(names, parts, members, split)
         if members and len(members) < len(parts):
             without = [name for number, name in enumerate(names) if number not in members]
-            notes.append(f"{split}: without {', '.join(without)}, which have no such split")
+            notes.append(f"{split}: without {', '.join(without)}, which do not have this split")
     for name, part in zip(names, parts, strict=True):
         notes += [f"{name}: {note}" for note in part.notes]
     columns = {n: part.classes for n, part in zip(names, parts, strict=True) if labelled}
@@ -351,7 +351,6 @@ def join_datasets(address: str, addresses: Sequence[str], parts: Sequence[Datase
 def _join_split(
     names: Sequence[str], parts: Sequence[Dataset], members: Sequence[int], split: str
 ) -> JoinedSource:
-    """Join one split of the data sets that have it."""
     sources = [parts[number].splits[split] for number in members]
     rows = []
     for number, source in zip(members, sources, strict=True):
@@ -364,13 +363,13 @@ def _join_split(
     if all(isinstance(source, PictureSource) for source in sources):
         chosen = JoinedPictures
     elif any(isinstance(part.splits["train"], PartialSource) for part in parts):
-        # Every split then says what its samples hold, whether or not all of them hold everything.
+        # Then every split declares what is present, even a split where nothing is missing.
         chosen = JoinedPartial
     return chosen([names[number] for number in members], sources, labels)
 
 
 def _name_columns(addresses: Sequence[str]) -> list[str]:
-    """Name each part by its last folder, or its file, as an identifier."""
+    """Name each part after its last folder or file, as a unique identifier."""
     names: list[str] = []
     for address in addresses:
         path = Path(address.strip())
@@ -387,14 +386,14 @@ def _name_columns(addresses: Sequence[str]) -> list[str]:
 
 
 def _describe_modalities(source: Source) -> list[str]:
-    """Return the modalities of a source, and how pictures are stored."""
+    """Return the modalities of a source, with image files distinguished from image arrays."""
     if isinstance(source, PictureSource):
         return ["image (files)"]
     return sorted(_list_modalities(source))
 
 
 def _list_modalities(source: Source) -> list[str]:
-    """Return the modalities of a source, in their order, as the first readable sample has them."""
+    """Return the modalities of a source, in order, from the first readable sample."""
     if isinstance(source, PartialSource):
         return list(source.present)
     reasons: list[DataError] = []
@@ -407,7 +406,7 @@ def _list_modalities(source: Source) -> list[str]:
 
 
 def _widest(specs: Sequence[ModalitySpec]) -> ModalitySpec:
-    """Return the first spec, with as many points as the largest."""
+    """Return the first spec, with the largest number of points of all specs."""
     first = specs[0]
     if not isinstance(first, Points):
         return first
@@ -415,7 +414,7 @@ def _widest(specs: Sequence[ModalitySpec]) -> ModalitySpec:
     settings = {(spec.channels, spec.ragged, spec.scale) for spec in found}
     if len(settings) > 1:
         raise DataError(
-            f"point sets of (values per point, ragged, scale) {sorted(settings)} cannot be joined; "
-            f"they need the same"
+            f"point sets with different (values per point, ragged, scale) {sorted(settings)} "
+            f"cannot be joined; make them equal"
         )
     return replace(first, points=max(spec.points for spec in found))

@@ -1,4 +1,4 @@
-"""Label columns of tables: from values as they are written to class indices with names.
+"""Label and target columns: conversion of written values to class indices or numbers.
 
 Legend: n samples, T label columns.
 """
@@ -22,12 +22,12 @@ from perceivers.text_names import check_class_name, check_class_names
 
 DEFAULT_COLUMN = "label"
 INTEGER = re.compile(r"-?[0-9]+")
-# How tables and arrays of floats write whole numbers.
+# Whole numbers as tables and float arrays write them: 7.0, 7.
 WHOLE = re.compile(r"(-?[0-9]+)\.0*")
-# What 64 bits hold for certain; longer ones are names.
+# Integers of up to 18 digits always fit into 64 bits; longer ones are treated as names.
 MAX_DIGITS = 18
-# What integers in a label column are: values, of which each is a class unless they run from 0
-# without gaps; or always the indices of classes.
+# How integers in a label column are read: as values, where each distinct value is a class unless
+# they run from 0 without gaps; or always as class indices.
 IntegerLabels = Literal["values", "indices"]
 
 
@@ -37,7 +37,7 @@ class LabelTable:
 
     Args:
         names: One id per row, for messages.
-        columns: Values as they are written, by column; an empty one is unknown.
+        columns: Values as written, by column; an empty value is unknown.
     """
 
     names: Sequence[str]
@@ -46,13 +46,13 @@ class LabelTable:
 
 @dataclass(frozen=True)
 class Labelling:
-    """What the label columns come to.
+    """Class indices and class names read from label columns.
 
     Args:
-        labels: By split ``[n]`` for one column, ``[n, T]`` for several, None for none.
-        classes: Class names of the only column.
-        columns: Class names by column, when there are several.
-        notes: Sentences on what was decided.
+        labels: By split, ``[n]`` for one column, ``[n, T]`` for several, None without labels.
+        classes: Class names, if there is one column.
+        columns: Class names by column, if there are several.
+        notes: Sentences that report decisions to the user.
     """
 
     labels: Mapping[str, NDArray[np.int64] | None]
@@ -65,9 +65,9 @@ class Integers(NamedTuple):
     """The classes of a column of integers.
 
     Args:
-        places: Class index of every value.
+        places: Class index of each value.
         names: Class names in the order of the indices.
-        note: What was decided.
+        note: A sentence that reports the decision to the user.
     """
 
     places: Mapping[int, int]
@@ -84,22 +84,24 @@ def settle_integers(
     integers: IntegerLabels = "values",
     only: bool = True,
 ) -> Integers:
-    """Return which class each integer of a label column is.
+    """Map the integers of a label column to class indices.
 
-    With names they are places in them, or the names themselves where all of them are among them.
-    Without, they are indices if they run from 0 without gaps over all splits. Any others (ids, -1
-    and 1, 1 to 3) are classes by their distinct values in training, sorted by size.
+    With class names, integers are indices into them, or the names themselves if some integers are
+    out of range as indices and all of them are names. Without class names, they are indices if
+    they run from 0 without gaps over all splits. Otherwise (ids, -1 and 1, 1 to 3) each distinct
+    training value is a class, in ascending order.
 
     Args:
-        values: By split; ``train`` is among them.
-        names: Class names that the data state; none where they state none.
-        where: The data's address, for messages.
-        column: Its name, for messages.
-        integers: ``indices`` takes them as indices in any case.
-        only: The only label column; beside others -1 is no class where the rest run from 0.
+        values: Integers by split, including ``train``.
+        names: Class names stated by the data; empty if there are none.
+        where: Address of the data, for messages.
+        column: Name of the column, for messages.
+        integers: ``indices`` always reads integers as indices.
+        only: Whether this is the only label column. If not, -1 means unknown when the other
+            integers run from 0 without gaps.
 
     Raises:
-        DataError: More classes than any data set has.
+        DataError: There are more distinct values than the maximum number of classes.
     """
     found = {split: set(numbers) for split, numbers in values.items()}
     known = set().union(*found.values())
@@ -112,7 +114,7 @@ def settle_integers(
         return Integers(without | {place: place for place in range(len(names))}, names)
     counted = known - without.keys()
     if integers == "indices" or counted == set(range(len(counted))):
-        # Below 0 nothing is a class, which is said with the row.
+        # Negative values are rejected later, where the message can name the row.
         highest = max(counted, default=0)
         names = number_classes(max(highest, 0), where)
         return Integers(without | {place: place for place in range(len(names))}, names)
@@ -139,24 +141,24 @@ def index_labels(
     stated: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
     integers: IntegerLabels = "values",
 ) -> Labelling:
-    """Turn label values into class indices.
+    """Convert label values to class indices.
 
-    Integers are settled by ``settle_integers``, with the names of a file beside the data
-    (``characters.txt`` for the column ``character``, and ``classes.txt`` for the only column) if
-    there is one. Other values are class names: those of the file, or those of the training split in
-    alphabetical order.
+    Class names may come from a file next to the data (``characters.txt`` for the column
+    ``character``, ``classes.txt`` for an only column). Integers are mapped by
+    ``settle_integers``. Other values are class names: those in the file, or else those of the
+    training split in alphabetical order.
 
     Args:
-        tables: The values by split; ``train`` is among them.
-        chosen: Columns to read; none reads the column ``label`` where there is one.
-        folder: Where the files with names lie; None looks for none.
-        where: The data's address, for messages.
-        stated: Class names that the data themselves state, by column.
-        integers: What integers are.
+        tables: Label values by split, including ``train``.
+        chosen: Columns to read; empty reads the column ``label`` if it exists.
+        folder: Folder of the class name files; None uses no files.
+        where: Address of the data, for messages.
+        stated: Class names stated by the data themselves, by column.
+        integers: How integers are read, see ``IntegerLabels``.
 
     Raises:
-        DataError: A column that is missing in a split, or a value that is no class.
-        ConfigError: A column that no split has, or that is chosen twice.
+        DataError: A column is missing in a split, or a value is not a class.
+        ConfigError: A column does not exist or is chosen twice.
     """
     known = list(tables["train"].columns)
     check_columns(chosen, known, where)
@@ -170,7 +172,7 @@ def index_labels(
                 }
                 raise DataError(
                     f"{where}: {split!r} does not agree with 'train' on the label column "
-                    f"{column!r} (splits are {states}); label all of them, or none"
+                    f"{column!r} (splits are {states}); label all splits, or none"
                 )
     if not asked:
         note = f"unlabelled; label columns to choose from: {', '.join(known)}" if known else ""
@@ -196,10 +198,10 @@ def index_labels(
 
 
 def check_columns(chosen: Sequence[str], known: Sequence[str], where: str) -> None:
-    """Refuse label columns that cannot be chosen.
+    """Check that the chosen label columns exist and are chosen once.
 
     Raises:
-        ConfigError: A column that is not known, or is named twice.
+        ConfigError: A column does not exist or is chosen twice.
     """
     for column in chosen:
         if column not in known:
@@ -213,10 +215,10 @@ def check_columns(chosen: Sequence[str], known: Sequence[str], where: str) -> No
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Return the lines of a file of class names (line number from 0 = class); none without it.
+    """Return the class names in a file, one per line in class order; empty if it does not exist.
 
     Raises:
-        DataError: The file is empty, names a class twice, or is no UTF-8 text.
+        DataError: The file is empty, names a class twice, or is not UTF-8 text.
     """
     if not path.is_file():
         return ()
@@ -236,7 +238,7 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 
 def name_file(column: str) -> str:
-    """Return the name of the file that names a column's classes: its plural."""
+    """Return the name of the file with a column's class names: the plural of the column."""
     if column in {DEFAULT_COLUMN, "class"}:
         return "classes.txt"
     if re.search(r"[^aeiou]y$", column):
@@ -245,7 +247,6 @@ def name_file(column: str) -> str:
 
 
 def _find_names(folder: Path, column: str, only: bool) -> Path:
-    """Return where the names of a column's classes would lie."""
     file = folder / name_file(column)
     return folder / "classes.txt" if only and not file.is_file() else file
 
@@ -269,7 +270,7 @@ def _index_column(
         for split, written in values.items()
         for value, number in zip(written, numbers[split], strict=True)
     )
-    # Two below the first class, and so out of range in any case.
+    # Below UNKNOWN, so that the range check rejects it whether or not -1 is allowed.
     wrong = UNKNOWN - 1
     if whole:
         known = {s: [n for n in found if n is not None] for s, found in numbers.items()}
@@ -300,7 +301,7 @@ def _index_column(
 
 
 def _check_names(table: LabelTable, column: str) -> Sequence[str]:
-    """Return the values of a column, each in one spelling, and text that can be written."""
+    """Return the values of a column as checked class names, in one Unicode spelling."""
     known: dict[str, str] = {}
     for value, place in zip(table.columns[column], table.names, strict=True):
         if value not in known:
@@ -309,7 +310,7 @@ def _check_names(table: LabelTable, column: str) -> Sequence[str]:
 
 
 def as_integer(value: str) -> int | None:
-    """Return a value as a whole number, such as 7 for ``7`` and ``7.0``; None for any other."""
+    """Return a whole number such as ``7`` or ``7.0`` as an integer; None for other text."""
     match = WHOLE.fullmatch(value)
     return _as_plain_integer(match[1] if match else value)
 
@@ -329,35 +330,34 @@ def _check_range(
     names: tuple[str, ...],
     only: bool,
 ) -> None:
-    """Refuse values that are no class; unknown ones too, where nothing else is known of a row."""
+    """Reject values that are not a class, and unknown ones if there is only one label column."""
     lowest = 0 if only else UNKNOWN
     wrong = np.flatnonzero((numbers < lowest) | (numbers >= len(names)))
     if len(wrong):
         row = int(wrong[0])
         value = table.columns[column][row]
         listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-        remedy = "" if only else ", and an unknown one is left empty"
+        remedy = "" if only else "; leave an unknown one empty"
         if only and not value:
             remedy = (
-                "; put rows without one into a file of their own, to pre-train on, or drop them"
+                "; put rows without a label into a separate file for pre-training, or remove them"
             )
         raise DataError(
-            f"{table.names[row]}: {column} {value[:40]!r} is no class; the {len(names)} classes, "
-            f"numbered from 0, are {listed}{remedy}"
+            f"{table.names[row]}: {column} {value[:40]!r} is not a class; the {len(names)} "
+            f"classes, numbered from 0, are {listed}{remedy}"
         )
 
 
-# -- Target columns: numbers to be predicted, from tables, JSON entries and arrays ---------------
+# -- Target columns: numbers to predict, from tables, JSON entries and arrays --------------------
 #
 # Legend: n samples, T target columns.
 
 
 class Chosen(NamedTuple):
-    """The columns that are asked for: labels (none reads ``label``), and numbers to be predicted.
+    """Columns chosen by the user: labels (empty reads ``label``) and targets (numbers to predict).
 
-    A column is one or the other. ``bare`` asks for the samples alone, in the order they lie in: no
-    label is read, and a column ``split`` divides nothing. ``integers`` says what whole numbers in
-    label columns are.
+    A column cannot be both. ``bare`` reads the samples alone, in stored order: labels and the
+    column ``split`` are ignored. ``integers`` sets how integers in label columns are read.
     """
 
     labels: tuple[str, ...] = ()
@@ -366,25 +366,25 @@ class Chosen(NamedTuple):
     integers: IntegerLabels = "values"
 
     def check(self) -> None:
-        """Refuse a column that is named twice.
+        """Check that no column is chosen twice.
 
         Raises:
-            ConfigError: With the column.
+            ConfigError: A column is chosen twice, or both as a label and as a target.
         """
         both = [column for column in self.targets if column in self.labels]
         if both:
             raise ConfigError(
                 f"column {both[0]!r} is asked for as a label and as a target; a column is either "
-                f"a class (labels) or a number to be predicted (targets)"
+                f"a class (labels) or a number to predict (targets)"
             )
         if len(set(self.targets)) != len(self.targets):
             raise ConfigError(f"targets are {list(self.targets)}; name each column once")
 
     def refuse(self, where: str) -> None:
-        """Refuse any column, of data that have none.
+        """Reject every chosen column, for data without columns.
 
         Raises:
-            ConfigError: A column is asked for.
+            ConfigError: A column was chosen.
         """
         check_columns(self.labels, (), where)
         check_targets(self.targets, (), where)
@@ -395,10 +395,10 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def check_targets(chosen: Sequence[str], known: Sequence[str], where: str) -> None:
-    """Refuse target columns that there are not.
+    """Check that the chosen target columns exist.
 
     Raises:
-        ConfigError: With the columns that there are.
+        ConfigError: A column does not exist.
     """
     for column in chosen:
         if column not in known:
@@ -419,13 +419,13 @@ def read_targets(
 
     Args:
         columns: Values by column: numbers, numbers as text, or None.
-        chosen: Columns to read; none returns None.
-        places: Where each row lies, for messages.
-        where: The data's address, for messages.
+        chosen: Columns to read; empty returns None.
+        places: Location of each row, for messages.
+        where: Address of the data, for messages.
 
     Raises:
-        DataError: A value that is no finite number.
-        ConfigError: A column that there is not.
+        DataError: A value is not a finite number.
+        ConfigError: A column does not exist.
     """
     check_targets(chosen, list(columns), where)
     if not chosen:
@@ -438,10 +438,10 @@ def read_targets(
 
 
 def check_known(targets: NDArray[np.float32] | None, chosen: Sequence[str], where: str) -> None:
-    """Refuse a target of which training knows no value.
+    """Check that each target has at least one training value.
 
     Raises:
-        DataError: With the column.
+        DataError: A target is empty in all training samples.
     """
     for number, column in enumerate(chosen):
         if targets is not None and np.isnan(targets[:, number]).all():
@@ -452,7 +452,6 @@ def check_known(targets: NDArray[np.float32] | None, chosen: Sequence[str], wher
 
 
 def _as_number(value: Any, column: str, place: str) -> float:
-    """Return one value; NaN where it is unknown."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return float("nan")
     number = float("inf")
@@ -461,8 +460,8 @@ def _as_number(value: Any, column: str, place: str) -> float:
             number = float(value)
     if not np.isnan(number) and abs(number) > LARGEST:
         raise DataError(
-            f"{place}: {column} is {value!r}, no number that can be learned; a target is a finite "
-            f"number, and an unknown one is left empty"
+            f"{place}: {column} is {value!r}; a target must be a finite number (float32); leave "
+            f"it empty if it is unknown"
         )
     return number
 
@@ -475,10 +474,10 @@ JsonEntries = Mapping[str, Any]
 
 
 def parse_entries(data: bytes, where: str) -> JsonEntries:
-    """Return the entries of a JSON file; none where it holds no object.
+    """Return the entries of a JSON object; empty if the file holds another JSON value.
 
     Raises:
-        DataError: It is no JSON text.
+        DataError: The file is not valid JSON.
     """
     value = parse_json(data, where)
     return value if isinstance(value, dict) else {}
@@ -491,21 +490,21 @@ def index_entries(
     known: Mapping[str, tuple[str, ...]],
     where: str,
 ) -> tuple[NDArray[np.int64], dict[str, tuple[str, ...]], list[str]]:
-    """Turn chosen entries into class indices; class names are the sorted values.
+    """Convert chosen entries to class indices; class names are the sorted values.
 
     Args:
         entries: The entries of each sample.
-        names: Where each sample lies, for messages.
-        chosen: Entries to read: strings, integers, whole floats, or true and false; a missing one,
-            or null, is unknown.
-        known: Class names that are settled already, by column; other values are unknown then.
-        where: The data's address, for messages.
+        names: Location of each sample, for messages.
+        chosen: Entries to read: strings, integers, whole floats, true or false; a missing entry or
+            null is unknown.
+        known: Fixed class names by column; other values of these columns are unknown.
+        where: Address of the data, for messages.
 
     Returns:
         Labels ``[n]`` for one column or ``[n, T]``, -1 where unknown; class names by column; notes.
 
     Raises:
-        DataError: A value that cannot name a class.
+        DataError: A value cannot name a class.
         ConfigError: No sample has the entry, or it is chosen twice.
     """
     fields = sorted({name for entry in entries for name in entry})
@@ -526,7 +525,7 @@ def index_entries(
             listed = f" ({', '.join(new[:8])})" if new else ""
             notes.append(
                 f"{where}: {column} is unknown (-1) in {num_unknown} of {len(found)} samples: "
-                f"missing, or no training class{listed}"
+                f"missing, or not a training class{listed}"
             )
     return (indexed[0] if len(indexed) == 1 else np.stack(indexed, axis=1)), columns, notes
 
@@ -534,16 +533,16 @@ def index_entries(
 def number_entries(
     entries: Sequence[JsonEntries], names: Sequence[str], chosen: Sequence[str], where: str
 ) -> NDArray[np.float32] | None:
-    """Return chosen entries as numbers ``[n, T]``, NaN where missing or null; None for none.
+    """Return chosen entries as numbers ``[n, T]``, NaN where missing or null; None if none chosen.
 
     Args:
         entries: The entries of each sample.
-        names: Where each sample lies, for messages.
+        names: Location of each sample, for messages.
         chosen: Entries to read.
-        where: The data's address, for messages.
+        where: Address of the data, for messages.
 
     Raises:
-        DataError: A value that is no finite number.
+        DataError: A value is not a finite number.
         ConfigError: No sample has the entry.
     """
     fields = sorted({name for entry in entries for name in entry}) if chosen else []
@@ -552,7 +551,7 @@ def number_entries(
 
 
 def _check_value(value: Any, column: str, name: str) -> str | int | None:
-    """Return a value that can name a class, in one spelling."""
+    """Check that a value can name a class, and bring it into one Unicode spelling."""
     if isinstance(value, str):
         return check_class_name(value, f"{name}: {column!r}")
     if isinstance(value, bool):
@@ -568,7 +567,7 @@ def _check_value(value: Any, column: str, name: str) -> str | int | None:
 
 
 def _sort_values(values: Sequence[str | int | None]) -> tuple[str, ...]:
-    """Return the distinct values as names: integers by size, before strings by alphabet."""
+    """Return the distinct values as names: sorted integers, then sorted strings."""
     numbers = sorted({value for value in values if isinstance(value, int)})
     words = {value for value in values if isinstance(value, str)} - set(map(str, numbers))
     return (*map(str, numbers), *sorted(words))

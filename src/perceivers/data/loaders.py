@@ -1,13 +1,13 @@
 """Loaders for training and evaluation, whose batches do not depend on workers or interruptions.
 
-Training reads an endless stream: position p is sample ``order[p % n]`` of epoch ``p // n``, where
-the order is drawn from (seed, epoch), and what is random about a sample from (seed, epoch, sample).
-Nothing else enters, so a run that resumes at any step sees the batches it would have seen. (Where a
-spec asks for another order of elements in every sample, that one is drawn from the position.)
+Training reads an endless stream: position p is sample ``order[p % n]`` of epoch ``p // n``. The
+order depends only on (seed, epoch) and augmentation only on (seed, epoch, sample), so a run that
+resumes at any step sees the same batches as an uninterrupted one. (A random order of elements
+within each sample, where a spec asks for it, depends on the position.)
 
-With k copies of every sample (``augment.copies``), position p is copy ``p % k`` of what stands at
-position ``p // k`` without copies, and what is random about it comes from (seed, epoch, sample,
-copy). An epoch then is k times as many positions, and so as many more steps of the same size.
+With k copies of every sample (``augment.copies``), position p is copy ``p % k`` of the sample at
+position ``p // k`` without copies, and its augmentation depends on (seed, epoch, sample, copy).
+An epoch then has k times as many positions, and so k times as many steps of the same batch size.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,30 +29,30 @@ from perceivers.errors import ConfigError, DataError
 from perceivers.settings import Count, Natural, Seed, checked
 from perceivers.types import ModalitySpec
 
-# -- Batches: samples stacked to tensors, and the names of those that could not be read ----------
+# -- Batches: samples stacked into tensors, and the names of unreadable samples ------------------
 
-# What a modality is made of when no sample of a batch holds it; float32 where not listed.
+# Dtype of the zeros for a modality that no sample of a batch has; float32 where not listed.
 BLANK_DTYPES = {"image": np.uint8, "video": np.uint8, "bytes": np.int64}
 
 
 @dataclass
 class Batch:
-    """Some samples.
+    """Batch of samples.
 
     Args:
-        inputs: Raw tensors ``[B, ...]`` by modality; ``[B * V, ...]`` where each sample is seen in
-            V views, those of a sample one after the other. What a sample lacks is zero.
-        labels: Class indices ``[B]``, or ``[B, T]`` in several label columns, -1 where unknown,
+        inputs: Raw tensors ``[B, ...]`` by modality; ``[B * V, ...]`` for V views per sample, with
+            the views of a sample one after the other. Missing modalities are zero.
+        labels: Class indices ``[B]``, or ``[B, T]`` for several label columns, -1 where unknown,
             int64; None when unlabelled.
-        index: Place of each sample in its source ``[B]``, int64; documents are counted in windows
+        index: Index of each sample in its source ``[B]``, int64; documents are counted in windows
             of the spec's length.
         bad: ``path: reason`` of each sample that could not be read.
-        targets: Numbers to be predicted ``[B, T]``, NaN where unknown, float32; None without any.
-        present: Which samples hold a modality, bool ``[B]`` (``[B * V]``), for every modality of
-            data whose samples may lack some; empty when nothing can be missing, or when only
-            reading tells and nothing is.
-        position: Place of each sample in the endless stream of training, or ``index`` in
-            evaluation ``[B]``, int64: what is random about a sample is keyed on it.
+        targets: Numbers to predict ``[B, T]``, NaN where unknown, float32; None without targets.
+        present: Which samples have a modality, bool ``[B]`` (``[B * V]``), for every modality of
+            data whose samples may lack some. Empty when nothing can be missing, or when only
+            reading reveals it and nothing is.
+        position: Position of each sample in the endless training stream, or ``index`` in
+            evaluation ``[B]``, int64: the key for per-sample randomness.
     """
 
     inputs: dict[str, Tensor]
@@ -64,22 +64,21 @@ class Batch:
     position: Tensor | None = None
 
     def __len__(self) -> int:
-        """Count the samples."""
         return len(self.index)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> "Batch":
-        """Return the batch on a device; ``index`` and ``position`` stay where they are."""
+        """Move the batch to a device; ``index`` and ``position`` stay on the CPU."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
-        """Return the batch in page-locked memory, from which copies to a GPU overlap with work."""
+        """Copy the batch to page-locked memory, so that transfers to a GPU can be asynchronous."""
         return self._map(torch.Tensor.pin_memory)
 
     def split(self, parts: int) -> list["Batch"]:
-        """Cut a batch of one view per sample into parts of equal size, but for the last.
+        """Split a batch with one view per sample into parts; the last one may be smaller.
 
         Args:
-            parts: How many, at least 1; fewer where there are not as many samples.
+            parts: Number of parts, at least 1; a small batch may yield fewer.
         """
         if parts == 1:
             return [self]
@@ -89,7 +88,7 @@ class Batch:
         return cut
 
     def take(self, rows: slice | Tensor) -> "Batch":
-        """Return some samples of one view each, without the names of bad ones.
+        """Select samples of a batch with one view per sample; ``bad`` becomes empty.
 
         Args:
             rows: A slice, or indices ``[b]``.
@@ -102,7 +101,7 @@ class Batch:
         )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """Return the batch with what a model or a task reads of it changed."""
+        """Apply a function to every tensor except ``index`` and ``position``."""
         return replace(
             self,
             inputs={name: change(tensor) for name, tensor in self.inputs.items()},
@@ -119,19 +118,19 @@ def stack_batch(
     bad: list[str],
     positions: Sequence[int] | None = None,
 ) -> Batch:
-    """Stack samples, of which there may be none; then there are no inputs either.
+    """Stack samples into a batch; ``inputs`` is empty if there are no samples.
 
     Args:
-        reader: Where they come from.
-        samples: Every view of every sample.
-        indices: Place of each sample in its source.
-        bad: ``path: reason`` of those that could not be read.
-        positions: Place of each sample in the stream; ``indices`` when not given.
+        reader: Reader of the samples.
+        samples: All views of all samples.
+        indices: Index of each sample in its source.
+        bad: ``path: reason`` of each sample that could not be read.
+        positions: Position of each sample in the stream; defaults to ``indices``.
     """
     index = np.array(indices, np.int64)
     partial = isinstance(reader.source, PartialSource)
     if isinstance(reader.source, UnsureSource) and not reader.source.is_sure:
-        # Nothing need be missing; a batch that lacks nothing is then one of a source that cannot.
+        # Only reading tells what is missing; a complete batch looks like one of complete data.
         partial = any(len(sample) < len(reader.specs) for sample in samples)
     inputs, present = {}, {}
     for name in (reader.specs if partial else samples[0]) if samples else ():
@@ -154,10 +153,9 @@ def stack_batch(
 def _stack(
     name: str, samples: Sequence[dict[str, NDArray]], specs: Mapping[str, ModalitySpec]
 ) -> NDArray:
-    """Stack one modality, with zeros where a sample lacks it."""
     held = [sample[name] for sample in samples if name in sample]
     if len({values.dtype for values in held}) > 1:
-        # Pictures of 8 and of 16 bits beside each other: both as models see them.
+        # Images of 8 and 16 bits in one batch: scale both to floats, as models read them.
         samples = [{name: scale_values(s[name])} if name in s else {} for s in samples]
         held = [sample[name] for sample in samples if name in sample]
     if len(held) == len(samples):
@@ -174,9 +172,9 @@ def read_readable(
     """Read samples without augmentation, leaving out those that cannot be read.
 
     Args:
-        reader: Where they come from.
-        indices: Which ones.
-        places: What is seen of each: one view per place.
+        reader: Reader of the samples.
+        indices: Indices of the samples in the source.
+        places: Views of each sample, one per place.
     """
     samples, kept, bad = [], [], []
     for index in indices:
@@ -189,10 +187,10 @@ def read_readable(
 
 
 def merge_empty(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Drop batches without samples and hand their bad names to the batch before, or else after.
+    """Drop empty batches and add their ``bad`` names to the previous batch, or else to the next.
 
     Raises:
-        DataError: There are names, but no batch to carry them: nothing could be read.
+        DataError: All batches are empty, because no sample could be read.
     """
     held: Batch | None = None
     orphans: list[str] = []
@@ -228,28 +226,28 @@ def make_train_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> torch_data.DataLoader[Batch]:
-    """Return a loader of the batches of steps ``start_step .. num_steps - 1``.
+    """Return a loader of the training batches of steps ``start_step .. num_steps - 1``.
 
     A sample that cannot be read is replaced by the next readable one and named in ``Batch.bad``.
 
     Args:
-        source: The training split; it may hold fewer samples than a batch. Documents are cut to
-            windows of the spec's length, of which each epoch reads one from each stretch.
-        specs: What each modality must look like.
-        batch_size: Samples per batch and rank, all copies counted.
-        seed: Of order and augmentation, at least 0.
-        augment: How pictures and clips are changed, and how many copies a batch holds of each
-            sample, one after the other.
+        source: The training split; it may have fewer samples than a batch. Documents are cut into
+            stretches of the spec's length, and each epoch reads one window from each stretch.
+        specs: Specs by modality.
+        batch_size: Samples per batch and rank, including copies.
+        seed: Seed of sample order and augmentation, at least 0.
+        augment: Augmentation of images and clips, and the number of copies of each sample, which
+            follow one another in a batch.
         start_step: First step to yield; 0 for a new run.
         num_steps: Steps of the whole run.
-        workers: Processes that read; 0 reads in this one.
-        rank: Which of the processes that train together this is.
-        world_size: How many processes train together.
+        workers: Worker processes that read data; 0 reads in the main process.
+        rank: Rank of this process in distributed training.
+        world_size: Number of processes in distributed training.
 
     Raises:
         DataError: The specs do not fit the source; while reading: no sample can be read.
-        ConfigError: A number out of range, a batch size that is no multiple of the copies, or an
-            augmentation without a picture or clip to apply it to.
+        ConfigError: A number is out of range, the batch size is not a multiple of the copies, or
+            an augmentation does not apply to any modality.
     """
     _check_rank(rank, world_size)
     if start_step > num_steps:
@@ -258,8 +256,8 @@ def make_train_loader(
         )
     if batch_size % augment.copies:
         raise ConfigError(
-            f"batch_size is {batch_size} and augment.copies {augment.copies}; a batch holds all "
-            f"copies of a sample, so its size must be a multiple of their number"
+            f"batch_size is {batch_size} and augment.copies {augment.copies}; a batch contains all "
+            f"copies of a sample, so batch_size must be a multiple of augment.copies"
         )
     steps = _Steps(start_step, num_steps, batch_size, rank, world_size)
     stream = _TrainStream(SampleReader(source, specs, augment), seed)
@@ -269,7 +267,7 @@ def make_train_loader(
         collate_fn=_as_is,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        # Without one of its own the loader would draw from, and so change, the global generator.
+        # Without its own generator, the loader would advance torch's global one.
         generator=torch.Generator().manual_seed(seed),
     )
 
@@ -289,29 +287,28 @@ def make_eval_loader(
 ) -> torch_data.DataLoader[Batch]:
     """Return a loader of every readable sample once, in order; the last batch may be smaller.
 
-    A sample that cannot be read is left out and named in ``Batch.bad``; a batch that would be empty
-    is dropped and its names move to a neighbour. Batch s of rank r holds the samples of batch
+    A sample that cannot be read is left out and named in ``Batch.bad``; an empty batch is dropped
+    and its names move to a neighbouring batch. Batch s of rank r has the samples of batch
     ``s * world_size + r`` of a single process, so ranks may yield different numbers of batches.
 
-    Documents are read in windows of the spec's length that do not overlap, so nothing is lost.
+    Documents are read in non-overlapping windows of the spec's length, which cover them completely.
 
     Args:
         source: The split.
-        specs: What each modality must look like.
-        batch_size: Samples per batch and rank.
-        workers: Processes that read; 0 reads in this one.
-        rank: Which of the processes that evaluate together this is.
-        world_size: How many processes evaluate together.
-        views: What is seen of each sample, one view when not given. Where there are several,
-            ``Batch.inputs`` holds all views of a sample one after the other, and the batch size
-            counts views, but every batch holds at least one sample.
-        strict: A text that is longer than its spec cannot be read, instead of being cut.
-        order_seed: Read in a random order, which this seed alone decides; that of the source when
-            not given.
+        specs: Specs by modality.
+        batch_size: Samples per batch and rank; with several views it counts views, but every batch
+            has at least one sample.
+        workers: Worker processes that read data; 0 reads in the main process.
+        rank: Rank of this process in distributed evaluation.
+        world_size: Number of processes in distributed evaluation.
+        views: Views of each sample; defaults to one. With several, ``Batch.inputs`` has all views
+            of a sample one after the other.
+        strict: Treat a text that is longer than its spec as unreadable instead of cutting it.
+        order_seed: Seed of a random sample order; defaults to the order of the source.
 
     Raises:
         DataError: The specs do not fit the source; while reading: no sample can be read.
-        ConfigError: A number out of range, or nothing to spread views over.
+        ConfigError: A number is out of range, or several views do not apply to any modality.
     """
     _check_rank(rank, world_size)
     views = views or Views()
@@ -339,7 +336,7 @@ def make_eval_loader(
 
 @dataclass(frozen=True)
 class _Steps:
-    """The stream positions that each step reads."""
+    """Batch sampler: yields the stream positions of each step."""
 
     start_step: int
     num_steps: int
@@ -357,7 +354,7 @@ class _Steps:
 
 
 class _TrainStream(torch_data.Dataset[Batch]):
-    """Stream positions to whole batches."""
+    """Dataset that maps stream positions to whole batches."""
 
     def __init__(self, reader: SampleReader, seed: int) -> None:
         self.reader = reader
@@ -366,8 +363,8 @@ class _TrainStream(torch_data.Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
 
+    # DataLoader calls this, where it exists, instead of __getitem__ for each sample.
     def __getitems__(self, positions: list[int]) -> Batch:
-        """Read a batch at once; the loader prefers this to single samples."""
         num_samples = len(self.reader.source)
         samples, indices, bad = [], [], []
         for position in positions:
@@ -389,11 +386,11 @@ class _TrainStream(torch_data.Dataset[Batch]):
         samples: list[dict[str, NDArray]],
         bad: list[str],
     ) -> int | None:
-        """Append a sample, or the first readable one after it; return which, None if none is."""
+        """Append the sample or the first readable one after it; return its index, or None."""
         num_samples = len(self.reader.source)
         for offset in range(num_samples):
             candidate = (index + offset) % num_samples
-            # The first copy is what there is without copies.
+            # The first copy has the same key, and so the same augmentation, as without copies.
             key = (self.seed, epoch, candidate, *([copy] if copy else []))
             rng = np.random.default_rng(key)
             try:
@@ -406,7 +403,7 @@ class _TrainStream(torch_data.Dataset[Batch]):
 
 
 class _EvalSamples(torch_data.Dataset[Batch]):
-    """Sample indices to batches of those that can be read."""
+    """Dataset that maps sample indices to batches of the readable samples."""
 
     def __init__(self, reader: SampleReader, places: tuple[Place, ...]) -> None:
         self.reader = reader
@@ -416,15 +413,14 @@ class _EvalSamples(torch_data.Dataset[Batch]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        """Read a batch at once; the loader prefers this to single samples."""
         return read_readable(self.reader, indices, self.places)
 
 
 class _TrainLoader(torch_data.DataLoader[Batch]):
-    """A loader that stops when nothing can be read.
+    """Loader that raises an error if no sample can be read.
 
-    The error is raised here and not where it is found, as torch would wrap one from a worker into
-    that worker's traceback.
+    It is raised here, in the main process, because torch would bury an error from a worker in that
+    worker's traceback.
     """
 
     # The base class declares its private iterator type; consumers only iterate.
@@ -439,25 +435,23 @@ class _TrainLoader(torch_data.DataLoader[Batch]):
 
 
 class _EvalLoader(torch_data.DataLoader[Batch]):
-    """A loader without empty batches, which only the consuming side can see."""
+    """Loader that merges empty batches; only the main process sees batches of all workers."""
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return merge_empty(super().__iter__())
 
 
-# Two epochs suffice, as a batch may straddle a border; small data sets straddle several.
+# A batch may span two epochs, and more for data sets smaller than a batch.
 @lru_cache(maxsize=4)
 def _draw_order(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
-    """Return the order of the samples in one epoch."""
     return np.random.default_rng((seed, epoch)).permutation(num_samples)
 
 
 def _as_is(batch: Any) -> Any:
-    """Keep a batch that the dataset has already put together."""
+    """Collate function: the dataset already returns whole batches."""
     return batch
 
 
 def _check_rank(rank: int, world_size: int) -> None:
-    """Reject a process that there is not."""
     if not 0 <= rank < world_size:
         raise ConfigError(f"rank is {rank} of world_size {world_size}; it must be 0..world_size-1")

@@ -1,7 +1,7 @@
 """Manifests: tables with one column per modality, whose cells are paths, texts or lists of numbers.
 
-A row with an empty cell is a sample that lacks a modality. Other columns hold labels, numbers to be
-predicted, and the split of each row.
+An empty cell means that the sample lacks the modality. Other columns are labels, numbers to
+predict, and the split of each row.
 """
 
 import os
@@ -35,24 +35,24 @@ from perceivers.data.tables import SPLIT, Table, divide_table, read_table
 from perceivers.data.text_sources import encode_cell, read_text_tables
 from perceivers.errors import DataError
 
-# How many paths are tried before a whole column is said to point nowhere.
+# Number of paths to try before reporting that none of a column's files exists.
 MAX_TRIED = 16
 
 
 def read_tables(files: Mapping[str, Path], chosen: Chosen, where: str) -> Found:
-    """Read the tables of some splits, as texts or as manifests.
+    """Read the tables of all splits, as text tables or as manifests.
 
     Args:
-        files: A ``.csv``, ``.jsonl`` or ``.parquet`` file by split; ``train`` is among them. The
-            rows of an only file are divided by its column ``split``, if it has one. The names of
-            classes are looked for beside it.
-        chosen: Label columns, none reads ``label`` where there is one; and columns of numbers.
-        where: The data's address, for messages.
+        files: A ``.csv``, ``.jsonl`` or ``.parquet`` file by split, including ``train``. A single
+            file is divided by its column ``split``, if it has one. Files with class names are
+            searched in the same folder.
+        chosen: Label columns (empty reads ``label`` if it exists) and target columns.
+        where: Address of the data, for messages.
 
     Raises:
-        DataError: A file that cannot be read as a table, has no column of a modality, points to
-            files that do not exist, or holds a label that is no class.
-        ConfigError: A column that there is not.
+        DataError: A file cannot be read as a table, has no column of a modality, points to files
+            that do not exist, or contains a label that is not a class.
+        ConfigError: A column does not exist.
     """
     whole = {split: read_table(path) for split, path in files.items()}
     kinds, notes = _find_modalities(whole)
@@ -86,7 +86,7 @@ def read_tables(files: Mapping[str, Path], chosen: Chosen, where: str) -> Found:
 
 
 def names_media(path: Path) -> bool:
-    """Tell whether a table says by the names of its columns that they hold files."""
+    """Return whether the column names or cell types of a table show that it refers to media."""
     try:
         table = read_table(path)
     except DataError:
@@ -97,7 +97,7 @@ def names_media(path: Path) -> bool:
 
 
 def _find_modalities(tables: Mapping[str, Table]) -> tuple[dict[str, str], list[str]]:
-    """Return the kind of each column that is a modality, over all splits, and notes."""
+    """Return the kind of each modality column, from the cells of all splits, and notes."""
     columns: dict[str, list[Any]] = {}
     embedded: dict[str, str] = {}
     notes: list[str] = []
@@ -111,14 +111,14 @@ def _find_modalities(tables: Mapping[str, Table]) -> tuple[dict[str, str], list[
     notes += noted
     named = [name for name, kind in kinds.items() if KINDS.get(name.lower()) == kind]
     for column in [name for name in kinds if named and name not in named]:
-        # Beside columns that say what they are, this one may name the files that rows come from.
+        # Next to columns named after a modality, this one may only record each row's origin.
         table = next(table for table in tables.values() if column in table.columns)
         paths = [value or "" for value in table.columns[column]]
         cells = PathCells(str(table.path.parent), paths, table.places, kinds[column])
         if tried := _lead_nowhere(cells):
             del kinds[column]
             notes.append(
-                f"column {column!r} is no modality: there is no file {cells.resolve(tried[0])}, "
+                f"column {column!r} is not a modality: there is no file {cells.resolve(tried[0])}, "
                 f"nor for any of the first {len(tried)} rows"
             )
     return embedded | kinds, notes
@@ -127,7 +127,7 @@ def _find_modalities(tables: Mapping[str, Table]) -> tuple[dict[str, str], list[
 def _make_parts(
     table: Table, kinds: Mapping[str, str], names: Mapping[str, str]
 ) -> dict[str, Part]:
-    """Return the modalities of one file, by name."""
+    """Return the modalities of one table, by name."""
     parts: dict[str, Part] = {}
     for column, kind in kinds.items():
         if column in table.parts:
@@ -139,15 +139,15 @@ def _make_parts(
 
 
 def _make_cells(table: Table, column: str, kind: str, values: Sequence[Any]) -> Cells:
-    """Return the cells of one column as what they hold."""
+    """Return the cells of one column as arrays, texts or paths."""
     held = [value for value in values if not is_empty(value)]
     if kind in LISTED and held and all(isinstance(value, list) for value in held):
         return ArrayCells([as_array(v, kind, p) for v, p in zip(values, table.places, strict=True)])
     for value, place in zip(values, table.places, strict=True):
         if not is_empty(value) and not isinstance(value, str):
-            lists = f", or all of them are lists of numbers ({', '.join(LISTED)})"
+            lists = f", or all cells are lists of numbers ({', '.join(LISTED)})"
             raise DataError(
-                f"{place}: {column} is {str(value)[:60]}; a cell holds "
+                f"{place}: {column} is {str(value)[:60]}; a cell contains "
                 f"{'a text' if column.lower() == TEXT else 'the path of a file'}, or is empty"
                 + (lists if kind in LISTED else "")
             )
@@ -167,18 +167,18 @@ def _make_cells(table: Table, column: str, kind: str, values: Sequence[Any]) -> 
 
 
 def _lead_nowhere(cells: PathCells) -> list[int]:
-    """Return the rows of the first paths, if no file lies at any of them; else none."""
+    """Return the rows of the first paths if none of these paths exists; otherwise an empty list."""
     tried = [row for row, path in enumerate(cells.paths) if path and not is_remote(path)]
     tried = tried[:MAX_TRIED]
-    # What is there but no file, such as a pipe, is refused by its name when it is read.
+    # A path that exists but is not a file, such as a pipe, is rejected when it is read.
     return [] if any(os.path.lexists(cells.resolve(row)) for row in tried) else tried
 
 
 def as_array(value: Any, kind: str, place: str) -> NDArray[np.float32] | None:
-    """Return a list of numbers in the raw layout of its kind; None for an empty cell.
+    """Convert a list of numbers to the raw layout of its kind; None for an empty cell.
 
     Raises:
-        DataError: It holds anything but finite numbers, or has another layout.
+        DataError: A value is not a finite number, or the layout is wrong.
     """
     if is_empty(value):
         return None
@@ -186,8 +186,8 @@ def as_array(value: Any, kind: str, place: str) -> NDArray[np.float32] | None:
         array = np.array(value, np.float32)
     except (ValueError, TypeError, OverflowError) as error:
         raise DataError(
-            f"{place}: {kind} is a list of other things than numbers, or of lists of different "
-            f"lengths ({error})"
+            f"{place}: {kind} must be a list of numbers, or of lists of numbers of equal length "
+            f"({error})"
         ) from error
     if kind == "audio" and array.ndim == 1:
         array = array[None]
@@ -197,16 +197,16 @@ def as_array(value: Any, kind: str, place: str) -> NDArray[np.float32] | None:
     if not right or not array.size or not np.isfinite(array).all():
         layout = {"audio": "[C, S] or [S]", "points": "[P, C]", "array": "[*grid, C] or [N]"}[kind]
         raise DataError(
-            f"{place}: {kind} has shape {array.shape}; it is finite numbers of layout {layout}"
+            f"{place}: {kind} has shape {array.shape}; it must be finite numbers of shape {layout}"
         )
     return array
 
 
 def add_sound(parts: Mapping[str, Mapping[str, Part]]) -> dict[str, dict[str, Part]]:
-    """Return the modalities of each split, and of films with sound the sound, if nothing else is.
+    """Add the soundtracks of videos as ``audio``, if there is one video column and no audio.
 
     Raises:
-        DataError: None of the films that are looked at can be opened.
+        DataError: None of the inspected videos can be opened.
     """
     found = {split: dict(held) for split, held in parts.items()}
     kinds = [part.kind for part in found["train"].values()]
@@ -215,7 +215,7 @@ def add_sound(parts: Mapping[str, Mapping[str, Part]]) -> dict[str, dict[str, Pa
     cells = {split: held["video"].cells for split, held in found.items()}
 
     def look(split: str, row: int) -> bool:
-        """Tell whether one film has sound."""
+        """Return whether a video has a soundtrack."""
         held = cells[split]
         if isinstance(held, PathCells) and not is_remote(held.paths[row]):
             film = Stored(held.resolve(row), None)
@@ -243,18 +243,18 @@ def label_rows(
     chosen: Chosen,
     where: str,
 ) -> Found:
-    """Return the sources with labels and targets, from the columns that are no modalities.
+    """Add labels and targets to sources, from the columns that are not modalities.
 
     Args:
-        sources: What the rows hold, by split; ``train`` is among them.
-        tables: The rows, by split.
+        sources: Sources by split, including ``train``.
+        tables: Tables by split.
         media: Columns that are modalities.
-        chosen: Label columns, none reads ``label`` where there is one; and columns of numbers.
-        where: The data's address, for messages.
+        chosen: Label columns (empty reads ``label`` if it exists) and target columns.
+        where: Address of the data, for messages.
 
     Raises:
-        DataError: A label that is no class, or a target that is no number.
-        ConfigError: A column that there is not.
+        DataError: A label is not a class, or a target is not a number.
+        ConfigError: A column does not exist.
     """
     labelled: dict[str, LabelTable] = {}
     targets: dict[str, NDArray[np.float32] | None] = {}
@@ -278,7 +278,7 @@ def label_rows(
 
 
 def describe_missing(sources: Mapping[str, RowSource]) -> list[str]:
-    """Say how many training samples hold each modality, where some lack one."""
+    """Return a note on how many training samples have each modality, if some lack one."""
     train = sources["train"]
     counts = {name: int(part.cells.present[train.rows].sum()) for name, part in train.parts.items()}
     if all(count == len(train) for count in counts.values()):
@@ -288,8 +288,8 @@ def describe_missing(sources: Mapping[str, RowSource]) -> list[str]:
 
 
 def _split_notes(tables: Mapping[str, Table], whole: Mapping[str, Table]) -> list[str]:
-    """Say that rows were divided."""
+    """Return a note if one table was divided into splits."""
     if tables is whole or list(tables) == list(whole):
         return []
     counts = " / ".join(f"{split} {len(table)}" for split, table in tables.items())
-    return [f"splits are those of the column 'split': {counts}"]
+    return [f"splits are taken from the column 'split': {counts}"]

@@ -1,12 +1,9 @@
-"""Masks: a class for every pixel of a picture, drawn with the picture and never blended.
+"""Segmentation masks: a class per pixel of an image, or per point of a cloud (``scenes``).
 
-Of a cloud's points (``scenes``) a mask is one id per point.
+A mask file is an 8-bit gray or palette image whose values (palette indices, not colours) are class
+ids. Reading maps them to consecutive classes; ignored ids and pixels outside the image become 255.
 
-A mask file is a picture whose values are class ids: grey of 8 bits, or a palette, whose indices
-count and not its colours. Once read, ids are numbered through without the ignored ones, which
-become 255, as does what lies outside the picture.
-
-Legend: C channels, H W rows and columns.
+Legend: C channels, H W rows and columns, P points, K classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,13 +42,13 @@ from perceivers.types import Image, ModalitySpec
 
 # Name of the modality that holds masks.
 MASK_NAME = "mask"
-# What a pixel is that has no class; class ids are below.
+# Value of a pixel without a class; class ids are smaller.
 IGNORED = 255
 UNUSED = -1
-# In tars, from the surest on.
+# In tars, in order of preference.
 MASK_ENDINGS = ("mask.png", "seg.png", "png")
 ID_MODES = frozenset({"1", "L", "P"})
-# Masks that are searched for the highest class where no file names the classes.
+# Number of masks to search for the highest class id if no file names the classes.
 MAX_SEARCHED = 512
 
 
@@ -63,9 +60,9 @@ class Mask(ModalitySpec):
         height: Rows H in pixels.
         width: Columns W in pixels.
         num_classes: Classes K, up to 255.
-        ignore: Ids in the files that are no class; the ids above them move down.
-        exif: How masks lie beside photographs that EXIF turns, where their sizes do not tell:
-            ``upright``, or ``stored`` as the photograph is in its file.
+        ignore: Ids in the files that are not classes; the ids above them move down.
+        exif: Orientation of masks whose images have an EXIF rotation, where the sizes do not show
+            it: ``upright``, or ``stored`` like the image in its file.
     """
 
     kind: ClassVar[str] = "mask"
@@ -86,21 +83,21 @@ class Mask(ModalitySpec):
 
     @property
     def raw_shape(self) -> tuple[int, ...]:
-        """Classes have no channel axis."""
+        """Shape ``(H, W)``; masks have no channel axis."""
         return self.grid
 
     @property
     def table(self) -> NDArray[np.int64]:
-        """What each id ``[256]`` in a file stands for: a class, 255 (ignored) or -1 (no class)."""
+        """Class of each file id ``[256]``; 255 for ignored ids, -1 for ids without a class."""
         return class_table(self.num_classes, self.ignore)
 
 
 def class_table(num_classes: int, ignore: Sequence[int]) -> NDArray[np.int64]:
-    """Return what each id ``[256]`` stands for: a class, 255 (ignored) or -1 (no class).
+    """Return the class of each id ``[256]``; 255 for ignored ids, -1 for ids without a class.
 
     Args:
         num_classes: Classes K, up to 255.
-        ignore: Ids that are no class; the ids above them move down.
+        ignore: Ids that are not classes; the ids above them move down.
     """
     ids = [number for number in range(IGNORED) if number not in ignore]
     table = np.full(IGNORED + 1, UNUSED)
@@ -111,7 +108,7 @@ def class_table(num_classes: int, ignore: Sequence[int]) -> NDArray[np.int64]:
 
 @runtime_checkable
 class NumberedIds(Protocol):
-    """What a spec says of the ids that it reads."""
+    """Spec of class ids per pixel or per point."""
 
     @property
     def num_classes(self) -> int:
@@ -120,36 +117,36 @@ class NumberedIds(Protocol):
 
     @property
     def ignore(self) -> tuple[int, ...]:
-        """Ids that are no class."""
+        """Ids that are not classes."""
         ...
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Rows and columns, or points."""
+        """``(H, W)``, or ``(P,)``."""
         ...
 
     @property
     def table(self) -> NDArray[np.int64]:
-        """What each id stands for."""
+        """Class of each id ``[256]``, see ``class_table``."""
         ...
 
 
 def read_ids(raw: Picture | NDArray, path: str, axes: int = 2) -> NDArray[np.integer]:
-    """Return the ids of a mask as they are stored: ``[H, W]``, or ``[P]`` of points.
+    """Return the ids of a mask as stored: ``[H, W]``, or ``[P]`` for points.
 
     Args:
-        raw: A decoded picture, or an array of integers.
-        path: Names the sample, for messages.
-        axes: 2 of a picture, 1 of points.
+        raw: A decoded image, or an array of integers.
+        path: Name of the sample, for messages.
+        axes: 2 for images, 1 for points.
 
     Raises:
-        DataError: It holds colours or fractions instead of ids.
+        DataError: The mask contains colours or fractions instead of ids.
     """
     if isinstance(raw, Picture):
         if raw.mode not in ID_MODES and not raw.mode.startswith("I"):
             raise DataError(
-                f"{path}: the mask has mode {raw.mode!r}, so it holds colours; a mask is a "
-                f"grey or palette picture whose values are class ids"
+                f"{path}: the mask has mode {raw.mode!r}, so it contains colours; a mask must be a "
+                f"gray or palette image whose values are class ids"
             )
         return np.asarray(raw).astype(np.int64 if raw.mode.startswith("I") else np.uint8)
     if raw.ndim != axes or not np.issubdtype(raw.dtype, np.integer):
@@ -163,15 +160,15 @@ def read_ids(raw: Picture | NDArray, path: str, axes: int = 2) -> NDArray[np.int
 def number_ids(
     ids: NDArray[np.integer], spec: NumberedIds, path: str
 ) -> UInt8[np.ndarray, "*grid"]:
-    """Return the class of every pixel or point, 255 where it is ignored.
+    """Map stored ids to classes; 255 where ignored.
 
     Args:
-        ids: As stored.
-        spec: Which ids are classes, and which ignored.
-        path: Names the sample, for messages.
+        ids: Ids as stored.
+        spec: Spec that defines the classes and the ignored ids.
+        path: Name of the sample, for messages.
 
     Raises:
-        DataError: An id that is neither; names all of them.
+        DataError: An id is neither a class nor ignored.
     """
     table = spec.table
     inside = (ids >= 0) & (ids <= IGNORED)
@@ -180,7 +177,7 @@ def number_ids(
     if wrong.any():
         known = np.flatnonzero((table != UNUSED) & (table != IGNORED))
         raise DataError(
-            f"{path}: the mask holds the ids {np.unique(ids[wrong])[:8].tolist()}, but the "
+            f"{path}: the mask contains the ids {np.unique(ids[wrong])[:8].tolist()}, but the "
             f"{spec.num_classes} classes are {known.min()}..{known.max()} and "
             f"{sorted({*spec.ignore, IGNORED})} are ignored; name every class in classes.txt, "
             f"or repair the mask"
@@ -191,17 +188,17 @@ def number_ids(
 def fit_mask(
     raw: Any, path: str, spec: Mask, look: Look = PLAIN, view: View | None = None
 ) -> UInt8[np.ndarray, "H W"]:
-    """Fit a mask to its spec by nearest neighbours; 255 outside the picture.
+    """Resize a mask to its spec by nearest-neighbour sampling; 255 outside the image.
 
     Args:
-        raw: A decoded picture, or ids ``[H, W]``.
-        path: Names the sample, for messages.
-        spec: The shape and the classes.
-        look: What is seen of it, where no view is given.
-        view: The view of the picture that the mask belongs to.
+        raw: A decoded image, or ids ``[H, W]``.
+        path: Name of the sample, for messages.
+        spec: Spec with the output shape and the classes.
+        look: Chooses the view if ``view`` is not given.
+        view: View of the corresponding image.
 
     Raises:
-        DataError: It is no mask, or holds ids that are no class.
+        DataError: The input is not a mask, or contains ids that are not classes.
     """
     picture = fromarray(number_ids(read_ids(raw, path), spec, path))
     target = (spec.width, spec.height)
@@ -212,21 +209,21 @@ def fit_mask(
 def fit_masked(
     raw: Any, mask: Any, path: str, spec: Image, mask_spec: Mask, look: Look = PLAIN
 ) -> tuple[NDArray, UInt8[np.ndarray, "H W"]]:
-    """Fit a picture and its mask to the same view, drawn once; only colours change apart.
+    """Resize an image and its mask with the same view, sampled once.
 
-    A mask that lies as the picture is stored is turned by its EXIF orientation along with it.
-    RandAugment is left with its operations that move nothing.
+    A mask stored in the orientation of the image file is rotated along with the image. RandAugment
+    only applies operations that do not move pixels.
 
     Args:
-        raw: A decoded picture, an undecoded one of 16 bits, or an array ``[C, H, W]``.
-        mask: A decoded picture, or ids ``[H, W]``.
-        path: Names the sample, for messages.
-        spec: The picture's shape.
-        mask_spec: The mask's shape and classes.
-        look: What is seen of both.
+        raw: A decoded image, an undecoded 16-bit image, or an array ``[C, H, W]``.
+        mask: A decoded image, or ids ``[H, W]``.
+        path: Name of the sample, for messages.
+        spec: Spec of the image.
+        mask_spec: Spec of the mask.
+        look: Chooses the view and the augmentation.
 
     Raises:
-        DataError: The sizes differ, or it is no mask.
+        DataError: The sizes differ, or the input is not a mask.
     """
     colours = look.rng is not None and look.augment.rand_augment > 0
     mask = upright_mask(raw, mask, path, mask_spec.exif)
@@ -247,34 +244,34 @@ def fit_masked(
 
 
 def upright_mask(raw: Any, mask: Any, path: str, lies: MaskTurn = "upright") -> Any:
-    """Return the mask of a picture as the picture is seen.
+    """Return the mask in the upright orientation of its image.
 
     Args:
-        raw: A decoded picture, an undecoded one, or an array ``[C, H, W]``.
-        mask: A decoded picture, or ids ``[H, W]``.
-        path: Names the sample, for messages.
-        lies: How it lies where sizes do not tell.
+        raw: A decoded image, an undecoded image, or an array ``[C, H, W]``.
+        mask: A decoded image, or ids ``[H, W]``.
+        path: Name of the sample, for messages.
+        lies: Orientation of the mask where the sizes do not show it.
 
     Raises:
-        DataError: The mask has neither the picture's size nor that of its file.
+        DataError: The mask has neither the size of the upright image nor that of the stored one.
     """
     if isinstance(mask, np.ndarray) and mask.ndim != 2:
-        read_ids(mask, path)  # says what is wrong
+        read_ids(mask, path)  # raises the error for a wrong shape
     orientation = picture_orientation(raw)
     lies = find_pair_turn(raw, mask, path) or lies
     return turn_array(read_ids(mask, path), orientation) if lies == "stored" else mask
 
 
 def find_pair_turn(raw: Any, mask: Any, path: str) -> MaskTurn | None:
-    """Return how a mask lies beside its picture; None where nothing tells.
+    """Return the orientation of a mask relative to its image; None if it cannot be determined.
 
     Args:
-        raw: A decoded picture, an undecoded one, or an array ``[C, H, W]``.
-        mask: A decoded picture, or ids ``[H, W]``.
-        path: Names the sample, for messages.
+        raw: A decoded image, an undecoded image, or an array ``[C, H, W]``.
+        mask: A decoded image, or ids ``[H, W]``.
+        path: Name of the sample, for messages.
 
     Raises:
-        DataError: The mask has neither the picture's size nor that of its file.
+        DataError: The mask has neither the size of the upright image nor that of the stored one.
     """
     if isinstance(raw, Picture):
         size = raw.size
@@ -285,13 +282,13 @@ def find_pair_turn(raw: Any, mask: Any, path: str) -> MaskTurn | None:
         size = (raw.shape[2], raw.shape[1])
     own = mask.size if isinstance(mask, Picture) else (mask.shape[1], mask.shape[0])
     found = find_mask_turn(size, picture_orientation(raw), own, path)
-    # A mask with an orientation of its own was turned by it when it was decoded.
+    # A mask with its own EXIF orientation was already rotated when it was decoded.
     turned = isinstance(mask, Picture) and read_orientation(mask) != 1
     return "upright" if turned and found is None else found
 
 
 def picture_orientation(raw: Any) -> int:
-    """Return the EXIF orientation that a picture was stored with; 1 is upright."""
+    """Return the EXIF orientation of an image in its file; 1 is upright."""
     if isinstance(raw, EncodedClip):
         return stored_orientation(raw.data or b"")
     return read_orientation(raw) if isinstance(raw, Picture) else 1
@@ -300,22 +297,23 @@ def picture_orientation(raw: Any) -> int:
 def name_mask_classes(
     folder: Path, sources: Mapping[str, Source], where: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names of the ids of masks, from 0, and notes on how they were found.
+    """Return the class names of mask ids from 0, and notes on how they were found.
 
     Args:
-        folder: Where ``classes.txt`` may lie, one name per line, in the order of the ids.
-        sources: By split; without such a file up to 512 training masks are searched for the
-            highest id, 255 (ignored) left out, and classes are named by their numbers.
-        where: The data's address, for messages.
+        folder: Folder that may contain ``classes.txt``: one name per line, in the order of the
+            ids.
+        sources: Sources by split. Without ``classes.txt``, up to 512 training masks are searched
+            for the highest id except 255 (ignored), and classes are named by their numbers.
+        where: Address of the data, for messages.
 
     Raises:
-        DataError: The file is damaged; or there is none, and no mask holds two classes.
+        DataError: ``classes.txt`` is invalid; or it does not exist and no id above 0 was found.
     """
     names = read_names(folder / "classes.txt")
     if len(names) > IGNORED:
         raise DataError(
-            f"{folder / 'classes.txt'}: names {len(names)} classes; masks hold ids 0..254, so at "
-            f"most {IGNORED}"
+            f"{folder / 'classes.txt'}: names {len(names)} classes; the ids in masks are 0..254, "
+            f"so there can be at most {IGNORED}"
         )
     if names:
         return names, ()
@@ -326,87 +324,85 @@ def name_mask_classes(
     highest = max(found, default=-1)
     if highest < 1:
         drawn = IGNORED in stored and found == {0}
-        remedy = "; masks of 0 and 255 are to be saved as 0 and 1" if drawn else ""
+        remedy = "; save masks of 0 and 255 as 0 and 1" if drawn else ""
         raise DataError(
-            f"{where}: the highest class id in {len(places)} masks is {highest}, so there are no "
-            f"two classes; a mask's values are class ids from 0, and 255 is ignored{remedy}"
+            f"{where}: the highest class id in {len(places)} masks is {highest}, but at least two "
+            f"classes are needed; mask values are class ids from 0, and 255 is ignored{remedy}"
         )
-    note = f"no classes.txt: {highest + 1} classes of pixels, named by their numbers"
+    note = f"no classes.txt: {highest + 1} pixel classes, named by their numbers"
     if absent := sorted(set(range(highest)) - found):
         listed = ", ".join(map(str, absent[:8])) + (", ..." if len(absent) > 8 else "")
         note += (
-            f"; {len(absent)} of these ids are in none of the {len(places)} masks looked at, so "
+            f"; {len(absent)} of these ids occur in none of the {len(places)} inspected masks, so "
             f"they are never learned ({listed}): number the classes from 0 without gaps"
         )
     return number_classes(highest, where), (note,)
 
 
 def _ids_in(source: Source, index: int) -> set[int]:
-    """Return the ids in a mask; none where it cannot be read."""
     try:
         raw = _raw_mask(source.read(index))
         ids = read_ids(raw, source.names[index], _axes(raw))
     except DataError:
-        # An unreadable sample is the loader's business: it is named and replaced there.
+        # The loader reports and replaces unreadable samples.
         return set()
     return set(np.unique(ids).tolist())
 
 
 def _raw_mask(sample: Mapping[str, Any]) -> Any:
-    """Return the mask of a sample, or an empty one."""
     return sample.get(MASK_NAME, np.zeros((0, 0), np.uint8))
 
 
 def _axes(raw: Any) -> int:
-    """Return 1 for ids of points, 2 for what must be a picture's."""
+    """Return 1 for point ids, 2 otherwise."""
     return 1 if isinstance(raw, np.ndarray) and raw.ndim == 1 else 2
 
 
 def kept_classes(
     names: Sequence[str], ignore: int | str
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the classes that are learned, and the ids that are ignored.
+    """Return the classes to learn and the ids to ignore.
 
     Args:
-        names: Of the ids, from 0.
-        ignore: A name or an id; ``void`` where there may be no such class.
+        names: Names of the ids, from 0.
+        ignore: A name or an id; ``void`` is allowed even if no class has this name.
 
     Raises:
-        DataError: No class has this name, the id is none, or nothing is left to tell apart.
+        DataError: No class has this name, the id is out of range, or fewer than two classes remain.
     """
     if isinstance(ignore, str):
         if ignore not in names and ignore != "void":
             raise DataError(
-                f"the class {ignore!r} is to be ignored, but the classes are {list(names)}; "
+                f"class {ignore!r} should be ignored, but the classes are {list(names)}; "
                 f"give one of them, or an id"
             )
         found = names.index(ignore) if ignore in names else IGNORED
     else:
         found = ignore
     if not 0 <= found <= IGNORED:
-        raise DataError(f"the id {found} is to be ignored, but ids in masks are 0..{IGNORED}")
+        raise DataError(f"id {found} should be ignored, but the ids in masks are 0..{IGNORED}")
     kept = tuple(name for number, name in enumerate(names) if number != found)
     if len(kept) < 2:
         raise DataError(
-            f"the classes of pixels are {list(kept)} without the ignored {ignore!r}; at least 2 "
-            f"are needed"
+            f"the pixel classes are {list(kept)} without the ignored {ignore!r}; at least 2 are "
+            f"needed"
         )
     return kept, tuple(sorted({found, IGNORED}))
 
 
 def find_mask(parts: Mapping[str, Any], picture: Any) -> str | None:
-    """Return the ending of the file that may be a picture's mask: by its name, or as a second PNG.
+    """Return the ending of the file that may be the mask of an image, or None.
 
     Args:
-        parts: The files of one sample, by ending.
-        picture: Which of them is the picture; None where there is none.
+        parts: The files of one sample, by ending. A mask ends like one, or is a second PNG.
+        picture: The image among them; None if there is no image.
     """
     endings = [e for e in MASK_ENDINGS if e in parts and parts[e] is not picture]
     return endings[0] if picture is not None and endings else None
 
 
 def holds_ids(data: bytes, path: str) -> bool:
-    """Tell whether a picture file holds ids and not colours; one that is damaged holds none."""
+    """Return whether an image file contains ids, not colours; False for a damaged file."""
     try:
         read_ids(read_picture(data, path), path)
     except DataError:
@@ -418,9 +414,9 @@ def count_pixels(source: Source, spec: NumberedIds, limit: int = MAX_SEARCHED) -
     """Count the pixels or points of each class ``[K]`` in up to ``limit`` samples, spread evenly.
 
     Args:
-        source: With masks; those that cannot be read are left out.
-        spec: Their classes.
-        limit: Samples that are read.
+        source: Source with masks; unreadable masks are skipped.
+        spec: Spec that defines the classes.
+        limit: Maximum number of samples to read.
     """
     counts = np.zeros(spec.num_classes, np.int64)
     for place in np.unique(np.linspace(0, len(source) - 1, limit).round().astype(int)):

@@ -1,7 +1,4 @@
-"""Specs measured from data: shapes as the samples have them or as asked for, mean and deviation.
-
-Legend: C channels, H W rows and columns.
-"""
+"""Specs measured from data: shapes of the samples, and mean and standard deviation per channel."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +31,7 @@ from perceivers.errors import ConfigError, DataError, UserError, suggest
 from perceivers.types import Array, Audio, Bytes, Image, Labels, ModalitySpec, Points, Video
 
 MAX_LOOKED_AT = 512
-# Of films and long sounds, whose decoding takes long, this many say enough.
+# Videos and long audio are slow to decode, so fewer samples are measured.
 MAX_CLIPS = 32
 LONG_SOUND = 2**16
 PICTURE_SIZE = 64
@@ -48,14 +45,14 @@ def measure_specs(
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     modalities: Sequence[str] = (),
 ) -> dict[str, ModalitySpec]:
-    """Describe the modalities of a source; ``Dataset.specs`` says how.
+    """Measure the spec of each modality of a source; see ``Dataset.specs`` for the arguments.
 
     Raises:
-        DataError: No sample can be read, or the channels cannot be had.
-        ConfigError: A size below 1, or a modality or field that there is not.
+        DataError: No sample can be read, or the images cannot have ``channels`` channels.
+        ConfigError: A size is below 1, or a modality or field does not exist.
     """
     overrides = overrides or {}
-    # A mask says what is to be found in a picture; nothing reads it.
+    # A mask is a target, never a model input.
     natives = {
         name: spec for name, spec in _native_specs(source, modalities).items() if name != MASK_NAME
     }
@@ -84,15 +81,15 @@ def measure_specs(
 
 
 def override_spec(name: str, spec: ModalitySpec, values: Mapping[str, Any] | None) -> ModalitySpec:
-    """Return a spec with some fields set.
+    """Return a spec with some fields replaced.
 
     Args:
-        name: The modality, for messages.
-        spec: Where to start.
-        values: Field values by name, as the spec's class takes them.
+        name: Name of the modality, for messages.
+        spec: The original spec.
+        values: New values by field name; lists are converted to tuples.
 
     Raises:
-        ConfigError: A field that the spec has not, or a value that it does not take.
+        ConfigError: The spec does not have a field, or a value is invalid.
     """
     if not values:
         return spec
@@ -109,7 +106,7 @@ def override_spec(name: str, spec: ModalitySpec, values: Mapping[str, Any] | Non
                 f"{', '.join(known)}" + suggest(str(key), known)
             )
     try:
-        # Files of settings give lists where specs have tuples.
+        # YAML files contain lists where specs have tuples.
         return replace(
             spec, **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         )
@@ -120,7 +117,7 @@ def override_spec(name: str, spec: ModalitySpec, values: Mapping[str, Any] | Non
 
 
 def _native_specs(source: Source, modalities: Sequence[str]) -> dict[str, ModalitySpec]:
-    """Return specs by modality as the samples suggest them; of some, if they are missing."""
+    """Return specs by modality, as declared by the source or else inferred from samples."""
     if isinstance(source, PictureSource):
         return {"image": Image(PICTURE_SIZE, PICTURE_SIZE, 3)}
     declared = source.declare() if isinstance(source, DeclaringSource) else {}
@@ -133,10 +130,10 @@ def _native_specs(source: Source, modalities: Sequence[str]) -> dict[str, Modali
 
 
 def _read_some(source: Source, wanted: Sequence[str], reasons: list[str]) -> Iterator[RawSample]:
-    """Yield the readable ones of a few samples, and note why others are not.
+    """Yield the readable ones of a few samples; append the errors of the others to ``reasons``.
 
     Raises:
-        DataError: None can be read.
+        DataError: No sample can be read.
     """
     differ = isinstance(source, KindedSource)
     missing = set(wanted)
@@ -151,14 +148,14 @@ def _read_some(source: Source, wanted: Sequence[str], reasons: list[str]) -> Ite
         missing -= set(sample)
         differ |= any(isinstance(raw, EncodedClip | Picture) for raw in sample.values())
         if not differ and not missing:
-            # Ready arrays are all alike.
+            # All arrays of a source have the same shape, so one sample is enough.
             return
     if len(reasons) == len(indices):
         raise _none_readable(reasons)
 
 
 def _combine(source: Source, wanted: Sequence[str]) -> dict[str, ModalitySpec]:
-    """Return specs that hold the longest of some samples, for at least the wanted modalities."""
+    """Infer specs large enough for all inspected samples, at least for the wanted modalities."""
     kinds = source.kind_by_modality if isinstance(source, KindedSource) else {}
     specs: dict[str, list[ModalitySpec]] = {}
     reasons: list[str] = []
@@ -181,7 +178,7 @@ def _combine(source: Source, wanted: Sequence[str]) -> dict[str, ModalitySpec]:
 def _native_spec(
     kind: str, raw: Picture | NDArray | EncodedClip, *, ragged: bool = False
 ) -> ModalitySpec:
-    """Return the spec of one raw sample; points of which sets may hold fewer are ragged."""
+    """Return the spec of one raw sample; ``ragged`` point sets may have fewer points."""
     if isinstance(raw, Picture):
         return Image(PICTURE_SIZE, PICTURE_SIZE, 3)
     if isinstance(raw, EncodedClip):
@@ -203,7 +200,7 @@ def _native_spec(
 
 
 def _native_image(clip: EncodedClip) -> Image:
-    """Return the spec of an undecoded picture; gray ones may lie among colours."""
+    """Return the spec of an undecoded image; gray gets 3 channels, as other images may be RGB."""
     bands = count_channels(clip.data or b"", clip.path)
     return Image(PICTURE_SIZE, PICTURE_SIZE, max(bands, 3) if bands == 1 else bands)
 
@@ -217,14 +214,14 @@ NATIVE: Mapping[str, Callable[[EncodedClip], ModalitySpec]] = {
 
 
 def _merge(found: Sequence[ModalitySpec]) -> ModalitySpec:
-    """Return one spec for some samples: as long as the longest, with points for most clouds."""
+    """Return one spec for several samples: the longest length, the common number of points."""
     first = found[0]
     if isinstance(first, Points) and first.ragged:
         return common_points([spec for spec in found if isinstance(spec, Points)])
     if isinstance(first, Audio):
         return common_audio([spec for spec in found if isinstance(spec, Audio)])
     if isinstance(first, Image):
-        # Files may differ in their bands; arrays do not.
+        # Image files may differ in their number of bands; arrays do not.
         ((channels, _),) = Counter(spec.channels for spec in found).most_common(1)
         return replace(first, channels=channels)
     if isinstance(first, Video):
@@ -236,14 +233,13 @@ def _merge(found: Sequence[ModalitySpec]) -> ModalitySpec:
 def _asked_spec(
     source: Source, spec: ModalitySpec, size: int | tuple[int, int] | None, channels: int | None
 ) -> ModalitySpec:
-    """Apply the asked size and channels to an image's spec."""
     if not isinstance(spec, Image):
         return spec
     if channels is not None and channels != spec.channels:
         if spec.channels != 1 and _holds_arrays(source, spec):
             raise DataError(
-                f"the images are arrays of {spec.channels} channels, channels={channels} was asked "
-                f"for; leave channels out (only single-channel images can be repeated)"
+                f"the images are arrays of {spec.channels} channels, but channels={channels} was "
+                f"set; leave it out (only single-channel images can be repeated)"
             )
         spec = replace(spec, channels=channels)
     if size is not None:
@@ -253,7 +249,6 @@ def _asked_spec(
 
 
 def _num_looked_at(specs: Mapping[str, ModalitySpec]) -> int:
-    """Return how many samples are measured."""
     slow = any(
         isinstance(spec, Video) or (isinstance(spec, Audio) and spec.samples > LONG_SOUND)
         for spec in specs.values()
@@ -262,10 +257,10 @@ def _num_looked_at(specs: Mapping[str, ModalitySpec]) -> int:
 
 
 def _choose(source: Source, count: int, names: Sequence[str]) -> list[int]:
-    """Return places spread over a source: so many of the samples that hold each of some modalities.
+    """Return evenly spread sample indices: up to ``count`` samples that have each named modality.
 
     Raises:
-        DataError: A modality that no sample holds.
+        DataError: No sample has one of the modalities.
     """
     if not isinstance(source, PartialSource):
         return _spread(len(source), count)
@@ -279,12 +274,12 @@ def _choose(source: Source, count: int, names: Sequence[str]) -> list[int]:
 
 
 def _spread(length: int, count: int) -> list[int]:
-    """Return up to so many places, spread evenly over a length."""
+    """Return up to ``count`` evenly spread indices below ``length``."""
     return np.unique(np.linspace(0, length - 1, count).round().astype(int)).tolist()
 
 
 def _common_channels(source: PictureSource, indices: list[int]) -> int:
-    """Return the channels of most readable pictures; gray and RGB ones together make 3."""
+    """Return the most common channel count of readable images; a mix of gray and RGB gives 3."""
     found: Counter[int] = Counter()
     for index in indices:
         try:
@@ -299,7 +294,7 @@ def _common_channels(source: PictureSource, indices: list[int]) -> int:
 
 
 def _holds_arrays(source: Source, spec: Image) -> bool:
-    """Tell whether images are ready arrays, whose channels are fixed, and not files."""
+    """Return whether images are arrays, whose channels are fixed, rather than files."""
     if isinstance(source, PictureSource):
         return False
     for index in _spread(len(source), MAX_CLIPS):
@@ -313,7 +308,7 @@ def _holds_arrays(source: Source, spec: Image) -> bool:
 
 
 def _measure(reader: SampleReader, indices: list[int]) -> dict[str, dict[str, Any]]:
-    """Return mean and deviation per modality; unreadable samples do not count."""
+    """Return mean and standard deviation per modality over the readable samples."""
     moments = {
         name: _Moments()
         for name, spec in reader.specs.items()
@@ -338,33 +333,31 @@ def _measure(reader: SampleReader, indices: list[int]) -> dict[str, dict[str, An
 
 
 def _given_statistics(values: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the mean and deviation that were given rather than measured."""
+    """Return the mean and standard deviation that the user gave instead of measured ones."""
     given = {key: value for key, value in (values or {}).items() if key in {"mean", "std"}}
     return {key: tuple(value) for key, value in given.items()}
 
 
 def _none_readable(reasons: Sequence[str]) -> DataError:
-    """Say that there is nothing to measure."""
     return DataError(
-        f"none of the {len(reasons)} training samples looked at could be read; the first: "
+        f"none of the {len(reasons)} inspected training samples could be read; the first: "
         f"{reasons[0]}"
     )
 
 
 def _never_seen(name: str, reasons: Sequence[str]) -> DataError:
-    """Say that nothing is known of one modality."""
     if not reasons:
         return DataError(
-            f"no training sample holds {name!r}; add some, or leave the modality out (modalities)"
+            f"no training sample has {name!r}; add some, or leave the modality out (modalities)"
         )
     return DataError(
-        f"none of the training samples looked at that hold {name!r} could be read; the first "
+        f"none of the inspected training samples with {name!r} could be read; the first "
         f"unreadable one: {reasons[0]}"
     )
 
 
 class _Moments:
-    """Sums over samples, in float64, from which mean and deviation per channel follow."""
+    """Running float64 sums for the mean and standard deviation per channel."""
 
     def __init__(self) -> None:
         self.count: NDArray[np.int64] | int = 0
@@ -372,7 +365,7 @@ class _Moments:
         self.squares: NDArray[np.float64] | float = 0.0
 
     def add(self, values: NDArray, *, channels_first: bool) -> None:
-        """Count one sample, scaled as models see it; NaN is no value."""
+        """Add one sample, scaled as models read it; NaN is skipped."""
         scaled = values.astype(np.float64) / FULL_SCALE.get(values.dtype, 1.0)
         rows = (
             scaled.reshape(len(scaled), -1)
@@ -384,13 +377,13 @@ class _Moments:
         self.squares = self.squares + np.nansum(rows**2, axis=1)
 
     def result(self) -> dict[str, tuple[float, ...]]:
-        """Return mean and population deviation per channel, to six digits.
+        """Return mean and population standard deviation per channel, to six digits.
 
-        A channel that never changes gets a deviation of 1, which leaves it at zero.
+        A constant channel gets a standard deviation of 1, so that it is standardised to zero.
         """
         mean = np.asarray(self.total) / self.count
         variance = np.maximum(np.asarray(self.squares) / self.count - mean**2, 0.0)
-        # Below this the difference of sums is rounding, not variation.
+        # Below this threshold the difference of sums is only rounding error.
         constant = variance <= 1e-12 * np.maximum(mean**2, 1e-12)
         std = np.where(constant, 1.0, np.sqrt(variance))
         return {

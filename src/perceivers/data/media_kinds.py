@@ -1,4 +1,4 @@
-"""Which columns of a table are modalities, by their names and by the endings of their cells."""
+"""Detection of media kinds: columns of tables, and members of WebDataset tars."""
 
 import re
 from collections import Counter, defaultdict
@@ -11,7 +11,7 @@ from perceivers.data.texts import TEXT_EXTENSION
 from perceivers.errors import DataError
 
 TEXT = "text"
-# Columns of these names are modalities; what models call texts is "bytes".
+# Columns with these names are modalities. Texts are the modality "bytes".
 KINDS = {
     "image": "image",
     "audio": "audio",
@@ -23,12 +23,12 @@ KINDS = {
 }
 # Cells of these columns may be lists of numbers.
 LISTED = ("points", "array", "audio")
-# A column of which none of the first cells ends like a file holds none.
+# A column is not a modality if none of its first cells looks like a media file.
 LOOKED_AT = 1000
 
 
 def kind_of_name(path: str) -> str | None:
-    """Return the kind of the file at a path by its ending; None where it is not known."""
+    """Return the media kind of a path by its extension; None if unknown."""
     name = re.split(r"[/\\]", path.partition("?")[0])[-1]
     if name.lower().endswith(TEXT_EXTENSION):
         return "bytes"
@@ -36,13 +36,13 @@ def kind_of_name(path: str) -> str | None:
 
 
 def find_kinds(columns: Mapping[str, Sequence[Any]]) -> tuple[dict[str, str], list[str]]:
-    """Return the kind of each column that is a modality, and notes on those that almost are.
+    """Return the kind of each modality column, and notes on columns that are only similar to one.
 
-    A column is one by its name, unless it holds numbers; or because all of its cells that are not
-    empty end like files of one kind.
+    A column is a modality by its name, unless all cells are numbers; or because all its non-empty
+    cells have file extensions of one kind.
 
     Args:
-        columns: The cells by column.
+        columns: Cells by column.
     """
     kinds: dict[str, str] = {}
     notes: list[str] = []
@@ -63,19 +63,19 @@ def find_kinds(columns: Mapping[str, Sequence[Any]]) -> tuple[dict[str, str], li
             kinds[name] = present[0]
         elif present:
             odd = held[found.index(None)] if None in found else None
-            what = f"but {str(odd)[:40]!r} is none" if None in found else "of several kinds"
+            what = f", but {str(odd)[:40]!r} does not" if None in found else " of several kinds"
             notes.append(
-                f"column {name!r} is no modality: cells end like files ({', '.join(present)}), "
-                f"{what}"
+                f"column {name!r} is not a modality: its cells look like files "
+                f"({', '.join(present)}){what}"
             )
     return kinds, notes
 
 
 def name_modalities(kinds: Mapping[str, str]) -> dict[str, str]:
-    """Return the modality that each column becomes.
+    """Return the modality name of each column.
 
-    The only column of a kind is that kind, and so is a column that is called so; of several, as of
-    two cameras, the others keep their names.
+    A column that is the only one of its kind, or is named after it, becomes that modality. Other
+    columns of the same kind, such as a second camera, keep their own names.
     """
     of_kind = list(kinds.values())
     names: dict[str, str] = {}
@@ -88,17 +88,16 @@ def name_modalities(kinds: Mapping[str, str]) -> dict[str, str]:
 
 
 def _kind_of_cell(value: Any) -> str | None:
-    """Return the kind of the file that a cell may name."""
     return kind_of_name(value) if isinstance(value, str) else None
 
 
 def is_empty(value: Any) -> bool:
-    """Tell whether a cell holds nothing."""
+    """Return whether a cell is None or blank text."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a cell is one number, as such or as text."""
+    """Return whether a cell is a number, or text that can be parsed as one."""
     try:
         float(value)
     except (TypeError, ValueError, OverflowError):
@@ -106,9 +105,9 @@ def is_number(value: Any) -> bool:
     return True
 
 
-# -- Which files of a tar's samples are read: the kinds that most samples hold together ----------
+# -- Which files of a tar's samples are read: the combination of kinds that most samples have ----
 
-# Arrays beside other members are as often features of them as points.
+# .npy is excluded: arrays next to other members are as often features as point clouds.
 MEMBERS = {
     **EXTENSIONS,
     "points": tuple(ending for ending in POINT_EXTENSIONS if ending != ".npy"),
@@ -116,8 +115,8 @@ MEMBERS = {
 }
 MAX_NAMED = 5
 NOUNS = {
-    "image": "picture",
-    "audio": "sound",
+    "image": "image",
+    "audio": "audio file",
     "video": "video",
     "points": "point cloud",
     "bytes": "text",
@@ -127,26 +126,26 @@ NOUNS = {
 
 @runtime_checkable
 class HeldFiles(Protocol):
-    """The files of one key: all of them by ending, and those that may be read by kind."""
+    """The files of one tar sample."""
 
     @property
     def key(self) -> str:
-        """What their names share."""
+        """Common part of the file names."""
         ...
 
     @property
     def parts(self) -> Mapping[str, Any]:
-        """All files."""
+        """All files by ending."""
         ...
 
     @property
     def media(self) -> Mapping[str, Any]:
-        """Of each kind the first that there is."""
+        """The file to read of each kind, see ``choose_media``."""
         ...
 
 
 def choose_media(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return of each kind the first file that there is.
+    """Return the preferred file of each kind, in the order of its extensions.
 
     Args:
         parts: The files of one key, by ending.
@@ -159,16 +158,16 @@ def choose_media(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def choose_kinds(found: Sequence[HeldFiles], where: str) -> tuple[tuple[str, ...], list[str]]:
-    """Return the kinds of files that most samples hold together, and notes on the rest.
+    """Return the most common combination of media kinds, and notes on what is left out.
 
     Args:
         found: The samples.
-        where: Their tars, for messages.
+        where: The tars, for messages.
 
     Raises:
-        DataError: No sample holds a file of a known kind.
+        DataError: No sample has a file of a known kind.
     """
-    # A text describes other media more often than not, so it decides only where it is alone.
+    # A text is usually a caption of other media, so it counts only if it is alone.
     held = Counter(
         tuple(k for k in EXTENSIONS if k in s.media) or ("bytes",) for s in found if s.media
     )
@@ -177,45 +176,45 @@ def choose_kinds(found: Sequence[HeldFiles], where: str) -> tuple[tuple[str, ...
         shown = ", ".join(repr(name) for name, _ in extensions.most_common(MAX_NAMED))
         more = f" and {len(extensions) - MAX_NAMED} more" if len(extensions) > MAX_NAMED else ""
         raise DataError(
-            f"{where}: no pictures, sounds, videos or texts; extensions found (from the first dot "
-            f"of a name on): {shown or 'none'}{more}, understood: "
+            f"{where}: no images, audio, videos or texts; extensions found (from the first dot of "
+            f"a name): {shown or 'none'}{more}; supported: "
             f"{', '.join(e for group in MEMBERS.values() for e in group)}"
         )
     kinds = held.most_common(1)[0][0]
     samples = [sample for sample in found if all(kind in sample.media for kind in kinds)]
     notes: list[str] = []
     if len(samples) < len(found):
-        nouns = " and a ".join(NOUNS[kind] for kind in kinds)
+        nouns = " and ".join(NOUNS[kind] for kind in kinds)
         ignored = [s.key for s in found if not all(kind in s.media for kind in kinds)]
         shown = ", ".join(ignored[:MAX_NAMED]) + (", ..." if len(ignored) > MAX_NAMED else "")
-        notes.append(f"{where}: {len(ignored)} samples without a {nouns} were ignored: {shown}")
+        notes.append(f"{where}: {len(ignored)} samples without {nouns} were ignored: {shown}")
     for kind in (*MEMBERS, MASK_NAME):
         count = sum(kind in sample.media for sample in samples)
         if kind not in kinds and count == len(samples):
             kinds = (*kinds, kind)
         elif kind not in kinds and count:
             notes.append(
-                f"{where}: only {count} of {len(samples)} samples have a {NOUNS[kind]}, so it is "
-                f"left out"
+                f"{where}: only {count} of {len(samples)} samples have {NOUNS[kind]}s, so these "
+                f"are ignored"
             )
     for kind in (kind for kind in kinds if kind in MEMBERS):
         endings = [extension[1:] for extension in MEMBERS[kind]]
         count = sum(sum(e in sample.parts for e in endings) > 1 for sample in samples)
         if count:
             notes.append(
-                f"{where}: {count} samples hold several {NOUNS[kind]}s; the one whose extension "
+                f"{where}: {count} samples have several {NOUNS[kind]}s; the one whose extension "
                 f"comes first in {', '.join(MEMBERS[kind])} is read"
             )
     return kinds, notes
 
 
 # ------------------------------------------------------------------------------------------------
-# Which member of a tar belongs to which sample: where a name's key ends and its ending begins.
+# Which member of a tar belongs to which sample: where the key of a name ends and the ending begins.
 #
-# As a rule at the first dot, as in WebDataset: ``KEY.jpg``, ``KEY.seg.png``, ``KEY.cls``. Where
-# what follows is no ending that is understood, either the key holds dots, as in
-# ``photo.v1.2.jpg``, or the ending says more than it must, as in ``KEY.image.jpg`` beside
-# ``KEY.cls``; the files that share the part before the first dot, the stem, say which.
+# Normally at the first dot, as in WebDataset: ``KEY.jpg``, ``KEY.seg.png``, ``KEY.cls``. If the
+# rest is not a known ending, either the key contains dots, as in ``photo.v1.2.jpg``, or the ending
+# has extra words, as in ``KEY.image.jpg`` next to ``KEY.cls``; the other files with the same stem
+# (the part before the first dot) decide which.
 
 LABEL_ENDINGS = ("cls", "json")
 LABEL = "label"
@@ -224,7 +223,7 @@ MEMBER_KINDS: Mapping[str, str] = {
     **dict.fromkeys(MASK_ENDINGS, MASK_NAME),
     **{ending[1:]: kind for kind, endings in MEMBERS.items() for ending in endings},
 }
-# What an ending that says more than it must calls the file that is meant.
+# Extra words in an ending that identify a kind, such as "image" in KEY.image.jpg.
 WORDS: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "img", "rgb", "photo", "picture", "input"),
     "audio": ("audio", "sound", "speech", "input"),
@@ -238,14 +237,14 @@ MAX_NAMED_KEYS = 3
 
 
 class Place(NamedTuple):
-    """Where a member belongs: its sample's key and its ending there, in lower case."""
+    """Key of the sample that a member belongs to, and its ending there, in lower case."""
 
     key: str
     ending: str
 
 
 class _Dotted(NamedTuple):
-    """A name whose ending is only understood after another dot than the first."""
+    """A name whose known ending starts after a later dot than the first."""
 
     key: str
     words: str
@@ -253,13 +252,13 @@ class _Dotted(NamedTuple):
 
 
 def place_members(names: Sequence[str]) -> tuple[list[Place], list[str]]:
-    """Return where each member belongs, and names of those that are lost.
+    """Assign each member to a sample; also return the names of members that cannot be assigned.
 
-    Lost are files of a kind that is understood which lie beside the sample of their stem, without
-    being samples of their own.
+    These are files of a known kind whose stem already belongs to another sample, but which do not
+    form a sample of their own.
 
     Args:
-        names: Paths in the tar, of files that are data.
+        names: Paths of the data files in the tar.
     """
     places = [_split(name) for name in names]
     dotted = {
@@ -288,30 +287,30 @@ def place_members(names: Sequence[str]) -> tuple[list[Place], list[str]]:
 
 
 def describe_lost(lost: Sequence[str], where: str) -> list[str]:
-    """Say which files belong to no sample.
+    """Return a note on files that belong to no sample.
 
     Args:
-        lost: Their names.
+        lost: Names of the files.
         where: The tars.
     """
     if not lost:
         return []
     shown = ", ".join(lost[:MAX_NAMED_KEYS]) + (", ..." if len(lost) > MAX_NAMED_KEYS else "")
     return [
-        f"{where}: {len(lost)} files are not read, because their endings (from the first dot on) "
-        f"are not understood and a sample of the same name lies beside them: {shown}"
+        f"{where}: {len(lost)} files are not read, because their endings (from the first dot) are "
+        f"unknown and another sample has the same name: {shown}"
     ]
 
 
 def _split(name: str) -> Place:
-    """Split a name at the first dot behind its folders."""
+    """Split a path at the first dot of the file name."""
     folder, slash, base = name.rpartition("/")
     stem, _, ending = base.partition(".")
     return Place(f"{folder}{slash}{stem}", ending.lower())
 
 
 def _split_later(name: str) -> _Dotted | None:
-    """Split a name before its longest known ending; None without one."""
+    """Split a name before its longest known ending; None if there is none."""
     folder, slash, base = name.rpartition("/")
     stem, *words = base.split(".")
     for count in range(1, len(words)):
@@ -323,24 +322,24 @@ def _split_later(name: str) -> _Dotted | None:
 
 
 def _settle(found: Mapping[int, _Dotted], stem: str, plain: set[str]) -> dict[int, Place]:
-    """Return where the files of one stem with later endings belong, of those that are not lost.
+    """Assign the dotted members of one stem to samples; members that cannot be assigned are absent.
 
     Args:
-        found: By number of the member.
-        stem: What they share up to the first dot.
-        plain: Endings at the first dot that are understood, of the same stem.
+        found: Names by member number.
+        stem: Common part of the names up to the first dot.
+        plain: Known endings at the first dot, of the same stem.
     """
     groups: dict[str, set[str]] = defaultdict(set)
     for name in found.values():
         groups[name.key].add(name.ending)
     labelled = not plain.isdisjoint(LABEL_ENDINGS)
-    # What looks just like the labelled sample of the stem is a sample too.
+    # Files with the same endings as the labelled sample of the stem form a sample too.
     own = {key for key, endings in groups.items() if labelled and endings == plain}
     moved = {n: Place(name.key, name.ending) for n, name in found.items() if name.key in own}
     rest = {n: name for n, name in found.items() if name.key not in own}
     held = {MEMBER_KINDS[ending] for ending in plain}
     if not held.isdisjoint(EXTENSIONS):
-        return moved  # A sample as it is.
+        return moved  # the stem is already a complete sample
     by_kind: dict[str, list[int]] = defaultdict(list)
     for number, name in rest.items():
         by_kind[MEMBER_KINDS[name.ending]].append(number)
@@ -357,7 +356,7 @@ def _settle(found: Mapping[int, _Dotted], stem: str, plain: set[str]) -> dict[in
 
 
 def _find_meant(kind: str, numbers: Sequence[int], found: Mapping[int, _Dotted]) -> int | None:
-    """Return the only file of a kind, or the only one that is called so; None where it is open."""
+    """Return the only file of a kind, or the only one named after it; None if ambiguous."""
     if len(numbers) == 1:
         return numbers[0]
     called = [number for number in numbers if found[number].words in WORDS[kind]]

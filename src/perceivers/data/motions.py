@@ -1,6 +1,6 @@
-"""Smooth motions and shapes drawn as formulas, so that they are known exactly at any place.
+"""Random smooth motions and shapes given as formulas, so that they are exact at any position.
 
-Legend: H W rows and columns. Places and motions are ``[2, H, W]`` in pixels, x before y.
+Legend: H W rows and columns. Positions and motions are ``[2, H, W]`` in pixels, x before y.
 """
 
 from dataclasses import dataclass
@@ -8,29 +8,29 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Neighbouring pixels move apart or together by less than this share of their distance, so that a
-# motion never folds: two places of frame 1 never come to lie on one of frame 2.
+# Neighbouring pixels move apart or together by less than this fraction of their distance, so that
+# a motion never folds: no two positions of frame 1 move to the same position of frame 2.
 STEEPEST = 0.4
 MAX_BUMPS = 3
-# A bump's standard deviation, and a blob's radius, as shares of the frame's shorter side.
+# Standard deviation of a bump and radius of a blob, as fractions of the frame's shorter side.
 BUMP_WIDTHS = (0.12, 0.35)
 BLOB_RADII = (0.15, 0.32)
 BLOB_HARMONICS = (2, 3, 4, 5)
-# Half the width in pixels of the rim over which a blob goes from 1 to 0.
+# Half the width in pixels of the rim over which a blob falls from 1 to 0.
 RIM = 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """An affine motion with a few smooth bumps: where every place of frame 1 goes.
+    """Motion from frame 1 to frame 2: an affine map plus a few smooth Gaussian bumps.
 
     Args:
-        centre: ``[2]``, the place that the linear part leaves where it is.
-        shift: ``[2]``, pixels that everything moves.
-        linear: ``[2, 2]``, change of position per pixel from the centre: turning, growing, shear.
-        bumps: ``[k, 2]``, middles of the bumps.
-        widths: ``[k]``, their standard deviations in pixels.
-        pushes: ``[k, 2]``, pixels that their middles move.
+        centre: ``[2]``, fixed point of the linear part.
+        shift: ``[2]``, translation in pixels.
+        linear: ``[2, 2]``, displacement per pixel from the centre: rotation, scaling, shear.
+        bumps: ``[k, 2]``, centres of the bumps.
+        widths: ``[k]``, standard deviations of the bumps in pixels.
+        pushes: ``[k, 2]``, displacement of the bump centres in pixels.
     """
 
     centre: NDArray[np.float64]
@@ -41,7 +41,7 @@ class Motion:
     pushes: NDArray[np.float64]
 
     def __call__(self, places: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return how far each place ``[2, H, W]`` moves: ``[2, H, W]`` in pixels."""
+        """Return the displacement of each position ``[2, H, W]``: ``[2, H, W]`` in pixels."""
         offsets = places - self.centre[:, None, None]
         flow = np.tensordot(self.linear, offsets, axes=1) + self.shift[:, None, None]
         for bump, width, push in zip(self.bumps, self.widths, self.pushes, strict=True):
@@ -50,7 +50,7 @@ class Motion:
         return flow
 
     def scaled(self, factor: float) -> "Motion":
-        """Return the same motion, every place going ``factor`` times as far."""
+        """Return the same motion with all displacements multiplied by ``factor``."""
         return Motion(
             self.centre,
             self.shift * factor,
@@ -66,10 +66,10 @@ class Blob:
     """A roundish shape: 1 inside, 0 outside, smooth over a rim of two pixels.
 
     Args:
-        centre: ``[2]``, its middle.
+        centre: ``[2]``, centre of the shape.
         radius: Mean radius in pixels.
-        waves: ``[k, 2]``, cosine and sine amplitudes of its outline as shares of the radius, for
-            2, 3, ... waves around.
+        waves: ``[k, 2]``, cosine and sine amplitudes of the outline as fractions of the radius,
+            for 2, 3, ... waves around.
     """
 
     centre: NDArray[np.float64]
@@ -77,7 +77,7 @@ class Blob:
     waves: NDArray[np.float64]
 
     def __call__(self, places: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the shape at places ``[2, H, W]``: ``[H, W]`` in 0..1."""
+        """Return the value of the shape at positions ``[2, H, W]``: ``[H, W]`` in 0..1."""
         x, y = places - self.centre[:, None, None]
         angle = np.arctan2(y, x)
         outline = np.ones_like(angle)
@@ -95,16 +95,16 @@ def frame_places(height: int, width: int) -> NDArray[np.float64]:
 
 
 def draw_motion(rng: np.random.Generator, height: int, width: int, max_flow: float) -> Motion:
-    """Draw a motion that moves no pixel of a frame farther than ``max_flow`` pixels.
+    """Sample a motion that moves no pixel of a frame by more than ``max_flow`` pixels.
 
-    The farthest pixel moves a length drawn evenly from 0 to ``max_flow``, less where the motion
-    would be too steep.
+    The largest displacement is uniform in 0..``max_flow``, or smaller if the motion would be too
+    steep.
     """
     size = np.array([width, height], np.float64)
     centre = (size - 1) / 2
     strengths = rng.uniform(0.0, 1.0, 5) * (rng.random(5) < 0.7)
     turn, grow, shear, stretch = strengths[1:] * rng.choice([-1.0, 1.0], 4)
-    # Divided by the distance of the corners, so that every part alone moves them about one pixel.
+    # Divided below by the distance to the corners, so that each part moves these by about a pixel.
     linear = np.array([[grow + stretch, shear - turn], [shear + turn, grow - stretch]])
     count = int(rng.integers(0, MAX_BUMPS + 1))
     motion = Motion(
@@ -126,7 +126,7 @@ def draw_motion(rng: np.random.Generator, height: int, width: int, max_flow: flo
 
 
 def draw_blob(rng: np.random.Generator, height: int, width: int) -> Blob:
-    """Draw a shape whose middle lies well inside the frame."""
+    """Sample a shape whose centre lies well inside the frame."""
     size = np.array([width, height], np.float64)
     count = len(BLOB_HARMONICS)
     falling = 1.0 / np.arange(1, count + 1)[:, None]
@@ -138,6 +138,6 @@ def draw_blob(rng: np.random.Generator, height: int, width: int) -> Blob:
 
 
 def _direction(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return a vector of length one."""
+    """Sample a unit vector."""
     angle = rng.uniform(0.0, 2 * np.pi)
     return np.array([np.cos(angle), np.sin(angle)])

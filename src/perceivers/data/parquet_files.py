@@ -1,7 +1,7 @@
-"""Parquet files: plain columns are read at once, embedded files a group of rows at a time.
+"""Parquet files: plain columns are read at once, embedded files one row group at a time.
 
 An embedded file is a cell of bytes, or a struct with ``bytes`` and ``path`` as Hugging Face writes
-them. A reader keeps a few groups of rows, because rows of one group are decoded together.
+them. The most recent row groups are cached, because all rows of a group are decoded together.
 
 Legend: n rows.
 """
@@ -26,15 +26,15 @@ from perceivers.foreign import parse_json
 from perceivers.limits import check_limit
 from perceivers.reading import check_file
 
-# Bytes of decoded groups that each process keeps.
+# Size in bytes of each process's cache of decoded row groups.
 KEPT_BYTES = 2**28
-# Beyond this, random access to one row wastes more than it reads.
+# Size in bytes above which a note warns that random access to row groups is slow.
 LARGE_GROUP = 2**24
 FEATURE_KINDS = {"Image": "image", "Audio": "audio", "Video": "video"}
 
 
 class ParquetContent(NamedTuple):
-    """Plain columns, columns of embedded files, class names by column, rows, and notes."""
+    """Content of a Parquet file: plain columns, embedded files, class names by column, notes."""
 
     columns: dict[str, list[Any]]
     parts: dict[str, Part]
@@ -45,14 +45,14 @@ class ParquetContent(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class EmbeddedCells:
-    """Cells of a Parquet file that are files themselves.
+    """Cells of a Parquet column that contain embedded files.
 
     Args:
         path: The Parquet file.
-        stamp: When it was changed last, in nanoseconds.
-        column: The column.
-        starts: First row of each group, and the number of rows ``[groups + 1]``.
-        present: Which cells hold a file ``[n]``.
+        stamp: Modification time of the file in nanoseconds; invalidates cached groups.
+        column: Name of the column.
+        starts: First row of each row group, and the number of rows ``[groups + 1]``.
+        present: Which cells contain a file ``[n]``.
     """
 
     path: str
@@ -62,10 +62,10 @@ class EmbeddedCells:
     present: NDArray[np.bool_]
 
     def load(self, row: int) -> Stored:
-        """Return the bytes of one cell, or of the file that it names.
+        """Return the bytes in one cell, or of the file that it names.
 
         Raises:
-            DataError: It cannot be read.
+            DataError: The cell or the file cannot be read.
         """
         group = int(np.searchsorted(self.starts, row, side="right")) - 1
         values = _KEPT.load(self.path, self.stamp, self.column, group)
@@ -79,12 +79,12 @@ class EmbeddedCells:
 
 
 def read_parquet(path: Path) -> ParquetContent:
-    """Read the plain columns of a Parquet file, and find those whose cells are files.
+    """Read the plain columns of a Parquet file, and find the columns of embedded files.
 
-    Columns of other nested values are left out, unless their name is a kind.
+    Other nested columns are ignored, unless they are named after a media kind.
 
     Raises:
-        DataError: The file cannot be read, or holds no rows, or pyarrow is not installed.
+        DataError: The file cannot be read or has no rows, or pyarrow is not installed.
     """
     stamp = check_file(path).st_mtime_ns
     try:
@@ -103,7 +103,9 @@ def read_parquet(path: Path) -> ParquetContent:
                 cells = EmbeddedCells(str(path), stamp, field.name, starts, present)
                 kind = _find_kind(field.name, features, cells)
                 if kind is None:
-                    notes.append(f"{path.name}: column {field.name!r} holds bytes of no known kind")
+                    notes.append(
+                        f"{path.name}: column {field.name!r} contains bytes of an unknown kind"
+                    )
                 else:
                     parts[field.name] = Part(kind, cells)
             elif field.name.lower() in KINDS or not _is_nested(field.type):
@@ -127,13 +129,13 @@ def read_parquet(path: Path) -> ParquetContent:
 
 
 class _Groups:
-    """The groups of rows that this process has read last, up to so many bytes."""
+    """Cache of this process's most recently read row groups, up to ``KEPT_BYTES``."""
 
     def __init__(self) -> None:
         self.held: OrderedDict[tuple[str, int, str, int], Any] = OrderedDict()
 
     def load(self, path: str, stamp: int, column: str, group: int) -> Any:
-        """Return one column of one group."""
+        """Return one column of one row group."""
         key = (path, stamp, column, group)
         if key in self.held:
             self.held.move_to_end(key)
@@ -152,20 +154,14 @@ class _Groups:
 _KEPT = _Groups()
 
 
-# By process, because forked workers would share the position in an open file.
+# Cached by process id, because forked workers would share the position in an open file.
 @lru_cache(maxsize=64)
 def _open(path: str, stamp: int, process: int) -> Any:
-    """Open a Parquet file, as it was changed last, for one process."""
     _pyarrow()
     return import_module("pyarrow.parquet").ParquetFile(path)
 
 
 def _pyarrow() -> Any:
-    """Import ``pyarrow``, which is optional.
-
-    Raises:
-        DataError: It is not installed.
-    """
     try:
         return import_module("pyarrow")
     except ImportError as error:
@@ -176,7 +172,7 @@ def _pyarrow() -> Any:
 
 
 def _read_features(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
-    """Return what Hugging Face's ``datasets`` notes of each column."""
+    """Return the column features that Hugging Face's ``datasets`` stores in the metadata."""
     try:
         text = metadata.get(b"huggingface", b"{}")
         features = parse_json(text, "the column types")["info"]["features"]
@@ -188,7 +184,7 @@ def _read_features(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]
 
 
 def _is_embedded(kind: Any) -> bool:
-    """Tell whether an Arrow type is bytes, or a struct with bytes."""
+    """Return whether an Arrow type is bytes, or a struct with a field ``bytes``."""
     types = import_module("pyarrow").types
     if types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0
@@ -196,12 +192,11 @@ def _is_embedded(kind: Any) -> bool:
 
 
 def _is_nested(kind: Any) -> bool:
-    """Tell whether an Arrow type has parts."""
     return import_module("pyarrow").types.is_nested(kind)
 
 
 def _find_present(file: Any, column: str, sizes: list[int]) -> NDArray[np.bool_]:
-    """Tell which cells hold something, from the statistics where they say that all do."""
+    """Return which cells are not empty, without reading them if statistics report no nulls."""
     nulls = 0
     for group in range(len(sizes)):
         chunks = [
@@ -223,29 +218,28 @@ def _find_present(file: Any, column: str, sizes: list[int]) -> NDArray[np.bool_]
 def _find_kind(
     column: str, features: Mapping[str, Mapping[str, Any]], cells: EmbeddedCells
 ) -> str | None:
-    """Return what the files of a column are: by its name, by its feature, or by their names."""
+    """Return the media kind of a column: by its name, its feature, or the first file's name."""
     if column.lower() in KINDS:
         return KINDS[column.lower()]
     feature = str(features.get(column, {}).get("_type", ""))
     held = np.flatnonzero(cells.present)
     if feature in FEATURE_KINDS or not len(held):
         return FEATURE_KINDS.get(feature)
-    # The decoded name stands behind the place in the table, in parentheses.
+    # EmbeddedCells.load puts the file name in parentheses at the end of the path.
     name = cells.load(int(held[0])).path
     return kind_of_name(name.removesuffix(")"))
 
 
 def _describe_groups(path: Path, metadata: Any) -> list[str]:
-    """Say that groups of rows are too large to be read at random."""
+    """Return a note if row groups are too large for random access."""
     sizes = [metadata.row_group(g).total_byte_size for g in range(metadata.num_row_groups)]
     if sum(sizes) <= KEPT_BYTES or max(sizes) <= LARGE_GROUP:
         return []
     return [
-        f"{path.name}: groups of rows of up to {max(sizes) / 1e6:.0f} MB are read to get at one "
+        f"{path.name}: row groups of up to {max(sizes) / 1e6:.0f} MB are decoded to read one "
         f"sample, which is slow in random order; write the file with row_group_size=100"
     ]
 
 
 def _first_line(error: Exception) -> str:
-    """Return what an error says first."""
     return (str(error).splitlines() or [type(error).__name__])[0]

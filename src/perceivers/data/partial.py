@@ -1,4 +1,4 @@
-"""Some of the samples of a source: those that hold at least one of the modalities that are read.
+"""Subsets of a source: the samples that have at least one of the modalities to read.
 
 Legend: n samples, T label or target columns.
 """
@@ -25,21 +25,21 @@ from perceivers.data.sources import (
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.types import ModalitySpec
 
-# -- Many short texts in two arrays, which take little memory and are shared by forked workers ---
+# -- Many short texts in two buffers, which take little memory and are shared by forked workers --
 #
-# A list of strings takes a Python object for each, and a worker that merely reads one writes its
-# count of references, so that the system copies the memory page by page.
+# In a list, each string is a Python object. A forked worker that only reads one still changes its
+# reference count, so that the operating system copies the memory page by page.
 
 
 class PackedTexts(Sequence[str]):
-    """A sequence of strings that cannot be changed.
+    """Immutable sequence of strings, stored in one buffer.
 
     Args:
         texts: The strings.
     """
 
     __slots__ = ("_data", "_ends")
-    __hash__ = None  # pyright: ignore[reportAssignmentType] - as of a list
+    __hash__ = None  # pyright: ignore[reportAssignmentType] - unhashable, like a list
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
@@ -47,7 +47,6 @@ class PackedTexts(Sequence[str]):
         self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
 
     def __len__(self) -> int:
-        """Count the texts."""
         return len(self._ends) - 1
 
     @overload
@@ -55,7 +54,6 @@ class PackedTexts(Sequence[str]):
     @overload
     def __getitem__(self, index: slice) -> "PackedTexts": ...
     def __getitem__(self, index: int | slice) -> "str | PackedTexts":
-        """Return one text, or some of them."""
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
         place = range(len(self))[index]
@@ -63,11 +61,10 @@ class PackedTexts(Sequence[str]):
         return self._data[first:end].decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
-        """Return the texts in order."""
         return (self[index] for index in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
-        """Compare with any sequence of texts."""
+        """Compare with any sequence of strings."""
         if not isinstance(other, Sequence) or isinstance(other, str):
             return NotImplemented
         return len(self) == len(other) and all(
@@ -75,29 +72,24 @@ class PackedTexts(Sequence[str]):
         )
 
     def __repr__(self) -> str:
-        """Show the first texts."""
         shown = ", ".join(repr(text) for text in self[:3])
         return f"PackedTexts([{shown}{', ...' if len(self) > 3 else ''}], {len(self)} in all)"
 
     def take(self, indices: NDArray[np.int64]) -> "PackedTexts":
-        """Return the texts at some places.
-
-        Args:
-            indices: Places ``[n]``.
-        """
+        """Select texts by indices ``[n]``."""
         return PackedTexts(self[int(index)] for index in indices)
 
 
-# -- Some of the samples of a source -------------------------------------------------------------
+# -- Subsets of a source -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class SomeSamples:
-    """Some samples of a source that cannot be divided by itself.
+    """Subset of a source that does not implement ``subset``.
 
     Args:
         source: The whole source, whose samples may lack modalities.
-        rows: Place in it of each sample ``[n]``.
+        rows: Index of each sample in the whole source ``[n]``.
     """
 
     source: PartialSource
@@ -105,7 +97,7 @@ class SomeSamples:
 
     @property
     def names(self) -> Sequence[str]:
-        """One id per sample, as the whole source has it."""
+        """One id per sample, as in the whole source."""
         return self._names
 
     @cached_property
@@ -114,19 +106,19 @@ class SomeSamples:
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
-        """Class per sample ``[n]``, several columns of them ``[n, T]``, or None."""
+        """Class per sample ``[n]``, or ``[n, T]`` for several columns, or None."""
         labels = self.source.labels
         return None if labels is None else labels[self.rows]
 
     @property
     def targets(self) -> NDArray[np.float32] | None:
-        """Numbers ``[n, T]``, NaN where unknown; None when there are none."""
+        """Numbers to predict ``[n, T]``, NaN where unknown; None without targets."""
         targets = self.source.targets if isinstance(self.source, TargetSource) else None
         return None if targets is None else targets[self.rows]
 
     @property
     def present(self) -> Mapping[str, NDArray[np.bool_]]:
-        """Which samples hold each modality ``[n]``."""
+        """Which samples have each modality ``[n]``."""
         return self._present
 
     @cached_property
@@ -135,20 +127,19 @@ class SomeSamples:
 
     @cached_property
     def is_sure(self) -> bool:
-        """Whether ``present`` is known of every sample."""
+        """Whether ``present`` is known for every sample."""
         return self.source.is_sure if isinstance(self.source, UnsureSource) else True
 
     @property
     def kind_by_modality(self) -> Mapping[str, str]:
-        """What each modality is, as far as the whole source says."""
+        """Kind of each modality, as declared by the whole source."""
         return self.source.kind_by_modality if isinstance(self.source, KindedSource) else {}
 
     def __len__(self) -> int:
-        """Count the samples."""
         return len(self.rows)
 
     def read(self, index: int) -> RawSample:
-        """Return the modalities that one sample holds.
+        """Return the modalities of one sample.
 
         Raises:
             DataError: The sample cannot be read.
@@ -160,20 +151,20 @@ class SomeSamples:
         return self.source.declare() if isinstance(self.source, DeclaringSource) else {}
 
     def subset(self, indices: NDArray[np.int64]) -> "SomeSamples":
-        """Return a source of some of the samples."""
+        """Select samples by index."""
         return replace(self, rows=self.rows[indices])
 
 
 def keep_holding(source: Source, names: Sequence[str]) -> Source:
-    """Return the samples that hold at least one of some modalities.
+    """Select the samples that have at least one of the given modalities.
 
     Args:
-        source: A split; one whose samples hold everything is returned as it is.
-        names: The modalities that are read, at least one.
+        source: A split; it is returned unchanged if all of its samples qualify.
+        names: The modalities to read, at least one.
 
     Raises:
-        DataError: No sample holds any of them.
-        ConfigError: A modality that the source has not, or none is named.
+        DataError: No sample has any of the modalities.
+        ConfigError: ``names`` is empty, or the source does not have one of the modalities.
     """
     if not isinstance(source, PartialSource):
         return source
@@ -189,8 +180,8 @@ def keep_holding(source: Source, names: Sequence[str]) -> Source:
     held = np.any([present[name] for name in names], axis=0)
     if not held.any():
         raise DataError(
-            f"none of the {len(source)} samples holds any of {', '.join(names)}; read other "
-            f"modalities, or add samples that hold these"
+            f"none of the {len(source)} samples has any of {', '.join(names)}; read other "
+            f"modalities, or add samples with these"
         )
     if held.all():
         return source

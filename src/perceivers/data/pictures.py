@@ -1,7 +1,7 @@
-"""Picture files to upright Pillow pictures of 1, 3 or 4 channels.
+"""Decoding of image files into upright Pillow images with 1, 3 or 4 channels.
 
-Decoding has two stages, because a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction
-of the time: ``open_picture`` reads the header, ``load_picture`` decodes what is needed.
+Decoding has two stages, because a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size in a fraction
+of the time: ``open_picture`` reads the header, ``load_picture`` decodes at the required size.
 """
 
 import io
@@ -15,14 +15,14 @@ from perceivers.errors import DataError, UserError
 from perceivers.limits import LIMITS, check_limit, get_limit
 from perceivers.reading import read_file
 
-# -- EXIF orientations: how a stored picture is turned upright, and its mask along with it -------
+# -- EXIF orientation: rotating a stored image, and its mask, upright ----------------------------
 #
 # Legend: H W rows and columns.
 
 ORIENTATION_TAG = 0x0112
-# Under which an upright Pillow picture keeps the orientation that it was stored with.
+# Key in ``Image.info`` under which an upright image remembers its original orientation.
 STORED = "perceivers_stored_orientation"
-# By EXIF orientation: whether rows and columns change places, then rows, then columns are reversed.
+# By EXIF orientation: whether to swap rows and columns, then reverse rows, then reverse columns.
 TURNS = {
     2: (False, False, True),
     3: (False, True, True),
@@ -32,13 +32,13 @@ TURNS = {
     7: (True, True, True),
     8: (True, True, False),
 }
-# How a mask lies beside a photograph that EXIF turns, where their sizes do not tell.
+# Orientation of a mask whose image has an EXIF rotation, where the sizes do not show it.
 MaskTurn = Literal["upright", "stored"]
 Size = tuple[int, int]
 
 
 def read_orientation(picture: Image.Image) -> int:
-    """Return the EXIF orientation that a picture is, or was, stored with; 1 is upright."""
+    """Return the EXIF orientation of an image in its file; 1 is upright."""
     if STORED in picture.info:
         return int(picture.info[STORED])
     found = picture.getexif().get(ORIENTATION_TAG, 1)
@@ -46,7 +46,7 @@ def read_orientation(picture: Image.Image) -> int:
 
 
 def turn_picture(picture: Image.Image) -> None:
-    """Turn a picture upright in place; ``read_orientation`` still tells how it was stored."""
+    """Rotate an image upright in place; ``read_orientation`` still returns the stored one."""
     orientation = read_orientation(picture)
     ImageOps.exif_transpose(picture, in_place=True)
     if orientation != 1:
@@ -54,7 +54,7 @@ def turn_picture(picture: Image.Image) -> None:
 
 
 def turn_array(values: NDArray, orientation: int) -> NDArray:
-    """Turn a stored picture ``[H, W, ...]`` upright."""
+    """Rotate a stored image ``[H, W, ...]`` upright."""
     swap, rows, columns = TURNS.get(orientation, (False, False, False))
     values = values.swapaxes(0, 1) if swap else values
     values = values[::-1] if rows else values
@@ -62,24 +62,24 @@ def turn_array(values: NDArray, orientation: int) -> NDArray:
 
 
 def find_mask_turn(size: Size, orientation: int, mask_size: Size, path: str) -> MaskTurn | None:
-    """Return how a mask lies beside its picture by their sizes; None where these do not tell.
+    """Infer the orientation of a mask from its size; None if the size fits both orientations.
 
     Args:
-        size: Width and height of the picture, upright.
-        orientation: EXIF orientation that it was stored with.
+        size: Width and height of the upright image.
+        orientation: EXIF orientation of the image in its file.
         mask_size: Width and height of the mask.
-        path: Names the sample, for messages.
+        path: Name of the sample, for messages.
 
     Raises:
-        DataError: The mask has neither size.
+        DataError: The mask has neither the size of the upright image nor that of the stored one.
     """
     swapped = TURNS.get(orientation, (False,))[0]
     stored = size[::-1] if swapped else size
     if mask_size not in {size, stored}:
-        either = f" (stored {stored[0]}x{stored[1]}, turned by EXIF)" if stored != size else ""
+        either = f" (stored {stored[0]}x{stored[1]}, rotated by EXIF)" if stored != size else ""
         raise DataError(
-            f"{path}: the picture has {size[0]}x{size[1]} pixels (width x height){either} and its "
-            f"mask {mask_size[0]}x{mask_size[1]}; both must be of one size"
+            f"{path}: the image has {size[0]}x{size[1]} pixels (width x height){either} and its "
+            f"mask {mask_size[0]}x{mask_size[1]}; both must have the same size"
         )
     if orientation == 1:
         return "upright"
@@ -88,7 +88,7 @@ def find_mask_turn(size: Size, orientation: int, mask_size: Size, path: str) -> 
     return "upright" if mask_size == size else "stored"
 
 
-# -- Picture files to upright Pillow pictures of 1, 3 or 4 channels ------------------------------
+# -- Image files to upright Pillow images of 1, 3 or 4 channels ----------------------------------
 
 PICTURE_EXTENSIONS = (
     ".jpg",
@@ -102,22 +102,23 @@ PICTURE_EXTENSIONS = (
     ".ppm",
     ".pgm",
 )
-# Only these decoders run: others start foreign programs. A multi-picture JPEG calls itself MPO.
+# Only these decoders run, because others start external programs. Pillow reports a multi-picture
+# JPEG as MPO.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 GRAY_MODES = frozenset({"1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
 def is_picture_name(name: str) -> bool:
-    """Tell whether a file name, without folders, ends like a picture; hidden files are none."""
+    """Return whether a file name, without folders, has an image extension and is not hidden."""
     return not name.startswith(".") and name.lower().endswith(PICTURE_EXTENSIONS)
 
 
 def read_bytes(path: str) -> bytes:
-    """Return a file's bytes.
+    """Read a file.
 
     Raises:
-        DataError: The file cannot be read, is no regular file, or is too large.
+        DataError: The file cannot be read, is not a regular file, or is too large.
     """
     return read_file(path)
 
@@ -126,16 +127,16 @@ def open_picture(data: bytes, path: str) -> Image.Image:
     """Read the header of a JPEG; decode any other format at once.
 
     Args:
-        data: The file's content.
-        path: Where it lies, for messages.
+        data: Content of the file.
+        path: Path of the file, for messages.
 
     Raises:
-        DataError: The content is no picture of a known format, or too large.
+        DataError: The content is not an image of a supported format, or is too large.
     """
     if not data:
         raise DataError(f"{path}: the file is empty (0 bytes)")
-    # Pillow's parsers raise whatever they trip over (OSError, SyntaxError, struct.error, ...), so
-    # nothing narrower keeps one damaged file from ending a run.
+    # Pillow's parsers raise many exception types (OSError, SyntaxError, struct.error, ...), and one
+    # damaged file must not end a run.
     try:
         picture = open_header(data, path)
         if picture.format not in {"JPEG", "MPO"}:
@@ -148,14 +149,14 @@ def open_picture(data: bytes, path: str) -> Image.Image:
 
 
 def open_header(data: bytes, path: str, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """Open a picture, whose pixels are counted before any is decoded.
+    """Open an image and check its number of pixels before decoding.
 
     Raises:
-        DataError: It has more pixels than are decoded.
-        Exception: What Pillow trips over.
+        DataError: The image exceeds the pixel limit.
+        Exception: Any error that Pillow's parser raises.
     """
     most = get_limit("pixels")
-    # Pillow has a limit of its own, at twice this number; whoever raises ours means both.
+    # Pillow raises an error above twice MAX_IMAGE_PIXELS; raising our limit raises this one too.
     raised = most > LIMITS["pixels"].default
     if raised and Image.MAX_IMAGE_PIXELS is not None and most > 2 * Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = most
@@ -165,7 +166,7 @@ def open_header(data: bytes, path: str, formats: tuple[str, ...] = FORMATS) -> I
 
 
 def upright_size(picture: Image.Image) -> tuple[int, int]:
-    """Return width and height as they will be once the EXIF orientation is applied."""
+    """Return width and height after applying the EXIF orientation."""
     width, height = picture.size
     turned = picture.getexif().get(ORIENTATION_TAG, 1) in {5, 6, 7, 8}
     return (height, width) if turned else (width, height)
@@ -174,16 +175,16 @@ def upright_size(picture: Image.Image) -> tuple[int, int]:
 def load_picture(
     picture: Image.Image, path: str, *, least: tuple[int, int] | None = None
 ) -> Image.Image:
-    """Decode an opened picture and turn it upright.
+    """Decode an opened image and rotate it upright.
 
     Args:
         picture: The result of ``open_picture``; it is changed in place.
-        path: Where it lies, for messages.
-        least: Upright width and height in pixels that are enough; a JPEG may be decoded smaller
-            than it is, but never below this.
+        path: Path of the file, for messages.
+        least: Sufficient upright width and height in pixels; a JPEG may be decoded at a reduced
+            size, but never below this.
 
     Raises:
-        DataError: The content is damaged or cut short.
+        DataError: The content is damaged or truncated.
     """
     try:
         if least is not None and picture.format in {"JPEG", "MPO"}:
@@ -197,28 +198,28 @@ def load_picture(
 
 
 def read_picture(data: bytes, path: str) -> Image.Image:
-    """Decode a whole picture, upright, in its own mode.
+    """Decode an image at full size, upright, in its own mode.
 
     Raises:
-        DataError: The content is no picture, damaged or too large.
+        DataError: The content is not an image, damaged or too large.
     """
     return load_picture(open_picture(data, path), path)
 
 
 def convert_channels(picture: Image.Image, channels: int, path: str) -> Image.Image:
-    """Return the picture with 8 bits in 1 (gray), 3 (RGB) or 4 (RGBA) channels.
+    """Convert an image to 8 bits and 1 (gray), 3 (RGB) or 4 (RGBA) channels.
 
-    Transparent parts become white unless four channels are kept; 16-bit gray is scaled to 8 bits.
+    Transparent parts become white unless ``channels`` is 4; 16-bit gray is scaled to 8 bits.
 
     Raises:
-        DataError: A picture of 32-bit values, which have no declared range, or of a colour space
-            without colours; or other channels.
+        DataError: The image has 32-bit values, which have no declared range, its mode cannot be
+            converted, or ``channels`` is not 1, 3 or 4.
     """
     if channels not in MODES:
         have = "1 band (gray)" if picture.mode in GRAY_MODES else "3 bands (RGB)"
         raise DataError(
-            f"{path}: the picture has {have}, but {channels} channels are read; other counts than "
-            f"1, 3 and 4 (RGBA) come from TIFF files of so many bands, or from an .npz file"
+            f"{path}: the image has {have}, but {channels} channels are read; counts other than "
+            f"1, 3 and 4 (RGBA) need TIFF files with that many bands, or an .npz file"
         )
     mode = MODES[channels]
     if picture.mode == mode and "transparency" not in picture.info:
@@ -236,8 +237,8 @@ def convert_channels(picture: Image.Image, channels: int, path: str) -> Image.Im
         return picture if picture.mode == mode else picture.convert(mode)
     except ValueError as error:
         raise DataError(
-            f"{path}: colours of mode {picture.mode!r} cannot be turned into {mode!r}; save the "
-            f"picture as RGB or gray"
+            f"{path}: colours of mode {picture.mode!r} cannot be converted to {mode!r}; save the "
+            f"image as RGB or gray"
         ) from error
 
 
@@ -247,18 +248,18 @@ def _eight_bits(picture: Image.Image, path: str) -> Image.Image:
     if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise DataError(
             f"{path}: 32-bit values in {values.min():g}..{values.max():g} have no declared range; "
-            f"save the picture with 8 or 16 bits, or give the values in an .npz file"
+            f"save the image with 8 or 16 bits, or give the values in an .npz file"
         )
     return Image.fromarray(np.rint(values.astype(np.float64) / 257).astype(np.uint8))
 
 
 def _unreadable(error: Exception, path: str) -> DataError:
-    """Say why Pillow gave up, in one line."""
+    """Convert an error of Pillow to a DataError with a one-line message."""
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return DataError(
             f"{path}: too many pixels to decode safely ({error}); make it smaller, or set "
-            f"{LIMITS['pixels'].variable} where this size is meant"
+            f"{LIMITS['pixels'].variable} if this size is intended"
         )
     if isinstance(error, Image.UnidentifiedImageError):
-        return DataError(f"{path}: the content is no picture in {', '.join(FORMATS)}")
+        return DataError(f"{path}: the content is not an image in {', '.join(FORMATS)}")
     return DataError(f"{path}: cannot be decoded ({str(error) or type(error).__name__})")

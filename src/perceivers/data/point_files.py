@@ -1,10 +1,10 @@
-"""Files of points: arrays, tables of numbers, and meshes, whose surface is sampled.
+"""Point files: arrays, tables of numbers, and meshes, whose surface is sampled.
 
-``.npy`` and ``.xyz`` hold a row per point, and all their columns are read: coordinates, and after
-them whatever else is known of a point, such as normals or intensity. Of the other formats, which
-trimesh decodes, x, y and z are read and nothing else. A file with faces is a mesh: its vertices lie
-where a surface bends and not where it is, so points are drawn from the surface instead, evenly by
-area: other ones at every reading in training, always the same in evaluation.
+``.npy`` and ``.xyz`` have one row per point; all columns are read: coordinates, then any other
+values such as normals or intensity. The other formats are decoded by trimesh; only x, y and z are
+read. A file with faces is a mesh. Mesh vertices are dense where the surface bends, so points are
+sampled uniformly from the surface instead: new ones at every read in training, the same ones in
+evaluation.
 
 Legend: P points, C values per point.
 """
@@ -26,16 +26,16 @@ from perceivers.errors import DataError
 from perceivers.foreign import read_int
 from perceivers.types import Points
 
-# Points that are read of a mesh where nothing else is asked for, as common on ModelNet.
+# Default number of points sampled from a mesh, as is common on ModelNet.
 MESH_POINTS = 1024
-# The default spec holds this share of the clouds whole, in rows that are a multiple of the step.
+# The default spec is large enough for this percentage of clouds, rounded up to the step.
 WHOLE_PERCENT = 95
 POINTS_STEP = 8
 COMMENT = r"(#|//)[^\n]*"
 
 
 def native_points(clip: EncodedClip) -> Points:
-    """Describe a file of points: all of a cloud, 1024 of a mesh.
+    """Return the spec of a point file: all points of a cloud, 1024 of a mesh.
 
     Raises:
         DataError: The file cannot be decoded.
@@ -47,10 +47,10 @@ def native_points(clip: EncodedClip) -> Points:
 
 
 def common_points(found: Sequence[Points]) -> Points:
-    """Return a spec that holds 95 of 100 of some clouds whole.
+    """Return a spec that is large enough for 95 % of the given clouds.
 
     Args:
-        found: What ``native_points`` says of each, at least one.
+        found: Specs from ``native_points``, at least one.
     """
     most = int(np.ceil(np.percentile([spec.points for spec in found], WHOLE_PERCENT)))
     return replace(found[0], points=-(-most // POINTS_STEP) * POINTS_STEP)
@@ -59,16 +59,16 @@ def common_points(found: Sequence[Points]) -> Points:
 def read_points(
     clip: EncodedClip, spec: Points, rng: np.random.Generator | None = None
 ) -> Float[np.ndarray, "P C"]:
-    """Return all points of a cloud, or as many from the surface of a mesh as the spec has.
+    """Return all points of a cloud, or ``spec.points`` points sampled from the surface of a mesh.
 
     Args:
         clip: The file.
-        spec: How many points a mesh gives, and how many values each point has.
-        rng: Chooses points of a mesh, with one draw; None always takes the same.
+        spec: Number of points to sample from a mesh, and values per point of any file.
+        rng: Random generator for mesh points; None always samples the same points.
 
     Raises:
-        DataError: The file is damaged, cut short, holds no points or values that are not finite;
-            or other values per point than the spec.
+        DataError: The file is damaged, truncated or has no points, values are not finite, or the
+            number of values per point differs from the spec.
     """
     found = _decode(clip)
     if not isinstance(found, np.ndarray):
@@ -76,13 +76,13 @@ def read_points(
     if found.shape[1] != spec.channels:
         raise DataError(
             f"{clip.path}: {found.shape[1]} values per point, but the spec declares "
-            f"{spec.channels}; all files need the same, or declare channels={found.shape[1]}"
+            f"{spec.channels}; use files with equal counts, or declare channels={found.shape[1]}"
         )
     return found
 
 
 def _decode(clip: EncodedClip) -> Any:
-    """Return the points of a cloud ``[P, C]``, or a mesh."""
+    """Return the points of a cloud ``[P, C]``, or a trimesh mesh."""
     with open_bytes(clip) as file:
         data = file.read()
     ending = clip.path.rpartition(".")[2].lower()
@@ -90,7 +90,7 @@ def _decode(clip: EncodedClip) -> Any:
     found = read(data, clip.path) if read else _read_mesh(data, ending, clip.path)
     points = found if isinstance(found, np.ndarray) else found.vertices
     if not len(points):
-        raise DataError(f"{clip.path}: holds no points; replace the file, or leave it out")
+        raise DataError(f"{clip.path}: contains no points; replace the file, or remove it")
     bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
     if len(bad):
         raise DataError(
@@ -101,36 +101,35 @@ def _decode(clip: EncodedClip) -> Any:
 
 
 def _read_array(data: bytes, path: str) -> NDArray:
-    """Read ``.npy``; nothing pickled."""
+    """Read ``.npy``, without pickled objects."""
     values = parse_npy(data, path)
     known = np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)
     if values.ndim != 2 or not values.shape[1] or not known:
         raise DataError(
-            f"{path}: shape {values.shape} and dtype {values.dtype}; points are floats "
-            f"[points, values per point]"
+            f"{path}: shape {values.shape} and dtype {values.dtype}; points must be numbers of "
+            f"shape [points, values per point]"
         )
     return values.astype(np.float64 if values.dtype.itemsize > 4 else np.float32)
 
 
 def _read_table(data: bytes, path: str) -> NDArray:
-    """Read ``.xyz``: a line per point, numbers divided by spaces, tabs or commas."""
+    """Read ``.xyz``: a line per point, numbers separated by spaces, tabs or commas."""
     try:
         lines = re.sub(COMMENT, "", data.decode()).replace(",", " ").splitlines()
         rows = [line for line in lines if line.strip()]
         values = np.loadtxt(rows, ndmin=2) if rows else np.zeros((0, 3))
     except ValueError as error:
         raise DataError(
-            f"{path}: cannot be decoded ({_first_line(error)}); every line is one point, with the "
-            f"same count of numbers"
+            f"{path}: cannot be decoded ({_first_line(error)}); every line must be one point, with "
+            f"the same number of values"
         ) from error
     return values
 
 
 def _read_mesh(data: bytes, ending: str, path: str) -> Any:
-    """Read what trimesh knows: a mesh, or the vertices of a file without faces ``[P, 3]``."""
+    """Decode with trimesh: a mesh, or the vertices ``[P, 3]`` of a file without faces."""
     trimesh = load_library("trimesh")
-    # Its parsers raise whatever they trip over, so nothing narrower keeps one damaged file from
-    # ending a run.
+    # trimesh's parsers raise many exception types, and one damaged file must not end a run.
     try:
         if ending == "off":
             _check_off(data)
@@ -145,14 +144,14 @@ def _read_mesh(data: bytes, ending: str, path: str) -> Any:
         raise DataError(f"{path}: cannot be decoded ({_first_line(error)})") from error
     vertices = getattr(found, "vertices", None)
     if found is None or vertices is None:
-        raise DataError(f"{path}: holds no points; the file is damaged or cut short")
+        raise DataError(f"{path}: contains no points; the file is damaged or cut short")
     return found if len(getattr(found, "faces", ())) else np.asarray(vertices, np.float64)
 
 
 def _check_off(data: bytes) -> None:
-    """Require the lines that the header of an ``.off`` file promises; trimesh takes fewer."""
+    """Check that an ``.off`` file has as many lines as its header states; trimesh accepts fewer."""
     text = re.sub(rb"#[^\n]*", b"", data)
-    # The word OFF has a line of its own, or, in part of ModelNet, none.
+    # In some ModelNet files, the counts follow the word OFF without a line break.
     head = re.match(rb"\s*\w*OFF\s*(\d+)\s+(\d+)\s+\d+", text)
     if head is None:
         raise ValueError("the header is not OFF, then counts of points, faces and edges")
@@ -163,12 +162,12 @@ def _check_off(data: bytes) -> None:
 
 
 def _check_ply_header(data: bytes) -> None:
-    """Refuse counts beyond the bytes there are, before anybody makes room for them."""
+    """Reject counts larger than the file, before trimesh allocates memory for them."""
     header = data.partition(b"end_header")[0]
     for name, count in re.findall(rb"element\s+(\S{1,40})\s+(\d+)", header):
         if (promised := _read_count(count)) > len(data):
             what = name.decode(errors="replace")
-            raise ValueError(f"its header promises {promised} of {what!r} in {len(data)} bytes")
+            raise ValueError(f"its header states {promised} of {what!r} in {len(data)} bytes")
 
 
 def _read_count(digits: bytes) -> int:
@@ -176,7 +175,7 @@ def _read_count(digits: bytes) -> int:
 
 
 def _check_ply(data: bytes, count: int) -> None:
-    """Require the points that the header of a ``.ply`` file promises; trimesh takes fewer."""
+    """Check that a ``.ply`` file has as many points as its header states; trimesh accepts fewer."""
     stated = re.search(rb"element vertex (\d+)", data)
     if stated is not None and count < (promised := _read_count(stated[1])):
         raise ValueError(f"it ends after {count} of {promised} points")
@@ -185,12 +184,12 @@ def _check_ply(data: bytes, count: int) -> None:
 def _sample_surface(
     mesh: Any, count: int, rng: np.random.Generator | None, path: str
 ) -> Float[np.ndarray, "P 3"]:
-    """Draw points from a surface, evenly by area."""
+    """Sample points uniformly by area."""
     area = float(mesh.area)
     if not np.isfinite(area) or area <= 0:
         raise DataError(
             f"{path}: {len(mesh.faces)} faces have an area of {area:g}, from which no points can "
-            f"be drawn; repair the mesh, or save its points without faces"
+            f"be sampled; repair the mesh, or save its points without faces"
         )
     seed = 0 if rng is None else int(rng.integers(2**63))
     points, _ = load_library("trimesh").sample.sample_surface(mesh, count, seed=seed)
@@ -198,5 +197,4 @@ def _sample_surface(
 
 
 def _first_line(error: Exception) -> str:
-    """Say in one line what a parser tripped over."""
     return str(error).partition("\n")[0] or type(error).__name__

@@ -1,8 +1,8 @@
-"""RandAugment: a few operations, drawn from sixteen, change the colours or the shape of a picture.
+"""RandAugment: random operations, out of sixteen, that change the colours or shape of an image.
 
-One magnitude M in 0..10 sets the strength of all. Signs and places are random, and nothing else is:
-a drawn operation is always applied. Lengths are shares of the picture's sides, rounded to
-pixels: they come to the stated pixels on 224 x 224, and to twice as many on 448 x 448.
+One magnitude M in 0..10 sets the strength of all operations. Only signs and positions are random; a
+sampled operation is always applied. Lengths scale with the sides of the image and are rounded to
+pixels: the stated lengths apply to 224 x 224, and twice these to 448 x 448.
 
 | operation | at M | at M = 5 |
 |---|---|---|
@@ -10,18 +10,18 @@ pixels: they come to the stated pixels on 224 x 224, and to twice as many on 448
 | Rotate | +-3 M degrees about the centre | +-15 |
 | ShearX, ShearY | +-0.03 M of the other side, from the upper left corner | +-0.15 |
 | TranslateX, TranslateY | +-10 M px of 224 | +-50 |
-| Cutout | a box of half-size 4 M px of 224, its centre anywhere, becomes grey | 20 |
+| Cutout | a box of half-size 4 M px of 224, centred anywhere, becomes gray | 20 |
 | Posterize | keep int(0.4 M) bits, at least 1 | 2 |
 | Solarize | invert values from int(25.6 M) on | 128 |
 | SolarizeAdd | add int(11 M) to values below 128 | 55 |
 | Color, Contrast, Brightness, Sharpness | factor 0.1 + 0.18 M; 1 changes nothing | 1 |
 
-So a quarter of the operations does nothing at M = 5, which is the magnitude of Perceiver IO's
-released recipe; that is how it was trained. Pixels from outside the picture become grey (128).
+At M = 5, the magnitude of the released Perceiver IO recipe, a quarter of the operations therefore
+does nothing, as in the original training. Pixels from outside the image become gray (128).
 
-Differs: the released script counts translations and cutouts in pixels of a crop of any size; its
-Contrast takes the number of pixels / 256 for the mean grey, Pillow's (which is used here) the mean;
-it posterizes to 0 bits, which is black, below M = 3.
+Differences from the released script: it counts translations and cutouts in pixels whatever the size
+of the crop; its Contrast uses the number of pixels / 256 as mean gray, while Pillow (used here)
+uses the mean; below M = 3 it posterizes to 0 bits, which is black.
 Paper: arXiv 1909.13719; Perceiver IO (arXiv 2107.14795) App. A.1.
 """
 
@@ -40,11 +40,11 @@ Picture = Image.Image
 Operation = Callable[[Picture, float, np.random.Generator], Picture]
 
 FILL = 128
-# The side on which the lengths of the recipe are counted, in pixels.
+# Image side in pixels that the lengths of the recipe refer to.
 REFERENCE_SIDE = 224
 SOLARIZE_ADD_BELOW = 128
 MODES = ("RGB", "L")
-# Operations that move pixels or cover them; what belongs to a pixel, such as its class, would move.
+# Operations that move or cover pixels, so that a mask would no longer match the image.
 SHAPES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY", "Cutout")
 EDGE = 1e-6
 
@@ -52,24 +52,24 @@ EDGE = 1e-6
 def apply(
     picture: Picture, config: AugmentConfig, rng: np.random.Generator, *, keep_shape: bool = False
 ) -> Picture:
-    """Apply ``config.rand_augment`` operations of ``config.magnitude`` to a picture.
+    """Apply ``config.rand_augment`` random operations of ``config.magnitude`` to an image.
 
     Args:
-        picture: RGB or grey (modes RGB and L), 8 bits per value, of any size.
-        config: How many operations, and how strong.
-        rng: Which ones, and with which signs and places; the draws do not depend on the picture.
-        keep_shape: Draw only from the operations that leave every pixel in its place.
+        picture: RGB or gray (mode RGB or L), 8 bits per value, of any size.
+        config: Number and magnitude of the operations.
+        rng: Random generator of operations, signs and positions.
+        keep_shape: Use only operations that leave every pixel in place.
 
     Returns:
-        A picture of the same mode and size; the same object when there is nothing to do.
+        An image of the same mode and size; the same object if there are no operations.
 
     Raises:
-        ConfigError: The picture is of another mode.
+        ConfigError: The image has another mode.
     """
     if config.rand_augment and picture.mode not in MODES:
         raise ConfigError(
-            f"augment.rand_augment is {config.rand_augment}, but the picture has mode "
-            f"{picture.mode!r}; its operations are for RGB and grey pictures of 8 bits, so set "
+            f"augment.rand_augment is {config.rand_augment}, but the image has mode "
+            f"{picture.mode!r}; its operations need 8-bit RGB or gray images, so set "
             f"augment.rand_augment to 0"
         )
     names = [name for name in OPERATIONS if not (keep_shape and name in SHAPES)]
@@ -82,25 +82,25 @@ def apply(
 def augment_crop(
     picture: Picture, view: View, config: AugmentConfig, rng: np.random.Generator | None
 ) -> tuple[Picture, View]:
-    """Cut out what a view looks at and apply the operations to it, before it is resized.
+    """Crop the box of a view and apply the operations to it, before resizing.
 
     Args:
-        picture: RGB or grey, 8 bits per value.
-        view: The box, which is rounded outwards to whole pixels; mirroring, turning and shifting
-            are left to who draws it.
-        config: How many operations, and how strong.
-        rng: Where they come from; None for evaluation, which has none.
+        picture: RGB or gray, 8 bits per value.
+        view: The box, which is rounded outwards to whole pixels; flip, rotation and shift of the
+            view are applied later.
+        config: Number and magnitude of the operations.
+        rng: Random generator; None for evaluation, without augmentation.
 
     Returns:
-        The changed crop, and the view of all of it. Without operations both stay as they are.
+        The augmented crop and a view of all of it; without operations, the unchanged arguments.
 
     Raises:
-        ConfigError: As ``apply``.
+        ConfigError: See ``apply``.
     """
     if rng is None or not config.rand_augment:
         return picture, view
     width, height = picture.size
-    # Shares carry rounding errors; a millionth of a pixel beyond an edge is no further pixel.
+    # Fractions have rounding errors: a millionth of a pixel must not add another row or column.
     left, top = floor(view.left * width + EDGE), floor(view.top * height + EDGE)
     right = min(width, ceil((view.left + view.width) * width - EDGE))
     lower = min(height, ceil((view.top + view.height) * height - EDGE))
@@ -109,14 +109,14 @@ def augment_crop(
 
 
 def as_picture(array: NDArray) -> Picture:
-    """Return an array ``[C, H, W]`` as a picture that ``apply`` takes.
+    """Convert an array ``[C, H, W]`` to an image that ``apply`` accepts.
 
     Raises:
-        ConfigError: It is not uint8, or has not 1 or 3 channels.
+        ConfigError: The array is not uint8, or does not have 1 or 3 channels.
     """
     if array.dtype != np.uint8 or array.shape[0] not in {1, 3}:
         raise ConfigError(
-            f"augment.rand_augment is for uint8 pictures of 1 or 3 channels, but the data hold "
+            f"augment.rand_augment needs uint8 images of 1 or 3 channels, but the data are "
             f"{array.dtype} with {array.shape[0]} channels; set augment.rand_augment to 0"
         )
     values = array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0)
@@ -132,7 +132,7 @@ def _grey(picture: Picture) -> tuple[int, ...]:
 
 
 def _warp(picture: Picture, matrix: tuple[float, float, float, float, float, float]) -> Picture:
-    """Look up every pixel at its place times the matrix: nearest pixels, as released."""
+    """Apply an affine map from output to input positions; nearest neighbour, as in the release."""
     return picture.transform(
         picture.size,
         Image.Transform.AFFINE,
@@ -173,7 +173,7 @@ def _solarize_add(picture: Picture, magnitude: float, rng: np.random.Generator) 
 
 
 def _enhance(enhancer: Callable[[Picture], ImageEnhance._Enhance]) -> Operation:
-    """Return an operation that blends with a duller picture, or away from it above 1."""
+    """Return an operation that blends with a degenerate image; factors above 1 extrapolate."""
 
     def operation(picture: Picture, magnitude: float, rng: np.random.Generator) -> Picture:
         return enhancer(picture).enhance(magnitude / 10 * 1.8 + 0.1)
@@ -190,7 +190,7 @@ def _shear_y(picture: Picture, magnitude: float, rng: np.random.Generator) -> Pi
 
 
 def _length(side: int, pixels: float) -> int:
-    """Scale a length on the reference side to a side of ``side`` pixels."""
+    """Scale a length from the reference side to a side of ``side`` pixels."""
     return round(pixels * side / REFERENCE_SIDE)
 
 
@@ -214,7 +214,7 @@ def _cutout(picture: Picture, magnitude: float, rng: np.random.Generator) -> Pic
     return covered
 
 
-# In the order of the released script.
+# Same order as in the released script.
 OPERATIONS: Mapping[str, Operation] = {
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,

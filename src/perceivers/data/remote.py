@@ -1,9 +1,9 @@
-"""Where the members of tars lie, on this machine or on a server, and the files that say so.
+"""Random access to the members of local and remote tars, and their index files.
 
-A tar is indexed once. Locally that reads its headers; on a server it takes a request per member, or
-per block of small ones, so the index is kept: beside the tar as ``x.tar.index.json``, which
-``write_shard_index`` writes, or else in the user's cache, for this address and version of the file.
-An index also holds the contents of labels, which are needed before training starts.
+A tar is indexed once. For a local tar this reads the headers; for a remote one it takes a request
+per member, or per block of small ones, so the index is stored: next to the tar as
+``x.tar.index.json`` (see ``write_shard_index``), or else in the user's cache for this address
+and version of the file. An index also contains label files, which are needed before training.
 """
 
 import hashlib
@@ -34,14 +34,14 @@ from perceivers.reading import open_file, read_file
 
 INDEX_SUFFIX = ".index.json"
 INDEX_FORMAT = "perceivers tar index 1"
-# Members whose contents an index holds, up to so many bytes.
+# Members whose contents are stored in an index, and their maximum size in bytes.
 HELD_ENDINGS = (".cls", ".json")
 HELD_BYTES = 1 << 16
-# What a long name and its attributes take at most.
+# Maximum size in bytes of a member's long name and attributes.
 HEADER_BYTES = 1 << 24
-# Headers of most videos fit.
+# Large enough for the headers of most videos.
 MEMBER_BUFFER = 1 << 16
-# Tars that are indexed at the same time; servers answer slowly, but many at once.
+# Tars indexed in parallel; servers have a high latency but serve many requests at once.
 INDEXING_THREADS = 16
 
 Shard = str | RemoteFile
@@ -51,10 +51,10 @@ class Member(NamedTuple):
     """One file inside a tar.
 
     Args:
-        name: Its path there.
-        offset: Where its bytes begin in the tar.
-        size: How many there are.
-        text: Its contents, if an index holds them.
+        name: Path in the tar.
+        offset: Offset of its first byte in the tar.
+        size: Size in bytes.
+        text: Contents, if stored in an index.
     """
 
     name: str
@@ -64,17 +64,18 @@ class Member(NamedTuple):
 
 
 def open_shards(addresses: Sequence[str]) -> list[tuple[Shard, list[Member]]]:
-    """Index some tars.
+    """Index tars.
 
     Args:
-        addresses: Paths, or addresses on servers (``http://``, ``https://``).
+        addresses: Paths or URLs (``http://``, ``https://``).
 
     Returns:
-        What ``read_member`` reads from, and the members in their order, by tar.
+        For each tar, the shard for ``read_member`` and the members in order.
 
     Raises:
-        DataError: A local tar is missing, damaged or compressed, or one on a server is damaged.
-        RemoteError: A server does not answer, has no such file, or has no range requests.
+        DataError: A local tar is missing, damaged or compressed, or a remote one is damaged.
+        RemoteError: A server does not respond, does not have the file, or does not support range
+            requests.
     """
     if not any(is_remote(address) for address in addresses):
         return [(address, _open_local(address)) for address in addresses]
@@ -83,22 +84,22 @@ def open_shards(addresses: Sequence[str]) -> list[tuple[Shard, list[Member]]]:
 
 
 def read_member(shard: Shard, offset: int, size: int, path: str) -> bytes:
-    """Return some bytes of a tar, safely in forked workers.
+    """Read bytes of a tar; safe in forked workers.
 
     Args:
-        shard: As from ``open_shards``.
-        offset: Where the bytes begin.
-        size: How many there are.
-        path: What they are, for messages.
+        shard: A shard from ``open_shards``.
+        offset: Offset of the first byte.
+        size: Number of bytes.
+        path: Path of the member, for messages.
 
     Raises:
-        DataError: A local file cannot be read, or ends before.
-        RemoteError: A server does not answer, or the file on it has changed.
+        DataError: A local file cannot be read, or is too short.
+        RemoteError: A server does not respond, or the file on it has changed.
     """
     if isinstance(shard, RemoteFile):
         return read_remote(shard, offset, size, path)
     with open_file(shard) as file:
-        # A header may promise more than there is, or than memory holds.
+        # A damaged header may state a size beyond the end of the file or beyond memory.
         held = os.fstat(file.fileno()).st_size - offset
         if size > held:
             raise DataError(
@@ -106,7 +107,7 @@ def read_member(shard: Shard, offset: int, size: int, path: str) -> bytes:
             )
         check_limit("file", size, path)
         try:
-            # Without moving a position that forked workers would share.
+            # pread does not move the file position, which forked workers would share.
             data = os.pread(file.fileno(), size, offset)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -116,44 +117,44 @@ def read_member(shard: Shard, offset: int, size: int, path: str) -> bytes:
 
 
 def open_member(shard: Shard, offset: int, size: int, path: str) -> io.BufferedReader:
-    """Return a member of a tar as a file, of which only the parts that are read are loaded.
+    """Open a member of a tar as a file that loads only the parts that are read.
 
     Args:
-        shard: As from ``open_shards``.
-        offset: Where the bytes begin.
-        size: How many there are.
-        path: What they are, for messages.
+        shard: A shard from ``open_shards``.
+        offset: Offset of the first byte.
+        size: Number of bytes.
+        path: Path of the member, for messages.
     """
     return io.BufferedReader(_MemberReader(shard, offset, size, path), MEMBER_BUFFER)
 
 
 class _MemberReader(io.RawIOBase):
-    """A member of a tar, to be read and sought in."""
+    """Seekable raw stream over a member of a tar."""
 
     def __init__(self, shard: Shard, offset: int, size: int, path: str) -> None:
         self._where = (shard, offset, size, path)
         self._place = 0
 
     def readable(self) -> bool:
-        """Tell that it can be read."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Tell that it can be sought in."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Return the place."""
+        """Return the current position."""
         return self._place
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a place."""
+        """Change the current position."""
         begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._where[2]}[whence]
         self._place = max(0, begin + offset)
         return self._place
 
     def readinto(self, buffer: Any) -> int:
-        """Read as much as there is room for.
+        """Read up to ``len(buffer)`` bytes.
 
         Raises:
             DataError: The tar cannot be read.
@@ -167,10 +168,10 @@ class _MemberReader(io.RawIOBase):
 
 
 def write_shard_index(tar: Path) -> Path:
-    """Write ``x.tar.index.json`` beside a local ``x.tar``, to be uploaded with it.
+    """Write ``x.tar.index.json`` next to a local ``x.tar``, to be uploaded with it.
 
-    Opening tars on a server then takes two requests each, whatever they hold, and local ones are
-    opened without reading their headers.
+    A remote tar then opens with two requests, whatever its size, and a local one without reading
+    its headers.
 
     Args:
         tar: An uncompressed tar.
@@ -187,17 +188,17 @@ def write_shard_index(tar: Path) -> Path:
 
 
 def fetch_beside(shard: str, name: str) -> Path:
-    """Copy a small file that lies beside a tar on a server.
+    """Download a small file from the folder of a remote tar.
 
     Args:
         shard: Address of the tar.
         name: Name of the file, such as ``classes.txt``.
 
     Returns:
-        The folder that the file was copied to; without it where the server has none.
+        The local folder; it does not contain the file if the server does not have it.
 
     Raises:
-        RemoteError: The server does not answer.
+        RemoteError: The server does not respond.
     """
     beside, mark, query = shard.partition("?")
     data = fetch_remote(f"{beside.rpartition('/')[0]}/{name}{mark}{query}")
@@ -213,7 +214,7 @@ def fetch_beside(shard: str, name: str) -> Path:
 
 
 def _open_shard(address: str) -> tuple[Shard, list[Member]]:
-    """Index one tar, from an index that fits it if there is one."""
+    """Index one tar, from a matching index file if there is one."""
     if not is_remote(address):
         return address, _open_local(address)
     file = open_remote(address)
@@ -225,14 +226,14 @@ def _open_shard(address: str) -> tuple[Shard, list[Member]]:
     members = _decode_index(fetch_remote(f"{beside}{INDEX_SUFFIX}{mark}{query}"), file.size, tag="")
     if members is None:
         members = _scan(io.BufferedReader(RangeReader(file)), address, hold=True)
-    # Without a cache, as in a home that cannot be written, the next run merely starts later.
+    # Without a cache, for example in a read-only home folder, the next run only starts more slowly.
     with suppress(OSError):
         write_atomic(cached, _encode_index(members, file.size, file.tag))
     return file, members
 
 
 def _open_local(path: str) -> list[Member]:
-    """Index a local tar, from an index beside it that is no older than it."""
+    """Index a local tar, from its index file unless the tar is newer."""
     tar, index = Path(path), Path(path + INDEX_SUFFIX)
     try:
         found, made = tar.stat(), index.stat()
@@ -245,7 +246,6 @@ def _open_local(path: str) -> list[Member]:
 
 
 def _scan_local(path: str, *, hold: bool = False) -> list[Member]:
-    """Read the headers of a local tar."""
     with open_file(path) as file:
         try:
             return _scan(file, path, hold=hold)
@@ -254,13 +254,13 @@ def _scan_local(path: str, *, hold: bool = False) -> list[Member]:
 
 
 def _scan(file: Any, path: str, *, hold: bool) -> list[Member]:
-    """Read the headers of a tar, and the contents of labels if they are to be held."""
+    """Read the headers of a tar, and the contents of label files if ``hold``."""
     members: list[Member] = []
     place = -1
-    # tarfile raises what its conversions trip over (ValueError, IndexError, OverflowError,
-    # RecursionError, ...), and goes in circles where a size is negative.
+    # On damaged tars, tarfile raises many exception types (ValueError, IndexError, OverflowError,
+    # RecursionError, ...), and loops forever on a negative size.
     try:
-        # "r:" refuses compressed tars, in which no offset can be read directly.
+        # "r:" rejects compressed tars, which do not allow access by offset.
         with tarfile.open(fileobj=cast("Any", _Headers(file)), mode="r:") as tar:
             kept: Any = vars(tar)["members"]
             for info in tar:
@@ -270,53 +270,57 @@ def _scan(file: Any, path: str, *, hold: bool) -> list[Member]:
                 if info.isfile():
                     text = _read_label(file, info) if hold else None
                     members.append(Member(info.name, info.offset_data, info.size, text))
-                # It would keep every header, at 1 KB each.
+                # Otherwise tarfile would keep every header in memory, 1 KB each.
                 kept.clear()
     except (OSError, UserError):
         raise
     except Exception as error:
         raise DataError(
-            f"{path}: no complete uncompressed tar ({error}); unpack a compressed one, and copy a "
-            f"cut one again"
+            f"{path}: not a complete uncompressed tar ({error}); decompress a compressed tar, or "
+            f"copy a truncated one again"
         ) from error
     return members
 
 
 class _Headers:
-    """A tar of which headers are read, and never more at once than a header may have."""
+    """File wrapper for tarfile that limits the size of a single read."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
-        """Read so many bytes."""
+        """Read ``size`` bytes.
+
+        Raises:
+            ValueError: ``size`` is larger than any valid header.
+        """
         if not 0 <= size <= HEADER_BYTES:
-            raise ValueError(f"a header promises {size} bytes of names")
+            raise ValueError(f"a header states {size} bytes of names")
         return self._file.read(size)
 
 
 def _read_label(file: Any, info: tarfile.TarInfo) -> str | None:
-    """Return the contents of a member if it is a label, and text."""
+    """Return the contents of a member if it is a label file with UTF-8 text."""
     if not info.name.lower().endswith(HELD_ENDINGS) or info.size > HELD_BYTES:
         return None
     file.seek(info.offset_data)
     try:
         return file.read(info.size).decode()
     except UnicodeDecodeError:
-        # It is refused where it is asked for, by its name.
+        # Rejected later, when the label is read and the message can name the file.
         return None
 
 
 def _encode_index(members: Sequence[Member], size: int, tag: str) -> str:
-    """Return an index as JSON, a member per line."""
+    """Return an index as JSON, one member per line."""
     head = json.dumps({"format": INDEX_FORMAT, "size": size, "tag": tag})[:-1]
     rows = (json.dumps(m if m.text is not None else m[:3]) for m in members)
     return f'{head}, "members": [\n' + ",\n".join(rows) + "\n]}\n"
 
 
 def _decode_index(data: bytes | None, size: int, tag: str) -> list[Member] | None:
-    """Return the members; None if it is no index, or one of another version of the tar."""
+    """Return the members; None if the data are not an index, or of another version of the tar."""
     try:
         # Names in tars need not be UTF-8.
         index = parse_json(data or b"null", "the index", halves=True)
@@ -330,7 +334,7 @@ def _decode_index(data: bytes | None, size: int, tag: str) -> list[Member] | Non
 
 
 def _decode_member(row: Any) -> Member:
-    """Return one member, as far as its types and signs tell."""
+    """Return one member, after checking types and signs."""
     offset, size = (read_int(number, "an index", low=0) for number in row[1:3])
     text = row[3] if len(row) > 3 else None
     if not isinstance(row[0], str) or not isinstance(text, str | None):
@@ -339,7 +343,6 @@ def _decode_member(row: Any) -> Member:
 
 
 def _read_cached(path: Path) -> bytes | None:
-    """Return the contents of a file of the cache, if there is one."""
     try:
         return read_file(path)
     except DataError:
@@ -347,11 +350,10 @@ def _read_cached(path: Path) -> bytes | None:
 
 
 def _digest(address: str) -> str:
-    """Return a name for what is kept of an address."""
+    """Return a file name for an address in the cache."""
     return hashlib.sha256(address.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def _cache_folder() -> Path:
-    """Return where indexes are kept."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "perceivers" / "shards"

@@ -1,7 +1,7 @@
-"""Parts of a sound at another sample rate, as if all of it had been resampled.
+"""Resampling of a part of an audio file, equal to the same part of the resampled whole.
 
-soxr filters with zeros around what it is given; so more is decoded on both sides than is asked for,
-and cut off afterwards. A part begins where samples of both rates coincide.
+soxr pads its input with zeros; so a margin is decoded on both sides and cut off afterwards. The
+decoded part begins where samples of both rates coincide.
 
 Legend: C channels, S samples.
 """
@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from perceivers.data.containers import load_library
 
 QUALITY = "HQ"
-# Periods of the lower rate on both sides; from 128 on, parts differ from the whole by rounding.
+# Margin on both sides, in periods of the lower rate; from 128 on, only rounding errors remain.
 MARGIN = 256
 
 
 def resampled_length(samples: int, rate: int, wanted: int) -> int:
-    """Return how many samples there are at another rate, a started one included.
+    """Return the number of samples after resampling, rounded up.
 
     Args:
-        samples: How many there are.
-        rate: Their rate in Hz.
-        wanted: The other rate in Hz.
+        samples: Number of original samples.
+        rate: Original rate in Hz.
+        wanted: New rate in Hz.
     """
     return -(-samples * wanted // rate)
 
@@ -38,17 +38,17 @@ def read_resampled(
     begin: int,
     end: int,
 ) -> Float32[np.ndarray, "C S"]:
-    """Return samples ``[begin, end)``, counted at another rate than that of the file.
+    """Return samples ``[begin, end)`` of a resampled file.
 
     Args:
-        read: Returns samples ``[C, S]`` of the file between two places.
-        samples: How many the file has.
-        rates: Of the file, and the wanted one, in Hz.
+        read: Returns samples ``[C, S]`` of the file in a given range ``[first, last)``.
+        samples: Number of samples in the file.
+        rates: Rate of the file and the wanted rate, in Hz.
         begin: First sample at the wanted rate, at least 0.
-        end: After the last one, at most ``resampled_length``.
+        end: One past the last sample, at most ``resampled_length``.
 
     Raises:
-        DataError: soxr is not installed, or what ``read`` raises.
+        DataError: soxr is not installed, or ``read`` fails.
     """
     rate, wanted = rates
     if rate == wanted:
@@ -61,5 +61,5 @@ def read_resampled(
     found = load_library("soxr").resample(near.T, rate, wanted, quality=QUALITY).T
     skipped = begin - first * wanted // rate
     found = found[:, skipped : skipped + end - begin]
-    # The last sample of the sound may have been started but not reached.
+    # resampled_length rounds up, but soxr may omit the last, partial sample.
     return np.pad(found, ((0, 0), (0, end - begin - found.shape[1])))

@@ -1,4 +1,4 @@
-"""Sources whose samples are rows of a table: one modality per column, some of which may be empty.
+"""Sources whose samples are table rows: one modality per column, possibly with empty cells.
 
 Legend: n samples, T label or target columns.
 """
@@ -27,12 +27,12 @@ from perceivers.text_names import find_spelling
 #
 # Legend: n rows, L bytes.
 
-# Kinds of files of which a part may be decoded, so that long ones stay on the disk until then.
+# Kinds of files that can be decoded in part, so that large ones need not be read into memory.
 STREAMED = ("audio", "video", "points")
 
 
 class Stored(NamedTuple):
-    """One undecoded file: where it lies, and its bytes; None leaves a long one on the disk."""
+    """An undecoded file: its path, and its bytes, or None if a large file stays on disk."""
 
     path: str
     data: bytes | None
@@ -40,15 +40,15 @@ class Stored(NamedTuple):
 
 @runtime_checkable
 class Cells(Protocol):
-    """The cells of one column, of all rows of a table."""
+    """The cells of one column of a table."""
 
     @property
     def present(self) -> NDArray[np.bool_]:
-        """Which cells hold something ``[n]``."""
+        """Which cells are not empty ``[n]``."""
         ...
 
     def load(self, row: int) -> Stored | NDArray:
-        """Return a file's bytes, or a ready array.
+        """Return a file, or an array.
 
         Raises:
             DataError: The file cannot be read.
@@ -57,7 +57,7 @@ class Cells(Protocol):
 
 
 class Part(NamedTuple):
-    """One modality of a table: what it is, such as ``image`` or ``bytes``, and its cells."""
+    """One modality of a table: its kind, such as ``image`` or ``bytes``, and its cells."""
 
     kind: str
     cells: Cells
@@ -65,13 +65,13 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PathCells:
-    """Cells that say where files lie.
+    """Cells that are paths of files.
 
     Args:
-        folder: What paths are relative to.
-        paths: The cells as they are written, or addresses ``http://``; an empty one holds nothing.
-        places: Where each cell is written, for messages.
-        kind: What the files are.
+        folder: Folder that paths are relative to.
+        paths: Paths as written in the cells, or URLs; empty if the modality is missing.
+        places: Location of each cell, for messages.
+        kind: Kind of the files.
     """
 
     folder: str
@@ -89,16 +89,16 @@ class PathCells:
         return np.array([bool(path) for path in self.paths])
 
     def resolve(self, row: int) -> str:
-        """Return where the file of one row lies."""
+        """Return the path or URL of the file of one row."""
         path = self.paths[row]
         return path if is_remote(path) else str(find_spelling(Path(self.folder, path)))
 
     def load(self, row: int) -> Stored:
-        """Return the bytes of one file.
+        """Return one file.
 
         Raises:
-            DataError: It cannot be read; the message says where the table names it.
-            RemoteError: A server does not answer.
+            DataError: The file cannot be read.
+            RemoteError: A server does not respond.
         """
         path = self.resolve(row)
         if is_remote(path):
@@ -115,11 +115,11 @@ class PathCells:
 
 @dataclass(frozen=True, eq=False)
 class TextCells:
-    """Cells that are texts, one after the other in memory.
+    """Cells that are texts, concatenated in memory.
 
     Args:
         content: All texts.
-        spans: ``[n, 2]``: where each begins and ends in ``content``; an empty one is no text.
+        spans: ``[n, 2]``: start and end of each text in ``content``; an empty span is missing.
     """
 
     content: bytes
@@ -127,13 +127,13 @@ class TextCells:
 
     @classmethod
     def join(cls, texts: Sequence[bytes]) -> "TextCells":
-        """Return the cells of some texts."""
+        """Create cells from a list of texts."""
         ends = list(accumulate(map(len, texts), initial=0))
         return cls(b"".join(texts), np.array([ends[:-1], ends[1:]], np.int64).T)
 
     @property
     def present(self) -> NDArray[np.bool_]:
-        """Which cells hold a text ``[n]``."""
+        """Which cells are not empty ``[n]``."""
         return self._present
 
     @cached_property
@@ -148,17 +148,17 @@ class TextCells:
 
 @dataclass(frozen=True, eq=False)
 class ArrayCells:
-    """Cells that are ready arrays.
+    """Cells that are arrays in memory.
 
     Args:
-        arrays: One per row in the raw layout; None holds nothing.
+        arrays: One array per row in the raw layout; None if missing.
     """
 
     arrays: Sequence[NDArray | None]
 
     @property
     def present(self) -> NDArray[np.bool_]:
-        """Which cells hold an array ``[n]``."""
+        """Which cells are not empty ``[n]``."""
         return self._present
 
     @cached_property
@@ -166,7 +166,7 @@ class ArrayCells:
         return np.array([array is not None for array in self.arrays])
 
     def load(self, row: int) -> NDArray:
-        """Return one array."""
+        """Return the array of one row."""
         array = self.arrays[row]
         assert array is not None, row
         return array
@@ -174,11 +174,11 @@ class ArrayCells:
 
 @dataclass(frozen=True, eq=False)
 class TrackCells:
-    """The sound tracks of films, which lie in the same files.
+    """The soundtracks of videos.
 
     Args:
-        films: The cells that hold the films.
-        tracks: Which of them have sound ``[n]``.
+        films: Cells with the video files.
+        tracks: Which of them have a soundtrack ``[n]``.
     """
 
     films: Cells
@@ -186,7 +186,7 @@ class TrackCells:
 
     @property
     def present(self) -> NDArray[np.bool_]:
-        """Which films have, or may have, sound ``[n]``."""
+        """Which videos have, or may have, a soundtrack ``[n]``."""
         return self._present
 
     @cached_property
@@ -194,7 +194,7 @@ class TrackCells:
         return self.tracks != SILENT
 
     def load(self, row: int) -> Stored | NDArray:
-        """Return the bytes of one film."""
+        """Return the video file of one row."""
         return self.films.load(row)
 
 
@@ -205,14 +205,14 @@ AnyRows = TypeVar("AnyRows", bound="RowSource")
 
 @dataclass(frozen=True, eq=False)
 class RowSource:
-    """A source of samples that hold every modality.
+    """A source of samples that have every modality.
 
     Args:
         parts: The modalities, with the cells of all rows of the table.
-        rows: Row of the table of each sample ``[n]``.
+        rows: Table row of each sample ``[n]``.
         names: Stable id per sample.
-        labels: Class per sample ``[n]``, several columns of them ``[n, T]``, or None.
-        targets: Numbers to be predicted ``[n, T]``, NaN where unknown, or None.
+        labels: Class per sample ``[n]``, or ``[n, T]`` for several columns, or None.
+        targets: Numbers to predict ``[n, T]``, NaN where unknown, or None.
     """
 
     parts: Mapping[str, Part]
@@ -223,21 +223,20 @@ class RowSource:
 
     @property
     def kind_by_modality(self) -> Mapping[str, str]:
-        """What each modality is."""
+        """Kind of each modality."""
         return {name: part.kind for name, part in self.parts.items()}
 
     def __len__(self) -> int:
-        """Count the samples."""
         return len(self.rows)
 
     def read(self, index: int) -> RawSample:
-        """Return what the cells of one row hold: undecoded clips, decoded pictures, arrays.
+        """Read one sample: undecoded clips, decoded images, arrays.
 
         Raises:
-            DataError: A file cannot be read, or a picture not be decoded.
+            DataError: A file cannot be read, or an image cannot be decoded.
         """
         row = int(self.rows[index])
-        # A film and its sound are one file, which is read once.
+        # A video and its soundtrack are in the same file, which is read once.
         loaded: dict[int, Stored | NDArray] = {}
         sample: dict[str, Picture | NDArray | EncodedClip] = {}
         for name, (kind, cells) in self.parts.items():
@@ -257,7 +256,7 @@ class RowSource:
         return sample
 
     def subset(self: AnyRows, indices: NDArray[np.int64]) -> AnyRows:
-        """Return a source of some of the samples."""
+        """Select samples by index."""
         return replace(
             self,
             rows=self.rows[indices],
@@ -273,7 +272,7 @@ class PartialRows(RowSource):
 
     @property
     def present(self) -> Mapping[str, NDArray[np.bool_]]:
-        """Which samples hold each modality ``[n]``."""
+        """Which samples have each modality ``[n]``."""
         return self._present
 
     @cached_property
@@ -282,16 +281,16 @@ class PartialRows(RowSource):
 
     @cached_property
     def is_sure(self) -> bool:
-        """Whether ``present`` is known of every sample."""
+        """Whether ``present`` is known for every sample."""
         return not _are_unsure(self)
 
 
 @dataclass(frozen=True, eq=False)
 class PictureRows(RowSource):
-    """A source of samples that are one picture each, which is decoded no larger than needed."""
+    """A source of single images, which can be decoded at a reduced size."""
 
     def encoded(self, index: int) -> Encoded:
-        """Return the undecoded picture.
+        """Return the undecoded image.
 
         Raises:
             DataError: The bytes cannot be read.
@@ -304,13 +303,13 @@ class PictureRows(RowSource):
 
 
 def make_sources(rows: Mapping[str, RowSource]) -> dict[str, RowSource]:
-    """Return the splits as sources of the class that suits all of them.
+    """Convert all splits to the same source class, chosen by what their samples contain.
 
     Args:
         rows: The rows of each split, with the same modalities.
 
     Raises:
-        DataError: A sample that holds no modality.
+        DataError: A sample has no modality.
     """
     held = {
         split: np.array([part.cells.present[source.rows] for part in source.parts.values()])
@@ -320,8 +319,8 @@ def make_sources(rows: Mapping[str, RowSource]) -> dict[str, RowSource]:
         empty = np.flatnonzero(~values.any(axis=0))
         if len(empty):
             raise DataError(
-                f"{rows[split].names[empty[0]]}: holds nothing, nor do {len(empty) - 1} other "
-                f"samples of {split!r}; every sample needs at least one of "
+                f"{rows[split].names[empty[0]]}: the row is empty, as are {len(empty) - 1} others "
+                f"of {split!r}; every sample needs at least one of "
                 f"{', '.join(rows[split].parts)}, so remove such rows"
             )
     kinds = next(iter(rows.values())).kind_by_modality
@@ -338,13 +337,13 @@ def make_sources(rows: Mapping[str, RowSource]) -> dict[str, RowSource]:
 
 
 def _are_unsure(source: RowSource) -> bool:
-    """Tell whether there are films that were not looked at for sound."""
+    """Return whether some videos were not inspected for a soundtrack."""
     cells = [part.cells for part in source.parts.values()]
     return not are_known(c.tracks[source.rows] for c in cells if isinstance(c, TrackCells))
 
 
 def _unwrap(kind: str, raw: Stored | NDArray) -> Picture | NDArray | EncodedClip:
-    """Return a file as what it is; arrays are ready."""
+    """Decode a file as far as its kind requires; arrays are returned unchanged."""
     if not isinstance(raw, Stored):
         return raw
     if kind == "array":
@@ -353,15 +352,15 @@ def _unwrap(kind: str, raw: Stored | NDArray) -> Picture | NDArray | EncodedClip
 
 
 def _load_array(raw: Stored) -> NDArray[np.float32]:
-    """Return what an ``.npy`` file holds, ``[*grid, C]``; ``[N]`` gets one channel."""
+    """Return the array ``[*grid, C]`` in an ``.npy`` file; ``[N]`` becomes ``[N, 1]``."""
     values = parse_npy(raw.data or b"", raw.path)
     try:
         array = np.asarray(values, np.float32)
     except (ValueError, TypeError) as error:
-        raise DataError(f"{raw.path}: no .npy file of plain numbers ({error})") from error
+        raise DataError(f"{raw.path}: not an .npy file of plain numbers ({error})") from error
     if not array.size or not array.ndim or not np.isfinite(array).all():
         raise DataError(
-            f"{raw.path}: an array of shape {array.shape}; it must hold finite numbers [*grid, C] "
-            f"or [N]"
+            f"{raw.path}: an array of shape {array.shape}; it must be finite numbers of shape "
+            f"[*grid, C] or [N]"
         )
     return array[:, None] if array.ndim == 1 else array

@@ -1,12 +1,10 @@
-"""WebDataset tars, with random access: members are indexed once, then read by their offsets.
+"""WebDataset tars with random access: members are indexed once, then read by their offsets.
 
-They lie on this machine, or on a server (``http://``, ``https://``) that has range requests.
-
-The files of one sample share a key, as a rule the name up to the first dot: a picture, sound, video
-or text (``KEY.jpg``, ``KEY.flac``, ``KEY.mp4``, ``KEY.txt``), and ``KEY.cls`` (the class index as
-text) or ``KEY.json`` (with a ``label``, or with several entries to choose from). A mask lies beside
-its picture as ``KEY.mask.png`` or ``KEY.seg.png``, or as ``KEY.png`` beside a picture of another
-kind.
+Tars are local, or on a server (``http://``, ``https://``) that supports range requests. The files
+of one sample share a key, normally the name up to the first dot: an image, audio, video or text
+(``KEY.jpg``, ``KEY.flac``, ``KEY.mp4``, ``KEY.txt``), and ``KEY.cls`` (class index as text) or
+``KEY.json`` (with a ``label``, or several entries to choose from). The mask of an image is
+``KEY.mask.png`` or ``KEY.seg.png``, or ``KEY.png`` next to an image in another format.
 """
 
 import re
@@ -59,16 +57,16 @@ BRACES = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 
 @dataclass(frozen=True, eq=False)
 class TarPictures:
-    """A source of pictures inside uncompressed tars.
+    """A source of images inside uncompressed tars.
 
     Args:
-        shards: The tars' paths, or what is known of those on servers.
+        shards: Paths of local tars, or descriptions of remote ones.
         names: Stable ids, ``SHARD/KEY``.
-        members: Member name of each picture.
-        places: ``[n, 3]``: index of the shard, offset and size in bytes of each picture.
-        labels: Class per picture ``[n]``, or ``[n, T]`` in several columns, or None.
-        columns: Class names by label column, where columns were chosen.
-        targets: Numbers to be predicted ``[n, T]``, NaN where unknown, or None.
+        members: Member name of each image.
+        places: ``[n, 3]``: index of the shard, offset and size in bytes of each image.
+        labels: Class per image ``[n]``, or ``[n, T]`` for several columns, or None.
+        columns: Class names by label column, if columns were chosen.
+        targets: Numbers to predict ``[n, T]``, NaN where unknown, or None.
     """
 
     shards: Sequence[Shard]
@@ -80,23 +78,22 @@ class TarPictures:
     targets: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
-        """Count the pictures."""
         return len(self.names)
 
     def encoded(self, index: int) -> Encoded:
-        """Return the bytes of one picture."""
+        """Return the undecoded image."""
         number, offset, size = (int(value) for value in self.places[index])
         shard = self.shards[number]
         path = f"{shard}/{self.members[index]}"
         return Encoded(path, read_member(shard, offset, size, path))
 
     def read(self, index: int) -> RawSample:
-        """Return one whole picture, upright, in its own mode; undecoded if it ``is_deep``."""
+        """Return one image at full size, upright, in its own mode; undecoded if it ``is_deep``."""
         encoded = self.encoded(index)
         return wrap_file("image", encoded.path, encoded.data, has_sound=False)
 
     def subset(self, indices: NDArray[np.int64]) -> "TarPictures":
-        """Return a source of some of the pictures."""
+        """Select images by index."""
         return replace(
             self,
             names=self.names.take(indices),
@@ -109,19 +106,19 @@ class TarPictures:
 
 @dataclass(frozen=True, eq=False)
 class TarClips:
-    """A source of sounds, videos and texts, and pictures beside them, inside uncompressed tars.
+    """A source of samples with one or several media kinds, inside uncompressed tars.
 
     Args:
-        shards: The tars' paths, or what is known of those on servers.
+        shards: Paths of local tars, or descriptions of remote ones.
         names: Stable ids, ``SHARD/KEY``.
-        kinds: What every sample holds: some of ``image``, ``mask``, ``audio``, ``video`` and
+        kinds: Media kinds of every sample, such as ``image``, ``mask``, ``audio``, ``video`` and
             ``bytes``.
         members: Member names of all samples, for each of ``kinds``.
         places: ``[n, kinds, 3]``: index of the shard, offset and size in bytes of each member.
-        tracks: Which videos are also their samples' sounds ``[n]``; None when none is.
-        labels: Class per sample ``[n]``, or ``[n, T]`` in several columns, or None.
-        columns: Class names by label column, where columns were chosen.
-        targets: Numbers to be predicted ``[n, T]``, NaN where unknown, or None.
+        tracks: Which videos have a soundtrack to read as ``audio`` ``[n]``; None to read none.
+        labels: Class per sample ``[n]``, or ``[n, T]`` for several columns, or None.
+        columns: Class names by label column, if columns were chosen.
+        targets: Numbers to predict ``[n, T]``, NaN where unknown, or None.
     """
 
     shards: Sequence[Shard]
@@ -135,14 +132,13 @@ class TarClips:
     targets: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
-        """Count the samples."""
         return len(self.names)
 
     def read(self, index: int) -> RawSample:
-        """Return undecoded clips, the bytes of texts ``[L]`` in uint8, and decoded pictures.
+        """Read one sample: undecoded clips, texts as uint8 ``[L]``, decoded images.
 
         Raises:
-            DataError: The bytes cannot be read, or a picture not be decoded.
+            DataError: The bytes cannot be read, or an image cannot be decoded.
         """
         sample: dict[str, Picture | NDArray | EncodedClip] = {}
         for number, kind in enumerate(self.kinds):
@@ -152,7 +148,7 @@ class TarClips:
         return sample
 
     def subset(self, indices: NDArray[np.int64]) -> "TarClips":
-        """Return a source of some of the samples."""
+        """Select samples by index."""
         return replace(
             self,
             names=self.names.take(indices),
@@ -164,10 +160,10 @@ class TarClips:
         )
 
     def has_track(self, index: int) -> bool:
-        """Tell whether the video of one sample has sound, reading no more of it than needed.
+        """Return whether a video has a soundtrack, reading no more of the file than needed.
 
         Raises:
-            DataError: It cannot be opened.
+            DataError: The video cannot be opened.
         """
         number = self.kinds.index("video")
         shard_number, offset, size = (int(value) for value in self.places[index, number])
@@ -180,7 +176,6 @@ class TarClips:
             return has_track(container)
 
     def _load(self, index: int, number: int) -> Encoded:
-        """Return the bytes of one member of a sample."""
         shard_number, offset, size = (int(value) for value in self.places[index, number])
         shard = self.shards[shard_number]
         path = f"{shard}/{self.members[number][index]}"
@@ -188,23 +183,23 @@ class TarClips:
 
 
 class PartialClips(TarClips):
-    """Clips in tars of which some videos have no sound while others have."""
+    """Samples in tars where only some videos have a soundtrack."""
 
     @cached_property
     def present(self) -> Mapping[str, NDArray[np.bool_]]:
-        """Which samples hold each modality ``[n]``."""
+        """Which samples have each modality ``[n]``."""
         held: dict[str, NDArray[np.bool_]] = dict.fromkeys(self.kinds, np.ones(len(self), np.bool_))
         return held if self.tracks is None else {**held, "audio": self.tracks != SILENT}
 
     @cached_property
     def is_sure(self) -> bool:
-        """Whether all videos were looked at for sound."""
+        """Whether all videos were inspected for a soundtrack."""
         return are_known([self.tracks])
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """The files of one key: where their tar is, all of them, and those that are read, by kind."""
+    """The files of one key: ``parts`` has all files by ending, ``media`` those to read by kind."""
 
     shard: int
     path: Shard
@@ -214,7 +209,7 @@ class _Sample:
 
     @property
     def id(self) -> str:
-        """Name the sample by its tar's name and its key."""
+        """Id of the sample: file name of the tar, and key."""
         path = str(self.path)
         return f"{Path(urlsplit(path).path if is_remote(path) else path).name}/{self.key}"
 
@@ -231,24 +226,24 @@ def expand_braces(address: str) -> list[str]:
     """Expand every ``{000..012}``, keeping leading zeros.
 
     Raises:
-        DataError: A brace that is no range of numbers, a range that runs down, or too many
+        DataError: A brace is not a range of numbers, a range is descending, or there are too many
             addresses.
     """
-    # Texts, and after each but the last the ends of a range.
+    # split() alternates a text with the two ends of a range.
     first, *rest = BRACES.split(address)
     ranges = list(zip(rest[0::3], rest[1::3], rest[2::3], strict=True))
     if any(brace in text for text in (first, *rest[2::3]) for brace in "{}"):
         raise DataError(
-            f"{address!r} has braces that are no range of numbers; write 'x-{{000..012}}.tar'"
+            f"{address!r} has braces that are not a range of numbers; write 'x-{{000..012}}.tar'"
         )
     where = f"{address[:80]!r}: the range"
     counted = [(read_int(low, where), read_int(high, where)) for low, high, _ in ranges]
     for low, high in counted:
         if low > high:
             raise DataError(
-                f"{address!r}: the range {low}..{high} runs down; write the lower first"
+                f"{address!r}: the range {low}..{high} is descending; write the lower number first"
             )
-    # Before any is written out.
+    # Checked before expanding, because a huge range would not fit in memory.
     check_limit("addresses", prod(high - low + 1 for low, high in counted), repr(address[:80]))
     found = [first]
     for (low, high), (written, _, text) in zip(counted, ranges, strict=True):
@@ -258,10 +253,10 @@ def expand_braces(address: str) -> list[str]:
 
 
 def read_class_names(folder: Path) -> tuple[str, ...]:
-    """Return the lines of ``classes.txt`` (line number from 0 = class); none without the file.
+    """Return the class names in ``classes.txt``, one per line; empty if it does not exist.
 
     Raises:
-        DataError: The file is empty, names a class twice, or is no UTF-8 text.
+        DataError: The file is empty, names a class twice, or is not UTF-8 text.
     """
     return read_names(folder / "classes.txt")
 
@@ -275,26 +270,24 @@ def read_shards(
     *,
     bare: bool = False,
 ) -> tuple[TarPictures | TarClips, list[str]]:
-    """Index the samples of some tars.
+    """Index the samples of tars.
 
     Args:
-        paths: The tars, in order; those on servers as strings.
-        classes: Names of the classes, against which labels are checked; none leaves only the lower
-            bound.
-        labels: Entries of the ``.json`` files to read as label columns; none reads one plain label
+        paths: The tars, in order; remote ones as strings.
+        classes: Class names that labels are checked against; empty skips the check.
+        labels: Entries of the ``.json`` files to read as label columns; empty reads one plain label
             per sample.
-        known: Class names by column, as the training split has them; None takes the sorted values
-            that are found.
-        targets: Entries of the ``.json`` files to read as numbers to be predicted.
-        bare: Read no labels.
+        known: Class names of the training split by column; None uses the sorted values found.
+        targets: Entries of the ``.json`` files to read as numbers to predict.
+        bare: Do not read labels.
 
     Returns:
-        The source, of pictures alone or of clips, and notes on what was left out.
+        The source, of images alone or of clips, and notes on what was left out.
 
     Raises:
-        DataError: A tar that is missing, damaged or compressed, or a label out of range or missing.
-        RemoteError: A server that does not answer, or has no range requests.
-        ConfigError: A label column that no sample has.
+        DataError: A tar is missing, damaged or compressed, or a label is out of range or missing.
+        RemoteError: A server does not respond, or does not support range requests.
+        ConfigError: No sample has a label column.
     """
     opened = open_shards([str(path) for path in paths])
     found, lost = _find_samples(opened)
@@ -310,7 +303,7 @@ def read_shards(
         values, columns, noted = index_entries(entries, named, labels, known or {}, where)
         notes = [*notes, *noted]
     elif DEFAULT_COLUMN not in targets and not bare:
-        # Beside masks, classes.txt names the classes of pixels.
+        # With masks, classes.txt names pixel classes, so labels are not checked against it.
         values = _read_labels(samples, kinds[0], 0 if MASK_NAME in kinds else len(classes))
     numbers = number_entries(*_parse_all(samples), targets, where) if targets else None
     ids = PackedTexts(show_name(sample.id) for sample in samples)
@@ -328,13 +321,13 @@ def read_shards(
 def add_tracks(
     sources: Mapping[str, TarPictures | TarClips],
 ) -> tuple[dict[str, TarPictures | TarClips], list[str]]:
-    """Return the splits with their videos as sounds too where there are no others, and notes.
+    """Add the soundtracks of videos as ``audio`` if no split has audio files, and return notes.
 
     Args:
-        sources: From ``read_shards``.
+        sources: Sources from ``read_shards``, by split.
 
     Raises:
-        DataError: None of the videos that are looked at can be opened.
+        DataError: None of the inspected videos can be opened.
     """
     found = dict(sources)
     clips = {s: source for s, source in sources.items() if isinstance(source, TarClips)}
@@ -355,15 +348,15 @@ def add_tracks(
 
 
 def _parse_all(samples: Sequence[_Sample]) -> tuple[list[JsonEntries], list[str]]:
-    """Return the entries of every sample's ``.json``, none where there is none, and its path."""
+    """Return the entries in each sample's ``.json`` (empty without one), and the paths."""
     entries = [parse_entries(*s.load("json")) if "json" in s.parts else {} for s in samples]
     return entries, [f"{sample.path}/{sample.key}.json" for sample in samples]
 
 
 def _with_masks(samples: list[_Sample], where: str) -> tuple[list[_Sample], list[str]]:
-    """Return samples with masks among what is read, if every picture has one beside it, and notes.
+    """Add masks to the media of samples, if every image has one; otherwise return a note.
 
-    The first masks say whether they hold ids; one alone may be damaged.
+    The first few masks are tested for class ids, because a single one may be damaged.
     """
     endings = [find_mask(sample.parts, sample.media.get("image")) for sample in samples]
     pairs = [(s, e) for s, e in zip(samples, endings, strict=True) if "image" in s.media]
@@ -373,8 +366,8 @@ def _with_masks(samples: list[_Sample], where: str) -> tuple[list[_Sample], list
     if len(masked) < len(pairs):
         lacking = next(sample.id for sample, ending in pairs if not ending)
         return samples, [
-            f"{where}: only {len(masked)} of {len(pairs)} pictures have a mask beside them, so "
-            f"masks are not read; without one is {lacking}"
+            f"{where}: only {len(masked)} of {len(pairs)} images have a mask, so masks are not "
+            f"read; one without a mask is {lacking}"
         ]
     return [
         replace(
@@ -389,7 +382,7 @@ def _with_masks(samples: list[_Sample], where: str) -> tuple[list[_Sample], list
 def _find_samples(
     opened: Sequence[tuple[Shard, Sequence[Member]]],
 ) -> tuple[list[_Sample], list[str]]:
-    """Return the samples of all tars, and the names of members that are lost."""
+    """Return the samples of all tars, and the names of members that belong to no sample."""
     found: list[_Sample] = []
     lost: list[str] = []
     for number, (shard, members) in enumerate(opened):
@@ -402,7 +395,7 @@ def _find_samples(
 def _group_samples(
     shard: Shard, members: Sequence[Member]
 ) -> tuple[dict[str, dict[str, Member]], list[str]]:
-    """Return the members of one tar by key and ending, and the names of those that are lost."""
+    """Return the members of a tar by key and ending, and names of those without a sample."""
     kept = [member for member in members if not is_system_member(member.name)]
     places, lost = place_members([member.name for member in kept])
     samples: dict[str, dict[str, Member]] = {}
@@ -410,7 +403,7 @@ def _group_samples(
         parts = samples.setdefault(compose(key), {})
         if ending in parts:
             raise DataError(
-                f"{shard}: holds {member.name!r} twice; keys must be unique within a tar"
+                f"{shard}: contains {member.name!r} twice; keys must be unique within a tar"
             )
         parts[ending] = member
     return samples, lost
@@ -419,7 +412,7 @@ def _group_samples(
 def _read_labels(
     samples: Sequence[_Sample], kind: str, num_classes: int
 ) -> NDArray[np.int64] | None:
-    """Return the class of every sample, or None if none has one."""
+    """Return the class of every sample, or None if no sample has one."""
     labels = [_read_label(sample, num_classes) for sample in samples]
     known = [label for label in labels if label is not None]
     if not known:
@@ -428,13 +421,13 @@ def _read_labels(
         first = samples[labels.index(None)]
         raise DataError(
             f"{first.path}/{first.media[kind].name}: has no label, but {len(known)} other samples "
-            f"have; give every sample a .cls (or a .json with a 'label'), or none"
+            f"have one; give every sample a .cls (or a .json with a 'label'), or none of them"
         )
     return np.array(known, np.int64)
 
 
 def _read_label(sample: _Sample, num_classes: int) -> int | None:
-    """Return a sample's class; None when it has no label file."""
+    """Return the class of a sample; None without a label."""
     part = next((part for part in ("cls", "json") if part in sample.parts), None)
     if part is None:
         return None
@@ -444,7 +437,7 @@ def _read_label(sample: _Sample, num_classes: int) -> int | None:
         if "label" not in value:
             return None
         value = value["label"]
-    # An id of a class may be any number; with names it is the index of one.
+    # Without class names, a label may be any integer; with names, it is an index into them.
     label = read_int(value, f"{where}: the label")
     if num_classes and not 0 <= label < num_classes:
         raise DataError(

@@ -1,4 +1,4 @@
-"""What every reader of data offers: random access to the raw samples of one split.
+"""Protocols of data sources: random access to the raw samples of one split.
 
 Legend: n samples, T label or target columns.
 """
@@ -14,17 +14,17 @@ from PIL.Image import Image as Picture
 from perceivers.errors import DataError
 from perceivers.types import ModalitySpec
 
-# More classes than any data set has; beyond it a "label" is an id or a damaged value.
+# No data set has more classes; a larger label is an id or a damaged value.
 MAX_CLASSES = 1_000_000
 UNKNOWN = -1
 Item = TypeVar("Item")
 
 
 class EncodedClip(NamedTuple):
-    """One undecoded file: where it lies, its bytes, and what is wanted of it.
+    """An undecoded file: its path, its bytes, and the kind to decode.
 
-    A container with picture and sound is given twice, once as each kind. Without bytes the file is
-    opened when it is decoded, so that no more of a long one is read than is needed.
+    A video file with sound appears twice, once as each kind. If ``data`` is None, the file is
+    opened when it is decoded, so that only the needed part of a long file is read.
     """
 
     path: str
@@ -46,18 +46,16 @@ class Source(Protocol):
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
-        """Class indices ``[n]``, or ``[n, T]`` with several label columns, -1 where unknown.
+        """Class indices ``[n]``, or ``[n, T]`` for several columns, -1 where unknown.
 
-        None when the data are unlabelled.
+        None if the data are unlabelled.
         """
         ...
 
-    def __len__(self) -> int:
-        """Count the samples."""
-        ...
+    def __len__(self) -> int: ...
 
     def read(self, index: int) -> RawSample:
-        """Return a picture, an array in the raw layout, or an undecoded clip, by modality.
+        """Return one sample: images, arrays in the raw layout or undecoded clips, by modality.
 
         Raises:
             DataError: The sample cannot be read; the message is ``path: reason``.
@@ -67,39 +65,39 @@ class Source(Protocol):
 
 @runtime_checkable
 class PartialSource(Source, Protocol):
-    """A source some of whose samples lack modalities; ``read`` leaves those out."""
+    """A source whose samples may lack modalities; ``read`` omits missing ones."""
 
     @property
     def present(self) -> Mapping[str, NDArray[np.bool_]]:
-        """Which samples hold each modality ``[n]``, known without reading; every sample holds one.
+        """Which samples have each modality ``[n]``, known without reading.
 
-        Modalities that all samples hold are listed too.
+        Every sample has at least one; modalities that all samples have are listed too.
         """
         ...
 
 
 @runtime_checkable
 class UnsureSource(PartialSource, Protocol):
-    """A partial source that may count modalities as present of which only reading can tell."""
+    """A partial source where ``present`` may be True for modalities that turn out to be missing."""
 
     @property
     def is_sure(self) -> bool:
-        """Whether ``present`` is known of every sample."""
+        """Whether ``present`` is exact for every sample."""
         ...
 
 
 @runtime_checkable
 class TargetSource(Source, Protocol):
-    """A source whose samples carry numbers to be predicted."""
+    """A source whose samples have numbers to predict."""
 
     @property
     def targets(self) -> NDArray[np.float32] | None:
-        """Numbers ``[n, T]``, NaN where unknown; None when there are none."""
+        """Numbers to predict ``[n, T]``, NaN where unknown; None without targets."""
         ...
 
 
 class Encoded(NamedTuple):
-    """One undecoded picture: where it lies, for messages, and its bytes."""
+    """An undecoded image: its path, for messages, and its bytes."""
 
     path: str
     data: bytes
@@ -107,10 +105,10 @@ class Encoded(NamedTuple):
 
 @runtime_checkable
 class PictureSource(Protocol):
-    """A source of picture files, whose bytes can be had so that only what is needed is decoded."""
+    """A source of image files that gives access to the bytes, for decoding at a reduced size."""
 
     def encoded(self, index: int) -> Encoded:
-        """Return the undecoded picture of modality ``image``.
+        """Return the undecoded image of modality ``image``.
 
         Raises:
             DataError: The bytes cannot be read.
@@ -120,53 +118,53 @@ class PictureSource(Protocol):
 
 @runtime_checkable
 class DeclaringSource(Protocol):
-    """A source that knows how its samples are best read, where one sample would mislead."""
+    """A source that declares specs, because a single sample would be misleading."""
 
     def declare(self) -> Mapping[str, ModalitySpec]:
-        """Return specs by modality, without mean and deviation; none leaves it to the samples."""
+        """Return specs by modality, without mean and std; empty to infer them from samples."""
         ...
 
 
 @runtime_checkable
 class KindedSource(Protocol):
-    """A source whose modalities may have any name, and whose arrays may differ in length."""
+    """A source whose modalities can have any name, and whose arrays can differ in length."""
 
     @property
     def kind_by_modality(self) -> Mapping[str, str]:
-        """Return what each modality is, such as ``image``; several may be of one kind."""
+        """Kind of each modality, such as ``image``; several may have the same kind."""
         ...
 
 
 @runtime_checkable
 class WindowedSource(Protocol):
-    """A source of texts whose samples are windows, of whatever length the model reads."""
+    """A source of texts whose samples are windows of adjustable length."""
 
     def with_window(self, window: int) -> Source:
-        """Return the same texts in windows of so many bytes, at least 1."""
+        """Return the same texts in windows of ``window`` bytes, at least 1."""
         ...
 
 
 @runtime_checkable
 class ContentSource(Protocol):
-    """A source whose samples are cut from larger things, as its reader asks for them."""
+    """A source whose samples are cut from larger items, such as documents or scenes."""
 
     @property
     def contents(self) -> Sequence[str]:
-        """Ids, with their extents, of what samples are cut from, however they are cut."""
+        """Ids of these items with their extents, independent of how samples are cut."""
         ...
 
 
 @runtime_checkable
 class TiledSource(Protocol):
-    """A source of point clouds whose samples are tiles, of as many points as the model reads."""
+    """A source of point clouds whose samples are tiles with an adjustable number of points."""
 
     def with_points(self, points: int) -> Source:
-        """Return the same clouds in tiles of so many points, at least 1."""
+        """Return the same clouds in tiles of ``points`` points, at least 1."""
         ...
 
 
 def pick(values: Sequence[Item], indices: NDArray[np.int64]) -> list[Item]:
-    """Return the values at some places."""
+    """Select values by indices."""
     return [values[int(index)] for index in indices]
 
 
@@ -179,25 +177,30 @@ def number_classes(highest: int, where: str) -> tuple[str, ...]:
     if highest >= MAX_CLASSES:
         raise DataError(
             f"{where}: the highest label is {highest}, which would make {highest + 1} classes (at "
-            f"most {MAX_CLASSES}); labels are class indices from 0 without gaps"
+            f"most {MAX_CLASSES}); labels must be class indices from 0 without gaps"
         )
     return tuple(str(label) for label in range(highest + 1))
 
 
 @runtime_checkable
 class DivisibleSource(Source, Protocol):
-    """A source of which a part can be set aside."""
+    """A source that supports subsets."""
 
     def subset(self, indices: NDArray[np.int64]) -> "DivisibleSource":
-        """Return a source of some of the samples."""
+        """Select samples by index."""
         ...
 
 
 class Found(NamedTuple):
-    """What lies at an address.
+    """The data at an address.
 
-    Sources by split, class names, notes, class names by label column, the names of the columns of
-    ``TargetSource.targets``, and names of the ids in masks, from 0.
+    Args:
+        sources: Sources by split.
+        classes: Class names, if there is one label column.
+        notes: Sentences that report decisions to the user.
+        columns: Class names by label column, if there are several.
+        targets: Names of the columns of ``TargetSource.targets``.
+        mask_classes: Class names of the ids in masks, from 0.
     """
 
     sources: Mapping[str, Source]

@@ -1,7 +1,7 @@
-"""A validation split where the data give none: by a hash of each sample's name.
+"""Validation split for data without one, chosen by a hash of each sample's name.
 
-The choice needs no seed and no order of files: it is the same on every machine, and adding samples
-moves few of the others.
+The split depends neither on a seed nor on the order of files: it is the same on every machine, and
+adding samples moves few other samples.
 """
 
 from collections.abc import Sequence
@@ -25,21 +25,21 @@ def hash_order(names: Sequence[str], indices: NDArray[np.int64]) -> NDArray[np.i
 def carve_validation(
     names: Sequence[str], labels: NDArray[np.int64] | None, share: float, address: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
-    """Divide training samples into training and validation, class by class.
+    """Divide training samples into training and validation, stratified by class.
 
     Args:
         names: Stable id per sample.
-        labels: Class per sample ``[n]``, or ``[n, T]`` in several label columns, of which the
-            first known one counts; None is one class for all.
-        share: Validation share in 0..1, both excluded; a class of two or more gives at least one
-            and keeps at least one.
-        address: The data's address, for messages.
+        labels: Class per sample ``[n]``, or ``[n, T]`` for several label columns, of which the
+            first known one counts; None treats all samples as one class.
+        share: Validation fraction in (0, 1). Of each class with two or more samples, at least one
+            goes to validation and at least one stays in training.
+        address: Address of the data, for messages.
 
     Returns:
-        Sorted indices that stay in training, sorted indices for validation, and a note.
+        Sorted training indices, sorted validation indices, and a note.
 
     Raises:
-        ConfigError: The share is out of range.
+        ConfigError: The fraction is out of range.
         DataError: No class has two samples.
     """
     if not 0 < share < 1:
@@ -53,8 +53,8 @@ def carve_validation(
             chosen.append(members[:count])
     if not chosen:
         raise DataError(
-            f"{address}: {len(names)} training samples and no class with two, so none can be set "
-            f"aside for validation; add samples, or give a validation split"
+            f"{address}: {len(names)} training samples and no class with two, so none can be used "
+            f"for validation; add samples, or give a validation split"
         )
     validation = np.sort(np.concatenate(chosen))
     training = np.setdiff1d(np.arange(len(names)), validation)
@@ -67,7 +67,7 @@ def carve_validation(
 
 
 def _first_known(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number the classes ``[n]`` of all columns through, each sample by its first known one."""
+    """Return a joint class number ``[n]`` per sample, from its first known label column."""
     if labels.ndim == 1:
         return labels
     # Samples without any label share one class: column 0, label -1.

@@ -1,4 +1,4 @@
-"""Files and folders that systems leave between data, and that are no data: the one list of them."""
+"""Names of files and folders that operating systems create next to data, to be ignored."""
 
 # In lower case: network drives, Linux, Windows, macOS and Jupyter.
 SYSTEM_NAMES = frozenset(
@@ -14,22 +14,22 @@ SYSTEM_NAMES = frozenset(
 
 
 def is_system_file(name: str) -> bool:
-    """Tell whether a file, by its name without folders, is hidden or a system's."""
+    """Return whether a file is hidden or a system file, by its name without folders."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def is_system_folder(name: str) -> bool:
-    """Tell whether a folder, by its own name, is hidden, private or a system's."""
+    """Return whether a folder is hidden, private or a system folder, by its own name."""
     return name.startswith((".", "__")) or name.lower() in SYSTEM_NAMES
 
 
 def is_system_member(path: str) -> bool:
-    """Tell whether a member of an archive is hidden, or lies in a system's folder.
+    """Return whether a member of an archive is hidden, or lies in a system folder.
 
-    Folders that are merely hidden count as data there: somebody has packed them.
+    Other hidden folders count as data, because they were packed deliberately.
 
     Args:
-        path: In the archive, with forward slashes.
+        path: Path in the archive, with forward slashes.
     """
     *folders, name = path.split("/")
     return is_system_file(name) or any(folder.lower() in SYSTEM_NAMES for folder in folders)

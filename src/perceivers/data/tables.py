@@ -1,4 +1,4 @@
-"""Tables as they are written: ``.csv`` with a header, ``.jsonl`` with an object per line, Parquet.
+"""Reading of tables: ``.csv`` with a header, ``.jsonl`` with an object per line, Parquet.
 
 Legend: n rows.
 """
@@ -37,18 +37,17 @@ SPLIT_WORDS = {
 
 @dataclass(frozen=True, eq=False)
 class Places(Sequence[str]):
-    """Where rows lie, such as ``x.csv: line 2``, in the memory of numbers.
+    """Locations of rows, such as ``x.csv: line 2``, formatted on demand to save memory.
 
     Args:
-        word: What comes before each number.
-        numbers: One per row ``[n]``.
+        word: Text before each number.
+        numbers: Line or row number of each row ``[n]``.
     """
 
     word: str
     numbers: NDArray[np.int64]
 
     def __len__(self) -> int:
-        """Count the rows."""
         return len(self.numbers)
 
     @overload
@@ -58,7 +57,6 @@ class Places(Sequence[str]):
     def __getitem__(self, index: slice) -> "Places": ...
 
     def __getitem__(self, index: int | slice) -> "str | Places":
-        """Say where one row lies."""
         if isinstance(index, slice):
             return Places(self.word, self.numbers[index])
         return f"{self.word} {self.numbers[index]}"
@@ -66,15 +64,15 @@ class Places(Sequence[str]):
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The rows of one file, or some of them.
+    """All or some rows of a table file.
 
     Args:
         path: The file.
-        columns: Values by column; None or an empty string is no value.
-        rows: Number of each row in the file, from 0 ``[n]``.
-        numbers: Line of each row in the file, from 1, or row, from 0, for messages ``[n]``.
-        parts: Columns whose cells hold files themselves, of all rows of the file, by name.
-        classes: Class names that the file states, by column of class numbers.
+        columns: Values by column; None or an empty string is a missing value.
+        rows: Index of each row in the file, from 0 ``[n]``.
+        numbers: Line number (from 1) or row number (from 0) of each row, for messages ``[n]``.
+        parts: Columns of embedded files by name, for all rows of the file.
+        classes: Class names stated by the file, by column of class indices.
         notes: Sentences on what was left out.
     """
 
@@ -87,23 +85,22 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        """Count the rows."""
         return len(self.rows)
 
     @property
     def names(self) -> list[str]:
-        """One stable id per row: the file's name and the number of the row."""
+        """One stable id per row: file name and row index."""
         return [f"{self.path.name}/{row}" for row in self.rows]
 
     @property
     def places(self) -> "Places":
-        """Where each row lies, for messages."""
+        """Location of each row, for messages."""
         return Places(
             f"{self.path}: {'line' if self.path.suffix.lower() in TEXTUAL else 'row'}", self.numbers
         )
 
     def take(self, indices: NDArray[np.int64]) -> "Table":
-        """Return some of the rows."""
+        """Select rows by index."""
         return replace(
             self,
             columns={name: pick(values, indices) for name, values in self.columns.items()},
@@ -114,18 +111,18 @@ class Table:
     def label_table(
         self, names: Sequence[str], without: Sequence[str], integers: IntegerLabels = "values"
     ) -> LabelTable:
-        """Return the columns that may hold labels, as text: texts, integers and whole floats.
+        """Return the possible label columns as text: columns of texts, integers and whole floats.
 
         Args:
             names: One id per row, for messages.
-            without: Columns that hold something else.
-            integers: ``indices`` leaves columns of floats out.
+            without: Columns to exclude.
+            integers: ``indices`` also excludes columns of floats.
         """
         write = _write_label if integers == "values" else _write_plain_label
         columns: dict[str, list[str]] = {}
         for name, values in self.columns.items():
             written = [write(value) for value in values] if name not in without else []
-            # A fraction is a number to be predicted, and lists are neither.
+            # A column with fractions is a regression target, not a label.
             fractions = any(
                 isinstance(value, float) and text is None and not isnan(value)
                 for value, text in zip(values, written, strict=False)
@@ -140,14 +137,14 @@ def _write_plain_label(value: Any) -> str | None:
 
 
 def _write_label(value: Any) -> str | None:
-    """Return a value as text; None where it can be no label."""
+    """Return a value as text; None if it cannot be a label."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return _write_plain_label(value)
 
 
 def read_table(path: Path) -> Table:
-    """Read a table, all but the files that a Parquet file may hold.
+    """Read a table, except for the files embedded in a Parquet file.
 
     Raises:
         DataError: The file cannot be read as a table, or has no rows.
@@ -166,14 +163,14 @@ def divide_table(table: Table, *, strict: bool) -> dict[str, Table]:
 
     Args:
         table: The whole table.
-        strict: Refuse a column ``split`` that holds anything but splits; otherwise such a column is
-            like any other.
+        strict: Whether a column ``split`` with other values is an error; otherwise it is treated
+            like any other column.
 
     Returns:
-        Tables by split, without that column; the table as ``train`` where rows are not divided.
+        Tables by split, without the column; the whole table as ``train`` if it is not divided.
 
     Raises:
-        DataError: A value that is no split, or no row for training.
+        DataError: A value is not a split, or no row belongs to ``train``.
     """
     if SPLIT not in table.columns:
         return {"train": table}
@@ -183,15 +180,15 @@ def divide_table(table: Table, *, strict: bool) -> dict[str, Table]:
         if not strict:
             return {"train": table}
         raise DataError(
-            f"{table.places[row]}: split is {table.columns[SPLIT][row]!r}; every row belongs to "
-            f"train, val or test"
+            f"{table.places[row]}: split is {table.columns[SPLIT][row]!r}; it must be train, val "
+            f"or test"
         )
     if "train" not in found:
         if not strict:
             return {"train": table}
         raise DataError(
-            f"{table.path}: 'split' holds only {sorted(set(map(str, found)))}; some rows must be "
-            f"train"
+            f"{table.path}: 'split' contains only {sorted(set(map(str, found)))}; some rows must "
+            f"be train"
         )
     columns = {name: values for name, values in table.columns.items() if name != SPLIT}
     splits = np.array(found)
@@ -203,10 +200,10 @@ def divide_table(table: Table, *, strict: bool) -> dict[str, Table]:
 
 
 def _read_csv(path: Path) -> tuple[dict[str, list[str]], list[int]]:
-    """Return a table's columns by the names in its header, and the line where each row ends."""
+    """Return columns by the names in the header, and the line number where each row ends."""
     data = _read_content(path)
-    # A mark at the start is no part of the first column's name. Any bytes are legal in a text;
-    # names of columns and classes are refused where they are read.
+    # A byte-order mark is not part of the first column name. Invalid UTF-8 is allowed in texts;
+    # names of columns and classes are checked when they are read.
     text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     columns: dict[str, list[str]] = {}
@@ -226,8 +223,8 @@ def _read_csv(path: Path) -> tuple[dict[str, list[str]], list[int]]:
                 lines.append(reader.line_num)
     except csv.Error as error:
         raise DataError(
-            f"{path}: line {reader.line_num} is no CSV ({error}); close every double quote, write "
-            f"one inside a field twice, and give texts of more than {csv.field_size_limit():,} "
+            f"{path}: line {reader.line_num} is not valid CSV ({error}); close every double quote, "
+            f"double those inside a field, and give texts of more than {csv.field_size_limit():,} "
             f"characters as .jsonl or .txt"
         ) from error
     if not lines:
@@ -236,17 +233,15 @@ def _read_csv(path: Path) -> tuple[dict[str, list[str]], list[int]]:
 
 
 def _check_header(names: list[str], path: Path) -> dict[str, list[str]]:
-    """Return empty columns."""
+    """Check the column names, and return an empty list for each."""
     names = [check_writable(name, f"{path}: line 1: the name of a column") for name in names]
     if len(set(names)) != len(names):
-        raise DataError(
-            f"{path}: the header is {names}; the first line names the columns, each once"
-        )
+        raise DataError(f"{path}: the header is {names}; the first line must name each column once")
     return {name: [] for name in names}
 
 
 def _read_jsonl(path: Path) -> tuple[dict[str, list[Any]], list[int]]:
-    """Return the values of every object by key (None where it is absent), and their lines."""
+    """Return the values by key (None where absent), and the line number of each object."""
     numbered = [
         (_parse_line(line, f"{path}: line {number}"), number)
         for number, line in enumerate(_read_content(path).split(b"\n"), 1)
@@ -260,20 +255,18 @@ def _read_jsonl(path: Path) -> tuple[dict[str, list[Any]], list[int]]:
 
 
 def _parse_line(line: bytes, where: str) -> dict[str, Any]:
-    """Return the object of one line."""
-    # Any bytes are legal in a text; other strings are refused where they are read.
+    # Invalid UTF-8 is allowed in texts; other strings are checked when they are read.
     text = line.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     row: Any = parse_json(text, where, constants=True, halves=True)
     if not isinstance(row, dict):
         raise DataError(
-            f"{where} holds {type(row).__name__}; every line is an object with the text under "
-            f"'text', or with files under the names of their kinds"
+            f"{where} is of type {type(row).__name__}; every line must be an object with the text "
+            f"under 'text', or with files under the names of their kinds"
         )
     return row
 
 
 def _read_content(path: Path) -> bytes:
-    """Return the bytes of a table."""
     data = read_bytes(str(path))
     if not data.strip():
         raise DataError(f"{path}: the file is empty ({len(data)} bytes); it needs at least one row")

@@ -1,4 +1,4 @@
-"""Texts as data: tables with a column text, and folders of text files."""
+"""Readers of text data: tables with a column ``text``, and folders of text files."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,23 +18,23 @@ from perceivers.data.texts import TEXT_EXTENSION, TextFiles, Texts, open_documen
 from perceivers.errors import DataError, suggest
 from perceivers.text_names import check_class_name, group_spellings, show_name
 
-# -- Tables of texts: the column ``text`` holds the text, and other columns may hold labels ------
+# -- Text tables: the column ``text`` is the text, other columns may be labels -------------------
 #
-# Any bytes are legal in a text.
+# Texts may be any bytes, including invalid UTF-8.
 
 
 def read_text_tables(tables: Mapping[str, Table], chosen: Chosen, where: str) -> Found:
-    """Read the texts of some splits.
+    """Read the texts of all splits.
 
     Args:
-        tables: A table by split; ``train`` is among them. The names of classes are looked for
-            beside it.
-        chosen: Label columns, none reads ``label`` where there is one; and columns of numbers.
-        where: The data's address, for messages.
+        tables: Tables by split, including ``train``. Files with class names are searched in its
+            folder.
+        chosen: Label columns (empty reads ``label`` if it exists) and target columns.
+        where: Address of the data, for messages.
 
     Raises:
-        DataError: A table that lacks the column ``text``, or holds a label that is no class.
-        ConfigError: A column that there is not.
+        DataError: A table has no column ``text``, or contains a label that is not a class.
+        ConfigError: A column does not exist.
     """
     labelled, texts = {}, {}
     for split, table in tables.items():
@@ -60,19 +60,18 @@ def read_text_tables(tables: Mapping[str, Table], chosen: Chosen, where: str) ->
 
 
 def _encode_texts(table: Table) -> list[bytes]:
-    """Return the bytes of every text."""
     names = list(table.columns)
     if TEXT not in names and table.path.suffix.lower() != ".jsonl":
         raise DataError(
-            f"{table.path}: the header is {names}; of the columns, which the first line names, one "
-            f"is {TEXT!r}, or some hold files (image, audio, video, points)" + suggest(TEXT, names)
+            f"{table.path}: the header is {names}; the first line must name a column {TEXT!r}, or "
+            f"columns of files (image, audio, video, points)" + suggest(TEXT, names)
         )
     encoded = []
     for row, text in enumerate(table.columns.get(TEXT, [None] * len(table))):
         if not isinstance(text, str):
             held = sorted(name for name in names if table.columns[name][row] is not None)
             raise DataError(
-                f"{table.places[row]} holds {held}; every line is an object with the text under "
+                f"{table.places[row]} has {held}; every line must be an object with the text under "
                 f"{TEXT!r}, or with files under the names of their kinds (image, audio, video, "
                 f"points)"
             )
@@ -81,55 +80,55 @@ def _encode_texts(table: Table) -> list[bytes]:
 
 
 def encode_cell(text: str, where: str) -> bytes:
-    """Return the bytes that a text was read from.
+    """Return the original bytes of a text that was decoded with ``surrogateescape``.
 
     Raises:
-        DataError: Half of a surrogate pair.
+        DataError: The text contains half of a surrogate pair.
     """
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{where} holds {text[error.start]!a} at character {error.start}, half of a surrogate "
-            f"pair, which UTF-8 cannot write; remove it"
+            f"{where} contains {text[error.start]!a} at character {error.start}, half of a "
+            f"surrogate pair, which UTF-8 cannot encode; remove it"
         ) from error
 
 
 # -- Folders of ``.txt`` files: documents, class sub-folders of texts, and splits of either ------
 
 SPLITS = ("train", "val", "test")
-# Files that make a folder something else than a folder of texts.
+# Extensions of other data formats; a folder with such files is not a folder of texts.
 ARRAY_EXTENSION = ".npy"
 OTHER_EXTENSIONS = (*TABLE_EXTENSIONS, ".npz", ".tar", ARRAY_EXTENSION)
 
 
 def find_split_files(folder: Path, extension: str) -> dict[str, Path]:
-    """Return the files ``train``, ``val`` and ``test`` of a kind; none without a ``train``."""
+    """Return the split files with an extension (``train.csv``, ...); empty without ``train``."""
     found = {split: folder / f"{split}{extension}" for split in SPLITS}
     found = {split: path for split, path in found.items() if path.is_file()}
     return found if "train" in found else {}
 
 
 def holds_media(folder: Path) -> bool:
-    """Tell whether there are pictures, sounds, videos or point clouds below a folder.
+    """Return whether a folder contains images, audio, videos or point clouds, recursively.
 
-    Arrays (``.npy``) do not count: beside tables and archives they are as often something else.
+    Arrays (``.npy``) do not count: next to tables and archives they are often something else.
     """
     names = (path.name for path in walk_files(folder))
     return any(name_kind(name) and not name.lower().endswith(ARRAY_EXTENSION) for name in names)
 
 
 def holds_texts(folder: Path) -> bool:
-    """Tell whether there are texts below a folder, and neither tables nor arrays."""
+    """Return whether a folder contains texts, recursively, and no tables, tars or arrays."""
     names = [path.name for path in walk_files(folder)]
     others = any(name.lower().endswith(OTHER_EXTENSIONS) for name in names)
     return not others and any(is_text_name(name) for name in names)
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
-    """Yield every file below a folder that is not hidden.
+    """Yield every file in a folder, recursively, except hidden and system files.
 
-    Links to folders are followed, each folder once.
+    Symbolic links to folders are followed; each folder is visited once.
     """
     seen = set()
     for here, children, files in os.walk(folder, followlinks=True):
@@ -145,25 +144,25 @@ def walk_files(folder: Path) -> Iterator[Path]:
 
 
 def is_text_name(name: str) -> bool:
-    """Tell whether a file name, without folders, ends like a text; hidden files are none."""
+    """Return whether a file name, without folders, has the text extension and is not hidden."""
     return not name.startswith(".") and name.lower().endswith(TEXT_EXTENSION)
 
 
 def walk_texts(folder: Path) -> list[Path]:
-    """Return the sorted paths of all texts below a folder, hidden ones left out."""
+    """Return the sorted paths of all texts in a folder, recursively, without hidden ones."""
     return sorted(path for path in walk_files(folder) if is_text_name(path.name))
 
 
 def read_text_folder(root: Path) -> Found:
     """Open the texts of a folder.
 
-    ``train.txt``, ``val.txt`` and ``test.txt`` are documents by split. Otherwise sub-folders called
-    train, val and test are splits. Within a split, two or more sub-folders of texts, and no text
-    beside them, are classes in alphabetical order, each file one sample; any other texts are
-    unlabelled documents, which are read in windows.
+    ``train.txt``, ``val.txt`` and ``test.txt`` are documents by split. Otherwise, sub-folders named
+    train, val and test are splits. If a split consists of two or more sub-folders of texts, these
+    are classes in alphabetical order, and each file is a sample; other texts are unlabelled
+    documents, which are read in windows.
 
     Raises:
-        DataError: An empty file, a split without texts, or a class that training does not have.
+        DataError: A file is empty, a split has no texts, or a class does not occur in training.
     """
     files = find_split_files(root, TEXT_EXTENSION)
     if files:
@@ -188,7 +187,7 @@ def read_text_folder(root: Path) -> Found:
 
 
 def find_text_classes(folder: Path) -> tuple[str, ...]:
-    """Return the sub-folders that are classes of texts; none when the texts are unlabelled."""
+    """Return the names of class sub-folders; empty if the texts are unlabelled."""
     children = sorted(
         path
         for path in folder.iterdir()
@@ -200,7 +199,6 @@ def find_text_classes(folder: Path) -> tuple[str, ...]:
 
 
 def _label_texts(folder: Path, root: Path, classes: Sequence[str]) -> TextFiles:
-    """Return the texts of one split's class folders."""
     held = find_text_classes(folder)
     for name in held:
         check_class_name(name, f"{show_name(str(folder))}: the name of a class folder")
@@ -225,7 +223,7 @@ def _label_texts(folder: Path, root: Path, classes: Sequence[str]) -> TextFiles:
 
 
 def _describe(paths: Mapping[str, Sequence[Path]]) -> tuple[str, ...]:
-    """Say how documents are read."""
+    """Return a note on how documents are read."""
     count = sum(len(found) for found in paths.values())
     return (
         f"{count} unlabelled documents, read in windows of the model's length (counted here in "

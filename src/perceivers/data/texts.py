@@ -1,6 +1,6 @@
 """Sources of texts: rows of tables, whole files, and documents read in windows.
 
-A text is read as its bytes, uint8; any bytes are legal, so files need not be UTF-8.
+A text is read as bytes (uint8); it need not be valid UTF-8.
 
 Legend: n texts, T label columns, L bytes.
 """
@@ -29,14 +29,14 @@ TEXT_LENGTH = 512
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """A source of texts that lie one after the other in memory.
+    """A source of texts concatenated in memory.
 
     Args:
         content: All texts.
-        spans: ``[n, 2]``: where each text begins and ends in ``content``.
+        spans: ``[n, 2]``: start and end of each text in ``content``.
         names: Stable id per text.
-        labels: Class per text ``[n]``, several columns of them ``[n, T]``, or None.
-        targets: Numbers to be predicted ``[n, T]``, NaN where unknown, or None.
+        labels: Class per text ``[n]``, or ``[n, T]`` for several columns, or None.
+        targets: Numbers to predict ``[n, T]``, NaN where unknown, or None.
     """
 
     content: bytes
@@ -46,11 +46,10 @@ class Texts:
     targets: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
-        """Count the texts."""
         return len(self.names)
 
     def read(self, index: int) -> dict[str, NDArray]:
-        """Return one text, uint8 ``[L]``.
+        """Return one text as uint8 ``[L]``.
 
         Raises:
             DataError: The text is empty.
@@ -63,7 +62,7 @@ class Texts:
         return {"bytes": Bytes(TEXT_LENGTH)}
 
     def subset(self, indices: NDArray[np.int64]) -> "Texts":
-        """Return a source of some of the texts."""
+        """Select texts by index."""
         labels = None if self.labels is None else self.labels[indices]
         targets = None if self.targets is None else self.targets[indices]
         names = pick(self.names, indices)
@@ -72,10 +71,10 @@ class Texts:
 
 @dataclass(frozen=True, eq=False)
 class TextFiles:
-    """A source of files, each of which is one text.
+    """A source of text files, one text per file.
 
     Args:
-        paths: Where each text lies.
+        paths: Path of each text.
         names: Stable ids, relative to the data's folder.
         labels: Class per text, or None.
     """
@@ -85,14 +84,13 @@ class TextFiles:
     labels: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        """Count the files."""
         return len(self.paths)
 
     def read(self, index: int) -> dict[str, NDArray]:
-        """Return one text, uint8 ``[L]``.
+        """Return one text as uint8 ``[L]``.
 
         Raises:
-            DataError: The file is empty, or cannot be read.
+            DataError: The file is empty or cannot be read.
         """
         path = self.paths[index]
         return {"bytes": _as_array(read_bytes(path), path)}
@@ -102,13 +100,13 @@ class TextFiles:
         return {"bytes": Bytes(TEXT_LENGTH)}
 
     def subset(self, indices: NDArray[np.int64]) -> "TextFiles":
-        """Return a source of some of the files."""
+        """Select files by index."""
         labels = None if self.labels is None else self.labels[indices]
         return TextFiles(pick(self.paths, indices), pick(self.names, indices), labels)
 
 
 class Piece(NamedTuple):
-    """A part of a document: its file, its id, and the bytes ``[first, end)``."""
+    """A part of a document: its file, its id, and its byte range ``[first, end)``."""
 
     path: str
     name: str
@@ -118,16 +116,15 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Documents:
-    """A source of long texts, cut into consecutive windows; loaders cut them as long as the spec.
+    """A source of long texts, cut into consecutive windows of the spec's length.
 
-    Sample k of a piece is its window k and what follows, up to the start of window k + 1's last
-    byte: evaluation reads the window itself, so that nothing is read twice and nothing is lost, and
-    training a window that begins anywhere in the stretch, so that every place of a document is a
-    beginning.
+    Sample k of a piece is its window k plus the following ``window - 1`` bytes. Evaluation uses the
+    window itself, so that windows cover the text without overlap. Training uses a window that
+    starts at a random position of window k, so that windows can start at every byte of a document.
 
     Args:
-        pieces: The documents, or parts of them; none is empty.
-        window: Bytes per window.
+        pieces: The documents, or non-empty parts of them.
+        window: Bytes per window; loaders set it to the length of the spec.
     """
 
     pieces: Sequence[Piece]
@@ -136,12 +133,12 @@ class Documents:
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
-        """How many windows there are up to the end of each piece."""
+        """Cumulative number of windows up to the end of each piece."""
         return np.cumsum([-(-(piece.end - piece.first) // self.window) for piece in self.pieces])
 
     @property
     def names(self) -> Sequence[str]:
-        """One id per window: the document's and the first byte, ``alice.txt@512``."""
+        """One id per window: document and first byte, such as ``alice.txt@512``."""
         return self._names
 
     @cached_property
@@ -154,15 +151,14 @@ class Documents:
 
     @property
     def contents(self) -> Sequence[str]:
-        """One id per piece, with the bytes that it holds."""
+        """One id per piece, with its byte range."""
         return [f"{piece.name}@{piece.first}-{piece.end}" for piece in self.pieces]
 
     def __len__(self) -> int:
-        """Count the windows."""
         return int(self.ends[-1])
 
     def read(self, index: int) -> dict[str, NDArray]:
-        """Return one window and what follows it, uint8 ``[L]``.
+        """Return one window and the following bytes, uint8 ``[L]``.
 
         Raises:
             DataError: The file cannot be read, or has become shorter.
@@ -179,21 +175,21 @@ class Documents:
         return {"bytes": Bytes(TEXT_LENGTH)}
 
     def with_window(self, window: int) -> "Documents":
-        """Return the same documents in windows of so many bytes."""
+        """Return the same documents in windows of ``window`` bytes."""
         return replace(self, window=window)
 
     def divide(self, share: float, address: str) -> tuple["Documents", "Documents", str]:
-        """Set a part aside for validation: whole documents if there are enough, else their ends.
+        """Hold out a part for validation: whole documents if there are enough, else their ends.
 
         Args:
-            share: Share of the documents, or of the bytes of each one, in 0..1.
-            address: The data's address, for messages.
+            share: Fraction of the documents, or of the bytes of each document, in 0..1.
+            address: Address of the data, for messages.
 
         Returns:
-            What stays in training, what is set aside, and a note.
+            Training documents, validation documents, and a note.
 
         Raises:
-            DataError: One document of one byte.
+            DataError: All documents have a single byte.
         """
         if share * len(self.pieces) >= 1:
             names = [piece.name for piece in self.pieces]
@@ -211,7 +207,7 @@ class Documents:
             val += [piece._replace(first=cut)] if cut < piece.end else []
         if not val:
             raise DataError(
-                f"{address}: {len(self.pieces)} documents of 1 byte each, so none can be set aside "
+                f"{address}: {len(self.pieces)} documents of 1 byte each, so none can be divided "
                 f"for validation; give longer ones"
             )
         note = f"val: the last {share * 100:g} % of each of {len(self.pieces)} documents"
@@ -219,14 +215,14 @@ class Documents:
 
 
 def open_documents(paths: Sequence[Path], root: Path) -> Documents:
-    """Return documents, whose sizes are read now and whose bytes are read when needed.
+    """Open documents; sizes are read now, contents when needed.
 
     Args:
         paths: The files, at least one.
-        root: The folder that their ids are relative to.
+        root: The folder that the ids are relative to.
 
     Raises:
-        DataError: A file is empty, or cannot be read.
+        DataError: A file is empty or cannot be read.
     """
     pieces = []
     for path in paths:
@@ -239,14 +235,12 @@ def open_documents(paths: Sequence[Path], root: Path) -> Documents:
 
 
 def _as_array(text: bytes, name: str) -> NDArray[np.uint8]:
-    """Return a text that must not be empty."""
     if not text:
         raise DataError(f"{name}: the text is empty (0 bytes); remove it, or fill it in")
     return np.frombuffer(text, np.uint8)
 
 
 def _read_range(path: str, first: int, end: int) -> bytes:
-    """Return some bytes of a file."""
     with open_file(path) as file:
         try:
             file.seek(first)
@@ -255,7 +249,6 @@ def _read_range(path: str, first: int, end: int) -> bytes:
             raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     if len(data) != end - first:
         raise DataError(
-            f"{path}: ends before byte {end}; the file has changed since it was opened, so start "
-            f"again"
+            f"{path}: ends before byte {end}; the file has changed since it was opened; start again"
         )
     return data

@@ -1,8 +1,8 @@
-"""Video files to clips of exactly the shape a spec declares, with the sound of the same moments.
+"""Decoding of video files into clips of the shape in a spec, with synchronous audio.
 
-The times of all frames are read from the packets first, once for a long file; then only the frames
-from the key frame before the clip to its end are decoded. They are seen as players show them: their
-pixels in the shape that they have, and turned or mirrored as the file says.
+The times of all frames are read from the packets first, once for a long file; then only frames from
+the key frame before the clip up to its end are decoded. Frames look as in a player: the pixel
+aspect ratio, rotation and mirroring stated in the file are applied.
 
 Legend: C channels, T frames, H W rows and columns, S samples of the spec.
 """
@@ -33,26 +33,26 @@ from perceivers.data.sources import EncodedClip
 from perceivers.errors import DataError
 from perceivers.types import Audio, Image, Video
 
-# -- When the frames of a video file are shown, read from its packets without decoding -----------
+# -- Presentation times of the frames of a video file, read from packets without decoding --------
 #
 # Legend: n frames.
 
-# A healthy file may end this much, in seconds, before its stated end.
+# An intact file may end up to this many seconds before its stated end.
 MAX_MISSING = 0.5
-# How far a stated rate may be off, as a factor, and still be that of the frames.
+# Maximum factor between the stated and the measured frame rate for the stated one to be used.
 MAX_OFF = 1.05
 
 
 @dataclass(frozen=True)
 class FrameTimes:
-    """The frames of one file in the order they are shown.
+    """Presentation times of the frames of one file, in presentation order.
 
     Args:
-        seconds: When each frame is shown ``[n]``, ascending, in the container's time.
+        seconds: Time of each frame ``[n]`` in the container's time, ascending.
         rate: Frames per second.
-        stamps: The same times in the units of the stream ``[n]``; none where the container does
-            not state them, as AVI: its frames are counted from the first.
-        keys: Numbers of the frames at which decoding can begin, ascending.
+        stamps: The same times in units of the stream ``[n]``; empty if the container (such as AVI)
+            does not store times, so that frames are counted from the first.
+        keys: Indices of the frames where decoding can begin, ascending.
     """
 
     seconds: NDArray[np.float64]
@@ -61,26 +61,25 @@ class FrameTimes:
     keys: NDArray[np.int64]
 
     def __len__(self) -> int:
-        """Count the frames."""
         return len(self.seconds)
 
     def nearest(self, instants: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Return the number of the frame nearest to each instant in seconds; the earlier of two."""
+        """Return the index of the frame nearest to each time in seconds; ties go to the earlier."""
         middles = (self.seconds[1:] + self.seconds[:-1]) / 2
-        # Halves of rounded times are no exact ties.
+        # The tolerance makes ties exact despite rounded times.
         return np.searchsorted(middles, instants - 1e-6 / self.rate).astype(np.int64)
 
     def key_before(self, number: int) -> int:
-        """Return the last frame, not after ``number``, at which decoding can begin."""
+        """Return the last key frame at or before ``number``."""
         earlier = self.keys[self.keys <= number]
         return int(earlier[-1]) if len(earlier) else 0
 
     def find(self, stamp: int | None, count: int) -> int:
-        """Return the number of a decoded frame, -1 if there is none at its time.
+        """Return the index of a decoded frame; -1 if no frame has its time.
 
         Args:
-            stamp: Its time in the units of the stream.
-            count: Frames decoded before it, which is its number where times are not stated.
+            stamp: Time of the frame in units of the stream.
+            count: Number of frames decoded before it, which is its index if there are no stamps.
         """
         if not len(self.stamps):
             return count
@@ -111,7 +110,7 @@ def read_frame_times(container: Any, path: str) -> FrameTimes:
             if not packet.is_discard:
                 found.append((packet.pts, packet.is_keyframe))
     if not found:
-        raise DataError(f"{path}: the video holds no frames; the file is damaged or cut short")
+        raise DataError(f"{path}: the video has no frames; the file is damaged or cut short")
     if is_timed(container):
         _check_end(container, stream, num_packets, end, path)
         stated = sorted((stamp, is_key) for stamp, is_key in found if stamp is not None)
@@ -119,27 +118,27 @@ def read_frame_times(container: Any, path: str) -> FrameTimes:
             return _stated_times(stream, stated)
     rate = float(stream.average_rate or stream.guessed_rate or 0)
     if not rate:
-        raise DataError(f"{path}: states neither times nor a rate of its frames; encode it as .mp4")
+        raise DataError(f"{path}: has neither frame times nor a frame rate; encode it as .mp4")
     none = np.zeros(0, np.int64)
     return FrameTimes(np.arange(len(found)) / rate, rate, none, np.zeros(1, np.int64))
 
 
 def _stated_times(stream: Any, stated: list[tuple[int, bool]]) -> FrameTimes:
-    """Return the times of sorted packets."""
+    """Return frame times from sorted packet times."""
     stamps = np.array([stamp for stamp, _ in stated], np.int64)
     seconds = (stamps * float(stream.time_base)).astype(np.float64)
     rate = float(stream.average_rate or 0)
-    # The rate of a single frame is of no consequence.
+    # The rate of a single frame does not matter.
     measured = (len(stated) - 1) / (seconds[-1] - seconds[0]) if len(stated) > 1 else rate or 1.0
     if not 1 / MAX_OFF <= rate / measured <= MAX_OFF:
-        # Frames that are shown for different times have no rate that a header could state.
+        # With a variable frame rate, the stated rate can be wrong; use the measured average.
         rate = float(measured)
     keys = np.flatnonzero([is_key for _, is_key in stated]).astype(np.int64)
     return FrameTimes(seconds, rate, stamps, keys)
 
 
 def _check_end(container: Any, stream: Any, num_packets: int, end: float, path: str) -> None:
-    """Compare what was found with what the header states."""
+    """Check that the file is as long as its header states."""
     if num_packets < stream.frames:
         raise DataError(
             f"{path}: ends after {num_packets} of {stream.frames} frames; the file was cut short"
@@ -149,7 +148,7 @@ def _check_end(container: Any, stream: Any, num_packets: int, end: float, path: 
         raise DataError(f"{path}: ends after {end:.2f} of {stated:.2f} s; the file was cut short")
 
 
-# -- Frames of a clip, all of them looked at and changed alike -----------------------------------
+# -- Cropping and augmentation, equal for all frames of a clip -----------------------------------
 #
 # Legend: C channels, T frames, H W rows and columns.
 
@@ -157,12 +156,12 @@ def _check_end(container: Any, stream: Any, num_packets: int, end: float, path: 
 class FrameFitter:
     """Fits the frames of one clip, one after the other, to uint8 ``[C, H, W]``.
 
-    View and operations are drawn at the first frame. Operations that look at a picture, such as
-    Equalize, look at each frame by itself.
+    The view and the operations are sampled at the first frame. Operations that depend on image
+    content, such as Equalize, use each frame's own content.
 
     Args:
-        spec: What the clip must look like; 1 (gray) or 3 (RGB) channels.
-        look: What is seen of it.
+        spec: Spec of the clip; 1 (gray) or 3 (RGB) channels.
+        look: Chooses the view and the augmentation.
     """
 
     def __init__(self, spec: Video, look: Look) -> None:
@@ -171,7 +170,7 @@ class FrameFitter:
         self._seed = 0
 
     def __call__(self, picture: Picture) -> NDArray[np.uint8]:
-        """Crop, change and resize one RGB or gray frame; all frames have the same size."""
+        """Crop, augment and resize one RGB or gray frame; all frames must have the same size."""
         spec, look = self._spec, self._look
         target = (spec.width, spec.height)
         operates = look.rng is not None and look.augment.rand_augment > 0
@@ -190,19 +189,18 @@ class FrameFitter:
 
 
 def fit_frames(frames: NDArray, spec: Video, look: Look = PLAIN) -> NDArray:
-    """Fit ready frames: a part of them in order, each cropped and resized.
+    """Fit an array of frames: select consecutive frames, crop and resize them.
 
-    The last frame is repeated to fill a spec that is longer. Their rate is not known, so frames
-    are consecutive whatever ``spec.frame_rate``. What fits already and is not changed stays as it
-    is.
+    The last frame is repeated if the spec is longer. The frame rate of arrays is unknown, so
+    ``spec.frame_rate`` is ignored.
 
     Args:
         frames: Clip ``[C, T, H, W]`` with the channels of the spec.
-        spec: The shape to reach.
-        look: What is seen of it.
+        spec: Spec with the output shape.
+        look: Chooses the start, the view and the augmentation.
 
     Raises:
-        ConfigError: RandAugment of other than uint8 frames of 1 or 3 channels.
+        ConfigError: RandAugment is set, but frames are not uint8 with 1 or 3 channels.
     """
     spare = frames.shape[1] - spec.frames
     if spare > 0:
@@ -218,16 +216,16 @@ def fit_frames(frames: NDArray, spec: Video, look: Look = PLAIN) -> NDArray:
     stacked = frames.reshape(channels * count, height, width)  # [C * T, H, W]
     flat = Image(spec.height, spec.width, channels * count)
     if frames.dtype == np.int16:
-        # Pillow cannot resample 16 bits with a sign.
+        # Pillow cannot resample signed 16-bit values.
         fitted = np.rint(fit_array(stacked.astype(np.float32), flat, view)).astype(np.int16)
     else:
         fitted = fit_array(stacked, flat, view)
     return fitted.reshape(channels, count, *flat.grid)
 
 
-# -- Video files to clips of exactly the shape a spec declares -----------------------------------
+# -- Decoding of video files into clips of the shape in a spec -----------------------------------
 
-# Where the axes of a stored frame point when it is shown: right (x, y), then down (x, y).
+# By direction of a stored frame's axes on the screen: right (x, y), then down (x, y).
 TURNS = {
     (0, -1, 1, 0): ImageSpec.Transpose.ROTATE_90,
     (-1, 0, 0, -1): ImageSpec.Transpose.ROTATE_180,
@@ -237,15 +235,15 @@ TURNS = {
     (0, 1, 1, 0): ImageSpec.Transpose.TRANSPOSE,
     (0, -1, -1, 0): ImageSpec.Transpose.TRANSVERSE,
 }
-# No camera has pixels that are longer; a file that says so is damaged.
+# No camera has a larger pixel aspect ratio; such a file is damaged.
 MAX_PIXEL_RATIO = 16
 
 
 def native_video(clip: EncodedClip) -> Video:
-    """Describe a video file: all its frames, upright, at its own rate.
+    """Return the spec of a video file: all frames, upright, at the native frame rate.
 
     Raises:
-        DataError: The file is damaged or holds no video.
+        DataError: The file is damaged or has no video.
     """
     with open_container(clip) as container:
         times = _frame_times(container, clip)
@@ -255,24 +253,23 @@ def native_video(clip: EncodedClip) -> Video:
 
 
 def fit_video(clip: EncodedClip, spec: Video, look: Look = PLAIN) -> NDArray[np.uint8]:
-    """Decode a part of a video file.
+    """Decode a clip from a video file.
 
-    Frames are those nearest to instants at ``spec.frame_rate``, or consecutive ones if that is 0.
-    The last frame is repeated to fill a spec that is longer than the file. Every frame shows the
-    same box: the largest undistorted one in its middle, where nothing else is asked for.
+    Frames are the nearest ones to times at ``spec.frame_rate``, or consecutive ones if it is 0. The
+    last frame is repeated if the spec is longer than the file. All frames have the same crop: by
+    default the largest centre crop with the aspect ratio of the spec.
 
     Args:
         clip: The file.
-        spec: The shape to reach; 1 (gray) or 3 (RGB) channels.
-        look: Where the part begins, with one draw whatever the file, and what is seen of every
-            frame; or fixed places of both.
+        spec: Spec with the output shape; 1 (gray) or 3 (RGB) channels.
+        look: Chooses the start of the clip, the view and the augmentation.
 
     Returns:
         Clip ``[C, T, H, W]``.
 
     Raises:
-        DataError: The file is damaged, holds no video, or its frames change their size; or the spec
-            has other channels.
+        DataError: The file is damaged, has no video, or the frame size changes; or the spec has
+            another number of channels.
     """
     with open_container(clip) as container:
         times = _frame_times(container, clip)
@@ -287,23 +284,23 @@ def fit_clip(
     *,
     sound: EncodedClip | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Decode picture and sound that begin at the same moment, that of a frame.
+    """Decode video and audio that start at the same time, the time of a frame.
 
-    The longer of the two spans is placed as in ``fit_video``: in the centre, or at random.
+    The start is chosen as in ``fit_video``, for the longer of the two spans.
 
     Args:
         clip: The video file.
-        video_spec: As for ``fit_video``.
-        audio_spec: As for ``fit_audio``.
-        look: Where both begin, with one draw whatever the file, and what is seen of every frame;
-            or fixed places of both. Nothing changes the sound.
-        sound: A file whose sound begins with the video file; None uses the file's own sound track.
+        video_spec: See ``fit_video``.
+        audio_spec: See ``fit_audio``.
+        look: Chooses the common start, the view and the augmentation of frames; audio is not
+            augmented.
+        sound: An audio file that starts together with the video; None uses the soundtrack.
 
     Returns:
         Clip ``[C, T, H, W]`` and waveform ``[C, S]``.
 
     Raises:
-        DataError: As ``fit_video`` and ``fit_audio``.
+        DataError: See ``fit_video`` and ``fit_audio``.
     """
     sound = clip if sound is None else sound
     info = read_sound_info(sound)
@@ -317,24 +314,23 @@ def fit_clip(
 
 
 def _frame_times(container: Any, clip: EncodedClip) -> FrameTimes:
-    """Return the times of all frames, those of long files once for all."""
+    """Return the times of all frames, cached for files that stay on disk."""
     version = file_version(clip)
     return read_frame_times(container, clip.path) if version is None else _remember_times(version)
 
 
-# Two hours of film take 3 MB.
+# Two hours of video take 3 MB.
 @lru_cache(maxsize=32)
 def _remember_times(version: tuple[str, int, int]) -> FrameTimes:
-    """Read the times of a file's frames."""
     clip = EncodedClip(version[0], None, "video")
     with open_container(clip) as container:
         return read_frame_times(container, clip.path)
 
 
 def _choose_start(times: FrameTimes, spec: Video, span: float, look: Look) -> int:
-    """Return the frame to begin at, so that the clip and at least ``span`` seconds fit, if any do.
+    """Choose the first frame so that the clip and ``span`` seconds fit into the file, if possible.
 
-    Spans may end half a frame late, because times are rounded.
+    The span may exceed the end by half a frame, because times are rounded.
     """
     span = max(span, spec.frames / (spec.frame_rate or times.rate))
     late = times.seconds[-1] + 1.5 / times.rate - span
@@ -347,11 +343,10 @@ def _choose_start(times: FrameTimes, spec: Video, span: float, look: Look) -> in
 def _draw(
     container: Any, clip: EncodedClip, spec: Video, times: FrameTimes, first: int, look: Look
 ) -> NDArray[np.uint8]:
-    """Decode the frames of a clip and fit them to the spec."""
     if spec.channels not in {1, 3}:
         raise DataError(
             f"{clip.path}: video files give 1 (gray) or 3 (RGB) channels, not {spec.channels}; "
-            f"give other counts as arrays in an .npz file"
+            f"for other counts, use arrays in an .npz file"
         )
     if spec.frame_rate:
         chosen = times.nearest(times.seconds[first] + np.arange(spec.frames) / spec.frame_rate)
@@ -367,10 +362,10 @@ def _draw(
 def _decode(
     container: Any, clip: EncodedClip, times: FrameTimes, numbers: list[int]
 ) -> Iterator[Any]:
-    """Yield the frames of some ascending numbers."""
+    """Yield the frames at ascending indices."""
     frames = _decode_from(container, clip.path, times, times.key_before(numbers[0]))
     number, frame = next(frames)
-    if number > numbers[0]:  # The container did not go back far enough.
+    if number > numbers[0]:  # the container did not seek back far enough
         frames = _decode_from(container, clip.path, times, 0)
         number, frame = next(frames)
     for wanted in numbers:
@@ -387,14 +382,14 @@ def _decode(
 def _decode_from(
     container: Any, path: str, times: FrameTimes, start: int
 ) -> Iterator[tuple[int, Any]]:
-    """Yield numbered frames, checked, from a key frame at or before ``start`` on."""
+    """Yield checked frames with their indices, starting at frame ``start``, a key frame."""
     stream = first_stream(container, "video", path)
     container.seek(int(times.stamps[start]) if len(times.stamps) else 0, stream=stream)
     size: tuple[int, int] | None = None
     for count, frame in enumerate(container.decode(stream)):
         number = times.find(frame.pts, count)
         if number < start:
-            continue  # Shown before the key frame, and lacking what it is made from.
+            continue  # precedes the key frame and refers to frames that were not decoded
         size = size or (frame.width, frame.height)
         if (frame.width, frame.height) != size:
             raise DataError(
@@ -405,24 +400,23 @@ def _decode_from(
             raise DataError(f"{path}: frame {number} is damaged; replace the file")
         yield number, frame
     raise DataError(
-        f"{path}: fewer frames can be decoded than the {len(times)} it holds; the file is damaged "
-        f"or cut short"
+        f"{path}: fewer than its {len(times)} frames can be decoded; the file is damaged or cut "
+        f"short"
     )
 
 
 def _make_converter(container: Any, path: str) -> Callable[[Any], ImageSpec.Image]:
-    """Return a function from frames of one file to RGB pictures as they are to be seen."""
-    # One reformatter for all frames: setting it up takes longer than a small frame.
+    """Return a function that converts frames of one file to RGB images as a player shows them."""
+    # One reformatter for all frames: creating it takes longer than converting a small frame.
     reformatter = load_library("av").video.reformatter.VideoReformatter()
     ratio = first_stream(container, "video", path).sample_aspect_ratio or 1
     if not 1 / MAX_PIXEL_RATIO <= ratio <= MAX_PIXEL_RATIO:
         raise DataError(
-            f"{path}: states pixels {float(ratio):.4g} times as wide as high, which is more than "
+            f"{path}: states a pixel aspect ratio of {float(ratio):.4g}, beyond "
             f"{MAX_PIXEL_RATIO} to 1; the file is damaged, encode it again"
         )
 
     def convert(frame: Any) -> ImageSpec.Image:
-        """Convert one frame."""
         width = max(1, round(frame.width * ratio))
         has_alpha = any(component.is_alpha for component in frame.format.components)
         shown = reformatter.reformat(frame, width=width, format="rgba" if has_alpha else "rgb24")
@@ -437,11 +431,10 @@ def _make_converter(container: Any, path: str) -> Callable[[Any], ImageSpec.Imag
 
 
 def _find_axes(matrix: NDArray[np.int32]) -> tuple[int, int, int, int]:
-    """Return where the axes of a frame point, to the nearest quarter turn; as in ``TURNS``."""
+    """Return a key of ``TURNS``: the axes of a display matrix to the nearest quarter turn."""
     right, down = matrix[0:2].tolist(), matrix[3:5].tolist()
 
     def sign(value: int) -> int:
-        """Return -1, 0 or 1."""
         return (value > 0) - (value < 0)
 
     if abs(right[0]) >= abs(right[1]):

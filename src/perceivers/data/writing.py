@@ -1,4 +1,4 @@
-"""Clips, sounds and point clouds to files that any player and viewer opens."""
+"""Writing of video clips, audio and point clouds as widely supported files."""
 
 import io
 from fractions import Fraction
@@ -12,11 +12,11 @@ from perceivers.data.containers import load_library
 from perceivers.errors import ConfigError, InputError
 from perceivers.files import write_atomic
 
-# -- Clips and waveforms to files that any player opens ------------------------------------------
+# -- Video clips and waveforms -------------------------------------------------------------------
 #
 # Legend: C channels, T frames, H W rows and columns, S samples.
 
-# Samples that one packet of AAC holds, so what the encoder wants at a time.
+# Samples per AAC packet; the encoder expects frames of this size.
 AAC_SAMPLES = 1024
 LAYOUTS = {1: "mono", 2: "stereo"}
 
@@ -28,22 +28,22 @@ def write_clip(
     audio: NDArray | None = None,
     sample_rate: int = 0,
 ) -> Path:
-    """Write a clip as ``.mp4`` (H.264, AAC) that plays everywhere; an old file survives failure.
+    """Write a clip as ``.mp4`` (H.264, AAC); on failure, an existing file is kept.
 
-    Rows and columns of an odd count are repeated at the edge, because H.264 stores colour at half
-    the size.
+    An odd height or width is padded by repeating the edge, because H.264 stores colour at half
+    resolution.
 
     Args:
-        path: Where to write.
+        path: Output path.
         video: Frames uint8 ``[C, T, H, W]`` with 1 (gray) or 3 (RGB) channels.
         frame_rate: Frames per second.
-        audio: Sound ``[C, S]`` in float, which is cut to -1..1, with 1 or 2 channels; None writes a
-            silent clip.
-        sample_rate: Samples per second in Hz, one of those that AAC knows.
+        audio: Float waveform ``[C, S]``, clipped to -1..1, with 1 or 2 channels; None writes a clip
+            without a soundtrack.
+        sample_rate: Sample rate in Hz, one of ``list_sound_rates``.
 
     Raises:
-        InputError: Arrays of another shape or type, or sound that is not finite.
-        ConfigError: A rate that cannot be written.
+        InputError: An array has another shape or dtype, or the audio is not finite.
+        ConfigError: A rate is not supported.
         DataError: PyAV is not installed.
     """
     video = _prepare_frames(video)
@@ -57,7 +57,7 @@ def write_clip(
             raise ConfigError(f"sample_rate is {sample_rate} Hz; mp4 takes one of {known}")
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        # Both are declared before anything is written, because that fixes the file's header.
+        # Both streams must be added before the first packet, which fixes the file's header.
         pictures = container.add_stream(
             "libx264", rate=Fraction(frame_rate).limit_denominator(1001)
         )
@@ -74,7 +74,7 @@ def write_clip(
 
 
 def list_sound_rates() -> list[int]:
-    """Return the sample rates in Hz that the sound of an ``.mp4`` may have.
+    """Return the sample rates in Hz that are supported for the audio of an ``.mp4``.
 
     Raises:
         DataError: PyAV is not installed.
@@ -83,16 +83,16 @@ def list_sound_rates() -> list[int]:
 
 
 def write_wav(path: Path, audio: NDArray, sample_rate: int) -> Path:
-    """Write a waveform as ``.wav`` with 16 bits; an old file survives failure.
+    """Write a waveform as 16-bit ``.wav``; on failure, an existing file is kept.
 
     Args:
-        path: Where to write.
-        audio: Sound ``[C, S]`` in float, which is cut to -1..1, with 1 or 2 channels.
-        sample_rate: Samples per second in Hz.
+        path: Output path.
+        audio: Float waveform ``[C, S]``, clipped to -1..1, with 1 or 2 channels.
+        sample_rate: Sample rate in Hz.
 
     Raises:
-        InputError: An array of another shape or type, or sound that is not finite.
-        ConfigError: A rate below 1.
+        InputError: The array has another shape or dtype, or is not finite.
+        ConfigError: The rate is below 1.
         DataError: soundfile is not installed.
     """
     audio = _check_wave(audio)
@@ -104,7 +104,7 @@ def write_wav(path: Path, audio: NDArray, sample_rate: int) -> Path:
 
 
 def _prepare_frames(video: NDArray) -> NDArray[np.uint8]:
-    """Refuse what is no clip, and return it in three channels and even sizes."""
+    """Check a clip, convert it to three channels, and pad it to an even height and width."""
     if video.ndim != 4 or video.dtype != np.uint8 or video.shape[0] not in {1, 3} or not video.size:
         raise InputError(
             f"the clip has shape {video.shape} and dtype {video.dtype}; write uint8 "
@@ -116,20 +116,19 @@ def _prepare_frames(video: NDArray) -> NDArray[np.uint8]:
 
 
 def _check_wave(audio: NDArray) -> NDArray[np.float32]:
-    """Refuse what is no waveform, and cut it to -1..1."""
+    """Check a waveform, and clip it to -1..1."""
     floats = np.issubdtype(audio.dtype, np.floating)
     if audio.ndim != 2 or not floats or audio.shape[0] not in {1, 2} or not audio.size:
         raise InputError(
-            f"the sound has shape {audio.shape} and dtype {audio.dtype}; write floats [C, S] in "
+            f"the audio has shape {audio.shape} and dtype {audio.dtype}; write floats [C, S] in "
             f"-1..1 with 1 or 2 channels and at least one sample"
         )
     if not np.isfinite(audio).all():
-        raise InputError("the sound holds NaN or infinite samples; it must be finite")
+        raise InputError("the audio contains NaN or infinite samples; it must be finite")
     return audio.clip(-1.0, 1.0).astype(np.float32)
 
 
 def _write_frames(container: Any, stream: Any, video: NDArray) -> None:
-    """Encode frames ``[C, T, H, W]``."""
     from av import VideoFrame
 
     for number, values in enumerate(video.transpose(1, 2, 3, 0)):  # [T, H, W, C]
@@ -140,7 +139,6 @@ def _write_frames(container: Any, stream: Any, video: NDArray) -> None:
 
 
 def _write_sound(container: Any, stream: Any, audio: NDArray[np.float32], sample_rate: int) -> None:
-    """Encode sound ``[C, S]``."""
     from av import AudioFrame
 
     for first in range(0, audio.shape[1], AAC_SAMPLES):
@@ -151,7 +149,7 @@ def _write_sound(container: Any, stream: Any, audio: NDArray[np.float32], sample
     container.mux(stream.encode(None))
 
 
-# -- Point clouds to ``.ply`` files that viewers open --------------------------------------------
+# -- Point clouds --------------------------------------------------------------------------------
 #
 # Legend: P points, C values per point.
 
@@ -159,15 +157,15 @@ AXES = ("x", "y", "z")
 
 
 def write_ply(path: Path, points: NDArray) -> Path:
-    """Write points as binary ``.ply``; an old file survives failure.
+    """Write points as binary ``.ply``; on failure, an existing file is kept.
 
     Args:
-        path: Where to write.
-        points: ``[P, C]`` of at least x, y and z; further values are named ``value_3`` onwards.
-            Rows with NaN are no points and are left out.
+        path: Output path.
+        points: ``[P, C]``: x, y, z and optional further values, named ``value_3`` onwards. Rows
+            that are not finite are padding and are skipped.
 
     Raises:
-        InputError: Another shape, or fewer than three values per point.
+        InputError: The array has another shape, or fewer than three values per point.
     """
     if points.ndim != 2 or points.shape[1] < len(AXES):
         raise InputError(f"points have shape {points.shape}; a .ply file needs [P, 3 or more]")
