@@ -64,7 +64,7 @@ KEPT = {"status": "kept", "kept": 7}
         (
             "import os; os.kill(os.getpid(), 9)",
             ("out of memory", "out of memory"),
-            "the system ended the process, as it does when memory runs out",
+            "the system killed the process, as it does when memory runs out",
         ),
         (
             answers(FORWARD) + "; import sys, time; sys.stdout.flush(); time.sleep(60)",

@@ -36,7 +36,7 @@ def test_peers_are_the_same_models_of_installed_libraries(monkeypatch: pytest.Mo
         ("hip_17", "model 'hip_17' is unknown.*did you mean 'hip_16'"),
         ("jax:hip_16", "library 'jax' is unknown; choose from"),
         ("transformers:resnet_5", "did you mean 'resnet_50'"),
-        ("hiera:hiera_tiny_224", "needs its library: pip install hiera-transformer"),
+        ("hiera:hiera_tiny_224", "needs a missing package: pip install hiera-transformer"),
     ],
 )
 def test_an_unknown_model_is_refused(

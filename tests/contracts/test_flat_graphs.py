@@ -252,7 +252,7 @@ def test_a_description_says_what_the_graph_takes(tmp_path: Path) -> None:
 
 def test_a_part_or_output_that_is_not_there_is_refused() -> None:
     model = build("multimodal")
-    with pytest.raises(ConfigError, match=r"output None is unknown; say which of \['audio', 'vi"):
+    with pytest.raises(ConfigError, match=r"output None is unknown; choose one of \['audio', 'vi"):
         make_graph(model, "decoder")
     with pytest.raises(ConfigError, match=r"output 'vidio' is unknown.*did you mean 'video'\?"):
         make_graph(model, "decoder", output="vidio")

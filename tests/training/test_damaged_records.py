@@ -35,7 +35,7 @@ def test_lines_that_are_no_records_are_left_out_and_kept_in_a_copy(
     text = f"{SOUND}{line}\n{SOUND}"
     folder.metrics.write_text(text)
     (note,) = check_records(folder.metrics)
-    assert "1 lines are no records and are left out, the first is line 2" in note
+    assert "1 lines are not valid records and are ignored, the first is line 2" in note
     cut_records(folder.metrics, 4)
     assert folder.metrics.read_text() == SOUND * 2
     assert (folder.path / "metrics.damaged.jsonl").read_text() == text

@@ -195,7 +195,7 @@ def test_a_run_without_a_finite_figure_has_no_best_model(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Classification, "evaluate", lambda self, batches: {"top1": NAN})
-    with pytest.raises(RunError, match=r"no evaluation found a finite top1, .*last\.pt"):
+    with pytest.raises(RunError, match=r"no evaluation gave a finite top1, .*last\.pt"):
         train(**settings(quiet=True))
     assert_finite(tmp_path / "run", 8)
     assert not (tmp_path / "run" / "model").exists()

@@ -125,7 +125,7 @@ def test_devices_that_are_not_there_are_refused() -> None:
     config = PretrainConfig(model="hip_nano", data="digits", out="x", devices=999)
     with pytest.raises(ConfigError, match=r"devices is 999, but this machine has \d+ CUDA"):
         check_devices(config, "cuda")
-    with pytest.raises(ConfigError, match="device mps works alone"):
+    with pytest.raises(ConfigError, match="device mps supports one process only"):
         check_devices(config, "mps")
     check_devices(config, "cpu")
 

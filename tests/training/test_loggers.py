@@ -271,7 +271,7 @@ def test_a_logger_that_fails_is_noted_once_and_left_alone(tmp_path: Path) -> Non
         forward(event)
     assert sink.calls == 1
     assert len(notes) == 1
-    assert "the logger broken failed and gets nothing more (ConnectionError: gone)" in notes[0]
+    assert "the logger broken failed and is no longer used (ConnectionError: gone)" in notes[0]
 
 
 @pytest.fixture(autouse=True)

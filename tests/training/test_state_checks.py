@@ -156,9 +156,9 @@ DAMAGES: list[tuple[Damage, str]] = [
     (at("optimizer", "unused", value={"a": 1}), r"unused is a dict of 1, expected a list"),
     (at("optimizer", value={}), r"missing: 'states', 'groups'|missing: 'groups', 'states'"),
     (at("optimizer", value=3), r"optimizer is 3, expected states and groups"),
-    (at("optimizer", "groups", value=[]), r"groups of parameters that are not those of this run"),
-    (at(*GROUP, value=5), r"groups of parameters that are not those of this run"),
-    (at(*GROUP, "params", value=["x"]), r"groups of parameters that are not those of this run"),
+    (at("optimizer", "groups", value=[]), r"parameter groups of the saved optimizer .* differ"),
+    (at(*GROUP, value=5), r"parameter groups of the saved optimizer .* differ"),
+    (at(*GROUP, "params", value=["x"]), r"parameter groups of the saved optimizer .* differ"),
     (at(*GROUP, "weight_decay", value=7.0), r"weight_decay is 7\.0, expected 0\.05"),
     (at(*GROUP, "betas", value=(0.1, 0.2)), r"betas is \(0\.1, 0\.2\), expected \(0\.9, 0\.95\)"),
     (at(*GROUP, "betas", value="0.9"), r"betas is '0\.9', expected"),
@@ -327,8 +327,8 @@ def test_the_way_back_names_the_models_that_are_left(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "no JSON"),
-        ("[1]", "not an object"),
+        ("{", "not JSON"),
+        ("[1]", "not a JSON object"),
         ('{"folder": "step_3"}', "expected folder and step"),
         ('{"folder": "../../x", "step": 3}', r"folder is '\.\./\.\./x' for step 3"),
         ('{"folder": "step_4", "step": 3}', "expected step_3"),

@@ -1,1 +1,1 @@
-"""Throughput and memory of models side by side: one process for every measurement."""
+"""Compare throughput and memory of models; every measurement runs in its own process."""

@@ -1,7 +1,7 @@
-"""The process in which one model is measured at one size: time, peak memory, what is kept.
+"""Measure one model at one size, in a process of its own: time, peak memory, saved activations.
 
-It prints one line of JSON. Nothing else may be printed, and nothing is measured in the process
-that starts it: memory that one model has taken would count for the next.
+The parent process measures nothing itself, because memory used by one model would count for the
+next. Results are printed as JSON lines, and nothing else may be printed to standard output.
 """
 
 import json
@@ -25,39 +25,39 @@ from perceivers.bench.settings import Pass
 from perceivers.bench.subjects import NUM_CLASSES, Built, build_subject, find_subject
 from perceivers.nn.linear import linear_library
 
-# -- What a process has taken of memory, and what autograd keeps ---------------------------------
+# -- Memory of a process, and memory that autograd saves -----------------------------------------
 #
-# ``PeakWatch`` ends a process that exceeds a limit. It reads the most that has ever been
-# resident, which the system keeps, so that a short peak between two looks is not missed. A limit
-# on address space would not do: libraries reserve far more of it than they use.
+# ``PeakWatch`` ends a process that exceeds a limit. It reads the peak resident size, which the
+# operating system records, so that a short peak between two checks is not missed. A limit on the
+# address space would not work: libraries reserve far more of it than they use.
 
 
 STATUS = Path("/proc/self/status")
-# Seconds between two looks; memory is taken at a few GB per second at most.
+# Seconds between two checks; memory grows by a few GB per second at most.
 INTERVAL = 0.01
 
 
 def peak_memory() -> int:
-    """Return the most bytes that this process has ever had in main memory."""
+    """Return the peak resident size of this process in bytes."""
     try:
         for line in STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    # Without /proc, as on macOS. On Linux this would include the process that started this one.
+    # Without /proc, as on macOS. On Linux this value would include the parent process.
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
 
 class PeakWatch(threading.Thread):
-    """Calls ``exceeded(peak)`` once the process has taken more than a limit, and then ends it.
+    """Thread that calls ``exceeded(peak)`` and ends the process when its memory exceeds a limit.
 
-    It also ends the process when the one that started it is gone.
+    It also ends the process when its parent is gone.
 
     Args:
-        limit: Bytes.
-        exceeded: Called from this thread.
+        limit: Maximum memory in bytes.
+        exceeded: Called from this thread with the peak in bytes.
     """
 
     def __init__(self, limit: float, exceeded: Callable[[int], None]) -> None:
@@ -65,7 +65,7 @@ class PeakWatch(threading.Thread):
         self._limit, self._exceeded, self._parent = limit, exceeded, os.getppid()
 
     def run(self) -> None:
-        """Look at the memory until the process ends."""
+        """Check the memory until the process ends."""
         while True:
             peak = peak_memory()
             if peak > self._limit:
@@ -77,7 +77,7 @@ class PeakWatch(threading.Thread):
 
 
 def saved_bytes(run: Callable[[], Any], own: Iterable[Tensor]) -> int:
-    """Count the bytes of all storages that ``run`` saves for a backward pass, but for ``own``."""
+    """Return the bytes that ``run`` saves for a backward pass, excluding the tensors ``own``."""
     excluded = {tensor.untyped_storage().data_ptr() for tensor in own}
     seen: dict[int, int] = {}
 
@@ -93,34 +93,34 @@ def saved_bytes(run: Callable[[], Any], own: Iterable[Tensor]) -> int:
     return sum(seen.values())
 
 
-# -- The process in which one model is measured at one size --------------------------------------
+# -- Measuring one model at one size -------------------------------------------------------------
 #
-# It reads a request as JSON from its standard input, and answers with a line of JSON per pass;
-# what libraries print goes to standard error. A parent that has half of the lines still has
-# results.
+# The process reads a request as JSON from standard input and prints a line of JSON per pass, so
+# that the parent has results even if a later pass fails. Output of libraries goes to standard
+# error.
 
 
-# Most repetitions of a fast pass, and most seconds for them; their median counts.
+# Maximum number of repetitions of a fast pass, and maximum seconds for them; the median counts.
 REPEATS, SECONDS = 10, 1.0
-# What torch says on a CPU, where it raises no exception of its own for it.
+# Messages of torch when memory runs out on a CPU, for which it has no exception type.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 OUT_OF_MEMORY = "out of memory"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One model at one size.
+    """Request to measure one model at one size.
 
     Args:
-        model: As ``find_subject`` knows it.
-        size: Pixels per side.
-        batch_size: Images.
-        passes: In the order in which they are measured.
+        model: Name for ``find_subject``.
+        size: Side of the square images in pixels.
+        batch_size: Images per pass.
+        passes: Passes in the order of measurement.
         device: ``cpu`` or ``cuda``.
         precision: ``float32``, ``bf16`` (autocast) or ``bf16-pure``.
-        threads: Of torch; None: its own choice.
-        limit: Bytes that the process may take; on a GPU, the bytes there.
-        timed: Whether passes are timed after a first one; else two are run, for their memory.
+        threads: Number of threads of torch; None for its default.
+        limit: Maximum memory of the process in bytes; on a GPU, of the device memory.
+        timed: Whether passes are timed after a warm-up; otherwise two are run, for their memory.
     """
 
     model: str
@@ -139,11 +139,11 @@ class Request:
 
 
 class Meter:
-    """Runs the passes of a built model and measures each.
+    """Runs and measures the passes of a model.
 
     Args:
         built: The model with its input.
-        request: What is asked for.
+        request: The request.
     """
 
     def __init__(self, built: Built, request: Request) -> None:
@@ -156,12 +156,12 @@ class Meter:
         self.targets = torch.randint(NUM_CLASSES, (len(self.pictures),), device=self.device)
 
     def measure(self, name: Pass) -> dict[str, Any]:
-        """Run a pass once to warm up, then as often as one second holds.
+        """Run a pass once to warm up, then up to ``REPEATS`` times within ``SECONDS``.
 
         Returns:
-            ``seconds`` (median; None where it is not timed), ``repeats``, ``peak`` bytes of the
-            process or on the GPU, ``parameters``, and ``linear``, the library of matrix products
-            (None for peers).
+            ``seconds`` (median; None if not timed), ``repeats``, ``peak`` in bytes (of the process
+            or on the GPU), ``parameters``, and ``linear``, the library for matrix products (None
+            for models of other libraries).
         """
         self.module.train(name == "step")
         if self.device.type == "cuda":
@@ -169,7 +169,7 @@ class Meter:
         run = self.step if name == "step" else self.forward
         run()
         if not self._timed:
-            run()  # a second one takes up to a tenth more, as freed memory is in pieces by then
+            run()  # the second pass needs up to 10 % more, because freed memory is fragmented
         times: list[float] = []
         while self._timed and len(times) < REPEATS and sum(times) < SECONDS:
             start = self._now()
@@ -185,26 +185,27 @@ class Meter:
         }
 
     def forward(self) -> None:
-        """Compute logits without gradients."""
+        """Run a forward pass without gradients."""
         with torch.no_grad():
             self._loss()
 
     def step(self) -> None:
-        """Compute the loss of a classifier and its gradients."""
+        """Compute the classification loss and its gradients."""
         self.module.zero_grad(set_to_none=True)
         self._loss().backward()
 
     def count_kept(self) -> int:
-        """Count the bytes that the forward pass of a step keeps for its backward pass.
+        """Return the bytes that the forward pass of a step saves for its backward pass.
 
-        Without a backward pass: some need the very tensors that they saved, not a hook's.
+        No backward pass is run: some operations need the very tensors that they saved, not those
+        returned by a hook.
         """
         self.module.zero_grad(set_to_none=True)
         own = (*self.module.parameters(), *self.module.buffers(), self.pictures, self.targets)
         return saved_bytes(self._loss, own)
 
     def peak(self) -> int:
-        """Return the most bytes so far, of the process or on the GPU."""
+        """Return the peak memory so far in bytes, of the process or on the GPU."""
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else peak_memory()
 
     def _loss(self) -> Any:
@@ -221,8 +222,8 @@ def measure(request: Request, answer: Callable[[Mapping[str, Any]], None]) -> No
     """Build the model and measure its passes.
 
     Args:
-        request: What is asked for.
-        answer: Called with the result of every pass, and with what went wrong.
+        request: The request.
+        answer: Called with the result of every pass, or with the reason why it failed.
     """
     device = torch.device(request.device)
 
@@ -247,7 +248,7 @@ def measure(request: Request, answer: Callable[[Mapping[str, Any]], None]) -> No
                 return
             answer({"status": "measured", **result})
         if request.timed and "step" in request.passes:
-            # Last, as it may take more memory than what was measured.
+            # Last, as it may need more memory than the passes measured above.
             answer({"status": "kept", "kept": meter.count_kept()})
     except (MemoryError, torch.OutOfMemoryError) as error:
         give_up(0, _first_line(error))
@@ -262,14 +263,15 @@ def _first_line(error: BaseException) -> str:
 
 
 def main() -> None:
-    """Answer the request on the standard input."""
+    """Read a request from standard input and print the results."""
     words = json.load(sys.stdin)
     request = Request(**{**words, "passes": tuple(words["passes"])})
+    # Results go to the original standard output; everything else is redirected to standard error.
     answers = os.dup(1)
     os.dup2(2, 1)
 
     def answer(data: Mapping[str, Any]) -> None:
-        # One write of less than a pipe's page is whole, whichever thread makes it.
+        # A single write smaller than a pipe's page is atomic, from any thread.
         os.write(answers, (json.dumps(data) + "\n").encode())
 
     try:

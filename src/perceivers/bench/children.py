@@ -1,4 +1,4 @@
-"""Starting the process of a measurement, and telling how it ended."""
+"""Start the process of a measurement, and turn its output or failure into results."""
 
 import json
 import os
@@ -18,10 +18,10 @@ from perceivers.bench.child import OUT_OF_MEMORY, Request
 from perceivers.bench.settings import Pass
 from perceivers.machine import cpu_entries, cpu_name
 
-# -- What the measured numbers depend on: the machine, the libraries, the environment ------------
+# -- Context of the measurements: machine, libraries, environment --------------------------------
 
 
-# Variables that change how fast a process computes, whatever its code.
+# Environment variables that affect the speed of a process.
 VARIABLES = re.compile(
     r"(PERCEIVERS|OMP|MKL|KMP|GOMP|ONEDNN|DNNL|OPENBLAS|ATEN|TORCH|PYTORCH|CUDA|NVIDIA_TF32|MALLOC)_"
     r"|LD_PRELOAD$"
@@ -29,7 +29,7 @@ VARIABLES = re.compile(
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the processor, its load, and the versions and number of threads of torch."""
+    """Return processor, load, GPU, library versions and number of threads."""
     entries = cpu_entries()
     return {
         "cpu": cpu_name(),
@@ -46,14 +46,14 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_environment() -> dict[str, str]:
-    """Return the environment variables that change the speed, by name."""
+    """Return the environment variables that affect the speed, by name."""
     return {name: os.environ[name] for name in sorted(os.environ) if VARIABLES.match(name)}
 
 
-# -- Starting the process of a measurement, and telling how it ended -----------------------------
+# -- Running a measurement in a process of its own -----------------------------------------------
 
 Status = Literal["measured", "out of memory", "too slow", "failed"]
-# The child imports what this process does, whatever lies in the working directory.
+# The child imports the same modules as this process, whatever the working directory contains.
 PROGRAM = "import sys; sys.path[:] = {path!r}; from perceivers.bench.child import main; main()"
 TAIL = 2000
 
@@ -63,19 +63,19 @@ class Measurement:
     """One pass of one model at one size.
 
     Args:
-        model: As it was asked for.
-        size: Pixels per side.
-        round: Counted from 1.
+        model: Name as given by the user.
+        size: Side of the square images in pixels.
+        round: Number of the round, from 1.
         name: The pass.
         status: ``measured``, or why it was not.
-        seconds: Median of ``repeats`` passes.
-        repeats: Timed passes.
-        peak_bytes: The most that the process, or the GPU, held up to the end of the pass.
-        kept_bytes: What the forward pass of a step leaves for its backward pass.
-        parameters: Of the model.
-        linear: Library of its matrix products on a CPU; None for other libraries' models.
-        message: Why it was not measured.
-        inferred: It was not tried, because the same model ended so before at this or a smaller
+        seconds: Median time of ``repeats`` passes.
+        repeats: Number of timed passes.
+        peak_bytes: Peak memory of the process, or on the GPU, up to the end of the pass.
+        kept_bytes: Bytes that the forward pass of a step saves for its backward pass.
+        parameters: Number of parameters of the model.
+        linear: Library for matrix products on a CPU; None for models of other libraries.
+        message: Reason why it was not measured.
+        inferred: Not tried, because the same model failed in this way before, at this or a smaller
             size.
     """
 
@@ -98,9 +98,9 @@ def run_child(request: Request, *, timeout: float, turn: int = 1) -> list[Measur
     """Measure a model in a process of its own.
 
     Args:
-        request: What is measured.
-        timeout: Seconds after which the process is ended.
-        turn: The round.
+        request: Model, size and passes to measure.
+        timeout: Seconds after which the process is killed.
+        turn: Number of the round.
 
     Returns:
         One measurement per pass, in order.
@@ -134,9 +134,9 @@ def run_child(request: Request, *, timeout: float, turn: int = 1) -> list[Measur
 
 
 def _ending(code: int, said: str) -> tuple[Status, str]:
-    """Say how a process ended that did not answer for a pass."""
+    """Return status and message for passes without a result, from the exit code."""
     if code == -signal.SIGKILL:
-        return "out of memory", "the system ended the process, as it does when memory runs out"
+        return "out of memory", "the system killed the process, as it does when memory runs out"
     if code < 0:
         return "failed", f"the process ended with signal {-code}"
     last = said[-TAIL:].strip().splitlines()
@@ -146,7 +146,7 @@ def _ending(code: int, said: str) -> tuple[Status, str]:
 def _pair(
     request: Request, answers: Sequence[dict[str, Any]], status: Status, message: str, turn: int
 ) -> list[Measurement]:
-    """Give every pass its answer; those after one that failed share its end."""
+    """Return one measurement per pass; passes after a failure get the status of that failure."""
     done = {answer["pass"]: answer for answer in answers if answer["status"] == "measured"}
     ends = [answer for answer in answers if answer["status"] not in {"measured", "kept"}]
     kept = next((answer["kept"] for answer in answers if answer["status"] == "kept"), None)

@@ -1,6 +1,6 @@
-"""The models that can be measured: ours by name, and the same ones in other libraries.
+"""Models that can be measured: those of this library, and the same ones in other libraries.
 
-``build_subject`` returns the module and the input that it reads; ``peers.py`` builds the others.
+``build_subject`` returns the module with a suitable input.
 """
 
 import sys
@@ -26,39 +26,39 @@ from perceivers.models.saving import ModelInfo
 from perceivers.types import IMAGENET_MEAN, IMAGENET_STD, Image
 from perceivers.version import __version__
 
-# -- The same models in other libraries, built from our descriptions with fresh weights ----------
+# -- The same models in other libraries, built from our configs with random weights --------------
 #
-# Dropout is off, as in ours. Nothing is imported from another library before one of its models is
-# built.
+# Dropout is disabled, as in our models. Other libraries are imported only when one of their models
+# is built.
 
 
 RESNETS = {"resnet_50": [3, 4, 6, 3], "resnet_101": [3, 4, 23, 3]}
 
 
 class StandInMlp(nn.Module):
-    """timm's two-layer perceptron, as far as the official package uses it."""
+    """Replacement for timm's MLP, with the arguments that the official package uses."""
 
     def __init__(self, dim: int, hidden: int, act_layer: type[nn.Module] = nn.GELU) -> None:
         super().__init__()
         self.fc1, self.act, self.fc2 = nn.Linear(dim, hidden), act_layer(), nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform every token on its own."""
+        """Transform every token independently."""
         return self.fc2(self.act(self.fc1(x)))
 
 
 class StandInDropPath(nn.Identity):
-    """timm's stochastic depth at rate 0."""
+    """Replacement for timm's stochastic depth, at rate 0."""
 
 
 def import_official() -> Any:
     """Import the official Hiera package.
 
-    It asks timm for two small classes; where timm does not import, stand-ins of the same function
-    take their place.
+    It imports two small classes from timm; if timm cannot be imported, equivalent ones replace
+    them.
 
     Raises:
-        ImportError: It is not installed.
+        ImportError: The package is not installed.
     """
     try:
         import_module("timm.models.layers")
@@ -72,14 +72,15 @@ def import_official() -> Any:
 
 
 def build_official(config: HieraConfig) -> nn.Module:
-    """Build the official package's Hiera; like ours it returns logits, not probabilities."""
+    """Build the official package's Hiera, returning logits instead of probabilities."""
     model = import_official().Hiera(**constructor_arguments(config, "official"))
+    # In evaluation mode the head applies a softmax.
     model.head.act_func = nn.Identity()
     return model
 
 
 def build_transformers(config: HieraConfig | PerceiverIOConfig) -> nn.Module:
-    """Build Hugging Face's class of the same model."""
+    """Build the same model with the class of Hugging Face transformers."""
     library = import_module("transformers")
     if isinstance(config, HieraConfig):
         name, kind = class_of_hiera(config), library.HieraConfig
@@ -104,7 +105,7 @@ def build_resnet(name: str, num_classes: int) -> nn.Module:
 NUM_CLASSES = 1000
 HIERAS = [f"hiera_{size}_224" for size in ("tiny", "small", "base", "base_plus", "large", "huge")]
 PERCEIVERS = [f"perceiver_io_imagenet_{kind}" for kind in ("learned", "fourier", "conv")]
-# Library -> what has to be installed, and the models that it has.
+# Library -> package to install, and the models that it provides.
 LIBRARIES: dict[str, tuple[str, list[str]]] = {
     "transformers": ("transformers", [*PERCEIVERS, *HIERAS, *RESNETS]),
     "hiera": ("hiera-transformer", HIERAS),
@@ -114,12 +115,12 @@ ALWAYS = "transformers:resnet_50"
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that is measured.
+    """A model to measure.
 
     Args:
-        name: How a user names it.
-        library: Where it comes from; empty for this one.
-        variant: Its name there.
+        name: Name as given by the user.
+        library: Library that provides it; empty for this one.
+        variant: Its name in that library.
     """
 
     name: str
@@ -128,22 +129,22 @@ class Subject:
 
     @property
     def label(self) -> str:
-        """What tables and figures call it."""
+        """Name in tables and plots."""
         return f"{self.variant} ({self.library})" if self.library else self.variant
 
     @property
     def version(self) -> str:
-        """Of the library."""
+        """Version of the library."""
         return version(LIBRARIES[self.library][0]) if self.library else __version__
 
 
 @dataclass(frozen=True)
 class Built:
-    """A module with an input of its own.
+    """A module with a suitable input.
 
     Args:
-        module: With fresh weights.
-        pictures: ``[B, 3, size, size]``; raw for ours, normalised for the others.
+        module: The module, with random weights.
+        pictures: Images ``[B, 3, size, size]``; raw for our models, normalised for others.
         run: Returns logits ``[B, classes]``.
     """
 
@@ -153,7 +154,7 @@ class Built:
 
 
 def find_subject(name: str) -> Subject:
-    """Return the model that a user names.
+    """Return the model with the given name.
 
     Raises:
         ConfigError: The name is unknown, or its library is not installed.
@@ -171,14 +172,14 @@ def find_subject(name: str) -> Subject:
     package, variants = LIBRARIES[library]
     if variant not in variants:
         near = suggest(variant, variants)
-        raise ConfigError(f"model {name!r}: from {library} there are {variants}{near}")
+        raise ConfigError(f"model {name!r} is unknown; {library} has {variants}{near}")
     if not is_there(library):
-        raise ConfigError(f"model {name!r} needs its library: pip install {package}")
+        raise ConfigError(f"model {name!r} needs a missing package: pip install {package}")
     return Subject(name, library, variant)
 
 
 def is_there(library: str) -> bool:
-    """Whether another library is installed."""
+    """Return whether another library is installed."""
     try:
         version(LIBRARIES[library][0])
     except PackageNotFoundError:
@@ -187,7 +188,7 @@ def is_there(library: str) -> bool:
 
 
 def add_peers(names: Sequence[str]) -> list[str]:
-    """Return names followed by those of the same models in installed libraries, and ResNet-50."""
+    """Add the same models in other installed libraries, and ResNet-50, to a list of names."""
     here = [library for library in LIBRARIES if is_there(library)]
     found = [*names]
     for name in names:
@@ -197,10 +198,10 @@ def add_peers(names: Sequence[str]) -> list[str]:
 
 
 def check_sizes(subjects: Sequence[Subject], sizes: Sequence[int]) -> None:
-    """Make sure that every model can have every size, before anything is measured.
+    """Check, before anything is measured, that every model can be built at every size.
 
     Raises:
-        ConfigError: Names the model, the size and the reason.
+        ConfigError: A model cannot; the message gives the size and the reason.
     """
     for variant in {s.variant: None for s in subjects if s.variant not in RESNETS}:
         for size in sizes:
@@ -208,7 +209,7 @@ def check_sizes(subjects: Sequence[Subject], sizes: Sequence[int]) -> None:
                 with torch.device("meta"):
                     model = create(variant, size)
                 if getattr(model.config, "num_classes", None) != NUM_CLASSES:
-                    raise ConfigError("it is no classifier of images")
+                    raise ConfigError("it is not an image classifier")
             except UserError as error:
                 raise ConfigError(
                     f"{variant} cannot be measured on images of {size} x {size} pixels: {error}"
@@ -216,7 +217,7 @@ def check_sizes(subjects: Sequence[Subject], sizes: Sequence[int]) -> None:
 
 
 def create(variant: str, size: int) -> Any:
-    """Build one of our classifiers, of square images."""
+    """Build one of our classifiers for square images of ``size`` pixels."""
     image = Image(size, size, 3, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return create_model(variant, inputs={"image": image}, num_classes=NUM_CLASSES)
 
@@ -226,9 +227,9 @@ def build_subject(subject: Subject, size: int, batch: int, device: torch.device)
 
     Args:
         subject: From ``find_subject``.
-        size: Pixels per side.
-        batch: Images.
-        device: Where.
+        size: Side of the images in pixels.
+        batch: Number of images.
+        device: Device of model and input.
     """
     raw = torch.rand(batch, 3, size, size, device=device)
     if not subject.library:

@@ -1,4 +1,4 @@
-"""From single measurements to Markdown: medians, ranges, speeds, and the paper's ratios."""
+"""Summarise measurements as Markdown tables: medians, ranges, speeds, and ratios of the paper."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from perceivers.bench.searching import LARGEST, Largest
 from perceivers.bench.settings import PASSES, PERCEIVER_IO, BenchSettings, Pass
 from perceivers.bench.subjects import find_subject
 
-# -- What the HiP paper reports for training on its own hardware, to stand beside our numbers ----
+# -- Training speeds reported in the HiP paper, for comparison with ours -------------------------
 #
-# Steps per second relative to Perceiver IO, on TPUv3 at batch 8 per core, decoders off; computed
-# from the throughput table of Hierarchical Perceiver (arXiv 2202.10890).
+# Steps per second relative to Perceiver IO, on TPUv3 with batch size 8 per core, without decoders;
+# computed from the throughput table of Hierarchical Perceiver (arXiv 2202.10890).
 
 
 REFERENCES = (PERCEIVER_IO, f"transformers:{PERCEIVER_IO}")
@@ -23,8 +23,7 @@ SPEEDS: dict[str, dict[int, float]] = {
     "transformers:resnet_50": {224: 15.86, 384: 8.62, 512: 6.25},
     "transformers:resnet_101": {224: 10.62, 384: 5.92, 512: 4.35},
 }
-# The largest size in the paper at which each still ran; Perceiver IO is no longer there to compare
-# with from 1024 on.
+# Largest size in the paper at which each model ran; Perceiver IO ran out of memory from 1024 on.
 PAPER_LARGEST = {
     PERCEIVER_IO: 512,
     "hip_16": 1024,
@@ -36,10 +35,10 @@ SIZES = (224, 384, 512, 1024, 2048)
 
 
 def paper_speed(model: str, reference: str, size: int) -> float | str | None:
-    """Return the paper's speed of a training step relative to Perceiver IO.
+    """Return the speed of a training step relative to Perceiver IO, as reported in the HiP paper.
 
     Returns:
-        The ratio; in words who ran out of memory; None where the paper has no such entry.
+        The ratio; a string if a model ran out of memory; None if the paper has no such entry.
     """
     if reference not in REFERENCES or model not in SPEEDS or size not in SIZES:
         return None
@@ -48,7 +47,7 @@ def paper_speed(model: str, reference: str, size: int) -> float | str | None:
     return SPEEDS[model].get(size, "Perceiver IO out of memory")
 
 
-# -- From single measurements to what is reported: medians, ranges, speeds, bytes per input ------
+# -- Summaries of measurements: medians, ranges, speeds, bytes per input -------------------------
 
 
 Key = tuple[int, str, Pass]
@@ -56,7 +55,7 @@ Key = tuple[int, str, Pass]
 
 @dataclass(frozen=True)
 class Spread:
-    """A median with its range."""
+    """A median with minimum and maximum."""
 
     median: float
     least: float
@@ -68,17 +67,17 @@ class Row:
     """One pass of one model at one size, over all rounds.
 
     Args:
-        model: As it was asked for.
-        size: Pixels per side.
-        inputs: Pixels of an image.
+        model: Name as given by the user.
+        size: Side of the images in pixels.
+        inputs: Number of pixels of an image.
         name: The pass.
-        status: Of the first round that went wrong; else ``measured``.
-        seconds: Over the rounds; None where none was measured.
-        speed: The reference's time over this one, of the same rounds.
-        paper: The ratio in the HiP paper, or a word such as "runs" where it gives none.
-        peak_bytes: The most of all rounds.
-        kept_bytes: For the backward pass.
-        message: Why it was not measured.
+        status: Status of the first round that failed; otherwise ``measured``.
+        seconds: Time over all rounds; None if none was measured.
+        speed: Time of the reference divided by that of this model, in the same rounds.
+        paper: Speed in the HiP paper; a string if a model ran out of memory; None without an entry.
+        peak_bytes: Maximum peak memory of all rounds.
+        kept_bytes: Bytes saved for the backward pass.
+        message: Reason why it was not measured.
     """
 
     model: str
@@ -95,7 +94,7 @@ class Row:
 
 
 def spread(values: Iterable[float]) -> Spread | None:
-    """Return the median and the range of numbers; None for an empty list."""
+    """Return median, minimum and maximum of numbers; None if there are none."""
     found = list(values)
     return Spread(median(found), min(found), max(found)) if found else None
 
@@ -108,11 +107,11 @@ def choose_reference(settings: BenchSettings, models: Sequence[str]) -> str:
 
 
 def summarise(measured: Sequence[Measurement], reference: str) -> list[Row]:
-    """Return one row per size, model and pass: by size, then in the order of a round.
+    """Return one row per size, model and pass, sorted by size.
 
     Args:
-        measured: Of any number of rounds.
-        reference: A model among them.
+        measured: Measurements of any number of rounds.
+        reference: Model that speeds are relative to.
     """
     keys: dict[Key, None] = dict.fromkeys((m.size, m.model, m.name) for m in measured)
     return [_row(measured, key, reference) for key in sorted(keys, key=lambda key: key[0])]
@@ -132,7 +131,7 @@ def _row(measured: Sequence[Measurement], key: Key, reference: str) -> Row:
         name=name,
         status="measured" if wrong is None else wrong.status,
         seconds=spread(times.values()),
-        # Of neighbours in time, so that what else the machine does falls out.
+        # Compare within a round, so that changes in the load of the machine matter less.
         speed=spread(base[turn] / times[turn] for turn in times if turn in base),
         paper=paper_speed(model, reference, size) if name == "step" else None,
         peak_bytes=max(peaks, default=None),
@@ -146,16 +145,16 @@ def _times(measured: Iterable[Measurement]) -> dict[int, float]:
 
 
 def kept_per_input(rows: Sequence[Row], model: str, batch_size: int) -> float | None:
-    """Return the bytes that one more input of a sample leaves for the backward pass.
+    """Return the bytes saved for the backward pass per additional input element of a sample.
 
     Args:
-        rows: Of several sizes.
-        model: Which.
-        batch_size: Samples of a step.
+        rows: Rows of several sizes.
+        model: Model to compute it for.
+        batch_size: Samples per step.
 
     Returns:
-        The slope between the two largest sizes, as models may compute small inputs in another way;
-        None with fewer than two.
+        The slope between the two largest sizes, because models may process small inputs
+        differently; None with fewer than two sizes.
     """
     kept = {r.inputs: r.kept_bytes for r in rows if r.model == model and r.kept_bytes is not None}
     if len(kept) < 2:
@@ -164,7 +163,7 @@ def kept_per_input(rows: Sequence[Row], model: str, batch_size: int) -> float | 
     return (kept[large] - kept[small]) / (batch_size * (large - small))
 
 
-# -- The results as Markdown, so that a page can include them as they are ------------------------
+# -- Results as Markdown, which documentation pages can include unchanged ------------------------
 
 
 GB = 1e9
@@ -186,11 +185,11 @@ def write_tables(
     """Return all tables as Markdown.
 
     Args:
-        settings: What was measured.
-        rows: From ``summarise``.
-        largest: One per model and limit; may be empty.
+        settings: Settings of the benchmark.
+        rows: Result of ``summarise``.
+        largest: One entry per model and limit; may be empty.
         reference: Model that speeds are relative to.
-        about: ``machine``, ``date`` and ``command``.
+        about: ``machine``, ``date``, ``rounds`` and ``command``.
     """
     models = list(dict.fromkeys(row.model for row in rows))
     parts = [f"`{about['command']}`", describe(settings, about)]
@@ -218,12 +217,12 @@ def write_tables(
 
 
 def describe(settings: BenchSettings, about: Mapping[str, Any], *, ranges: bool = True) -> str:
-    """Say on one line what was measured, on what and how.
+    """Describe on one line how and on which machine the measurements were made.
 
     Args:
-        settings: What was measured.
+        settings: Settings of the benchmark.
         about: ``machine``, ``date`` and ``rounds``.
-        ranges: Whether ranges are shown too.
+        ranges: Whether the results show ranges.
     """
     machine = about["machine"]
     load = machine["load_average"][0]
@@ -243,7 +242,7 @@ def _count(number: int, what: str) -> str:
 
 
 def show_cost(row: Row) -> str:
-    """Return time and memory: ``0.84 s [0.83-0.86], 1.3 GB``."""
+    """Return time and memory, such as ``0.84 s [0.83-0.86], 1.3 GB``."""
     if row.seconds is None:
         return row.status
     memory = "" if row.peak_bytes is None else f", {row.peak_bytes / GB:.3g} GB"
@@ -252,7 +251,7 @@ def show_cost(row: Row) -> str:
 
 
 def show_speed(row: Row) -> str:
-    """Return the speed, and beside it the paper's: ``7.4 [7.2-7.5] (paper 3.7)``."""
+    """Return the speed here and in the paper, such as ``7.4 [7.2-7.5] (paper: 3.7)``."""
     shown = MISSING if row.speed is None else show_spread(row.speed)
     if row.status != "measured":
         shown = row.status
@@ -263,18 +262,18 @@ def show_speed(row: Row) -> str:
 
 
 def show_spread(values: Spread) -> str:
-    """Return a median with its range, in three digits: ``7.4 [7.2-7.5]``."""
+    """Return a median with its range in three digits, such as ``7.4 [7.2-7.5]``."""
     middle, least, most = (number(v) for v in (values.median, values.least, values.most))
     return middle if least == most else f"{middle} [{least}-{most}]"
 
 
 def number(value: float) -> str:
-    """Return three significant digits without an exponent."""
+    """Format a number with three significant digits, without an exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
 
 
 def _grid(rows: Sequence[Row], models: Sequence[str], show: Callable[[Row], str]) -> str:
-    """A row per size and a column per model."""
+    """Return a table with a row per size and a column per model."""
     found = {(row.size, row.model): show(row) for row in rows}
     body = [
         [f"{size} ({size**2:,})", *(found.get((size, model), MISSING) for model in models)]
@@ -311,6 +310,6 @@ def _largest(found: Sequence[Largest]) -> str:
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table."""
+    """Return a Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

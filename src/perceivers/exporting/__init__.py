@@ -1,4 +1,4 @@
-"""Exporting models to torch.export and ONNX files, each run and compared before it is trusted."""
+"""Export models to torch.export and ONNX files; every file is run and compared with its model."""
 
 from perceivers.exporting.files import Exported, export_model
 from perceivers.exporting.graphs import PARTS

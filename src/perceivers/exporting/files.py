@@ -1,4 +1,4 @@
-"""Write a graph to a file, run the file, and compare it with the model."""
+"""Write a graph to a file, run the file, and compare its outputs with those of the model."""
 
 import io
 import logging
@@ -22,22 +22,22 @@ from perceivers.types import spec_to_json
 
 Format = Literal["onnx", "torch-export"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
-# Differences allowed between the exported file and the model, relative to the largest output.
+# Maximum difference between the exported file and the model, relative to the largest output.
 TOLERANCE = 1e-4
 TRACED_BATCH = 2
 COMPARED_BATCHES = (1, 3)
-# What a graph is traced with, and so what it takes; modalities that are not listed are float32.
+# Input types used for tracing, and required by the exported file; all others are float32.
 DTYPES = {"image": "uint8", "video": "uint8", "labels": "int64", "bytes": "int64"}
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A written and compared file.
+    """An exported file that has been compared with its model.
 
     Attributes:
-        path: The graph.
-        description: The JSON beside it: inputs, preprocessing, outputs, classes.
-        largest: Largest absolute difference from the model.
+        path: The exported file.
+        description: JSON file next to it: inputs, preprocessing, outputs, classes.
+        largest: Largest absolute difference from the model's outputs.
         absmax: Largest absolute output.
     """
 
@@ -57,22 +57,22 @@ def export_model(
     mask: MaskedAutoencodingConfig | None = None,
     info: ModelInfo | None = None,
 ) -> Exported:
-    """Export a model with a free batch size, run the file at other batch sizes, and compare.
+    """Export a model with a dynamic batch size, and compare the file at other batch sizes.
 
     Args:
-        model: Of any family, in any mode; it is exported in evaluation mode.
+        model: Model of any family; it is switched to evaluation mode.
         path: ``.onnx`` or ``.pt2`` file to write.
         format: ``onnx`` (run with onnxruntime) or ``torch-export``.
-        part: ``model``; ``encoder`` (latents, or the maps of a pyramid); ``decoder`` of a Perceiver
-            IO (latents and indices of queries in, their number free); ``autoencoder`` of a HiP or a
-            Hiera (with the mask plan as input).
-        output: Which output the decoder part answers; may be left out when there is one.
+        part: ``model``; ``encoder`` (latents, or all feature maps of a pyramid); ``decoder`` of a
+            Perceiver IO (takes latents and any number of query indices); ``autoencoder`` of a HiP
+            or a Hiera (takes the mask plan as input).
+        output: Output that the decoder part computes; may be omitted if the model has only one.
         mask: Masking of the autoencoder part.
-        info: Class names and the like for the description.
+        info: Class names and other metadata for the description.
 
     Raises:
-        ConfigError: The suffix does not fit the format, or a package is missing.
-        CheckpointError: The exported file disagrees with the model, or answers with nothing.
+        ConfigError: The suffix does not match the format, or a package is missing.
+        CheckpointError: The outputs of the file differ from the model's, or are not finite.
     """
     if format not in SUFFIXES:
         raise ConfigError(f"format {format!r} is unknown; use one of {sorted(SUFFIXES)}")
@@ -108,10 +108,10 @@ def export_model(
 
 
 def require_onnx() -> None:
-    """Say how to install what ONNX needs.
+    """Check that the packages for ONNX export are installed.
 
     Raises:
-        ConfigError: A package is missing.
+        ConfigError: A package is missing; the message gives the command that installs it.
     """
     from importlib.util import find_spec
 
@@ -124,7 +124,7 @@ def require_onnx() -> None:
 
 
 def trace(graph: Graph) -> torch.export.ExportedProgram:
-    """Capture the graph with its free sizes, the batch among them."""
+    """Capture the graph with torch.export; the batch size and other free sizes are dynamic."""
     names = {name for axes in graph.free for name in axes.values()}
     sizes = {name: torch.export.Dim(name, max=graph.largest.get(name)) for name in names}
     shapes = tuple({axis: sizes[name] for axis, name in axes.items()} for axes in graph.free)
@@ -139,7 +139,7 @@ def trace(graph: Graph) -> torch.export.ExportedProgram:
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's progress and deprecation chatter off the user's terminal."""
+    """Suppress progress and deprecation messages of the exporter."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
@@ -150,7 +150,7 @@ def quiet_exporter() -> Iterator[None]:
 
 
 def write_onnx(program: torch.export.ExportedProgram, graph: Graph, path: Path) -> None:
-    """Translate to ONNX, weights inside the file."""
+    """Convert to ONNX, with the weights inside the file."""
     with quiet_exporter():
         onnx_program = torch.onnx.export(
             program,
@@ -164,7 +164,7 @@ def write_onnx(program: torch.export.ExportedProgram, graph: Graph, path: Path) 
 
 
 def describe(graph: Graph, kind: str, part: str, info: ModelInfo) -> dict[str, Any]:
-    """What a program that runs the file must know."""
+    """Return the information that a program needs to run the file."""
     return {
         "format": kind,
         "part": part,
@@ -191,15 +191,15 @@ def describe(graph: Graph, kind: str, part: str, info: ModelInfo) -> dict[str, A
 
 @torch.no_grad()
 def compare(graph: Graph, path: Path, kind: str) -> tuple[float, float]:
-    """Run the file on fresh inputs at batch sizes that were not traced.
+    """Run the file on random inputs at batch sizes that were not traced.
 
-    Infinite scores (of absent entities) must be infinite in both; NaN never agrees.
+    Infinite scores (of absent entities) must be infinite in both; NaN counts as a difference.
 
     Returns:
-        The largest difference, and the largest finite value.
+        Largest absolute difference, and largest finite absolute output.
 
     Raises:
-        CheckpointError: An output has no finite value, so that nothing is compared.
+        CheckpointError: There are no outputs, or an output has no finite value to compare.
     """
     run = run_onnx if kind == "onnx" else run_exported
     largest = absmax = 0.0
@@ -222,12 +222,12 @@ def compare(graph: Graph, path: Path, kind: str) -> tuple[float, float]:
 
 
 def run_exported(path: Path, names: Sequence[str], example: Sequence[Tensor]) -> list[Tensor]:
-    """Run a torch.export file."""
+    """Run a torch.export file and return its outputs."""
     return list(torch.export.load(path).module()(*example))
 
 
 def run_onnx(path: Path, names: Sequence[str], example: Sequence[Tensor]) -> list[Tensor]:
-    """Run an ONNX file in onnxruntime on the CPU."""
+    """Run an ONNX file with onnxruntime on the CPU and return its outputs."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""The parts of a model that can be exported: tensors in, tensors out, no dictionaries.
+"""Exportable parts of a model, as modules that take and return tensors instead of dictionaries.
 
 Legend: B batch, N latents, D their channels.
 """
@@ -23,7 +23,7 @@ from perceivers.tasks import MaskedAutoencodingConfig
 from perceivers.tasks.mae import OBJECTIVES, objective_of
 from perceivers.types import FIRST_BYTE, PAD, ModalitySpec, Points
 
-# -- A graph of tensors, and random tensors to trace and compare it with -------------------------
+# -- Graphs, and random inputs to trace and compare them -----------------------------------------
 #
 # Legend: B batch, N elements.
 
@@ -33,16 +33,16 @@ BATCH = "batch"
 
 @dataclass(frozen=True)
 class Graph:
-    """A module with positional tensors, and what they are called.
+    """A module with positional tensor inputs, and their names and sizes.
 
     Attributes:
-        module: Its ``forward`` takes ``*tensors`` and returns a tuple.
-        inputs: Names of the tensors.
-        outputs: Names of the results.
-        raw: The modalities among the inputs.
-        sample: Draws the inputs for a batch size, from a generator.
-        free: Sizes that a caller may choose, by axis, for each input.
-        largest: The largest value of a free size, where there is one.
+        module: Module whose ``forward`` takes ``*tensors`` and returns a tuple.
+        inputs: Names of the input tensors.
+        outputs: Names of the output tensors.
+        raw: Modalities among the inputs.
+        sample: Creates random inputs from a batch size and a generator.
+        free: Names of dynamic sizes by axis, for each input.
+        largest: Maximum of a dynamic size by name, if it has one.
     """
 
     module: nn.Module
@@ -54,27 +54,27 @@ class Graph:
     largest: Mapping[str, int] = field(default_factory=dict)
 
     def example(self, batch: int, seed: int) -> tuple[Tensor, ...]:
-        """Draw random inputs of the right kinds."""
+        """Create random inputs of the right types and shapes."""
         return self.sample(batch, torch.Generator().manual_seed(seed))
 
 
 def inputs_of(model: Any) -> Mapping[str, ModalitySpec]:
-    """Return what a graph of the model reads; labels that a HiP only predicts are not read."""
+    """Return the modalities that a graph reads; excludes labels that a HiP only predicts."""
     return model.config.grouped_inputs if isinstance(model, HiP) else model.config.inputs
 
 
 def random_raw(spec: ModalitySpec, batch: int, generator: torch.Generator) -> Tensor:
-    """Random raw samples: bytes for pictures, indices for labels and texts, normal floats else.
+    """Return random raw samples of a modality.
 
-    Texts end in padding, and clouds that may be ragged in absent points, another number for every
-    sample.
+    Images and videos are uint8, labels and text are indices, all others normal floats. Texts end in
+    padding and ragged point clouds in absent points (NaN); their lengths vary by sample.
     """
     shape = (batch, *spec.raw_shape)
     if spec.kind in {"image", "video"}:
         return torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
     if spec.kind == "labels":
         return torch.randint(0, spec.channels, shape, generator=generator)
-    # How many elements a text or a cloud has: at least one.
+    # Number of elements of a text or a cloud: at least one.
     length = torch.randint(1, spec.num_tokens + 1, (batch, 1), generator=generator)
     absent = torch.arange(spec.num_tokens) >= length  # [B, N]
     if spec.kind == "bytes":
@@ -89,24 +89,24 @@ def random_raw(spec: ModalitySpec, batch: int, generator: torch.Generator) -> Te
 def draw_raw(
     raw: Mapping[str, ModalitySpec], batch: int, generator: torch.Generator
 ) -> tuple[Tensor, ...]:
-    """Draw random raw samples of every modality."""
+    """Return random raw samples of every modality."""
     return tuple(random_raw(spec, batch, generator) for spec in raw.values())
 
 
-# -- The masked auto-encoder as a graph: raw tensors and a mask plan in, predictions out ---------
+# -- The masked autoencoder as a graph: raw tensors and a mask plan in, predictions out ----------
 #
-# The plan is what the system makes of it: kept and masked slots of groups (HiP) or mask units
-# (Hiera), or what is kept as booleans.
+# The form of the plan depends on the model: indices of visible and masked elements, per group (HiP)
+# or of mask units (Hiera), or booleans that mark what is visible.
 #
 # Legend: B batch.
 
 
 class Autoencoder(nn.Module):
-    """The whole masked auto-encoder: raw inputs and a plan in, normalised predictions out.
+    """Masked autoencoder: takes raw inputs and a plan, returns normalised predictions.
 
     Args:
-        model: With a decoder.
-        names: The modalities that it is given.
+        model: Model with a decoder.
+        names: Input modalities.
         like: A plan of the form that the graph takes.
     """
 
@@ -118,11 +118,11 @@ class Autoencoder(nn.Module):
         self.forms = ("kept", "masked") if like.is_packed else ("keep",)
 
     def tensors_of(self, plan: MaskPlan) -> tuple[Tensor, ...]:
-        """Return a plan as the graph takes it: form by form, every modality."""
+        """Return the tensors of a plan in the order of the inputs: by form, then by modality."""
         return tuple(getattr(plan, form)[n].contiguous() for form in self.forms for n in self.names)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the prediction of every modality, as the model's ``reconstruct`` does."""
+        """Return the prediction of every modality, in the order of the model's ``reconstruct``."""
         count = len(self.names)
         parts = (tensors[at : at + count] for at in range(0, len(tensors), count))
         raw, *forms = (dict(zip(self.names, part, strict=True)) for part in parts)
@@ -132,14 +132,14 @@ class Autoencoder(nn.Module):
 
 
 def autoencoder_graph(model: Any, mask: MaskedAutoencodingConfig) -> Graph:
-    """Wrap the masked auto-encoder.
+    """Return the graph of a masked autoencoder.
 
     Args:
-        model: With a decoder, of a system that masks.
-        mask: The share and kind of what is hidden; the graph takes plans of this form.
+        model: Model with a decoder, of a family that supports masking.
+        mask: Ratio and kind of the masks; the graph takes plans of this form.
 
     Raises:
-        ConfigError: The model has no masked auto-encoder, or does not mask in this way.
+        ConfigError: The model has no masked autoencoder, or does not support this masking.
     """
     if model.family not in OBJECTIVES:
         raise ConfigError(
@@ -176,7 +176,7 @@ def autoencoder_graph(model: Any, mask: MaskedAutoencodingConfig) -> Graph:
 
 
 # ------------------------------------------------------------------------------------------------
-# The decoder of a Perceiver IO as a graph of its own: encode once, then ask as often as you like.
+# The decoder of a Perceiver IO as a separate graph: encode once, then decode any number of queries.
 #
 # Legend: B batch, N latents, D their channels, O queries. Paper: Perceiver IO (arXiv 2107.14795)
 # Sec. 3.2.
@@ -186,15 +186,15 @@ QUERIES = "queries"
 
 
 class DecoderOnly(nn.Module):
-    """Latents ``[B, N, D]`` and flat indices of queries ``[O]`` in, values ``[B, O, K]`` out.
+    """Decoder: takes latents ``[B, N, D]`` and flat query indices ``[O]``, returns ``[B, O, K]``.
 
-    A raw tensor comes between them when the queries are made of its tokens, and ``keep``
-    ``[B, O]`` after them when some queries may ask for what is padded.
+    A raw tensor comes between the two if the queries are built from its tokens, and ``keep``
+    ``[B, O]`` comes last if some queries may belong to padding.
 
     Args:
         model: A Perceiver IO.
-        output: The output it answers.
-        keep: Whether ``keep`` is among the tensors.
+        output: Name of the output to compute.
+        keep: Whether ``keep`` is among the inputs.
     """
 
     def __init__(self, model: PerceiverIO, output: str, *, keep: bool) -> None:
@@ -204,13 +204,13 @@ class DecoderOnly(nn.Module):
         self.keep = keep
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the values of the queries."""
+        """Return the decoder output of the queries."""
         latents, *raw, ids = tensors[:-1] if self.keep else tensors
         modality = self.model.config.outputs[self.output].modality
         parts = {}
         if raw:
             parts[modality] = self.model.inputs.reader(modality)(raw[0], latents.dtype)
-        # The latents stand for what was read: decoding looks at nothing but the parts.
+        # A placeholder for the input tokens: of these, decoding uses only ``parts``.
         tokens = Tokens(array=latents, valid=None, parts=parts, real={})
         encoded = Encoded(latents=latents, tokens=tokens)
         keep = tensors[-1] if self.keep else None
@@ -218,14 +218,14 @@ class DecoderOnly(nn.Module):
 
 
 def decoder_graph(model: Any, output: str | None) -> Graph:
-    """Wrap the decoder; as many queries may be asked for at once as the model decodes in a chunk.
+    """Return the graph of a decoder, for at most as many queries as the model decodes in a chunk.
 
     Args:
         model: A Perceiver IO.
-        output: What is asked; may be left out when there is one output.
+        output: Output to compute; may be omitted if the model has only one.
 
     Raises:
-        ConfigError: The model has no queries, or not this output.
+        ConfigError: The model is not a Perceiver IO or has no such output.
     """
     if not isinstance(model, PerceiverIO):
         raise ConfigError(
@@ -236,7 +236,7 @@ def decoder_graph(model: Any, output: str | None) -> Graph:
     name = names[0] if output is None and len(names) == 1 else output
     if name not in names:
         raise ConfigError(
-            f"output {output!r} is unknown; say which of {names} the decoder is to answer"
+            f"output {output!r} is unknown; choose one of {names} for the decoder"
             + suggest(str(output), names)
         )
     config = model.config.outputs[name]
@@ -250,7 +250,7 @@ def decoder_graph(model: Any, output: str | None) -> Graph:
 
     def sample(batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         latents = torch.randn(batch, trunk.num_latents, trunk.latent_dim, generator=generator)
-        asked = min(batch + 2, model.config.decoder.chunk)  # another number for every batch size
+        asked = min(batch + 2, model.config.decoder.chunk)  # differs between batch sizes
         ids = torch.randint(total, (asked,), generator=generator)
         kept = torch.rand(batch, asked, generator=generator) < 0.7
         return (latents, *draw_raw(raw, batch, generator), ids, *([kept] if keep else []))
@@ -270,20 +270,20 @@ def decoder_graph(model: Any, output: str | None) -> Graph:
     )
 
 
-# -- The parts of a model that can be exported ---------------------------------------------------
+# -- Parts of a model that can be exported -------------------------------------------------------
 
 Part = Literal["model", "encoder", "decoder", "autoencoder"]
-# Their features are a map per stage.
+# Models whose features are one map per stage.
 PYRAMIDS = (Hiera, HieraDet)
 PARTS: tuple[Part, ...] = ("model", "encoder", "decoder", "autoencoder")
 
 
 class WholeModel(nn.Module):
-    """What calling the model returns; several outputs in the order of the model.
+    """The whole model: returns the outputs of calling it, in the model's order.
 
     Args:
-        model: Of any family.
-        names: The modalities that it is given.
+        model: Model of any family.
+        names: Input modalities.
     """
 
     def __init__(self, model: Any, names: tuple[str, ...]) -> None:
@@ -298,10 +298,10 @@ class WholeModel(nn.Module):
 
 
 class EncoderOnly(WholeModel):
-    """Latents ``[B, N, D]``, of a HiP those of the processor; or all maps of a pyramid."""
+    """Encoder: returns latents ``[B, N, D]`` (of a HiP, the processor's) or all pyramid maps."""
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the features."""
+        """Return the latents or feature maps."""
         raw = dict(zip(self.names, tensors, strict=True))
         if isinstance(self.model, PYRAMIDS):
             return self.model.forward_features(raw).maps
@@ -318,14 +318,14 @@ def make_graph(
     mask: MaskedAutoencodingConfig | None = None,
     output: str | None = None,
 ) -> Graph:
-    """Wrap one part of a model.
+    """Return the graph of one part of a model.
 
     Args:
-        model: Of any family.
+        model: Model of any family.
         part: ``model`` or ``encoder``; ``decoder`` of a Perceiver IO; ``autoencoder`` of a HiP or
             a Hiera.
-        mask: Masking of the auto-encoder.
-        output: Which output a decoder answers; may be left out when there is one.
+        mask: Masking of the autoencoder.
+        output: Output that a decoder computes; may be omitted if the model has only one.
 
     Raises:
         ConfigError: The part is unknown, or the model has no such part or output.
@@ -354,14 +354,14 @@ def make_graph(
 
 
 def feature_names(model: Any) -> tuple[str, ...]:
-    """Return what the features of a model are called."""
+    """Return the names of a model's features."""
     if isinstance(model, PYRAMIDS):
         return tuple(f"stage_{stage}" for stage in range(len(model.config.depths)))
     return ("latents",)
 
 
 def output_names(model: Any) -> tuple[str, ...]:
-    """Return what the results of calling a model are called; never what an input is called."""
+    """Return the names of a model's outputs, which always differ from those of its inputs."""
     if isinstance(model, HiP) and model.config.head.kind == "none":
         names = (*inputs_of(model), *model.config.labels)
         return tuple(f"{name}_reconstruction" for name in names)

@@ -1,1 +1,1 @@
-"""What a training run will take, counted before it starts."""
+"""Estimate memory, time and cost of a training run before it starts."""

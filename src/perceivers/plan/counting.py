@@ -1,9 +1,8 @@
-"""Operations and memory of one training step, counted on tensors that have shapes but no values.
+"""Count operations and memory of one training step, on tensors that have shapes but no values.
 
 A model is built on the meta device and run, forward and backward, under ``FakeTensorMode``: torch
-dispatches every operation as it would on a CPU, so operations can be counted and storages weighed,
-whatever the size of the model. Where a step looks at values, which fake tensors do not have, the
-same is counted on real ones.
+dispatches every operation as on a CPU, so operations and bytes can be counted for models of any
+size. If a step depends on values, which fake tensors do not have, small real steps are counted.
 """
 
 import weakref
@@ -26,25 +25,25 @@ from perceivers.data import Batch
 from perceivers.tasks import Task
 
 # ------------------------------------------------------------------------------------------------
-# Operations and live bytes of what runs, operation by operation, on real tensors and fake ones.
+# Floating-point operations and live bytes, operation by operation, on real or fake tensors.
 #
-# Operations are counted with the formulas of torch's own counter (``FlopCounterMode``), which
-# cannot be used beside: its hooks on modules keep tensors alive that a step would free.
+# Operations are counted with the formulas of torch's own counter (``FlopCounterMode``). The counter
+# itself cannot be used: its module hooks keep tensors alive that a step would free.
 
 
 class StepRecorder(TorchDispatchMode):
-    """Counts floating-point operations, and the bytes of storages that are alive.
+    """Counts floating-point operations and the bytes of live storages.
 
-    Storages are counted as they were asked for; an allocator rounds them up, and keeps some that
-    are free.
+    Storages count with their requested size; a real allocator rounds sizes up and caches free
+    blocks.
 
     Args:
-        known: Tensors that were there before, such as weights.
+        known: Tensors that exist already and are not counted, such as weights.
 
     Attributes:
-        flops: So far; a multiplication and an addition are two.
-        now: Bytes alive.
-        peak: The most so far.
+        flops: Operations so far; a multiply-add counts as two.
+        now: Bytes of live storages.
+        peak: Maximum of ``now`` so far.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
@@ -60,7 +59,7 @@ class StepRecorder(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run an operation, and count it and what it makes."""
+        """Run an operation, and count it and its results."""
         result = func(*args, **(kwargs or {}))
         formula = self._formulas.get(func._overloadpacket)
         if formula is not None:
@@ -71,7 +70,6 @@ class StepRecorder(TorchDispatchMode):
         return result
 
     def _count(self, tensor: Tensor) -> None:
-        """Count a tensor's storage, once."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._alive:
@@ -82,12 +80,12 @@ class StepRecorder(TorchDispatchMode):
         weakref.finalize(storage, self._free, key).atexit = False
 
     def _free(self, key: int) -> None:
-        """Take off a storage that is gone; its address may be used again."""
+        """Subtract a freed storage, whose address may be used again."""
         self.now -= self._alive.pop(key)
 
 
 def fused_attention() -> dict[Any, Any]:
-    """Return formulas of what torch's counter leaves out: fused attention on the CPU."""
+    """Return formulas for fused attention on the CPU, which torch's counter lacks."""
 
     def forward(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
         return sdpa_flop_count(q.shape, k.shape, v.shape)
@@ -102,17 +100,17 @@ def fused_attention() -> dict[Any, Any]:
     }
 
 
-# -- How many tokens a model makes of each modality, and into how many groups they go ------------
+# -- Tokens and groups of each modality ----------------------------------------------------------
 
 
 class ModalityTokens(NamedTuple):
-    """One modality as a model reads it.
+    """Tokens of one modality.
 
     Args:
         name: The modality.
-        elements: Raw elements of a sample, such as pixels, samples, bytes or points.
-        tokens: What the model's first layer reads; those of a HiP are the elements.
-        groups: Groups that share the tokens; 1 where there are none.
+        elements: Raw elements of a sample, such as pixels, audio samples, bytes or points.
+        tokens: Tokens that the model's first layer reads; in a HiP, all elements.
+        groups: Groups that the tokens are divided into; 1 for models without groups.
     """
 
     name: str
@@ -122,10 +120,10 @@ class ModalityTokens(NamedTuple):
 
 
 def count_tokens(model: Any) -> list[ModalityTokens]:
-    """Count the tokens of every modality that data must bring.
+    """Count the tokens of every modality that the data must contain.
 
     Args:
-        model: Of any family.
+        model: Model of any family.
     """
     specs = model.config.data_inputs
     if model.family == "hip":
@@ -151,21 +149,22 @@ def count_tokens(model: Any) -> list[ModalityTokens]:
 # -- Operations and memory of one training step --------------------------------------------------
 
 Precision = Literal["float32", "bf16", "bf16-pure"]
-# What is computed where a step needs values.
+# Batch sizes that are computed if a step needs values.
 SMALL_BATCHES = (2, 4)
+# Moments that the optimizer stores per weight.
 STATES_PER_WEIGHT = 2
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Parameters of a model.
+    """Number and memory of a model's parameters.
 
     Args:
-        count: All of them.
-        trained: Those that training changes.
-        bytes: Of all of them.
-        gradient_bytes: Of their gradients.
-        optimizer_bytes: Of the optimizer's two moments.
+        count: Number of parameters.
+        trained: Number of trainable parameters.
+        bytes: Bytes of all parameters.
+        gradient_bytes: Bytes of their gradients.
+        optimizer_bytes: Bytes of the optimizer's two moments.
     """
 
     count: int
@@ -177,15 +176,14 @@ class Weights:
 
 @dataclass(frozen=True)
 class StepCounts:
-    """One forward and backward pass.
+    """Counts of one forward and backward pass.
 
     Args:
-        batch_size: Samples.
-        forward: Floating-point operations of the forward pass; a multiplication and an addition
-            are two.
-        step: Those of both passes, recomputed ones included.
-        kept: Bytes that the forward pass leaves for the backward pass.
-        peak: The most bytes at one time beside weights and inputs; gradients are among them.
+        batch_size: Number of samples.
+        forward: Floating-point operations of the forward pass; a multiply-add counts as two.
+        step: Floating-point operations of both passes, including recomputation.
+        kept: Bytes that the forward pass saves for the backward pass.
+        peak: Peak bytes including gradients, but without weights and inputs.
     """
 
     batch_size: int
@@ -196,11 +194,11 @@ class StepCounts:
 
 
 def count_weights(model: nn.Module, precision: Precision) -> Weights:
-    """Count a model's parameters, on whatever device.
+    """Count the parameters of a model on any device, including meta.
 
     Args:
-        model: Whose.
-        precision: ``bf16-pure`` keeps weights, gradients and moments in 2 bytes.
+        model: Model to count.
+        precision: ``bf16-pure`` stores weights, gradients and moments in 2 bytes, others in 4.
     """
     width = 2 if precision == "bf16-pure" else 4
     count = sum(p.numel() for p in model.parameters())
@@ -211,18 +209,19 @@ def count_weights(model: nn.Module, precision: Precision) -> Weights:
 
 
 class StepCounter:
-    """Counts a task's steps at any batch size.
+    """Counts operations and memory of a task's training steps at any batch size.
 
     Args:
-        build: Makes the task, on the device that is the default when it is called.
-        make_batch: Makes a batch of so many samples.
-        precision: Of a step; with ``bf16``, autocast's copies of weights are among its memory.
-        recompute: Whether layers are computed again in the backward pass.
-        may_compute: Compute two small steps where one cannot be counted without values.
+        build: Builds the task on torch's current default device.
+        make_batch: Builds a batch of the given number of samples.
+        precision: Precision of a step; with ``bf16``, the memory includes autocast's copies of
+            weights.
+        recompute: Whether layers are recomputed in the backward pass.
+        may_compute: Compute two small steps if steps cannot be counted without values.
 
     Attributes:
-        exact: Whether steps are counted as they are; else, where a step needs values, larger ones
-            follow from two small ones that are computed.
+        exact: Whether every step is counted directly; otherwise, if steps need values, counts are
+            extrapolated from two small steps.
     """
 
     def __init__(
@@ -242,13 +241,13 @@ class StepCounter:
         self.exact = True
 
     def count(self, batch_size: int) -> StepCounts:
-        """Count the step of a batch.
+        """Count a training step.
 
         Args:
-            batch_size: Samples, at least 1.
+            batch_size: Number of samples, at least 1.
 
         Raises:
-            RuntimeError: A step needs values, and none may be computed.
+            RuntimeError: The step needs values, and ``may_compute`` is off.
         """
         if self.exact and batch_size not in self._counted:
             try:
@@ -256,7 +255,7 @@ class StepCounter:
             except RuntimeError:
                 if not self._may_compute:
                     raise
-                # Fake tensors have no values to decide on; what is really wrong is raised below.
+                # The step depends on values. Any other error is raised again by the real steps.
                 self.exact = False
                 self._counted = {size: self._count_real(size) for size in SMALL_BATCHES}
         if batch_size in self._counted:
@@ -265,14 +264,14 @@ class StepCounter:
         return extrapolate(low, high, batch_size)
 
     def largest_batch(self, room: float, near: int) -> int:
-        """Return the largest batch whose peak fits into some bytes; 0 if not even one sample does.
+        """Return the largest batch whose peak memory fits; 0 if not even one sample does.
 
-        The peak is the larger of several moments', each of which grows in proportion to the batch,
-        so it bends upwards: what lies between two counts is at most their mean.
+        The peak is the maximum over several points of a step, each of which grows linearly with the
+        batch size. So it is convex: between two counts it lies below the line through them.
 
         Args:
-            room: Bytes beside weights and the optimizer's state.
-            near: A batch size to start from.
+            room: Available bytes, without weights and optimizer state.
+            near: Batch size to start from.
         """
         low, high = self.count(near), self.count(2 * near)
         found = _solve(low, high, room)
@@ -282,22 +281,19 @@ class StepCounter:
         return found if there.peak <= room else _solve(low, there, room)
 
     def _count_fake(self, batch_size: int) -> StepCounts:
-        """Count a step without values."""
         with torch.device("meta"):
             task = self._build().train()
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         with mode:
             _make_fake(task)
-        # Positions choose each sample's own generator, by their values.
+        # Without positions, whose values would select a random generator per sample.
         batch = replace(_change(self._make_batch(batch_size), mode.from_tensor), position=None)
         return self._run(task, batch, mode)
 
     def _count_real(self, batch_size: int) -> StepCounts:
-        """Compute a step and count."""
         return self._run(self._build().train(), self._make_batch(batch_size), nullcontext())
 
     def _run(self, task: Task, batch: Batch, mode: AbstractContextManager[Any]) -> StepCounts:
-        """Run a step and count."""
         task.model.set_recompute(self._recompute)
         with mode:
             if self._precision == "bf16-pure":
@@ -314,12 +310,12 @@ class StepCounter:
 
 
 def extrapolate(low: StepCounts, high: StepCounts, batch_size: int) -> StepCounts:
-    """Return the counts on the line through two others.
+    """Extrapolate counts linearly from two batch sizes.
 
     Args:
-        low: At one batch size.
-        high: At another.
-        batch_size: Where.
+        low: Counts at one batch size.
+        high: Counts at another batch size.
+        batch_size: Batch size to extrapolate to.
     """
     share = (batch_size - low.batch_size) / (high.batch_size - low.batch_size)
     pairs = zip(astuple(low)[1:], astuple(high)[1:], strict=True)
@@ -327,17 +323,17 @@ def extrapolate(low: StepCounts, high: StepCounts, batch_size: int) -> StepCount
 
 
 def _solve(low: StepCounts, high: StepCounts, room: float) -> int:
-    """Return the batch size at which the line through two peaks reaches some bytes."""
+    """Return the batch size at which the line through two peaks reaches ``room`` bytes."""
     slope = (high.peak - low.peak) / (high.batch_size - low.batch_size)
     return max(0, int(low.batch_size + (room - low.peak) / max(slope, 1.0)))
 
 
 def meta_copy(task: Task, *, model: nn.Module | None = None) -> Task:
-    """Return a task whose parameters and buffers have shapes but no values.
+    """Copy a task, with parameters and buffers on the meta device.
 
     Args:
-        task: What is copied; its values are not.
-        model: Another model to put in the place of the task's own.
+        task: Task to copy, except for its values.
+        model: Model to use in the copy instead of the task's own.
     """
     memo: dict[int, Any] = {} if model is None else {id(task.model): model}
     for parameter in task.parameters():
@@ -353,7 +349,7 @@ def meta_copy(task: Task, *, model: nn.Module | None = None) -> Task:
 
 
 def _make_fake(task: nn.Module) -> None:
-    """Replace a module's tensors on the meta device by fake ones on the CPU; shared ones once."""
+    """Replace a module's meta tensors by fake CPU tensors; shared parameters stay shared."""
     made: dict[int, Any] = {}
 
     def fake(tensor: Tensor) -> Tensor:
@@ -374,7 +370,7 @@ def _make_fake(task: nn.Module) -> None:
 
 
 def _change(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """Return a batch with what a task reads of it changed."""
+    """Apply a function to all tensors of a batch that a task reads."""
     return replace(
         batch,
         inputs={name: change(tensor) for name, tensor in batch.inputs.items()},
@@ -385,5 +381,4 @@ def _change(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
 
 
 def _halve(tensor: Tensor) -> Tensor:
-    """Return floats with 2 bytes each."""
     return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor

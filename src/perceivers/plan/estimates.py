@@ -1,4 +1,4 @@
-"""From the counts of a step to memory, hours, bandwidth, storage and cost."""
+"""Settings of a plan, and estimates of memory, time, bandwidth, storage and cost."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -8,7 +8,7 @@ from perceivers.plan.counting import Precision, StepCounts, Weights
 from perceivers.settings import Count, Natural, NonNegative, Positive, Range, Settings, UsedIf
 
 # ------------------------------------------------------------------------------------------------
-# What is planned, and for what machine; one set of fields serves Python and the command line.
+# Settings, for Python and the command line.
 
 
 DEFAULT_UTILISATION = 0.35
@@ -17,53 +17,53 @@ ASSUMED = UsedIf("measure", 0, otherwise="where --measure finds the speed of thi
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings(Settings, prefix=""):
-    """What is planned, and for what machine."""
+    """Run to plan, and hardware to plan it for."""
 
     model: str
     """A variant name ('perceivers models'); with --data also a model or run folder."""
     task: str = ""
-    """As in training; pretrain where the model can, else classify, when not given."""
+    """Task as in training; by default pretrain if the model supports it, else classify."""
     data: str = ""
-    """A data address, whose sizes and classes are read, instead of --inputs alone."""
+    """A data address, from which sizes and classes are read, instead of --inputs alone."""
     inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Modalities by name, such as {video: {frames: 8, height: 224, width: 224}}; changes of the
-    data's sizes beside --data; the variant's own when neither is given."""
+    """Modalities by name, such as {video: {frames: 8, height: 224, width: 224}}. With --data they
+    override the data's sizes; without both, the variant's own are used."""
     classes: Annotated[Count, UsedIf("data", "", otherwise="where --data has its own")] = 1000
-    """Classes of a classifier that is planned without data."""
+    """Number of classes of a classifier that is planned without data."""
     batch_size: Count = 64
     """Samples per step and device."""
     accumulate: Count = 1
-    """Parts in which a batch is computed."""
+    """Number of parts that a batch is split into for gradient accumulation."""
     precision: Precision = "bf16"
     """bf16 (autocast), float32 or bf16-pure."""
     recompute: bool = False
     """Recompute layers in the backward pass."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Further settings of the training verb, such as {mask: {ratio: 0.6}}."""
+    """Further settings of the training command, such as {mask: {ratio: 0.6}}."""
     samples: NonNegative = 0.0
-    """Samples of the data set; those of --data when not given."""
+    """Number of samples of the dataset; by default that of --data."""
     epochs: Annotated[Positive, UsedIf("steps", 0)] = 1.0
-    """Times that each is seen."""
+    """Number of passes over the dataset."""
     steps: Natural = 0
-    """Steps of the run, instead of epochs."""
+    """Optimizer steps of the run, instead of epochs."""
     device: str = "h100"
     """Accelerator: h200, h100, a100, a100_40, l40s, l4, rtx4090 or mi300x."""
     memory: NonNegative = 0.0
-    """Memory per device in GB, instead of the table's."""
+    """Memory per device in GB; by default that of the device."""
     peak: Annotated[NonNegative, ASSUMED] = 0.0
-    """Operations per second per device in TFLOP/s, instead of the table's."""
+    """Peak speed per device in TFLOP/s; by default that of the device."""
     devices: Count = 1
-    """Devices that train together, over all nodes."""
+    """Number of devices that train together, over all nodes."""
     sharded: Annotated[bool, UsedIf("devices", above=1)] = False
-    """Divide weights, gradients and moments among the devices (FSDP)."""
+    """Shard weights, gradients and moments over the devices (FSDP)."""
     utilisation: Annotated[float, Range(above=0, most=1), ASSUMED] = DEFAULT_UTILISATION
-    """Share of the peak that a step reaches, 0..1 (model FLOPs utilisation)."""
+    """Fraction of the peak speed that a step reaches, 0..1 (model FLOPs utilisation)."""
     measure: Natural = 0
-    """Steps to run on this machine, whose speed then takes the place of peak and utilisation."""
+    """Number of steps to run on this machine; their speed replaces peak and utilisation."""
     sample_bytes: NonNegative = 0.0
-    """Size of a stored sample in bytes; that of --data where it is shards."""
+    """Size of a stored sample in bytes; by default that of --data if it consists of shards."""
     hourly_cost: NonNegative = 0.0
-    """Price of one device for an hour."""
+    """Price per device and hour."""
 
     def __post_init__(self) -> None:
         """Reject values out of range."""
@@ -75,9 +75,9 @@ class PlanSettings(Settings, prefix=""):
             )
 
 
-# -- From the counts of a step to memory, hours, bandwidth, storage and cost ---------------------
+# -- Estimates from the counts of a step ---------------------------------------------------------
 
-# Of a device's memory; the rest is for the driver, the allocator's gaps and communication.
+# Usable fraction of a device's memory; the rest is for driver, fragmentation and communication.
 USABLE = 0.9
 SECONDS_PER_HOUR = 3600.0
 
@@ -88,10 +88,10 @@ class Memory:
 
     Args:
         weights: Parameters, and their moving average if there is one.
-        gradients: Of the parameters.
+        gradients: Gradients of the parameters.
         optimizer: The optimizer's moments.
-        kept: What the forward pass leaves for the backward pass.
-        peak: The most at one time, all together.
+        kept: Tensors that the forward pass saves for the backward pass.
+        peak: Peak of the total.
     """
 
     weights: float
@@ -103,15 +103,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class Duration:
-    """Time and what follows from it.
+    """Time of a run, and what depends on it.
 
     Args:
-        operations: Of the whole run.
+        operations: Floating-point operations of the whole run.
         steps: Optimizer steps.
-        samples_per_second: Of all devices together.
-        hours: Of the whole run.
-        bandwidth: Bytes per second that all loaders read together; 0 if samples have no known size.
-        storage: Bytes of the data; 0 likewise.
+        samples_per_second: Throughput of all devices together.
+        hours: Duration of the run.
+        bandwidth: Bytes per second that all loaders read together; 0 if the sample size is unknown.
+        storage: Bytes of the dataset; 0 if the sample size is unknown.
         cost: Devices x hours x price.
     """
 
@@ -125,13 +125,13 @@ class Duration:
 
 
 def resident_bytes(weights: Weights, *, averaged: bool, shards: int) -> float:
-    """Return what stays on a device between steps: weights, their average, and moments.
+    """Return the bytes on a device between steps: weights, their average, and moments.
 
     Args:
-        weights: Of the model.
+        weights: Parameters of the model.
         averaged: Whether a moving average of the weights is kept.
-        shards: Devices that divide all of it among them (FSDP); 1 for one device or DDP. A copy of
-            all weights is then counted beside, as the most that is gathered at one time.
+        shards: Devices over which all of this is sharded (FSDP); 1 for one device or DDP. With
+            FSDP, one full copy of the weights is added as an upper bound on gathered weights.
     """
     held = weights.bytes * (2 if averaged else 1) + weights.optimizer_bytes
     return held if shards == 1 else held / shards + weights.bytes
@@ -140,13 +140,13 @@ def resident_bytes(weights: Weights, *, averaged: bool, shards: int) -> float:
 def estimate_memory(
     weights: Weights, step: StepCounts, *, averaged: bool = False, shards: int = 1
 ) -> Memory:
-    """Add up what a step holds on one device.
+    """Estimate the memory of a training step on one device.
 
     Args:
-        weights: Of the model.
-        step: Of the samples that a device computes at one time.
+        weights: Parameters of the model.
+        step: Counts for the samples that a device computes at one time.
         averaged: Whether a moving average of the weights is kept.
-        shards: Devices that divide weights, gradients and moments among them (FSDP).
+        shards: Devices over which weights, gradients and moments are sharded (FSDP).
     """
     resident = resident_bytes(weights, averaged=averaged, shards=shards)
     return Memory(
@@ -164,8 +164,8 @@ def spare_memory(
     """Return the bytes that are left for a step on one device.
 
     Args:
-        weights: Of the model.
-        memory: Bytes of the device, of which ``USABLE`` are counted on.
+        weights: Parameters of the model.
+        memory: Memory of the device in bytes, of which the fraction ``USABLE`` is available.
         averaged: As for ``estimate_memory``.
         shards: As for ``estimate_memory``.
     """
@@ -183,17 +183,17 @@ def estimate_duration(
     stored: float = 0.0,
     hourly_cost: float = 0.0,
 ) -> Duration:
-    """Return how long a run takes.
+    """Estimate the duration of a run.
 
     Args:
-        step: Counts of one step of one device.
-        samples: That are seen in the whole run, all epochs and devices together.
+        step: Counts of one step on one device.
+        samples: Samples processed in the whole run, over all epochs and devices.
         batch_size: Samples per step of all devices together.
         rate: Operations per second that one device reaches.
-        devices: How many there are.
-        sample_bytes: Size of a stored sample.
-        stored: Samples of the data set.
-        hourly_cost: Price of one device for an hour, in any currency.
+        devices: Number of devices.
+        sample_bytes: Size of a stored sample in bytes.
+        stored: Number of samples of the dataset.
+        hourly_cost: Price per device and hour, in any currency.
     """
     operations = step.step / step.batch_size * samples
     seconds = operations / (rate * devices)

@@ -1,4 +1,4 @@
-"""Accelerators by name, and how much memory a process can still take on this machine."""
+"""Specifications of accelerators, and the memory available to a process on this machine."""
 
 import os
 import resource
@@ -11,10 +11,10 @@ import torch
 
 from perceivers.errors import ConfigError, suggest
 
-# -- Accelerators by name: memory, and what the vendors state as their peak ----------------------
+# -- Accelerators: memory and peak speed ---------------------------------------------------------
 #
-# Peaks are dense matrix products in bf16, without sparsity, from the vendors' data sheets; a
-# training step reaches a share of them.
+# Peaks are for dense matrix products in bf16, without sparsity, from the vendors' data sheets; a
+# training step reaches a fraction of them.
 
 
 GIGA, TERA = 1e9, 1e12
@@ -25,10 +25,10 @@ class Machine:
     """One accelerator.
 
     Args:
-        name: What the user calls it.
-        memory: Bytes.
-        peak: Floating-point operations per second.
-        note: Which one it is.
+        name: Name in settings.
+        memory: Memory in bytes.
+        peak: Peak floating-point operations per second.
+        note: Full product name.
     """
 
     name: str
@@ -53,38 +53,38 @@ MACHINES = {
 
 
 def find_machine(name: str) -> Machine:
-    """Return an accelerator by its name.
+    """Return an accelerator by name.
 
     Raises:
-        ConfigError: It is not in the table.
+        ConfigError: The name is not in the table.
     """
     if name not in MACHINES:
         raise ConfigError(
-            f"device {name!r} is not in the table ({', '.join(MACHINES)}); for another one give "
+            f"device {name!r} is not in the table ({', '.join(MACHINES)}); for other devices give "
             f"--memory and --peak{suggest(name, MACHINES)}"
         )
     return MACHINES[name]
 
 
 # ------------------------------------------------------------------------------------------------
-# How much memory a process can still take on this machine: of the system, a container, a GPU.
+# Memory that a process can still allocate: of the system, a container or a GPU.
 
 
 SYSTEM = Path("/")
 
 
 class Free(NamedTuple):
-    """Bytes that can still be taken, and what limits them."""
+    """Bytes that can still be allocated, and what limits them."""
 
     bytes: float
     limit: str
 
 
 def free_host_memory(root: Path = SYSTEM) -> Free:
-    """Return how much main memory is free; the least of all limits, infinite where none is known.
+    """Return the free main memory: the smallest of all limits, infinite if none is known.
 
     Args:
-        root: Where ``proc`` and ``sys`` lie.
+        root: Folder that contains ``proc`` and ``sys``.
     """
     return min(
         [*_of_system(root), *_of_groups(root), *_of_process(root), Free(float("inf"), "no limit")]
@@ -92,7 +92,7 @@ def free_host_memory(root: Path = SYSTEM) -> Free:
 
 
 def free_device_memory(device: torch.device) -> Free:
-    """Return how much memory of a GPU is free, what this process holds without need included."""
+    """Return the free memory of a GPU, including unused memory that this process has reserved."""
     free, _ = torch.cuda.mem_get_info(device)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return Free(float(free + unused), f"the memory of {torch.cuda.get_device_name(device)}")
@@ -104,14 +104,14 @@ def _of_system(root: Path) -> Iterator[Free]:
         if name == "MemAvailable" and rest.split():
             yield Free(float(rest.split()[0]) * 1024, "the machine's free memory")
             return
-    # Systems without /proc say at least how much is built in.
+    # Systems without /proc report at least the installed memory.
     if not (root / "proc").exists() and "SC_PHYS_PAGES" in os.sysconf_names:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         yield Free(float(total), "the machine's memory")
 
 
 def _of_groups(root: Path) -> Iterator[Free]:
-    """Limits of the control groups that hold this process, of version 2 and of version 1."""
+    """Yield the limits of this process's control groups, of version 2 and version 1."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         kinds, _, path = rest.partition(":")
@@ -124,7 +124,7 @@ def _of_groups(root: Path) -> Iterator[Free]:
             else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         )
         group = base / path.strip().lstrip("/")
-        # Groups are nested, and inside a container the path may not be visible.
+        # Groups are nested, and a container may not see the group's own path.
         for folder in dict.fromkeys([group, *group.parents, base]):
             if not folder.is_relative_to(base):
                 continue
@@ -150,13 +150,13 @@ def _read(path: Path) -> str:
 
 
 def _number(path: Path) -> float | None:
-    """Return the number in a file; None where there is none, such as ``max``."""
+    """Return the number in a file; None if it contains none, such as ``max``."""
     text = _read(path).strip()
     return float(text) if text.isdigit() else None
 
 
 def _entry(path: Path, name: str) -> float:
-    """Return one line's number of a file of names and numbers; 0 where it is missing."""
+    """Return a number by name from a file of ``name number`` lines; 0 if it is missing."""
     for line in _read(path).splitlines():
         key, _, value = line.partition(" ")
         if key == name and value.strip().isdigit():

@@ -1,1 +1,1 @@
-"""The training engine: a short loop, optimizers, schedules, exact resume. It knows no report."""
+"""Training loop, optimizers, schedules and exact resume; reports are written elsewhere."""

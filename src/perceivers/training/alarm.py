@@ -1,10 +1,10 @@
-"""One process that fails ends all of them, and its message is the one that is read.
+"""Shut down all processes of a run when one of them fails, and print that process's message once.
 
-A process that raises writes its message where all processes look twice a second: the key-value
-store over which they found each other. The main process prints it and ends; the others end without
-a word. So nobody waits in a collective operation for a process that is gone, whatever the launcher
-and the backend. A process that ends without a message (killed, out of memory) is noticed by the one
-that started it, or by its connections.
+A process that raises posts its message in the rendezvous key-value store, which every process polls
+twice a second. The main process prints it and exits; the others exit silently. So no process waits
+in a collective operation for one that is gone, whatever the launcher and the backend. A process
+that dies without a message (killed, out of memory) is noticed by the one that started it, or by the
+broken connection.
 """
 
 import json
@@ -25,22 +25,24 @@ from perceivers.errors import FolderLostError, UserError, is_users
 from perceivers.training.launching import PARENT
 from perceivers.training.watchdog import Interrupted
 
+# Seconds between two polls of the store.
 INTERVAL = 0.5
-# How long a process waits for another to say why a connection broke, in seconds.
+# Seconds that a process waits for another one to report why a connection broke.
 PATIENCE = 4.0
 USER_MISTAKE, FAILED, INTERRUPTED = 2, 1, 130
 FAILURE, TOLD = "perceivers/failure", "perceivers/told"
+# Words in errors that are a consequence of another process's exit.
 BROKEN = ("gloo", "nccl", "connection", "timed out", "socket", "store")
 
 
 class Alarm:
-    """Watches over processes that work together.
+    """Watches the processes of a run and ends all of them when one fails.
 
-    Until ``connect`` only the processes that this one has started are watched.
+    Until ``connect`` is called, only the processes that this one has started are watched.
 
     Args:
-        world_size: How many there are.
-        children: Those that this process has started: the second and following of its node.
+        world_size: Number of processes.
+        children: Processes that this one has started: all but the first of its node.
     """
 
     def __init__(self, world_size: int, children: Sequence[subprocess.Popen[bytes]] = ()) -> None:
@@ -56,16 +58,16 @@ class Alarm:
         self._thread.start()
 
     def connect(self, rank: int) -> None:
-        """Watch all processes, now that they have found each other."""
+        """Watch all processes; call this after the process group has been set up."""
         self.rank = rank
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        # A connection of its own: the one of the process group may be busy waiting.
+        # A separate connection: the process group's own may be blocked in a wait.
         self._store = TCPStore(
             address, port, is_master=False, timeout=timedelta(seconds=30), wait_for_workers=False
         )
 
     def stop(self) -> None:
-        """End the watch: all processes have done their work."""
+        """Stop watching; call this when all processes have finished their work."""
         self._over.set()
         self._thread.join()
         self._store = None
@@ -73,9 +75,9 @@ class Alarm:
     # -- a process that raises ---------------------------------------------------------------
 
     def sound(self, error: BaseException) -> None:
-        """Tell all processes why this one ends; return only if this one may raise the error.
+        """Report an error to all processes; return only if the caller should raise it.
 
-        The main process raises its own errors; all others end here.
+        The main process raises its own errors; all other processes exit here.
         """
         if isinstance(error, (Interrupted, KeyboardInterrupt)):
             if self.rank == 0:
@@ -83,11 +85,12 @@ class Alarm:
                 return
             self._wait_until_told()
             self._leave(INTERRUPTED)
+        # All processes have agreed on this error, so only the main process reports it.
         if isinstance(error, FolderLostError) and error.agreed and self.rank:
             self._wait_until_told()
             self._leave(USER_MISTAKE)
         if is_lost_connection(error):
-            # What broke it comes first; the watch ends this process when it has found that.
+            # Leave time for the cause to be posted; the watching thread then ends this process.
             time.sleep(PATIENCE)
         if self._claim(error):
             if self.rank == 0:
@@ -99,17 +102,18 @@ class Alarm:
                 isinstance(error, OSError) and is_users(error)
             )
             self._leave(USER_MISTAKE if mendable else FAILED)
-        time.sleep(3 * PATIENCE)  # the watch says what the other process said, and ends this one
+        # Another process failed first: the watching thread handles its message and exits.
+        time.sleep(3 * PATIENCE)
         self._leave(FAILED)
 
     def _speak_first(self) -> None:
-        """End the watch of the main process, whose caller says what happened."""
+        """Stop watching on the main process, whose caller reports the error."""
         self._over.set()
         if self._store is not None:
             self._store.set(self._told, "yes")
 
     def _claim(self, error: BaseException) -> bool:
-        """Leave a message unless there is one; whether this process is the first to fail."""
+        """Post a message unless one exists; return whether this process is the first to fail."""
         if isinstance(error, UserError | OSError):
             text = str(error)
         else:
@@ -120,11 +124,11 @@ class Alarm:
         try:
             found = self._store.compare_set(self._failure, "", message)
         except (dist.DistError, RuntimeError):
-            return self.rank == 0  # the main process keeps the store: it is gone
+            return self.rank == 0  # the store lived in the main process, which is gone
         return json.loads(found)["rank"] == self.rank
 
     def _wait_until_told(self) -> None:
-        """Let the main process speak before launchers notice that this one has ended."""
+        """Let the main process print its message before a launcher notices that this one exited."""
         deadline = time.monotonic() + 3 * PATIENCE
         while time.monotonic() < deadline:
             try:
@@ -139,7 +143,7 @@ class Alarm:
     def _watch(self) -> None:
         while not self._over.wait(INTERVAL):
             if self.parent and os.getppid() != self.parent:
-                self._main_is_gone()  # asking its store would only find a broken connection
+                self._main_is_gone()  # its store is gone too, so polling would only fail
                 return
             try:
                 failure = self._read_failure() or self._find_dead()
@@ -155,14 +159,14 @@ class Alarm:
         return json.loads(self._store.get(self._failure))
 
     def _find_dead(self) -> dict[str, Any] | None:
-        """Return what there is to say of a child that ended too early, to all processes."""
+        """Return the failure of a child that exited too early, after posting it to the store."""
         for local_rank, child in enumerate(self.children, start=1):
             status = child.poll()
             if status in {None, 0, INTERRUPTED} or self._over.is_set():
                 continue
             assert status is not None
             why = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-            hint = " (killed, perhaps for want of memory)" if status == -9 else ""
+            hint = " (killed, perhaps out of memory)" if status == -9 else ""
             found = {"rank": self.rank + local_rank, "text": f"it {why}{hint}"}
             if self._store is None:
                 return found
@@ -170,7 +174,7 @@ class Alarm:
         return None
 
     def _end(self, failure: dict[str, Any]) -> NoReturn:
-        """End this process because of another; the main one says why."""
+        """Exit because another process failed; the main process prints why."""
         if self.rank:
             self._wait_until_told()
             self._leave(FAILED)
@@ -182,12 +186,12 @@ class Alarm:
         sys.stderr.flush()
         if self._store is not None:
             self._store.set(self._told, "yes")
-        time.sleep(INTERVAL)  # children that wait for this word leave by themselves
+        time.sleep(INTERVAL)  # children that wait for ``_told`` exit by themselves
         self._kill_children()
         self._leave(USER_MISTAKE)
 
     def _main_is_gone(self) -> None:
-        """End without the main process, which keeps the store and would speak."""
+        """Exit without the main process, which held the store and would have printed the error."""
         if self._over.wait(2 * INTERVAL):
             return
         if self.rank == 1:
@@ -204,14 +208,14 @@ class Alarm:
                 child.wait()
 
     def _leave(self, status: int) -> NoReturn:
-        """End at once: leaving in order would wait for processes that are gone."""
+        """Exit at once: a clean shutdown would wait for processes that are gone."""
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether an error is one of those that follow when another process ends."""
+    """Return whether an error is a consequence of another process's exit."""
     if isinstance(error, dist.DistError):
         return True
     text = str(error).lower()

@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's parameters, whole or spread over processes."""
+"""Exponential moving average (EMA) of a model's parameters, sharded or not."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ from perceivers.training.sharding import own_part, spread_like
 
 
 class WeightAverage:
-    """Average of the parameters; buffers are the model's own, as they follow it anyway.
+    """Exponential moving average of a model's parameters; buffers are not averaged.
 
     Args:
-        model: Whose parameters; already on its device and spread over the processes.
+        model: Model to average, already on its device and sharded.
         decay: Weight of the average so far at each update, 0..1.
     """
 
@@ -27,20 +27,20 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, *, first: bool) -> None:
-        """Move towards the parameters; the first update takes them as they are."""
+        """Move the average towards the parameters; the first update copies them."""
         mine = [own_part(tensor) for tensor in self.parameters.values()]
         current = [own_part(tensor.detach()) for tensor in self.model.parameters()]
         if first:
             torch._foreach_copy_(mine, current)  # pyright: ignore[reportPrivateImportUsage]
         else:
-            # The same call as torch's own average makes.
+            # The same call as in torch.optim.swa_utils.
             torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
                 mine, current, 1.0 - self.decay
             )
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Give the model the average for a while, to evaluate and to save it."""
+        """Swap the average into the model inside the block, to evaluate or save it."""
         self._swap()
         try:
             yield
@@ -56,7 +56,7 @@ class WeightAverage:
             outside.copy_(held)
 
     def load(self, parameters: Mapping[str, Tensor]) -> None:
-        """Take over what was saved.
+        """Load a saved average.
 
         Raises:
             CheckpointError: A parameter is missing or has another shape.

@@ -1,11 +1,9 @@
-"""Saving and resuming one run, whatever its strategy and number of processes.
+"""Save and resume a run's training state, under any strategy and any number of processes.
 
-A run whose processes hold the whole model writes one file. One that spreads it over processes
-writes a folder ``step_N`` of parts, and then a small file that names the folder: a run that is
-killed while writing goes on from the one before. Either is read under any strategy and by any
-number of processes.
-
-The state is copied when a save begins, and written later, while the run goes on.
+Without sharding the state is one file. A sharded run writes a folder ``step_N`` with one part per
+process, and then a small file that names the folder, so that a run killed while writing resumes
+from the previous state. Both forms can be read under any strategy. The state is copied when a save
+begins and written to disk while training continues.
 """
 
 import re
@@ -45,15 +43,13 @@ from perceivers.training.state import (
 )
 
 # ------------------------------------------------------------------------------------------------
-# Saving beside the steps: the state is copied while the loop waits, and a thread writes the copy.
-#
-# What is written, and in which order, is said in ``checkpoints.py``.
+# Asynchronous saving: the state is copied while the loop waits, and a thread writes the copy.
 
 
 class HostCopies:
-    """Copies of tensors in main memory; each copy takes the place of the one before.
+    """Copies of tensors in host memory, in buffers that are reused by every save.
 
-    Fresh memory costs several times as much as copying, so it is kept from one save to the next.
+    Allocating fresh memory takes several times as long as copying.
     """
 
     def __init__(self) -> None:
@@ -62,14 +58,15 @@ class HostCopies:
 
     @torch.no_grad()
     def take(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return copies by name; those on a GPU may be read after ``wait``."""
+        """Return copies by name; copies of GPU tensors may only be read after ``wait``."""
         before, self._kept, self._copied = self._kept, {}, None
         for name, tensor in tensors.items():
             on_gpu = tensor.device.type == "cuda"
             copy = before.get(name)
             if copy is None or not _fits(copy, tensor):
                 copy = torch.empty_like(tensor, device="cpu", pin_memory=on_gpu)
-            # The next step is queued behind the copy, and changes nothing before it is done.
+            # The next step is queued behind the copy on the GPU, so it cannot change the tensor
+            # before the copy is complete.
             self._kept[name] = copy.copy_(tensor, non_blocking=on_gpu)
             if on_gpu and self._copied is None:
                 self._copied = torch.cuda.Event()
@@ -88,9 +85,9 @@ def _fits(copy: Tensor, tensor: Tensor) -> bool:
 
 
 class Writer:
-    """Does one piece of work at a time in a thread.
+    """Runs one task at a time in a background thread.
 
-    A process that ends does not wait for it, so ``finish`` comes first wherever that matters.
+    The thread is a daemon: call ``finish`` before the process exits wherever the result matters.
     """
 
     def __init__(self) -> None:
@@ -98,8 +95,8 @@ class Writer:
         self._failure: BaseException | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Begin; ``finish`` must have been called since the last time."""
-        assert self._thread is None, "the work before this has not been waited for"
+        """Start ``work``; ``finish`` must have been called since the previous start."""
+        assert self._thread is None, "call finish() before starting again"
 
         def run() -> None:
             try:
@@ -113,13 +110,13 @@ class Writer:
     def finish(self) -> BaseException | None:
         """Wait until the work is done; return the error that ended it, once."""
         if self._thread is not None:
-            self._thread.join()  # may raise KeyboardInterrupt; then the work goes on
+            self._thread.join()  # may raise KeyboardInterrupt; the thread then keeps running
             self._thread = None
         failure, self._failure = self._failure, None
         return failure
 
 
-# -- Saving and resuming one run, whatever its strategy and number of processes ------------------
+# -- Saving and resuming a run, under any strategy and any number of processes -------------------
 
 REST = "progress.pt"
 PARTS = re.compile(r"step_[0-9]{1,16}")
@@ -131,11 +128,11 @@ class Checkpoints:
     """The training state of a run on disk.
 
     Args:
-        folder: Of the run.
-        runtime: Which processes save and resume.
-        model: What is trained.
+        folder: Run folder.
+        runtime: Processes that save and resume.
+        model: Model to save and restore.
         optimizer: Its optimizer.
-        average: Of its parameters, if there is one.
+        average: Average of its parameters; None without one.
     """
 
     def __init__(
@@ -152,24 +149,24 @@ class Checkpoints:
         self.optimizer = optimizer
         self.average = average
         self._copies = HostCopies()
-        # What is written beside the steps must not meet what the steps send each other.
+        # A separate group: collectives of the writing thread must not mix with those of the steps.
         self._group = runtime.make_group() if runtime.is_sharded else None
 
     # -- saving ------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor that is saved, by ``kind/name``; spread ones as they are."""
+        """Return every tensor that is saved, by ``kind/name``; sharded ones are not gathered."""
         states, _ = state_by_name(self.optimizer, self.model)
         return flatten(self.model.state_dict(), states, self.average)[0]
 
     def gather_weights(self, *, copy: bool = False) -> Weights:
-        """Return the whole weights as they are now; all processes must call this.
+        """Gather the current weights on the main process; all processes must call this.
 
         Args:
-            copy: Return copies in main memory instead of what training goes on to change.
+            copy: Return copies in host memory, which later steps do not change.
 
         Returns:
-            Weights by name on the main process, nothing elsewhere.
+            Weights by name on the main process, an empty dict elsewhere.
         """
         found: Weights = {}
         for name, tensor in self.model.state_dict().items():
@@ -181,17 +178,17 @@ class Checkpoints:
     def begin(
         self, progress: Progress, window: WindowState, write_model: Callable[[Weights], None]
     ) -> Callable[[], None]:
-        """Copy the state; all processes must call this.
+        """Copy the state and return a function that writes it; all processes must call this.
 
         Args:
-            progress: Where the run stands.
-            window: The losses since the last record.
+            progress: Counters of the run.
+            window: Losses since the last record.
             write_model: Called on the main process before the state is written, with the weights
-                that are evaluated.
+                used for evaluation.
 
         Returns:
-            What writes the copy. It may run beside the steps, in all processes, and must be done
-            before the next save begins.
+            Function that writes the copy. All processes must call it; it may run in a thread
+            during later steps, and must finish before the next save begins.
         """
         progress = replace(progress)
         if self.runtime.is_sharded:
@@ -213,7 +210,7 @@ class Checkpoints:
             self._copies.wait()
             model, moments, average = unflatten(copies, numbers)
             write_model({name: average.get(name, tensor) for name, tensor in model.items()})
-            # A state may hold nothing, and is recorded even so.
+            # Record empty states too: without an entry, the parameter would count as lost.
             moments = {name: moments.get(name, {}) for name in states}
             tensors: dict[str, Any] = {
                 "model": model,
@@ -236,7 +233,7 @@ class Checkpoints:
         run, name = self.folder, f"step_{progress.step}"
         folder = run.pointer.parent / name
         if self.runtime.is_main:
-            # What stands there was never finished, or was left by a run that went on elsewhere.
+            # All other parts are unfinished, or left over from a run that was resumed elsewhere.
             _remove_parts(run, but=_current_parts(run))
             make_folder(folder)
             shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
@@ -245,6 +242,7 @@ class Checkpoints:
             save_state(folder / REST, progress, rest)
         with nullcontext() if self.average is None else self.average.swapped():
             weights = self.gather_weights(copy=True)
+        # No process may write into the folder before the main process has created it.
         self.runtime.barrier()
         parts = begin_parts(folder, tensors, self._group)
 
@@ -256,11 +254,12 @@ class Checkpoints:
                 finish_parts(parts)
             except Exception as error:
                 failure = error
-            # Every process must come to this, or the others would wait for it.
+            # Every process must get here, even after an error, or the others would wait for it.
             failed: list[Any] = [None] * self.runtime.world_size
             dist.all_gather_object(failed, failure is not None, group=self._group)
             if failure is not None:
                 raise failure
+            # Point to the new parts only when all are complete; delete the old state last.
             if self.runtime.is_main and not any(failed):
                 write_json(run.pointer, {"folder": name, "step": progress.step})
                 run.checkpoint.unlink(missing_ok=True)
@@ -269,7 +268,7 @@ class Checkpoints:
         return write
 
     def _unused(self, states: Named) -> list[str]:
-        """Parameters that never had a gradient, so that a lost state is told from none."""
+        """Return parameters that never had a gradient; others without a state are an error."""
         trained = (n for n, p in self.model.named_parameters() if p.requires_grad)
         return [name for name in trained if name not in states]
 
@@ -279,14 +278,14 @@ class Checkpoints:
         """Check the newest state, then load it into model, optimizer and average.
 
         Args:
-            last_step: Of the run.
+            last_step: Total number of steps of the run.
 
         Returns:
-            Progress, the losses since the last record, and what could not be checked.
+            Progress, the losses since the last record, and notes on what could not be checked.
 
         Raises:
-            CheckpointError: There is none, it is damaged, or it is not what this run would save;
-                nothing was loaded.
+            CheckpointError: The state is missing, damaged, or does not match this run; nothing was
+                loaded.
         """
         checker = StateChecker(self.model, self.optimizer, averaged=self.average is not None)
         source = self.folder.checkpoint
@@ -313,7 +312,7 @@ class Checkpoints:
         return progress, tensors["window"], notes
 
     def _way_back(self) -> str:
-        """Say what is left of the run where its training state cannot be used."""
+        """Describe what the user can do when the training state is unusable."""
         models = (self.folder.last_model, self.folder.best_model)
         left = [str(path) for path in models if (path / "config.json").is_file()]
         again = "start the run again with --overwrite"
@@ -325,9 +324,9 @@ class Checkpoints:
         )
 
     def _newest_parts(self) -> Path | None:
-        """Return the folder to resume from; None where the file is newer, or alone.
+        """Return the folder to resume from; None if the single file is newer or the only one.
 
-        Both are there when a run was killed just after it went from one kind to the other.
+        Both exist if a run was killed just after it switched between the two forms.
         """
         path = self.folder.pointer
         if not path.is_file():
@@ -339,11 +338,13 @@ class Checkpoints:
             or not isinstance(step, int)
             or isinstance(step, bool)
         ):
-            raise CheckpointError(f"{path} names no training checkpoint: expected folder and step")
+            raise CheckpointError(
+                f"{path} does not name a training checkpoint: expected folder and step"
+            )
         if not isinstance(name, str) or not PARTS.fullmatch(name) or name != f"step_{step}":
             raise CheckpointError(
-                f"{path} names no training checkpoint: folder is {describe(name)} for step {step}, "
-                f"expected step_{step}"
+                f"{path} does not name a training checkpoint: folder is {describe(name)} for step "
+                f"{step}, expected step_{step}"
             )
         if self.folder.checkpoint.is_file():
             progress, _ = load_state(self.folder.checkpoint)
@@ -391,21 +392,21 @@ def _current_parts(folder: RunFolder) -> str:
 
 
 def check_numbers(numbers: Any) -> None:
-    """Refuse anything but values by name by parameter.
+    """Check that ``numbers`` maps parameter names to dicts of values.
 
     Raises:
-        CheckpointError: Says what it is instead.
+        CheckpointError: It does not.
     """
     if not isinstance(numbers, Mapping) or not all(
         isinstance(x, Mapping) for x in numbers.values()
     ):
-        raise CheckpointError(f"numbers is {describe(numbers)}, expected them by parameter")
+        raise CheckpointError(f"numbers is {describe(numbers)}, expected values by parameter")
 
 
 def flatten(
     weights: Mapping[str, Tensor], states: Named, average: WeightAverage | None
 ) -> tuple[dict[str, Tensor], Named]:
-    """Return all tensors by ``kind/name``, and what of the optimizer's state is no tensor."""
+    """Return all tensors by ``kind/name``, and the non-tensor values of the optimizer's state."""
     tensors = {f"model/{name}": tensor.detach() for name, tensor in weights.items()}
     numbers: Named = {}
     for name, state in states.items():
@@ -422,7 +423,7 @@ def flatten(
 def unflatten(
     tensors: Mapping[str, Tensor], numbers: Named
 ) -> tuple[dict[str, Tensor], Named, dict[str, Tensor]]:
-    """Undo ``flatten``: weights, optimizer states, average."""
+    """Invert ``flatten``: return weights, optimizer states and average."""
     model: dict[str, Tensor] = {}
     average: dict[str, Tensor] = {}
     states: Named = {name: dict(state) for name, state in numbers.items()}

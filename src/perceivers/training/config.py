@@ -1,7 +1,6 @@
-"""What a training run is made of. One set of dataclasses serves Python, YAML and the command line.
+"""Settings of a training run: one set of dataclasses for Python, YAML and the command line.
 
-``build_config`` turns loose settings (keywords, a YAML file, flags) into a config and names the key
-that is wrong.
+``build_config`` turns keywords, YAML entries or flags into a config and names any wrong key.
 """
 
 import os
@@ -46,120 +45,124 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "float32", "bf16", "bf16-pure"]
 C = TypeVar("C", bound="TrainConfig")
-# What timers of the operating system count: 30 years, and a year for the processes' own.
+# Limits of the operating system's timers (30 years) and of process-group timeouts (one year).
 MOST_SECONDS, MOST_MINUTES = 1e9, 5e5
 GENERATED = UsedIf("warps", True, otherwise="on measured pairs; they are for warps:PHOTOGRAPHS")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Settings, prefix="optimizer."):
-    """Update rule; weights decay, biases and norms do not, latents and tables if asked for."""
+    """Update rule. Biases and norms never decay; latents and position embeddings are optional."""
 
     name: Literal["adamw", "lamb", "muon"] = "adamw"
     """adamw; lamb (as in the Perceiver papers; arXiv 1904.00962, weight norms not clamped); or
-    muon: orthogonalised updates for weight matrices (arXiv 2502.16982), adamw for the rest."""
+    muon (orthogonalised updates for weight matrices, arXiv 2502.16982; adamw for the rest)."""
     lr: Positive = 1e-3
-    """Peak learning rate, per step of the whole batch."""
+    """Peak learning rate; it is not scaled with the batch size."""
     betas: tuple[Rate, Rate] = (0.9, 0.95)
-    """Decay rates of the two moments."""
+    """Decay rates of the first and second moment."""
     momentum: Annotated[Rate, UsedIf("name", "muon")] = 0.95
     """Decay rate of Muon's momentum."""
     matrix_lr: Annotated[Positive, UsedIf("name", "muon")] = 3.0
-    """Factor on the learning rate of the matrices that Muon updates."""
+    """Multiplier on the learning rate of the matrices that Muon updates."""
     weight_decay: NonNegative = 0.05
-    """Decay of weights, relative to the learning rate."""
+    """Weight decay per step, multiplied by the learning rate."""
     decay_arrays: Annotated[bool, UsedIf("weight_decay", above=0)] = False
-    """Let latents, queries and position tables decay too, as the Perceiver recipes do."""
+    """Apply weight decay to latents, queries and position embeddings too, as in the Perceiver
+    recipes."""
     eps: Positive | None = None
-    """Added to the root of the second moment; None takes 1e-8 for adamw and muon, and 1e-6
-    for lamb."""
+    """Added to the root of the second moment; None means 1e-8 for adamw and muon, and 1e-6 for
+    lamb."""
     layer_decay: Annotated[float, Range(above=0, most=1)] = 1.0
-    """Factor per layer below the head on the learning rate; 1 trains all alike."""
+    """Learning-rate multiplier per layer below the head; 1 gives all layers the same rate."""
     position_lr: Positive = 20.0
-    """Factor on the learning rate of learned position tables, which start in disorder and have far
-    to go (docs/log.md)."""
+    """Multiplier on the learning rate of learned positions, which need larger steps because they
+    start from noise (docs/log.md)."""
     clip: NonNegative = 1.0
-    """Largest global gradient norm; 0 switches clipping off."""
+    """Maximum global gradient norm; 0 disables clipping."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Settings, prefix="schedule."):
-    """Learning rate over the run, as a share of the peak."""
+    """Learning rate over the run, as a fraction of its peak."""
 
     name: Literal["cosine", "constant-cosine"] = "cosine"
-    """cosine after warm-up, or constant for a share of the run and then cosine."""
+    """cosine after warm-up, or constant for part of the run and then cosine."""
     warmup: Fraction = 0.05
-    """Share of the steps with linear warm-up, 0..1."""
+    """Fraction of the steps used for linear warm-up, 0..1."""
     constant: Annotated[Fraction, UsedIf("name", "constant-cosine")] = 0.5
-    """Share of the steps held at the peak (constant-cosine only), 0..1."""
+    """Fraction of the steps after which the rate starts to fall from its peak (constant-cosine
+    only), 0..1."""
     final: Fraction = 0.0
-    """Share of the peak at the last step, 0..1."""
+    """Learning rate at the last step as a fraction of the peak, 0..1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Settings, prefix=""):
-    """Settings that every training verb shares."""
+    """Settings shared by all training commands."""
 
     model: str
     """A variant name ('perceivers models'), a model folder or a run folder."""
     data: str
-    """A data address: digits, a folder of class sub-folders, shards x-{000..099}.tar, or x.npz."""
+    """A data address: digits, a folder with one sub-folder per class, shards x-{000..099}.tar, or
+    x.npz."""
     out: str
     """Run folder to create."""
     steps: Count = 2000
     """Optimizer steps."""
     batch_size: Count = 64
-    """Samples per step and process, over all accumulated parts."""
+    """Samples per step and process, including all accumulated parts."""
     accumulate: Count = 1
-    """Parts in which a batch is computed, to bound memory."""
+    """Number of parts that a batch is split into for gradient accumulation, to save memory."""
     size: Count | None = None
-    """Side of square pictures in pixels; None takes the model's or the data's own."""
+    """Side of square images in pixels; None uses the size of the model or the data."""
     channels: Count | None = None
-    """Colour channels of pictures; None takes the model's or the data's own."""
+    """Colour channels of images; None uses those of the model or the data."""
     labels: list[str] = field(default_factory=list)
-    """Label columns to learn, where the data have several; the data's own when empty."""
+    """Label columns to learn, if the data has several; empty uses the data's default."""
     integer_labels: Literal["values", "indices"] = "values"
-    """Integers in label columns: values (each distinct one is a class, unless they run from 0
-    without gaps) or indices of classes, from 0 to the highest."""
+    """Meaning of integers in label columns: values (each distinct one is a class, unless they run
+    from 0 without gaps) or indices of classes, from 0 to the highest."""
     modalities: list[str] = field(default_factory=list)
-    """Modalities to read; all that the data have when empty."""
+    """Modalities to read; empty reads all modalities of the data."""
     inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Sizes of modalities, for instance bytes: {length: 512} or video: {frames: 8}."""
     val_share: Part = 0.1
-    """Share of the training data set aside for validation when the data has no such split."""
+    """Fraction of the training data to hold out for validation if the data has no such split."""
     seed: Seed = 0
-    """Seed of weights, order, augmentation and masks."""
+    """Random seed of weights, sample order, augmentation and masks."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     modality_dropout: Fraction | dict[str, Fraction] = 0.0
-    """Probability that training hides a modality from a sample, 0..1, one for all or by name; one
-    modality always stays. For models that are to answer when some are missing."""
+    """Probability that a modality of a training sample is dropped, 0..1, one value for all or by
+    name; at least one modality always remains. For models that must handle missing modalities."""
     ema: Rate = 0.0
-    """Decay of an average of the weights that is evaluated and saved instead; 0 switches it off."""
+    """Decay of an exponential moving average of the weights, which is evaluated and saved instead
+    of them; 0 disables it."""
     recompute: bool = False
-    """Recompute self-attention layers in the backward pass: less memory, more time."""
+    """Recompute self-attention layers in the backward pass, which saves memory and costs time."""
     compile: bool = False
-    """Compile the model's blocks (torch.compile), which takes a warm-up that is reported; gives
-    little on CPUs. Repeats itself bit for bit, but not the numbers of an uncompiled run."""
+    """Compile the model's blocks (torch.compile). The warm-up time is reported; CPUs gain little.
+    Repeated runs agree bit for bit, but not with an uncompiled run."""
     model_options: dict[str, Any] = field(default_factory=dict)
     """Fields of the model's config to override, for instance drop_path_rate: 0.1."""
     precision: Precision = "auto"
-    """auto (bf16 autocast on CUDA, and on CPUs where a run of 200 steps or more is measured to be
-    faster in it; float32 elsewhere), float32, bf16 or bf16-pure."""
+    """auto (bf16 autocast on CUDA, and on CPUs if a run has at least 200 steps and bf16 is measured
+    to be faster; float32 otherwise), float32, bf16 (autocast) or bf16-pure."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to train."""
+    """Device to train on; auto uses CUDA if available."""
     devices: Count = 1
-    """How many devices, each with a process of its own, on this machine (on every node)."""
+    """Number of devices per machine, each with its own process."""
     nodes: Count = 1
-    """How many machines; every one runs the same command (torchrun, Slurm)."""
+    """Number of machines; each runs the same command (torchrun, Slurm)."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """How processes share the work: ddp (each holds the whole model), fsdp (each holds a part), or
-    auto: ddp where there are several."""
+    """ddp (every process holds the whole model), fsdp (the model is sharded over the processes), or
+    auto (ddp if there are several processes)."""
     timeout_minutes: Annotated[float, Range(above=0, most=MOST_MINUTES)] = 10.0
-    """Give up when the processes have waited this long for one of them."""
+    """Stop when the processes have waited this long for one of them."""
     workers: Natural = 0
-    """Processes that read and augment data."""
+    """Number of processes that read and augment data."""
     log_every: Count = 20
     """Steps between training records."""
     eval_every: Count = 200
@@ -167,20 +170,20 @@ class TrainConfig(Settings, prefix=""):
     checkpoint_every: Count = 200
     """Steps between checkpoints."""
     patience: Natural = 0
-    """Stop after this many evaluations without improvement; 0 never does."""
+    """Stop after this many evaluations without improvement; 0 disables early stopping."""
     minutes: NonNegative = 0.0
-    """Stop when this much time has passed; 0 never does."""
+    """Stop after this many minutes of training; 0 means no limit."""
     limit: Natural = 0
     """Dry run: at most this many steps and evaluation batches; 0 means all."""
     max_bad_share: Fraction = 0.05
-    """Stop when more than this share of the samples read so far could not be read."""
+    """Stop when more than this fraction of the samples could not be read so far."""
     loader_timeout: Annotated[float, Range(0, MOST_SECONDS)] = 300.0
-    """Stop when no batch comes for this many seconds; 0 waits for ever."""
+    """Stop when the data loader returns no batch for this many seconds; 0 waits forever."""
     memory_limit: NonNegative | None = None
-    """Memory in GB that the run may take; what is free when not given. 0 starts it without a
-    check."""
+    """Memory in GB that the run may use; by default the free memory. 0 skips the check."""
     loggers: list[str] = field(default_factory=list)
-    """Beside metrics.jsonl: tensorboard, trackio or wandb (offline unless WANDB_MODE is set)."""
+    """Loggers in addition to metrics.jsonl: tensorboard, trackio or wandb (offline unless
+    WANDB_MODE is set)."""
 
     def __post_init__(self) -> None:
         """Reject values out of range, before anything is read or written."""
@@ -199,22 +202,22 @@ class TrainConfig(Settings, prefix=""):
 
     @property
     def total_steps(self) -> int:
-        """Steps of this run, with the limit of a dry run."""
+        """Number of steps, at most ``limit`` in a dry run."""
         return min(self.steps, self.limit) if self.limit else self.steps
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data with lists for tuples."""
+        """Return the settings as plain data, with lists instead of tuples."""
         return _plain(asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainConfig):
-    """Masked auto-encoding."""
+    """Masked autoencoding."""
 
     mask: MaskedAutoencodingConfig = field(default_factory=MaskedAutoencodingConfig)
 
     def __post_init__(self) -> None:
-        """Reject latent targets that nobody teaches."""
+        """Reject latent targets without a teacher."""
         super().__post_init__()
         if self.mask.target != "latent" or self.mask.teacher:
             return
@@ -225,8 +228,8 @@ class PretrainConfig(TrainConfig):
             )
         if self.strategy == "fsdp":
             raise ConfigError(
-                "averaged weights cannot teach with strategy fsdp, where no process holds them as "
-                "a whole; use strategy ddp, or give mask.teacher"
+                "averaged weights cannot teach with strategy fsdp, where no process holds all of "
+                "them; use strategy ddp, or give mask.teacher"
             )
 
 
@@ -235,7 +238,7 @@ class ClassifyConfig(TrainConfig):
     """Classification, from pre-trained weights (finetune) or from scratch (train)."""
 
     head: Literal["query", "mean"] = "query"
-    """A learned query that reads the processor, or the mean of its latents."""
+    """query (a learned query that attends to the processor) or mean (the mean of its latents)."""
     loss: ClassificationConfig = field(default_factory=ClassificationConfig)
 
 
@@ -248,7 +251,7 @@ class MlmConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencodeConfig(TrainConfig):
-    """Auto-encoding through the latents, with or without hidden tokens."""
+    """Autoencoding through the latents, with or without masked tokens."""
 
     autoencode: AutoencodingConfig = field(default_factory=AutoencodingConfig)
 
@@ -258,12 +261,12 @@ class MultitaskConfig(TrainConfig):
     """Several classifications at once, one per label column."""
 
     label_smoothing: Rate = 0.0
-    """Share of the target spread evenly over a task's classes, 0..1."""
+    """Fraction of the target that is spread evenly over a task's classes, 0..1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultilabelTrainConfig(TrainConfig):
-    """Any number of labels per sample."""
+    """Multi-label classification: any number of labels per sample."""
 
     multilabel: MultilabelConfig = field(default_factory=MultilabelConfig)
 
@@ -274,13 +277,13 @@ class FlowTrainConfig(TrainConfig):
 
     flow: FlowConfig = field(default_factory=FlowConfig)
     max_flow: Annotated[Positive, GENERATED] = 8.0
-    """Largest motion of generated pairs (warps:PHOTOGRAPHS) in pixels."""
+    """Maximum motion of generated pairs (warps:PHOTOGRAPHS) in pixels."""
     repeats: Annotated[Count, GENERATED] = 4
-    """Pairs generated from each photograph."""
+    """Number of pairs generated from each photograph."""
 
     @property
     def warps(self) -> bool:
-        """Whether pairs are generated."""
+        """Whether the training pairs are generated from single images."""
         return self.data.startswith(WARPS)
 
 
@@ -289,19 +292,19 @@ class SegmentConfig(TrainConfig):
     """Semantic segmentation, from pre-trained weights (finetune) or from scratch (train)."""
 
     head: Literal["family", "bottleneck", "full", "queries", "pyramid"] = "family"
-    """Read-out per element. HiP: bottleneck (from the processor) or full (through the decoder);
-    Perceiver IO: queries; Hiera: pyramid. family takes the system's first."""
+    """Dense head. HiP: bottleneck (from the processor) or full (through the decoder); Perceiver IO:
+    queries; Hiera: pyramid. family uses the first one listed for the model family."""
     segment: SegmentationConfig = field(default_factory=SegmentationConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegressConfig(TrainConfig):
-    """Numbers per sample, from pre-trained weights (finetune) or from scratch (train)."""
+    """Regression, from pre-trained weights (finetune) or from scratch (train)."""
 
     targets: list[str] = field(default_factory=list)
-    """Columns of the data that hold the numbers to be predicted."""
+    """Columns of the data to predict."""
     head: Literal["query", "mean"] = "query"
-    """A learned query that reads the processor, or the mean of its latents."""
+    """query (a learned query that attends to the processor) or mean (the mean of its latents)."""
     regress: RegressionConfig = field(default_factory=RegressionConfig)
 
 
@@ -314,10 +317,11 @@ def _plain(value: Any) -> Any:
 
 
 def build_config(kind: type[C], settings: Mapping[str, Any]) -> C:
-    """Turn loose settings into a config; nested settings may be dicts or config objects.
+    """Build a config from settings by name; nested settings may be dicts or config objects.
 
     Raises:
-        ConfigError: A key is unknown (names the nearest), of the wrong type or out of range.
+        ConfigError: A key is unknown (the message suggests the nearest one), or a value has the
+            wrong type or is out of range.
     """
     from jsonargparse import ArgumentError
 
@@ -332,7 +336,7 @@ def build_config(kind: type[C], settings: Mapping[str, Any]) -> C:
 
 @cache
 def _parser_of(kind: type[TrainConfig]) -> "ArgumentParser":
-    """Return the parser of a config's fields; building one takes longer than parsing."""
+    # Cached, as building a parser takes longer than parsing with it.
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
@@ -345,7 +349,6 @@ def _as_plain(value: Any) -> Any:
 
 
 def _check_keys(kind: Any, settings: Mapping[str, Any], prefix: str = "") -> None:
-    """Name the first unknown key, with a suggestion."""
     fields = kind.__dataclass_fields__
     for key, value in settings.items():
         if key not in fields:

@@ -1,4 +1,4 @@
-"""What the loop tells the world. Listeners decide what becomes of it."""
+"""Events that the training loop emits; listeners decide what to do with them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Started:
-    """The loop begins (or resumes) at ``step`` of ``total``."""
+    """The loop starts (or resumes) at ``step`` of ``total``."""
 
     step: int
     total: int
@@ -15,9 +15,10 @@ class Started:
 
 @dataclass(frozen=True)
 class Stepped:
-    """Training figures averaged since the last such event.
+    """Training metrics, averaged since the previous event of this kind.
 
-    ``data_wait`` is the part of the time since then in which the main process waited for batches.
+    ``seconds`` is the training time so far; ``data_wait`` is the fraction of the time since the
+    previous event that the main process spent waiting for batches, 0..1.
     """
 
     step: int
@@ -32,7 +33,7 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Validation figures, and whether they are the best so far."""
+    """Validation metrics, and whether they are the best so far."""
 
     step: int
     figures: Mapping[str, float]
@@ -41,7 +42,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Noted:
-    """Something a person should read."""
+    """A message for the user."""
 
     text: str
 
@@ -57,7 +58,7 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Finished:
-    """The loop ended at ``step``; why."""
+    """The loop ended at ``step``, for the given reason."""
 
     step: int
     reason: str
@@ -65,7 +66,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Rescued:
-    """The run folder was lost; what belongs in it is written into ``folder``."""
+    """The run folder was lost; records are now written to ``folder``."""
 
     folder: Path
 

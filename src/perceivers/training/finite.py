@@ -1,9 +1,9 @@
-"""Numbers that are not finite stop a run before they can replace a finite checkpoint.
+"""Stop a run at NaN or infinity before it can replace a finite checkpoint.
 
-Two things are looked at. Loss and gradient norm of every step, before the step changes a weight:
-reading them waits for the device, so on a GPU that is done once per record. And the whole state
-(weights, batch norms, optimizer, average) before any of it is written: a step may have spoiled it
-although its loss and gradient were finite. All processes find the same.
+Two things are checked. First, loss and gradient norm of every step, before the weights change; on a
+GPU this is done once per record, because reading them waits for the device. Second, the whole state
+(weights, batch norms, optimizer, average) before any of it is written, because a step can corrupt
+it although its loss and gradient were finite. All processes come to the same result.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,19 +16,20 @@ from perceivers.errors import RunError
 from perceivers.finite import list_names, names_not_finite
 from perceivers.training.runtime import Runtime
 
-# The remedy is one of these wherever training itself diverged.
+# Advice in the message when training has diverged.
 SETTINGS = "lower optimizer.lr (now {lr}) or limit gradients with optimizer.clip (now {clip})"
 
 
 @dataclass(frozen=True)
 class Spoiled:
-    """The first step whose loss or gradient norm was not finite, over all processes.
+    """The first step with a non-finite loss or gradient norm, over all processes.
 
     Attributes:
-        step: Its number; its update has been made if it is not the current one.
+        step: Its number; unless it is the current step, its update has been applied.
         what: ``loss`` or ``gradient norm``.
-        value: What was found.
-        indices: Samples of the batch, of the processes that found a bad loss if any did.
+        value: The value found.
+        indices: Sample indices of the batch; only of the processes with a bad loss, if there are
+            any.
     """
 
     step: int
@@ -47,12 +48,12 @@ class _Step:
 
 @dataclass
 class FiniteGuard:
-    """Keeps what steps have computed until it is looked at.
+    """Collects loss and gradient norm of every step until they are checked.
 
     Attributes:
-        runtime: Of all processes.
-        state: Returns every tensor that a checkpoint holds, by name.
-        every: Steps between two looks on devices that one waits for.
+        runtime: Runtime of the run.
+        state: Returns every tensor of a checkpoint by name.
+        every: Steps between two checks on devices other than the CPU.
     """
 
     runtime: Runtime
@@ -61,21 +62,22 @@ class FiniteGuard:
     _steps: list[_Step] = field(default_factory=list)
 
     def add(self, number: int, loss: Tensor, norm: Tensor, indices: Sequence[int]) -> bool:
-        """Remember a step that is about to change the weights; tell whether to look now."""
+        """Add a step whose update has not been applied yet; return whether to check now."""
         self._steps.append(_Step(number, loss.detach(), norm.detach(), indices))
         return self.runtime.device.type == "cpu" or number % self.every == 0
 
     def find_step(self) -> Spoiled | None:
-        """Look at the steps since the last look; all processes must call this."""
+        """Check the steps since the last check; all processes must call this."""
         steps, self._steps = self._steps, []
         found = None
         if steps:
+            # Stacked, so that all steps need a single transfer from the device.
             values = torch.stack([torch.stack([s.loss.float(), s.norm.float()]) for s in steps])
             bad = (~values.isfinite()).any(1).tolist()
             found = next((place for place, is_bad in enumerate(bad) if is_bad), None)
         if not self.runtime.any(found is not None)[0]:
             return None
-        # A norm is the same everywhere, a loss is each process's own.
+        # The gradient norm is the same in all processes; the loss is not.
         mine = None
         if found is not None:
             step = steps[found]
@@ -90,19 +92,19 @@ class FiniteGuard:
         return Spoiled(first, what, chosen[0][place], indices)
 
     def find_tensors(self) -> list[str]:
-        """Return names of state tensors that are not finite; all processes must call this."""
+        """Return the names of non-finite state tensors; all processes must call this."""
         found = self.runtime.gather(names_not_finite(self.state()))
         return list(dict.fromkeys(name for names in found for name in names))
 
 
 def step_error(found: Spoiled, batch: str, kept: str, settings: str) -> RunError:
-    """Return what to say of a step.
+    """Return the error for a non-finite step.
 
     Args:
         found: The step.
-        batch: Where its sample indices are written.
-        kept: Which state is on disk.
-        settings: The remedy.
+        batch: File with its sample indices.
+        kept: Says which state is on disk.
+        settings: Advice on settings.
     """
     return RunError(
         f"the {found.what} is {found.value} at step {found.step}; {kept}, and the batch's sample "
@@ -111,7 +113,7 @@ def step_error(found: Spoiled, batch: str, kept: str, settings: str) -> RunError
 
 
 def state_error(names: Sequence[str], step: int, kept: str, settings: str) -> RunError:
-    """Return what to say of a state that must not be written; arguments as for ``step_error``."""
+    """Return the error for a state that must not be written; arguments as for ``step_error``."""
     return RunError(
         f"{len(names)} tensors of the run's state hold NaN or infinity after {step} steps "
         f"({list_names(names)}), and were not saved; {kept}. Training diverged: {settings} and "

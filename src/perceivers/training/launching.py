@@ -1,8 +1,8 @@
-"""Who starts the processes of a run: torchrun, Slurm, a person on every node, or this program.
+"""Start the processes of a run, unless torchrun, Slurm or the user has started them.
 
-Every process runs the same command. Where nobody started several, this program starts its own
-command once more per device, with the environment variables by which processes find each other:
-``LOCAL_RANK``, ``WORLD_SIZE``, ``NODE_RANK``, ``MASTER_ADDR``, ``MASTER_PORT``.
+Every process runs the same command. If no launcher is used, the program starts its own command
+again for every further device, with the usual environment variables for rendezvous: ``LOCAL_RANK``,
+``WORLD_SIZE``, ``NODE_RANK``, ``MASTER_ADDR``, ``MASTER_PORT``.
 """
 
 import atexit
@@ -23,16 +23,13 @@ from perceivers.errors import ConfigError
 from perceivers.foreign import read_int
 from perceivers.training.config import TrainConfig
 
-# -- Addresses in a run's settings: absolute in ``config.yaml``, as they were typed beside it ----
+# -- Addresses in settings: absolute in ``config.yaml``; as typed in a separate file -------------
 #
-# So a run is resumed, evaluated and repeated from any folder, while model cards and titles show
-# what the user wrote.
-
-
-# -- Who starts the processes of a run -----------------------------------------------------------
+# A run can be resumed, evaluated and repeated from any folder, while model cards and titles show
+# what the user typed.
 
 C = TypeVar("C", bound=TrainConfig)
-# Setting -> how it is made absolute, and how its presence is found out.
+# Setting -> function that makes it absolute, and function that tells whether the target exists.
 ADDRESSES = {
     "data": (absolute_address, is_present),
     "model": (absolute_model, is_model_present),
@@ -40,14 +37,14 @@ ADDRESSES = {
 
 
 def make_absolute(config: C) -> C:
-    """Return settings whose addresses mean the same in every folder."""
+    """Return the settings with absolute addresses."""
     return replace(
         config, **{name: make(getattr(config, name)) for name, (make, _) in ADDRESSES.items()}
     )
 
 
 def describe_addresses(typed: TrainConfig, absolute: TrainConfig) -> dict[str, dict[str, str]]:
-    """Return typed and absolute addresses by setting, as a run folder keeps them."""
+    """Return typed and absolute addresses by setting, as stored in a run folder."""
     return {
         name: {"typed": getattr(typed, name), "absolute": getattr(absolute, name)}
         for name in ADDRESSES
@@ -55,13 +52,13 @@ def describe_addresses(typed: TrainConfig, absolute: TrainConfig) -> dict[str, d
 
 
 def find_addresses(config: C, recorded: Mapping[str, Any]) -> C:
-    """Return settings whose addresses exist, where either form of them does.
+    """Return the settings with addresses that exist, in their absolute or their typed form.
 
-    A project that was moved or is mounted elsewhere is found by what was typed, from its folder.
+    The typed form finds a project that was moved or is mounted elsewhere, from its folder.
 
     Args:
-        config: As ``config.yaml`` holds it.
-        recorded: From ``describe_addresses``.
+        config: Settings read from ``config.yaml``.
+        recorded: Result of ``describe_addresses``.
     """
     found: dict[str, str] = {}
     for name, (make, is_there) in ADDRESSES.items():
@@ -72,32 +69,35 @@ def find_addresses(config: C, recorded: Mapping[str, Any]) -> C:
 
 
 def as_typed(config: C, recorded: Mapping[str, Any]) -> C:
-    """Return settings with the addresses as the user typed them."""
+    """Return the settings with the addresses as the user typed them."""
     return replace(config, **{name: _typed(config, recorded, name) for name in ADDRESSES})
 
 
 def _typed(config: TrainConfig, recorded: Mapping[str, Any], name: str) -> str:
-    """Return an address as it was typed; as it is where it was changed since."""
     address, entry = getattr(config, name), recorded.get(name)
+    # An address that was edited since in ``config.yaml`` has no typed form.
     if not isinstance(entry, Mapping) or entry.get("absolute") != address:
         return address
     typed = entry.get("typed")
     return typed if isinstance(typed, str) else address
 
 
-# The process that started this one, so that it can notice when that is gone.
+# -- Starting processes --------------------------------------------------------------------------
+
+# Variable with the id of the parent process, so that a child can notice when its parent is gone.
 PARENT = "PERCEIVERS_PARENT"
-# torch answers a connection that breaks, as when the main process was killed, with a page of C++
-# frames before anybody can say what happened; errors are raised and shown all the same.
+# On a broken connection (for instance when the main process was killed) torch prints a page of C++
+# stack frames before our message. Errors are still raised and shown.
 QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
-# Those that this program has started; they take part in all its runs.
+# Processes started by this program; they take part in all its runs.
 _STARTED: list[subprocess.Popen[bytes]] = []
+# Names of Slurm's interactive jobs, where SLURM_NTASKS is set but no tasks have been started.
 INTERACTIVE = {"bash", "interactive"}
 
 
 @dataclass(frozen=True)
 class Given:
-    """What an outside launcher has started: processes per node, nodes, and its name."""
+    """Processes per node and nodes started by an external launcher, and the launcher's name."""
 
     devices: int
     nodes: int
@@ -105,10 +105,10 @@ class Given:
 
 
 def given_processes() -> Given | None:
-    """Return what torchrun or Slurm has started; None where neither did.
+    """Return the processes started by torchrun or Slurm; None without such a launcher.
 
     Raises:
-        ConfigError: Slurm does not say how many tasks a node has.
+        ConfigError: Slurm does not report the number of tasks per node.
     """
     environment = os.environ
     if torch.distributed.is_torchelastic_launched():
@@ -121,24 +121,23 @@ def given_processes() -> Given | None:
     count = _read_count("SLURM_NTASKS")
     if local_tasks is None and count > 1:
         raise ConfigError(
-            f"Slurm started {tasks} tasks and does not say how many a node has; give sbatch or "
-            f"srun --ntasks-per-node instead of --ntasks"
+            f"Slurm started {tasks} tasks but does not report how many run on a node; give sbatch "
+            f"or srun --ntasks-per-node instead of --ntasks"
         )
     devices = _read_count("SLURM_NTASKS_PER_NODE") if local_tasks else 1
     return Given(devices, max(count // devices, 1), "Slurm")
 
 
 def _read_count(variable: str) -> int:
-    """Return what a launcher counts."""
     where = f"the environment variable {variable}, which a launcher sets,"
     return read_int(os.environ[variable], where, low=1, high=1_000_000, error=ConfigError)
 
 
 def fit_to_launcher(config: C) -> C:
-    """Return the settings with the processes that an outside launcher has started.
+    """Set ``devices`` and ``nodes`` to the numbers that an external launcher has started.
 
     Raises:
-        ConfigError: ``devices`` or ``nodes`` were set to something else.
+        ConfigError: ``devices`` or ``nodes`` was set to another number.
     """
     given = given_processes()
     if given is None:
@@ -147,14 +146,14 @@ def fit_to_launcher(config: C) -> C:
         asked, found = getattr(config, name), getattr(given, name)
         if asked not in {1, found}:
             raise ConfigError(
-                f"{name} is {asked}, but {given.launcher} started {found}; leave --{name} out, or "
-                f"start as many"
+                f"{name} is {asked}, but {given.launcher} started {found}; omit --{name}, or start "
+                f"that many"
             )
     return replace(config, devices=given.devices, nodes=given.nodes)
 
 
 def is_main_process() -> bool:
-    """Whether this process, of those that were started together, is the one that speaks."""
+    """Return whether this is the main process of those started together (global rank 0)."""
     environment = os.environ
     if torch.distributed.is_torchelastic_launched():
         return environment["RANK"] == "0"
@@ -164,12 +163,13 @@ def is_main_process() -> bool:
 
 
 def start_processes(config: TrainConfig) -> list[subprocess.Popen[bytes]]:
-    """Start this node's other processes where nobody has; return those started.
+    """Start this node's other processes unless a launcher did; return the processes started.
 
-    A single process that shards its model is given its environment too.
+    Also sets the environment of a single process with an explicit strategy, such as fsdp.
 
     Raises:
-        ConfigError: This program has no command that could be run once more.
+        ConfigError: The program has no command that can be run again, or the addresses of other
+            nodes are unknown.
     """
     alone = config.devices * config.nodes == 1
     if given_processes() is not None or "LOCAL_RANK" in os.environ:
@@ -178,8 +178,8 @@ def start_processes(config: TrainConfig) -> list[subprocess.Popen[bytes]]:
         return []
     if config.nodes > 1 and not os.environ.keys() >= {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"}:
         raise ConfigError(
-            f"nodes is {config.nodes}, but nothing says where the others are; start with torchrun "
-            f"or Slurm, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on every node"
+            f"nodes is {config.nodes}, but the other nodes are unknown; start with torchrun or "
+            f"Slurm, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on every node"
         )
     command = own_command() if config.devices > 1 else []
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -187,6 +187,7 @@ def start_processes(config: TrainConfig) -> list[subprocess.Popen[bytes]]:
     os.environ.setdefault("NODE_RANK", "0")
     os.environ["WORLD_SIZE"] = str(config.devices * config.nodes)
     os.environ["LOCAL_RANK"] = "0"
+    # By default every process would use as many threads as there are cores.
     if config.devices > 1 and "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, (os.cpu_count() or 1) // config.devices)
         os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -199,7 +200,7 @@ def start_processes(config: TrainConfig) -> list[subprocess.Popen[bytes]]:
 
 
 def _wait_for(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Leave no process behind; by now all have done their work."""
+    """Wait for the processes to exit; kill those that do not."""
     for process in processes:
         try:
             process.wait(timeout=30)
@@ -211,7 +212,7 @@ def own_command() -> list[str]:
     """Return the command line that started this process.
 
     Raises:
-        ConfigError: It was not started from a file or a module.
+        ConfigError: The process was not started from a file or a module.
     """
     spec = sys.modules["__main__"].__spec__
     if spec is not None:
@@ -221,19 +222,19 @@ def own_command() -> list[str]:
     if not script.is_file():
         raise ConfigError(
             "several devices need a command that can be run once per device, but this program was "
-            "not started from a file; use the command line, a script, or torchrun"
+            "not started from a file; use the command line, a script or torchrun"
         )
     return [sys.executable, str(script.resolve()), *sys.argv[1:]]
 
 
 def free_port() -> int:
-    """Return a port of this machine that nothing listens on."""
+    """Return a free TCP port of this machine."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
 
 
 def next_port(port: int) -> None:
-    """Let the processes find each other at another port; torchrun keeps its own."""
+    """Use another port for the next rendezvous; under torchrun its own port stays."""
     if not torch.distributed.is_torchelastic_launched():
         os.environ["MASTER_PORT"] = str(port)

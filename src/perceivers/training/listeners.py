@@ -1,4 +1,4 @@
-"""Listeners: records in the run folder, and a progress bar with rate and time left."""
+"""Event listeners: records in the run folder, and a progress bar."""
 
 import json
 import os
@@ -34,47 +34,47 @@ from perceivers.training.events import (
 
 
 class Lines:
-    """A file of JSON records that outlives its folder.
+    """A file of JSON records that can be written again if its folder is lost.
 
     Args:
-        path: The file; records beyond the step at which a run starts are cut off first.
+        path: The file; records after the step at which a run starts are removed first.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # Of a run's whole life; it is short beside any model.
+        # All records of the run, also in memory; they are small compared with any model.
         self.records: list[dict[str, Any]] = []
 
     def start(self, step: int) -> None:
-        """Drop records of later steps, as a killed run leaves them."""
+        """Remove records of later steps, which a killed run may have left."""
         cut_records(self.path, step)
         self.records = records_up_to(self.path, step)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write one more record; where the folder is lost, it is written when that is rescued."""
+        """Append a record; if the folder is lost, ``move`` writes it later."""
         self.records.append(record)
-        with suppress(FolderLostError):  # the loop looks for itself, in all processes at once
+        with suppress(FolderLostError):  # the loop checks the folder itself, in all processes
             append_line(self.path, json.dumps(record))
 
     def move(self, folder: Path) -> None:
-        """Write all records into another folder, and go on there."""
+        """Write all records to another folder and continue there."""
         self.path = folder / self.path.name
         if self.records:
             write_atomic(self.path, "".join(json.dumps(r) + "\n" for r in self.records))
 
 
 class JsonlWriter:
-    """Append a record per event to ``metrics.jsonl``.
+    """Appends a record per event to ``metrics.jsonl``.
 
     Args:
-        path: The file; records beyond the step at which a run starts are cut off first.
+        path: The file; records after the step at which a run starts are removed first.
     """
 
     def __init__(self, path: Path) -> None:
         self.lines = Lines(path)
 
     def __call__(self, event: Event) -> None:
-        """Record training and validation figures."""
+        """Record training and validation metrics."""
         if isinstance(event, Started):
             self.lines.start(event.step)
         elif isinstance(event, Rescued):
@@ -86,9 +86,9 @@ class JsonlWriter:
 
 
 def as_record(event: Event) -> dict[str, Any] | None:
-    """Return what is recorded of an event; None when nothing is.
+    """Return the record of an event; None for events that are not recorded.
 
-    ``step`` and ``split`` come first, then figures by name: training has ``loss``, its parts as
+    ``step`` and ``split`` come first, then metrics by name: training has ``loss``, its parts as
     ``loss/NAME``, ``lr``, ``samples_per_second``, the training time so far in ``seconds``, and in
     ``data_wait`` the fraction of the time since the last record that was spent waiting for data.
     """
@@ -109,21 +109,21 @@ def as_record(event: Event) -> dict[str, Any] | None:
 
 
 def cut_records(path: Path, step: int) -> None:
-    """Drop records of steps beyond ``step`` and a torn last line, as a killed run leaves them."""
+    """Remove records after ``step`` and an incomplete last line, as left by a killed run."""
     if path.exists():
         kept = (json.dumps(record) + "\n" for record in records_up_to(path, step))
         write_atomic(path, "".join(kept))
 
 
 def records_up_to(path: Path, step: int) -> list[dict[str, Any]]:
-    """Read the whole records of steps up to ``step``; a file that is not there has none."""
+    """Return the complete records up to ``step``; none if the file does not exist."""
     return [record for _, record in _read_lines(path) if record and record["step"] <= step]
 
 
 def check_records(path: Path) -> list[str]:
-    """Return notes on lines that are no records; then a copy of the file is kept.
+    """Return notes on damaged lines, and keep a copy of the file if there are any.
 
-    A torn last line is what a killed run leaves, and needs no note.
+    An incomplete last line is normal after a killed run and is not reported.
     """
     bad = [number for number, record in _read_lines(path) if record is None]
     if not bad:
@@ -131,13 +131,13 @@ def check_records(path: Path) -> list[str]:
     copy = path.with_name(f"{path.stem}.damaged{path.suffix}")
     shutil.copyfile(path, copy)
     return [
-        f"{path}: {len(bad)} lines are no records and are left out, the first is line {bad[0]}; "
-        f"the file as it was is kept in {copy}"
+        f"{path}: {len(bad)} lines are not valid records and are ignored, the first is line "
+        f"{bad[0]}; the original file is kept as {copy}"
     ]
 
 
 def _read_lines(path: Path) -> list[tuple[int, dict[str, Any] | None]]:
-    """Return numbered records; None for a line that is none, a torn last one apart."""
+    """Return numbered records; None for a damaged line, except an incomplete last one."""
     if not path.exists():
         return []
     lines = read_file(path, limit="json", error=CheckpointError).split(b"\n")
@@ -158,10 +158,10 @@ def _read_lines(path: Path) -> list[tuple[int, dict[str, Any] | None]]:
 
 
 class UnreadableWriter:
-    """Append a record per unreadable sample to ``unreadable.jsonl``, each sample once.
+    """Appends a record per unreadable sample to ``unreadable.jsonl``, each sample once.
 
     Args:
-        path: The file; like those of ``metrics.jsonl``, records of later steps are cut off first.
+        path: The file; records after the step at which a run starts are removed first.
     """
 
     def __init__(self, path: Path) -> None:
@@ -169,7 +169,7 @@ class UnreadableWriter:
         self._known: set[tuple[str, str]] = set()
 
     def __call__(self, event: Event) -> None:
-        """Record a sample that was not recorded before."""
+        """Record a sample unless it has been recorded before."""
         if isinstance(event, Started):
             self.lines.start(event.step)
             known = self.lines.records
@@ -185,10 +185,10 @@ class UnreadableWriter:
 
 
 class ConsoleProgress:
-    """A bar on a terminal; elsewhere a line per evaluation, so that logs stay short.
+    """Progress bar on a terminal; elsewhere one line per evaluation, so that logs stay short.
 
     Args:
-        label: What is being done, such as "pre-training".
+        label: Name of the activity, such as "pre-training".
         quiet: Show nothing.
     """
 

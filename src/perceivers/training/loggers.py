@@ -1,7 +1,7 @@
-"""Other programs' loggers: TensorBoard, trackio, Weights & Biases. ``metrics.jsonl`` is the record.
+"""External loggers: TensorBoard, trackio and Weights & Biases (W&B).
 
-Each is filled from that record when a run starts or resumes, and then event by event. So none has a
-step twice, whenever a run was killed, and a logger may be added to a run that is under way.
+Each is filled from ``metrics.jsonl`` when a run starts or resumes, and then event by event. So no
+step appears twice after a run was killed, and a logger can be added to a run in progress.
 """
 
 import os
@@ -29,10 +29,10 @@ Config = Mapping[str, Any]
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Reject names that are no logger.
+    """Check the names of loggers.
 
     Raises:
-        ConfigError: A name is unknown (says the nearest) or given twice.
+        ConfigError: A name is unknown (the message suggests the nearest) or given twice.
     """
     for index, name in enumerate(names):
         if name not in LOGGERS:
@@ -45,10 +45,10 @@ def check_loggers(names: Sequence[str]) -> None:
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Reject loggers whose package is missing, before a run is begun.
+    """Check, before a run starts, that the packages of loggers are installed.
 
     Raises:
-        UserError: Names the package and the command that installs it.
+        UserError: A package is missing; the message gives the command that installs it.
     """
     for name in names:
         if find_spec(name) is None:
@@ -61,13 +61,13 @@ def check_installed(names: Sequence[str]) -> None:
 def make_loggers(
     names: Sequence[str], folder: Path, config: Config, note: Callable[[str], None]
 ) -> list[Listener]:
-    """Return listeners that pass a run's figures on.
+    """Return listeners that forward a run's metrics to loggers.
 
     Args:
         names: Any of ``LOGGERS``.
-        folder: The run folder; TensorBoard and W&B write into it, trackio into its own home.
-        config: Settings of the run, shown beside its figures.
-        note: Told when a logger fails; the run goes on without it.
+        folder: The run folder; TensorBoard and W&B write into it, trackio into its own folder.
+        config: Settings of the run, logged with its metrics.
+        note: Called with a message when a logger fails; the run continues without it.
 
     Raises:
         ConfigError: A name is unknown.
@@ -80,7 +80,7 @@ def make_loggers(
 
 
 class Sink(ABC):
-    """Where figures go. Names read ``train/loss``; every step comes once, in order."""
+    """Receives metrics named like ``train/loss``, every step once and in order."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder = folder
@@ -88,28 +88,28 @@ class Sink(ABC):
 
     @abstractmethod
     def open(self) -> None:
-        """Start anew; what an earlier start of the same run wrote is replaced."""
+        """Start logging; replace what an earlier process of the same run has logged."""
 
     @abstractmethod
     def write(self, step: int, figures: Mapping[str, float], moment: float) -> None:
-        """Take figures of a step; ``moment`` is in seconds since 1970."""
+        """Log the metrics of a step; ``moment`` is in seconds since 1970."""
 
     @abstractmethod
     def close(self) -> None:
-        """Write what is left and let go."""
+        """Write what is buffered and release all resources."""
 
 
 class Forwarder:
-    """A listener that passes records on to a sink.
+    """Listener that forwards records to a sink.
 
-    A sink is foreign code, and a day of training shall not end by it: when one fails, that is noted
-    once and the sink is left alone.
+    Sinks call third-party code, whose errors must not end a long training run: the first failure is
+    reported and the sink is not used again.
 
     Args:
         name: The logger's name.
-        sink: Takes the figures.
+        sink: Receives the metrics.
         metrics: The run's ``metrics.jsonl``.
-        note: Told of a failure.
+        note: Called with a message on failure.
     """
 
     def __init__(self, name: str, sink: Sink, metrics: Path, note: Callable[[str], None]) -> None:
@@ -120,7 +120,7 @@ class Forwarder:
         self._began = time.time()
 
     def __call__(self, event: Event) -> None:
-        """Pass an event on."""
+        """Forward an event."""
         if self.sink is None:
             return
         try:
@@ -128,16 +128,15 @@ class Forwarder:
         except Exception as error:
             self.sink = None
             self.note(
-                f"the logger {self.name} failed and gets nothing more "
-                f"({type(error).__name__}: {error}); {self.metrics} goes on"
+                f"the logger {self.name} failed and is no longer used "
+                f"({type(error).__name__}: {error}); metrics are still written to {self.metrics}"
             )
 
     def _pass_on(self, event: Event, sink: Sink) -> None:
-        """Open, replay, write or close."""
         if isinstance(event, Started):
             records = records_up_to(self.metrics, event.step)
             seconds = max((record.get("seconds", 0.0) for record in records), default=0.0)
-            # Earlier figures keep their distance in training time from those to come.
+            # Date earlier records back by their training time, so that time axes stay continuous.
             self._began, passed = time.time() - seconds, 0.0
             sink.open()
             for record in records:
@@ -151,7 +150,6 @@ class Forwarder:
                 self._write(record, time.time(), sink)
 
     def _write(self, record: Mapping[str, Any], moment: float, sink: Sink) -> None:
-        """Name the figures after their split."""
         split = record["split"]
         figures = {
             f"{split}/{name}": float(value)
@@ -162,10 +160,10 @@ class Forwarder:
 
 
 class TensorBoard(Sink):
-    """Event files in the run's ``tensorboard/``; see them by ``tensorboard --logdir runs``."""
+    """Event files in the run's ``tensorboard/``; view them with ``tensorboard --logdir runs``."""
 
     def open(self) -> None:
-        """Replace the event files, as those of a killed run may hold steps that come again."""
+        """Replace the event files, which may hold steps that a resumed run repeats."""
         from torch.utils.tensorboard.writer import SummaryWriter
 
         path = self.folder / "tensorboard"
@@ -178,7 +176,7 @@ class TensorBoard(Sink):
         self._writer.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *lines]))
 
     def write(self, step: int, figures: Mapping[str, float], moment: float) -> None:
-        """Add a scalar per figure; flushed at once, so that a kill loses none."""
+        """Add a scalar per metric and flush, so that nothing is lost if the run is killed."""
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step, walltime=moment, new_style=True)
         self._writer.flush()
@@ -189,10 +187,10 @@ class TensorBoard(Sink):
 
 
 class Trackio(Sink):
-    """A run in trackio's local data base; see it by ``trackio show --project perceivers``.
+    """A run in trackio's local database; view it with ``trackio show --project perceivers``.
 
-    ``TRACKIO_DIR`` says where the data base is and ``TRACKIO_PROJECT`` names another project; with
-    ``TRACKIO_SPACE_ID`` trackio itself sends the figures there.
+    ``TRACKIO_DIR`` sets the folder of the database and ``TRACKIO_PROJECT`` the project; with
+    ``TRACKIO_SPACE_ID`` trackio itself sends the metrics to that space.
     """
 
     def open(self) -> None:
@@ -201,7 +199,7 @@ class Trackio(Sink):
 
         project = os.environ.get("TRACKIO_PROJECT", PROJECT)
         name = str(self.folder)
-        with redirect_stdout(StringIO()):  # ours is for results
+        with redirect_stdout(StringIO()):  # our standard output is reserved for results
             earlier = []
             with suppress(ValueError):  # no such project yet
                 earlier = [run for run in trackio.Api().runs(project) if run.name == name]
@@ -217,11 +215,11 @@ class Trackio(Sink):
             )
 
     def write(self, step: int, figures: Mapping[str, float], moment: float) -> None:
-        """Add a row; trackio times rows itself."""
+        """Add a row; ``moment`` is unused, as trackio sets times itself."""
         self._run.log(dict(figures), step=step)
 
     def close(self) -> None:
-        """Write the rows that wait."""
+        """Write the remaining rows."""
         import trackio
 
         with redirect_stdout(StringIO()):
@@ -229,17 +227,17 @@ class Trackio(Sink):
 
 
 class WeightsAndBiases(Sink):
-    """An offline run in the run's ``wandb/``; ``wandb sync`` sends it when you want that.
+    """An offline run in the run's ``wandb/``; upload it with ``wandb sync``.
 
-    ``WANDB_MODE=online`` sends the figures as they come, ``WANDB_PROJECT`` names another project.
+    ``WANDB_MODE=online`` uploads metrics during training; ``WANDB_PROJECT`` sets the project.
     """
 
     def open(self) -> None:
-        """Replace offline runs of the same folder; nothing is sent unless the user says so."""
+        """Replace offline runs of the same folder; nothing is uploaded unless the user asks."""
         mode = os.environ.get("WANDB_MODE", "offline")
         quiet = mode != "online"
         if quiet:
-            # W&B's own error reports would go out even from an offline run.
+            # Otherwise W&B sends its own error reports even from an offline run.
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
@@ -255,21 +253,21 @@ class WeightsAndBiases(Sink):
             dir=str(self.folder),
             config=dict(self.config),
             mode=mode,  # pyright: ignore[reportArgumentType] - checked by wandb
-            # Another run of this program may have ended without saying so.
+            # An earlier run in this process may not have been finished.
             reinit="finish_previous",
             resume=None if quiet else "allow",
             settings=wandb.Settings(**settings),
         )
 
     def _identity(self) -> str:
-        """Return the run's name at W&B: drawn once, and kept when it is resumed."""
+        """Return the W&B run id, which is random but stays the same when a run is resumed."""
         path = self.folder / "wandb" / "identity"
         if not path.is_file():
             write_atomic(path, token_hex(6))
         return read_text(path, error=RunError).strip()
 
     def write(self, step: int, figures: Mapping[str, float], moment: float) -> None:
-        """Add to the history."""
+        """Log a row of metrics."""
         self._run.log({**figures, "_timestamp": moment}, step=step)
 
     def close(self) -> None:
@@ -278,7 +276,6 @@ class WeightsAndBiases(Sink):
 
 
 def _flatten(settings: Config, prefix: str = "") -> dict[str, Any]:
-    """Return nested settings under dotted names."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         name = f"{prefix}{key}"

@@ -1,9 +1,9 @@
-"""The training loop: batches in, weights out, exactly resumable.
+"""Training loop with evaluation, checkpoints and exact resume.
 
-All randomness of a step is a function of (seed, step, process): the global generator is reseeded
-for every step, and what objectives draw comes from a generator of their own, which is seeded alike
-in all processes. So a run that is killed and resumed computes the same weights, bit for bit, as one
-that was not.
+All randomness of a step is a function of (seed, step, process): the global random generator is
+reseeded at every step, and objectives sample from a second generator that is seeded identically in
+all processes. So a run that is killed and resumed computes the same weights, bit for bit, as an
+uninterrupted run.
 """
 
 import time
@@ -49,13 +49,13 @@ from perceivers.training.window import Window
 
 __all__ = ["Interrupted", "Loaders", "Trainer", "step_generator"]
 
-# The share of unreadable samples is taken of no fewer than so many.
+# Minimum number of samples before the unreadable fraction is judged.
 JUDGED_SAMPLES = 200
 
 
 @dataclass(frozen=True)
 class Loaders:
-    """Where batches come from.
+    """Sources of batches.
 
     Attributes:
         train: Called with the first step; yields one batch per step up to the end of the run.
@@ -67,10 +67,10 @@ class Loaders:
 
 
 def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
-    """Seed the global generator for one step and process, and return another for the objective.
+    """Seed the global generator for one step and process; return a generator for the objective.
 
-    The objective's is the same in all processes: what it draws for a sample is made to depend on
-    the sample's place in the stream, and so not on how a batch is dealt out.
+    The objective's generator is the same in all processes: what an objective samples depends on a
+    sample's position in the data stream, not on how a batch is split over processes.
     """
     own, shared = (
         np.random.SeedSequence((seed, step, process)).generate_state(2, np.uint64)
@@ -81,16 +81,16 @@ def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
 
 
 class Trainer:
-    """One run.
+    """Trains, evaluates and saves one run.
 
     Args:
         task: Model, loss and metrics.
         config: Settings.
-        loaders: Batches.
-        folder: Where state and models go.
-        runtime: Device and precision.
-        info: What travels with the saved models.
-        listeners: Told about every event.
+        loaders: Sources of training and validation batches.
+        folder: Run folder, for state and models.
+        runtime: Device, precision and processes.
+        info: Metadata stored with the saved models.
+        listeners: Called with every event, on the main process.
     """
 
     def __init__(
@@ -118,38 +118,42 @@ class Trainer:
         self.module, self.optimizer = runtime.setup(
             task, lambda: make_optimizer(task.model, config.optimizer)
         )
+        # After ``setup``, which moves and shards the parameters.
         self.average = WeightAverage(task.model, config.ema) if config.ema else None
         task.averaged = self._averaged
         self.checkpoints = Checkpoints(folder, runtime, task.model, self.optimizer, self.average)
         self.progress = Progress()
         self._stop = StopRequest(
-            lambda: self.emit(Noted("finishing this step and saving; once more to stop at once"))
+            lambda: self.emit(Noted("finishing this step and saving; repeat to stop at once"))
         )
         self._guard = FiniteGuard(runtime, self.checkpoints.tensors, config.log_every)
         self._writer = Writer()
-        # Of the last save that was begun; it is on disk after ``_finish_saving``.
+        # Step of the last save that was started; it is on disk after ``_finish_saving``.
         self._saved_step = self._finite_step = self._evaluated_step = -1
         self._window = Window()
         self._records: dict[str, bytes] = {}
         self._reported_bad: set[tuple[str, str]] = set()
-        # Found by a process that is not the main one, since the processes last added up.
+        # Unreadable samples found by this process, not yet sent to the main process.
         self._unsaid_bad: list[Unreadable] = []
-        # Counted in this process since the processes last added up.
+        # Samples read by this process since the last ``_add_up_counts``.
         self._fresh_read = self._fresh_bad = 0
 
     def emit(self, event: Event) -> None:
-        """Tell the listeners (on the main process)."""
+        """Send an event to the listeners; on the main process only."""
         if self.runtime.is_main:
             for listener in self.listeners:
                 listener(event)
 
     def run(self, *, resume: bool = False) -> Progress:
-        """Train to the end, or to an early stop.
+        """Train to the last step or to an early stop.
+
+        Args:
+            resume: Continue from the newest training state in the run folder.
 
         Raises:
             Interrupted: Ctrl-C, SIGTERM or SIGHUP; the state is saved.
-            RunError: Loss, gradients, weights, optimizer or every evaluation is not finite; the
-                last finite state is on disk.
+            RunError: Loss, gradients, weights or optimizer state became non-finite, or no
+                evaluation was finite; the last finite state is on disk.
             DataError: Too many samples cannot be read.
             FolderLostError: The run folder is gone; the state is saved beside it.
         """
@@ -160,26 +164,27 @@ class Trainer:
         except FolderLostError as error:
             lost = self._rescue(error)
         finally:
-            # After an error of another kind: that one is told, and what is whole stays.
+            # Wait for a save in progress; its own error is dropped in favour of the one raised.
             self._writer.finish()
         raise lost
 
     def _train(self, *, resume: bool) -> Progress:
-        """Train to the end, or to an early stop."""
         total = self.config.total_steps
         self.emit(Started(step=self.progress.step, total=total))
         if self.runtime.is_main:
-            self._records = keep_records(self.folder)
+            self._records = keep_records(self.folder)  # in case the folder is lost
         if self.progress.step == total:
             self.emit(Noted(f"all {total} steps are done; there is nothing left to train"))
         reason = "all steps done"
+        # Steps reseed the global generator, whose state belongs to the caller.
         with torch.random.fork_rng(), self._stop.listening():
             self._window.began = time.perf_counter()
             if not resume:
-                self._save()  # the first step may already spoil the weights
+                self._save()  # a finite state must exist even if the first step diverges
             for batch in self._training_batches():
                 self._step(batch)
                 step = self.progress.step
+                # Before saving, so that the saved progress includes the result.
                 if step % self.config.eval_every == 0 or step == total:
                     self._evaluate()
                 over_budget, asked = self._decide()
@@ -210,7 +215,6 @@ class Trainer:
     # -- one step ----------------------------------------------------------------------------
 
     def _step(self, batch: Batch) -> None:
-        """One optimizer step on one batch."""
         began = time.perf_counter()
         step, config = self.progress.step, self.config
         self._count_bad(batch)
@@ -221,6 +225,7 @@ class Trainer:
         loss = torch.zeros((), device=self.runtime.device)
         parts: dict[str, Tensor] = {}
         cut = batch.split(config.accumulate)
+        # Weighted by size, since parts may differ; gradients are exchanged only with the last part.
         for number, part in enumerate(cut, start=1):
             share = len(part.index) / len(batch.index)
             with (
@@ -234,11 +239,12 @@ class Trainer:
             for name, value in losses.parts.items():
                 parts[name] = parts.get(name, 0.0) + value.detach() * share
         norm = self.runtime.clip(self.module, self.optimizer, config.optimizer.clip)
+        # Check before the optimizer step, so that a bad gradient does not reach the weights.
         if self._guard.add(step, loss, norm, batch.index.tolist()):
             self._check_steps()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.runtime.average_norms(self.task)
+        self.runtime.average_norms(self.task)  # in place of DDP's broadcast of buffers
         if self.average is not None:
             self.average.update(first=step == 0)
         self.progress.step += 1
@@ -247,15 +253,15 @@ class Trainer:
         self._log(loss, parts, lr, len(batch.index), time.perf_counter() - began)
 
     def _tell_compiled(self) -> None:
-        """Say how long compilation took, where something was compiled."""
+        """Report the compilation time if anything was compiled."""
         if text := self.compiled.news():
             self.emit(Noted(text))
 
     def _check_steps(self) -> None:
-        """Stop at a loss or gradient that is not finite, before it reaches the weights.
+        """Stop at a non-finite loss or gradient, before it reaches the weights.
 
-        Where it has reached them already, on a device that one does not wait for at every step, the
-        last checkpoint stays.
+        On a GPU, which is checked once per record, the weights may already be affected; then the
+        last checkpoint is kept.
         """
         found = self._guard.find_step()
         if found is None:
@@ -271,7 +277,7 @@ class Trainer:
         raise step_error(found, str(path), kept, self._remedy)
 
     def _require_finite(self) -> None:
-        """Stop before anything that is not finite is written, or chosen as the best."""
+        """Stop before a non-finite state is written or chosen as the best."""
         step = self.progress.step
         if self._finite_step == step:
             return
@@ -282,22 +288,22 @@ class Trainer:
         self._finite_step = step
 
     def _require_best(self) -> None:
-        """Stop where no evaluation has chosen a model."""
+        """Stop with an error if no evaluation has chosen a best model."""
         if self.progress.best is None:
             raise RunError(
-                f"no evaluation found a finite {self.task.best_metric}, so there is no best model; "
-                f"the last weights, which are finite, are saved in {self._newest}. Look at the "
+                f"no evaluation gave a finite {self.task.best_metric}, so there is no best model; "
+                f"the last weights, which are finite, are saved in {self._newest}. Check the "
                 f"validation samples"
             )
 
     @property
     def _newest(self) -> Path:
-        """The newest training state, or the file that names its parts."""
+        """The newest training state, or the file that names the folder of its parts."""
         folder = self.folder
         return folder.checkpoint if folder.checkpoint.is_file() else folder.pointer
 
     def _describe_kept(self) -> str:
-        """Name the last state, once it is on disk; all processes must call this."""
+        """Say which state is on disk, after waiting for it; all processes must call this."""
         self._finish_saving()
         return (
             f"the last finite state, after {self._saved_step} steps, is kept in {self._newest} "
@@ -312,7 +318,7 @@ class Trainer:
     def _log(
         self, loss: Tensor, parts: dict[str, Tensor], lr: float, samples: int, seconds: float
     ) -> None:
-        """Average figures over ``log_every`` steps and emit them."""
+        """Average metrics over ``log_every`` steps and emit them."""
         window = self._window
         window.add(loss, parts, samples=samples * self.runtime.world_size, seconds=seconds)
         step = self.progress.step
@@ -335,7 +341,7 @@ class Trainer:
         self._check_folder()
 
     def _count_bad(self, batch: Batch) -> None:
-        """Count unreadable samples, name each once, and stop when there are too many."""
+        """Count unreadable samples, report each once, and stop if there are too many."""
         self._fresh_read += len(batch.index)
         self._fresh_bad += len(batch.bad)
         self._report_bad(batch, "train")
@@ -350,7 +356,7 @@ class Trainer:
             )
 
     def _add_up_counts(self) -> None:
-        """Bring together what all processes have read since they last did."""
+        """Add the counts of all processes to ``progress``; all processes must call this."""
         counts = self.runtime.gather((self._fresh_read, self._fresh_bad, self._unsaid_bad))
         self.progress.samples_read += sum(read for read, _, _ in counts)
         self.progress.samples_bad += sum(bad for _, bad, _ in counts)
@@ -360,7 +366,7 @@ class Trainer:
         self._unsaid_bad = []
 
     def _report_bad(self, batch: Batch, split: str) -> None:
-        """Name every unreadable sample once; other processes leave it to the main one."""
+        """Report unreadable samples; other processes queue them for the main process."""
         found = [Unreadable(self.progress.step, split, text) for text in batch.bad]
         if self.runtime.is_main:
             self._emit_bad(found)
@@ -376,7 +382,7 @@ class Trainer:
     # -- evaluation and state ----------------------------------------------------------------
 
     def _averaged(self) -> AbstractContextManager[None]:
-        """The weights that are evaluated and saved."""
+        """Put the weights that are evaluated and saved into the model."""
         return nullcontext() if self.average is None else self.average.swapped()
 
     def _evaluate(self) -> None:
@@ -385,17 +391,18 @@ class Trainer:
         if self._evaluated_step == progress.step:
             return
         self._require_finite()
-        # Its loaders may fork, which no other thread should be in the middle of anything for.
+        # Loaders may fork, which is unsafe while the saving thread is running.
         self._finish_saving()
         with self._averaged():
             with self.runtime.autocast():
                 figures = task.evaluate(self.compiled.batches(self._validation_batches()))
             self._tell_compiled()
             free_gathered(task)
-            # Decisions must be the same in all processes, to the last bit.
+            # All processes must make the same decisions, so they use the same values bit for bit.
             figures = self.runtime.from_main(figures)
             value = figures[task.best_metric]
             signed = value if task.higher_is_better else -value
+            # ``not <=`` rather than ``>``: any finite value beats a best value that is NaN.
             is_best = isfinite(value) and (progress.best is None or not signed <= progress.best)
             self._check_folder()
             if is_best:
@@ -412,14 +419,14 @@ class Trainer:
             self.emit(
                 Noted(
                     f"validation {task.best_metric} is {value} at step {progress.step}, so these "
-                    f"weights cannot become the best; look at the validation samples"
+                    f"weights cannot become the best; check the validation samples"
                 )
             )
 
     def _training_batches(self) -> Iterator[Batch]:
-        """Training batches under the watchdog's eye; when they stop coming, the state is saved.
+        """Yield training batches, watched for stalls; on a stall the state is saved.
 
-        One of several processes cannot save alone: there the last checkpoint stays.
+        With several processes, one cannot save alone: the last checkpoint is kept.
         """
         return watch(
             self.loaders.train(self.progress.step),
@@ -435,7 +442,7 @@ class Trainer:
         self._window.waited += seconds
 
     def _validation_batches(self) -> Iterator[Batch]:
-        """Validation batches on the device; what cannot be read is named."""
+        """Yield validation batches on the device and report unreadable samples."""
         step, config = self.progress.step, self.config
         batches = self.loaders.val()
         for batch in watch(batches, config.loader_timeout, step=step, workers=config.workers):
@@ -445,7 +452,7 @@ class Trainer:
     def _write_model(
         self, folder: Path, weights: dict[str, Tensor], step: int, figures: dict[str, float]
     ) -> None:
-        """Write a model folder; of the model itself only its settings are read."""
+        """Write a model folder with ``weights``, not with the model's current ones."""
         info = replace(
             self.info,
             provenance={**self.info.provenance, "step": step},
@@ -459,12 +466,13 @@ class Trainer:
         self._finish_saving()
 
     def _begin_saving(self) -> None:
-        """Copy the training state, once per step, and write it while the run goes on."""
+        """Copy the training state, once per step, and write it in the background."""
         step = self.progress.step
         if self._saved_step == step:
             return
         self._require_finite()
         self._finish_saving()
+        # The main process alone saves progress and window: make both cover all processes.
         self._add_up_counts()
         self._window.share(self.runtime)
         last = self.folder.last_model
@@ -477,11 +485,11 @@ class Trainer:
         self._saved_step = step
 
     def _finish_saving(self) -> None:
-        """Wait until what is being saved is on disk; all processes must call this.
+        """Wait until a save in progress is on disk; all processes must call this.
 
         Raises:
             FolderLostError: The run folder is gone.
-            OSError: The state could not be written; the one before it stays.
+            OSError: The state could not be written; the previous one is kept.
         """
         failure = self._writer.finish()
         self._check_folder(str(failure) if isinstance(failure, FolderLostError) else "")
@@ -489,10 +497,10 @@ class Trainer:
             raise failure
 
     def _check_folder(self, found: str = "") -> None:
-        """Stop where the run folder is no longer this run's; all processes must call this.
+        """Stop if the run folder is lost or taken over; all processes must call this.
 
         Args:
-            found: What the main process already knows of that.
+            found: Message, if the main process already knows that the folder is lost.
         """
         if self.runtime.is_main and not found:
             try:
@@ -506,12 +514,12 @@ class Trainer:
             raise lost
 
     def _rescue(self, lost: FolderLostError) -> FolderLostError:
-        """Save the state beside the lost folder; return what to say."""
+        """Save the state beside the lost folder; return the error to raise."""
         if self.runtime.world_size > 1 and not lost.agreed:
-            return lost  # the other processes are on their way, and would not save with this one
-        self._writer.finish()  # whatever became of it: everything is written again
+            return lost  # the other processes do not know yet, and would not save with this one
+        self._writer.finish()  # its result does not matter: everything is written again
         step, progress = self.progress.step, self.progress
-        # The best model was in the lost folder; the next evaluation chooses another.
+        # The best model was in the lost folder; the next evaluation chooses a new one.
         progress.best, progress.best_step, progress.evaluations_since_best = None, 0, 0
         made = None
         if self.runtime.is_main:
@@ -529,7 +537,6 @@ class Trainer:
         return saved
 
     def _restore(self) -> None:
-        """Load the last checkpoint."""
         self.progress, window, notes = self.checkpoints.restore(self.config.total_steps)
         for note in notes:
             self.emit(Noted(note))
@@ -537,9 +544,10 @@ class Trainer:
         self._saved_step = self.progress.step
 
     def _decide(self) -> tuple[bool, bool]:
-        """Whether time or patience has run out, and whether somebody asked to stop.
+        """Return whether time or patience has run out, and whether the user asked to stop.
 
-        All processes decide alike. On CUDA they ask each other once per record, as asking waits.
+        All processes get the same result. On CUDA they communicate only once per record, because
+        it makes them wait for each other.
         """
         config, progress = self.config, self.progress
         out_of_patience = bool(config.patience) and (

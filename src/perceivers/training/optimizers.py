@@ -1,4 +1,4 @@
-"""Optimizers from libraries, with parameter groups by kind and by depth."""
+"""Optimizers (AdamW, LAMB, Muon), parameter groups, learning-rate schedules, and their state."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from perceivers.nn.positions import LearnedPositions
 from perceivers.training.config import OptimizerConfig, ScheduleConfig
 from perceivers.training.sharding import spread_like
 
-# -- Learning-rate schedules as pure functions of the step: nothing to save, nothing to restore --
+# -- Learning-rate schedules: pure functions of the step, so there is no state to save -----------
 
 
 def schedule_scale(config: ScheduleConfig, step: int, total: int) -> float:
-    """Return the share of the peak learning rate at ``step`` (0 .. total - 1).
+    """Return the fraction of the peak learning rate at ``step`` (0 .. total - 1).
 
     Linear warm-up from 1 / warm-up steps, an optional plateau, then half a cosine to ``final``.
     """
@@ -37,34 +37,34 @@ def schedule_scale(config: ScheduleConfig, step: int, total: int) -> float:
 
 # -- Muon for weight matrices and AdamW for everything else, as one optimizer with one state -----
 #
-# Muon replaces the momentum of a matrix by the nearest orthogonal matrix, so all directions of an
-# update are equally long. Paper: arXiv 2502.16982, whose scaling by ``0.2 sqrt(max(rows,
-# columns))`` gives updates the size of AdamW's. The libraries' Muons multiply in bf16, which
-# takes ten times as long as float32 on a processor without bf16 units: there the optimizer alone
-# took eight times as long as the rest of a step. Ours multiplies in float32 on a CPU.
+# Muon replaces the momentum of a matrix by the nearest orthogonal matrix, so that an update is
+# equally large in all directions. Paper: arXiv 2502.16982, whose scaling by ``0.2 sqrt(max(rows,
+# columns))`` gives updates of the size of AdamW's. Library implementations multiply in bf16, which
+# takes ten times as long as float32 on a CPU without bf16 units: there the optimizer alone took
+# eight times as long as the rest of a step. This implementation uses float32 on a CPU.
 
 Group = dict[str, Any]
 
-# Smaller matrices hardly gain: embeddings of a few channels, heads of a few classes.
+# Smaller matrices gain little: embeddings of a few channels, heads of a few classes.
 FEWEST_CHANNELS = 16
-# Of the iteration, as in Muon's first publication (Keller Jordan, 2024).
+# Number of iterations and coefficients as in the first publication of Muon (Keller Jordan, 2024).
 ITERATIONS = 5
 LINEAR, CUBIC, QUINTIC = 3.4445, -4.775, 2.0315
 
 
 def is_matrix(parameter: Tensor) -> bool:
-    """Return whether Muon may update a weight: at least 16 rows and 16 columns."""
+    """Return whether Muon may update a weight: a matrix of at least 16 rows and 16 columns."""
     return parameter.ndim == 2 and min(parameter.shape) >= FEWEST_CHANNELS
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum of matrices, made orthogonal.
+    """Muon: SGD with orthogonalised Nesterov momentum, for matrices (arXiv 2502.16982).
 
     Args:
         groups: Parameter groups of matrices.
-        lr: Learning rate of all groups until it is set.
+        lr: Initial learning rate of all groups.
         momentum: Decay rate of the momentum.
-        weight_decay: Decoupled, where a group has none of its own.
+        weight_decay: Decoupled weight decay of groups that do not set their own.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Update every matrix that has a gradient once."""
+        """Perform one optimizer step."""
         loss = None if closure is None else closure()
         for group in self.param_groups:
             lr, momentum = float(group["lr"]), group["momentum"]
@@ -93,10 +93,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Float[Tensor, "N M"]) -> Float[Tensor, "N M"]:
-    """Return nearly U V' of the singular value decomposition U S V': singular values near one.
+    """Return approximately U V' of the singular value decomposition U S V'.
 
-    Newton and Schulz's iteration with Muon's coefficients, which brings small singular values up
-    fast and leaves all but the smallest between 0.7 and 1.2.
+    Newton-Schulz iteration with Muon's coefficients, which raise small singular values quickly and
+    leave all but the smallest between 0.7 and 1.2.
     """
     x = matrix.bfloat16() if matrix.is_cuda else matrix.float()
     tall = x.shape[0] > x.shape[1]
@@ -109,12 +109,12 @@ def orthogonalise(matrix: Float[Tensor, "N M"]) -> Float[Tensor, "N M"]:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Update groups with ``use_muon`` by Muon, the others by AdamW.
+    """Muon for groups with ``use_muon``, AdamW for the others.
 
     Args:
         groups: Parameter groups with ``params``, ``weight_decay`` and ``use_muon``; those with
-            ``use_muon`` hold matrices only.
-        lr: Learning rate of all groups until it is set.
+            ``use_muon`` must contain matrices only.
+        lr: Initial learning rate of all groups.
         betas: Decay rates of AdamW's moments.
         momentum: Decay rate of Muon's momentum (Nesterov).
         eps: Added to the root of AdamW's second moment.
@@ -139,10 +139,10 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__([group for part in self.parts for group in part.param_groups], {})
 
     def step(self, closure: Any = None) -> Any:
-        """Update every parameter once."""
+        """Perform one optimizer step."""
         loss = None if closure is None else closure()
         for part, muon in zip(self.parts, self._kinds(), strict=True):
-            # Loading a state replaces both objects, so they are handed on at every step.
+            # ``load_state_dict`` replaces both objects, so they are passed on at every step.
             part.param_groups = [g for g in self.param_groups if g["use_muon"] == muon]
             part.state = self.state
             part.step()
@@ -152,25 +152,25 @@ class MuonAdamW(torch.optim.Optimizer):
         return [not isinstance(part, torch.optim.AdamW) for part in self.parts]
 
 
-# -- Optimizers from libraries, with parameter groups by kind and by depth -----------------------
+# -- LAMB, and parameter groups by kind and depth ------------------------------------------------
 
-# nn has no common base of its norms; all models together use these two.
+# torch.nn has no common base class of norms; our models use only these two.
 NORMS = (nn.LayerNorm, nn.BatchNorm2d)
 MAPS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class UnclampedLamb(Lamb):
-    """LAMB as the Perceiver recipes have it: bias-corrected moments, weight norms not clamped.
+    """LAMB as in the Perceiver recipes: bias-corrected moments, weight norms not clamped.
 
-    Differs from pytorch-optimizer's, which has no bias correction and clamps weight norms at 10. A
-    corrected moment is a running mean whose rate starts at 0, so the rates are set step by step.
+    pytorch-optimizer's LAMB has no bias correction and clamps weight norms at 10. A bias-corrected
+    moment equals a running mean whose decay rate starts at 0, so the rates are set at every step.
     """
 
     clamp = float("inf")
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Update every parameter once."""
+        """Perform one optimizer step."""
         for group in self.param_groups:
             rates = group.setdefault("moment_rates", tuple(group["betas"]))
             count = group.get("step", 0) + 1
@@ -180,7 +180,7 @@ class UnclampedLamb(Lamb):
     def _step_foreach(
         self, group: Any, params: list[Tensor], grads: list[Tensor], *rest: Any, **options: Any
     ) -> None:
-        """Update one group; where parameters are spread, norms are those of the whole tensors."""
+        """Update one group; for sharded parameters, use the norms of the whole tensors."""
         if not isinstance(params[0], DTensor):
             super()._step_foreach(group, params, grads, *rest, **options)
             return
@@ -199,6 +199,7 @@ class UnclampedLamb(Lamb):
             direction.add_(mine, alpha=group["weight_decay"])
             directions.append((mine, direction))
             squares.append(torch.stack([mine.square().sum(), direction.square().sum()]))
+        # One all-reduce of the local sums of squares gives the norms of all whole tensors.
         norms = torch.stack(squares)
         torch.distributed.all_reduce(norms, group=params[0].device_mesh.get_group())
         weight, update = norms.sqrt().unbind(1)
@@ -208,19 +209,21 @@ class UnclampedLamb(Lamb):
 
 
 def unbiased_rate(rate: float, step: int) -> float:
-    """Return the rate at which a running mean is its bias-corrected self; steps count from 1."""
+    """Return the decay rate at ``step`` (from 1) that makes a running mean bias-corrected."""
     return rate * (1.0 - rate ** (step - 1)) / (1.0 - rate**step)
 
 
 def decays(model: nn.Module, *, arrays: bool = False) -> set[str]:
-    """Return the names of parameters that weight decay applies to.
+    """Return the names of the parameters that weight decay applies to.
 
-    Weights of Linears and convolutions decay, biases and norms never do. Latents, queries and
-    tables are not maps, and position tables receive small gradients that decay would overwhelm.
+    Weights of linear layers and convolutions decay; biases and norms never do. Latents, queries and
+    embeddings do not by default: position embeddings have small gradients, which decay would
+    overwhelm.
 
     Args:
-        model: Whose parameters.
-        arrays: Decay those too, as the released Perceiver recipes do.
+        model: Model whose parameters are trained.
+        arrays: Apply decay to latents, queries and embeddings too, as in the released Perceiver
+            recipes.
     """
     modules = dict(model.named_modules())
     chosen = set()
@@ -234,9 +237,9 @@ def decays(model: nn.Module, *, arrays: bool = False) -> set[str]:
 
 
 def muon_matrices(model: nn.Module) -> set[str]:
-    """Return the names of the weights that Muon updates: matrices of Linears behind the inputs.
+    """Return the names of the weights that Muon updates: matrices of linear layers past the inputs.
 
-    Input embeddings stay with AdamW: their rows belong to single channels or bytes, which are no
+    Input embeddings are left to AdamW: their rows belong to single channels or bytes, which are not
     directions of a common space.
     """
     assert isinstance(model, Model)
@@ -252,9 +255,9 @@ def muon_matrices(model: nn.Module) -> set[str]:
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Group trainable parameters by decay and by learning-rate scale (``lr_scale``).
+    """Group parameters by weight decay and learning-rate multiplier (``lr_scale``).
 
-    With Muon, groups also say which rule updates them (``use_muon``).
+    With Muon, groups also have ``use_muon``, which selects the update rule.
     """
     assert isinstance(model, Model)
     depths: Mapping[str, int] = model.layer_depths()
@@ -280,14 +283,14 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 @dataclass(frozen=True)
 class StateLayout:
-    """What an optimizer keeps, so that a saved state can be checked before it is used.
+    """Names in an optimizer's state, so that a saved state can be checked before it is loaded.
 
     Attributes:
-        moments: Tensors of a parameter that have its shape.
-        counter: A parameter's scalar that counts its steps; empty where groups count.
-        scalars: Further scalars of a parameter, which the next step overwrites.
-        group_counter: A group's whole number that counts steps; empty where parameters count.
-        group_rates: Settings of a group that follow from its counter.
+        moments: State tensors with the shape of the parameter.
+        counter: Scalar tensor that counts a parameter's steps; empty if groups count steps.
+        scalars: Further scalar tensors of a parameter, which the next step overwrites.
+        group_counter: Integer of a group that counts steps; empty if parameters count steps.
+        group_rates: Settings of a group that depend on its step count.
     """
 
     moments: tuple[str, ...]
@@ -298,7 +301,7 @@ class StateLayout:
 
 
 def state_layout(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> StateLayout:
-    """Return the layout of a parameter group of what ``make_optimizer`` makes."""
+    """Return the state layout of a parameter group of an optimizer from ``make_optimizer``."""
     if group.get("use_muon"):
         return StateLayout(moments=("momentum_buffer",))
     if isinstance(optimizer, UnclampedLamb):
@@ -313,7 +316,7 @@ def state_layout(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> 
 
 
 def group_rates(optimizer: torch.optim.Optimizer, betas: Any, step: int) -> dict[str, Any]:
-    """Return the settings of a group that follow from its step; none where nothing does."""
+    """Return the settings of a group that depend on the step count; empty if none do."""
     if not isinstance(optimizer, UnclampedLamb) or not step:
         return {}
     return {
@@ -329,8 +332,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
     if config.eps is not None:
         settings["eps"] = config.eps
     if config.name == "lamb":
-        # Decay enters the update before the trust ratio, as in the Perceiver recipes. 'adam_debias'
-        # keeps the library from dividing the step by 1 - beta1^t, which would multiply the first
+        # Weight decay is added before the trust ratio, as in the Perceiver recipes. Without
+        # 'adam_debias' the library divides the step by 1 - beta1^t, which would multiply the first
         # steps, already scaled by the trust ratio, by up to ten.
         return UnclampedLamb(groups, weight_decouple=False, adam_debias=True, **settings)
     if config.name == "muon":
@@ -340,18 +343,18 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set every group's learning rate to ``lr`` times its scale."""
+    """Set every group's learning rate to ``lr`` times its ``lr_scale``."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
 
 
-# -- The optimizer's state by parameter name, so that any number of processes can take it over ---
+# -- The optimizer's state by parameter name, so that any number of processes can load it --------
 
 Named = dict[str, dict[str, Any]]
 
 
 def state_by_name(optimizer: torch.optim.Optimizer, model: nn.Module) -> tuple[Named, list[Any]]:
-    """Return the state of each parameter by name, and the groups with names for parameters."""
+    """Return the state by parameter name, and the groups with names in place of parameters."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     groups = [
         {**group, "params": [names[parameter] for parameter in group["params"]]}
@@ -367,9 +370,9 @@ def load_by_name(
     states: Mapping[str, Mapping[str, Any]],
     groups: list[dict[str, Any]],
 ) -> None:
-    """Take over what ``state_by_name`` returned and ``StateChecker`` accepted.
+    """Load the result of ``state_by_name`` after ``StateChecker`` has accepted it.
 
-    Tensors are spread as the parameters are.
+    Tensors are sharded like their parameters.
     """
     parameters = dict(model.named_parameters())
     places = {name: place for place, name in enumerate(n for g in groups for n in g["params"])}
@@ -382,7 +385,7 @@ def load_by_name(
                 for name, state in states.items()
             },
             "param_groups": [
-                # Settings that an older library did not save are this run's.
+                # Settings that an older library version did not save keep this run's values.
                 {**mine, **group, "params": [places[name] for name in group["params"]]}
                 for mine, group in zip(optimizer.param_groups, groups, strict=True)
             ],

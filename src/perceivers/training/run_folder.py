@@ -1,4 +1,7 @@
-"""The run folder: everything one training run leaves behind; no other place names its files."""
+"""The run folder: paths, settings, results and data fingerprints of a training run.
+
+File names inside a run folder are defined here and nowhere else.
+"""
 
 import gzip
 import json
@@ -62,9 +65,9 @@ TASKS: dict[str, type[TrainConfig]] = {
     "segment": SegmentConfig,
     "regress": RegressConfig,
 }
-# What settings were before they existed, so that older runs go on as they began.
+# Values of settings for runs that were started before the settings existed.
 BEFORE_SETTINGS = {"integer_labels": "indices"}
-# Numbers that once had no range; a run is evaluated and reported without them.
+# Settings that once had no range. Evaluation and reports, which do not use them, accept any value.
 ONCE_ACCEPTED = (
     *("ema", "label_smoothing"),
     *("optimizer.betas", "optimizer.clip", "optimizer.weight_decay"),
@@ -79,37 +82,37 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """Complete configuration with absolute addresses; rerunning it reproduces the run."""
+        """Complete configuration with absolute addresses; running it again reproduces the run."""
         return self.path / "config.yaml"
 
     @property
     def metrics(self) -> Path:
-        """One JSON record per line."""
+        """Training and validation metrics, one JSON record per line."""
         return self.path / "metrics.jsonl"
 
     @property
     def addresses(self) -> Path:
-        """Data and model as they were typed, and as absolute addresses."""
+        """Addresses of data and model, as typed and absolute."""
         return self.path / "addresses.json"
 
     @property
     def data_record(self) -> Path:
-        """Fingerprint of the data: what it takes to notice that they changed."""
+        """Fingerprint of the data, to detect changes."""
         return self.path / "data.json"
 
     @property
     def data_names(self) -> Path:
-        """Names and labels of all samples, to say what changed."""
+        """Names and labels of all samples, to describe changes."""
         return self.path / "data_names.json.gz"
 
     @property
     def numerics(self) -> Path:
-        """Precision and library of matrix products, as chosen when the run started."""
+        """Precision and library for matrix products, as chosen when the run started."""
         return self.path / "numerics.json"
 
     @property
     def unreadable(self) -> Path:
-        """Samples that could not be read, one JSON record per line; missing without any."""
+        """Unreadable samples, one JSON record per line; the file is missing if there are none."""
         return self.path / "unreadable.jsonl"
 
     @property
@@ -119,17 +122,17 @@ class RunFolder:
 
     @property
     def pointer(self) -> Path:
-        """Names the folder of a training state in parts, which several processes wrote."""
+        """File that names the folder of a training state in parts (sharded runs)."""
         return self.path / "checkpoints" / "last.json"
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is something to resume from."""
+        """Whether there is a training state to resume from."""
         return self.checkpoint.is_file() or self.pointer.is_file()
 
     @property
     def best_model(self) -> Path:
-        """Model folder with the best validation figure."""
+        """Model folder of the weights with the best validation metric."""
         return self.path / "model"
 
     @property
@@ -139,24 +142,25 @@ class RunFolder:
 
     @property
     def figures(self) -> Path:
-        """Pictures."""
+        """Folder of images and plots."""
         return self.path / "figures"
 
     @property
     def report(self) -> Path:
-        """Self-contained page."""
+        """Report as a self-contained HTML page."""
         return self.path / "report.html"
 
     @property
     def results(self) -> Path:
-        """Figures on held-back data."""
+        """Metrics on held-out data, by split."""
         return self.path / "results.json"
 
     def check_free(self, *, overwrite: bool = False) -> None:
-        """Refuse a place that cannot become a run folder; nothing is written.
+        """Check that a run folder can be created here; nothing is written.
 
         Raises:
-            RunError: The folder holds something and ``overwrite`` is off, or it is not a run's.
+            RunError: The path is a file, or a folder that is not empty and that ``overwrite`` does
+                not allow to replace: it is off, or the folder is not a run folder.
         """
         check_written_path(self.path, "--out")
         if self.path.exists() and not self.path.is_dir():
@@ -174,10 +178,10 @@ class RunFolder:
                 )
 
     def create(self, task: str, config: TrainConfig, *, overwrite: bool = False) -> None:
-        """Make the folder and write configuration, environment and command.
+        """Create the folder and write configuration, environment and command.
 
         Raises:
-            RunError: As ``check_free``.
+            RunError: As for ``check_free``.
         """
         self.check_free(overwrite=overwrite)
         make_folder(self.path)
@@ -187,7 +191,7 @@ class RunFolder:
         write_atomic(self.path / "command.txt", " ".join(sys.argv) + "\n")
 
     def _clear(self) -> None:
-        """Delete everything but the configuration, by which a folder is known to be a run's."""
+        """Delete everything but the configuration, which marks the folder as a run folder."""
         for entry in self.path.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -195,7 +199,7 @@ class RunFolder:
                 entry.unlink()
 
     def write_config(self, task: str, config: TrainConfig) -> None:
-        """Write the complete configuration, and beside it the addresses as they were typed."""
+        """Write the complete configuration, and the addresses as they were typed."""
         absolute = make_absolute(config)
         text = yaml.safe_dump({"task": task, **absolute.to_json()}, sort_keys=False)
         write_atomic(self.config, text)
@@ -205,8 +209,8 @@ class RunFolder:
     def read_config(self) -> tuple[str, TrainConfig]:
         """Return the task's name and its configuration.
 
-        What was recorded before today's rules is accepted: settings without effect, and numbers
-        out of range that concern training alone, which ``resume`` refuses.
+        Configurations of older versions are accepted even if they contain settings without effect,
+        or out-of-range numbers that matter for training only; ``resume`` rejects the latter.
 
         Raises:
             RunError: This is not a run folder.
@@ -222,20 +226,20 @@ class RunFolder:
             return task, find_addresses(found, self.read_addresses())
 
     def read_addresses(self) -> dict[str, Any]:
-        """Return addresses as they were typed; nothing for runs that did not keep them."""
+        """Return the addresses as they were typed; empty for older runs, which lack them."""
         return read_json_file(self.addresses) if self.addresses.exists() else {}
 
     def describe_older_settings(self) -> list[str]:
-        """Say which settings the run was started without, and what they are for it."""
+        """Return notes on settings that did not exist when the run started."""
         missing = BEFORE_SETTINGS.keys() - read_yaml(self.config).keys()
         return [
-            f"this run began before the setting {name} existed, and goes on with {name}="
+            f"this run was started before the setting {name} existed and resumes with {name}="
             f"{BEFORE_SETTINGS[name]}"
             for name in sorted(missing)
         ]
 
     def read_results(self) -> dict[str, dict[str, Any]]:
-        """Return what ``add_results`` recorded, by split; nothing where there is none.
+        """Return the results recorded by ``add_results``, by split; empty if there are none.
 
         Raises:
             CheckpointError: The file is damaged.
@@ -258,7 +262,7 @@ class RunFolder:
         return results
 
     def add_results(self, split: str, figures: dict[str, Any]) -> None:
-        """Record figures of one split beside earlier ones.
+        """Record the results of one split, keeping those of other splits.
 
         Raises:
             RunError: The run folder is gone.
@@ -281,7 +285,7 @@ def _is_square(matrix: Any) -> bool:
 
 
 def _is_fill(found: Any) -> bool:
-    """Tell whether ``evaluate --fill`` may have written this."""
+    """Return whether an entry has the format that ``evaluate --fill`` writes."""
     return isinstance(found, dict) and all(
         isinstance(each, dict)
         and isinstance(each.get("given"), list)
@@ -293,7 +297,7 @@ def _is_fill(found: Any) -> bool:
 
 
 def environment() -> dict[str, Any]:
-    """Return versions and hardware, for the record."""
+    """Return versions of packages and hardware."""
     packages = {}
     for name in ("torch", "numpy", "safetensors", "lightning-fabric", "pillow"):
         try:
@@ -318,26 +322,26 @@ KEYS = ("classes", "columns", "targets", "mask_classes", "splits")
 def write_fingerprint(
     folder: RunFolder, found: Fingerprint, *, accepted: list[str] | None = None
 ) -> None:
-    """Write a fingerprint; changes that were accepted are kept in a list.
+    """Write a fingerprint, with a list of all changes that the user has accepted.
 
     Args:
-        folder: Of the run.
-        found: What to write.
-        accepted: How these data differ from those before; None where nothing was accepted.
+        folder: Run folder.
+        found: Fingerprint to write.
+        accepted: Accepted differences from the previous data; None if there are none.
     """
     earlier = _read_digests(folder).get("accepted", []) if folder.data_record.exists() else []
     if accepted:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         earlier = [*earlier, {"time": now, "differences": accepted}]
     text = json.dumps(found.samples).encode()
-    # Names first: the digests say whether they belong to them.
+    # Names first: the record written after them holds their checksum (``names_crc``).
     write_atomic(folder.data_names, gzip.compress(text, compresslevel=1, mtime=0))
     record: dict[str, Any] = {**found.digests, "names_crc": zlib.crc32(text)}
     write_json(folder.data_record, {**record, "accepted": earlier})
 
 
 def read_fingerprint(folder: RunFolder) -> Fingerprint | None:
-    """Return the fingerprint that a run was started with; None for runs that have none.
+    """Return the fingerprint of a run's data; None for runs without one.
 
     Raises:
         RunError: The record is damaged.
@@ -359,14 +363,14 @@ def _read_digests(folder: RunFolder) -> dict[str, Any]:
     whole = all(key in found for key in KEYS) and isinstance(found["splits"], dict)
     if found.get("format") != FORMAT or not whole:
         raise RunError(
-            f"{folder.data_record} is no record of a run's data of format {FORMAT}; restore it, or "
-            f"delete it to resume without comparing the data"
+            f"{folder.data_record} is not a data record of format {FORMAT}; restore it, or delete "
+            f"it to resume without comparing the data"
         )
     return found
 
 
 def _unpack(folder: RunFolder) -> bytes:
-    """Return the JSON of the names; empty where it is damaged, as it only makes messages."""
+    """Return the JSON of the names; empty if damaged, as names are used for messages only."""
     packed = read_file(folder.data_names, limit="json", error=RunError)
     unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
     try:
@@ -378,11 +382,11 @@ def _unpack(folder: RunFolder) -> bytes:
     return text
 
 
-# -- Where the state of a run goes when its folder was moved or removed while it was training ----
+# -- Saving the state of a run whose folder was moved or removed during training -----------------
 
 
 def keep_records(folder: RunFolder) -> dict[str, bytes]:
-    """Return the small files that a run writes once, when it starts."""
+    """Return the contents of the small files that a run writes once, when it starts."""
     paths = (folder.addresses, folder.data_record, folder.data_names, folder.numerics)
     return {path.name: read_file(path) for path in paths if path.is_file()}
 
@@ -390,15 +394,15 @@ def keep_records(folder: RunFolder) -> dict[str, bytes]:
 def make_rescue_folder(
     lost: RunFolder, config: TrainConfig, records: Mapping[str, bytes]
 ) -> RunFolder:
-    """Make a run folder beside a lost one, with the run's settings and ``records``.
+    """Create a run folder next to a lost one, with the run's settings and ``records``.
 
-    Where nothing can be written there, it is made in the working directory, or among temporary
-    files.
+    If its parent is not writable, the folder is created in the working directory or in the
+    directory for temporary files.
 
     Raises:
-        RunError: There is no place to write.
+        RunError: None of these places is writable.
     """
-    path = Path(os.path.abspath(lost.path))  # noqa: PTH100 - links stay links
+    path = Path(os.path.abspath(lost.path))  # noqa: PTH100 - keeps symbolic links
     beside = next(parent for parent in path.parents if parent.is_dir())
     name = f"{path.name}.rescued-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     task = next(task for task, kind in TASKS.items() if type(config) is kind)

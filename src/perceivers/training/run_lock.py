@@ -1,10 +1,10 @@
-"""One process trains in a run folder, and it notices when the folder is no longer its own.
+"""Ensure that only one process trains in a run folder, and that it notices losing the folder.
 
-The lock is the system's (``flock`` by ``filelock``): it ends with the process, however that ends.
-Linux passes it on to the server of an NFS share, so that it holds between hosts, unless the share
-is mounted with ``nolock`` or ``local_lock``; some file systems have none. So the owner also leaves
-a small file with host, process and start time, and touches it every few seconds: a process on
-another host that gives no sign of life for ``PATIENCE`` seconds is gone.
+The lock is the operating system's (``flock``, through ``filelock``), which ends with the process,
+however that exits. Linux forwards it to the server of an NFS share, so that it works between hosts,
+unless the share is mounted with ``nolock`` or ``local_lock``; some file systems have no locks.
+Therefore the owner also writes a small file with host, process and start time, and touches it every
+few seconds: an owner on another host that has not done so for ``PATIENCE`` seconds counts as gone.
 """
 
 import os
@@ -27,26 +27,26 @@ from perceivers.files import read_json_file, write_json
 
 LOCK, OWNER = ".lock", ".lock.json"
 LOCK_FILES = (LOCK, OWNER)
-# Seconds between two signs of life, and without one until an owner elsewhere counts as gone.
+# Seconds between two heartbeats, and after which an owner on another host without one is gone.
 BEAT, PATIENCE = 10.0, 40.0
-# Past this nobody waits for another sign of life, in seconds.
+# After this many seconds without a heartbeat, nobody waits for another one.
 LONG_GONE = 600.0
-# How long the children of a killed process may take to let go of what they inherited, in seconds.
+# Seconds that the children of a killed process may take to close the descriptors they inherited.
 DYING = 10.0
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a run folder.
+    """The process that holds a run folder.
 
     Attributes:
-        host: Name of the machine.
-        pid: Number of the process there.
-        started: When that process started, to tell it from a later one of the same number.
-        since: When it took the folder, for people.
-        token: Drawn at random, so that no other owner has it.
-        path: The folder as this owner names it.
-        inode: Of the lock; a copied folder has another.
+        host: Host name.
+        pid: Process id on that host.
+        started: Start time of the process, to distinguish it from a later one with the same id.
+        since: When it took the lock, for messages.
+        token: Random token that no other owner has.
+        path: Path of the folder, as seen by the owner.
+        inode: Inode of the lock file; a copied folder has another one.
     """
 
     host: str
@@ -58,12 +58,12 @@ class Owner:
     inode: int
 
     def __str__(self) -> str:
-        """Name the process, for messages."""
+        """Describe the process, for messages."""
         return f"process {self.pid} on {self.host}, which has held it since {self.since}"
 
 
 def read_owner(folder: Path) -> Owner | None:
-    """Return who holds a folder; None where the file is missing or says nothing."""
+    """Return the owner of a folder; None if its file is missing or not readable."""
     try:
         data: Any = read_json_file(folder / OWNER)
         owner = Owner(**data)
@@ -74,7 +74,7 @@ def read_owner(folder: Path) -> Owner | None:
 
 
 def process_start(pid: int) -> str:
-    """Return when a process of this machine started, boots told apart; empty where it is gone."""
+    """Return the start time and boot of a process on this machine; empty if it is gone."""
     if Path("/proc/self/stat").exists():
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -91,10 +91,10 @@ def process_start(pid: int) -> str:
     return found.stdout.strip()
 
 
-# Of the locks that this process holds now.
+# Tokens of the locks that this process holds.
 _TOKENS: set[str] = set()
-# Descriptors of locks. A worker that is forked shares them, and would keep the lock of a process
-# that is killed, so every child closes them.
+# Descriptors of locks. A forked worker shares them and would keep the lock of a killed process, so
+# every child closes them.
 _HELD_DESCRIPTORS: set[int] = set()
 
 
@@ -115,10 +115,10 @@ def open_locked(path: Path) -> tuple[int, bool | None]:
     """Open a lock file and try to lock it.
 
     Returns:
-        The descriptor, and whether it is locked: None where the file system has no locks.
+        The descriptor, and whether it is locked; None if the file system has no locks.
     """
     while True:
-        # Not for writing, so that the disk can still be made read-only; NFS insists on it.
+        # Read-only, so that the disk can still be remounted read-only; NFS requires write access.
         descriptor, locked = _try_lock(path, os.O_RDONLY)
         if locked is None:
             os.close(descriptor)
@@ -127,7 +127,7 @@ def open_locked(path: Path) -> tuple[int, bool | None]:
             same = os.path.samestat(path.stat(), os.fstat(descriptor))
         except FileNotFoundError:
             same = False
-        # Who held it may have removed the file in between.
+        # The previous holder may have removed the file in between; then open the new one.
         if same or (locked is None and path.exists()):
             _HELD_DESCRIPTORS.add(descriptor)
             return descriptor, locked
@@ -143,7 +143,7 @@ def _try_lock(path: Path, access: int) -> tuple[int, bool | None]:
 
 
 def close_locked(descriptor: int) -> None:
-    """Close a descriptor of ``open_locked``; this unlocks it."""
+    """Close a descriptor from ``open_locked``, which releases the lock."""
     _HELD_DESCRIPTORS.discard(descriptor)
     with suppress(OSError):
         os.close(descriptor)
@@ -151,7 +151,11 @@ def close_locked(descriptor: int) -> None:
 
 @contextmanager
 def short_lock(path: Path, seconds: float = 30.0) -> Iterator[None]:
-    """Wait for others to read, change and write a file; where there are no locks, go on."""
+    """Hold a lock for a short read-change-write; without locks on the file system, do nothing.
+
+    Raises:
+        RunError: Another process has held the lock for ``seconds``.
+    """
     deadline = time.monotonic() + seconds
     descriptor, locked = open_locked(path)
     while locked is False:
@@ -168,15 +172,15 @@ def short_lock(path: Path, seconds: float = 30.0) -> Iterator[None]:
 
 
 class RunLock:
-    """The lock of a run folder that exists.
+    """Lock of an existing run folder, as a context manager.
 
     Args:
         folder: The run folder.
-        note: Told what a person should know: that one waits, or took over.
+        note: Called with messages for the user: the lock is waited for, or was taken over.
     """
 
     def __init__(self, folder: Path, note: Callable[[str], None] | None = None) -> None:
-        self.folder = Path(os.path.abspath(folder))  # noqa: PTH100 - links stay links
+        self.folder = Path(os.path.abspath(folder))  # noqa: PTH100 - keeps symbolic links
         self.shown = folder
         self.note = note or (lambda text: None)
         self._descriptor = -1
@@ -187,7 +191,7 @@ class RunLock:
         """Take the lock.
 
         Raises:
-            RunError: Another process has it; names that process.
+            RunError: Another process holds it; the message names that process.
         """
         descriptor, locked = open_locked(self.folder / LOCK)
         try:
@@ -213,7 +217,7 @@ class RunLock:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Release the lock, and remove its files where they are still ours."""
+        """Release the lock, and remove its files if they still belong to this process."""
         self._over.set()
         files.HELD.pop(str(self.folder), None)
         if self._is_ours():
@@ -230,11 +234,11 @@ class RunLock:
     # -- another owner -----------------------------------------------------------------------
 
     def _is_dying(self, owner: Owner) -> bool:
-        """Whether its process was killed, and only children hold what they inherited."""
+        """Return whether the owner was killed and only its children still hold the lock."""
         return owner.host == socket.gethostname() and not _runs(owner)
 
     def _still_holds(self, owner: Owner, lock: os.stat_result) -> bool:
-        """Whether an owner is there although the lock is free, as where locks do not work."""
+        """Return whether an owner exists although the lock is free, as without working locks."""
         if owner.inode != lock.st_ino and owner.path != str(self.folder):
             return False  # the folder was copied while it was in use
         if owner.host == socket.gethostname():
@@ -248,7 +252,7 @@ class RunLock:
         return False
 
     def _gives_sign_of_life(self) -> bool:
-        os.utime(self.folder / LOCK)  # the clock is the server's, whatever the hosts' clocks say
+        os.utime(self.folder / LOCK)  # gives the server's time, whatever the hosts' clocks say
         now = (self.folder / LOCK).stat().st_mtime
         first = self._last_sign()
         if first is None or now - first > LONG_GONE:
@@ -264,7 +268,7 @@ class RunLock:
 
     def _last_sign(self) -> float | None:
         try:
-            # Opening the file makes NFS ask the server for its times.
+            # Opening the file makes NFS fetch its times from the server.
             with (self.folder / OWNER).open("rb") as file:
                 return os.fstat(file.fileno()).st_mtime
         except OSError:
@@ -274,11 +278,11 @@ class RunLock:
         who = str(owner) if owner else "another process"
         stop = f", stop it (kill {owner.pid} on {owner.host})" if owner else ""
         return RunError(
-            f"{self.shown} is in use by {who}. Wait until that has ended{stop}, or choose another "
-            f"folder; two processes in one would mix their records"
+            f"{self.shown} is in use by {who}. Wait until it has ended{stop}, or choose another "
+            f"folder; two processes in one folder would mix their records"
         )
 
-    # -- our own -----------------------------------------------------------------------------
+    # -- this process as owner ---------------------------------------------------------------
 
     def _sign(self, descriptor: int, *, settle: bool) -> None:
         self._owner = Owner(
@@ -293,7 +297,7 @@ class RunLock:
         write_json(self.folder / OWNER, asdict(self._owner))
         _TOKENS.add(self._owner.token)
         if settle:
-            # Without locks, two may have signed at once: the later signature stands.
+            # Without locks, two processes may write the file at once; the later one is the owner.
             time.sleep(min(2.0, BEAT / 4))
             found = read_owner(self.folder)
             if found != self._owner:
@@ -307,10 +311,10 @@ class RunLock:
                     os.utime(self.folder / OWNER)
 
     def check(self) -> None:
-        """Find out whether the folder is still there and still this process's.
+        """Check that the folder still exists and still belongs to this process.
 
         Raises:
-            FolderLostError: It was moved, removed, or taken over.
+            FolderLostError: It was moved, removed or taken over.
         """
         if self._is_ours():
             return
@@ -327,14 +331,14 @@ class RunLock:
         except (FileNotFoundError, NotADirectoryError):
             here = None
         except OSError:
-            return True  # a disk that does not answer has lost nothing yet
+            return True  # a disk that does not respond has not lost anything yet
         owner = read_owner(self.folder)
         if here is not None and os.path.samestat(here, os.fstat(self._descriptor)):
             return owner is None or owner == self._owner
         return owner is not None and owner == self._owner
 
     def _place(self) -> Path | None:
-        """Return where the folder is now, on systems that tell."""
+        """Return the current path of the folder, on systems that provide it (``/proc``)."""
         try:
             found = Path(os.readlink(f"/proc/self/fd/{self._descriptor}"))  # noqa: PTH115
         except OSError:
@@ -343,17 +347,17 @@ class RunLock:
 
 
 def _runs(owner: Owner) -> bool:
-    """Whether an owner's process runs; this one counts while it holds the lock."""
+    """Return whether an owner's process runs; this process counts while it holds the lock."""
     if owner.pid == os.getpid() and owner.token not in _TOKENS:
         return False
     return bool(owner.started) and process_start(owner.pid) == owner.started
 
 
 def refuse_if_in_use(folder: Path) -> None:
-    """Find out early whether another process trains in a folder.
+    """Check early that no other process is training in a folder.
 
     Raises:
-        RunError: One does; names it.
+        RunError: One is; the message names it.
     """
     if (folder / LOCK).is_file():
         with RunLock(folder):

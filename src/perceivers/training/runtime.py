@@ -1,4 +1,4 @@
-"""Devices, precision and processes: the one place that knows Lightning Fabric."""
+"""Devices, precision and processes, on top of Lightning Fabric; only this file uses Fabric."""
 
 import logging
 import warnings
@@ -33,37 +33,37 @@ PRECISIONS: dict[Resolved, FabricPrecision] = {
     "bf16": "bf16-mixed",
     "bf16-pure": "bf16-true",
 }
-# What libraries say of choices that are made here on purpose.
+# Library warnings about choices that are made here on purpose.
 EXPECTED_WARNINGS = (".*returned a view tensor", ".*`broadcast_buffers` is deprecated")
 NORMS = nn.modules.batchnorm._BatchNorm
 MakeOptimizer = Callable[[], torch.optim.Optimizer]
 
 
 class TaskCopies(DDPStrategy):
-    """Every process holds the whole task, and gradients are averaged."""
+    """DDP: every process holds the whole task, and gradients are averaged."""
 
     def setup_module(self, module: nn.Module) -> DistributedDataParallel:
-        """Wrap a task."""
+        """Wrap a task in ``DistributedDataParallel``."""
         assert isinstance(module, Task)
         device = self.root_device
         return DistributedDataParallel(
             module,
             device_ids=None if device.type == "cpu" else [device.index],
-            # Looking for them takes time, and only batches that may lack a modality need it.
+            # The search costs time; only batches that may lack a modality leave parameters unused.
             find_unused_parameters=len(module.model.config.inputs) > 1,
-            # Batch norms are averaged after every step; all other buffers are constants.
+            # ``average_norms`` averages batch norms after every step; other buffers are constant.
             broadcast_buffers=False,
         )
 
 
 class Runtime:
-    """Where a run computes. Several processes find each other here.
+    """Device, precision and processes of a run; starts and connects the processes.
 
     Args:
-        config: Gives device, number of devices and nodes, strategy and precision.
+        config: Uses its device, devices, nodes, strategy and precision.
 
     Raises:
-        ConfigError: There are not as many devices, or they cannot work together.
+        ConfigError: There are too few devices, or they cannot be combined.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -72,7 +72,7 @@ class Runtime:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         precision = config.precision
         if precision == "auto":
-            # On a CPU that depends on the model: see use_precision.
+            # On a CPU the choice depends on the model: see ``use_precision``.
             precision = "bf16" if device == "cuda" else "float32"
         self.precision: Resolved = precision
         self._own_autocast = False
@@ -98,7 +98,7 @@ class Runtime:
             self._alarm.connect(self.rank)
 
     def _make_strategy(self, config: TrainConfig, device: str) -> Strategy | str:
-        # Through gloo, processes agree on small things without waiting for their devices.
+        # With gloo, processes can exchange small values on the CPU without waiting for the GPUs.
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         timeout = timedelta(minutes=config.timeout_minutes)
         if self.strategy == "ddp":
@@ -125,40 +125,41 @@ class Runtime:
 
     @property
     def rank(self) -> int:
-        """This process among all."""
+        """Index of this process among all processes, over all nodes."""
         return self.fabric.global_rank
 
     @property
     def world_size(self) -> int:
-        """Processes in all."""
+        """Number of processes over all nodes."""
         return self.fabric.world_size
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files."""
+        """Whether this is the main process, which writes files."""
         return self.fabric.is_global_zero
 
     @property
     def is_sharded(self) -> bool:
-        """Whether parameters are spread over the processes."""
+        """Whether parameters are sharded over the processes."""
         return self.strategy == "fsdp"
 
     def setup(self, task: Task, make_optimizer: MakeOptimizer) -> tuple[Any, torch.optim.Optimizer]:
-        """Wrap a task for this device, and make the optimizer of what its parameters are then."""
+        """Wrap a task for this device and strategy, then build its optimizer."""
+        # Not before: sharding replaces the parameters.
         module = self.fabric.setup_module(task)
         optimizer: Any = self.fabric.setup_optimizers(make_optimizer())
         return module, optimizer
 
     def backward(self, loss: Tensor) -> None:
-        """Compute gradients."""
+        """Compute gradients of the loss."""
         self.fabric.backward(loss)
 
     def without_sync(self, module: Any, *, on: bool) -> AbstractContextManager[Any]:
-        """Keep gradients to this process, while parts of a batch accumulate."""
+        """Skip gradient synchronisation inside the block, for all but the last part of a batch."""
         return self.fabric.no_backward_sync(module, enabled=on and self.strategy != "single")
 
     def clip(self, module: Any, optimizer: Any, norm: float) -> Tensor:
-        """Clip the global gradient norm (0 does not) and return it, finite or not."""
+        """Clip gradients to a global norm (0 disables it) and return their norm before clipping."""
         if norm:
             found = self.fabric.clip_gradients(
                 module, optimizer, max_norm=norm, error_if_nonfinite=False
@@ -169,17 +170,17 @@ class Runtime:
         return gather_whole(found).to(self.device)
 
     def use_precision(self, precision: Resolved) -> None:
-        """Compute in what was measured to be faster, where ``precision: auto`` began as float32."""
+        """Set the precision chosen by measurement, where ``precision: auto`` started as float32."""
         self._own_autocast = precision == "bf16" and self.precision == "float32"
         self.precision = precision
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Precision of what is computed inside, by a wrapped module or without one."""
+        """Apply the run's precision inside the block, to wrapped and unwrapped modules."""
         if self._own_autocast:
             return torch.autocast(self.device.type, torch.bfloat16)
         return self.fabric.autocast()
 
-    # -- agreement ---------------------------------------------------------------------------
+    # -- communication -----------------------------------------------------------------------
 
     def mean(self, value: Tensor) -> Tensor:
         """Average a tensor over all processes."""
@@ -190,7 +191,7 @@ class Runtime:
         return reduced
 
     def average_norms(self, module: nn.Module) -> None:
-        """Average the statistics of batch norms over all processes."""
+        """Average the running statistics of batch norms over all processes."""
         if self.world_size == 1:
             return
         for norm in module.modules():
@@ -200,7 +201,7 @@ class Runtime:
                     statistic.copy_(self.mean(statistic))
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Return for each flag whether it is set on any process."""
+        """Return for each flag whether it is set in any process."""
         if self.world_size == 1:
             return flags
         counts = torch.tensor([int(flag) for flag in flags])
@@ -208,7 +209,7 @@ class Runtime:
         return tuple(bool(count) for count in counts.tolist())
 
     def gather(self, value: Any) -> list[Any]:
-        """Return a small picklable value of every process, in the order of ranks."""
+        """Gather a small picklable value from all processes, in the order of ranks."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -216,11 +217,11 @@ class Runtime:
         return values
 
     def from_main(self, value: Any) -> Any:
-        """Return the main process's value of something small and picklable."""
+        """Return the main process's value, which must be small and picklable."""
         return self.gather(value if self.is_main else None)[0]
 
     def make_group(self) -> dist.ProcessGroup:
-        """Return another group of all processes, for work beside the steps; on the CPU."""
+        """Return a separate CPU group of all processes, for communication outside the steps."""
         group = dist.new_group(backend="gloo", timeout=self._timeout)
         assert isinstance(group, dist.ProcessGroup)  # every process is a member
         return group
@@ -229,11 +230,11 @@ class Runtime:
         """Wait for all processes."""
         self.fabric.barrier()
 
-    # -- the end -----------------------------------------------------------------------------
+    # -- shutdown ----------------------------------------------------------------------------
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Let an error of one process end all of them, with one message; then part."""
+        """End all processes, with one message, if one raises; then leave the process group."""
         try:
             yield
         except BaseException as error:
@@ -244,22 +245,22 @@ class Runtime:
             raise
         if self._alarm is not None:
             self._alarm.stop()
-            # A next run of this program must not meet the store of this one.
+            # The next run of this program must not connect to the store of this one.
             next_port(self.from_main(free_port()))
             self.barrier()
         self._part()
 
     def _part(self) -> None:
-        """Leave the other processes: what follows is for one alone."""
+        """Leave the process group: what follows runs in one process."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
 def check_devices(config: TrainConfig, device: str) -> None:
-    """Find out before any process is started whether there are enough devices.
+    """Check the devices and their combination before any process is started.
 
     Raises:
-        ConfigError: There are not.
+        ConfigError: There are too few, or they do not support the settings.
     """
     if device == "cuda" and torch.cuda.device_count() < config.devices:
         raise ConfigError(
@@ -269,16 +270,16 @@ def check_devices(config: TrainConfig, device: str) -> None:
     if config.strategy == "fsdp":
         check_parts_known()
     if device == "mps" and (config.devices * config.nodes > 1 or config.strategy != "auto"):
-        raise ConfigError("device mps works alone; leave out devices, nodes and strategy")
+        raise ConfigError("device mps supports one process only; omit devices, nodes and strategy")
     if config.compile:
         check_compilation(config, device)
 
 
 def check_compilation(config: TrainConfig, device: str) -> None:
-    """Find out before the run starts whether its model can be compiled.
+    """Check before the run starts that its model can be compiled.
 
     Raises:
-        ConfigError: It cannot.
+        ConfigError: It cannot be compiled.
     """
     if config.strategy == "fsdp":
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Tensors that are spread over processes: their own part, the whole, and the way back."""
+"""Sharded tensors (FSDP): local part, whole tensor, and training state in parts."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,32 +24,34 @@ from perceivers.nn.blocks import PerceiverBlock, SelfAttentionLayer
 from perceivers.reading import check_file
 from perceivers.tasks import Task
 
-# What is gathered, computed and freed at a time. All their parameters are used in ``forward``
-# alone; adapters, positions and read-outs are used from outside, so the whole task keeps those.
+# Modules whose parameters are gathered, used and freed together. All their parameters are used in
+# ``forward`` only; those of adapters, positions and decoders are also used from outside, so they
+# belong to the unit of the whole task.
 UNITS = (PerceiverBlock, SelfAttentionLayer, HieraBlock)
 
 
 def shard_task(task: Task, mesh: DeviceMesh) -> Task:
-    """Spread the parameters of every block, and of what lies outside them, over the processes."""
+    """Shard the parameters of every block, and those outside of blocks, over the processes."""
+    # All processes must shard the same values, whatever each of them has initialised.
     for tensor in [*task.parameters(), *task.buffers()]:
         torch.distributed.broadcast(tensor.detach(), src=0)
     for module in reversed(list(task.modules())):
         if isinstance(module, UNITS):
             fully_shard(module, mesh=mesh)
     fully_shard(task, mesh=mesh)
-    # Evaluation calls the model, or parts of it, and not the task.
+    # Evaluation calls ``evaluate``, which uses the model or parts of it, not ``forward``.
     register_fsdp_forward_method(task, "evaluate")
     return task
 
 
 def free_gathered(task: nn.Module) -> None:
-    """Drop the whole parameters that an evaluation has gathered: they may be about to change."""
+    """Free the parameters gathered by an evaluation, since the sharded ones may change next."""
     if isinstance(task, FSDPModule):
         task.reshard()
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """Return this process's part, which shares its memory with ``tensor``."""
+    """Return this process's part of a tensor, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -59,16 +61,16 @@ def gather_whole(tensor: Tensor) -> Tensor:
 
 
 def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor with the placement of another of its shape; no process waits for another."""
+    """Shard a tensor like another one of the same shape, without communication."""
     if isinstance(tensor, DTensor) or not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     tensor = tensor.to(like.device)
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
-# -- Training state in parts: every process writes its own, any number of processes reads them ---
+# -- Training state in parts: each process writes its own; any number of processes can read them -
 #
-# The files are safetensors: nothing in them is executed.
+# The files are safetensors, so that reading them executes no code.
 
 try:
     from torch.distributed.checkpoint.hf_storage import (
@@ -80,14 +82,14 @@ except ImportError:  # an older torch
 
 
 def check_parts_known() -> None:
-    """Find out before training whether this torch can write state in parts.
+    """Check before training that this version of torch can write state in parts.
 
     Raises:
         ConfigError: It cannot.
     """
     if HuggingFaceStorageWriter is None:
         raise ConfigError(
-            f"strategy fsdp needs a torch that writes safetensors in parts, 2.9 or later; this is "
+            f"strategy fsdp needs torch 2.9 or later, which writes safetensors in parts; found "
             f"{torch.__version__}; upgrade it, or use --strategy ddp"
         )
 
@@ -95,16 +97,19 @@ def check_parts_known() -> None:
 def begin_parts(
     folder: Path, tensors: Mapping[str, Tensor], group: ProcessGroup | None
 ) -> "Future[Any]":
-    """Copy this process's part of tensors, and begin to write it; all processes must call this.
+    """Copy this process's part of tensors and start writing it; all processes must call this.
 
     Args:
-        folder: Where to.
-        tensors: By name.
-        group: Of all processes, used by nothing else while parts are written.
+        folder: Folder to write to.
+        tensors: Tensors by name.
+        group: Group of all processes, not used for anything else while parts are written.
+
+    Returns:
+        Future for ``finish_parts``; the copies are complete.
     """
     assert HuggingFaceStorageWriter is not None
     state: dict[str, Any] = {
-        # A number that is the same everywhere is written once.
+        # Replicated tensors, such as step counters, are written by one process only.
         name: tensor if _is_split(tensor) else gather_whole(tensor)
         for name, tensor in tensors.items()
     }
@@ -137,15 +142,13 @@ def _is_split(tensor: Tensor) -> bool:
 def read_parts(
     folder: Path, shapes: Mapping[str, Sequence[int]], likes: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Read tensors, each with the placement of what it is like: whole where that is whole.
-
-    No process waits for another.
+    """Read tensors, each sharded like its counterpart in ``likes``, without communication.
 
     Args:
-        folder: What ``begin_parts`` wrote.
-        shapes: Of the whole tensors.
-        likes: The tensor that each is to be loaded into, by name; those that are not named here, or
-            have another shape, are read whole.
+        folder: Folder written by ``begin_parts``.
+        shapes: Shapes of the whole tensors by name.
+        likes: Tensor that each is to be loaded into, by name; tensors that are missing here or have
+            another shape are read whole.
 
     Raises:
         CheckpointError: A file is missing or damaged.
@@ -154,7 +157,7 @@ def read_parts(
     reader = HuggingFaceStorageReader(str(folder))
     try:
         for part in sorted(folder.glob("*.safetensors")):
-            # Torch's reader believes what a header says of places and sizes; this one does not.
+            # torch's reader trusts offsets and sizes in a header; safetensors checks them.
             check_file(part, error=CheckpointError)
             with safe_open(part, framework="pt"):
                 pass
@@ -174,13 +177,13 @@ def read_parts(
             for name, shape in shapes.items()
         }
         with warnings.catch_warnings():
-            # A single process may read what several wrote.
+            # A single process may read what several have written.
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             load(state, storage_reader=reader, no_dist=True)
     except CheckpointError:
         raise
     except Exception as error:
-        # Torch's reader parses headers by hand: KeyError, TypeError, MemoryError, struct.error ...
+        # torch's reader parses headers by hand: KeyError, TypeError, MemoryError, struct.error ...
         raise CheckpointError(
             f"{folder} is not a complete training checkpoint: {plain_reason(error)}"
         ) from error
@@ -188,9 +191,9 @@ def read_parts(
 
 
 def _is_whole(entry: Any, shape: Sequence[int]) -> bool:
-    """Tell whether a tensor has its shape and every element lies in some part.
+    """Return whether a tensor has the expected shape and no part of it is missing.
 
-    The last part alone tells the shape; without the others, elements would stay undefined.
+    The last part alone gives the shape; without the others, elements would stay undefined.
     """
     held = sum(prod(chunk.sizes) for chunk in entry.chunks)
     return list(entry.size) == list(shape) and held >= prod(shape)

@@ -1,4 +1,4 @@
-"""Training state on disk: written completely or not at all, read without executing anything."""
+"""Training state on disk: written atomically, and checked when read, without executing code."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -20,7 +20,7 @@ MOST_STEPS = 2**53
 
 @dataclass
 class Progress:
-    """Where a run stands; plain numbers only."""
+    """Counters of a run, as plain numbers; ``best`` is the metric, negated if lower is better."""
 
     step: int = 0
     best: float | None = None
@@ -48,9 +48,9 @@ def save_state(path: Path, progress: Progress, tensors: dict[str, Any]) -> None:
 
 
 class _Sink:
-    """Where torch.save writes: an error of the disk inside it would come out as another one.
+    """File for torch.save that remembers disk errors, which torch would replace by its own.
 
-    Straight into the file, as a copy of the whole state in memory would take as long as writing.
+    It writes straight to disk: a copy of the whole state in memory would take as long as writing.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -58,7 +58,7 @@ class _Sink:
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write, or remember why that failed."""
+        """Write data, or remember the error."""
         if self.error is None:
             try:
                 self.file.write(data)
@@ -67,14 +67,15 @@ class _Sink:
         return len(data)
 
     def flush(self) -> None:
-        """Leave that to whoever opened the file."""
+        """Do nothing; the caller that opened the file flushes it."""
 
 
 def load_state(path: Path) -> tuple[Progress, dict[str, Any]]:
-    """Read what ``save_state`` wrote; only the progress has been checked then.
+    """Read a file of ``save_state``; of its contents only the progress has been checked.
 
     Raises:
-        CheckpointError: Missing, truncated, or holding more than tensors and numbers.
+        CheckpointError: The file is missing or truncated, or contains more than tensors and
+            numbers.
     """
     if not path.is_file():
         raise CheckpointError(
@@ -92,10 +93,10 @@ def load_state(path: Path) -> tuple[Progress, dict[str, Any]]:
 
 
 def read_progress(found: Any) -> Progress:
-    """Check where a run stands before anybody counts on it.
+    """Check the progress in a file and return it.
 
     Raises:
-        CheckpointError: A field is missing, unknown, of another type or out of range.
+        CheckpointError: A field is missing, unknown, of the wrong type or out of range.
     """
     if not isinstance(found, Mapping):
         raise CheckpointError(f"progress is {describe(found)}, expected numbers by name")
@@ -104,7 +105,7 @@ def read_progress(found: Any) -> Progress:
     for name in known:
         value = found[name]
         if name == "best":
-            # A metric may be anything, even NaN where it is not defined.
+            # A metric may have any value, even NaN if it is undefined.
             right = value is None or isinstance(value, int | float)
             wanted = "a number or None"
         elif name == "seconds":
@@ -129,10 +130,10 @@ def read_progress(found: Any) -> Progress:
 
 
 def check_names(what: str, found: Mapping[Any, Any], wanted: Any, optional: Any = ()) -> None:
-    """Compare the names of entries.
+    """Check that all wanted names are found, and no others except optional ones.
 
     Raises:
-        CheckpointError: Says which are missing and which unexpected.
+        CheckpointError: Names are missing or unexpected; the message lists them.
     """
     missing = sorted(name for name in wanted if name not in found)
     known = {*wanted, *optional}
@@ -147,7 +148,7 @@ def check_names(what: str, found: Mapping[Any, Any], wanted: Any, optional: Any 
 
 
 def describe(value: Any) -> str:
-    """Return what a foreign value is, in few words and whatever it holds."""
+    """Describe an untrusted value briefly, for messages, whatever it contains."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
     if isinstance(value, int) and value.bit_length() > 128:
@@ -156,29 +157,29 @@ def describe(value: Any) -> str:
         return repr(value)
     if isinstance(value, str):
         return ascii(value if len(value) <= 80 else f"{value[:80]}...")
-    # Not its repr: a list that holds itself many times over would fill the memory.
+    # Not its repr: a list that contains itself many times over would fill the memory.
     size = f" of {len(value)}" if isinstance(value, list | tuple | dict) else ""
     return f"a {type(value).__name__}{size}"
 
 
 # -- Compare a saved training state with what this run would save, before any of it is used ------
 #
-# A moment of the wrong shape can corrupt memory inside a fused optimizer, and one that is missing
-# changes the run without a word, so every name, shape, type, count and value is looked at.
+# A moment of the wrong shape can corrupt memory inside a fused optimizer, and a missing one changes
+# the run silently, so every name, shape, type, count and value is checked.
 
-# A counter in float32 cannot go further.
+# Largest value up to which a float32 counter can be increased by one.
 LAST_COUNT = 2**24
-# How an optimizer computes, which every version of torch decides for itself.
+# Optimizer settings for the implementation, whose defaults differ between versions of torch.
 SWITCHES = {"foreach", "capturable", "differentiable", "fused"}
 
 
 class StateChecker:
-    """What this run would save.
+    """Checks a saved state against the state that this run would save.
 
     Args:
-        model: What is trained, on its device and spread over the processes.
-        optimizer: Its optimizer, before its first step.
-        averaged: Whether an average of the parameters is kept.
+        model: Model of the run, on its device and sharded.
+        optimizer: Its optimizer, before the first step.
+        averaged: Whether the run has an average of the parameters.
     """
 
     def __init__(
@@ -193,10 +194,11 @@ class StateChecker:
         self.trained = {n for n, p in self.parameters.items() if p.requires_grad}
 
     def check(self, progress: Progress, state: Mapping[str, Any], last_step: int) -> list[str]:
-        """Check all of it; return what could not be checked.
+        """Check the whole state; return notes on what could not be checked.
 
         Raises:
-            CheckpointError: Names the entry, what it is and what was expected.
+            CheckpointError: An entry does not fit; the message gives its name, what was found and
+                what was expected.
         """
         if progress.step > last_step:
             raise CheckpointError(
@@ -212,17 +214,17 @@ class StateChecker:
         return self._check_optimizer(progress.step, state["optimizer"])
 
     def check_shapes(self, shapes: Any) -> None:
-        """Check what a state in parts declares, by ``kind/name``, before room is made for it.
+        """Check the shapes that a state in parts declares, by ``kind/name``, before allocation.
 
         Raises:
-            CheckpointError: A tensor is none of this run's, or has another shape.
+            CheckpointError: A tensor does not belong to this run or has another shape.
         """
         if not isinstance(shapes, Mapping):
             raise CheckpointError(f"shapes is {describe(shapes)}, expected shapes by name")
         for key, found in shapes.items():
             wanted = self._shapes_of(key) if isinstance(key, str) else []
             if not wanted:
-                raise CheckpointError(f"{describe(key)} is none of this run's tensors")
+                raise CheckpointError(f"{describe(key)} is not a tensor of this run")
             if not isinstance(found, list | tuple) or tuple(found) not in wanted:
                 raise CheckpointError(
                     f"{key} has the shape {_dimensions(found)}, expected {wanted[0]}"
@@ -253,7 +255,7 @@ class StateChecker:
             check_tensor(f"{what} entry {name}", found[name], tuple(like.shape), like.dtype)
 
     def _check_window(self, progress: Progress, window: Any) -> None:
-        """The losses since the last record; shorter where a run was extended at its end."""
+        """Check the losses since the last record; fewer if a finished run was extended."""
         if not isinstance(window, list) or len(window) > progress.step:
             raise CheckpointError(
                 f"window is {describe(window)}, expected a list of at most {progress.step} steps"
@@ -264,7 +266,7 @@ class StateChecker:
                 raise CheckpointError(f"{what} is {describe(losses)}, expected losses by name")
             check_names(what, losses, window[0] if number else ("",), () if number else losses)
             for name, loss in losses.items():
-                # Parts may be undefined in a batch that lacks them; the sum never is.
+                # A part may be NaN if a batch has no sample for it; the total ("") never is.
                 check_tensor(f"{what}, loss {name!r}", loss, (), None, finite=not name)
 
     # -- the optimizer -----------------------------------------------------------------------
@@ -276,7 +278,9 @@ class StateChecker:
         self._check_groups(step, found["groups"])
         states = found["states"]
         if not isinstance(states, Mapping):
-            raise CheckpointError(f"optimizer states is {describe(states)}, expected them by name")
+            raise CheckpointError(
+                f"optimizer states is {describe(states)}, expected states by name"
+            )
         check_names("optimizer states", states, (), self.trained)
         if not step and states:
             raise CheckpointError("the optimizer has a state before the first step")
@@ -294,7 +298,7 @@ class StateChecker:
         return self._check_unused(step, states, found.get("unused"))
 
     def _check_unused(self, step: int, states: Mapping[str, Any], unused: Any) -> list[str]:
-        """Compare the parameters that have no state with those that never had a gradient."""
+        """Check that exactly the parameters that never had a gradient have no state."""
         without = self.trained - states.keys()
         if unused is None:
             if not step or not without:
@@ -320,7 +324,7 @@ class StateChecker:
         return []
 
     def _check_moments(self, name: str, state: Any, step: int) -> int:
-        """Check the optimizer's entries of one parameter; return how many steps it counted."""
+        """Check the optimizer state of one parameter; return its step count."""
         what = f"optimizer state of {name}"
         if not isinstance(state, Mapping):
             raise CheckpointError(f"{what} is {describe(state)}, expected entries by name")
@@ -355,22 +359,22 @@ class StateChecker:
             or [g.get("params") for g in groups] != order
         ):
             raise CheckpointError(
-                f"the saved optimizer has {describe(groups)} groups of parameters that are not "
-                f"those of this run ({len(order)}); optimizer settings cannot change when a run is "
+                f"the parameter groups of the saved optimizer ({describe(groups)}) differ from the "
+                f"{len(order)} groups of this run; optimizer settings cannot change when a run is "
                 f"resumed"
             )
         for number, (group, mine) in enumerate(zip(groups, own, strict=True)):
             what = f"optimizer group {number}"
             layout = state_layout(self.optimizer, mine)
             varying = {layout.group_counter, *layout.group_rates} - {""} if step else set()
-            # Versions of a library add settings; those of this run hold then.
+            # Newer library versions add settings; settings missing in the file keep our values.
             check_names(what, group, ("params", "lr", *varying), mine)
             wanted = {**mine, **group_rates(self.optimizer, mine.get("betas"), step)}
             if layout.group_counter and step:
                 wanted[layout.group_counter] = step
             for key in group.keys() - {"params"} - SWITCHES:
                 value = group[key]
-                free = key == "lr"  # it is set at every step
+                free = key == "lr"  # set again at every step, so any valid rate is accepted
                 if not _same(value, value if free else wanted[key]) or (
                     free and not _is_rate(value)
                 ):
@@ -381,7 +385,7 @@ class StateChecker:
 
 
 def _layouts(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, StateLayout]:
-    """Return what the optimizer keeps of each parameter, by its name."""
+    """Return the state layout of each parameter by name."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {
         names[parameter]: state_layout(optimizer, group)
@@ -393,10 +397,11 @@ def _layouts(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, St
 def check_tensor(
     what: str, found: Any, shape: tuple[int, ...], dtype: torch.dtype | None, *, finite: bool = True
 ) -> None:
-    """Check one tensor; without a dtype, any of floating point is right.
+    """Check one tensor; with ``dtype=None`` any floating-point type is accepted.
 
     Raises:
-        CheckpointError: It is none, or has another shape or type, or values that are not finite.
+        CheckpointError: It is not a dense tensor of this shape and type, its storage is too short,
+            or it contains non-finite values although ``finite`` is set.
     """
     kind = "floating point" if dtype is None else dtype
     right = isinstance(found, Tensor) and tuple(found.shape) == shape
@@ -412,7 +417,7 @@ def check_tensor(
 
 
 def _same(found: Any, wanted: Any) -> bool:
-    """Powers may differ in the last bit from machine to machine."""
+    """Compare settings; numbers may differ in the last bits between machines."""
     if isinstance(wanted, list | tuple):
         return (
             isinstance(found, list | tuple)

@@ -1,4 +1,4 @@
-"""What stops a run from outside: signals, and data that no longer come."""
+"""Stop a run on signals, or when its data loader returns no more batches."""
 
 import ctypes
 import os
@@ -20,7 +20,7 @@ from perceivers.errors import DataError
 
 # -- Ctrl-C, SIGTERM, a closed terminal: the first asks the loop to stop, a second ends at once --
 
-# Not on every system.
+# Not available on every system.
 HANGUP = getattr(signal, "SIGHUP", None)
 
 
@@ -29,10 +29,10 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the state is saved
 
 
 class StopRequest:
-    """Remembers that somebody asked this process to stop.
+    """Records that the user has asked this process to stop.
 
     Args:
-        on_first: Called at the first signal.
+        on_first: Called on the first signal.
     """
 
     def __init__(self, on_first: Callable[[], None]) -> None:
@@ -41,15 +41,18 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Let the first signal finish the step and save; a second Ctrl-C or SIGTERM ends at once.
+        """Handle signals: the first sets ``is_made``; a second Ctrl-C or SIGTERM ends at once.
 
-        A terminal that closes may send SIGHUP several times, so no number of them ends at once.
+        Repeated SIGHUPs never end at once, because a closing terminal may send several.
+
+        Raises:
+            KeyboardInterrupt: On a second Ctrl-C or SIGTERM.
         """
         owner = os.getpid()
 
         def remember(number: int, frame: FrameType | None) -> None:
             if os.getpid() != owner:
-                return  # a worker that reads data: its parent stops it
+                return  # a forked data worker, which its parent stops
             if self.is_made and number != HANGUP:
                 raise KeyboardInterrupt
             first, self.is_made = not self.is_made, True
@@ -66,10 +69,10 @@ class StopRequest:
             if number is None:
                 continue
             if number == HANGUP and signal.getsignal(number) is signal.SIG_IGN:
-                continue  # started with nohup: it is to go on
+                continue  # started with nohup: keep running
             try:
                 before[number] = signal.signal(number, remember)
-            except ValueError:  # not the main thread: the caller owns signals
+            except ValueError:  # not the main thread, where Python allows no handlers
                 break
         try:
             yield
@@ -79,9 +82,9 @@ class StopRequest:
 
 
 def leave_terminal() -> None:
-    """Send what is still to be said nowhere, as a closed terminal answers with an error.
+    """Discard further output to a closed terminal, where writing would fail.
 
-    Files and pipes stay: their readers are still there.
+    Files and pipes are kept, as their readers still exist.
     """
     for stream in (1, 2):
         with suppress(OSError):
@@ -92,18 +95,18 @@ def leave_terminal() -> None:
 
 
 # ------------------------------------------------------------------------------------------------
-# The watchdog of a loader: ends a run whose data no longer come, and says when they come slowly.
+# Watchdog of a data loader: stops a run whose loader hangs, and reports when it is slow.
 #
-# A loader that hangs (a dead network mount, a reader that never returns) would hold a machine for
-# days without a word. A thread counts how long the loader has been asked for a batch; past the
-# limit it notes where the program stands and interrupts it there. A program that hangs outside
-# Python cannot be interrupted; that process is ended, and its last complete checkpoint stays.
+# A loader that hangs (a dead network mount, a reader that never returns) would block a machine for
+# days silently. A thread measures how long the main thread has been waiting for a batch; past the
+# limit it records the stack and interrupts that thread. A process that hangs outside Python cannot
+# be interrupted; it is ended, and its last complete checkpoint is kept.
 
 T = TypeVar("T")
 
 SLOW_SHARE = 0.2
 SLOW_BATCHES = 50
-# How long an interrupted program may take to come back before its process is ended.
+# Seconds that an interrupted thread may take to return before its process is ended.
 GRACE_SECONDS = 30.0
 USER_MISTAKE = 2
 _FRAMES_SHOWN = 6
@@ -112,11 +115,11 @@ _INTERRUPT = getattr(signal, "SIGALRM", None)
 
 
 class LoaderStalledError(DataError):
-    """No batch came within the time limit; the state of the run is as after its last step."""
+    """No batch came within the time limit; the state of the run is that after its last step."""
 
 
 class _Interruption(BaseException):
-    """Raised where the program hangs; no ``except Exception`` of a reader may swallow it."""
+    """Raised where the program hangs; a BaseException, so that no reader's handler catches it."""
 
 
 def watch(
@@ -129,20 +132,20 @@ def watch(
     on_stall: Callable[[], None] | None = None,
     on_wait: Callable[[float], None] | None = None,
 ) -> Iterator[T]:
-    """Pass batches on; stop when none comes in time, and note once when they hold up the steps.
+    """Yield the batches of a loader; stop if none comes in time, and note once if they are slow.
 
     Args:
-        batches: A loader; the time between two of its batches counts as the step's.
-        seconds: Longest wait for one batch, in seconds; 0 waits for ever.
+        batches: A loader; the time between two requests counts as computing time.
+        seconds: Maximum wait for one batch in seconds; 0 waits forever.
         step: Step of the first batch, for the message.
-        workers: Processes that read, for the advice.
-        note: Told, at most once, that over ``SLOW_BATCHES`` batches more than ``SLOW_SHARE`` of the
-            time went into waiting for data.
-        on_stall: Called before the error is raised, to save what there is.
-        on_wait: Told of every batch how many seconds it was waited for.
+        workers: Number of worker processes, for the message.
+        note: Called at most once, with a message, if more than the fraction ``SLOW_SHARE`` of the
+            time over ``SLOW_BATCHES`` batches was spent waiting for data.
+        on_stall: Called before the error is raised, to save the state.
+        on_wait: Called for every batch with the seconds spent waiting for it.
 
     Raises:
-        LoaderStalledError: No batch came within ``seconds``; says where the program hung.
+        LoaderStalledError: No batch came within ``seconds``; the message says where it hung.
     """
     pace = _Pace(workers=workers, note=note)
     guard = _Guard(seconds)
@@ -169,13 +172,12 @@ def watch(
 
 
 def _message(seconds: float, step: int, workers: int, place: str) -> str:
-    """Say how long, at which step, where, and what to try."""
     how = f"{workers} workers" if workers else "no workers (workers=0)"
     return (
         f"the loader gave no batch for {seconds:g} seconds (loader_timeout) at step {step}, with "
         f"{how}. Look for a slow or lost disk or network mount, a file that never ends, or a "
         f"worker out of memory; try another number of workers, copy the data to a local disk, or "
-        f"raise loader_timeout (0 waits for ever). The run can be resumed. It hung in:\n{place}"
+        f"raise loader_timeout (0 waits forever). The run can be resumed. It hung in:\n{place}"
     )
 
 
@@ -183,7 +185,7 @@ def _message(seconds: float, step: int, workers: int, place: str) -> str:
 
 
 class _Guard:
-    """A thread that interrupts another one where it waits for too long; 0 seconds starts none."""
+    """A thread that interrupts another one that waits too long; 0 seconds starts no thread."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -191,16 +193,16 @@ class _Guard:
         self._waiter = 0
         self._signals = False
         self._waiting = False
-        self._wait = 0  # which one, as one may end and the next begin within a tick
+        self._wait = 0  # counts waits, as one may end and the next begin within a tick
         self._closed = threading.Event()
-        # Held while a wait is interrupted or declared over, so that only one of the two happens.
+        # Held while a wait is interrupted or marked as over, so that only one of the two happens.
         self._lock = threading.Lock()
         if seconds:
             threading.Thread(target=self._run, daemon=True, name="watchdog").start()
 
     @contextmanager
     def limit(self) -> Iterator[None]:
-        """Interrupt the calling thread when it stays in this block for too long."""
+        """Interrupt the calling thread if it stays in this block for too long."""
         if not self.seconds:
             yield
             return
@@ -208,7 +210,7 @@ class _Guard:
         try:
             yield
         finally:
-            try:  # an interruption may still come here
+            try:  # an interruption may still arrive here
                 with self._lock:
                     self._waiting = False
             finally:
@@ -220,7 +222,7 @@ class _Guard:
         self._closed.set()
 
     def _begin(self) -> Any:
-        """Note who waits, and return the signal handler to put back afterwards."""
+        """Record the waiting thread; return the signal handler to restore afterwards."""
         main = threading.current_thread() is threading.main_thread()
         self._signals = main and _INTERRUPT is not None
         before = None
@@ -232,7 +234,7 @@ class _Guard:
         return before
 
     def _run(self) -> None:
-        """Count ticks, not the clock: a program stopped for an hour (Ctrl-Z) has lost one tick."""
+        # Counts ticks instead of clock time: a process paused for an hour (Ctrl-Z) loses one tick.
         tick = min(_LONGEST_TICK, self.seconds / 4)
         seen, waited = 0, 0.0
         while not self._closed.wait(tick):
@@ -244,13 +246,13 @@ class _Guard:
                 self._end_unless_back(seen, tick)
 
     def _interrupt_waiter(self, wait: int) -> bool:
-        """Note where the thread is and interrupt it; tell whether it still waited."""
+        """Record the stack of the thread and interrupt it; return whether it was still waiting."""
         with self._lock:
             if not self._waiting or wait != self._wait:
                 return False
             self.place = _where(self._waiter)
             if self._signals and _INTERRUPT is not None:
-                # To this one thread, as its blocking system call must end.
+                # To this very thread, so that its blocking system call returns.
                 signal.pthread_kill(self._waiter, _INTERRUPT)
             else:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
@@ -259,7 +261,7 @@ class _Guard:
         return True
 
     def _end_unless_back(self, wait: int, tick: float) -> None:
-        """End the process when the thread does not come back from its interruption."""
+        """End the process if the thread does not return after its interruption."""
         waited = 0.0
         while self._waiting and wait == self._wait:
             if self._closed.wait(tick):
@@ -278,12 +280,11 @@ class _Guard:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Leave whatever waits."""
     raise _Interruption
 
 
 def _where(thread: int) -> str:
-    """Return the innermost calls of a thread, a line each."""
+    """Return the innermost calls of a thread, one per line."""
     frame = sys._current_frames().get(thread)
     if frame is None:
         return "  (unknown)"
@@ -296,7 +297,7 @@ def _where(thread: int) -> str:
 
 @dataclass
 class _Pace:
-    """Shares of time between waiting for data and computing, until it has said something."""
+    """Measures the time spent waiting for data and computing, until a note has been given."""
 
     workers: int
     note: Callable[[str], None] | None
@@ -308,7 +309,7 @@ class _Pace:
     marks: list[tuple[Any, Any]] = field(default_factory=list)
 
     def ask(self) -> None:
-        """The last step is over; the next batch is wanted."""
+        """Record that the previous step is over and the next batch has been requested."""
         self.asked = time.perf_counter()
         if self.note is None:
             return
@@ -318,7 +319,7 @@ class _Pace:
             self.marks.append((_mark(), None))
 
     def receive(self) -> float:
-        """A batch is here; return the seconds since it was asked for."""
+        """Record that a batch has arrived; return the seconds since it was requested."""
         self.received = time.perf_counter()
         seconds = self.received - self.asked
         if self.note is None:
@@ -335,7 +336,7 @@ class _Pace:
         return seconds
 
     def _judge(self) -> None:
-        """Look back over a window and start another."""
+        """Give a note if the window was slow; start a new window."""
         whole = self.waited + self.worked
         waited = self._idle() if self.marks else self.waited
         if self.note is not None and waited > SLOW_SHARE * whole:
@@ -350,13 +351,13 @@ class _Pace:
         self.marks.clear()
 
     def _idle(self) -> float:
-        """Seconds a CUDA device had nothing to do: it computes on while the host waits."""
+        """Return the seconds a CUDA device was idle: it computes on while the host waits."""
         self.marks[-1][1].synchronize()
         return sum(start.elapsed_time(end) for start, end in self.marks if end is not None) / 1e3
 
 
 def _mark() -> Any:
-    """Record a time on the device, reached when the work queued so far is done."""
+    """Record a CUDA event, reached when the work queued so far is done."""
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
