@@ -108,7 +108,7 @@ def test_characters_and_special_ids_are_cells() -> None:
     assert [(cell.first, cell.end) for cell in cells][2] == (2, 4)
     assert [cell.special for cell in cells] == [True, False, False, True, False, True]
     assert TextCanvas(text).caption == (
-        "\u25a1 MASK; \u25b7 CLS; \u25c1 SEP; 3 padded places after the end, which nothing can read"
+        "\u25a1 MASK; \u25b7 CLS; \u25c1 SEP; 3 padded positions at the end, ignored by attention"
     )
     assert TextCanvas(ids("plain")).caption == ""
 
@@ -220,5 +220,5 @@ def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
         draw(tmp_path / "a.png", Panel(canvas, "m", {"x": even(2, 2) / 2}, 4))
     with pytest.raises(InputError, match=r"'m' has 0 tokens"):
         draw(tmp_path / "a.png", Panel(canvas, "m", {"x": even(2, 2)}, 0))
-    with pytest.raises(InputError, match=r"speaks of \['y'\], but the panel shows \['x'\]"):
+    with pytest.raises(InputError, match=r"covers \['y'\], but the panel shows \['x'\]"):
         draw(tmp_path / "a.png", Panel(canvas, "m", {"y": even(2, 2)}, 4))

@@ -48,7 +48,7 @@ def test_a_last_line_that_only_lacks_its_end_of_line_is_kept(tmp_path: Path) -> 
 def test_a_bad_line_before_the_last_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(GOOD + "\n" + line + "\n" + GOOD, encoding="utf-8")
-    with pytest.raises(RunError, match="line 3 is no record"):
+    with pytest.raises(RunError, match="line 3 is not a record"):
         read_metrics(path)
 
 

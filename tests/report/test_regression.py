@@ -31,7 +31,7 @@ def test_a_panel_per_target_and_unknown_values_left_out(tmp_path: Path) -> None:
 
 
 def test_columns_must_match_the_names(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"\(3, 2\) and predictions \(3, 1\) for 2 targets"):
+    with pytest.raises(InputError, match=r"\(3, 2\) and predictions \(3, 1\) for 2 names"):
         draw_regression(
             tmp_path / "x.png",
             true=np.zeros((3, 2)),

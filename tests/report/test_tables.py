@@ -16,7 +16,7 @@ def test_numbers_by_class_are_those_worked_out_by_hand() -> None:
         ("bee", "8", "37.5 %", "60.0 %", "cow (4)"),
         ("cow", "2", "100 %", "33.3 %", "-"),
     ]
-    assert table.note == "13 of 20 samples are right: accuracy 65.0 %."
+    assert table.note == "13 of 20 samples are correct: accuracy 65.0 %."
 
 
 def test_ratios_without_a_denominator_are_dashes() -> None:

@@ -1,1 +1,1 @@
-"""The command line: a table of verbs and their arguments, nothing else."""
+"""Command line: parses the arguments of each verb and leaves the work to ``workflows``."""

@@ -1,4 +1,4 @@
-"""The verb ``bench``: models side by side on this machine."""
+"""The verb ``bench``: compare the speed and memory of models on this machine."""
 
 import shlex
 import sys
@@ -15,7 +15,7 @@ DEFAULTS = BenchSettings()
 
 
 def bench(argv: list[str]) -> int:
-    """Time and memory of a forward pass and a training step, of several models and sizes."""
+    """Measure forward passes and training steps of several models at several image sizes."""
     settings, out, overwrite, quiet = parse(argv)
 
     def report(line: str) -> None:
@@ -37,18 +37,18 @@ def bench(argv: list[str]) -> int:
 
 
 def parse(argv: list[str]) -> tuple[BenchSettings, str, bool, bool]:
-    """Return the settings, the folder, and whether to overwrite and to be quiet."""
+    """Return the settings, the output folder, and the flags ``overwrite`` and ``quiet``."""
     parser = VerbParser(
         "bench",
-        "Measure models side by side, each in a process of its own: time and peak memory of a "
+        "Compare models, each in its own process: time and peak memory of a "
         "forward pass and of a training step (forward and backward, without an optimizer).",
     )
     many = "one or more, separated by spaces or commas"
     parser.add_argument(
-        "--models", nargs="+", default=list(DEFAULTS.models), help=f"names of models; {many}"
+        "--models", nargs="+", default=list(DEFAULTS.models), help=f"model names; {many}"
     )
     parser.add_argument(
-        "--sizes", nargs="+", default=["224", "512"], help=f"pixels per side of images; {many}"
+        "--sizes", nargs="+", default=["224", "512"], help=f"image sides in pixels; {many}"
     )
     parser.add_argument(
         "--passes",
@@ -56,44 +56,46 @@ def parse(argv: list[str]) -> tuple[BenchSettings, str, bool, bool]:
         default=list(DEFAULTS.passes),
         help="forward (without gradients), step (forward and backward), or both",
     )
-    parser.add_argument("--rounds", type=int, default=DEFAULTS.rounds, help="rounds, interleaved")
+    parser.add_argument("--rounds", type=int, default=DEFAULTS.rounds, help="interleaved rounds")
     parser.add_argument(
         "--peers",
         action=ActionYesNo(no_prefix="no-"),
         default=DEFAULTS.peers,
-        help="measure the same models in installed libraries too, and ResNet-50",
+        help="also measure the same models in other installed libraries, and ResNet-50",
     )
     parser.add_argument(
-        "--reference", default="", help="model that speeds are relative to; the Perceiver IO"
+        "--reference", default="", help="model to which speeds are relative (the Perceiver IO)"
     )
     parser.add_argument(
         "--memory_limit",
         nargs="+",
         default=[],
-        help="GB, one or more: find the largest image that trains within each",
+        help="one or more limits in GB: find the largest image that can be trained within each",
     )
-    parser.add_argument("--batch_size", type=int, default=DEFAULTS.batch_size, help="images")
-    parser.add_argument("--threads", type=int, default=None, help="of torch; its own choice")
-    helps = {"precision": "bf16 on CUDA, float32 elsewhere", "device": "cuda where there is a GPU"}
+    parser.add_argument(
+        "--batch_size", type=int, default=DEFAULTS.batch_size, help="images per pass"
+    )
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads of torch")
+    helps = {"precision": "bf16 on CUDA, float32 elsewhere", "device": "cuda if a GPU is available"}
     for name, text in helps.items():
         kinds = get_args(BenchSettings.__annotations__[name])
         parser.add_argument(f"--{name}", choices=kinds, default="auto", help=f"auto: {text}")
     parser.add_argument(
-        "--timeout", type=float, default=DEFAULTS.timeout, help="seconds for one measurement"
+        "--timeout", type=float, default=DEFAULTS.timeout, help="seconds allowed per measurement"
     )
     parser.add_argument("--out", default="runs/bench", help="folder for table, figure and JSON")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier bench")
-    parser.add_argument("--quiet", action="store_true", help="no line per measurement")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier benchmark")
+    parser.add_argument("--quiet", action="store_true", help="do not print a line per measurement")
     args = parser.parse_args(argv).as_dict()
     out, overwrite, quiet = (args.pop(name) for name in ("out", "overwrite", "quiet"))
     return BenchSettings(**{**args, **read_lists(args)}), out, overwrite, quiet
 
 
 def read_lists(args: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that take several values, as tuples of their types.
+    """Parse the options that take several values into tuples.
 
     Raises:
-        ConfigError: A size or a limit is no number.
+        ConfigError: If a pass is unknown, or a size or limit is not a number.
     """
     lists = {
         name: tuple(word for text in args[name] for word in str(text).split(",") if word)
@@ -109,10 +111,10 @@ def read_lists(args: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_number(name: str, word: str, kind: Any) -> Any:
-    """Return a number.
+    """Convert a word with ``kind``, int or float.
 
     Raises:
-        ConfigError: The word is not a number.
+        ConfigError: If the word is not such a number.
     """
     try:
         return kind(word)

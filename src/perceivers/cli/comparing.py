@@ -18,12 +18,12 @@ INTERRUPTED = 130
 
 
 def bakeoff(argv: list[str]) -> int:
-    """Candidates train for equal time, the best go on, one wins."""
+    """Find the best model for some data by successive halving."""
     parser = _parser(
         "bakeoff",
-        "Find the model for some data: small models of every family train for equal time, the best "
-        "on validation go on, and the winner is measured once on test. The same command continues "
-        "after it was stopped.",
+        "Find the best model for some data: small models of every family train for equal time, the "
+        "best on validation continue, and the winner is evaluated once on the test split. After an "
+        "interruption, run the same command again to continue.",
         BakeoffSettings,
         "runs/bakeoff",
     )
@@ -33,12 +33,12 @@ def bakeoff(argv: list[str]) -> int:
 
 
 def shuffle(argv: list[str]) -> int:
-    """The same training with elements in place, in one other order, and in many."""
+    """Compare training on ordered elements, on one fixed permutation, and on one per sample."""
     parser = _parser(
         "shuffle",
-        "Find out how much a model leans on the order of elements: it trains with elements in "
-        "place, under one permutation for all samples, and under another one for every sample. "
-        "The same command continues after it was stopped.",
+        "Measure how much a model depends on the order of elements: it is trained on the original "
+        "order, on one permutation for all samples, and on a different permutation per sample. "
+        "After an interruption, run the same command again to continue.",
         ShuffleSettings,
         "runs/shuffle",
     )
@@ -47,15 +47,14 @@ def shuffle(argv: list[str]) -> int:
 
 
 def _parser(verb: str, description: str, settings: Any, out: str) -> VerbParser:
-    """Return the parser of a verb that compares."""
     parser = VerbParser(verb, description)
-    parser.add_argument("data", help="data address, as the training verbs take it")
+    parser.add_argument("data", help="data address, as for the training verbs")
     parser.add_class_arguments(settings, None, skip={"data"})
     parser.add_argument("--out", default=out, help="folder for runs, table, figure and JSON")
     parser.add_argument(
         "--overwrite", action="store_true", help="start again instead of continuing in --out"
     )
-    parser.add_argument("--quiet", action="store_true", help="no line per run")
+    parser.add_argument("--quiet", action="store_true", help="do not print a line per run")
     return parser
 
 
@@ -67,14 +66,13 @@ def _run(
     show: Callable[[Any], str],
     names: tuple[str, ...],
 ) -> int:
-    """Parse, run, print the table, and say where everything is."""
     args = settings_of(parser.parse_args(argv))
     out, overwrite, quiet = (args.pop(name) for name in ("out", "overwrite", "quiet"))
     report = (lambda line: None) if quiet else _say
     try:
         done = start(kind(**args), out, overwrite=overwrite, report=report)
     except Interrupted as error:
-        sys.stderr.write(f"perceivers: {error}; the same command continues\n")
+        sys.stderr.write(f"perceivers: {error}; run the same command again to continue\n")
         return INTERRUPTED
     sys.stdout.write(f"{show(done)}\n")
     for name in names:

@@ -1,4 +1,4 @@
-"""The verb that looks at data before anything is trained: data check."""
+"""The verb ``data``: check data before training, and index tar shards."""
 
 import sys
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from perceivers.files import write_json
 from perceivers.workflows.checking import DataReport, check_data
 
 ACTIONS = ("check", "index")
-# Classes beyond this many are counted together.
+# Smaller classes are summed up in one row.
 SHOWN_CLASSES = 30
 SHOWN_VALUES = 4
 UNITS = {"width": "pixels", "height": "pixels"}
@@ -26,30 +26,30 @@ UNUSABLE = 2
 
 
 def data(argv: list[str]) -> int:
-    """What an address holds, and what to run on it."""
+    """Check the data at an address and propose commands, or index tar shards."""
     if argv and not argv[0].startswith("-") and argv[0] not in ACTIONS:
         fail(
-            f"data: {argv[0]!r} is unknown; there are {' and '.join(ACTIONS)}"
+            f"data: {argv[0]!r} is unknown; choose from {' and '.join(ACTIONS)}"
             f"{suggest(argv[0], ACTIONS)}"
         )
     if argv and argv[0] == "index":
         return _index(argv[1:])
     parser = VerbParser(
-        "data check", "Look at the data at an address: what they are, what is wrong, what to run."
+        "data check", "Check the data at an address: contents, problems and the commands to run."
     )
-    parser.add_argument("address", help="data address, as the training verbs take it")
+    parser.add_argument("address", help="data address, as for the training verbs")
     parser.add_argument(
         "--labels", type=list[str], default=[], help="label columns, such as '[\"topic\"]'"
     )
     parser.add_argument(
-        "--targets", type=list[str], default=[], help="columns of numbers to be predicted"
+        "--targets", type=list[str], default=[], help="columns of numbers to predict"
     )
     parser.add_argument(
-        "--limit", type=int, default=LIMIT, help="samples decoded, spread evenly over the splits"
+        "--limit", type=int, default=LIMIT, help="samples to decode, spread evenly over the splits"
     )
-    parser.add_argument("--json", default=None, help="also write everything to this .json file")
+    parser.add_argument("--json", default=None, help="also write the report to this .json file")
     parser.add_argument(
-        "--preview", default=None, help="folder for sheets of what a model would be given"
+        "--preview", default=None, help="folder for sheets of samples as model inputs"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an existing --json file or --preview"
@@ -77,11 +77,11 @@ def data(argv: list[str]) -> int:
 
 
 def _index(argv: list[str]) -> int:
-    """Write the index of tars, beside them, that makes opening them over HTTP quick."""
+    """Write an index next to each tar, which makes opening it over HTTP fast."""
     parser = VerbParser(
-        "data index", "Write x.tar.index.json beside tars, to be put where they are served from."
+        "data index", "Write x.tar.index.json next to each tar; upload both to the same place."
     )
-    parser.add_argument("tars", nargs="+", help="tars, or ranges such as 'x-{000..012}.tar'")
+    parser.add_argument("tars", nargs="+", help="tar files, or ranges such as 'x-{000..012}.tar'")
     args = parser.parse_args(argv)
     for tar in (path for address in args.tars for path in expand_braces(address)):
         sys.stdout.write(f"{write_shard_index(Path(tar))}\n")
@@ -89,11 +89,11 @@ def _index(argv: list[str]) -> int:
 
 
 def _check(address: str, **options: Any) -> DataReport:
-    """Check, with a bar on a terminal."""
+    """Check with a progress bar if stderr is a terminal."""
     if not sys.stderr.isatty():
         return check_data(address, **options)
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("looking at samples", total=None)
+        task = bar.add_task("checking samples", total=None)
 
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
@@ -102,11 +102,10 @@ def _check(address: str, **options: Any) -> DataReport:
 
 
 def _print_report(report: DataReport) -> None:
-    """Print the facts as tables, then what is wrong, then what to run."""
     facts = report.facts
     total = sum(split.samples for split in facts.splits.values())
     what = f"tiles of {facts.scenes:,} scenes" if facts.scenes else "samples"
-    sys.stdout.write(f"{report.address}: {total:,} {what}; how many hold what:\n")
+    sys.stdout.write(f"{report.address}: {total:,} {what}; counts by split and modality:\n")
     _print_splits(facts)
     if facts.modalities:
         _print_modalities(facts)
@@ -114,7 +113,7 @@ def _print_report(report: DataReport) -> None:
         _print_classes(column)
     if facts.targets:
         _print_rows(
-            ("number to predict", "least", "median", "most", "unknown"),
+            ("target", "min", "median", "max", "unknown"),
             [
                 (t.name, f"{t.least:.4g}", f"{t.median:.4g}", f"{t.most:.4g}", str(t.unknown))
                 for t in facts.targets
@@ -126,7 +125,7 @@ def _print_report(report: DataReport) -> None:
     if facts.num_broken > len(facts.broken):
         write(f"broken: {facts.num_broken - len(facts.broken)} more\n")
     for group in facts.repeats.groups:
-        write(f"equal: {' = '.join(group[:3])}{' = ...' if len(group) > 3 else ''}\n")
+        write(f"identical: {' = '.join(group[:3])}{' = ...' if len(group) > 3 else ''}\n")
     for text in facts.notes:
         write(f"note: {text}\n")
     for text in facts.problems:
@@ -135,7 +134,7 @@ def _print_report(report: DataReport) -> None:
         write("no training sample can be read, so there is nothing to propose\n")
         return
     proposal = report.proposal
-    recipe = f", after the recipe {proposal.recipe}" if proposal.recipe else ""
+    recipe = f", based on the recipe {proposal.recipe}" if proposal.recipe else ""
     write(f"\nproposed: task {proposal.task}{recipe}. {proposal.reason}\n\n")
     write("".join(f"{line}\n" for line in proposal.commands))
     for text in proposal.hints:
@@ -143,7 +142,6 @@ def _print_report(report: DataReport) -> None:
 
 
 def _print_splits(facts: DataFacts) -> None:
-    """Samples by split, and by the modalities that they hold."""
     combinations = list(
         dict.fromkeys(name for split in facts.splits.values() for name in split.combinations)
     )
@@ -151,7 +149,7 @@ def _print_splits(facts: DataFacts) -> None:
     titles = {name: title_modality(name, found) for name, found in facts.modalities.items()}
     held = [" + ".join(titles.get(n, n) for n in c.split(" + ")) for c in combinations]
     _print_rows(
-        ("split", *counted, "looked at", "broken", *held),
+        ("split", *counted, "checked", "broken", *held),
         [
             (
                 name,
@@ -167,13 +165,12 @@ def _print_splits(facts: DataFacts) -> None:
 
 
 def _print_modalities(facts: DataFacts) -> None:
-    """Sizes and values of every modality."""
     rows = [row for name, found in facts.modalities.items() for row in _modality_rows(name, found)]
-    _print_rows(("modality", "what", "least", "median", "most", "values"), rows)
+    _print_rows(("modality", "property", "min", "median", "max", "values"), rows)
 
 
 def _modality_rows(name: str, facts: ModalityFacts) -> list[tuple[str, ...]]:
-    """Return a row per size, and one per value that samples share or differ in."""
+    """Return one row per size, and one per property with counts of its values."""
     title = title_modality(name, facts)
     rows = [
         (
@@ -195,7 +192,6 @@ def _modality_rows(name: str, facts: ModalityFacts) -> list[tuple[str, ...]]:
 
 
 def _print_classes(column: LabelFacts) -> None:
-    """Samples of every class by split."""
     splits = list(column.counts)
     order = sorted(range(len(column.classes)), key=lambda k: -column.counts["train"][k])
     rows = [
@@ -214,11 +210,11 @@ def _print_classes(column: LabelFacts) -> None:
 
 
 def _number(value: float) -> str:
-    """Show a size with no more digits than say something."""
+    """Format whole numbers without decimals."""
     return f"{value:,.0f}" if value == round(value) else f"{value:,.2f}"
 
 
 def _print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: with lines on a terminal, plain columns into a file or a pipe."""
+    """Print a table with borders on a terminal, and plain columns to a file or pipe."""
     print_table(header, rows, plain=not sys.stdout.isatty())
     sys.stdout.write("\n")

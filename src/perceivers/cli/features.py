@@ -1,4 +1,4 @@
-"""Verbs that use what a model has learned without a task: embed, probe, anomaly."""
+"""Verbs that use learned features or reconstructions: embed, probe, anomaly."""
 
 import sys
 from collections.abc import Sequence
@@ -19,23 +19,23 @@ from perceivers.workflows.embedding import POOLS, write_features
 from perceivers.workflows.probing import Probed
 from perceivers.workflows.probing import probe as run_probe
 
-POOL_HELP = "over latents, or the cells of a Hiera's last map; flat: side by side"
+POOL_HELP = "pooling over latents, or over the last feature map of a Hiera; flat: concatenate"
 SHOWN = 10
 
 
 def embed(argv: list[str]) -> int:
-    """Features of files or of a data set, as arrays."""
+    """Write the features of files or of a data set as arrays."""
     parser = VerbParser("embed", "Write the features of files or of a data set: .npz or .csv.")
     parser.add_argument("run", help=RUN_HELP)
     parser.add_argument(
         "data",
         nargs="*",
-        help="one data address, or files and folders; the run's own data when not given",
+        help="one data address, or files and folders; by default the data of the run",
     )
     parser.add_argument("--out", default="features.npz", help=".npz or .csv file")
-    parser.add_argument("--split", default=None, help="train, val or test; all when not given")
+    parser.add_argument("--split", default=None, help="train, val or test; by default all")
     parser.add_argument("--pool", default="mean", choices=POOLS, help=POOL_HELP)
-    parser.add_argument("--batch_size", type=int, default=64, help="samples at once")
+    parser.add_argument("--batch_size", type=int, default=64, help="samples per batch")
     parser.add_argument("--workers", type=int, default=0, help="processes that read a data set")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     add_compile(parser)
@@ -58,23 +58,23 @@ def embed(argv: list[str]) -> int:
 
 
 def probe(argv: list[str]) -> int:
-    """How much frozen features know, beside simple ones."""
+    """Evaluate frozen features with k-NN and linear probes, next to simple baselines."""
     parser = VerbParser(
         "probe",
-        "Fit k-NN and a linear model to frozen features, and to simple ones: fitted on train, "
-        "chosen on val, figures of test.",
+        "Fit k-NN and a linear model to frozen features and to simple baseline features: fitted on "
+        "train, settings chosen on val, metrics on test.",
     )
     parser.add_argument("run", help=RUN_HELP)
-    parser.add_argument("--data", default=None, help="data address; the run's own when not given")
-    parser.add_argument("--out", default=None, help=".json file for the figures")
+    parser.add_argument("--data", default=None, help="data address; by default that of the run")
+    parser.add_argument("--out", default=None, help=".json file for the metrics")
     parser.add_argument("--pool", default="mean", choices=POOLS, help=POOL_HELP)
-    parser.add_argument("--batch_size", type=int, default=64, help="samples at once")
+    parser.add_argument("--batch_size", type=int, default=64, help="samples per batch")
     parser.add_argument("--workers", type=int, default=0, help="processes that read data")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     args = parser.parse_args(argv)
     out = Path(args.out) if args.out else None
     if out is not None and out.suffix != ".json":
-        raise ConfigError(f"--out {out}: figures are written as .json")
+        raise ConfigError(f"--out is {out}, but metrics are written as .json; give a .json file")
     if out is not None and out.exists() and not args.overwrite:
         raise ConfigError(f"{out} exists; pass --overwrite or another --out")
     found = run_probe(
@@ -93,7 +93,7 @@ def probe(argv: list[str]) -> int:
 
 
 def _print_probes(found: Probed) -> None:
-    """A table per kind of figures: of classes, and of numbers."""
+    # Classification and regression have different metrics, so each gets its own table.
     for figures in dict.fromkeys(tuple(row.figures) for row in found.rows):
         rows = [
             (
@@ -114,12 +114,12 @@ def _print_probes(found: Probed) -> None:
     counts = ", ".join(f"{split} {count}" for split, count in found.counts.items())
     sys.stdout.write(
         f"samples: {counts}; fitted by scikit-learn on train, settings chosen on "
-        f"{found.chosen_on}, figures by torchmetrics\n"
+        f"{found.chosen_on}, metrics by torchmetrics\n"
     )
 
 
 def anomaly(argv: list[str]) -> int:
-    """Scores of samples by what a masked auto-encoder cannot fill in, with heat maps."""
+    """Score samples by masked reconstruction error and draw heat maps."""
     args = _anomaly_parser().parse_args(argv)
     out = Path(args.out)
     check_folder(out, overwrite=args.overwrite)
@@ -146,40 +146,42 @@ def anomaly(argv: list[str]) -> int:
 
 
 def _anomaly_parser() -> VerbParser:
-    """Return the verb's parser."""
     defaults = AnomalySettings()
     parser = VerbParser(
         "anomaly",
-        "Score samples by the error of a masked auto-encoder on elements that it does not see, and "
-        "draw where it is wrong.",
+        "Score samples by the error of a masked autoencoder on hidden elements, and draw where the "
+        "error is large.",
     )
     parser.add_argument("run", help=RUN_HELP)
     parser.add_argument("data", nargs="+", help="files and folders, or one data address")
-    parser.add_argument("--out", default="anomalies", help="folder for tables, maps and pictures")
-    parser.add_argument("--split", default=None, help="of a data address; all when not given")
+    parser.add_argument("--out", default="anomalies", help="folder for tables, maps and figures")
+    parser.add_argument("--split", default=None, help="split of a data address; by default all")
     parser.add_argument(
         "--reference",
         default=None,
-        help="address of normal samples that scores are relative to; the run's own validation "
-        "data when not given",
+        help="address of normal samples that scores are relative to; by default the validation "
+        "data of the run",
     )
     parser.add_argument(
-        "--normal", default=None, help="class that is normal, or several with commas: prints AUROC"
+        "--normal", default=None, help="normal classes, separated by commas: prints AUROC"
     )
     parser.add_argument(
         "--repeats", type=int, default=defaults.repeats, help="how often each element is hidden"
     )
     parser.add_argument(
-        "--ratio", type=float, default=None, help="share hidden at once; as in training by default"
+        "--ratio", type=float, default=None, help="fraction hidden per pass (as in training)"
     )
     parser.add_argument(
-        "--top", type=float, default=defaults.top, help="share of the elements, the most wrong ones"
+        "--top",
+        type=float,
+        default=defaults.top,
+        help="fraction of the elements, those with the largest errors, that a score averages",
     )
     parser.add_argument(
-        "--draw", type=int, default=defaults.draw, help="samples to draw, the strangest first"
+        "--draw", type=int, default=defaults.draw, help="samples to draw, highest scores first"
     )
     parser.add_argument(
-        "--batch_size", type=int, default=defaults.batch_size, help="samples at once"
+        "--batch_size", type=int, default=defaults.batch_size, help="samples per batch"
     )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of the masks")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier files")
@@ -187,7 +189,6 @@ def _anomaly_parser() -> VerbParser:
 
 
 def _print_anomalies(found: Anomalies) -> None:
-    """Print the strangest samples, and what their scores mean."""
     rows = [
         (
             row.name,
@@ -197,7 +198,7 @@ def _print_anomalies(found: Anomalies) -> None:
         )
         for row in found.rows[:SHOWN]
     ]
-    print_table(("sample", "class", "score", "percentile"), rows, title="Strangest first")
+    print_table(("sample", "class", "score", "percentile"), rows, title="Highest scores first")
     relative = (
         f"scores are deviations above the median of {found.reference} normal samples"
         if found.reference
@@ -209,6 +210,5 @@ def _print_anomalies(found: Anomalies) -> None:
 
 
 def _tell_skipped(skipped: Sequence[str]) -> None:
-    """Name what could not be read."""
     for text in skipped:
         sys.stderr.write(f"skipped: {text}\n")

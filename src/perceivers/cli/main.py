@@ -1,4 +1,4 @@
-"""Entry point: ``perceivers VERB ...``. Help and version answer without importing torch."""
+"""Entry point: ``perceivers VERB ...``. ``--help`` and ``--version`` do not import torch."""
 
 import io
 import os
@@ -21,22 +21,22 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "pretrain": ("training", "pretrain", "learn from unlabelled data"),
     "finetune": ("training", "finetune", "fine-tune a trained model for a task"),
     "train": ("training", "train", "train a model for a task from scratch"),
-    "resume": ("training", "resume", "continue a stopped run, exactly"),
-    "bakeoff": ("comparing", "bakeoff", "find the model for some data by trying all small ones"),
-    "shuffle": ("comparing", "shuffle", "how much a model leans on the order of elements"),
-    "evaluate": ("using", "evaluate", "figures on held-back data"),
-    "predict": ("using", "predict", "classify files, fill in texts, compute flow"),
+    "resume": ("training", "resume", "resume a stopped run from its last checkpoint"),
+    "bakeoff": ("comparing", "bakeoff", "find the best small model for some data"),
+    "shuffle": ("comparing", "shuffle", "measure how much a model depends on element order"),
+    "evaluate": ("using", "evaluate", "compute metrics on a held-out split"),
+    "predict": ("using", "predict", "classify files, fill in masked text, compute flow"),
     "embed": ("features", "embed", "write the features of files or a data set"),
-    "probe": ("features", "probe", "k-NN and linear probe on frozen features"),
+    "probe": ("features", "probe", "evaluate frozen features with k-NN and a linear probe"),
     "anomaly": ("features", "anomaly", "score files by masked reconstruction error"),
-    "reconstruct": ("using", "reconstruct", "what a pre-trained model gives back of files"),
-    "explain": ("explaining", "explain", "draw what a model attends to"),
-    "report": ("using", "report", "write a run's report anew"),
+    "reconstruct": ("using", "reconstruct", "reconstruct files with a masked autoencoder"),
+    "explain": ("explaining", "explain", "draw attention maps"),
+    "report": ("using", "report", "regenerate a run's report, or compare runs"),
     "export": ("using", "export", "write ONNX or torch.export, run it and compare"),
-    "plan": ("planning", "plan", "parameters, operations, memory, hours, largest batch"),
-    "bench": ("benchmarking", "bench", "time and memory of models side by side, here"),
-    "data": ("data", "data", "check what an address holds, and what to run on it"),
-    "convert": ("tools", "convert", "convert released parameters, and verify them"),
+    "plan": ("planning", "plan", "estimate operations, memory, hours and the largest batch"),
+    "bench": ("benchmarking", "bench", "compare time and memory of models on this machine"),
+    "data": ("data", "data", "check the data at an address and propose commands"),
+    "convert": ("tools", "convert", "convert released weights and verify them"),
     "doctor": ("tools", "doctor", "check this machine and installation"),
 }
 INTERRUPTED = 130
@@ -61,13 +61,13 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status.
 
-    0 done, 2 the user's mistake (one message), 130 interrupted with the state saved; anything else
-    that goes wrong is our bug and shows its traceback.
+    The status is 0 on success, 2 for a user error (one message) and 130 after an interruption with
+    the state saved. Any other exception is a bug of the library and keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        # Names of files and of classes may hold what a terminal cannot show; no answer is lost for
-        # that.
+        # Names of files and classes may contain characters that the terminal cannot encode; escape
+        # them rather than lose the output.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_verb(verb: str, arguments: list[str]) -> int:
-    """Run a verb; what is said of licences is a message, not a warning of Python's."""
+    """Run a verb, and print licence warnings as plain notes."""
     module, function, _ = VERBS[verb]
     plain = warnings.showwarning
 
@@ -101,7 +101,6 @@ def run_verb(verb: str, arguments: list[str]) -> int:
 
 
 def _run_verb(verb: str, module: str, function: str, arguments: list[str]) -> int:
-    """Import the verb's module, run it, and turn mistakes into messages."""
     try:
         from perceivers.cli.parser import describe_flags
 
@@ -125,7 +124,8 @@ def _run_verb(verb: str, module: str, function: str, arguments: list[str]) -> in
         sys.stderr.write(f"perceivers: {show_name(str(error))}\n")
         return 2
     except BrokenPipeError:
-        # Whoever read our output has seen enough ('| head'); nothing more can be told them.
+        # The reader closed the pipe ('| head'). Python flushes stdout at exit, which would raise
+        # again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:

@@ -24,7 +24,7 @@ def print_table(
     title: str = "",
     plain: bool = False,
 ) -> None:
-    """Print a table; numbers are aligned to the right, and ``plain`` ones have no lines."""
+    """Print a table; columns of numbers are right-aligned, and ``plain`` tables have no borders."""
     table = Table(title=title or None, title_justify="left")
     if plain:
         table.box, table.pad_edge = None, False
@@ -32,9 +32,9 @@ def print_table(
         numeric = all(NUMBER.fullmatch(row[index]) for row in rows)
         table.add_column(name, justify="right" if numeric and rows else "left")
     for row in rows:
-        table.add_row(*map(escape, row))  # brackets are text, not styles
+        table.add_row(*map(escape, row))  # rich reads brackets as styles
     console = Console(highlight=False)
-    if not console.is_terminal:  # a file or a pipe has no width to fit into
+    if not console.is_terminal:  # rich would cut to 80 columns
         console.width = 200
     console.print(table)
 
@@ -45,14 +45,14 @@ USER_MISTAKE = 2
 
 
 class VerbParser(ArgumentParser):
-    """One verb's parser; a mistake is one message on stderr and exit status 2."""
+    """Parser of one verb; an error prints one message to stderr and exits with status 2."""
 
     def __init__(self, verb: str, description: str) -> None:
         super().__init__(prog=f"perceivers {verb}", description=description, allow_abbrev=False)
         self.verb = verb
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the mistake and the nearest known flag."""
+        """Print the error with the closest known flag, and exit."""
         text = plain_message(str(ex or message).strip())
         required = "the following arguments are required: "
         if text.startswith(required):
@@ -64,7 +64,7 @@ class VerbParser(ArgumentParser):
         fail(f"{text}{self._suggestion(text)}\nSee: perceivers {self.verb} --help")
 
     def _suggestion(self, text: str) -> str:
-        """Name the flag or key nearest to the first unknown one in a message."""
+        """Suggest the flag or key closest to the first unknown one in a message."""
         flags = [flag for action in self._actions for flag in action.option_strings]
         known = {flag: flag for flag in flags}
         known |= {flag.removeprefix("--"): flag.removeprefix("--") for flag in flags}
@@ -79,7 +79,7 @@ class VerbParser(ArgumentParser):
 
 
 def plain_message(text: str) -> str:
-    """Say what the parsing library says in the words of a user."""
+    """Rewrite a message of jsonargparse without Python type syntax."""
     typed = re.fullmatch(
         r'Parser key "([\w.]+)":\s+Expected an? (.+?)\. Got value: (.*)', text, re.S
     )
@@ -103,22 +103,22 @@ def plain_message(text: str) -> str:
 
 
 def _plain_kinds(text: str) -> str:
-    """Name the alternatives of a type: 'int or null'."""
+    """Format the members of a union: 'int or null'."""
     text = re.sub(r"typing\.Annotated\[(\w+)(?:, [^\[\]]*(?:\[[^\]]*\)?)?)?\]", r"\1", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("NoneType", "null")
     return " or ".join(text.split(", "))
 
 
 def fail(message: str) -> NoReturn:
-    """Say what is wrong and leave with the status of a user's mistake."""
+    """Print an error message and exit with the status of a user error."""
     sys.stderr.write(f"perceivers: {message}\n")
     raise SystemExit(USER_MISTAKE)
 
 
 def describe_flags(arguments: Sequence[str]) -> None:
-    """Read what --help says of a flag from the source, where help is asked for.
+    """Let jsonargparse read the attribute docstrings only if ``--help`` is given.
 
-    Reading it takes longer than all the rest of parsing.
+    Reading them takes longer than the rest of parsing.
     """
     wanted = not {"-h", "--help"}.isdisjoint(arguments)
     set_parsing_settings(docstring_parse_attribute_docstrings=wanted)

@@ -1,4 +1,4 @@
-"""The verb ``plan``: what a training run will take."""
+"""The verb ``plan``: estimate the cost of a training run."""
 
 import sys
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ LEAST = 1000.0
 
 
 def plan(argv: list[str]) -> int:
-    """Tokens, parameters, operations, memory, hours and cost of a run, before it starts."""
+    """Estimate operations, memory, time and cost of a training run before it starts."""
     parser = VerbParser(
         "plan",
-        "Count what a training run takes, without training: tokens, parameters, operations, "
+        "Estimate what a training run needs, without training: tokens, parameters, operations, "
         "memory, the largest batch that fits, hours and cost.",
     )
     parser.add_argument(
@@ -33,12 +33,12 @@ def plan(argv: list[str]) -> int:
     given = settings_of(parser.parse_args(argv))
     recipe, path = given.pop("recipe"), given.pop("json")
     if recipe is not None:
-        # Flags win over the file; what they leave at its default does not.
+        # A flag overrides the file, unless its value is the default.
         defaults = settings_of(parser.get_defaults())
         chosen = {k: v for k, v in given.items() if v != defaults.get(k)}
         read = settings_from_recipe(read_yaml(settings_file(recipe)))
         if "epochs" in chosen:
-            read.pop("steps", None)  # a flag wins over what would make it idle
+            read.pop("steps", None)  # steps in the file would make the flag unused
         given = {**given, **read, **chosen}
     if not given.get("model"):
         parser.error("the following arguments are required: model")
@@ -51,7 +51,7 @@ def plan(argv: list[str]) -> int:
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
-    """Return a plan as plain data; bytes, operations, hours and seconds.
+    """Return a plan for JSON, in bytes, operations, hours and seconds.
 
     Args:
         plan: From ``plan_training``.
@@ -61,11 +61,11 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 
 
 def scaled(value: float, unit: str) -> str:
-    """Return a number with a unit and the prefix that makes it short, in steps of 1000.
+    """Format a number with a decimal unit prefix, such as ``1.5 GB``.
 
     Args:
         value: Not negative.
-        unit: Such as ``B`` or ``FLOP``.
+        unit: For example ``B`` or ``FLOP``.
     """
     power = 0
     while value >= LEAST and power < len(UNITS) - 1:
@@ -74,7 +74,6 @@ def scaled(value: float, unit: str) -> str:
 
 
 def _show(plan: Plan) -> None:
-    """Print a plan."""
     settings = plan.settings
     rows = [(t.name, f"{t.elements:,}", f"{t.tokens:,}", str(t.groups)) for t in plan.tokens]
     print_table(("modality", "elements", "tokens", "groups"), rows)
@@ -94,7 +93,7 @@ def _show(plan: Plan) -> None:
         ("weights", scaled(memory.weights, "B"), f"per device{shared}"),
         ("gradients", scaled(memory.gradients, "B"), f"per device{shared}"),
         ("optimizer", scaled(memory.optimizer, "B"), f"per device{shared}: two moments"),
-        ("activations", scaled(memory.kept, "B"), "kept for the backward pass"),
+        ("activations", scaled(memory.kept, "B"), "stored for the backward pass"),
         ("peak memory", scaled(memory.peak, "B"), where + _too_much(plan)),
         ("largest batch", f"{plan.largest_batch:,}", f"at one time, in {USABLE:.0%} {where}"),
     ]
@@ -102,27 +101,25 @@ def _show(plan: Plan) -> None:
 
 
 def _too_much(plan: Plan) -> str:
-    """Say that a batch does not fit."""
     fits = plan.memory.peak <= USABLE * plan.device_memory
     return "" if fits else ": too much; use --accumulate, --recompute true or a smaller batch"
 
 
 def _run_rows(plan: Plan) -> list[tuple[str, str, str]]:
-    """Return the rows about the whole run."""
     settings, run = plan.settings, plan.duration
     how = f"{settings.utilisation:.0%} of the peak, assumed (--utilisation)"
     if plan.seconds:
         how = f"{plan.seconds:.3g} s per step, measured on this machine"
     rows = [("speed", scaled(plan.rate, "FLOP/s"), f"per device: {how}")]
     if run is None:
-        return [*rows, ("run", "-", "give --samples, or --steps, for hours and cost")]
+        return [*rows, ("run", "-", "give --samples or --steps to estimate hours and cost")]
     rows += [
         (
             "run",
             scaled(run.operations, "FLOP"),
             f"{plan.samples:,.0f} samples, {run.steps:,} steps",
         ),
-        ("samples per second", f"{run.samples_per_second:,.1f}", "that loaders must bring"),
+        ("samples per second", f"{run.samples_per_second:,.1f}", "needed from the data loaders"),
         ("hours", f"{run.hours:,.3g}", f"{run.hours * settings.devices:,.3g} device hours"),
     ]
     if run.bandwidth:

@@ -14,22 +14,22 @@ from perceivers.workflows.opening import copy_recipe, find_recipe, list_recipes
 
 
 def models(argv: list[str]) -> int:
-    """The named models with their sizes."""
+    """List the named models and their sizes, or the available weights."""
     parser = VerbParser("models", "List the named models with their sizes.")
     parser.add_argument("pattern", nargs="?", default="*", help="shell pattern such as 'hip_*'")
     parser.add_argument(
         "--weights",
         action="store_true",
-        help="list the weights that come along, and the released ones that convert reads",
+        help="list the packaged weights, and the released weights that convert reads",
     )
     args = parser.parse_args(argv)
     if args.weights:
         return _print_weights(args.pattern)
     rows = describe_models(args.pattern)
     if not rows:
-        fail(f"no model matches {args.pattern!r}; there are {', '.join(list_models())}")
+        fail(f"no model matches {args.pattern!r}; available: {', '.join(list_models())}")
     print_table(
-        ("model", "paper", "parameters", "to the latents", "latents", "structure", "counted for"),
+        ("model", "paper", "parameters", "encoder", "latents", "structure", "input size"),
         [
             (
                 row.name,
@@ -73,9 +73,8 @@ def _print_weights(pattern: str) -> int:
 
 
 def _print_own(own: list[OwnWeights]) -> None:
-    """What can be used by its name at once."""
     print_table(
-        ("name", "model", "task", "parameters", "size", "licence", "trained on", "held-back data"),
+        ("name", "model", "task", "parameters", "size", "licence", "trained on", "metrics"),
         [
             (
                 w.name,
@@ -89,14 +88,14 @@ def _print_own(own: list[OwnWeights]) -> None:
             )
             for w in own
         ],
-        title="These come with the package",
+        title="Packaged weights",
     )
 
 
 def recipes(argv: list[str]) -> int:
-    """Packaged settings of training runs."""
+    """List, show or copy packaged training settings."""
     parser = VerbParser("recipes", "List, show or copy packaged training settings.")
-    parser.add_argument("name", nargs="?", default=None, help="a recipe; all are listed without")
+    parser.add_argument("name", nargs="?", default=None, help="a recipe; without it, list all")
     parser.add_argument("--copy", action="store_true", help="write NAME.yaml to this folder")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing NAME.yaml")
     args = parser.parse_args(argv)
@@ -114,49 +113,49 @@ def recipes(argv: list[str]) -> int:
 
 
 def convert(argv: list[str]) -> int:
-    """Released weights to a model folder, or a model folder to another library's."""
+    """Convert released weights to a model folder, or a model folder to another format."""
     parser = VerbParser(
         "convert",
         "Convert a parity bundle (.npz), a Haiku parameter pickle, a file of tensors (.pth, "
-        ".ckpt, .safetensors) or a Hugging Face folder to a model folder; with --to, a model "
-        "folder to one of those.",
+        ".ckpt, .safetensors) or a Hugging Face folder to a model folder; with --to, convert a "
+        "model folder to another format.",
     )
     parser.add_argument("source", help="file or folder; nothing in it is executed")
-    parser.add_argument("out", help="model folder to write; a file with --to haiku, official, timm")
+    parser.add_argument("out", help="model folder to write; a file for --to haiku, official, timm")
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="run the model and compare: with the bundle's outputs, or with the other library",
+        help="run the model and compare its outputs with the bundle's or the other library's",
     )
     parser.add_argument(
         "--config",
         default=None,
-        help="for a file of no released model: JSON as in a bundle, or settings of a Hiera",
+        help="for a model that was not released: JSON as in a bundle, or settings of a Hiera",
     )
     parser.add_argument(
         "--flavour",
         choices=("official", "hf"),
         default=None,
-        help="whose arithmetic to run released weights with; the source's own by default",
+        help="implementation whose numerics to follow; by default that of the source",
     )
-    parser.add_argument("--to", choices=TARGETS, default="perceivers", help="what to write")
+    parser.add_argument("--to", choices=TARGETS, default="perceivers", help="output format")
     parser.add_argument(
         "--positions",
         choices=POSITIONS,
         default="keep",
-        help="window: take a Hiera's position table apart, for other sizes",
+        help="window: split the position embeddings of a Hiera, for other input sizes",
     )
     parser.add_argument(
         "--dtype",
         choices=("float64", "float32"),
         default="float64",
-        help="precision in which another library is compared",
+        help="precision of the comparison with another library",
     )
     parser.add_argument(
         "--weights",
         default=None,
         metavar="SET",
-        help="of a checkpoint with several sets of weights: raw, ema, or the name of a set",
+        help="which weights of a checkpoint with several sets: raw, ema, or the name of a set",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is in OUT")
     args = parser.parse_args(argv)
@@ -177,7 +176,6 @@ def convert(argv: list[str]) -> int:
 
 
 def _print_conversion(done: Conversion) -> None:
-    """What was written, what is said of it, and how it compares."""
     sys.stdout.write(f"{done.folder}: {done.parameters:,} parameters\n")
     for note in done.notes:
         sys.stdout.write(f"note: {note}\n")
@@ -193,7 +191,7 @@ def _print_conversion(done: Conversion) -> None:
 
 
 def doctor(argv: list[str]) -> int:
-    """What this machine can do."""
+    """Check this machine and installation."""
     VerbParser("doctor", "Check this machine and installation.").parse_args(argv)
     findings = diagnose()
     print_table(

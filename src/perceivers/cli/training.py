@@ -21,7 +21,6 @@ INTERRUPTED = 130
 
 
 def _train(verb: str, description: str, argv: list[str]) -> int:
-    """Parse a training verb's settings and run its workflow."""
     tasks = workflows.VERB_TASKS[verb]
     argv = name_recipes(argv)
     task = workflows.choose_task(verb, peek(argv, "task"), peek(argv, "model"))
@@ -35,19 +34,20 @@ def _train(verb: str, description: str, argv: list[str]) -> int:
         "--task",
         default=task,
         choices=tasks,
-        help=f"what to learn ({', '.join(tasks)}); the settings below are those of '{task}'",
+        help=f"training task ({', '.join(tasks)}); the settings below are those of '{task}'",
     )
     parser.add_class_arguments(TASKS[task], None)
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--quiet", action="store_true", help="no progress, errors only")
-    # What an earlier run recorded may have no effect by today's rules; that is noted.
+    # A config.yaml of an earlier version may have settings that are now without effect; these only
+    # cause a note, whereas the same settings given as flags are refused.
     with tolerating("unused", only=recorded_names(argv)):
         settings = settings_of(parser.parse_args(argv))
         return _finish(lambda: getattr(workflows, verb)(**settings), settings.get("out", ""))
 
 
 def recorded_names(argv: list[str]) -> set[str]:
-    """Return the settings that come from the config.yaml of a run, and from no flag.
+    """Return names of settings that come only from the ``config.yaml`` of a run, not from flags.
 
     Args:
         argv: Arguments of a training verb.
@@ -63,12 +63,12 @@ def recorded_names(argv: list[str]) -> set[str]:
 
 
 def is_record(path: Path) -> bool:
-    """Tell whether a file is the settings that a run recorded."""
+    """Check whether a file is the recorded configuration of a run."""
     return RunFolder(path.parent).config == path and (path.parent / "environment.json").is_file()
 
 
 def flat_names(settings: Mapping[str, Any], prefix: str = "") -> set[str]:
-    """Return the names of nested settings, with dots."""
+    """Return the dotted names of nested settings."""
     names: set[str] = set()
     for name, value in settings.items():
         names.add(f"{prefix}{name}")
@@ -78,7 +78,7 @@ def flat_names(settings: Mapping[str, Any], prefix: str = "") -> set[str]:
 
 
 def name_recipes(argv: list[str]) -> list[str]:
-    """Put the files of packaged recipes in the place of their names."""
+    """Replace names of packaged recipes after ``--config`` by their files."""
     found = list(argv)
     for index, word in enumerate(found):
         if word.startswith("--config="):
@@ -89,9 +89,9 @@ def name_recipes(argv: list[str]) -> list[str]:
 
 
 def peek(argv: list[str], name: str) -> str | None:
-    """Return a setting before the others are parsed: its flag, or its line in a --config file.
+    """Read one setting before parsing, from its flag or from a ``--config`` file.
 
-    The task decides which settings there are, so it must be known first.
+    The parser depends on the task, so the task must be known first.
     """
     found = None
     for index, word in enumerate(argv):
@@ -101,13 +101,12 @@ def peek(argv: list[str], name: str) -> str | None:
         if not given:
             value = argv[index + 1] if index + 1 < len(argv) else ""
         if not value:
-            continue  # the parser says what is missing
+            continue  # the parser reports the missing value
         found = read_yaml(Path(value)).get(name, found) if flag == "--config" else value
     return None if found is None else str(found)
 
 
 def _finish(start: Any, out: str) -> int:
-    """Run, and say where the result is."""
     try:
         run: Run = start()
     except Interrupted as error:
@@ -121,35 +120,35 @@ def _finish(start: Any, out: str) -> int:
 
 
 def pretrain(argv: list[str]) -> int:
-    """Learning without labels."""
+    """Pre-train a model on unlabelled data."""
     return _train("pretrain", "Pre-train a model on unlabelled data.", argv)
 
 
 def finetune(argv: list[str]) -> int:
-    """A task from trained weights."""
+    """Fine-tune a trained model for a task."""
     return _train("finetune", "Fine-tune a trained model for a task.", argv)
 
 
 def train(argv: list[str]) -> int:
-    """A task from scratch."""
+    """Train a model for a task from scratch."""
     return _train("train", "Train a model for a task from scratch.", argv)
 
 
 def resume(argv: list[str]) -> int:
-    """Continue a stopped run."""
-    parser = VerbParser("resume", "Continue a stopped run from its last checkpoint, exactly.")
+    """Resume a stopped run."""
+    parser = VerbParser("resume", "Resume a stopped run from its last checkpoint.")
     parser.add_argument("run", help="run folder")
-    parser.add_argument("--devices", type=int, help="go on with this many devices per node")
-    parser.add_argument("--nodes", type=int, help="go on with this many machines")
-    parser.add_argument("--strategy", choices=["auto", "ddp", "fsdp"], help="share the work so")
-    parser.add_argument("--batch_size", type=int, help="samples per step and process from here on")
-    parser.add_argument("--accumulate", type=int, help="parts in which a batch is computed")
-    parser.add_argument("--data", help="where the run's data are now, if they moved")
-    parser.add_argument("--model", help="where the model it started from is now, if it moved")
+    parser.add_argument("--devices", type=int, help="resume with this number of devices per node")
+    parser.add_argument("--nodes", type=int, help="resume with this number of machines")
+    parser.add_argument("--strategy", choices=["auto", "ddp", "fsdp"], help="how to distribute")
+    parser.add_argument("--batch_size", type=int, help="new number of samples per step and process")
+    parser.add_argument("--accumulate", type=int, help="number of micro-batches per step")
+    parser.add_argument("--data", help="new address of the data, if they moved")
+    parser.add_argument("--model", help="new path of the initial model, if it moved")
     parser.add_argument(
         "--accept_changed_data",
         action="store_true",
-        help="go on although the data changed; what changed is kept in data.json",
+        help="resume although the data changed; the changes are recorded in data.json",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress, errors only")
     settings = settings_of(parser.parse_args(argv))
@@ -158,7 +157,7 @@ def resume(argv: list[str]) -> int:
 
 
 def demo(argv: list[str]) -> int:
-    """The whole path on built-in data."""
+    """Pre-train, fine-tune and test on built-in data."""
     parser = VerbParser(
         "demo", "Pre-train, fine-tune and test a small HiP on scikit-learn's scanned digits."
     )
@@ -166,7 +165,7 @@ def demo(argv: list[str]) -> int:
     parser.add_argument(
         "--compare", action="store_true", help="also train the same model from scratch"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     parser.add_argument("--limit", type=int, default=0, help="dry run: at most this many steps")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo in --out")
     parser.add_argument("--quiet", action="store_true", help="no progress")

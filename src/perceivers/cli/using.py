@@ -28,22 +28,22 @@ RUN_HELP = "run folder, RUN@last, or model folder"
 
 
 def evaluate(argv: list[str]) -> int:
-    """Figures on held-back data, and a table per class."""
-    parser = VerbParser("evaluate", "Evaluate a trained model on held-back data.")
+    """Compute metrics on a held-out split, and a table per class."""
+    parser = VerbParser("evaluate", "Evaluate a trained model on a held-out split.")
     parser.add_argument("run", help=RUN_HELP)
-    parser.add_argument("--data", default=None, help="data address; the run's own when not given")
+    parser.add_argument("--data", default=None, help="data address; by default that of the run")
     parser.add_argument("--split", default="test", help="test, val or train")
-    parser.add_argument("--batch_size", type=int, default=64, help="samples at once")
+    parser.add_argument("--batch_size", type=int, default=64, help="samples per batch")
     parser.add_argument("--workers", type=int, default=0, help="processes that read data")
     parser.add_argument("--limit", type=int, default=0, help="dry run: at most this many batches")
     parser.add_argument(
-        "--subsets", action="store_true", help="figures of every combination of modalities too"
+        "--subsets", action="store_true", help="also metrics for every combination of modalities"
     )
     parser.add_argument(
         "--fill",
         action="store_true",
-        help="also fill in each modality from all others, against the mean sample and against "
-        "another sample's input",
+        help="also reconstruct each modality from all others, and compare with the mean sample and "
+        "with the input of another sample",
     )
     _add_views(parser)
     add_compile(parser)
@@ -51,7 +51,7 @@ def evaluate(argv: list[str]) -> int:
     views = Views(temporal=args.temporal_views, spatial=args.spatial_views)
     if args.subsets:
         _check_subsets(views, compiled=args.compile)
-    # First, since it refuses models of one modality.
+    # Runs first because it rejects models of one modality.
     combinations = _evaluate_subsets(args) if args.subsets else []
     result = run_evaluation(
         args.run,
@@ -88,18 +88,17 @@ def evaluate(argv: list[str]) -> int:
 
 
 def _check_subsets(views: Views, *, compiled: bool) -> None:
-    """Refuse settings without effect on combinations of modalities."""
     if compiled:
         raise ConfigError(
-            "--compile has no effect with --subsets, whose batches have sizes of their own; leave "
-            "one of them out"
+            "--compile has no effect with --subsets, whose batch sizes vary; leave one of them out"
         )
     if views.count > 1:
-        raise ConfigError(f"views are {views}, but combinations are evaluated in one view each")
+        raise ConfigError(
+            f"views are {views}, but --subsets evaluates one view per sample; leave one of them out"
+        )
 
 
 def _evaluate_subsets(args: Any) -> list[SubsetFigures]:
-    """Evaluate every combination of modalities."""
     return evaluate_subsets(
         args.run,
         data=args.data,
@@ -111,7 +110,7 @@ def _evaluate_subsets(args: Any) -> list[SubsetFigures]:
 
 
 def _print_subsets(found: Sequence[SubsetFigures], split: str) -> None:
-    """Print a row for each combination of modalities that was shown, where samples hold them."""
+    """Print a row for each combination of modalities that was visible to the model."""
     names = list(dict.fromkeys(name for each in found for name in each.figures))
     rows = [
         [
@@ -121,31 +120,31 @@ def _print_subsets(found: Sequence[SubsetFigures], split: str) -> None:
         ]
         for each in found
     ]
-    header = ["shown, where held", "samples with any", *names]
+    header = ["visible modalities", "samples with any", *names]
     print_table(header, rows, title=f"By modality, {split}")
 
 
 def predict(argv: list[str]) -> int:
-    """A record per file or text; flow as files."""
+    """Predict one record per file or text; masks and flow are written as files."""
     parser = VerbParser(
         "predict",
-        "Classify files, predict numbers, fill in [MASK] of texts (a JSON line or CSV row each), "
-        "find the masks of pictures or the classes of points, compute the flow between two "
-        "pictures (a .flo file and a picture), or pass files through an auto-encoder.",
+        "Classify files, predict numbers, fill in [MASK] in texts (a JSON line or CSV row each), "
+        "segment images or points, compute the optical flow between two images (a .flo file and "
+        "an image), or reconstruct files with an autoencoder.",
     )
     parser.add_argument("run", help=RUN_HELP)
     parser.add_argument(
-        "files", nargs="*", help="files, or folders searched for them; for flow: two pictures"
+        "files", nargs="*", help="files, or folders searched for them; for flow: two images"
     )
-    parser.add_argument("--text", default=None, help="a text, for models that read bytes")
+    parser.add_argument("--text", default=None, help="a text, for models of bytes")
     parser.add_argument(
         "--out",
         default=None,
-        help=".jsonl or .csv file (stdout when not given); masks, flow, auto-encoders: a folder",
+        help=".jsonl or .csv file (default: stdout); masks, flow, autoencoders: a folder",
     )
     parser.add_argument("--top", type=int, default=5, help="classes listed per file")
     parser.add_argument(
-        "--pad", action="store_true", help="flow: repeat the edge of pictures below a tile's size"
+        "--pad", action="store_true", help="flow: pad images smaller than a tile by repeating edges"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     _add_views(parser)
@@ -175,41 +174,40 @@ def predict(argv: list[str]) -> int:
 
 
 def add_compile(parser: VerbParser) -> None:
-    """Add the option that compiles the model."""
+    """Add the option ``--compile``."""
     parser.add_argument(
-        "--compile", action="store_true", help="compile the model first: pays for many full batches"
+        "--compile",
+        action="store_true",
+        help="compile the model first; pays off for many full batches",
     )
 
 
 def tell_note(text: str) -> None:
-    """Say something beside the output."""
+    """Print a note to stderr, apart from the output."""
     sys.stderr.write(f"{text}\n")
 
 
 def _add_views(parser: VerbParser) -> None:
-    """Add the options that say how many parts of each sample are looked at."""
     parser.add_argument(
-        "--temporal_views", type=int, default=1, help="clips over the time of a film or a sound"
+        "--temporal_views", type=int, default=1, help="clips along the time of a video or audio"
     )
     parser.add_argument(
-        "--spatial_views", type=int, default=1, help="crops along the longer side of pictures"
+        "--spatial_views", type=int, default=1, help="crops along the longer side of images"
     )
 
 
 def reconstruct(argv: list[str]) -> int:
-    """Pictures of what the model imagines."""
-    parser = VerbParser(
-        "reconstruct", "Write originals, and what a pre-trained model gives back of them."
-    )
+    """Reconstruct files with a pre-trained model."""
+    parser = VerbParser("reconstruct", "Write the originals of files and their reconstructions.")
     parser.add_argument("run", help=RUN_HELP)
     parser.add_argument("files", nargs="+", help="files, or folders searched for files")
-    parser.add_argument("--out", default="reconstructed", help="folder for what is written")
+    parser.add_argument("--out", default="reconstructed", help="output folder")
     parser.add_argument(
         "--fill",
         nargs="+",
         default=[],
         metavar="MODALITY",
-        help="modalities to imagine as a whole, from the others; after the files",
+        help="modalities to reconstruct as a whole from the others; give them after the files",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the masks")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier files")
@@ -233,20 +231,19 @@ def reconstruct(argv: list[str]) -> int:
 
 
 def _describe_filled(filled: Filled) -> list[str]:
-    """Return a row on one modality of one file."""
-    error = "not known" if filled.error is None else f"{filled.error:.4f} {filled.unit}"
+    error = "unknown" if filled.error is None else f"{filled.error:.4f} {filled.unit}"
     answer = filled.answer or Path(filled.written[0]).name
     return [Path(filled.file).name, filled.modality, " + ".join(filled.given), error, answer]
 
 
 def report(argv: list[str]) -> int:
-    """Draw a run's report anew, or compare runs."""
+    """Regenerate a run's report, or compare several runs."""
     parser = VerbParser(
-        "report", "Write a run's report.html anew, or one page that compares several runs."
+        "report", "Regenerate a run's report.html, or write one page that compares several runs."
     )
     parser.add_argument("runs", nargs="+", help="run folder; two or more are compared")
     parser.add_argument(
-        "--out", default=None, help="several runs: the page (comparison.html when not given)"
+        "--out", default=None, help="page for several runs (default: comparison.html)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     args = parser.parse_args(argv)
@@ -256,20 +253,20 @@ def report(argv: list[str]) -> int:
         return 0
     if args.out is not None:
         raise ConfigError(
-            f"--out {args.out} is for comparing runs; the report of one is its own report.html"
+            f"--out {args.out} is for several runs; the report of one run is always its report.html"
         )
     sys.stdout.write(f"report: {Run(args.runs[0]).write_report()}\n")
     return 0
 
 
 def export(argv: list[str]) -> int:
-    """A file for other programs, compared with the model."""
+    """Export a model to a file and compare its outputs with the model."""
     parser = VerbParser("export", "Export a model, run the exported file and compare.")
     parser.add_argument("run", help=RUN_HELP)
     parser.add_argument("--format", default="onnx", choices=sorted(SUFFIXES), help="file format")
     parser.add_argument("--part", default=None, choices=PARTS, help="what to export")
-    parser.add_argument("--output", default=None, help="decoder: which output it answers")
-    parser.add_argument("--out", default=None, help="file; in the run folder when not given")
+    parser.add_argument("--output", default=None, help="output of the decoder to export")
+    parser.add_argument("--out", default=None, help="file; by default in the run folder")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     args = parser.parse_args(argv)
     done = run_export(

@@ -1,1 +1,1 @@
-"""What a run shows for itself: figures, tables and one self-contained HTML page."""
+"""Figures, tables and self-contained HTML reports of runs."""

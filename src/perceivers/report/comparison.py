@@ -1,4 +1,4 @@
-"""Several runs side by side: what was set differently, and what came of it."""
+"""Tables that compare the settings, results and costs of several runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,22 +11,22 @@ from perceivers.report.html import Table
 from perceivers.report.style import number
 
 _ABSENT = "-"
-# Where a run is written is no setting of what it computes.
+# The output folder always differs and does not change what is computed.
 _NOT_COMPARED = {"out"}
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One run, as it is compared.
+    """Settings and results of one run.
 
     Attributes:
-        name: As short as tells it from the others.
+        name: Short name, unique among the compared runs.
         settings: All settings by dotted name, and versions and hardware as ``environment.NAME``.
         records: Lines of ``metrics.jsonl``.
-        best: Figures of the best model on the validation split.
-        best_step: Step of that model; None when there is none yet.
-        results: Figures on other splits, by split.
-        parameters: How many the model has; None when there is none yet.
+        best: Metrics of the best model on the validation split.
+        best_step: Step of that model; None if it does not exist yet.
+        results: Metrics on other splits, by split.
+        parameters: Number of parameters of the model; None if it does not exist yet.
     """
 
     name: str
@@ -39,35 +39,35 @@ class Summary:
 
     @property
     def steps(self) -> int:
-        """The last step recorded."""
+        """Last recorded step."""
         return max((int(record["step"]) for record in self.records), default=0)
 
     @property
     def seconds(self) -> float:
-        """Training time, without evaluation and waiting for data."""
+        """Training time in seconds, without evaluation and waiting for data."""
         return max((float(record.get("seconds", 0.0)) for record in self.records), default=0.0)
 
     @property
     def rate(self) -> float | None:
-        """Samples per second, the median of all records."""
+        """Median of the recorded samples per second."""
         rates = [r["samples_per_second"] for r in self.records if "samples_per_second" in r]
         return float(median(rates)) if rates else None
 
     @property
     def data_wait(self) -> float | None:
-        """Fraction of the time spent waiting for data, the median of all records."""
+        """Median fraction of the time spent waiting for data."""
         waits = [r["data_wait"] for r in self.records if "data_wait" in r]
         return float(median(waits)) if waits else None
 
     @property
     def last(self) -> Mapping[str, float]:
-        """Figures of the last evaluation on the validation split."""
+        """Metrics of the last evaluation on the validation split."""
         found = [record for record in self.records if record.get("split") == "val"]
         return {k: v for k, v in found[-1].items() if k not in {"step", "split"}} if found else {}
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Return as many last parts of each path as tell them all apart."""
+    """Return the shortest path endings of equal length that are unique."""
     resolved = [real_path(path) for path in paths]
     longest = max((len(path.parts) for path in resolved), default=1)
     for count in range(1, longest + 1):
@@ -78,7 +78,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def differences_table(runs: Sequence[Summary]) -> Table:
-    """Tell every setting, version and device in which the runs differ."""
+    """List every setting, version and device in which the runs differ."""
     names = list(dict.fromkeys(name for run in runs for name in run.settings))
     names = [name for name in names if name not in _NOT_COMPARED]
     rows = []
@@ -92,7 +92,7 @@ def differences_table(runs: Sequence[Summary]) -> Table:
 
 
 def results_table(runs: Sequence[Summary]) -> Table:
-    """Tell the figures of every run: its best model, its last evaluation, other splits."""
+    """List the metrics of every run: of its best model, its last evaluation and other splits."""
     rows: list[tuple[str, ...]] = []
     for name in _all_names([run.best for run in runs] + [run.last for run in runs]):
         rows.append((f"val {name}, best model", *(_figure(run.best.get(name)) for run in runs)))
@@ -101,11 +101,11 @@ def results_table(runs: Sequence[Summary]) -> Table:
         held = [run.results.get(split, {}) for run in runs]
         for name in _all_names(held):
             rows.append((f"{split} {name}", *(_figure(figures.get(name)) for figures in held)))
-    return Table(header=("figure", *(run.name for run in runs)), rows=rows)
+    return Table(header=("metric", *(run.name for run in runs)), rows=rows)
 
 
 def costs_table(runs: Sequence[Summary]) -> Table:
-    """Tell what every run took."""
+    """List parameters, steps, training time and speed of every run."""
     rows = [
         ("parameters", *(_count(run.parameters) for run in runs)),
         ("steps", *(_count(run.steps) for run in runs)),
@@ -114,12 +114,11 @@ def costs_table(runs: Sequence[Summary]) -> Table:
         ("samples per second", *(_figure(run.rate) for run in runs)),
         ("data wait, fraction", *(_figure(run.data_wait) for run in runs)),
     ]
-    note = "Training time leaves out evaluation and waiting for data; rates and waits are medians."
+    note = "Training time excludes evaluation and waiting for data; rates and waits are medians."
     return Table(header=("", *(run.name for run in runs)), rows=rows, note=note)
 
 
 def _all_names(figures: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names of all plain numbers, in order of appearance."""
     return list(
         dict.fromkeys(
             name
@@ -139,7 +138,7 @@ def _count(value: int | None) -> str:
 
 
 def _show(value: Any) -> str:
-    """Write a setting as YAML would."""
+    # Spelled as in YAML.
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

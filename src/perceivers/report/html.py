@@ -1,6 +1,6 @@
-"""One self-contained HTML page: sections of text, tiles, figures, tables and commands.
+"""Writes a report as one HTML page of text, tiles, figures, tables and commands.
 
-The file holds its pictures and styles, asks nothing of any server, and can be mailed as it is.
+Images and styles are embedded, so the file needs no server and can be sent by mail.
 """
 
 import re
@@ -24,7 +24,7 @@ _NUMERIC = re.compile(r"[-+\u2212]?[\d.,]+(e[-+]?\d+)?( ?%)?|-|")
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text under a header; ``note`` is a line below."""
+    """Table of text cells with a header; ``note`` is a line below it."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -33,15 +33,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a report; shown in the order tiles, text, figures, tables, code.
+    """One section of a report, in the order tiles, text, figures, tables, code.
 
     Args:
         title: Heading, and entry in the table of contents.
-        text: Plain paragraphs with blank lines between.
-        figures: PNG files with their captions, which are also their alternative texts.
-        tables: Tables; a column of numbers is set flush right.
-        code: Commands or YAML, shown as it is with a button that copies it.
-        facts: Pairs of a big number and what it is, shown as tiles.
+        text: Plain text; blank lines separate paragraphs.
+        figures: PNG files with captions, which are also the alternative texts.
+        tables: Tables; columns of numbers are right-aligned.
+        code: Commands or YAML, shown verbatim with a copy button.
+        facts: Pairs of a value and its label, shown as tiles.
     """
 
     title: str
@@ -54,7 +54,7 @@ class Section:
 
 @dataclass(frozen=True)
 class _Figure:
-    """A picture as the template wants it; sizes are CSS pixels."""
+    """Figure for the template; sizes are CSS pixels."""
 
     source: str
     caption: str
@@ -65,14 +65,14 @@ class _Figure:
 def write_html(
     path: Path, *, title: str, subtitle: str, sections: Sequence[Section], footer: str = ""
 ) -> Path:
-    """Write the report; readers of an older one see either that or the new one, never a part.
+    """Write a report atomically: a reader sees the old file or the new one, never a part.
 
     Args:
-        path: Where the page goes.
+        path: File to write.
         title: Heading of the page.
         subtitle: One line under it.
-        sections: The parts, in order.
-        footer: A line at the end, such as version and date.
+        sections: Sections in order.
+        footer: Last line, such as version and date.
 
     Returns:
         The path.
@@ -103,23 +103,21 @@ def write_html(
 
 
 def paragraphs(text: str) -> list[str]:
-    """Split plain text at blank lines."""
+    """Split plain text into paragraphs at blank lines."""
     return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 
 def _environment() -> Environment:
-    """Return an environment that escapes everything and tolerates no missing name."""
     return Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
 
 
 def _load_figure(path: Path, caption: str) -> _Figure:
-    """Read a PNG into a data URI; its header says how large it is."""
     content = read_file(path, error=RunError)
     if not content.startswith(_PNG_SIGNATURE) or len(content) < 24:
-        raise RunError(f"the figure {path} is not a PNG file; draw it again")
-    width, height = unpack(">II", content[16:24])
+        raise RunError(f"the figure {path} is not a PNG file; regenerate the report of the run")
+    width, height = unpack(">II", content[16:24])  # from the IHDR chunk
     return _Figure(
         source="data:image/png;base64," + b64encode(content).decode("ascii"),
         caption=caption,
@@ -129,7 +127,7 @@ def _load_figure(path: Path, caption: str) -> _Figure:
 
 
 def _numeric_columns(table: Table) -> list[bool]:
-    """Tell for every column whether all its cells are numbers; the first one names the rows."""
+    """Mark the columns with numbers only; the first column has the row names."""
     return [
         index > 0
         and bool(table.rows)

@@ -1,4 +1,4 @@
-"""Reading ``metrics.jsonl``, the record a run writes line by line while it trains."""
+"""Reads ``metrics.jsonl``, to which a training run appends one record per line."""
 
 import os
 from pathlib import Path
@@ -8,21 +8,23 @@ from perceivers.errors import RunError, UserError
 from perceivers.foreign import parse_json
 from perceivers.reading import read_file
 
-# What every reader of records takes for a number.
+# Readers of records use these as numbers without checking.
 NUMBERS = ("step", "loss", "lr", "seconds", "samples_per_second", "data_wait")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read one record per line; a torn last line is what a killed run leaves, and is dropped.
+    """Read one record per line, without an incomplete last line.
+
+    A run that is killed while writing leaves an incomplete line.
 
     Args:
-        path: A file of JSON objects, one per line; blank lines are skipped.
+        path: File with one JSON object per line; blank lines are skipped.
 
     Returns:
-        The records in the order of the file; an empty file gives none.
+        The records in file order; none for an empty file.
 
     Raises:
-        RunError: If the file cannot be read, or a line other than the last is no JSON object.
+        RunError: If the file cannot be read, or a line other than the last is not a record.
     """
     if not os.path.lexists(path):
         raise RunError(f"{path} does not exist; give the folder of a run that has started training")
@@ -35,24 +37,23 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             records.append(record)
         elif number != numbered[-1][0]:
             raise RunError(
-                f"{path} line {number} is no record, an object with a step: {line[:60]!r}; only "
-                f"the last line may be torn, so delete this line or restore the file"
+                f"{path} line {number} is not a record (object with a step): {line[:60]!r}; only "
+                f"the last line may be incomplete, so delete this line or restore the file"
             )
     return records
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """Return the record on a line, or None if it holds none."""
     try:
-        # Figures may be NaN, which JSON does not know.
+        # Metrics may be NaN, which standard JSON does not have.
         record = parse_json(line, "a record", constants=True, halves=True)
-    except UserError:  # bad JSON, or bytes cut inside a character
+    except UserError:  # invalid JSON, or UTF-8 cut inside a character
         return None
     return record if is_record(record) else None
 
 
 def is_record(value: Any) -> bool:
-    """Tell whether what a line holds is a record: an object of numbers, with a step."""
+    """Check whether a value is a record: an object with a step and numeric metrics."""
     return (
         isinstance(value, dict)
         and isinstance(value.get("step"), int)

@@ -1,4 +1,4 @@
-"""The one look of all figures, and how they are laid out, in inches from the top left corner."""
+"""Common style of all figures, and layout in inches from the top left corner."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from perceivers.report import style
 
-# -- The one look of all figures: colours, sizes, and text that is measured before it is drawn ---
+# -- Colours, sizes and text measurement ---------------------------------------------------------
 #
-# Lengths are inches, font sizes are points. Figures are saved at twice the density of a browser,
-# where one inch is 96 pixels; at half their pixel size, a 9.5 point font reads as 12.7 CSS
-# pixels. Everything is passed explicitly and nothing is read from or written to matplotlib's
-# global settings.
+# Lengths are in inches, font sizes in points. Figures are saved at twice the density of a browser
+# (96 pixels per inch), so a 9.5 point font appears as 12.7 CSS pixels. Every style is passed
+# explicitly, because matplotlib's global settings belong to the user.
 
 
 WIDTH = 9.0
@@ -40,10 +39,10 @@ MUTED = "#646c7a"
 FRAME = "#b9bfca"
 FAINT = "#e6e9ee"
 PAPER = "#ffffff"
-# Slightly blue, so that a hidden pixel is not mistaken for a grey one of the picture.
+# Slightly blue, so that a hidden pixel is not mistaken for a grey pixel of the image.
 HIDDEN = (0.58, 0.60, 0.65)
 
-# Okabe and Ito's palette: told apart by readers with any common colour blindness.
+# Palette of Okabe and Ito, which remains distinguishable with common colour blindness.
 BLUE = "#0072b2"
 VERMILION = "#d55e00"
 GREEN = "#009e73"
@@ -66,14 +65,14 @@ def font(size: float) -> FontProperties:
 
 
 def line_height(size: float) -> float:
-    """Return the distance between two base lines, in inches."""
+    """Return the distance between two baselines, in inches."""
     return size * LINE_SPACING / _POINTS_PER_INCH
 
 
 def printable(words: str) -> str:
-    """Put text on one line and swap characters the font cannot draw for an empty box.
+    """Join text to one line and replace characters missing from the font by an empty box.
 
-    Class names may hold any character; matplotlib would warn about every missing one.
+    Class names may contain any character, and matplotlib would warn about each missing one.
     """
     face = get_font(fontManager.findfont(font(TEXT_SIZE)))
     line = " ".join(words.split())
@@ -87,7 +86,7 @@ def text_width(words: str, size: float) -> float:
 
 
 def shorten(words: str, width: float, size: float) -> str:
-    """Return the longest start of a text that fits a width, with an ellipsis where it was cut."""
+    """Cut a text to a width in inches, with an ellipsis if it was cut."""
     words = printable(words)
     if text_width(words, size) <= width:
         return words
@@ -97,7 +96,7 @@ def shorten(words: str, width: float, size: float) -> str:
 
 
 def wrap(words: str, width: float, size: float) -> Sequence[str]:
-    """Break a text into lines no wider than a width, at spaces."""
+    """Break a text at spaces into lines of at most a width in inches."""
     lines: list[str] = []
     for word in printable(words).split():
         joined = f"{lines[-1]} {word}" if lines else word
@@ -123,7 +122,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """Format a share of one as ``97.8 %``; only nothing is ``0 %`` and only all is ``100 %``."""
+    """Format a fraction as ``97.8 %``; only exactly 0 and 1 become ``0 %`` and ``100 %``."""
     value = 100 * share
     if value in {0.0, 100.0}:
         return f"{value:.0f} %"
@@ -133,10 +132,10 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
-# A figure that is laid out in inches, from the top left corner down, under a title and a note.
+# Page: a figure laid out in inches from the top left corner, under a title and a note.
 #
-# Exact placement instead of a layout engine: pictures keep whole pixels, text is measured and
-# wrapped before it is drawn, and nothing overlaps whatever the lengths of names and titles.
+# Exact placement instead of a layout engine keeps images at whole pixels. Text is measured and
+# wrapped before it is drawn, so nothing overlaps, however long names and titles are.
 
 
 _MARGIN = 0.05
@@ -144,13 +143,13 @@ _COLOUR_BAR_WIDTH = 0.1
 
 
 class Page:
-    """One figure; ``x`` and ``y`` are inches right of and below the corner under the header.
+    """One figure; ``x`` and ``y`` are inches from the top left corner of the body.
 
     Args:
-        width: Width of the body, in inches; the title and the note wrap to it.
-        height: Height of the body, in inches.
-        title: What the figure shows, one line or a few.
-        note: How to read it, in smaller grey text under the title.
+        width: Width of the body in inches; the title and the note are wrapped to it.
+        height: Height of the body in inches.
+        title: Title of the figure.
+        note: Explanation, in smaller grey text under the title.
     """
 
     def __init__(self, width: float, height: float, *, title: str, note: str = "") -> None:
@@ -169,7 +168,7 @@ class Page:
         self.lines(0, -header - gap + title_height, notes, color=style.MUTED)
 
     def axes(self, x: float, y: float, width: float, height: float) -> Axes:
-        """Add axes that fill a box, given by its top left corner and its size."""
+        """Add axes that fill a box, given by its top left corner and size."""
         bottom = self._height - self._top - y - height
         return self.figure.add_axes(
             (
@@ -192,7 +191,7 @@ class Page:
         vertical: Literal["top", "center", "baseline", "bottom"] = "top",
         rotation: float = 0.0,
     ) -> None:
-        """Write one line of text; dollar signs are printed, not read as mathematics."""
+        """Draw one line of text; dollar signs do not start mathematics."""
         self.figure.text(
             (self._left + x) / self._width,
             1 - (self._top + y) / self._height,
@@ -216,7 +215,7 @@ class Page:
         color: Any = style.INK,
         align: Literal["left", "center", "right"] = "left",
     ) -> None:
-        """Write lines of text from ``y`` down, on a fixed grid of base lines."""
+        """Draw lines of text downwards from ``y``, with equally spaced baselines."""
         step = style.line_height(size)
         for row, line in enumerate(words):
             baseline = y + row * step + 0.78 * step
@@ -233,7 +232,7 @@ class Page:
         colours: str = "gray",
         limits: tuple[float, float] = (0.0, 1.0),
     ) -> Axes:
-        """Draw an image that fills a box: sharp pixels when enlarged, filtered when reduced."""
+        """Draw an image that fills a box, with sharp pixels if enlarged and filtered if reduced."""
         axes = self.axes(x, y, width, height)
         enlarged = width * style.DPI >= image.shape[1] and height * style.DPI >= image.shape[0]
         axes.imshow(
@@ -260,7 +259,7 @@ class Page:
         limits: tuple[float, float],
         labels: Sequence[tuple[float, str]],
     ) -> None:
-        """Draw an upright colour scale, a tenth of an inch wide, with labels to its right."""
+        """Draw a vertical colour bar, 0.1 inches wide, with labels on the right."""
         axes = self.axes(x, y, _COLOUR_BAR_WIDTH, height)
         scale = ScalarMappable(norm=Normalize(*limits), cmap=colours)
         ramp = scale.to_rgba(np.linspace(limits[1], limits[0], 256)[:, None])
@@ -281,14 +280,14 @@ class Page:
             )
 
     def save(self, path: Path) -> Path:
-        """Write the figure as a PNG, making the folder if needed."""
+        """Write the figure as PNG; the folder is created if needed."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._canvas.print_png(path)
         return path
 
 
 def tidy(axes: Axes) -> None:
-    """Give axes the common look: two thin spines, small grey ticks, a faint horizontal grid."""
+    """Apply the common style to axes: two thin spines, small grey ticks, a faint grid."""
     axes.set_facecolor(style.PAPER)
     for side, spine in axes.spines.items():
         spine.set(visible=side in {"left", "bottom"}, color=style.FRAME, linewidth=style.HAIRLINE)

@@ -1,4 +1,4 @@
-"""Tables that are computed from results rather than copied from settings."""
+"""Tables of results: metrics per class, and errors of filled-in modalities."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,15 +14,15 @@ _UNDEFINED = "-"
 
 
 def per_class_table(matrix: NDArray[Any], classes: Sequence[str]) -> Table:
-    """Tell for every class how many there are, how many are found, and what they are taken for.
+    """Return support, recall, precision and the most common confusion of every class.
 
     Args:
-        matrix: Counts ``[K, K]``; rows are true classes, columns predicted ones.
+        matrix: Counts ``[K, K]``; rows are true classes, columns predicted classes.
         classes: The K class names.
 
     Returns:
         One row per class: name, support, recall (the accuracy within the class), precision, and the
-        most common wrong answer. A ratio without a denominator is shown as ``-``.
+        most common wrong prediction. A ratio with denominator 0 is shown as ``-``.
 
     Raises:
         InputError: If the matrix is not square or does not match the class names.
@@ -45,7 +45,7 @@ def per_class_table(matrix: NDArray[Any], classes: Sequence[str]) -> Table:
         )
     total = int(support.sum())
     note = (
-        f"{int(right.sum()):,} of {total:,} samples are right: accuracy "
+        f"{int(right.sum()):,} of {total:,} samples are correct: accuracy "
         f"{percent(float(right.sum()) / total)}."
         if total
         else "No samples."
@@ -58,7 +58,7 @@ def fill_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
     """Compare the errors of filling in each modality with those of two baselines.
 
     Args:
-        found: As ``results.json`` records them, by modality.
+        found: Results by modality, as recorded in ``results.json``.
     """
     splits = sorted({str(each["mean_of"]) for each in found.values()})
     header = (
@@ -80,13 +80,14 @@ def fill_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
     ]
     note = (
         "Each modality is hidden as a whole and filled in from the others. A model that uses its "
-        "input errs less than the mean sample does, and clearly more with another sample's input."
+        "input has a lower error than the mean sample, and a clearly higher error with the input "
+        "of another sample."
     )
     return Table(header=header, rows=rows, note=note)
 
 
 def check_confusion(matrix: NDArray[Any], classes: Sequence[str]) -> NDArray[np.int64]:
-    """Return the counts as integers, or say why they are no confusion matrix."""
+    """Return the counts as integers; raise InputError if they are not a confusion matrix."""
     counts = np.asarray(matrix)
     size = len(classes)
     if counts.shape != (size, size):
@@ -100,5 +101,4 @@ def check_confusion(matrix: NDArray[Any], classes: Sequence[str]) -> NDArray[np.
 
 
 def _ratio(part: Any, whole: Any) -> str:
-    """Format a share, or a dash when there is nothing to share."""
     return percent(float(part) / float(whole)) if whole else _UNDEFINED

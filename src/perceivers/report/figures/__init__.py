@@ -1,4 +1,4 @@
-"""Figures of a run, one function each; all share the look of ``perceivers.report.style``."""
+"""Figures of a run, one function each, in the style of ``perceivers.report.style``."""
 
 from perceivers.report.figures.curves import draw_comparison, draw_curves
 from perceivers.report.figures.positions import draw_positions

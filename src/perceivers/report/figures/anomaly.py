@@ -1,4 +1,4 @@
-"""Where a model is wrong about a sample: heat over pixels, frames, seconds, points or letters.
+"""Heat maps of reconstruction errors on images, videos, audio, points and texts.
 
 Legend: C channels, T frames, H W rows and columns, S samples, P points, L bytes.
 """
@@ -21,25 +21,24 @@ from perceivers.report.style import Page, tidy
 HEAT = "YlOrRd"
 MAX_FRAMES = 6
 _SIDE, _GAP, _BAR_ROOM = 2.6, 0.12, 0.75
-# How much of a picture the strongest heat covers.
+# Opacity of the strongest colour.
 _COVER = 0.8
 _WAVE_HEIGHT, _AXES_LEFT, _AXES_BELOW = 1.5, 0.62, 0.55
-# More segments than a screen has columns would only cost time.
+# More segments than the figure has pixel columns would only cost time.
 _SEGMENTS = 1200
 
 
 @dataclass(frozen=True)
 class Heat:
-    """A sample and its errors.
+    """A sample and its reconstruction errors.
 
     Attributes:
         kind: ``image``, ``video``, ``audio``, ``points``, ``bytes``, or anything else.
-        signal: In the raw layout without a batch axis: ``[C, H, W]``, ``[C, T, H, W]``, ``[C, S]``,
-            ``[P, C]`` or ids ``[L]``; pictures in 0..1.
-        errors: One per element of the grid: ``[H, W]``, ``[T, H, W]``, ``[S]``, ``[P]`` or ``[L]``;
-            NaN
-            where nothing is known. Clips may have errors of every n-th frame only.
-        rate: Frames, or samples, per second; 0 counts them instead.
+        signal: Raw input without a batch axis: ``[C, H, W]``, ``[C, T, H, W]``, ``[C, S]``,
+            ``[P, C]`` or ids ``[L]``; images and frames in 0..1.
+        errors: One per element: ``[H, W]``, ``[T, H, W]``, ``[S]``, ``[P]`` or ``[L]``; NaN where
+            unknown. Videos may have errors for every n-th frame only.
+        rate: Frames or samples per second; 0 labels axes with indices instead of seconds.
     """
 
     kind: str
@@ -49,21 +48,21 @@ class Heat:
 
 
 def draw_heat(path: Path, heat: Heat, *, limit: float, unit: str, title: str, note: str) -> Path:
-    """Draw a sample beside itself under its errors, with a colour bar.
+    """Draw a sample next to a heat map of its errors, with a colour bar.
 
     Args:
-        path: Where the PNG goes.
-        heat: What to draw.
-        limit: The error of the strongest colour; above 0.
-        unit: What an error is, for the colour bar.
-        title: Heading of the figure.
-        note: How to read it.
+        path: PNG file to write.
+        heat: Sample and errors.
+        limit: Error that gets the strongest colour; above 0.
+        unit: Unit of the errors, named in the note.
+        title: Title of the figure.
+        note: Explanation under the title.
 
     Returns:
         The path.
 
     Raises:
-        InputError: Signal and errors do not have the same grid.
+        InputError: If signal and errors do not have the same grid, or the limit is not above 0.
     """
     if not limit > 0.0:
         raise InputError(f"the strongest colour stands for {limit}; it must be above 0")
@@ -73,12 +72,12 @@ def draw_heat(path: Path, heat: Heat, *, limit: float, unit: str, title: str, no
 
 
 def overlay(picture: NDArray[Any], errors: NDArray[Any], limit: float) -> NDArray[np.float64]:
-    """Lay heat over a picture, the more opaque the stronger.
+    """Overlay an image with heat, more opaque where it is stronger.
 
     Args:
         picture: ``[C, H, W]`` in 0..1.
-        errors: ``[H, W]``; NaN leaves the picture as it is.
-        limit: The error of the strongest colour.
+        errors: ``[H, W]``; NaN leaves the image unchanged.
+        limit: Error that gets the strongest colour.
 
     Returns:
         ``[H, W, 3]`` in 0..1.
@@ -91,13 +90,12 @@ def overlay(picture: NDArray[Any], errors: NDArray[Any], limit: float) -> NDArra
 
 
 def _grey(picture: NDArray[Any]) -> NDArray[np.float64]:
-    """Brightness ``[H, W]``: heat is told from the picture's own colours."""
+    # Grey, so that heat is not confused with the colours of the image.
     values = np.nan_to_num(np.asarray(picture, np.float64)).clip(0.0, 1.0)
     return values[:3].mean(0) if len(values) >= 3 else values[0]
 
 
 def _draw_picture(heat: Heat, limit: float, title: str, note: str) -> Page:
-    """The picture, and the picture under its errors."""
     _check(heat, heat.signal.shape[1:])
     height, width = _fit(heat.signal.shape[1:], _SIDE)
     page = Page(max(2 * width + _GAP + _BAR_ROOM, 5.0), height, title=title, note=note)
@@ -108,7 +106,6 @@ def _draw_picture(heat: Heat, limit: float, title: str, note: str) -> Page:
 
 
 def _draw_clip(heat: Heat, limit: float, title: str, note: str) -> Page:
-    """Frames over the clip, and how wrong the model is over its time."""
     step = heat.signal.shape[1] // max(len(heat.errors), 1)
     signal = heat.signal[:, :: max(step, 1)][:, : len(heat.errors)]
     _check(Heat(heat.kind, signal, heat.errors), signal.shape[1:])
@@ -135,7 +132,6 @@ def _draw_clip(heat: Heat, limit: float, title: str, note: str) -> Page:
 
 
 def _draw_wave(heat: Heat, limit: float, title: str, note: str) -> Page:
-    """The first channel, coloured by its errors, and the errors over its time."""
     _check(heat, heat.signal.shape[1:])
     seconds = np.arange(len(heat.errors)) / (heat.rate or 1.0)
     size = -(-len(seconds) // _SEGMENTS)
@@ -148,7 +144,7 @@ def _draw_wave(heat: Heat, limit: float, title: str, note: str) -> Page:
         np.array([part(heat.signal[0, end : end + size]) for end in ends])
         for part in (np.min, np.max)
     )
-    # A single sample is a line of no height; the thinnest that is seen is a hundredth of the range.
+    # A segment of one sample has height 0; widen it to a visible hundredth of the range.
     thin = 0.005 * max(float(highs.max() - lows.min()), 1e-6)
     bars = np.stack(
         [np.stack([seconds[ends], lows - thin], 1), np.stack([seconds[ends], highs + thin], 1)], 1
@@ -167,7 +163,6 @@ def _draw_wave(heat: Heat, limit: float, title: str, note: str) -> Page:
 
 
 def _draw_points(heat: Heat, limit: float, title: str, note: str) -> Page:
-    """Points by their first two coordinates, coloured by their errors."""
     _check(heat, heat.signal.shape[:1])
     page = Page(5.0, 4.2 + _AXES_BELOW, title=title, note=note)
     axes = page.axes(_AXES_LEFT, 0, 5.0 - _AXES_LEFT - _BAR_ROOM, 4.2)
@@ -184,7 +179,6 @@ def _draw_points(heat: Heat, limit: float, title: str, note: str) -> Page:
 
 
 def _draw_text(heat: Heat, limit: float, title: str, note: str) -> Page:
-    """The text on a ground that is shaded by its errors."""
     _check(heat, heat.signal.shape)
     canvas = TextCanvas(heat.signal)
     top = canvas.height(style.WIDTH) + _GAP
@@ -197,10 +191,10 @@ def _draw_text(heat: Heat, limit: float, title: str, note: str) -> Page:
 
 
 def _draw_values(heat: Heat, limit: float, title: str, note: str) -> Page:
-    """Errors in the order of the elements, of what has no picture."""
+    # Other kinds have no natural image, so errors are plotted in element order.
     page = Page(style.WIDTH, _WAVE_HEIGHT + _AXES_BELOW, title=title, note=note)
     errors = heat.errors.reshape(-1)
-    _curve(page, 0, np.arange(len(errors)), errors, f"error (colours end at {limit:.3g})", "place")
+    _curve(page, 0, np.arange(len(errors)), errors, f"error (colours end at {limit:.3g})", "index")
     return page
 
 
@@ -216,7 +210,6 @@ _DRAWERS: dict[str, Callable[[Heat, float, str, str], Page]] = {
 def _curve(
     page: Page, y: float, x: NDArray[Any], values: NDArray[Any], name: str, below: str
 ) -> None:
-    """Draw a line with its name above and what runs below."""
     page.lines(_AXES_LEFT, y, [name], size=style.SMALL_SIZE, color=style.MUTED)
     step = style.line_height(style.SMALL_SIZE)
     width = style.WIDTH - _AXES_LEFT - _BAR_ROOM
@@ -231,33 +224,28 @@ def _curve(
 
 
 def _bar(page: Page, x: float, y: float, height: float, limit: float) -> None:
-    """A colour bar from nothing to the strongest error."""
     labels = [(0.0, "0"), (limit, style.number(limit, 2))]
     page.colour_bar(x, y, height, colours=HEAT, limits=(0.0, limit), labels=labels)
 
 
 def _colour(picture: NDArray[Any]) -> NDArray[np.float64]:
-    """A picture ``[H, W, 3]``."""
     values = np.nan_to_num(np.asarray(picture, np.float64)).clip(0.0, 1.0)
     values = values[:3] if len(values) >= 3 else values[:1].repeat(3, 0)
     return np.moveaxis(values, 0, -1)
 
 
 def _fit(shape: tuple[int, ...], room: float) -> tuple[float, float]:
-    """Height and width of a picture whose longer side fills the room."""
     height, width = shape
     longest = max(height, width)
     return room * height / longest, room * width / longest
 
 
 def _mean(values: NDArray[Any]) -> float:
-    """Mean of what is known."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else 0.0
 
 
 def _check(heat: Heat, grid: tuple[int, ...]) -> None:
-    """Require an error per element."""
     if heat.errors.shape != grid:
         raise InputError(
             f"errors of shape {heat.errors.shape} for a {heat.kind} of grid {grid}; there must be "

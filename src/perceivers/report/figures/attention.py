@@ -1,8 +1,7 @@
-"""Attention maps of one or several samples: heat on the input, panel by panel, with its scale.
+"""Figures of attention maps: heat on the input, in panels under headings.
 
-Attention of a map sums to 1. As single shares of thousands of tokens say little, each panel states
-what the strongest hundredth of the tokens holds, and the full colour as a multiple of the share
-that every token would get if all were read alike.
+A map sums to 1. Since the weight of one token among thousands says little, each panel states the
+attention on the strongest 1 % of tokens, and the full colour as a multiple of uniform attention.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,17 +20,17 @@ from perceivers.report.style import Page
 
 COLUMNS = 5
 STRONGEST = 0.01
-# Tokens of a map above this quantile have the full colour, so that one does not pale the others.
+# Tokens above this quantile have the full colour, so that one outlier does not make the rest pale.
 FULL = 0.995
 LEAST = 3.0
-HONEST = "Attention shows where information was read, not what decided the answer."
+HONEST = "Attention shows where information was read, not what determined the output."
 SCALE = (
-    "Attention of a map sums to 1 over all tokens; 'even' is the share that each token would have "
-    "if all were read alike. Colours are comparable within a map, not between maps."
+    "The attention of a map sums to 1 over all tokens; 'uniform' is the attention of each token if "
+    "it were equal for all. Colours are comparable within a map, not between maps."
 )
 
 _GAP = 0.14
-# Text is drawn a little wider than it is measured.
+# Drawn text is slightly wider than measured text.
 _SLACK = 0.25
 _BAR = 0.14
 _SCALE_WIDTH = 1.6
@@ -40,15 +39,16 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Panel:
-    """One map on one sample.
+    """One attention map on one sample.
 
     Attributes:
-        canvases: The sample, by modality.
-        label: What the map is.
-        shares: Attention on each modality's token grid, together 1; None draws the bare input.
-        tokens: Tokens that could be read.
+        canvases: Inputs of the sample by modality.
+        label: Name of the map.
+        shares: Attention on each modality's token grid, with a total of 1; None draws the input
+            without a map.
+        tokens: Number of tokens that can be attended to.
         notes: Lines under the label.
-        mark: A modality and a place in it, 0..1 per axis: the element that is answered.
+        mark: Modality and position, 0..1 per axis, of the element whose output is explained.
     """
 
     canvases: Mapping[str, Canvas]
@@ -61,7 +61,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class PanelSection:
-    """Panels under a heading, with a paragraph on how they came about."""
+    """Panels under a heading, with a paragraph that explains their maps."""
 
     heading: str
     text: str
@@ -69,16 +69,16 @@ class PanelSection:
 
 
 def strongest_share(shares: Mapping[str, NDArray[Any]], tokens: int) -> float:
-    """Return the attention on the strongest hundredth of the tokens (at least one token)."""
+    """Return the attention on the strongest 1 % of the tokens (at least one token)."""
     values = np.sort(_joined(shares))[::-1]
     return float(values[: max(ceil(STRONGEST * tokens), 1)].sum())
 
 
 def full_colour(shares: Mapping[str, NDArray[Any]], tokens: int) -> float:
-    """Return the share of attention that gets the full colour.
+    """Return the attention that gets the full colour.
 
-    At least a fifth of the largest share, and three times the even one: a map in which all tokens
-    are read about alike is pale.
+    At least a fifth of the largest value and three times uniform attention, so that a nearly
+    uniform map is pale.
     """
     values = np.sort(_joined(shares))[::-1]
     usual = values[: max(tokens, 1)][int((1 - FULL) * max(tokens - 1, 0))]
@@ -88,19 +88,19 @@ def full_colour(shares: Mapping[str, NDArray[Any]], tokens: int) -> float:
 def draw_attention(
     path: Path, sections: Sequence[PanelSection], *, title: str, note: str = ""
 ) -> Path:
-    """Draw sections of panels; pictures and points stand side by side, other inputs below another.
+    """Draw sections of panels, with images and points side by side and other inputs one per row.
 
     Args:
-        path: Where the PNG goes.
-        sections: What to draw.
-        title: Heading of the figure.
-        note: What a reader must know first; how to read the scale is added.
+        path: PNG file to write.
+        sections: Panels with headings.
+        title: Title of the figure.
+        note: Explanation under the title; that of the scale is appended.
 
     Returns:
         The path.
 
     Raises:
-        InputError: There is no panel, or the attention of one does not sum to 1.
+        InputError: If there is no panel, or the attention of one does not sum to 1.
     """
     panels = [panel for section in sections for panel in section.panels]
     if not panels:
@@ -122,12 +122,11 @@ def _joined(shares: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
 
 
 def _check(panel: Panel) -> None:
-    """Refuse what is no map of the panel's inputs."""
     if panel.shares is None:
         return
     if panel.shares.keys() - panel.canvases.keys():
         raise InputError(
-            f"map {panel.label!r} speaks of {list(panel.shares)}, but the panel shows "
+            f"map {panel.label!r} covers {list(panel.shares)}, but the panel shows "
             f"{list(panel.canvases)}; give a canvas for each modality"
         )
     total = float(_joined(panel.shares).sum())
@@ -143,18 +142,16 @@ def _is_wide(panel: Panel) -> bool:
 
 
 def _width(panel: Panel) -> float:
-    """Width of a panel in inches."""
     return style.WIDTH if _is_wide(panel) else (style.WIDTH + _GAP) / COLUMNS - _GAP
 
 
 def _canvas_width(panel: Panel) -> float:
-    """Width of one modality of a panel; several share the row."""
+    # Several modalities share a row.
     count = len(panel.canvases)
     return (_width(panel) + _GAP) / count - _GAP
 
 
 def _words(panel: Panel) -> list[str]:
-    """What a panel says of its map."""
     words = list(panel.notes)
     if panel.shares is None:
         return words
@@ -167,12 +164,12 @@ def _words(panel: Panel) -> list[str]:
     return [
         *words,
         f"strongest {'token' if few else '1 %'}: {style.percent(strongest)}",
-        f"full colour: {style.number(full)} x even",
+        f"full colour: {style.number(full)} x uniform",
     ]
 
 
 def _lines(panel: Panel) -> tuple[Sequence[str], Sequence[str]]:
-    """Return label and words as lines that fit the panel."""
+    """Wrap label and notes to the panel; wide panels join them."""
     width = _width(panel)
     if _is_wide(panel):
         words = "; ".join(_words(panel))
@@ -194,7 +191,6 @@ def _body_height(panel: Panel) -> float:
 
 
 def _rows(section: PanelSection) -> list[list[Panel]]:
-    """Panels that stand side by side."""
     rows: list[list[Panel]] = []
     for panel in section.panels:
         narrow = bool(rows) and not _is_wide(panel) and not _is_wide(rows[-1][0])
@@ -210,7 +206,6 @@ def _row_height(row: Sequence[Panel]) -> float:
 
 
 def _header(section: PanelSection) -> tuple[Sequence[str], Sequence[str], float]:
-    """Heading and paragraph as lines, and their height."""
     heading = style.wrap(section.heading, style.WIDTH, style.HEADING_SIZE)
     text = style.wrap(section.text, style.WIDTH - _SLACK, style.SMALL_SIZE)
     tall = len(heading) * style.line_height(style.HEADING_SIZE)
@@ -223,7 +218,7 @@ def _section_height(section: PanelSection) -> float:
 
 
 def _draw_section(page: Page, y: float, section: PanelSection) -> float:
-    """Draw one section and return where the next begins."""
+    """Draw one section and return the y of the next."""
     heading, text, tall = _header(section)
     page.lines(0, y, heading, size=style.HEADING_SIZE)
     below = y + len(heading) * style.line_height(style.HEADING_SIZE)
@@ -238,8 +233,7 @@ def _draw_section(page: Page, y: float, section: PanelSection) -> float:
 
 
 def _draw_scale(page: Page, y: float) -> None:
-    """Draw the colours from nothing to full."""
-    words = "no attention", "full colour, or more: stated at each map"
+    words = "no attention", "full colour or more: stated for each map"
     left = style.text_width(words[0], style.SMALL_SIZE) + 0.1
     page.text(0.0, y, words[0], size=style.SMALL_SIZE, color=style.MUTED)
     axes = page.axes(left, y, _SCALE_WIDTH, _BAR)
@@ -250,7 +244,7 @@ def _draw_scale(page: Page, y: float) -> None:
 
 
 def _draw_panel(page: Page, x: float, y: float, body: float, panel: Panel) -> None:
-    """Draw one map: words above wide inputs, below narrow ones."""
+    """Draw one map, with its text above wide inputs and below narrow ones."""
     label, words = _lines(panel)
     wide = _is_wide(panel)
     at = y if wide else y + body + 0.04

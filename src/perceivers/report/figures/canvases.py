@@ -1,4 +1,4 @@
-"""What heat is drawn on: pictures, clips, waves, point sets and texts."""
+"""Canvases for heat maps: images, videos, waveforms, point clouds and texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,37 +16,38 @@ from perceivers.report import style
 from perceivers.report.style import Page
 from perceivers.types import BOS, CLS, EOS, FIRST_BYTE, MASK, PAD, SEP
 
-# -- Point clouds from above: which point is seen in every pixel ---------------------------------
+# -- Point clouds from above ---------------------------------------------------------------------
 #
 # Legend: P points, S side of the view in pixels.
 
 
-# Where no point is seen.
+# Index of pixels without a point.
 NOTHING = -1
-# Pixels per point, so that most of them hold one.
+# Pixels per point; few enough that most pixels contain one.
 FILL = 2
 MIN_SIDE, MAX_SIDE = 32, 1024
 
 
 def choose_side(num_points: int) -> int:
-    """Return a side in pixels at which most points of a cloud are seen and most pixels hold one."""
+    """Return a side in pixels at which most points are visible and most pixels contain one."""
     return int(np.clip(round((FILL * num_points) ** 0.5), MIN_SIDE, MAX_SIDE))
 
 
 def look_down(cloud: NDArray, side: int, frame: NDArray | None = None) -> Int[np.ndarray, "S S"]:
-    """Return the row of the highest point in every pixel, y upwards, -1 where there is none.
+    """Return the index of the highest point in every pixel seen from above, -1 without a point.
 
-    Pixels without a point show that of a neighbour, so that sparse clouds are not speckled.
+    The y axis points up. An empty pixel takes the point of a neighbour, so that sparse clouds are
+    not speckled.
 
     Args:
-        cloud: Points ``[P, C]`` of at least x and y; rows of NaN are none. Without z later ones
-            cover earlier ones.
-        side: Pixels S along both sides; the longer one of the cloud fills it.
-        frame: Points whose extent is shown instead of the cloud's own, so that several clouds can
-            be compared; what lies outside is drawn at the edge.
+        cloud: Points ``[P, C]`` with at least x and y; rows with NaN are ignored. Without z, later
+            points cover earlier ones.
+        side: Pixels S along both sides; the longer side of the cloud fills it.
+        frame: Points that define the visible extent instead of the cloud, to compare several
+            clouds; points outside are drawn at the edge.
 
     Raises:
-        InputError: Fewer than two values per point.
+        InputError: If there are fewer than two values per point.
     """
     if cloud.ndim != 2 or cloud.shape[1] < 2:
         raise InputError(f"points have shape {cloud.shape}; a view from above needs [P, 2 or more]")
@@ -61,7 +62,7 @@ def look_down(cloud: NDArray, side: int, frame: NDArray | None = None) -> Int[np
     order = (
         np.argsort(cloud[real, 2], kind="stable") if cloud.shape[1] > 2 else np.arange(len(real))
     )
-    # The last one written is the highest.
+    # Assignment to equal indices keeps the last value, which is the highest point.
     seen[side - 1 - cells[order, 1], cells[order, 0]] = real[order]
     for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
         moved = np.roll(seen, step, axis)
@@ -72,19 +73,18 @@ def look_down(cloud: NDArray, side: int, frame: NDArray | None = None) -> Int[np
 
 
 def _places(cloud: NDArray) -> NDArray[np.float64]:
-    """Return x and y of the points ``[n, 2]``, without rows that are none."""
     return cloud[~np.isnan(cloud).any(axis=1), :2].astype(np.float64)
 
 
 def shade_heights(
     cloud: NDArray, seen: Int[np.ndarray, "S S"], frame: NDArray | None = None
 ) -> NDArray[np.float32]:
-    """Return grey values ``[1, S, S]`` in 0..1 by height, the lowest dark; black without a point.
+    """Return grey values ``[1, S, S]`` in 0..1 by height, dark for low; black without a point.
 
     Args:
-        cloud: Points ``[P, C]``; all have the same shade where there is no z.
-        seen: From ``look_down``.
-        frame: Points whose heights are dark and light instead of the cloud's own.
+        cloud: Points ``[P, C]``; without z all have the same shade.
+        seen: Point indices from ``look_down``.
+        frame: Points that define the range of heights instead of the cloud.
     """
     heights = cloud[:, 2] if cloud.shape[1] > 2 else np.zeros(len(cloud))
     there = heights[seen[seen != NOTHING]]
@@ -97,10 +97,10 @@ def shade_heights(
     return np.where(seen == NOTHING, 0.0, shades).astype(np.float32)[None]
 
 
-# -- Inputs on which attention is drawn as heat: pictures, clips, waves and point sets -----------
+# -- Images, videos, waveforms and points under attention as heat --------------------------------
 #
-# A canvas holds one input and knows how tall it is at a width. Heat is the attention of a token
-# as a share of that which gets the full colour, 0..1, on the input's token grid.
+# A canvas has one input and a height for every width. Heat is the attention on the input's token
+# grid, divided by the attention that gets the full colour, 0..1.
 #
 # Legend: H W rows and columns, T frames, S samples, P points, C channels.
 
@@ -108,10 +108,10 @@ def shade_heights(
 Heat = NDArray[np.float64]
 Place = tuple[float, ...]
 
-# One hue: no colour is told from its neighbour by hue, only by strength.
+# A single hue, so that colours differ in strength only.
 HEAT = LinearSegmentedColormap.from_list("heat", ["#ffffff", "#fdb98a", style.VERMILION, "#8c2d04"])
 MARK = style.BLUE
-# The picture under the heat is paler than it is, so that its blacks are not taken for heat.
+# The image under the heat is made paler, so that its dark parts are not mistaken for heat.
 PALEST, DARKEST = 0.97, 0.55
 HEAT_STRENGTH = 0.85
 
@@ -124,13 +124,13 @@ _COLUMNS_PER_INCH = 96
 
 @runtime_checkable
 class Canvas(Protocol):
-    """One input that heat can be drawn on; wide ones take a row of their own."""
+    """An input on which heat is drawn; wide ones take a whole row."""
 
     wide: bool
 
     @property
     def caption(self) -> str:
-        """What a reader cannot see in the drawing; empty when nothing."""
+        """Text on what the drawing leaves out; empty if complete."""
         ...
 
     def height(self, width: float) -> float:
@@ -140,24 +140,24 @@ class Canvas(Protocol):
     def paint(
         self, page: Page, x: float, y: float, width: float, heat: Heat | None, mark: Place
     ) -> None:
-        """Draw the input with heat on it, or as it is; ``mark`` is a place, 0..1 per axis."""
+        """Draw the input, with heat if given; ``mark`` is a position, 0..1 per axis."""
         ...
 
 
 def upsample(heat: Heat, shape: Sequence[int]) -> Heat:
-    """Give every element of a raw grid the value of the token that covers it.
+    """Repeat token values to the raw grid by nearest neighbour.
 
     Args:
-        heat: Values on the token grid; a missing last or first axis is not made up.
-        shape: The raw grid, of as many axes.
+        heat: Values on the token grid.
+        shape: Shape of the raw grid, with the same number of axes.
 
     Raises:
-        InputError: The number of axes differs.
+        InputError: If the number of axes differs.
     """
     if heat.ndim != len(shape):
         raise InputError(
-            f"a token grid of {heat.shape} cannot be laid over an input of {tuple(shape)}; both "
-            f"need the same axes"
+            f"a token grid of {heat.shape} does not fit an input of {tuple(shape)}; both need the "
+            f"same number of axes"
         )
     for axis, size in enumerate(shape):
         heat = heat.take(np.arange(size) * heat.shape[axis] // size, axis)
@@ -165,19 +165,19 @@ def upsample(heat: Heat, shape: Sequence[int]) -> Heat:
 
 
 def blend(grey: NDArray[Any], heat: Heat) -> NDArray[np.float64]:
-    """Lay heat ``[H, W]`` in 0..1 over a grey picture ``[H, W]`` in 0..1; returns RGB."""
+    """Overlay a grey image ``[H, W]`` with heat ``[H, W]``, both in 0..1; return RGB."""
     pale = DARKEST + (PALEST - DARKEST) * np.clip(grey, 0.0, 1.0)
     alpha = (HEAT_STRENGTH * np.asarray(heat))[..., None]
     return (1 - alpha) * pale[..., None] + alpha * HEAT(0.3 + 0.7 * heat)[..., :3]
 
 
 def to_grey(picture: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the brightness of a picture ``[C, H, W]`` in 0..1: the mean of up to 3 channels."""
+    """Return the brightness of an image ``[C, H, W]`` in 0..1: the mean of up to 3 channels."""
     return np.nan_to_num(np.asarray(picture[:3], np.float64)).mean(0).clip(0.0, 1.0)
 
 
 def to_colour(picture: NDArray[Any]) -> NDArray[np.float64]:
-    """Return RGB ``[H, W, 3]`` of a picture ``[C, H, W]`` in 0..1; fewer channels become grey."""
+    """Return RGB ``[H, W, 3]`` of an image ``[C, H, W]`` in 0..1; grey for 1 or 2 channels."""
     values = np.nan_to_num(np.asarray(picture, np.float64)).clip(0.0, 1.0)
     values = values[:3] if len(values) >= 3 else values[:1].repeat(3, 0)
     return np.moveaxis(values, 0, -1)
@@ -185,21 +185,21 @@ def to_colour(picture: NDArray[Any]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class PictureCanvas:
-    """A picture ``[C, H, W]`` in 0..1."""
+    """An image ``[C, H, W]`` in 0..1."""
 
     picture: NDArray[Any]
     caption: str = ""
     wide = False
 
     def height(self, width: float) -> float:
-        """Keep the picture's proportions, within bounds that leave something to see."""
+        """Keep the aspect ratio, within bounds for extremely long images."""
         rows, columns = self.picture.shape[1:]
         return min(max(width * rows / columns, 0.15), 3 * width)
 
     def paint(
         self, page: Page, x: float, y: float, width: float, heat: Heat | None, mark: Place
     ) -> None:
-        """Draw heat over the grey picture, or the picture in its colours."""
+        """Draw the image in grey under heat, or in colour without heat."""
         shape = self.picture.shape[1:]
         image = to_colour(self.picture)
         if heat is not None:
@@ -211,19 +211,19 @@ class PictureCanvas:
 
 @dataclass(frozen=True)
 class ClipCanvas:
-    """Frames ``[C, T, H, W]`` in 0..1; up to four are drawn, each in the middle of its quarter."""
+    """A video ``[C, T, H, W]`` in 0..1, of which up to four evenly spaced frames are drawn."""
 
     frames: NDArray[Any]
     wide = True
 
     @property
     def caption(self) -> str:
-        """That some frames are not drawn."""
+        """Text on frames that are not drawn."""
         total = self.frames.shape[1]
         return f"{len(self.shown())} of {total} frames drawn" if total > SHOWN_FRAMES else ""
 
     def shown(self, mark: Place = ()) -> list[int]:
-        """Return the frames drawn; the one that is marked takes the place of the nearest."""
+        """Return the indices of drawn frames; a marked frame replaces the nearest one."""
         total = self.frames.shape[1]
         count = min(SHOWN_FRAMES, total)
         chosen = [int((number + 0.5) * total / count) for number in range(count)]
@@ -238,7 +238,7 @@ class ClipCanvas:
         return min((width + _GAP) / count - _GAP, 2.2)
 
     def height(self, width: float) -> float:
-        """Height of a frame, with a line for its number."""
+        """Height of a frame with its label."""
         rows, columns = self.frames.shape[2:]
         return self._frame_width(width) * rows / columns + style.line_height(style.SMALL_SIZE)
 
@@ -264,7 +264,7 @@ class ClipCanvas:
 
 @dataclass(frozen=True)
 class WaveCanvas:
-    """A signal ``[C, S]`` along one axis; ``rate`` in samples per second, 0 where unknown."""
+    """A signal ``[C, S]``; ``rate`` in samples per second, 0 if unknown."""
 
     wave: NDArray[Any]
     rate: float = 0.0
@@ -272,13 +272,13 @@ class WaveCanvas:
     wide = True
 
     def height(self, width: float) -> float:
-        """Height of the wave and of its axis."""
+        """Height of the waveform with its axis."""
         return _WAVE_HEIGHT + _AXIS_HEIGHT
 
     def paint(
         self, page: Page, x: float, y: float, width: float, heat: Heat | None, mark: Place
     ) -> None:
-        """Draw the wave on a ground that is shaded by heat."""
+        """Draw the waveform on a background of heat."""
         samples = self.wave.shape[1]
         end = samples / self.rate if self.rate else float(samples)
         axes = page.axes(x, y, width, _WAVE_HEIGHT)
@@ -313,21 +313,18 @@ class WaveCanvas:
 
 @dataclass(frozen=True)
 class PointsCanvas:
-    """Points ``[P, C]`` seen along their other coordinates: the first to the right, the second up.
-
-    Rows of NaN are no points and are not drawn.
-    """
+    """Points ``[P, C]``, first coordinate to the right, second up; rows with NaN are ignored."""
 
     points: NDArray[Any]
     wide = False
 
     def height(self, width: float) -> float:
-        """A square."""
+        """Return the width: the canvas is square."""
         return width
 
     @property
     def caption(self) -> str:
-        """Words on the coordinates that a plane has no room for."""
+        """Text on the coordinates that are not drawn."""
         channels = self.points.shape[1]
         if channels < 3:
             return ""
@@ -342,7 +339,7 @@ class PointsCanvas:
     def paint(
         self, page: Page, x: float, y: float, width: float, heat: Heat | None, mark: Place
     ) -> None:
-        """Draw the points, the strongest on top."""
+        """Draw the points, those with most heat on top."""
         axes = page.axes(x, y, width, width)
         real = ~np.isnan(self.points).any(1)
         flat = np.stack(
@@ -368,14 +365,14 @@ class PointsCanvas:
 
 
 def envelope(wave: NDArray[Any], columns: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the lowest and highest value of a signal in each of at most so many columns."""
+    """Return the minimum and maximum of a signal in each of at most ``columns`` columns."""
     count = min(columns, len(wave))
     starts = np.arange(count) * len(wave) // count
     return np.minimum.reduceat(wave, starts), np.maximum.reduceat(wave, starts)
 
 
 def condense(heat: Heat, columns: int) -> Heat:
-    """Fit heat along one axis to columns: the mean of the tokens that fall into each."""
+    """Resample heat along one axis to columns; several tokens per column are averaged."""
     flat = heat.reshape(-1)
     if len(flat) <= columns:
         return upsample(flat, (columns,))
@@ -385,12 +382,10 @@ def condense(heat: Heat, columns: int) -> Heat:
 
 
 def _cross(axes: Axes, column: float, row: float) -> None:
-    """Mark one place of a picture."""
     axes.plot([column], [row], marker="+", color=MARK, markersize=11, markeredgewidth=1.8)
 
 
 def _bare(axes: Axes) -> None:
-    """Leave a hairline frame and nothing else."""
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -398,17 +393,17 @@ def _bare(axes: Axes) -> None:
 
 
 # ------------------------------------------------------------------------------------------------
-# Texts on which attention is drawn as a shaded ground: one cell per character, in a fixed pitch.
+# Texts on a background of heat: one cell per character, in a monospaced font.
 #
-# Legend: L ids of bytes.
+# Legend: L byte ids.
 
 
 MONOSPACE = "DejaVu Sans Mono"
-# The pitch is whole pixels at the density of the figures, so that long lines do not drift.
+# The pitch is a whole number of pixels, so that long lines do not drift from their background.
 PITCH = 14 / style.DPI
 SIZE = 14 / style.DPI * 72 / 0.60205
 LINE = 30 / style.DPI
-# How special ids and invisible characters are shown.
+# Glyphs of special ids and invisible characters.
 SPECIAL = {
     PAD: "\u2205",
     BOS: "\u00ab",
@@ -425,7 +420,7 @@ _GROUND = 0.75
 
 @dataclass(frozen=True)
 class Cell:
-    """One character, or one special id: its glyph and the ids ``[first, end)`` it is made of."""
+    """One character or special id: its glyph and the range ``[first, end)`` of its ids."""
 
     glyph: str
     first: int
@@ -436,7 +431,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class TextCanvas:
-    """Ids ``[L]`` of one text; padding at the end is left out and counted."""
+    """Byte ids ``[L]`` of one text; padding at the end is not drawn."""
 
     ids: NDArray[Any]
     wide = True
@@ -447,18 +442,18 @@ class TextCanvas:
 
     @property
     def caption(self) -> str:
-        """What the special signs in this text are, and how much padding is left out."""
+        """Names of the special ids in the text, and the number of padded positions."""
         ids = without_padding(self.ids)
         found = [number for number in SPECIAL if (ids == number).any()]
         words = [f"{SPECIAL[number]} {SPECIAL_NAMES[number]}" for number in found]
         padded = len(self.ids) - len(ids)
-        words += [f"{padded} padded places after the end, which nothing can read"] if padded else []
+        words += [f"{padded} padded positions at the end, ignored by attention"] if padded else []
         return "; ".join(words)
 
     def paint(
         self, page: Page, x: float, y: float, width: float, heat: Heat | None, mark: Place
     ) -> None:
-        """Draw the lines on a ground that is shaded by heat."""
+        """Draw the lines on a background of heat."""
         columns = int(width / PITCH)
         lines = break_lines(split_cells(self.ids), columns)
         marked = int(mark[0] * len(self.ids)) if mark else -1
@@ -479,7 +474,6 @@ class TextCanvas:
             _write(page, x, at, special, MARK)
 
     def _frame(self, page: Page, x: float, y: float) -> None:
-        """Draw a box around the cell that is spoken of."""
         axes = page.axes(x, y, PITCH, LINE)
         axes.patch.set_alpha(0.0)
         axes.set_xticks([])
@@ -489,13 +483,13 @@ class TextCanvas:
 
 
 def without_padding(ids: NDArray[Any]) -> NDArray[Any]:
-    """Return ids ``[L]`` up to the last that is not padding."""
+    """Return ids ``[L]`` without the padding at the end."""
     real = np.flatnonzero(ids != PAD)
     return ids[: real[-1] + 1] if len(real) else ids[:0]
 
 
 def split_cells(ids: NDArray[Any]) -> list[Cell]:
-    """Divide ids ``[L]`` into characters and special ids; bytes that are no UTF-8 stand alone."""
+    """Split ids ``[L]`` into characters and special ids; invalid UTF-8 gives one cell per byte."""
     shown = without_padding(ids)
     cells: list[Cell] = []
     first = 0
@@ -512,7 +506,7 @@ def split_cells(ids: NDArray[Any]) -> list[Cell]:
 
 
 def break_lines(cells: Sequence[Cell], columns: int) -> list[list[Cell]]:
-    """Break cells into lines of at most so many, after a space where there is one."""
+    """Break cells into lines of at most ``columns`` cells, after a space if possible."""
     lines: list[list[Cell]] = [[]]
     for cell in cells:
         if len(lines[-1]) == columns:
@@ -526,7 +520,7 @@ def break_lines(cells: Sequence[Cell], columns: int) -> list[list[Cell]]:
 
 
 def _read_character(ids: NDArray[Any]) -> tuple[str, int]:
-    """Return the character at the start of some ids and how many bytes it takes."""
+    """Decode the first character of some ids; also return its number of bytes."""
     for size in range(1, len(ids) + 1):
         part = ids[:size]
         if (part < FIRST_BYTE).any():
@@ -539,7 +533,6 @@ def _read_character(ids: NDArray[Any]) -> tuple[str, int]:
 
 
 def _glyph(char: str) -> str:
-    """Return what is printed for a character: one glyph of the fixed pitch."""
     char = VISIBLE.get(char, char)
     face = get_font(fontManager.findfont(FontProperties(family=MONOSPACE)))
     drawable = char.isprintable() and bool(face.get_char_index(ord(char)))
@@ -547,7 +540,6 @@ def _glyph(char: str) -> str:
 
 
 def _write(page: Page, x: float, y: float, line: str, color: str) -> None:
-    """Write one line in the fixed pitch."""
     if line.strip():
         axes = page.axes(x, y, max(len(line), 1) * PITCH, LINE)
         axes.set_axis_off()

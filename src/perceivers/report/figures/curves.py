@@ -16,13 +16,12 @@ from perceivers.report import style
 from perceivers.report.style import Page, tidy
 
 # ------------------------------------------------------------------------------------------------
-# The key above a figure of several lines: a stroke and a name for each, in as many rows as
-# needed.
+# Legend above a figure: a stroke and a name per line, in as many rows as needed.
 #
-# Lines are told apart by colour, and by dashes where there are more lines than colours.
+# Lines differ in colour, and also in dashes if there are more lines than colours.
 
 
-# The common palette and the rest of Okabe and Ito's.
+# The common palette, then the other colours of Okabe and Ito.
 _COLOURS = (*style.CYCLE, "#e69f00", "#56b4e9", style.INK)
 _DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)))
 _STROKE = 0.28
@@ -30,7 +29,7 @@ _GAP = 0.3
 
 
 class Key(NamedTuple):
-    """A name in the key, its row, and inches from the left."""
+    """Entry of the legend: its name, its row, and its distance from the left in inches."""
 
     name: str
     row: int
@@ -38,7 +37,7 @@ class Key(NamedTuple):
 
 
 def place_keys(names: Sequence[str]) -> list[Key]:
-    """Lay a key out."""
+    """Lay out a legend in rows no wider than a figure."""
     placed: list[Key] = []
     row, x = 0, 0.0
     for name in names:
@@ -52,12 +51,12 @@ def place_keys(names: Sequence[str]) -> list[Key]:
 
 
 def keys_height(keys: Sequence[Key]) -> float:
-    """Return the height of a key, in inches."""
+    """Return the height of a legend in inches."""
     return (1 + max((key.row for key in keys), default=0)) * style.line_height(style.TEXT_SIZE)
 
 
 def draw_keys(page: Page, keys: Sequence[Key]) -> None:
-    """Draw a stroke and a name per line, from the top of a page."""
+    """Draw a legend at the top of a page."""
     step = style.line_height(style.TEXT_SIZE)
     for index, (name, row, x) in enumerate(keys):
         axes = page.axes(x, row * step, _STROKE, step)
@@ -68,13 +67,13 @@ def draw_keys(page: Page, keys: Sequence[Key]) -> None:
 
 
 def line_look(index: int) -> dict[str, Any]:
-    """Return the colour and the dashes of a line, as matplotlib's keywords."""
+    """Return the colour and dashes of a line as keyword arguments of matplotlib."""
     turn, colour = divmod(index, len(_COLOURS))
     return {"color": _COLOURS[colour], "linestyle": _DASHES[turn % len(_DASHES)]}
 
 
 # ------------------------------------------------------------------------------------------------
-# Training curves: one panel per quantity; lines are labelled at their ends, without a legend.
+# Training curves of one run: one panel per quantity, with lines labelled at their ends.
 
 
 _LABELS = {
@@ -91,14 +90,14 @@ _TICK_ROOM = 0.62
 _END_ROOM = 0.92
 _COLUMN_GAP = 0.1
 _MIN_POINTS_TO_SMOOTH = 20
-# A schedule has second differences far below its range; smoothing it would round its corners.
+# Schedules have second differences far below their range; smoothing would round their corners.
 _ROUGH = 0.002
 _ROUND_STEPS = (1, 2, 2.5, 5, 10)
 
 
 @dataclass(frozen=True)
 class _Series:
-    """Finite values of one quantity in one split, in the order of their steps."""
+    """Finite values of one quantity on one split, ordered by step."""
 
     split: str
     steps: NDArray[np.float64]
@@ -113,16 +112,16 @@ def draw_curves(
     title: str,
     log_y: bool = False,
 ) -> Path:
-    """Draw how quantities changed over the steps of a run, for every split that recorded them.
+    """Draw quantities over the steps of a run, for every split with records of them.
 
     Args:
-        path: Where the PNG goes.
+        path: PNG file to write.
         records: Lines of ``metrics.jsonl``: ``step``, ``split`` and any quantities. Missing, null
             and non-finite values are left out.
-        keys: The quantities, one panel each.
-        title: Heading of the figure.
-        log_y: Logarithmic vertical axes; a panel with values of 0 or below stays linear, and says
-            so.
+        keys: Quantities, one panel each.
+        title: Title of the figure.
+        log_y: Logarithmic vertical axes; panels with values of 0 or below stay linear, with a
+            remark.
 
     Returns:
         The path.
@@ -135,7 +134,7 @@ def draw_curves(
     below = 0.52
     height = 2.6 if len(panels) == 1 else 1.85
     row_height = heading + height + below
-    # An odd panel out is the first, which is the one that matters most: it gets a row to itself.
+    # With an odd number of panels, the first and most important one gets a whole row.
     odd = len(panels) % 2
     page = Page(
         style.WIDTH,
@@ -166,7 +165,7 @@ def draw_curves(
 
 
 def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Average over a triangular window of a twentieth of the points, narrower at both ends."""
+    """Smooth with a triangular window of 1/20 of the points, truncated at both ends."""
     half = max(2, len(values) // 40)
     window = 1 - np.abs(np.arange(-half, half + 1)) / (half + 1)
     total = np.convolve(values, window)[half:-half]
@@ -174,7 +173,7 @@ def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _collect(records: Sequence[Mapping[str, Any]], key: str) -> list[_Series]:
-    """Gather a quantity by split: train first, then the others by name."""
+    """Collect a quantity by split: train first, then val, then others by name."""
     points: dict[str, dict[float, float]] = {}
     for record in records:
         step, value = _finite(record.get("step")), _finite(record.get(key))
@@ -189,7 +188,7 @@ def _collect(records: Sequence[Mapping[str, Any]], key: str) -> list[_Series]:
 
 
 def _common_span(lines: Sequence[_Series]) -> tuple[float, float]:
-    """Return the steps all panels show; from 0 where recording starts soon after."""
+    """Return the common range of steps, from 0 if recording starts soon after."""
     first = min((float(line.steps[0]) for line in lines), default=0.0)
     last = max((float(line.steps[-1]) for line in lines), default=1.0)
     if 0 < first <= 0.1 * last:
@@ -198,14 +197,13 @@ def _common_span(lines: Sequence[_Series]) -> tuple[float, float]:
 
 
 def _finite(value: Any) -> float | None:
-    """Return a recorded value if it can be drawn."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return None
     return float(value) if isfinite(float(value)) else None
 
 
 def _is_smoothed(line: _Series) -> bool:
-    """Whether a line is long and rough enough to need a moving average."""
+    """Check whether a line is long and noisy enough for a moving average."""
     if line.split != "train" or len(line.values) < _MIN_POINTS_TO_SMOOTH:
         return False
     bends = np.abs(np.diff(line.values, n=2))
@@ -215,7 +213,6 @@ def _is_smoothed(line: _Series) -> bool:
 def _draw_panel(
     axes: Axes, lines: Sequence[_Series], *, span: tuple[float, float], log_y: bool
 ) -> None:
-    """Draw all splits of one quantity."""
     if not lines:
         axes.set_axis_off()
         axes.text(
@@ -245,7 +242,7 @@ def _draw_panel(
 
 
 def _draw_line(axes: Axes, line: _Series, color: str) -> NDArray[np.float64]:
-    """Draw one split and return the values of its dark line."""
+    """Draw one split; return the values of the dark line."""
     marker = "" if line.split == "train" and len(line.values) > 1 else "o"
     if len(line.values) > 40:
         marker = ""
@@ -269,7 +266,7 @@ def _draw_line(axes: Axes, line: _Series, color: str) -> NDArray[np.float64]:
 
 
 def _scale(axes: Axes, lines: Sequence[_Series], *, span: tuple[float, float], log_y: bool) -> None:
-    """Set the limits and a few round ticks on both axes."""
+    """Set limits and a few round ticks on both axes."""
     axes.set_xlim(*span)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=_ROUND_STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -290,7 +287,7 @@ def _scale(axes: Axes, lines: Sequence[_Series], *, span: tuple[float, float], l
 
 
 def _tick_format(axes: Axes, *, log_y: bool) -> Callable[[float, int | None], str]:
-    """Return a formatter of ticks; small values on a linear axis share one power of ten."""
+    """Return a tick formatter; small values on a linear axis share one power of ten."""
     ticks = axes.get_yticks()
     largest = float(np.abs(ticks).max(initial=0.0))
     if log_y or len(ticks) < 2 or not 0 < largest < 0.01:
@@ -300,7 +297,7 @@ def _tick_format(axes: Axes, *, log_y: bool) -> Callable[[float, int | None], st
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[str, str, float]]) -> None:
-    """Write name and last value right of each line, moved apart where they would overlap."""
+    """Write name and last value to the right of each line, without overlaps."""
     box = axes.get_window_extent()
     step = style.line_height(style.SMALL_SIZE) * style.DPI / box.height
     right = 1 + 0.1 * style.DPI / box.width
@@ -312,7 +309,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[str, str, float]]) -> None:
     shares = np.array([share for share, _, _ in placed])
     apart = np.maximum.accumulate(shares - step * np.arange(len(shares)))
     apart += step * np.arange(len(shares))
-    # Half the push goes down, so that a pair stays centred on its lines.
+    # Half of the shift goes down, so that a pair stays centred on its lines.
     apart -= min((apart - shares).max() / 2, max(apart.min(), 0.0))
     for share, (_, label, color) in zip(apart, placed, strict=True):
         axes.text(
@@ -327,7 +324,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[str, str, float]]) -> None:
         )
 
 
-# -- Curves of several runs in one panel per quantity, under one legend --------------------------
+# -- Curves of several runs: one panel per quantity, under one legend ----------------------------
 
 
 Records = Sequence[Mapping[str, Any]]
@@ -340,14 +337,14 @@ _BELOW = 0.52
 def draw_comparison(
     path: Path, *, runs: Mapping[str, Records], quantities: Sequence[Quantity], title: str
 ) -> Path:
-    """Draw how quantities changed over the steps of several runs.
+    """Draw quantities over the steps of several runs.
 
     Args:
-        path: Where the PNG goes.
-        runs: Lines of ``metrics.jsonl`` of each run, under the name that the legend gives it.
+        path: PNG file to write.
+        runs: Lines of ``metrics.jsonl`` by name of the run, which the legend uses.
         quantities: Pairs of split and key, such as ``("train", "loss")``; one panel each. A run
-            that did not record one is missing from its panel.
-        title: Heading of the figure.
+            without records of a quantity is missing from its panel.
+        title: Title of the figure.
 
     Returns:
         The path.
@@ -365,7 +362,7 @@ def draw_comparison(
         for quantity in quantities
         if quantity[0] == "train"
     )
-    note = "Lines of training figures are moving averages." if smoothed else ""
+    note = "Lines of training metrics are moving averages." if smoothed else ""
     body = legend + 0.16 + rows * row_height - 0.08
     page = Page(style.WIDTH, body, title=title, note=note)
     draw_keys(page, keys)
@@ -387,7 +384,6 @@ def draw_comparison(
 def _points(
     records: Records, quantity: Quantity
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return steps and finite values of a quantity."""
     split, key = quantity
     found: dict[float, float] = {}
     for record in records:
@@ -401,7 +397,6 @@ def _points(
 def _draw_runs(
     axes: Axes, lines: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]
 ) -> None:
-    """Draw one quantity of all runs that recorded it."""
     tidy(axes)
     drawn: list[NDArray[np.float64]] = []
     last = 0.0

@@ -1,9 +1,9 @@
-"""Optical flow as colours, and frame pairs beside their true and predicted flow.
+"""Optical flow as colours, and frame pairs with their true and predicted flow.
 
-The colours are Middlebury's (Baker et al. 2011, "A Database and Evaluation Methodology for Optical
-Flow"): hue is direction, white is no motion, full colour is the largest motion of the figure. Their
-program maps a full turn to 54 of its 55 colours, which leaves a seam between motion just up and
-just down of right; here the wheel closes.
+Middlebury colours (Baker et al. 2011, "A Database and Evaluation Methodology for Optical Flow"):
+hue is direction, white is no motion, full colour is the largest motion of the figure. The original
+program maps a full turn to 54 of its 55 colours, which leaves a seam in the direction to the right;
+here the wheel is closed.
 
 Legend: n pairs, H W rows and columns. Flow is in pixels, channel 0 = u (right), 1 = v (down).
 """
@@ -20,8 +20,8 @@ from perceivers.errors import InputError
 from perceivers.report import style
 from perceivers.report.style import Page
 
-# Steps of the wheel from one colour to the next, and which channels rise (1) or fall (-1) on the
-# way: red - yellow - green - cyan - blue - magenta - red.
+# Steps from one colour to the next, the start colour, and which channels increase (1) or decrease
+# (-1): red - yellow - green - cyan - blue - magenta - red.
 TRANSITIONS = (
     (15, (255, 0, 0), (0, 1, 0)),
     (6, (255, 255, 0), (-1, 0, 0)),
@@ -30,7 +30,7 @@ TRANSITIONS = (
     (13, (0, 0, 255), (1, 0, 0)),
     (6, (255, 0, 255), (0, 0, -1)),
 )
-# Motion beyond the largest is darkened instead of running into other colours.
+# Motion above the scale is darkened by this factor, as in the original program.
 BEYOND = 0.75
 MAX_ROWS = 8
 
@@ -41,12 +41,12 @@ _KEY = 0.8
 _KEY_PIXELS = 301
 _KEY_WORDS = 5.2
 _BAR_ROOM = 1.6
-# One pixel in a hundred may saturate, so that a few wild errors do not wash out the others.
+# Percentile of the darkest colour: a few outliers may saturate, so that the rest stays visible.
 _TAIL = 99.0
 
 
 def colour_wheel() -> NDArray[np.float64]:
-    """Return Middlebury's 55 colours around the wheel, ``[55, 3]`` in 0..255."""
+    """Return the 55 Middlebury colours around the wheel, ``[55, 3]`` in 0..255."""
     parts = []
     for steps, start, change in TRANSITIONS:
         ramp = np.floor(255 * np.arange(steps) / steps)[:, None]
@@ -55,15 +55,15 @@ def colour_wheel() -> NDArray[np.float64]:
 
 
 def flow_to_colour(flow: NDArray[Any], largest: float | None = None) -> NDArray[np.uint8]:
-    """Show flow ``[2, H, W]`` as colours ``[H, W, 3]``; black where it is not finite.
+    """Convert flow ``[2, H, W]`` to colours ``[H, W, 3]``; black where it is not finite.
 
     Args:
-        flow: In pixels.
-        largest: Pixels that get the full colour; longer motion is darkened. None takes the longest
-            motion of this flow.
+        flow: Flow in pixels.
+        largest: Length in pixels that gets the full colour; longer motion is darkened. None uses
+            the longest motion of this flow.
 
     Raises:
-        InputError: Not the shape of a flow, or a scale that is not above zero.
+        InputError: If the shape is not ``[2, H, W]``, or ``largest`` is not above 0.
     """
     if flow.ndim != 3 or flow.shape[0] != 2:
         raise InputError(f"flow has shape {flow.shape}; it must be [2, H, W]")
@@ -80,7 +80,7 @@ def flow_to_colour(flow: NDArray[Any], largest: float | None = None) -> NDArray[
     share = (place - lower)[..., None]
     first, second = wheel[lower % len(wheel)], wheel[(lower + 1) % len(wheel)]
     full = ((1 - share) * first + share * second) / 255
-    # A flow of just the largest length must not be darkened because of rounding.
+    # Flow of exactly the largest length must not be darkened because of rounding.
     inside = lengths <= 1 + 1e-6
     colours = np.where(inside, 1 - lengths.clip(max=1) * (1 - full), BEYOND * full)
     return np.where(known[..., None], np.floor(255 * colours), 0).astype(np.uint8)
@@ -96,24 +96,24 @@ def draw_flow(
     title: str,
     note: str = "",
 ) -> Path:
-    """Draw frame pairs, one row each, with their flow and the error of the prediction.
+    """Draw one row per frame pair, with its flow and the error of the prediction.
 
     Args:
-        path: Where the PNG goes.
+        path: PNG file to write.
         video: Frame pairs ``[n, 3, 2, H, W]``, uint8 or 0..1. The first 8 are drawn.
-        true: True flow ``[n, 2, H, W]``, NaN where unknown; None if there is none. It sets the
-            scale of the colours, so that a wild prediction does not make it pale.
-        predicted: Predicted flow ``[n, 2, H, W]``; None if there is none. The end-point error is
-            drawn when both are given.
-        names: A word under each row.
-        title: Heading of the figure.
-        note: How to read it, under the heading.
+        true: True flow ``[n, 2, H, W]``, NaN where unknown; may be None. It sets the scale of the
+            colours, so that outliers of the prediction do not make it pale.
+        predicted: Predicted flow ``[n, 2, H, W]``; may be None. The end-point error is drawn if
+            both are given.
+        names: Name under each row.
+        title: Title of the figure.
+        note: Explanation under the title.
 
     Returns:
         The path.
 
     Raises:
-        InputError: Neither flow is given, or the arrays do not have the same pairs.
+        InputError: If neither flow is given, or the shapes of the arrays do not match.
     """
     flows = {"true flow": true, "predicted flow": predicted}
     given = {
@@ -139,7 +139,6 @@ def draw_flow(
 
 
 def _check(video: NDArray[Any], flows: list[NDArray[Any]], names: Sequence[str] | None) -> None:
-    """Reject arrays that do not belong together."""
     if video.ndim != 5 or video.shape[1:3] != (3, 2) or not video.size:
         raise InputError(f"frame pairs have shape {video.shape}; it must be [n, 3, 2, H, W]")
     if not flows:
@@ -156,7 +155,7 @@ def _check(video: NDArray[Any], flows: list[NDArray[Any]], names: Sequence[str] 
 
 
 def _longest(flow: NDArray[np.float64]) -> float:
-    """Return the longest known motion of flow ``[n, 2, H, W]``; 1 where nothing moves."""
+    """Return the longest known motion of flow ``[n, 2, H, W]``, or 1 without motion."""
     lengths = np.hypot(flow[:, 0], flow[:, 1])
     return float(lengths[np.isfinite(lengths)].max(initial=0.0)) or 1.0
 
@@ -171,7 +170,6 @@ def _draw(
     title: str,
     note: str,
 ) -> Path:
-    """Lay out columns of pictures, words under each row, and the key below all."""
     worst = _limit(errors) if errors is not None else 0.0
     if errors is not None:
         columns = columns | {"end-point error": _error_colours(errors, worst)}
@@ -202,26 +200,24 @@ def _draw(
 
 
 def _limit(errors: NDArray[np.float64]) -> float:
-    """Return the error that gets the darkest colour."""
     known = errors[np.isfinite(errors)]
     return (float(np.percentile(known, _TAIL)) or 1.0) if known.size else 1.0
 
 
 def _error_colours(errors: NDArray[np.float64], worst: float) -> NDArray[np.float64]:
-    """Show errors ``[n, H, W]`` as colours ``[n, H, W, 3]`` in 0..1; black where unknown."""
+    """Convert errors ``[n, H, W]`` to colours ``[n, H, W, 3]`` in 0..1; black where unknown."""
     known = np.isfinite(errors)
     colours = colormaps[style.SEQUENTIAL](np.where(known, errors / worst, 0.0).clip(0.0, 1.0))
     return np.where(known[..., None], colours[..., :3], 0.0)
 
 
 def _mean_words(errors: NDArray[np.float64]) -> str:
-    """Say the mean error of one pair."""
     known = errors[np.isfinite(errors)]
     return f"mean {style.number(float(known.mean()))} px" if known.size else "unknown"
 
 
 def _draw_key(page: Page, y: float, largest: float, worst: float) -> None:
-    """Draw the colour wheel with its scale, and that of the errors when there are any."""
+    """Draw the colour wheel with its scale, and the colour bar of the errors if there are any."""
     axis = np.linspace(-1.0, 1.0, _KEY_PIXELS)
     disc = np.stack(np.meshgrid(axis, axis))
     inside = np.hypot(*disc) <= 1
@@ -229,8 +225,8 @@ def _draw_key(page: Page, y: float, largest: float, worst: float) -> None:
     axes = page.picture(0, y, _KEY, _KEY, wheel)
     axes.set_axis_off()
     words = style.wrap(
-        f"Flow: where the pixels of frame 1 go. Hue is direction, as on the wheel; white does not "
-        f"move, the rim is {style.number(largest)} px, darker is longer, black is unknown.",
+        f"Flow: motion of the pixels of frame 1. Hue is direction, as on the wheel; white is no "
+        f"motion, the rim is {style.number(largest)} px, darker is longer, black is unknown.",
         _KEY_WORDS,
         style.TEXT_SIZE,
     )

@@ -1,7 +1,7 @@
-"""Learned positions before and after training: what masked auto-encoding makes of a random table.
+"""Figures of learned position embeddings before and after masked pre-training.
 
 Legend: N positions, P channels, H W rows and columns of a grid.
-Paper: HiP (arXiv 2202.10890) Sec. 3.2, low-dimensional learned positions.
+Paper: HiP (arXiv 2202.10890) Sec. 3.2, low-dimensional learned position embeddings.
 """
 
 from collections.abc import Sequence
@@ -19,22 +19,22 @@ from perceivers.report import style
 from perceivers.report.style import Page, tidy
 
 # ------------------------------------------------------------------------------------------------
-# What a table of learned positions holds: principal components, similarities, spread of channels.
+# Statistics of position embeddings: principal components, similarities, variance of channels.
 #
 # Legend: N positions, P channels.
 
 
-# Two percent at both ends may saturate, so that one odd position does not wash out the colours.
+# 2 % at both ends may saturate, so that one outlier does not make all other colours equal.
 _TAILS = (2.0, 98.0)
 
 
 @dataclass(frozen=True)
 class Components:
-    """Principal components of a position table.
+    """Principal components of position embeddings.
 
     Args:
-        scores: ``[N, P]``, every position along every component, strongest first.
-        variances: ``[P]``, the share of all variance along each; all 0 for a constant table.
+        scores: ``[N, P]``, coordinates of every position, strongest component first.
+        variances: ``[P]``, explained fraction of the variance; all 0 for constant embeddings.
     """
 
     scores: NDArray[np.float64]
@@ -42,21 +42,21 @@ class Components:
 
 
 def principal_components(table: NDArray[Any]) -> Components:
-    """Rotate a table ``[N, P]`` onto its principal components, with a fixed choice of signs."""
+    """Return the principal components of embeddings ``[N, P]``, with deterministic signs."""
     centred = table - table.mean(axis=0)
     values, vectors = np.linalg.eigh(centred.T @ centred)
     values, vectors = values[::-1].clip(0.0), vectors[:, ::-1]
     largest = np.abs(vectors).argmax(axis=0)
     vectors = vectors * np.where(vectors[largest, np.arange(len(values))] < 0, -1.0, 1.0)
     total = float(values.sum())
-    # Below this the "variance" is rounding of a constant table.
+    # Below this, the variance is rounding error of constant embeddings.
     floor = 1e-20 * max(float(np.square(table).sum()), 1e-300)
     shares = values / total if total > floor else np.zeros_like(values)
     return Components(scores=centred @ vectors, variances=shares)
 
 
 def colours(components: Components) -> NDArray[np.float64]:
-    """Show the first three components as red, green and blue in 0..1: ``[N, 3]``."""
+    """Map the first three components to red, green and blue in 0..1: ``[N, 3]``."""
     result = np.full((len(components.scores), 3), 0.5)
     for index in range(min(3, components.scores.shape[1])):
         if components.variances[index] > 0:
@@ -68,23 +68,23 @@ def colours(components: Components) -> NDArray[np.float64]:
 
 
 def similarity(table: NDArray[np.float64], index: int) -> NDArray[np.float64]:
-    """Return the cosine similarity of one position with all: ``[N]``; 0 for a row of zeros."""
+    """Return the cosine similarity of one position with all: ``[N]``; 0 for zero vectors."""
     lengths = np.linalg.norm(table, axis=1)
     scaled = table / np.where(lengths > 0, lengths, 1.0)[:, None]
     return scaled @ scaled[index]
 
 
 def busiest_channels(table: NDArray[np.float64], count: int) -> NDArray[np.intp]:
-    """Return the channels with most variance over positions, in falling order."""
+    """Return the channels with the largest variance over positions, in descending order."""
     return np.argsort(-table.var(axis=0), kind="stable")[:count]
 
 
 def spread_indices(size: int, count: int) -> list[int]:
-    """Return up to ``count`` indices, evenly inside ``0..size - 1``."""
+    """Return up to ``count`` evenly spaced indices in ``0..size - 1``."""
     return sorted({int(size * (index + 0.5) / count) for index in range(count)})
 
 
-# -- Learned positions before and after training -------------------------------------------------
+# -- Position embeddings before and after training -----------------------------------------------
 
 _CHANNELS = 8
 _REFERENCES = 3
@@ -105,35 +105,35 @@ def draw_positions(
     grid: tuple[int, ...],
     title: str,
 ) -> Path:
-    """Draw a table of learned positions on its grid, next to what it was before training.
+    """Draw learned position embeddings on their grid, next to those before training.
 
     On a 2-D grid: the first three principal components as colours, the similarity of a few
-    positions with all others, and the channels that vary most. On a 1-D grid: all channels as a
-    heat map, and similarities as curves. On others, which have no flat picture: how much variance
-    the components hold. Axes of size one are ignored.
+    positions with all others, and the channels with the largest variance. On a 1-D grid: all
+    channels as a heat map, and similarities as curves. On other grids, which cannot be drawn in the
+    plane: the variance explained by the components. Axes of size 1 are ignored.
 
     Args:
-        path: Where the PNG goes.
-        before: The table ``[N, P]`` at the start, or None if it is not known.
-        after: The table ``[N, P]`` after training.
-        grid: Shape of the grid the N positions lie on, slowest axis first.
-        title: Heading of the figure.
+        path: PNG file to write.
+        before: Embeddings ``[N, P]`` before training, or None if unknown.
+        after: Embeddings ``[N, P]`` after training.
+        grid: Shape of the grid of the N positions, slowest axis first.
+        title: Title of the figure.
 
     Returns:
         The path.
 
     Raises:
-        InputError: If a table does not have one row per grid cell, or the two differ in shape.
+        InputError: If there is not one row per grid cell, or the two shapes differ.
     """
     for name, table in ((_BEFORE, before), (_AFTER, after)):
         if table is not None and (table.ndim != 2 or len(table) != prod(grid) or not table.size):
             raise InputError(
-                f"the position table {name} has shape {table.shape} for grid {grid}; it must be "
+                f"position embeddings {name} have shape {table.shape} for grid {grid}; it must be "
                 f"[{prod(grid)}, channels]"
             )
     if before is not None and before.shape != after.shape:
         raise InputError(
-            f"the position tables have shapes {before.shape} and {after.shape}; they must agree"
+            f"position embeddings have shapes {before.shape} and {after.shape}; they must be equal"
         )
     tables = [(_AFTER, np.nan_to_num(np.asarray(after, dtype=np.float64)))]
     if before is not None:
@@ -147,11 +147,10 @@ def draw_positions(
 
 
 def _draw_plane(path: Path, tables: Tables, *, grid: tuple[int, int], title: str) -> Path:
-    """Draw positions that lie on rows and columns."""
     rows, columns = grid
     heading = style.line_height(style.HEADING_SIZE) + 0.05
     caption = style.line_height(style.SMALL_SIZE) + 0.04
-    # Wide grids are stacked, since three of them side by side would be mere stripes.
+    # Wide grids are stacked, because three of them in a row would be thin stripes.
     blocks = 1 if columns > 2.5 * rows else len(tables) + 1
     pitch = (style.WIDTH - _BAR_ROOM + _BLOCK_GAP) / blocks
     room = pitch - _BLOCK_GAP
@@ -172,7 +171,7 @@ def _draw_plane(path: Path, tables: Tables, *, grid: tuple[int, int], title: str
         title=title,
         note=f"{rows} x {columns} positions of {tables[0][1].shape[1]} channels. Top: the first "
         f"three principal components as red, green and blue, and the cosine similarity of the "
-        f"positions under the dots with all others.",
+        f"positions at the dots with all others.",
     )
     for index, (name, table) in enumerate(tables):
         x, y = places[index]
@@ -186,7 +185,7 @@ def _draw_plane(path: Path, tables: Tables, *, grid: tuple[int, int], title: str
     x, y = places[-1]
     page.lines(x, y, ["Similarity after training"], size=style.HEADING_SIZE)
     _draw_similarities(page, tables[-1][1], grid, x=x, y=y + heading, size=(width, height))
-    words = f"The {len(chosen)} channels that vary most after training"
+    words = f"The {len(chosen)} channels with the largest variance after training"
     page.lines(0, second, [words], size=style.HEADING_SIZE)
     for index, (name, table) in enumerate(tables):
         y = second + heading + index * strip
@@ -205,7 +204,7 @@ def _draw_similarities(
     y: float,
     size: tuple[float, float],
 ) -> None:
-    """Draw a block of maps, each the similarity of one position with all, where it lies."""
+    """Draw similarity maps of several positions, arranged like these positions."""
     width, height = size
     picked = [spread_indices(count, _REFERENCES) for count in grid]
     down, across = len(picked[0]), len(picked[1])
@@ -240,7 +239,7 @@ def _draw_similarities(
 def _draw_channels(
     page: Page, maps: NDArray[np.float64], *, y: float, size: tuple[float, float], per_row: int
 ) -> None:
-    """Draw single channels ``[count, H, W]`` on one colour scale, zero in its middle."""
+    """Draw channels ``[count, H, W]`` on one colour scale centred at 0."""
     across, down = size[0] + _GAP, size[1] + _GAP
     limit = _limit(maps)
     for index, values in enumerate(maps):
@@ -258,7 +257,6 @@ def _draw_channels(
 
 
 def _draw_line(path: Path, tables: Tables, *, title: str) -> Path:
-    """Draw positions that lie on a line: channels as heat maps, similarities as curves."""
     count, channels = tables[0][1].shape
     left, right = 0.62, 0.75
     width = style.WIDTH - left - right
@@ -316,15 +314,14 @@ def _draw_line(path: Path, tables: Tables, *, title: str) -> Path:
 
 
 def _draw_variances(path: Path, tables: Tables, *, grid: tuple[int, ...], title: str) -> Path:
-    """Draw how much of the variance the first components hold, on any grid."""
     left, height, width = 0.62, 2.4, 6.0
     shape = " x ".join(str(size) for size in grid)
     page = Page(
         left + width + 1.3,
         height + 0.5,
         title=title,
-        note=f"{tables[0][1].shape[0]:,} positions on a {shape} grid, which has no flat picture: "
-        f"the share of the variance that the first principal components hold.",
+        note=f"{tables[0][1].shape[0]:,} positions on a {shape} grid, which cannot be drawn in the "
+        f"plane: fraction of the variance explained by the first principal components.",
     )
     axes = page.axes(left, 0.05, width, height)
     tidy(axes)
@@ -351,7 +348,6 @@ def _draw_variances(path: Path, tables: Tables, *, grid: tuple[int, ...], title:
 
 
 def _draw_scale(page: Page, x: float, y: float, height: float, limit: float) -> None:
-    """Draw a colour scale from minus to plus a limit."""
     words = style.number(limit, digits=2)
     page.colour_bar(
         x,
@@ -364,7 +360,6 @@ def _draw_scale(page: Page, x: float, y: float, height: float, limit: float) -> 
 
 
 def _name_axes(page: Page, left: float, y: float, height: float, words: str) -> None:
-    """Write the name of a vertical axis along it."""
     page.text(
         0.08,
         y + height / 2,
@@ -378,22 +373,21 @@ def _name_axes(page: Page, left: float, y: float, height: float, words: str) -> 
 
 
 def _held(components: Components) -> str:
-    """Tell how much variance three components hold."""
     share = float(components.variances[:3].sum())
     if share == 0:
         return "no variance: all positions are equal"
-    return f"3 components hold {style.percent(share)} of the variance"
+    return f"3 components explain {style.percent(share)} of the variance"
 
 
 def _limit(values: NDArray[np.float64]) -> float:
-    """Return the largest absolute value, or 1 for a table of zeros."""
+    """Return the largest absolute value, or 1 if all are 0."""
     return float(np.abs(values).max(initial=0.0)) or 1.0
 
 
 def _fit(grid: Sequence[int], width: float, height: float) -> tuple[float, float]:
-    """Return width and height of square cells that fill a box one way.
+    """Return the size of a map of square cells that fits a box.
 
-    Extremely long grids get oblong cells instead of a map thinner than a line.
+    Extremely long grids get oblong cells, so that the map does not become thinner than a line.
     """
     cell = min(width / grid[1], height / grid[0])
     return max(cell * grid[1], _THINNEST), max(cell * grid[0], _THINNEST)

@@ -1,4 +1,4 @@
-"""What a model fills in of pictures, sounds and whole modalities, beside the original."""
+"""Figures of reconstructed images, audio and modalities next to the originals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from perceivers.errors import InputError
 from perceivers.report import style
 from perceivers.report.style import Page, tidy
 
-# -- Rows of pictures: what a masked auto-encoder fills in, and what a classifier gets wrong -----
+# -- Images: masked reconstructions, and classification errors -----------------------------------
 #
-# Legend: n pictures, C channels, H W rows and columns.
+# Legend: n images, C channels, H W rows and columns.
 
 
 MAX_COLUMNS = 12
@@ -39,25 +39,25 @@ def draw_reconstructions(
     title: str,
     note: str,
 ) -> Path:
-    """Draw originals, what the model saw of them, and what it made of that, one column each.
+    """Draw originals, visible pixels and reconstructions in rows, with one column per image.
 
     Args:
-        path: Where the PNG goes.
-        original: Pictures ``[n, C, H, W]`` in 0..1; clipped. The first 12 are drawn; one channel or
-            the first three.
-        visible: Booleans ``[n, 1, H, W]``, True where the model saw the pixel; the rest is grey.
-        reconstructed: The model's pictures, like ``original``.
-        masked_only: Adds a fourth row: these pictures where the model saw nothing, and the original
-            where it did.
-        names: A word above each column.
-        title: Heading of the figure.
-        note: How to read it, under the heading.
+        path: PNG file to write.
+        original: Images ``[n, C, H, W]``, clipped to 0..1. The first 12 are drawn, with one channel
+            or the first three.
+        visible: Booleans ``[n, 1, H, W]``, True for visible pixels; hidden pixels are drawn grey.
+        reconstructed: Reconstructions, like ``original``.
+        masked_only: Adds a fourth row with these images at hidden pixels and the original at
+            visible ones.
+        names: Name above each column.
+        title: Title of the figure.
+        note: Explanation under the title.
 
     Returns:
         The path.
 
     Raises:
-        InputError: If the arrays do not have the same pictures.
+        InputError: If the shapes of the arrays do not match.
     """
     given = {"visible": visible, "reconstructed": reconstructed, "masked_only": masked_only}
     for name, array in given.items():
@@ -65,14 +65,14 @@ def draw_reconstructions(
         if array is not None and (array.shape[0], *array.shape[2:]) != wanted:
             raise InputError(
                 f"{name} has shape {array.shape} for originals of shape {original.shape}; the "
-                f"number of pictures, rows and columns must agree"
+                f"number of images, rows and columns must agree"
             )
     truth = to_pictures(original[:MAX_COLUMNS])
     keep = np.moveaxis(np.asarray(visible[:MAX_COLUMNS], dtype=bool)[:, :1], 1, -1)
     rows = [
         ("original", "", truth),
         (
-            "what the model saw",
+            "visible to the model",
             f"{style.percent(float(keep.mean()) if keep.size else 0.0, digits=0)} of the pixels",
             np.where(keep, truth, np.asarray(style.HIDDEN)),
         ),
@@ -93,21 +93,21 @@ def draw_mistakes(
     confidence: Sequence[float],
     title: str,
 ) -> Path:
-    """Draw wrongly classified pictures with their true class, the answer and how sure it was.
+    """Draw misclassified images with their true class, predicted class and probability.
 
     Args:
-        path: Where the PNG goes.
-        images: Pictures ``[n, C, H, W]`` in 0..1, in the order to show; the first 40 are drawn.
+        path: PNG file to write.
+        images: Images ``[n, C, H, W]`` in 0..1, in drawing order; the first 40 are drawn.
         truth: The n true class names.
-        predicted: The n answers.
-        confidence: The n probabilities of these answers, 0..1.
-        title: Heading of the figure.
+        predicted: The n predicted class names.
+        confidence: The n probabilities of the predicted classes, 0..1.
+        title: Title of the figure.
 
     Returns:
-        The path; without any mistake the figure says so.
+        The path; without mistakes the figure has only a note.
 
     Raises:
-        InputError: If there are not n of each.
+        InputError: If the lengths differ.
     """
     total = len(images)
     if not total == len(truth) == len(predicted) == len(confidence):
@@ -116,7 +116,7 @@ def draw_mistakes(
             f"{len(confidence)} confidences; there must be one of each per image"
         )
     if total == 0:
-        return Page(5.0, 0.0, title=title, note="No mistakes: every answer is right.").save(path)
+        return Page(5.0, 0.0, title=title, note="No mistakes: all predictions right.").save(path)
     shown = min(total, MAX_MISTAKES)
     pictures = to_pictures(images[:shown])
     columns = min(shown, MISTAKE_COLUMNS)
@@ -133,8 +133,8 @@ def draw_mistakes(
     for index in range(shown):
         x, y = index % columns * pitch, index // columns * row_height
         page.picture(x, y, width, height, pictures[index])
-        words = (f"true: {truth[index]}", f"said: {predicted[index]}")
-        sure = f"{style.percent(float(confidence[index]), digits=0)} sure"
+        words = (f"true: {truth[index]}", f"predicted: {predicted[index]}")
+        sure = f"{style.percent(float(confidence[index]), digits=0)} confidence"
         for line, (text, color) in enumerate(
             [(words[0], style.INK), (words[1], style.VERMILION), (sure, style.MUTED)]
         ):
@@ -145,13 +145,13 @@ def draw_mistakes(
 
 
 def to_pictures(images: NDArray[Any]) -> NDArray[np.float64]:
-    """Turn ``[n, C, H, W]`` into RGB ``[n, H, W, 3]`` in 0..1.
+    """Convert ``[n, C, H, W]`` to RGB ``[n, H, W, 3]`` in 0..1.
 
-    One or two channels give a grey picture of the first; those past the third are left out.
-    Values that are not numbers become 0.
+    One or two channels give a grey image of the first; channels after the third are ignored. NaN
+    becomes 0.
     """
     if images.ndim != 4 or 0 in images.shape[1:]:
-        raise InputError(f"pictures have shape {images.shape}; it must be [n, C, H, W]")
+        raise InputError(f"images have shape {images.shape}; it must be [n, C, H, W]")
     values = np.nan_to_num(np.asarray(images, dtype=np.float64), nan=0.0).clip(0.0, 1.0)
     values = values[:, :3] if values.shape[1] >= 3 else values[:, :1].repeat(3, axis=1)
     return np.moveaxis(values, 1, -1)
@@ -165,7 +165,6 @@ def _draw_rows(
     title: str,
     note: str,
 ) -> Path:
-    """Draw labelled rows of pictures on one grid."""
     count = len(rows[0][2])
     room = (style.WIDTH - _LABEL_WIDTH) / max(count, 1) - _GAP
     width, height = _fit(rows[0][2].shape[1:3], min(room, 1.5))
@@ -188,7 +187,6 @@ def _draw_rows(
 
 
 def _draw_label(page: Page, y: float, height: float, label: str, detail: str) -> None:
-    """Write a row's label beside the middle of its pictures."""
     room = _LABEL_WIDTH - 0.12
     lines = style.wrap(label, room, style.TEXT_SIZE)
     details = style.wrap(detail, room, style.SMALL_SIZE)
@@ -200,9 +198,9 @@ def _draw_label(page: Page, y: float, height: float, label: str, detail: str) ->
 
 
 def _fit(shape: Sequence[int], room: float) -> tuple[float, float]:
-    """Return width and height of a picture of H by W pixels whose longer side fills the room.
+    """Return width and height of an H by W image whose longer side is ``room`` inches.
 
-    Extremely long pictures are drawn thicker than they are, so that there is something to see.
+    Extremely long images are drawn thicker than they are, to be visible.
     """
     height, width = shape
     longest = max(height, width)
@@ -210,14 +208,14 @@ def _fit(shape: Sequence[int], room: float) -> tuple[float, float]:
     return max(room * width / longest, thinnest), max(room * height / longest, thinnest)
 
 
-# -- Sounds and what a model made of them: a close-up of the waveform beside spectrograms --------
+# -- Audio: a close-up of the waveforms, and spectrograms ----------------------------------------
 #
 # Legend: S samples, K frequencies, T frames of a spectrogram.
 
 
-# A window of a spectrogram holds a few periods of a voice; a close-up about ten.
+# A spectrogram window covers a few periods of a voice, a close-up several more.
 WINDOW_SECONDS, CLOSE_UP_SECONDS = 0.032, 0.04
-# What is this much softer than the loudest part of the original is drawn as silence.
+# Range of the colours below the loudest part of the original; anything softer is black.
 RANGE_DECIBELS = 60.0
 COLOURS = "magma"
 
@@ -231,13 +229,13 @@ _HEIGHT = 1.15
 
 @dataclass(frozen=True)
 class SoundRow:
-    """One recording, its first channel.
+    """First channel of a recording and its reconstruction.
 
     Attributes:
-        name: Of the recording.
-        original: Waveform.
-        reconstructed: What the model made of it.
-        visible: The samples that the model saw.
+        name: Name of the recording.
+        original: Original waveform.
+        reconstructed: Reconstructed waveform.
+        visible: True for samples that are visible to the model.
         rate: Samples per second.
     """
 
@@ -249,16 +247,16 @@ class SoundRow:
 
 
 def draw_sounds(path: Path, rows: Sequence[SoundRow], *, title: str, note: str) -> Path:
-    """Draw a row per recording: 40 ms around its loudest sample, and two spectrograms.
+    """Draw one row per recording: 40 ms around its loudest sample, and two spectrograms.
 
     Args:
-        path: Where the PNG goes.
-        rows: At least one.
-        title: Heading of the figure.
-        note: How to read it.
+        path: PNG file to write.
+        rows: At least one recording.
+        title: Title of the figure.
+        note: Explanation under the title.
 
     Raises:
-        InputError: There is no row.
+        InputError: If there is no row.
     """
     if not rows:
         raise InputError("nothing to draw; give at least one row")
@@ -297,7 +295,7 @@ def decibels(wave: Float[NDArray[np.float64], " S"], rate: float) -> Float[np.nd
 
 
 def close_up(wave: Float[NDArray[np.float64], " S"], rate: float) -> slice:
-    """Return 40 ms around the loudest sample, moved inside where they reach beyond an end."""
+    """Return a slice of 40 ms around the loudest sample, shifted to lie inside the waveform."""
     length = min(max(round(CLOSE_UP_SECONDS * rate), 2), len(wave))
     start = int(np.abs(wave).argmax()) - length // 2
     start = min(max(start, 0), len(wave) - length)
@@ -323,7 +321,6 @@ def _draw_close_up(axes: Axes, row: SoundRow) -> None:
 
 
 def _draw_key(page: Page) -> None:
-    """Name the lines of the close-ups in their colours."""
     x = _LABELS
     for words, colour in (
         ("original", style.MUTED),
@@ -334,7 +331,7 @@ def _draw_key(page: Page) -> None:
         x += style.text_width(words, style.SMALL_SIZE) + 0.2
 
 
-# -- What a model fills in of a modality, beside what it was given and, if known, the original ---
+# -- Filled-in modalities next to the given ones and the original --------------------------------
 
 
 COLUMNS = ("given", "filled in", "original")
@@ -348,13 +345,13 @@ _PART_GAP = 0.05
 
 @dataclass(frozen=True)
 class FilledRow:
-    """One sample, of which one modality was filled in.
+    """One sample with one filled-in modality.
 
     Attributes:
-        name: Of the sample and the modality.
-        given: What the model was given: RGB images ``[H, W, 3]`` uint8, or texts.
-        filled: What it filled in.
-        original: The modality itself, which the model was not shown; empty where unknown.
+        name: Name of the sample and the modality.
+        given: Visible modalities: RGB images ``[H, W, 3]`` uint8, or texts.
+        filled: Reconstruction of the hidden modality.
+        original: Original of the hidden modality; empty if unknown.
     """
 
     name: str
@@ -371,17 +368,17 @@ def draw_filled(
     title: str,
     note: str,
 ) -> Path:
-    """Draw a row per sample: given, filled in, original.
+    """Draw one row per sample: given, filled in, original.
 
     Args:
-        path: Where the PNG goes.
-        rows: At least one.
-        columns: What stands above the three columns.
-        title: Heading of the figure.
-        note: How to read it.
+        path: PNG file to write.
+        rows: At least one sample.
+        columns: Headings of the three columns; the third is dropped if no original is known.
+        title: Title of the figure.
+        note: Explanation under the title.
 
     Raises:
-        InputError: There is no row.
+        InputError: If there is no row.
     """
     if not rows:
         raise InputError("nothing to draw; give at least one row")
@@ -410,7 +407,6 @@ def draw_filled(
 
 
 def _draw_cell(page: Page, x: float, y: float, parts: Sequence[NDArray[Any] | str]) -> None:
-    """Draw the parts of a cell from a corner down."""
     for part in parts:
         height = _height(part)
         if isinstance(part, str):
@@ -422,7 +418,6 @@ def _draw_cell(page: Page, x: float, y: float, parts: Sequence[NDArray[Any] | st
 
 
 def _height(part: NDArray[Any] | str) -> float:
-    """Return how high a part is drawn, in inches."""
     if isinstance(part, str):
         return len(_lines(part)) * style.line_height(style.SMALL_SIZE)
     return min(_FILLED_BOX * part.shape[0] / part.shape[1], _HIGHEST)

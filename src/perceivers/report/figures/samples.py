@@ -1,4 +1,4 @@
-"""Sheets of samples as a model is given them: one box per sample, its modalities above a caption.
+"""Sheets of samples as model inputs: one box per sample, with its modalities above a caption.
 
 Legend: C channels, H W rows and columns, T frames, S samples, P points.
 """
@@ -27,7 +27,7 @@ from perceivers.report.style import Page
 
 COLUMNS = 4
 FRAMES_SHOWN = 4
-# Lines of a text, and pixels of a waveform.
+# Maximum lines of a text; rows and columns of a waveform in pixels.
 TEXT_LINES = 9
 WAVE_SIZE = (90, 360)
 
@@ -39,14 +39,14 @@ _WAVE = (0, 114, 178)
 
 @dataclass(frozen=True)
 class SampleBox:
-    """One sample.
+    """Contents of the box of one sample.
 
     Attributes:
-        arrays: What a model is given, by modality, without a batch axis.
-        kinds: Kind of spec of each, such as ``image``; a mask belongs to the image or points.
-        caption: Labels, or what is to be predicted.
-        name: Of the sample.
-        texts: Decoded texts, by modality of kind ``bytes``.
+        arrays: Model inputs by modality, without a batch axis.
+        kinds: Kind of each modality, such as ``image``; a mask belongs to the image or points.
+        caption: Labels or targets.
+        name: Name of the sample.
+        texts: Decoded texts by modality of kind ``bytes``.
     """
 
     arrays: Mapping[str, NDArray[Any]]
@@ -64,17 +64,17 @@ def draw_samples(
     title: str,
     note: str,
 ) -> Path:
-    """Draw samples in rows.
+    """Draw boxes of samples in rows of four.
 
     Args:
-        path: Where the PNG goes.
-        boxes: The samples, at least one.
-        classes: Names of the classes in masks, of which a key is drawn.
-        title: Heading of the figure.
-        note: How to read it.
+        path: PNG file to write.
+        boxes: At least one sample.
+        classes: Names of the classes in masks, for the legend.
+        title: Title of the figure.
+        note: Explanation under the title.
 
     Raises:
-        InputError: There is no sample.
+        InputError: If there is no sample.
     """
     if not boxes:
         raise InputError("no samples to draw")
@@ -103,7 +103,7 @@ def draw_samples(
 
 
 def draw_parts(box: SampleBox, num_classes: int) -> list[NDArray[Any] | str]:
-    """Return what is drawn of a sample: RGB images ``[H, W, 3]`` and texts."""
+    """Return the drawn parts of a sample: RGB images ``[H, W, 3]`` and texts."""
     parts: list[NDArray[Any] | str] = []
     mask = next((box.arrays[n] for n, kind in box.kinds.items() if "mask" in kind), None)
     for name, kind in box.kinds.items():
@@ -131,7 +131,7 @@ def draw_parts(box: SampleBox, num_classes: int) -> list[NDArray[Any] | str]:
 
 
 def show_picture(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return an image ``[C, H, W]`` as RGB ``[H, W, 3]``: its first channel, or its first three."""
+    """Convert an image ``[C, H, W]`` to RGB ``[H, W, 3]``, from one channel or the first three."""
     values = array.astype(np.float64)
     if np.issubdtype(array.dtype, np.integer):
         values = values / np.iinfo(array.dtype).max
@@ -139,14 +139,14 @@ def show_picture(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def show_wave(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return the first channel of a waveform ``[C, S]`` as an image; its height is -1..1."""
+    """Draw the first channel of a waveform ``[C, S]`` as an image; its height covers -1..1."""
     height, width = WAVE_SIZE
     wave = array[0].astype(np.float64)
     if np.issubdtype(array.dtype, np.integer):
         wave = wave / np.iinfo(array.dtype).max
     low, high = envelope(np.nan_to_num(wave).clip(-1, 1), width)
     rows = np.linspace(1, -1, height)[:, None]
-    # At least one pixel of every column is drawn.
+    # Widen by half a row on both sides, so that every column has at least one pixel.
     half = 1.0 / (height - 1)
     inside = (rows >= low - half) & (rows <= high + half)
     canvas = np.full((height, len(low), 3), 255, np.uint8)
@@ -160,9 +160,9 @@ def show_points(
     num_classes: int,
     frame: NDArray[Any] | None = None,
 ) -> NDArray[np.uint8]:
-    """Return points ``[P, C]`` from above, in grey by height or in the colours of their classes.
+    """Draw points ``[P, C]`` from above, in grey by height or in the colours of their classes.
 
-    ``frame`` gives the extent and the heights of another cloud, to compare the two.
+    ``frame`` is a cloud that defines extent and heights instead, to compare the two.
     """
     cloud = _widen(cloud)
     frame = cloud if frame is None else _widen(frame)
@@ -174,7 +174,7 @@ def show_points(
 
 
 def _widen(cloud: NDArray[Any]) -> NDArray[np.float64]:
-    """Return points of at least two values: a single one is drawn over its place in the cloud."""
+    """Return points with at least two values; a single value is drawn over the point index."""
     cloud = cloud.astype(np.float64)
     if cloud.shape[1] < 2:
         return np.column_stack([np.arange(len(cloud), dtype=np.float64), cloud[:, 0]])
@@ -182,7 +182,7 @@ def _widen(cloud: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _show_array(name: str, array: NDArray[Any]) -> NDArray[Any] | str:
-    """Show a small table as grey values; describe any other array."""
+    """Convert a 2-D array to a grey image; describe any other array by type and shape."""
     if array.ndim != 2 or not array.size:
         return f"{name}: {array.dtype} {'x'.join(map(str, array.shape))}"
     values = np.nan_to_num(array.astype(np.float64))
@@ -191,7 +191,6 @@ def _show_array(name: str, array: NDArray[Any]) -> NDArray[Any] | str:
 
 
 def _height(part: NDArray[Any] | str) -> float:
-    """Return how high a part is drawn, in inches."""
     if isinstance(part, str):
         return len(_lines(part)) * style.line_height(style.SMALL_SIZE)
     return min(_BOX * part.shape[0] / part.shape[1], _HIGHEST)
@@ -205,7 +204,6 @@ def _lines(text: str) -> Sequence[str]:
 def _draw_box(
     page: Page, x: float, y: float, box: SampleBox, parts: Sequence[NDArray[Any] | str]
 ) -> None:
-    """Draw one sample from a corner down."""
     for part in parts:
         height = _height(part)
         if isinstance(part, str):

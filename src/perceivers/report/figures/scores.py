@@ -1,4 +1,4 @@
-"""What a model answered against what is true: the confusion matrix, and predicted numbers."""
+"""Figures of predictions against targets: confusion matrix and regression."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -13,7 +13,7 @@ from perceivers.report import style
 from perceivers.report.style import Page, tidy
 from perceivers.report.tables import check_confusion
 
-# -- The confusion matrix: rows are true classes, columns what the model said --------------------
+# -- Confusion matrix: rows are true classes, columns predicted classes --------------------------
 
 
 MAX_CLASSES_WITH_COUNTS = 20
@@ -25,16 +25,16 @@ _AXIS_LABEL = 0.28
 
 
 def draw_confusion(path: Path, *, matrix: NDArray[Any], classes: Sequence[str], title: str) -> Path:
-    """Draw shares of every true class as colours, with counts when there are 20 classes or fewer.
+    """Draw a confusion matrix as fractions of each true class; up to 20 classes with counts.
 
     Args:
-        path: Where the PNG goes.
-        matrix: Counts ``[K, K]``; rows are true classes, columns predicted ones.
-        classes: The K class names; with many classes only every few are written.
-        title: Heading of the figure.
+        path: PNG file to write.
+        matrix: Counts ``[K, K]``; rows are true classes, columns predicted classes.
+        classes: The K class names; with many classes only some are written.
+        title: Title of the figure.
 
     Returns:
-        The path; rows of classes without samples stay empty.
+        The path. Rows of classes without samples are empty.
 
     Raises:
         InputError: If the matrix is not square or does not match the class names.
@@ -57,7 +57,7 @@ def draw_confusion(path: Path, *, matrix: NDArray[Any], classes: Sequence[str], 
         max(left + side + right, 4.5),
         side + below,
         title=title,
-        note=f"Accuracy {style.percent(correct / total)}: {correct:,} of {total:,} samples right."
+        note=f"Accuracy {style.percent(correct / total)}: {correct:,} of {total:,} samples correct."
         if total
         else "No samples.",
     )
@@ -83,7 +83,6 @@ def draw_confusion(path: Path, *, matrix: NDArray[Any], classes: Sequence[str], 
 def _write_counts(
     page: Page, counts: NDArray[Any], shares: NDArray[Any], *, left: float, cell: float
 ) -> None:
-    """Write the count into every cell that has one."""
     widest = max(style.text_width(f"{int(count)}", style.TEXT_SIZE) for count in counts.flat)
     font_size = min(style.TEXT_SIZE, style.TEXT_SIZE * (cell - 0.06) / widest)
     for row, column in zip(*counts.nonzero(), strict=True):
@@ -99,7 +98,6 @@ def _write_counts(
 
 
 def _write_names(page: Page, names: Sequence[str], *, left: float, cell: float, flat: bool) -> None:
-    """Write class names along both axes, as many as there is room for."""
     stride = ceil(style.line_height(style.SMALL_SIZE) / cell)
     side = cell * len(names)
     for index in range(0, len(names), stride):
@@ -118,7 +116,7 @@ def _write_names(page: Page, names: Sequence[str], *, left: float, cell: float, 
         )
 
 
-# -- Predicted numbers against true ones, a panel per target -------------------------------------
+# -- Regression: predictions over true values, one panel per target ------------------------------
 #
 # Legend: n samples, T targets.
 
@@ -140,23 +138,23 @@ def draw_regression(
     title: str,
     note: str = "",
 ) -> Path:
-    """Draw a point per sample: to the right the truth, upwards the prediction; a line where equal.
+    """Draw predictions over true values as points, with the diagonal of perfect predictions.
 
     Args:
-        path: Where the PNG goes.
-        true: ``[n, T]``, NaN where unknown.
-        predicted: ``[n, T]``.
-        names: Of the T targets; the first 6 are drawn.
-        title: Heading of the figure.
-        note: How to read it.
+        path: PNG file to write.
+        true: True values ``[n, T]``, NaN where unknown.
+        predicted: Predictions ``[n, T]``.
+        names: Names of the T targets; the first 6 are drawn.
+        title: Title of the figure.
+        note: Explanation under the title.
 
     Raises:
-        InputError: The arrays do not have the same shape, or not a column per name.
+        InputError: If the shapes differ, or there is not one column per name.
     """
     if true.ndim != 2 or true.shape != predicted.shape or true.shape[1] != len(names):
         raise InputError(
-            f"truth has shape {true.shape} and predictions {predicted.shape} for {len(names)} "
-            f"targets; both must be [n, {len(names)}]"
+            f"targets have shape {true.shape} and predictions {predicted.shape} for {len(names)} "
+            f"names; both must be [n, {len(names)}]"
         )
     shown = min(len(names), MAX_PANELS)
     across = min(shown, 3)
@@ -182,6 +180,6 @@ def draw_regression(
             axes.set_xlim(*ends)
             axes.set_ylim(*ends)
         font = style.font(style.SMALL_SIZE)
-        axes.set_xlabel("truth", fontproperties=font, color=style.MUTED)
+        axes.set_xlabel("true value", fontproperties=font, color=style.MUTED)
         axes.set_ylabel("prediction", fontproperties=font, color=style.MUTED)
     return page.save(path)

@@ -1,6 +1,6 @@
-"""Masks as colours: palettes, overlays, and pictures beside their true and found masks.
+"""Segmentation masks: class colours, overlays, and images with true and predicted masks.
 
-Legend: n pictures, C channels, H W rows and columns, K classes.
+Legend: n images, C channels, H W rows and columns, K classes.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from perceivers.report.figures.reconstruction import to_pictures
 from perceivers.report.style import Page
 
 IGNORED = 255
-# What has no class.
+# Colour of pixels without a class.
 BLANK = (0, 0, 0)
-# Twelve colours that are told apart side by side; further ones are turned around the colour wheel.
+# Twelve colours that are easy to distinguish; further ones are spread over the colour wheel.
 COLOURS = (
     *((86, 180, 233), (213, 94, 0), (240, 228, 66), (120, 120, 130)),
     *((204, 121, 167), (0, 130, 80), (0, 60, 160), (170, 110, 40)),
@@ -36,16 +36,16 @@ _KEY_COLUMN = 1.5
 
 
 def class_colours(num_classes: int) -> NDArray[np.uint8]:
-    """Return a colour per id ``[256, 3]``: of K classes, and black for all other ids.
+    """Return one colour per id, ``[256, 3]``: K class colours, and black for other ids.
 
     Args:
-        num_classes: Classes K, 1..255.
+        num_classes: Number of classes K, 1..255.
 
     Raises:
-        InputError: Another number.
+        InputError: If the number of classes is out of range.
     """
     if not 1 <= num_classes <= IGNORED:
-        raise InputError(f"{num_classes} classes; masks hold 1..{IGNORED}")
+        raise InputError(f"{num_classes} classes; masks can have 1..{IGNORED}")
     table = np.full((IGNORED + 1, 3), BLANK, np.uint8)
     for number in range(num_classes):
         if number < len(COLOURS):
@@ -60,19 +60,19 @@ def class_colours(num_classes: int) -> NDArray[np.uint8]:
 def overlay_mask(
     picture: NDArray[np.uint8], ids: NDArray[np.uint8], num_classes: int
 ) -> NDArray[np.uint8]:
-    """Lay the colours of a mask half transparent over its picture, ``[H, W, 3]``.
+    """Blend an image with the class colours of a mask; return ``[H, W, 3]`` uint8.
 
     Args:
         picture: ``[H, W, 3]`` in 0..255.
-        ids: Classes ``[H, W]``; where they are 255 the picture stays as it is.
-        num_classes: Classes K.
+        ids: Classes ``[H, W]``; 255 leaves the image unchanged.
+        num_classes: Number of classes K.
 
     Raises:
-        InputError: The sizes differ.
+        InputError: If the sizes differ.
     """
     if picture.shape != (*ids.shape, 3):
         raise InputError(
-            f"the picture has shape {picture.shape} for a mask of {ids.shape}; it must be [H, W, 3]"
+            f"the image has shape {picture.shape} for a mask of {ids.shape}; it must be [H, W, 3]"
         )
     blend = (1 - OVERLAY) * picture + OVERLAY * class_colours(num_classes)[ids]
     return np.where((ids == IGNORED)[..., None], picture, np.rint(blend)).astype(np.uint8)
@@ -88,35 +88,35 @@ def draw_masks(
     title: str,
     note: str,
 ) -> Path:
-    """Draw pictures, their true masks and the found ones in rows, and a key of the classes.
+    """Draw images with their true and predicted masks in rows, and a legend of the classes.
 
     Args:
-        path: Where the PNG goes.
-        pictures: ``[n, C, H, W]`` in 0..1; the first 6 are drawn.
-        true: Classes ``[n, H, W]``, 255 where there is none.
-        found: Classes ``[n, H, W]``.
+        path: PNG file to write.
+        pictures: Images ``[n, C, H, W]`` in 0..1; the first 6 are drawn.
+        true: True classes ``[n, H, W]``, 255 where ignored.
+        found: Predicted classes ``[n, H, W]``.
         classes: The K class names.
-        title: Heading of the figure.
-        note: How to read it.
+        title: Title of the figure.
+        note: Explanation under the title.
 
     Raises:
-        InputError: The arrays do not belong together.
+        InputError: If the shapes of the arrays do not match.
     """
     wanted = (pictures.shape[0], *pictures.shape[2:])
     for name, ids in (("true", true), ("found", found)):
         if ids.shape != wanted:
             raise InputError(
-                f"{name} masks have shape {ids.shape} for pictures of shape {pictures.shape}; "
+                f"{name} masks have shape {ids.shape} for images of shape {pictures.shape}; "
                 f"they must be {wanted}"
             )
     table = class_colours(len(classes))
     shown = to_pictures(pictures[:MAX_SHOWN])
     unknown = np.where(true[:MAX_SHOWN] == IGNORED, IGNORED, found[:MAX_SHOWN])
     columns = {
-        "picture": shown,
+        "image": shown,
         "truth": table[true[:MAX_SHOWN]],
         "prediction": table[found[:MAX_SHOWN]],
-        "where it is known": table[unknown],
+        "without ignored pixels": table[unknown],
     }
     width = min((style.WIDTH + _GAP) / len(columns) - _GAP, _MAX_PICTURE)
     height = width * wanted[1] / wanted[2]

@@ -1,4 +1,4 @@
-"""Time and memory of several models over the number of inputs, both axes logarithmic."""
+"""Log-log figures of time and memory of several models over the number of inputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,26 +16,26 @@ _HEIGHT = 2.5
 _TICK_ROOM = 0.62
 _COLUMN_GAP = 0.35
 _BELOW = 0.66
-# Of the height of a panel: from the top to the first cross, and between two.
+# Height of the first cross, and distance between two, as fractions of the panel height.
 _CROSS, _CROSS_STEP = 0.96, 0.06
-# Within a decade; only the first where the axis is long.
+# Ticks within a decade; only the first if the axis covers more than _LONG decades.
 _TICKS = (1.0, 2.0, 5.0)
 _LONG = 2.5
-# Least ratio of the ends of an axis; on a shorter one there might be no tick.
+# Minimum ratio of the ends of an axis; a shorter axis might contain no tick.
 _LEAST_RANGE = 5.0
-# Of the width of a panel, which a size takes, and a number of inputs.
+# Width of the tick label of a size, and of a number of inputs, as fractions of the panel width.
 _SIZE_ROOM, _INPUTS_ROOM = 0.07, 0.12
 
 
 @dataclass(frozen=True)
 class Line:
-    """What was measured of one model in one kind of pass.
+    """Measurements of one model in one kind of pass.
 
     Args:
-        sizes: Pixels per side, rising.
-        seconds: One for each size.
-        memory: GB, one for each size.
-        stopped: The first size at which memory ran out; None where it never did.
+        sizes: Image sides in pixels, ascending.
+        seconds: Time for each size.
+        memory: Peak memory for each size, in GB.
+        stopped: First size at which memory ran out, or None.
     """
 
     sizes: Sequence[int]
@@ -52,14 +52,14 @@ def draw_throughput(
     title: str,
     note: str = "",
 ) -> Path:
-    """Draw a row of two panels per kind of pass: seconds, and peak memory in GB.
+    """Draw two panels per kind of pass: time in seconds, and peak memory in GB.
 
     Args:
-        path: Where the PNG goes.
-        passes: Heading of a row -> name of a model -> its line; the same models in every row.
-        limits: GB, drawn as horizontal lines.
-        title: Heading of the figure.
-        note: How to read it.
+        path: PNG file to write.
+        passes: Lines by kind of pass (heading of a row) and by model; the same models in all rows.
+        limits: Memory limits in GB, drawn as horizontal lines.
+        title: Title of the figure.
+        note: Explanation under the title.
 
     Returns:
         The path.
@@ -81,7 +81,7 @@ def draw_throughput(
             found = {name: lines[name] for name in names if name in lines}
             _draw_panel(axes, names, found, limits if column else (), memory=bool(column))
             middle, under = x + _TICK_ROOM + width / 2, y + heading + _HEIGHT + 0.36
-            words = ["pixels per side, and inputs"]
+            words = ["image side in pixels, and number of inputs"]
             page.lines(
                 middle, under, words, size=style.SMALL_SIZE, color=style.MUTED, align="center"
             )
@@ -96,7 +96,6 @@ def _draw_panel(
     *,
     memory: bool,
 ) -> None:
-    """Draw one quantity of all models."""
     tidy(axes)
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -139,9 +138,9 @@ def _stop(line: Line) -> tuple[int, ...]:
 
 
 def _set_ticks(axes: Axes, sizes: Sequence[int], values: Sequence[float], *, room: int) -> None:
-    """Put a tick at every size that was measured, and a few round numbers on the other axis.
+    """Set a tick at every measured size, and a few round ticks on the other axis.
 
-    ``room`` rows of crosses are kept free at the top.
+    ``room`` is the number of rows of crosses to leave free at the top.
     """
     first, last = (sizes[0] ** 2, sizes[-1] ** 2) if sizes else (1, 10)
     margin = (last / first) ** 0.06 if last > first else 2.0
@@ -166,7 +165,7 @@ def _set_ticks(axes: Axes, sizes: Sequence[int], values: Sequence[float], *, roo
 
 
 def _apart(sizes: Sequence[int], span: float, room: float) -> list[int]:
-    """Return the sizes that are a fraction of the axis away from the one before."""
+    """Return sizes at least a fraction of the axis apart, so that labels do not overlap."""
     shown: list[int] = []
     for size in sizes:
         if not shown or 2 * log10(size / shown[-1]) >= room * log10(span):
@@ -175,7 +174,7 @@ def _apart(sizes: Sequence[int], span: float, room: float) -> list[int]:
 
 
 def _short(count: int) -> str:
-    """Return a number of inputs in a few characters: ``50 k``, ``1.05 M``."""
+    """Format a number of inputs: ``50 k``, ``1.05 M``."""
     if count >= 1_000_000:
         return f"{count / 1e6:.3g} M"
     return f"{count / 1e3:.3g} k" if count >= 1000 else str(count)

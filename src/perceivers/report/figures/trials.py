@@ -1,4 +1,4 @@
-"""Comparisons that train several models: bake-offs, and the order of elements."""
+"""Figures of comparisons that train several models: bake-off, and order of elements."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from perceivers.report import style
 from perceivers.report.figures.curves import draw_keys, keys_height, line_look, place_keys
 from perceivers.report.style import Page, tidy
 
-# -- A bake-off: the validation metric over training time, and over the number of parameters -----
+# -- Bake-off: validation metric over training time and over the number of parameters ------------
 
 
 _HEIGHT = 2.7
@@ -20,7 +20,7 @@ _TICK_ROOM = 0.62
 _NAME_ROOM = 2.35
 _BELOW = 0.62
 _FAINT = 0.35
-# Families as the keys name them.
+# Names of model families in the legend.
 _TITLES = {
     "hip": "HiP",
     "hiera": "Hiera",
@@ -32,14 +32,14 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class Curve:
-    """One candidate's evaluations in one rung.
+    """Evaluations of one candidate in one rung.
 
     Args:
-        name: Of the candidate.
-        family: Of its model.
-        rung: Place of the rung, from 0.
-        seconds: Training time of each evaluation.
-        values: Metric of each.
+        name: Name of the candidate.
+        family: Model family.
+        rung: Index of the rung.
+        seconds: Training time at each evaluation.
+        values: Metric of each evaluation.
     """
 
     name: str
@@ -51,15 +51,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a candidate reached in the last rung that it took part in.
+    """Result of a candidate in the last rung that it reached.
 
     Args:
-        name: Of the candidate.
-        family: Of its model.
-        rung: Place of that rung, from 0.
-        parameters: Of its model.
-        value: Its metric.
-        on_front: Whether no other is as good with fewer parameters.
+        name: Name of the candidate.
+        family: Model family.
+        rung: Index of that rung.
+        parameters: Number of parameters of the model.
+        value: Metric.
+        on_front: Whether no other candidate is as good with fewer parameters.
         has_won: Whether it is the winner.
     """
 
@@ -83,17 +83,17 @@ def draw_bakeoff(
     title: str,
     note: str = "",
 ) -> Path:
-    """Draw two panels under one key of model families.
+    """Draw the metric over training time and over parameters, coloured by model family.
 
     Args:
-        path: Where the PNG goes.
+        path: PNG file to write.
         curves: Evaluations of all candidates in all rungs.
-        candidates: What each reached.
+        candidates: Results of all candidates.
         metric: Name of the metric.
-        higher_is_better: Its direction.
-        constant: What a constant answer reaches; None where there is none.
-        title: Heading of the figure.
-        note: How to read it.
+        higher_is_better: Whether higher values of the metric are better.
+        constant: Metric of a constant prediction, or None.
+        title: Title of the figure.
+        note: Explanation under the title.
 
     Returns:
         The path.
@@ -130,12 +130,11 @@ def draw_bakeoff(
 
 
 def _caption(page: Page, x: float, y: float, words: str) -> None:
-    """Name the axis under a panel."""
     page.lines(x, y, [words], size=style.SMALL_SIZE, color=style.MUTED, align="center")
 
 
 def _draw_times(axes: Axes, curves: Sequence[Curve], families: Sequence[str]) -> list[float]:
-    """Draw a line per candidate and rung; return all values."""
+    """Draw one line per candidate and rung; return all values."""
     last = max((curve.rung for curve in curves), default=0)
     drawn: list[float] = []
     for curve in sorted(curves, key=lambda curve: curve.rung):
@@ -161,7 +160,6 @@ def _draw_times(axes: Axes, curves: Sequence[Curve], families: Sequence[str]) ->
 
 
 def _set_values(axes: Axes, values: Sequence[float], constant: float | None) -> None:
-    """Choose the range of the metric, from the values and the constant answer."""
     held = [*values, *([] if constant is None else [constant])]
     held = [value for value in held if isfinite(value)]
     low, high = (min(held), max(held)) if held else (0.0, 1.0)
@@ -172,10 +170,9 @@ def _set_values(axes: Axes, values: Sequence[float], constant: float | None) -> 
 
 
 def _draw_constant(axes: Axes, constant: float) -> None:
-    """Draw the constant answer as a dashed line with its name on it."""
     axes.axhline(constant, color=style.MUTED, linewidth=1.0, linestyle=(0, (4, 2)))
     axes.annotate(
-        "constant answer",
+        "constant prediction",
         (1.0, constant),
         xycoords=("axes fraction", "data"),
         xytext=(6, 0),
@@ -195,7 +192,7 @@ def _label_ends(
     curves: Sequence[Curve],
     families: Sequence[str],
 ) -> None:
-    """Name the lines of the last rung to their right, one below the other where they are close."""
+    """Write names to the right of the lines of the last rung, without overlaps."""
     last = max((curve.rung for curve in curves), default=0)
     ends = [(c.values[-1], c) for c in curves if c.rung == last and isfinite(c.values[-1])]
     low, high = axes.get_ylim()
@@ -215,7 +212,7 @@ def _label_ends(
 
 
 def _draw_sizes(axes: Axes, candidates: Sequence[Candidate], families: Sequence[str]) -> None:
-    """Draw a point per candidate, those of the last rung filled, and the Pareto front."""
+    """Draw one point per candidate, filled for the last rung, and the Pareto front."""
     last = max((c.rung for c in candidates), default=0)
     front = sorted((c.parameters, c.value) for c in candidates if c.on_front)
     axes.set_xscale("log")
@@ -257,7 +254,7 @@ def _draw_sizes(axes: Axes, candidates: Sequence[Candidate], families: Sequence[
 def _label_sizes(
     page: Page, top: float, candidates: Sequence[Candidate], families: Sequence[str]
 ) -> None:
-    """Name the front to the right, from its largest model down, as many as there is room for."""
+    """List the Pareto front on the right, largest model first, as far as there is room."""
     step = style.line_height(style.SMALL_SIZE)
     x = style.WIDTH - _NAME_ROOM + 0.1
     rising = sorted((c for c in candidates if c.on_front), key=lambda c: -c.parameters)
@@ -273,13 +270,13 @@ def _label_sizes(
 
 
 def _short(count: float) -> str:
-    """Return a number of parameters in a few characters: ``50 k``, ``1.05 M``."""
+    """Format a number of parameters: ``50 k``, ``1.05 M``."""
     if count >= 1_000_000:
         return f"{count / 1e6:.3g} M"
     return f"{count / 1e3:.3g} k" if count >= 1000 else f"{count:.0f}"
 
 
-# -- A metric with elements in place, in one other order, and in many: a point per seed ----------
+# -- Order of elements: original, one fixed permutation, one per sample --------------------------
 
 
 _ORDER_HEIGHT = 2.5
@@ -298,15 +295,15 @@ def draw_shuffling(
     title: str,
     note: str = "",
 ) -> Path:
-    """Draw a panel per split, with a column of points per order of elements.
+    """Draw one panel per split, with one column of points (seeds) per order of elements.
 
     Args:
-        path: Where the PNG goes.
-        values: Order -> split -> a value per seed.
-        constant: What a constant answer reaches, by split; None where there is none.
+        path: PNG file to write.
+        values: One value per seed, by order and by split.
+        constant: Metric of a constant prediction by split, or None.
         metric: Name of the metric.
-        title: Heading of the figure.
-        note: How to read it.
+        title: Title of the figure.
+        note: Explanation under the title.
 
     Returns:
         The path.
@@ -324,14 +321,14 @@ def draw_shuffling(
         tidy(axes)
         columns = {order: found.get(split, ()) for order, found in values.items()}
         _draw_panel(axes, columns, constant[split], width - _TICK_ROOM)
-        _set_values(axes, held, None)  # the same in all panels
+        _set_values(axes, held, None)  # one range for all panels, to compare them
     return page.save(path)
 
 
 def _draw_panel(
     axes: Axes, columns: Mapping[str, Sequence[float]], constant: float | None, width: float
 ) -> None:
-    """Draw the columns of one split; ``width`` is that of the panel, in inches."""
+    # ``width`` is the width of the panel in inches.
     for place, found in enumerate(columns.values()):
         seeds = [value for value in found if isfinite(value)]
         color = style.CYCLE[place % len(style.CYCLE)]
@@ -354,7 +351,7 @@ def _draw_panel(
     if constant is not None:
         axes.axhline(constant, color=style.MUTED, linewidth=1.0, linestyle=(0, (4, 2)))
         axes.annotate(
-            "constant answer",
+            "constant prediction",
             (0.0, constant),
             xycoords=("axes fraction", "data"),
             xytext=(4, 4),
