@@ -14,7 +14,7 @@ spec = pv.Image(8, 8, 1, mean=(float(images.mean()),), std=(float(images.std()),
 model = pv.create_model("hip_nano", inputs={"image": spec})
 tables = [p for name, p in model.named_parameters() if name.endswith(".table")]
 others = [p for name, p in model.named_parameters() if not name.endswith(".table")]
-# Positions start in disorder and have far to go: they learn faster and do not decay.
+# Learned positions start as noise: they need larger steps and no weight decay.
 groups = [{"params": others}, {"params": tables, "lr": 2e-2, "weight_decay": 0.0}]
 optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
 generator = torch.Generator().manual_seed(0)

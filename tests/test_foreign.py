@@ -22,15 +22,15 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         (f'{{"a": -{MANY}}}', "an integer has 5001 digits"),
         ("[" * 100_000, "nested too deeply"),
         ('{"a":' * 100_000, "nested too deeply"),
-        ("NaN", "NaN is no number in JSON"),
-        ("[-Infinity]", "-Infinity is no number in JSON"),
+        ("NaN", "NaN is not a number in JSON"),
+        ("[-Infinity]", "-Infinity is not a number in JSON"),
         ("1e999", "too large"),
         (r'"\ud800"', "half of a surrogate pair"),
         (r'{"\udfff": 1}', "half of a surrogate pair"),
         (r'[[{"a": "b\uDCFF"}]]', "half of a surrogate pair"),
         ('"\ud800"', "half of a surrogate pair"),
-        ('{"a": 1, "b": 2, "a": 3}', "names the key 'a' twice"),
-        ('{"a": {"b": 1, "b": 1}}', "names the key 'b' twice"),
+        ('{"a": 1, "b": 2, "a": 3}', "has the key 'a' twice"),
+        ('{"a": {"b": 1, "b": 1}}', "has the key 'b' twice"),
         ("", "Expecting value"),
         ('{"a": 1', "Expecting"),
         ("{'a': 1}", "Expecting property name"),
@@ -39,7 +39,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     ],
 )
 def test_what_is_no_json_is_refused(text: str, reason: str) -> None:
-    with pytest.raises(CheckpointError, match=rf"^here is no JSON \(.*{reason}"):
+    with pytest.raises(CheckpointError, match=rf"^here is not JSON \(.*{reason}"):
         parse_json(text, "here", error=CheckpointError)
 
 
@@ -60,13 +60,13 @@ def test_what_we_wrote_may_hold_nan_and_escaped_names() -> None:
     ("text", "reason"),
     [
         (BOMB, r"x: [\d,]+ values in YAML, but at most 100,000 are read"),
-        ("a: &a [*a]", "an alias stands inside of what it stands for"),
+        ("a: &a [*a]", "an alias is inside the value that it refers to"),
         ("a: " + "[" * 5000, "nested too deeply"),
         ("a: 2024-13-45", "month must be in 1..12"),
         ("a: 2024-02-30 25:00:00", "day is out of range|hour must be"),
         (f"a: {MANY}", "4300 digits"),
-        ("a: 1\nb: 2\na: 3", "line 3 names the key 'a' twice"),
-        ("a:\n  b: 1\n  b: 2", "line 3 names the key 'b' twice"),
+        ("a: 1\nb: 2\na: 3", "line 3 has the key 'a' twice"),
+        ("a:\n  b: 1\n  b: 2", "line 3 has the key 'b' twice"),
         ("a: !!int ''", "x is not readable YAML"),
         ("a: !!bool maybe", "x is not readable YAML"),
         ("a: !!timestamp never", "x is not readable YAML"),
@@ -96,11 +96,11 @@ def test_yaml_is_read_as_the_library_does() -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        ("a\ncaf\u00e9".encode("cp1252"), r"line 2 is no UTF-8 \(byte 0xe9; .*'caf\u00e9'\)"),
+        ("a\ncaf\u00e9".encode("cp1252"), r"line 2 is not UTF-8 \(byte 0xe9; .*'caf\u00e9'\)"),
         ("a\r\nb".encode("utf-16"), "is in UTF-16; save it as UTF-8"),
         ("a\r\nb".encode("utf-16-be"), "zero byte at 0"),
         (b"ab\0", "zero byte at 2"),
-        (b"a\xed\xa0\x80", "line 1 is no UTF-8"),
+        (b"a\xed\xa0\x80", "line 1 is not UTF-8"),
     ],
 )
 def test_text_in_another_encoding_is_refused_with_its_line(data: bytes, reason: str) -> None:

@@ -17,7 +17,7 @@ def test_every_limit_is_set_by_its_variable(name: str, monkeypatch: pytest.Monke
     monkeypatch.setenv(variable, "7")
     assert get_limit(name) == 7
     check_limit(name, 7, "x")
-    with pytest.raises(DataError, match=rf"^x: 8 .*at most 7 are read; set {variable} where"):
+    with pytest.raises(DataError, match=rf"^x: 8 .*at most 7 are read; set {variable} if"):
         check_limit(name, 8, "x")
 
 

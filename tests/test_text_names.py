@@ -51,9 +51,9 @@ def test_a_names_bytes_are_those_of_all_its_spellings() -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        (ODD, r"where is 'caf\\\\xe9', which is no text in UTF-8 \(in Windows-1252 it is 'caf"),
-        ("\ud800", r"where is '\\\\ud800', which is no text in UTF-8;"),
-        ("a\nb", r"where is 'a\\nb', which holds '\\n'; a class name is one line"),
+        (ODD, r"where is 'caf\\\\xe9', which is not UTF-8 text \(in Windows-1252 it is 'caf"),
+        ("\ud800", r"where is '\\\\ud800', which is not UTF-8 text;"),
+        ("a\nb", r"where is 'a\\nb', which contains '\\n'; a class name must be one line"),
         ("a\0", "control characters"),
         ("a\u2028b", "one line"),
     ],
@@ -89,4 +89,6 @@ def test_an_exact_spelling_goes_first(tmp_path: Path) -> None:
 
 def test_odd_names_are_counted() -> None:
     assert describe_names(["a", COMPOSED]) == ""
-    assert describe_names(["a", ODD, ODD]).startswith(r"2 file names are no UTF-8, such as caf\xe9")
+    assert describe_names(["a", ODD, ODD]).startswith(
+        r"2 file names are not UTF-8, such as caf\xe9"
+    )

@@ -1,7 +1,7 @@
-"""Randomness of single samples: a draw that does not depend on the batch a sample comes in.
+"""Random generators per sample, whose numbers do not depend on how samples are batched.
 
-Masks and hidden modalities are keyed on (seed, position of the sample in training), so they are the
-same in one large batch, in the parts of an accumulated one, and on however many processes.
+Masks and modality dropout are seeded by (seed, position of the sample in training), so they are the
+same in one large batch, with gradient accumulation, and on any number of processes.
 
 Legend: B batch.
 """
@@ -13,35 +13,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# One for all samples, one for each, or the global one.
+# One generator for all samples, one for each, or the global one (None).
 Draws: TypeAlias = "torch.Generator | Sequence[torch.Generator] | None"
 
 
 def sample_generators(
-    generator: torch.Generator, position: Tensor | None
+    generator: torch.Generator, position: Tensor | None, stream: int = 0
 ) -> torch.Generator | list[torch.Generator]:
-    """Return a generator per sample, or the given one where samples have no positions.
+    """Return one generator per sample, or the given generator if samples have no positions.
 
     Args:
-        generator: Only its seed counts.
-        position: What tells samples apart ``[B]``, int64, at least 0; None for none.
+        generator: Only its initial seed is used if there are positions, not its state.
+        position: Unique number of each sample ``[B]``, int64, at least 0; or None.
+        stream: Decisions about one sample that must be independent use different streams.
     """
     if position is None:
         return generator
-    seed = generator.initial_seed()
-    words = [np.random.SeedSequence((seed, place)).generate_state(2) for place in position.tolist()]
-    # Two words of 32 bits make a seed; the sign bit stays free.
+    seed = (generator.initial_seed(),)
+    tail = (stream,) if stream else ()
+    words = [
+        np.random.SeedSequence((*seed, place, *tail)).generate_state(2)
+        for place in position.tolist()
+    ]
+    # Join two 32-bit words to one seed; the shift keeps it within a signed 64-bit integer.
     seeds = [int(high >> 1) << 32 | int(low) for low, high in words]
     return [torch.Generator().manual_seed(value) for value in seeds]
 
 
 def rand_rows(num_rows: int, *shape: int, generator: Draws) -> Tensor:
-    """Draw uniform numbers in [0, 1), ``[B, *shape]``, on the generator's device.
+    """Sample uniform numbers in [0, 1), ``[B, *shape]``, on the generator's device.
 
     Args:
         num_rows: Samples B.
-        shape: What is drawn for each.
-        generator: One for all or one per sample; the global one when not given.
+        shape: Shape per sample.
+        generator: One for all samples or one for each; None uses the global one.
     """
     if generator is None or isinstance(generator, torch.Generator):
         device = "cpu" if generator is None else generator.device

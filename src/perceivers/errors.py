@@ -1,7 +1,7 @@
-"""Errors a user can mend: each says what was found, the rule, and the remedy.
+"""Errors that a user can fix: messages state what was found, what was expected and what to do.
 
-Every class is a ``ValueError``, so library users can catch that; the command line turns a
-``UserError`` into one message and exit status 2, and everything else into a traceback (our bug).
+Every class is a ``ValueError``. The command line prints a ``UserError`` as one message with exit
+status 2; any other exception is a bug and prints a traceback.
 """
 
 import errno
@@ -9,51 +9,51 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-# Failures of a disk. They arise while an open file is written, so they may not name it.
+# Disk errors. Raised while writing to an open file, they may not name it.
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 class UserError(ValueError):
-    """The caller's mistake: the message holds values, the rule and the remedy."""
+    """Base class: an error that the user can fix."""
 
 
 class InputError(UserError):
-    """A tensor or a sample that does not fit its declared modality."""
+    """A tensor or sample does not match its declared modality."""
 
 
 class ConfigError(UserError):
-    """A setting that contradicts another, is out of range or unknown."""
+    """A setting is unknown, out of range or contradicts another."""
 
 
 class DataError(UserError):
-    """A data address that cannot be read, or holds too little."""
+    """Data cannot be read, or do not contain what is needed."""
 
 
 class RemoteError(UserError):
-    """A server that does not answer, or no longer has what it had."""
+    """A server does not respond, or its file is missing or has changed."""
 
 
 class CheckpointError(UserError):
-    """A file that is not the checkpoint it should be."""
+    """A file is not the expected checkpoint."""
 
 
 class RunError(UserError):
-    """A run folder in the wrong state for what was asked."""
+    """A run folder is in the wrong state for the requested operation."""
 
 
 class FolderLostError(RunError):
-    """A run folder that was moved, removed or taken over while a process was training in it."""
+    """A run folder was moved, removed or taken over while a process was training in it."""
 
     agreed = False
-    """Whether all processes of the run know of it."""
+    """Whether all processes of the run know about it."""
 
 
 class LicenseWarning(UserWarning):
-    """The weights at hand may not be used for everything."""
+    """The license of the weights restricts their use."""
 
 
 def is_users(error: OSError) -> bool:
-    """Tell whether the user can mend a system error: it names a file, or the disk failed."""
+    """Return whether the user can fix a system error: it names a file, or the disk failed."""
     return error.filename is not None or error.errno in DISK_ERRORS
 
 
@@ -63,12 +63,12 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-# Terminal escapes first, so that no part of one is left; then all other control characters.
+# Terminal escapes come first, or parts of them would remain; then all other control characters.
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-# What torch's unpickler found, inside of what torch says about it.
+# Extracts the finding of torch's unpickler from its long message.
 _TORCH_FOUND = (
-    (re.compile(r"Unsupported global: GLOBAL (\S+)"), "it asks for {}, which no weights need"),
-    (re.compile(r"unsupported GLOBAL (\S+)"), "it asks for {}, which no weights need"),
+    (re.compile(r"Unsupported global: GLOBAL (\S+)"), "it refers to {}, which no weights need"),
+    (re.compile(r"unsupported GLOBAL (\S+)"), "it refers to {}, which no weights need"),
     (re.compile(r"WeightsUnpickler error:\s*([^\n]*)"), "{}"),
 )
 _ADVICE = re.compile(r"weights_only|weights only|safe_globals|trust", re.IGNORECASE)
@@ -76,10 +76,10 @@ LONGEST_REASON = 300
 
 
 def plain_reason(error: BaseException) -> str:
-    """Return one printable line on why a library failed, without its advice to trust the file.
+    """Return the reason of a library's failure in one printable line.
 
-    Torch explains at length, partly in bold, how to load a file without its safety check. Nobody
-    should be told to do that to a damaged or hostile file.
+    Torch's advice on loading a file without its safety check is removed: nobody should do that to a
+    damaged or malicious file.
     """
     text = str(error)
     for pattern, words in _TORCH_FOUND:

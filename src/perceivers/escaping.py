@@ -1,7 +1,4 @@
-"""Text from data in files that other programs interpret: cells of CSV tables, and Markdown.
-
-Nobody else writes CSV or puts a name from the data into Markdown.
-"""
+"""Escaping text from data for CSV and Markdown; all other modules use these functions for both."""
 
 import csv
 import re
@@ -10,23 +7,23 @@ from typing import TextIO
 
 from perceivers.text_names import show_name
 
-# A spreadsheet takes a cell that begins so for a formula, which may run programs.
+# Spreadsheets treat cells that start like this as formulas, which may run programs.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 _MARKUP = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def write_csv(file: TextIO, rows: Iterable[Sequence[object]]) -> None:
-    """Write rows; a text that a spreadsheet would take for a formula gets an apostrophe in front.
+    """Write rows as CSV, with an apostrophe before text that a spreadsheet would run as a formula.
 
     Args:
-        file: Opened with ``newline=""``.
-        rows: Of texts and numbers; numbers, also those written as text, stay as they are.
+        file: File opened with ``newline=""``.
+        rows: Rows of texts and numbers; numbers are unchanged, including those given as text.
     """
     csv.writer(file).writerows([csv_cell(cell) for cell in row] for row in rows)
 
 
 def csv_cell(value: object) -> str:
-    """Return one cell that no spreadsheet takes for a formula."""
+    """Return a cell's text, with an apostrophe in front if it looks like a formula."""
     text = show_name(str(value))
     if not text.startswith(FORMULA_STARTS) or all(map(_is_number, text.split("; "))):
         return text
@@ -34,7 +31,7 @@ def csv_cell(value: object) -> str:
 
 
 def markdown_text(value: object) -> str:
-    """Return text that Markdown and the HTML made from it show as it is, in one line."""
+    """Escape text so that Markdown and HTML made from it show it unchanged, in one line."""
     text = " ".join(str(value).split())
     return _MARKUP.sub(lambda match: f"\\{match[0]}", text)
 

@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a resumed run, never meets a half-written one."""
+"""Writing files atomically, so that readers and resumed runs never find a partial file."""
 
 import json
 import os
@@ -13,23 +13,23 @@ from perceivers.foreign import parse_json
 from perceivers.reading import read_file
 from perceivers.text_names import show_all, show_name
 
-_UNFINISHED = re.compile(r"\..+\.\d+\.tmp")  # as write_atomic names them
+_UNFINISHED = re.compile(r"\..+\.\d+\.tmp")  # as named by write_atomic
 
 
-# Folders that this process holds, by absolute path, each with a check that raises once the folder
-# is no longer its own. Nothing is written into them without it, so a lost one is never made again.
+# Folders locked by this process, by absolute path, each with a check that raises if the lock was
+# lost. The check precedes every write, so that a lost folder is never created again.
 HELD: dict[str, Callable[[], None]] = {}
 
 
 def check_held(path: Path) -> None:
-    """Raise if a path lies in a held folder that is lost; see ``training/run_lock.py``."""
+    """Raise if a path is in a locked folder whose lock was lost; see ``training/run_lock.py``."""
     root = _held_root(path)
     if root is not None:
         HELD[root]()
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and what lies above it, but never a held folder that is lost."""
+    """Create a folder and its parents, but never a locked folder that was lost."""
     root = _held_root(path)
     if root is None:
         path.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def inside_held(path: Path) -> Iterator[None]:
-    """Say what is lost where a file cannot be found because its folder went away meanwhile."""
+    """Turn ``FileNotFoundError`` into the error of a lost folder, if that is the cause."""
     try:
         yield
     except FileNotFoundError:
@@ -52,7 +52,7 @@ def inside_held(path: Path) -> Iterator[None]:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a file, which is made where its folder exists."""
+    """Append a line to a file, creating the file but not its folder."""
     check_held(path)
     with inside_held(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"{line}\n")
@@ -64,15 +64,17 @@ def _held_root(path: Path) -> str | None:
 
 
 def write_atomic(path: Path, content: bytes | str | Callable[[IO[bytes]], None]) -> Path:
-    """Write beside ``path``, flush to disk, then rename; the old file survives any failure.
+    """Write a temporary file beside ``path``, flush it to disk, then rename it.
+
+    The old file survives any failure.
 
     Args:
         path: The file.
-        content: What it will hold, or a function that writes that into an open file.
+        content: Content of the file, or a function that writes it into an open file.
     """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # An answer is never lost for a name.
+    # Escape what UTF-8 cannot encode (odd file names), rather than lose the result.
     data = show_name(content).encode() if isinstance(content, str) else content
     try:
         with inside_held(path):
@@ -85,7 +87,7 @@ def write_atomic(path: Path, content: bytes | str | Callable[[IO[bytes]], None])
                 os.fsync(file.fileno())
             temporary.replace(path)
     except OSError as error:
-        # A full disk names no file, and whoever reads the message must find it.
+        # The error of a full disk does not name a file, but the message should.
         if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
@@ -95,16 +97,14 @@ def write_atomic(path: Path, content: bytes | str | Callable[[IO[bytes]], None])
 
 
 def real_path(path: Path | str) -> Path:
-    """Follow all links of a path; unlike ``Path.resolve`` this does not raise on circular ones."""
+    """Resolve all links of a path; unlike ``Path.resolve``, do not raise on circular links."""
     return Path(os.path.realpath(path))
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what writers that were killed left in a run folder that this process holds.
-
-    An evaluation of its model may be writing results into it meanwhile.
-    """
+    """Delete temporary files of killed writers in a run folder locked by this process."""
     for path in folder.rglob(".*.tmp"):
+        # Evaluation needs no lock, so it may be writing its results right now.
         if _UNFINISHED.fullmatch(path.name) and not path.name.startswith(".results.json."):
             path.unlink(missing_ok=True)
 
@@ -115,7 +115,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> Path:
 
 
 def read_json_file(path: Path) -> dict[str, Any]:
-    """Read a JSON object, as ``write_json`` writes it.
+    """Read a JSON object written by ``write_json``.
 
     Raises:
         CheckpointError: The file is missing, unreadable, too large or not an object.
@@ -123,8 +123,8 @@ def read_json_file(path: Path) -> dict[str, Any]:
     if not os.path.lexists(path):
         raise CheckpointError(f"{path} does not exist")
     text = read_file(path, limit="json", error=CheckpointError)
-    # Addresses of data may hold names that are no UTF-8, and figures may be NaN.
+    # Data addresses may contain names that are not UTF-8, and metrics may be NaN.
     data = parse_json(text, str(path), error=CheckpointError, constants=True, halves=True)
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a {type(data).__name__}, not an object")
+        raise CheckpointError(f"{path} contains a {type(data).__name__}, not a JSON object")
     return data

@@ -1,7 +1,7 @@
-"""Parsing what somebody else wrote: JSON, YAML, numbers and text; nobody else calls the parsers.
+"""Parsing untrusted JSON, YAML, numbers and text; no other module calls these parsers directly.
 
-What a parser cannot take is the user's to mend, whatever it raises: deep nesting, integers of
-thousands of digits, dates that do not exist, halves of surrogate pairs.
+Whatever a parser raises becomes a ``UserError``: for deep nesting, integers of thousands of digits,
+dates that do not exist or lone surrogates.
 """
 
 import json
@@ -21,7 +21,7 @@ from perceivers.reading import read_file
 from perceivers.text_names import is_writable
 
 BYTE_ORDERS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-# No number of anything has more; Python refuses 4,300.
+# No sensible number has more; Python itself refuses 4,300.
 MAX_DIGITS = 100
 WHOLE = re.compile(r"\s*[+-]?[0-9]{1,100}\s*")
 HALF = re.compile(r"\\u[dD][89a-fA-F]")
@@ -29,14 +29,14 @@ LOWEST, HIGHEST = -(2**63), 2**63 - 1
 
 
 def decode_text(data: bytes, where: str, *, error: type[UserError] = DataError) -> str:
-    """Return text in UTF-8, without the mark that some editors put before it.
+    """Decode UTF-8 text, without a byte order mark.
 
     Raises:
-        UserError: It is in another encoding; says in which line, and which it may be.
+        UserError: The text has another encoding; names the line and the probable encoding.
     """
     if data[:2] in BYTE_ORDERS or b"\0" in data:
         found = BYTE_ORDERS.get(data[:2])
-        zero = f"holds a zero byte at {data.find(0)}, as text in UTF-16 does"
+        zero = f"contains a zero byte at {data.find(0)}, as in UTF-16"
         raise error(
             f"{where}: {f'is in {found}' if found else zero}; save it as UTF-8 (iconv -f UTF-16 "
             f"-t UTF-8)"
@@ -47,18 +47,18 @@ def decode_text(data: bytes, where: str, *, error: type[UserError] = DataError) 
         first = data.rfind(b"\n", 0, reason.start) + 1
         line = data[first:].partition(b"\n")[0][:60]
         raise error(
-            f"{where}: line {data.count(10, 0, reason.start) + 1} is no UTF-8 (byte "
+            f"{where}: line {data.count(10, 0, reason.start) + 1} is not UTF-8 (byte "
             f"0x{data[reason.start]:02x}; in Windows-1252 the line is "
-            f"{line.decode('cp1252', 'replace').strip()!r}); save it as UTF-8, as with iconv -f "
-            f"WINDOWS-1252 -t UTF-8"
+            f"{line.decode('cp1252', 'replace').strip()!r}); save it as UTF-8, for example with "
+            f"iconv -f WINDOWS-1252 -t UTF-8"
         ) from reason
 
 
 def read_text(path: str | os.PathLike[str], *, error: type[UserError] = DataError) -> str:
-    """Return the text of a file in UTF-8.
+    """Return the text of a UTF-8 file.
 
     Raises:
-        UserError: The file cannot be read, is too large, or is in another encoding.
+        UserError: The file cannot be read, is too large, or has another encoding.
     """
     return decode_text(read_file(path, limit="json", error=error), os.fspath(path), error=error)
 
@@ -71,18 +71,17 @@ def parse_json(
     constants: bool = False,
     halves: bool = False,
 ) -> Any:
-    """Return what JSON text holds.
+    """Parse JSON.
 
     Args:
         text: The text, or its bytes in UTF-8.
-        where: What it is, for messages.
-        error: What is raised.
-        constants: Read ``NaN`` and ``Infinity``, which JSON does not know, but Python writes.
-        halves: Leave halves of surrogate pairs to who reads the strings.
+        where: Its location, for messages.
+        error: Type of the error.
+        constants: Accept ``NaN`` and ``Infinity``, which are not JSON, but which Python writes.
+        halves: Accept lone surrogates in strings; the caller must handle them.
 
     Raises:
-        UserError: It is no JSON, names a key twice in one object, or holds a number that is out of
-            every range.
+        UserError: The text is not JSON, an object has a key twice, or a number is too large.
     """
     if isinstance(text, bytes):
         text = decode_text(text, where, error=error)
@@ -90,18 +89,18 @@ def parse_json(
         value = _decoder(constants).decode(text)
         if not halves and (HALF.search(text) or not is_writable(text)):
             _check_strings(value)
-    # Deeply nested text exhausts the parser's stack; its own errors are ValueErrors.
+    # The parser raises ValueError, and RecursionError or MemoryError for deeply nested text.
     except (ValueError, RecursionError, MemoryError) as reason:
         said = "it is nested too deeply" if isinstance(reason, RecursionError) else reason
-        raise error(f"{where} is no JSON ({said})") from reason
+        raise error(f"{where} is not JSON ({said})") from reason
     return value
 
 
 def parse_yaml(text: str | bytes, where: str, *, error: type[UserError] = ConfigError) -> Any:
-    """Return what YAML text holds; tags that name code are refused.
+    """Parse YAML; tags that refer to code are rejected.
 
     Raises:
-        UserError: It is no YAML, names a key twice in one mapping, or aliases make it too large.
+        UserError: The text is not YAML, a mapping has a key twice, or aliases make it too large.
     """
     if isinstance(text, bytes):
         text = decode_text(text, where, error=error)
@@ -116,10 +115,10 @@ def parse_yaml(text: str | bytes, where: str, *, error: type[UserError] = Config
             loader.dispose()
     except UserError:
         raise
-    # PyYAML raises what its conversions trip over: dates, tagged numbers, stacks (ValueError,
+    # PyYAML lets errors of its conversions through, as of dates and tagged numbers (ValueError,
     # KeyError, IndexError, AttributeError, RecursionError and its own).
     except Exception as reason:
-        # Python's remedy for long integers is none for who gave the file.
+        # Python's advice on long integers does not help the author of the file.
         said = str(reason).partition("; use sys.")[0]
         said = "it is nested too deeply" if isinstance(reason, RecursionError) else said
         raise error(f"{where} is not readable YAML: {said}") from reason
@@ -133,17 +132,17 @@ def read_int(
     high: int = HIGHEST,
     error: type[UserError] = DataError,
 ) -> int:
-    """Return a whole number from text, or from what JSON and YAML make of one.
+    """Convert text, or a value parsed from JSON or YAML, to an integer.
 
     Args:
         value: Digits with an optional sign, an integer, or a float without fraction.
-        what: What it is, for messages.
-        low: The lowest that is taken; by default what 64 bits hold.
-        high: The highest.
-        error: What is raised.
+        what: Name of the value, for messages.
+        low: Lowest allowed value; default is that of a signed 64-bit integer.
+        high: Highest allowed value; default is that of a signed 64-bit integer.
+        error: Type of the error.
 
     Raises:
-        UserError: It is no whole number, or out of range.
+        UserError: The value is not a whole number, or out of range.
     """
     number: int | None = None
     if isinstance(value, str) and WHOLE.fullmatch(value):
@@ -159,10 +158,10 @@ def read_int(
 
 
 def read_float(value: object, what: str, *, error: type[UserError] = DataError) -> float:
-    """Return a finite number from text, or from what JSON and YAML make of one.
+    """Convert text, or a value parsed from JSON or YAML, to a finite float.
 
     Raises:
-        UserError: It is no number, or not finite.
+        UserError: The value is not a number, or not finite.
     """
     number = float("nan")
     if isinstance(value, str | int | float) and not isinstance(value, bool):
@@ -174,7 +173,7 @@ def read_float(value: object, what: str, *, error: type[UserError] = DataError) 
 
 
 def shorten(value: object, most: int = 60) -> str:
-    """Return how a value is written, cut where it is long."""
+    """Return the ``repr`` of a value, shortened to ``most`` characters."""
     if isinstance(value, int) and value.bit_length() > 4 * MAX_DIGITS:
         return f"an integer of {value.bit_length()} bits"
     text = repr(value)
@@ -196,7 +195,7 @@ def _as_dict(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         double = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"an object names the key {double[:60]!r} twice")
+        raise ValueError(f"an object has the key {double[:60]!r} twice")
     return found
 
 
@@ -214,14 +213,13 @@ def _parse_float(text: str) -> float:
 
 
 def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number in JSON; write null, or leave the key out")
+    raise ValueError(f"{text} is not a number in JSON; write null, or leave the key out")
 
 
 def _check_strings(value: Any) -> None:
-    """Refuse halves of surrogate pairs in keys and strings."""
     for text in _strings(value):
         if not is_writable(text):
-            raise ValueError(f"{text[:60]!a} holds half of a surrogate pair, which is no text")
+            raise ValueError(f"{text[:60]!a} contains half of a surrogate pair, which is not text")
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -237,11 +235,11 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _count_nodes(node: Any, known: dict[int, int | None]) -> int:
-    """Count the values below a node of YAML, every alias as often as it is used."""
+    """Count the values below a YAML node, counting every alias as often as it is used."""
     if id(node) in known:
         size = known[id(node)]
         if size is None:
-            raise ValueError("an alias stands inside of what it stands for")
+            raise ValueError("an alias is inside the value that it refers to")
         return size
     known[id(node)] = None
     size = 1
@@ -253,7 +251,7 @@ def _count_nodes(node: Any, known: dict[int, int | None]) -> int:
                 key = (pair[0].tag, pair[0].value)
                 if key in keys:
                     line = pair[0].start_mark.line + 1
-                    raise ValueError(f"line {line} names the key {pair[0].value!r} twice")
+                    raise ValueError(f"line {line} has the key {pair[0].value!r} twice")
                 keys.add(key)
             size += sum(_count_nodes(part, known) for part in pair)
     known[id(node)] = size

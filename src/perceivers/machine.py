@@ -1,8 +1,8 @@
-"""What kind of machine this is, and what was measured on it, kept from one process to the next.
+"""Properties of the machine, and a persistent cache of choices made by measurements on it.
 
-A measurement never comes out twice alike. What is chosen by one must, so that a run can be repeated
-to the bit: it is made once per processor, version of torch and number of threads, and written into
-the user's cache folder (``PERCEIVERS_CACHE`` sets another). Delete the folder to measure again.
+Measurements vary, but choices based on them must not, or runs would not be reproducible bit for
+bit. So each is made once per processor, torch version and number of threads, and stored in the
+user's cache folder (or in ``PERCEIVERS_CACHE``). Delete the folder to measure again.
 """
 
 import os
@@ -20,13 +20,13 @@ from perceivers.errors import CheckpointError
 from perceivers.files import read_json_file, write_json
 
 VARIABLE = "PERCEIVERS_CACHE"
-# What of /proc/cpuinfo tells processors apart; model names such as "AMD EPYC" do not.
+# Entries of /proc/cpuinfo that identify a processor; names such as "AMD EPYC" are not enough.
 CPU_ENTRIES = ("model name", "vendor_id", "cpu family", "model", "stepping")
 
 
 @cache
 def cpu_entries() -> dict[str, str]:
-    """What the system says of the first processor; empty where it says nothing."""
+    """Return the /proc/cpuinfo entries of the first processor; empty if there are none."""
     path = Path("/proc/cpuinfo")
     if not path.exists():
         return {}
@@ -36,33 +36,33 @@ def cpu_entries() -> dict[str, str]:
 
 
 def cpu_flags() -> set[str]:
-    """Instruction sets of this processor, where the system tells."""
+    """Return the instruction sets of this processor; empty if unknown."""
     entries = cpu_entries()
     return set((entries.get("flags") or entries.get("Features", "")).split())  # x86, ARM
 
 
 def cpu_name() -> str:
-    """The processor, as the system calls it."""
+    """Return the name of the processor."""
     return cpu_entries().get("model name") or platform.processor() or platform.machine()
 
 
 def has_fast_bf16() -> bool:
-    """Whether this processor multiplies bf16 in hardware, rather than by way of float32."""
+    """Return whether this processor multiplies bf16 in hardware, not via float32."""
     return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def core_count() -> int:
-    """Processors that this process may use."""
+    """Return the number of CPUs that this process may use (before Python 3.13: of all CPUs)."""
     count = os.process_cpu_count() if sys.version_info >= (3, 13) else os.cpu_count()
     return count or 1
 
 
 def remembered(name: str, measure: Callable[[], str]) -> str:
-    """Return what ``measure`` found the first time that it was asked on this kind of machine.
+    """Return the cached result of a measurement, taken once on this kind of machine.
 
     Args:
-        name: What is measured, and everything that it depends on beside the machine.
-        measure: Called where nothing is known.
+        name: Name of the measurement, including everything it depends on besides the machine.
+        measure: Called if there is no cached result.
     """
     path = _cache_file()
     key = f"{name} | {_machine()}"
@@ -74,7 +74,7 @@ def remembered(name: str, measure: Callable[[], str]) -> str:
     known = {}
     with suppress(CheckpointError):
         known = read_json_file(path)
-    with suppress(OSError):  # a machine where nothing can be kept measures every time
+    with suppress(OSError):  # without a writable cache, measure every time
         write_json(path, {**known, key: found})
     return found
 

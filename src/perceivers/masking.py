@@ -1,12 +1,12 @@
-"""Which raw elements a masked auto-encoder may see, drawn outside the model.
+"""Random masks for masked autoencoding, sampled outside the model.
 
-HiP masks *groupwise*: one random set of within-group slots, shared by all groups. Every group then
-keeps the same number of elements, so the hidden ones can be dropped with static shapes. Hiera hides
-whole *mask units*, the same number in every sample.
+HiP masks *groupwise*: one random set of slots, shared by all groups, so that every group keeps the
+same number of elements and hidden ones can be dropped with static shapes. Hiera hides whole *mask
+units*, the same number in every sample.
 
-Legend: B batch, U units (1 when all groups share, else G), K kept and Q masked slots, S slots.
-Paper: HiP (arXiv 2202.10890) Sec. 3.3 and Fig. 3, rate 85 %; Hiera (arXiv 2306.00989) Sec. 4, 60 %
-of pictures and 90 % of clips.
+Legend: B batch, U units (1 if groups share a mask, else G), K visible, Q masked and S all slots.
+Paper: HiP (arXiv 2202.10890) Sec. 3.3 and Fig. 3, ratio 85 %; Hiera (arXiv 2306.00989) Sec. 4, 60 %
+for images and 90 % for video.
 """
 
 from collections.abc import Mapping
@@ -28,15 +28,16 @@ DEFAULT_MASK_RATIO = 0.85
 
 @dataclass(frozen=True)
 class MaskPlan:
-    """What is kept and what is masked along one axis, per modality.
+    """Visible and masked elements of each modality, along one axis.
 
-    The axis is the slots of every group (``slot``, HiP) or the mask units (``unit``, Hiera; indices
-    are then ``[B, K]`` and ``[B, Q]``, and the plan is packed).
+    The axis is the slots of every group (``slot``, HiP) or the mask units (``unit``, Hiera; the
+    plan is then packed, with indices ``[B, K]`` and ``[B, Q]``).
 
-    Two forms, equal in effect where both apply. *Packed*: ``kept`` and ``masked`` hold slot
-    indices, int64 ``[B, U, K]`` and ``[B, U, Q]``; shapes are static and hidden elements cost
-    nothing. *Dense*: ``keep`` holds booleans ``[B, U, S]``, True where left visible; counts may be
-    ragged. U is the number of the modality's groups, or 1 when they share one pattern.
+    A plan has one of two forms, which give the same result where both apply. *Packed*: ``kept`` and
+    ``masked`` hold slot indices, int64 ``[B, U, K]`` and ``[B, U, Q]``; shapes are static and
+    hidden elements cost nothing. *Dense*: ``keep`` holds booleans ``[B, U, S]``, True where
+    visible; the number may differ between groups. U is the number of the modality's groups, or 1 if
+    they share a mask.
     """
 
     kept: Mapping[str, Tensor] = field(default_factory=dict)
@@ -45,7 +46,6 @@ class MaskPlan:
     axis: MaskAxis = "slot"
 
     def __post_init__(self) -> None:
-        """Require exactly one of the two forms."""
         if bool(self.keep) == bool(self.kept) or self.kept.keys() != self.masked.keys():
             raise ConfigError(
                 "a MaskPlan is either packed (kept and masked for the same modalities) or dense "
@@ -55,12 +55,12 @@ class MaskPlan:
 
     @property
     def is_packed(self) -> bool:
-        """Whether the plan holds indices rather than booleans."""
+        """Whether the plan has the packed form (indices rather than booleans)."""
         return not self.keep
 
     @property
     def names(self) -> list[str]:
-        """The modalities the plan speaks of."""
+        """Names of the modalities in the plan."""
         return list(self.kept or self.keep)
 
     def to(self, device: torch.device | str) -> "MaskPlan":
@@ -77,12 +77,12 @@ class MaskPlan:
         """Return the dense form; a dense plan is returned as it is.
 
         Raises:
-            ConfigError: The plan speaks of mask units, which no group layout knows.
+            ConfigError: The axis is mask units, which have no group layout.
         """
         if not self.is_packed:
             return self
         if self.axis == "unit":
-            raise ConfigError("a plan of mask units has no dense form; hand it over as it is")
+            raise ConfigError("a plan of mask units has no dense form; use it as it is")
         slots = {share.name: share.slots for share in layout.shares}
         keep = {}
         for name, ids in self.kept.items():
@@ -99,21 +99,21 @@ def draw_mask_plan(
     kind: MaskKind = "groupwise",
     generator: Draws = None,
 ) -> MaskPlan:
-    """Draw a plan for every sample of a batch, on the generator's device.
+    """Sample a mask for every sample of a batch, on the generator's device.
 
     Args:
         layout: The model's group layout (``model.layout()``).
         batch_size: Samples B.
-        ratio: Share of slots to hide, strictly between 0 and 1; at least one slot stays on each
-            side.
-        kind: ``groupwise`` hides the same slots in all groups (packed); ``independent`` draws anew
-            for every group (packed); ``groups`` hides whole groups (dense); ``uniform`` hides any
-            elements of a modality, without regard to groups (dense).
-        generator: Source of randomness, one for all samples or one for each; the global one when
-            not given.
+        ratio: Fraction of slots to hide, strictly between 0 and 1; at least one slot is hidden and
+            at least one is visible.
+        kind: ``groupwise`` hides the same slots in all groups (packed); ``independent`` samples
+            slots for each group (packed); ``groups`` hides whole groups (dense); ``uniform`` hides
+            elements anywhere in a modality, regardless of groups (dense).
+        generator: Random generator; one for all samples or one for each; None uses the global one.
 
     Raises:
-        ConfigError: The ratio is out of range, or ``groups`` is asked of a single group.
+        ConfigError: The ratio is out of range, a group is too small, the kind is unknown, or
+            ``groups`` is used with a single group.
     """
     if not 0.0 < ratio < 1.0:
         raise ConfigError(f"mask ratio is {ratio}; it must lie strictly between 0 and 1")
@@ -129,19 +129,19 @@ def draw_mask_plan(
 
 
 def thin_masked(plan: MaskPlan, fraction: float, *, generator: Draws = None) -> MaskPlan:
-    """Return a packed plan whose ``masked`` holds a random part of the hidden slots.
+    """Return a packed plan whose ``masked`` is a random subset of the hidden slots.
 
-    What is left out is neither shown to the encoder nor asked of the decoder. Queries do not see
-    one another, so the loss keeps its expectation while most of the decoder's work is saved
-    (Perceiver IO, arXiv 2107.14795, Sec. 4.3, sub-samples its outputs in the same way).
+    The other hidden slots are neither encoded nor decoded. Queries do not attend to each other, so
+    the expected loss is unchanged, while the decoder has less to compute (Perceiver IO, arXiv
+    2107.14795, Sec. 4.3, subsamples its outputs in the same way).
 
     Args:
-        plan: Packed, over slots.
-        fraction: Part of the hidden slots to keep, above 0; at least one slot stays.
-        generator: Source of randomness, one for all samples or one for each.
+        plan: A packed plan over slots.
+        fraction: Fraction of the hidden slots to decode, above 0; at least one slot is kept.
+        generator: Random generator; one for all samples or one for each; None uses the global one.
 
     Raises:
-        ConfigError: The plan is dense: its form does not say which hidden slots are queried.
+        ConfigError: The plan is dense, so it cannot tell which hidden slots are queried.
     """
     if not plan.is_packed:
         raise ConfigError(
@@ -164,18 +164,18 @@ def draw_unit_plan(
     ratio: float,
     generator: Draws = None,
 ) -> MaskPlan:
-    """Draw which mask units every sample keeps, on the generator's device.
+    """Sample the visible mask units of every sample, on the generator's device.
 
     Args:
         name: The modality.
         num_units: Mask units U of a sample (``model.num_units()``).
         batch_size: Samples B.
-        ratio: Share of units to hide, strictly between 0 and 1; at least one stays on each side.
-        generator: Source of randomness, one for all samples or one for each; the global one when
-            not given.
+        ratio: Fraction of units to hide, strictly between 0 and 1; at least one unit is hidden and
+            at least one is visible.
+        generator: Random generator; one for all samples or one for each; None uses the global one.
 
     Raises:
-        ConfigError: The ratio is out of range, or there is one unit only.
+        ConfigError: The ratio is out of range, or there is only one unit.
     """
     if not 0.0 < ratio < 1.0:
         raise ConfigError(f"mask ratio is {ratio}; it must lie strictly between 0 and 1")
@@ -186,19 +186,19 @@ def draw_unit_plan(
 
 
 def draw_units(noise: Float[Tensor, "B U"], ratio: float) -> tuple[Tensor, Tensor]:
-    """Return the units of least noise, ``[B, K]``, and the others, ``[B, Q]``, both in order.
+    """Return the units with the lowest noise ``[B, K]`` and the others ``[B, Q]``, both sorted.
 
-    Their number is rounded down, as in the released code: 19 of 49 are kept at 0.6.
+    K is rounded down, as in the released code: at ratio 0.6, 19 of 49 units are visible.
     """
     total = noise.shape[1]
-    # A product such as 10 x (1 - 0.9) may lie just below a whole number.
+    # Products such as 10 x (1 - 0.9) may lie just below a whole number.
     num_kept = min(max(int(total * (1.0 - ratio) + 1e-9), 1), max(total - 1, 1))
     ids = noise.argsort(1)
     return ids[:, :num_kept].sort(1).values, ids[:, num_kept:].sort(1).values
 
 
 def count_kept(total: int, ratio: float) -> int:
-    """Visible elements out of ``total``: the rounded share, at least one and not all."""
+    """Return the number of visible elements: rounded, at least one and at most ``total`` - 1."""
     if total < 2:
         raise ConfigError(
             f"a group of {total} element cannot be partly masked; use fewer groups or longer inputs"
@@ -209,9 +209,8 @@ def count_kept(total: int, ratio: float) -> int:
 def _draw_packed(
     layout: GroupLayout, batch: int, ratio: float, shared: bool, generator: Draws
 ) -> MaskPlan:
-    """Order each unit's slots at random; the first are kept, and each part is sorted."""
     kept, masked = {}, {}
-    # Modalities that own whole groups have slots in common; on one concatenated group they do not.
+    # Modalities that own whole groups share one mask; in a concatenated layout each has its own.
     common = layout.axis == "groups" and shared
     ids = torch.empty(0)
     for index, share in enumerate(layout.shares):
@@ -225,7 +224,7 @@ def _draw_packed(
 
 
 def _draw_groups(layout: GroupLayout, batch: int, ratio: float, generator: Draws) -> MaskPlan:
-    """Hide whole groups, drawn over the groups of all modalities together."""
+    """Hide whole groups, sampled from the groups of all modalities together."""
     groups = layout.num_groups
     if groups < 2:
         raise ConfigError(
@@ -243,7 +242,7 @@ def _draw_groups(layout: GroupLayout, batch: int, ratio: float, generator: Draws
 
 
 def _draw_uniform(layout: GroupLayout, batch: int, ratio: float, generator: Draws) -> MaskPlan:
-    """Hide the same number of real elements of a modality in every sample, anywhere."""
+    """Hide the same number of declared elements of a modality in every sample, never padding."""
     keep = {}
     for share in layout.shares:
         noise = rand_rows(batch, share.length, generator=generator)

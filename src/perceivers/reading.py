@@ -1,8 +1,7 @@
-"""Opening what users name: the only place where files are opened for reading.
+"""Opening files named by users; all reading of files goes through here.
 
-Only regular files are opened. A pipe would wait for a writer for ever, and a device such as
-``/dev/zero`` has no end, so a path is looked at before it is opened, and what was opened is looked
-at again.
+Only regular files are opened: a pipe may block forever, and a device such as ``/dev/zero`` has no
+end. The type is checked before opening, and again on the open file.
 """
 
 import os
@@ -20,7 +19,7 @@ KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-# Not every system has these; where there are no pipes in folders, nothing waits for them.
+# Not every system has these flags; those without O_NONBLOCK have no named pipes in folders.
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 FLAGS |= getattr(os, "O_BINARY", 0)
 
@@ -28,15 +27,17 @@ FLAGS |= getattr(os, "O_BINARY", 0)
 def check_file(
     path: str | os.PathLike[str], *, error: type[UserError] = DataError
 ) -> os.stat_result:
-    """Return size and times of a regular file, for libraries that open files by their paths.
+    """Check that a path is a regular file, and return its size and times.
+
+    For libraries that open files by path.
 
     Args:
         path: The file; links are followed.
-        error: What is raised.
+        error: Type of the error.
 
     Raises:
-        UserError: It does not exist, cannot be reached, or is no regular file; of the type that is
-            given, caused by the ``OSError`` where there was one.
+        UserError: The file does not exist, cannot be accessed, or is not a regular file; of type
+            ``error``, with the ``OSError`` as its cause if there is one.
     """
     try:
         status = Path(path).stat()
@@ -48,23 +49,23 @@ def check_file(
 def open_file(
     path: str | os.PathLike[str], *, error: type[UserError] = DataError
 ) -> BufferedReader:
-    """Open a regular file for reading bytes; closed by the caller.
+    """Open a regular file for reading bytes; the caller closes it.
 
     Args:
         path: The file; links are followed.
-        error: What is raised.
+        error: Type of the error.
 
     Raises:
-        UserError: As ``check_file``.
+        UserError: As for ``check_file``.
     """
     check_file(path, error=error)
     try:
-        # Not waiting for a writer, should a pipe have taken the file's place.
+        # O_NONBLOCK: if a pipe has replaced the file by now, do not wait for a writer.
         file = os.fdopen(os.open(path, FLAGS), "rb")
     except (OSError, ValueError) as reason:
         raise _unreadable(path, reason, error) from reason
     try:
-        # Another file may have taken its place.
+        # The file may have been replaced since the first check.
         _check_status(path, os.fstat(file.fileno()), error)
     except UserError:
         file.close()
@@ -79,18 +80,18 @@ def read_file(
 
     Args:
         path: The file; links are followed.
-        limit: Which of ``limits.LIMITS`` its size is held against before it is read.
-        error: What is raised.
+        limit: Name of the size limit (``limits.LIMITS``), checked before reading.
+        error: Type of the error.
 
     Raises:
-        UserError: As ``check_file``, or the file is too large.
+        UserError: As for ``check_file``, or the file is too large.
     """
     with open_file(path, error=error) as file:
         size = os.fstat(file.fileno()).st_size
         check_limit(limit, size, os.fspath(path), error=error)
         try:
             data = file.read(size)
-            # What grows meanwhile, or states no size, as in /proc.
+            # Files may grow meanwhile, and those in /proc have size 0.
             while more := file.read(1 << 20):
                 data += more
                 check_limit(limit, len(data), os.fspath(path), error=error)
@@ -104,16 +105,15 @@ def _check_status(
 ) -> os.stat_result:
     if stat.S_ISREG(status.st_mode):
         return status
-    kind = next((word for test, word in KINDS if test(status.st_mode)), "no file")
+    kind = next((word for test, word in KINDS if test(status.st_mode)), "not a regular file")
     raise error(
-        f"{os.fspath(path)}: cannot be read (it is {kind}); only regular files are read, so give "
-        f"one, or save what comes from there to one"
+        f"{os.fspath(path)}: cannot be read (it is {kind}); only regular files can be read, so "
+        f"save the content to a file first"
     )
 
 
 def _unreadable(
     path: str | os.PathLike[str], reason: Exception, error: type[UserError]
 ) -> UserError:
-    """Name the file and what the system says of it."""
     said = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
     return error(f"{os.fspath(path)}: cannot be read ({said})")

@@ -1,8 +1,8 @@
-"""Ranges of settings, and conditions under which a setting has an effect: declared and checked.
+"""Declaring and checking ranges of settings and the conditions under which they have an effect.
 
-A config is a frozen dataclass that derives from ``Settings``. Its fields declare with ``Annotated``
-what they allow; a function does the same for its arguments under ``checked``. Nothing here knows
-which settings there are.
+A config is a frozen dataclass derived from ``Settings``, whose fields declare their ranges and
+conditions with ``Annotated``; functions decorated with ``checked`` do the same for arguments. The
+settings themselves are defined elsewhere.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ from torch.compiler import is_compiling
 
 from perceivers.errors import ConfigError, suggest
 
-# Integers beyond it have no tensor type.
+# Larger integers do not fit any tensor type.
 LARGEST_INT = 2**63 - 1
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,13 +37,13 @@ C = TypeVar("C")
 
 
 class Range:
-    """Numbers that a setting allows: finite ones within bounds.
+    """Allowed numbers of a setting: finite and within bounds.
 
     Args:
-        least: Lower bound, allowed itself.
-        most: Upper bound, allowed itself.
-        above: Lower bound, not allowed itself.
-        below: Upper bound, not allowed itself.
+        least: Inclusive lower bound.
+        most: Inclusive upper bound.
+        above: Exclusive lower bound.
+        below: Exclusive upper bound.
     """
 
     def __init__(
@@ -57,13 +57,12 @@ class Range:
         self.least, self.most, self.above, self.below = least, most, above, below
 
     def __repr__(self) -> str:
-        """The rule, as help shows it."""
+        """Return the rule as help shows it."""
         return str(self).removeprefix("be ").replace("not be", "not")
 
     def __contains__(self, value: float) -> bool:
-        """Whether a number is finite and within the bounds."""
         if isinstance(value, int):
-            # float() of an integer of 400 digits overflows.
+            # ``isfinite`` would overflow for an integer of 400 digits.
             if not -LARGEST_INT <= value <= (self.most or LARGEST_INT):
                 return False
         elif not isfinite(value):
@@ -76,7 +75,7 @@ class Range:
         )
 
     def __str__(self) -> str:
-        """The rule, to follow 'it must'."""
+        """Return the rule as it follows 'it must'."""
         low = self.above if self.least is None else self.least
         high = self.below if self.most is None else self.most
         if low is not None and high is not None:
@@ -92,14 +91,15 @@ class Range:
 
 
 class UsedIf:
-    """A setting has an effect only where another one has a certain value.
+    """Declares that a setting has an effect only if another setting has certain values.
 
     Args:
-        field: The other one: a field or a property of the same config.
-        values: What it may be.
-        above: Or the number that it must exceed.
-        otherwise: Follows 'has no effect' in the message; by default names the other setting.
-        part: The condition is one on this field of a nested config.
+        field: The other setting: a field or property of the same config.
+        values: Values of the other setting with which this one has an effect.
+        above: Alternatively, a number that the other setting must exceed.
+        otherwise: Text after 'has no effect' in the message; by default it names the other setting.
+        part: Name of a field if the annotated field is a nested config and only that field of it is
+            conditional.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class UsedIf:
         self.otherwise, self.part = otherwise, part
 
     def __repr__(self) -> str:
-        """The condition, as help shows it."""
+        """Return the condition as help shows it."""
         if self.otherwise:
             return f"no effect {self.otherwise}"
         if self.above is not None:
@@ -122,12 +122,12 @@ class UsedIf:
         return f"with {self.field} {' or '.join(map(str, self.values))}"
 
     def holds(self, config: Any) -> bool:
-        """Whether the setting has an effect in a config."""
+        """Return whether the setting has an effect in a config."""
         value = getattr(config, self.field)
         return value in self.values if self.above is None else value > self.above
 
     def explain(self, config: Any, prefix: str) -> str:
-        """Say why there is no effect, and what to change."""
+        """Return why the setting has no effect, and what to change."""
         if self.otherwise:
             return f"has no effect {self.otherwise}; leave it out"
         found = f"{prefix}{self.field}={getattr(config, self.field)!r}"
@@ -140,19 +140,19 @@ class UsedIf:
 
 
 class UsedFor:
-    """A setting has an effect only on modalities of these kinds, such as ``image``.
+    """Declares that a setting has an effect only on certain kinds of modalities, such as ``image``.
 
-    Configs do not know the data; whoever opens them asks ``kinds_of``.
+    A config does not know the data, so the code that opens the data checks this with ``kinds_of``.
 
     Args:
-        kinds: Of ``ModalitySpec``.
+        kinds: Values of ``ModalitySpec.kind``.
     """
 
     def __init__(self, *kinds: str) -> None:
         self.kinds = kinds
 
     def __repr__(self) -> str:
-        """The condition, as help shows it."""
+        """Return the condition as help shows it."""
         return f"for {' and '.join(self.kinds)}"
 
 
@@ -161,21 +161,21 @@ Natural = Annotated[int, Range(0)]
 Positive = Annotated[float, Range(above=0)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
-# Some, but not all.
+# More than nothing, less than all.
 Part = Annotated[float, Range(above=0, below=1)]
-# A fraction of 1 would leave nothing: a dropout, the decay of an average.
+# For dropout or the decay of an average, where 1 would leave nothing.
 Rate = Annotated[float, Range(0, below=1)]
-# What torch and NumPy take alike.
+# Seeds that both torch and NumPy accept.
 Seed = Annotated[int, Range(0, 2**64 - 1)]
 Finite = Annotated[float, Range()]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Base of all configs: checks every field where the config is made.
+    """Base class of all configs: checks every field when the config is created.
 
-    A subclass that has a ``__post_init__`` of its own calls this one first. Its ``prefix`` stands
-    before the names of fields in messages; by default the name of the class.
+    A subclass with its own ``__post_init__`` must call this one first. Its ``prefix`` precedes
+    field names in messages; the default is the class name.
     """
 
     def __init_subclass__(cls, prefix: str | None = None) -> None:
@@ -184,20 +184,20 @@ class Settings:
             cls._prefix = prefix
 
     def __post_init__(self) -> None:
-        """Check types, choices and ranges, then that no setting is given in vain.
+        """Check types, choices and ranges, then that every changed setting has an effect.
 
         Raises:
             ConfigError: Names the field, its value, the rule and what to change.
         """
         if is_compiling():
-            # Tracing cannot follow the checks. What a compiled function makes, it makes of
-            # settings that were checked outside, or of constants.
+            # torch.compile cannot trace the checks. Configs created while tracing are made of
+            # constants or of settings that were checked before.
             return
         prefix, hints = prefix_of(type(self)), hints_of(type(self))
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, list) and _is_tuple(hints[field.name]):
-                value = tuple(value)  # lists are welcome, and compare unequal to tuples
+                value = tuple(value)  # lists are accepted, but would compare unequal to tuples
                 object.__setattr__(self, field.name, value)
             name, hint = prefix + field.name, hints[field.name]
             _tolerate(name, lambda n=name, v=value, h=hint, f=field: _check(n, v, h, f))
@@ -211,7 +211,7 @@ class RangeError(ConfigError):
 
 @dataclass(frozen=True)
 class _Tolerance:
-    """What is noted instead of refused: kinds of faults, of all settings or of some."""
+    """Kinds of faults that are noted instead of raised, for all settings (None) or for some."""
 
     kinds: tuple[str, ...]
     only: frozenset[str] | None
@@ -225,11 +225,13 @@ _TOLERANCES: ContextVar[tuple[_Tolerance, ...]] = ContextVar("tolerances", defau
 def tolerating(
     *kinds: Literal["range", "unused"], only: Iterable[str] | None = None
 ) -> Iterator[list[str]]:
-    """Accept settings that were recorded before today's rules, and note each; nests.
+    """Accept invalid settings that were saved under earlier rules, and note each one.
+
+    Contexts can be nested.
 
     Args:
         kinds: ``range``: numbers out of range; ``unused``: settings without effect.
-        only: Names of the settings that were recorded; all when None.
+        only: Names of the settings to accept; None accepts all.
     """
     found = _Tolerance(kinds, None if only is None else frozenset(only), [])
     token = _TOLERANCES.set((*_TOLERANCES.get(), found))
@@ -240,15 +242,15 @@ def tolerating(
 
 
 def tolerated() -> list[str]:
-    """Return what has been tolerated so far, each once."""
+    """Return the notes of all active ``tolerating`` contexts, without duplicates."""
     return list(dict.fromkeys(note for each in _TOLERANCES.get() for note in each.notes))
 
 
 def refuse_unused(name: str, message: str) -> None:
-    """Refuse a setting without effect, unless such are tolerated.
+    """Raise for a setting without effect, unless it is tolerated.
 
     Raises:
-        ConfigError: With the message.
+        ConfigError: With the given message.
     """
     _refuse(name, "unused", ConfigError(message))
 
@@ -270,31 +272,31 @@ def _tolerate(name: str, check: Callable[[], None]) -> None:
 
 @cache
 def hints_of(kind: type) -> dict[str, Any]:
-    """Return the annotations of a config's fields, with their declarations."""
+    """Return the annotations of a config's fields, including ``Annotated`` metadata."""
     return get_type_hints(kind, include_extras=True)
 
 
 def prefix_of(kind: type) -> str:
-    """Return what stands before the name of a config's field in messages."""
+    """Return the prefix of a config's field names in messages."""
     own = getattr(kind, "_prefix", None)
     return f"{kind.__name__}." if own is None else own
 
 
 def declared(hint: Any, marker: type[C]) -> list[C]:
-    """Return the declarations of one type on a field itself, not on parts of its value."""
+    """Return the ``Annotated`` metadata of one type on a field, not on parts of its value."""
     return [each for each in getattr(hint, "__metadata__", ()) if isinstance(each, marker)]
 
 
 def default_of(field: Field[Any]) -> Any:
-    """Return a field's default; ``MISSING`` where it has none."""
+    """Return a field's default, or ``MISSING``."""
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def unused(config: Any) -> dict[str, str]:
-    """Return the fields that differ from their defaults and have no effect, with the reason.
+    """Return the fields that differ from their defaults but have no effect, with the reason.
 
     Args:
-        config: Of a class that derives from ``Settings``.
+        config: Instance of a ``Settings`` class.
     """
     found: dict[str, str] = {}
     hints, prefix = hints_of(type(config)), prefix_of(type(config))
@@ -309,7 +311,7 @@ def unused(config: Any) -> dict[str, str]:
 
 
 def all_unused(config: Any) -> list[str]:
-    """Return why settings have no effect, of a config and of those that it holds."""
+    """Return the reasons why settings of a config and its nested configs have no effect."""
     found = list(unused(config).values())
     for field in fields(config):
         inner = getattr(config, field.name)
@@ -318,7 +320,7 @@ def all_unused(config: Any) -> list[str]:
 
 
 def check_again(config: Any) -> None:
-    """Check the ranges of a config, and of those that it holds, whose numbers were tolerated.
+    """Check the ranges of a config and its nested configs, which were tolerated before.
 
     Raises:
         ConfigError: A number is out of range.
@@ -332,7 +334,7 @@ def check_again(config: Any) -> None:
 
 
 def _differs(config: Any, field: Field[Any], part: str) -> bool:
-    """Whether a field, or a part of it, has another value than by default."""
+    """Return whether a field, or its nested field ``part``, differs from its default."""
     value = getattr(config, field.name)
     if part:
         if value is None:
@@ -350,10 +352,12 @@ def _get(config: Any, name: str) -> Any:
 
 
 def kinds_of(config: Any) -> dict[str, tuple[str, ...]]:
-    """Return the kinds of modalities that each setting with an effect is for.
+    """Return the modality kinds that each changed setting applies to.
+
+    Settings that have no effect anyway are left out.
 
     Args:
-        config: Of a class that derives from ``Settings``.
+        config: Instance of a ``Settings`` class.
     """
     hints, idle = hints_of(type(config)), unused(config)
     return {
@@ -365,15 +369,14 @@ def kinds_of(config: Any) -> dict[str, tuple[str, ...]]:
 
 
 def settle(kind: type[C], values: Mapping[str, Any], given: Iterable[str] | None = ()) -> C:
-    """Build a config of which only some fields were asked for: those must have an effect.
+    """Build a config in which only the fields that the caller gave must have an effect.
 
-    The others come from a variant or a stored model. They stay as they are: they say how it would
-    be if it were otherwise.
+    The others come from a variant or a saved model; they are kept even if they have no effect now.
 
     Args:
         kind: Class of the config.
-        values: Its fields.
-        given: Fields that the caller asked for, as ``named`` lists them; all when None.
+        values: Values of all fields.
+        given: Fields that the caller gave, as listed by ``named``; None means all.
 
     Raises:
         ConfigError: As for ``kind``.
@@ -390,9 +393,9 @@ def settle(kind: type[C], values: Mapping[str, Any], given: Iterable[str] | None
 
 
 def named(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of settings, and with dots of those in nested mappings.
+    """Return the names of settings, and dotted names of those in nested mappings.
 
-    ``name.*`` stands for all that a nested config holds.
+    ``name.*`` means all fields of a nested config.
     """
     nested = [
         f"{name}.{part}"
@@ -403,12 +406,12 @@ def named(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def change(config: C, given: Iterable[str] | None = None, **changes: Any) -> C:
-    """Return a config with other values, which must have an effect; the others need not.
+    """Return a copy of a config with changed fields, which must have an effect.
 
     Args:
-        config: Of a class that derives from ``Settings``.
-        given: As in ``settle``; all of the changes when None.
-        changes: Fields.
+        config: Instance of a ``Settings`` class.
+        given: As for ``settle``; None means all changes.
+        changes: New values by field.
     """
     assert is_dataclass(config)
     values = {field.name: getattr(config, field.name) for field in fields(config) if field.init}
@@ -416,10 +419,9 @@ def change(config: C, given: Iterable[str] | None = None, **changes: Any) -> C:
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Check the arguments of a function whose annotations declare a range.
+    """Decorate a function to check arguments whose annotations declare a ``Range``.
 
-    Args:
-        function: Whose ``ConfigError`` names the argument.
+    Calls raise ``ConfigError``, naming the argument, if one is out of range.
     """
     own = signature(function)
 
@@ -441,7 +443,7 @@ def _argument_hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def find_ranges(hint: Any) -> list[Range]:
-    """Return every range in an annotation, of parts of the value too."""
+    """Return every ``Range`` in an annotation, including those of parts of the value."""
     found = declared(hint, Range)
     for part in get_args(hint):
         found += [] if isinstance(part, Range) else find_ranges(part)
@@ -449,15 +451,15 @@ def find_ranges(hint: Any) -> list[Range]:
 
 
 def check_number(name: str, value: Any, hint: Any) -> None:
-    """Check a number that is no field: an entry of a table of settings.
+    """Check a number that is not a field of a config, such as an entry of a settings table.
 
     Args:
-        name: How a user knows it.
-        value: What was found.
+        name: Name for messages.
+        value: The value.
         hint: Annotation with a ``Range``.
 
     Raises:
-        ConfigError: Names it, its value and the rule.
+        ConfigError: Names the setting, its value and the rule.
     """
     _check(name, value, hint, None)
 
@@ -470,7 +472,7 @@ def _is_tuple(hint: Any) -> bool:
 def _check(
     name: str, value: Any, hint: Any, field: Field[Any] | None, limits: Range | None = None
 ) -> None:
-    """Compare a value with its annotation, as far as that says anything of numbers or choices."""
+    """Check a value against its annotation: numbers, choices, and containers of them."""
     kind, parts = get_origin(hint) or hint, get_args(hint)
     if kind is Annotated:
         found = declared(hint, Range)
@@ -500,7 +502,7 @@ def _check(
 def _check_union(
     name: str, value: Any, parts: Sequence[Any], field: Field[Any] | None, limits: Range | None
 ) -> None:
-    """Check a value against the one alternative that is of its type; the last where none is."""
+    """Check a value against the alternative of its type; if none fits, against the first."""
     if value is None and NoneType in parts:
         return
     others = [part for part in parts if part is not NoneType]
@@ -527,7 +529,6 @@ def _check_sequence(
     field: Field[Any] | None,
     limits: Range | None,
 ) -> None:
-    """Check the length of a tuple, and every entry."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise ConfigError(f"{name} is {value!r}; it must be a list of values")
     hints = list(parts)
@@ -557,13 +558,12 @@ def _check_number(
 
 
 def _shorten(value: float) -> str:
-    """Show a number; Python refuses to print integers of thousands of digits."""
+    """Format a number; Python refuses to print integers of thousands of digits."""
     if isinstance(value, int) and abs(value) > LARGEST_INT**2:
         return f"an integer of {value.bit_length()} bits"
     return repr(value)
 
 
 def _default(field: Field[Any] | None) -> str:
-    """Name the default, as a value that is right."""
     found = MISSING if field is None else default_of(field)
     return "" if found is MISSING or found is None else f" (default {found!r})"

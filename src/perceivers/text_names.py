@@ -1,10 +1,9 @@
-r"""Names from outside: what cannot be written is escaped, and spellings of one name are one name.
+r"""Names from outside: escaping what UTF-8 cannot encode, and unifying Unicode spellings.
 
-Names of files are bytes. Python reads those that are no UTF-8 as halves of surrogate pairs, with
-which the file is found, but which no text file takes. So a name is escaped where it becomes the id
-of a sample (``caf\xe9.png``), and refused where it names a class. Accented letters have two
-spellings, composed (NFC, as most systems write) and decomposed (NFD, as a Mac writes); names are
-compared, and classes kept, in the first.
+File names are bytes. Python decodes bytes that are not UTF-8 to lone surrogates, which find the
+file again but cannot be written to a text file. So such names are escaped as sample ids
+(``caf\xe9.png``) and rejected as class names. Accented letters have two spellings, composed (NFC,
+on most systems) and decomposed (NFD, on macOS); names are compared and classes stored in NFC.
 """
 
 import os
@@ -25,7 +24,7 @@ def compose(name: str) -> str:
 
 
 def is_writable(name: str) -> bool:
-    """Tell whether a name is text that UTF-8 can write."""
+    """Return whether UTF-8 can encode a name."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -34,18 +33,18 @@ def is_writable(name: str) -> bool:
 
 
 def show_name(name: str) -> str:
-    r"""Return a name that can be written anywhere: bytes that are no UTF-8 become ``\xff``."""
+    r"""Return a name that UTF-8 can encode, with other bytes escaped, such as ``\xff``."""
     if is_writable(name):
         return name
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:
-        # Half of a pair that never was a byte, as only JSON and YAML can write it.
+        # A lone surrogate that does not encode a byte; only JSON and YAML can produce one.
         return name.encode("utf-8", "backslashreplace").decode()
 
 
 def show_all(value: Any) -> Any:
-    """Return what is to be written as JSON, with all its strings as ``show_name`` shows them."""
+    """Apply ``show_name`` to all strings of a nested value, before it is written as JSON."""
     if isinstance(value, str):
         return show_name(value)
     if isinstance(value, Mapping):
@@ -58,79 +57,79 @@ def show_all(value: Any) -> Any:
 def name_bytes(name: str) -> bytes:
     """Return bytes that are the same for all spellings of a name, escaped or not.
 
-    They are those of the file's name where it is composed, or no UTF-8.
+    They equal the bytes of the file name if it is composed, or is not UTF-8.
     """
     data = show_name(compose(name)).encode()
     return ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), data)
 
 
 def check_writable(name: str, where: str, *, error: type[UserError] = DataError) -> str:
-    """Return the composed spelling of what names a column or a class.
+    """Return the composed spelling of a column or class name.
 
     Args:
         name: The name.
-        where: What it is, for messages, such as ``x.csv: line 3: label``.
-        error: What is raised.
+        where: Its location, for messages, such as ``x.csv: line 3: label``.
+        error: Type of the error.
 
     Raises:
-        UserError: It is no text in UTF-8; of the type that is given.
+        UserError: UTF-8 cannot encode the name; of type ``error``.
     """
     if not is_writable(name):
         raise error(
-            f"{where} is {show_name(name)!r}, which is no text in UTF-8{guess_encoding(name)}; "
-            f"names of classes and columns are written into models and records, so write it in "
-            f"UTF-8"
+            f"{where} is {show_name(name)!r}, which is not UTF-8 text{guess_encoding(name)}; "
+            f"names of classes and columns are stored in models and records, so encode it as UTF-8"
         )
     return compose(name)
 
 
 def check_class_name(name: str, where: str, *, error: type[UserError] = DataError) -> str:
-    """Return the composed spelling of what names a class.
+    """Return the composed spelling of a class name.
 
     Raises:
-        UserError: As ``check_writable``, or it holds a line break or another control character.
+        UserError: As for ``check_writable``, or the name contains a line break or another control
+            character.
     """
-    # Line separators are no control characters, but break lines for whoever splits them.
+    # Unicode line separators are not control characters, but ``str.splitlines`` splits at them.
     bad = [character for character in name if unicodedata.category(character) in {"Cc", "Zl", "Zp"}]
     if bad:
         raise error(
-            f"{where} is {name[:60]!r}, which holds {bad[0]!r}; a class name is one line of text, "
+            f"{where} is {name[:60]!r}, which contains {bad[0]!r}; a class name must be one line "
             f"without control characters"
         )
     return check_writable(name, where, error=error)
 
 
 def check_written_path(path: str | os.PathLike[str], what: str) -> None:
-    """Refuse the name of a file or folder that is to be written, where others could not open it.
+    """Raise if a file or folder to be written has a name that some libraries could not open.
 
     Raises:
-        ConfigError: It is no UTF-8, which libraries of tensors and of figures cannot open.
+        ConfigError: The name is not UTF-8, which safetensors and Matplotlib cannot open.
     """
     if not is_writable(os.fspath(path)):
         raise ConfigError(
-            f"{what} is {show_name(os.fspath(path))!r}, which is no UTF-8; what is written gets a "
-            f"name in UTF-8, so choose another"
+            f"{what} is {show_name(os.fspath(path))!r}, which is not UTF-8; output files need "
+            f"names in UTF-8, so choose another name"
         )
 
 
 def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return the composed spelling of all names of classes.
+    """Return the composed spelling of all class names.
 
     Raises:
-        DataError: As ``check_class_name``, or two of them are spellings of one name.
+        DataError: As for ``check_class_name``, or two names differ only in their spelling.
     """
     found = tuple(check_class_name(name, where) for name in names)
     for name, spellings in group_spellings(names).items():
         if len(set(spellings)) > 1:
             raise DataError(
-                f"{where} is {name!r}, and so is another, in composed and in decomposed Unicode; "
-                f"they are one name, so give them one number"
+                f"{where} is {name!r} in both composed and decomposed Unicode; these are the same "
+                f"name, so give them the same number"
             )
     return found
 
 
 def group_spellings(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return the spellings of every name by the composed one, in the order of the first."""
+    """Group names by their composed spelling, in order of first occurrence."""
     found: dict[str, list[str]] = {}
     for name in names:
         found.setdefault(compose(name), []).append(name)
@@ -138,7 +137,7 @@ def group_spellings(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def guess_encoding(name: str) -> str:
-    """Return ``: in Windows-1252 it is 'x'`` for bytes that are no UTF-8; nothing for others."""
+    """Return `` (in Windows-1252 it is 'x')`` for a name that is not UTF-8, otherwise nothing."""
     try:
         guess = name.encode("utf-8", "surrogateescape").decode("cp1252")
     except (UnicodeEncodeError, UnicodeDecodeError):
@@ -147,13 +146,13 @@ def guess_encoding(name: str) -> str:
 
 
 def find_spelling(path: Path) -> Path:
-    """Return the path under which a file is found, where a part of it is spelled otherwise.
+    """Return the path of an existing file whose name may differ in its Unicode spelling.
 
     Args:
-        path: A path as a table or a label names it.
+        path: A path as written in a table or as a label.
 
     Returns:
-        The path itself where it exists, or where nothing else is found.
+        The path of the file, or ``path`` if it exists or no spelling does.
     """
     text = str(path)
     if text.isascii() or os.path.lexists(text):
@@ -161,7 +160,7 @@ def find_spelling(path: Path) -> Path:
     for form in ("NFC", "NFD"):
         if os.path.lexists(other := unicodedata.normalize(form, text)):
             return Path(other)
-    # Parts may differ, as in a decomposed folder with composed names.
+    # The spelling may vary by part, such as a decomposed folder with composed file names.
     found = Path(path.anchor)
     for part in path.parts[len(found.parts) :]:
         step = found / part
@@ -172,18 +171,17 @@ def find_spelling(path: Path) -> Path:
 
 
 def describe_names(names: Iterable[str]) -> str:
-    """Return a sentence on file names that are no UTF-8, with the first; nothing without any."""
+    """Return a note on file names that are not UTF-8; empty if there are none."""
     odd = [show_name(name) for name in names if not is_writable(name)]
     if not odd:
         return ""
     return (
-        f"{len(odd)} file names are no UTF-8, such as {odd[0]}; they are written with such bytes "
-        f"escaped"
+        f"{len(odd)} file names are not UTF-8, such as {odd[0]}; their other bytes are escaped in "
+        f"output"
     )
 
 
 def _find_part(folder: Path, name: str) -> str | None:
-    """Return an entry of a folder by its composed name."""
     try:
         entries = [entry.name for entry in folder.iterdir()]
     except OSError:

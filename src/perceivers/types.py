@@ -1,7 +1,7 @@
-"""Modality specs: what a raw tensor of each modality looks like, and how it is normalised.
+"""Modality specs: layout, token grid and normalisation of the raw tensors of each modality.
 
-A spec is declared, never guessed. It is frozen and JSON-able, it knows the raw layout, the grid
-its tokens lie on (row-major) and the preprocessing, and it knows nothing about models.
+Specs are frozen, serialisable to JSON and independent of models. Users declare them; they are never
+inferred from tensors. Tokens are in row-major order of the grid.
 
 Legend: B batch, C channels, H W rows and columns, T frames, S samples, P points, K classes,
 L bytes.
@@ -25,7 +25,7 @@ from perceivers.settings import (
     UsedIf,
 )
 
-# Ids of the byte vocabulary: six special ones, then the 256 bytes (Perceiver IO Sec. 4.1).
+# Byte vocabulary: six special ids, then the 256 bytes (Perceiver IO Sec. 4.1).
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
 FIRST_BYTE = 6
 BYTE_VOCABULARY = FIRST_BYTE + 256
@@ -38,7 +38,7 @@ OrderSeed: TypeAlias = Annotated[int, Range(0, 2**64 - 1), UsedIf("order", "fixe
 
 
 class ModalitySpec(Settings):
-    """Base of all specs: raw tensors are ``[B, C, *grid]`` or ``[B, *grid, C]``."""
+    """Base class of specs: raw tensors are ``[B, C, *grid]`` or ``[B, *grid, C]``."""
 
     kind: ClassVar[str]
     channels_first: ClassVar[bool] = False
@@ -46,18 +46,18 @@ class ModalitySpec(Settings):
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    # Of those without an order of their own: labels and targets.
+    # For specs that do not declare an order, such as labels.
     order: ElementOrder = "in_place"
     order_seed: int = 0
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Shape of the grid the tokens lie on, slowest axis first."""
+        """Shape of the token grid, slowest axis first."""
         raise AssertionError(f"{type(self).__name__} must define grid")
 
     @property
     def num_tokens(self) -> int:
-        """Raw elements per sample; one token each."""
+        """Number of raw elements per sample, which are one token each."""
         return prod(self.grid)
 
     @property
@@ -66,9 +66,9 @@ class ModalitySpec(Settings):
         return (self.channels, *self.grid) if self.channels_first else (*self.grid, self.channels)
 
     def __post_init__(self) -> None:
-        """Reject sizes below one and statistics that do not match the channels."""
+        """Check all fields, and that ``mean`` and ``std`` match the channels."""
         for name in ("mean", "std"):
-            # The check that follows says what is wrong.
+            # Values that are not numbers are reported by the check that follows.
             with suppress(TypeError, ValueError, OverflowError):
                 values = tuple(float(value) for value in getattr(self, name))
                 object.__setattr__(self, name, values)
@@ -84,17 +84,17 @@ class ModalitySpec(Settings):
 
 @dataclass(frozen=True)
 class Image(ModalitySpec):
-    """Pictures ``[B, C, H, W]``: uint8 0..255 or float 0..1, any number of channels.
+    """Images ``[B, C, H, W]``: uint8 in 0..255 or float in 0..1, any number of channels.
 
     Args:
         height: Rows H in pixels.
         width: Columns W in pixels.
         channels: Channels C; 3 means RGB.
-        mean: Subtracted per channel after scaling to 0..1 (none: 0).
-        std: Divided by per channel (none: 1).
-        order: The order in which readers give the elements: ``in_place``, ``fixed`` (one
-            permutation for all samples) or ``per_sample`` (another one for every sample). It serves
-            to find out how much a model leans on order (``perceivers shuffle``).
+        mean: Subtracted per channel after scaling to 0..1; default 0.
+        std: Divisor per channel; default 1.
+        order: Order of the elements after reading: ``in_place``, ``fixed`` (the same permutation
+            for all samples) or ``per_sample`` (a different one for each sample). It measures how
+            much a model depends on order (``perceivers shuffle``).
         order_seed: Seed of the permutations.
     """
 
@@ -117,14 +117,14 @@ class Image(ModalitySpec):
 
 @dataclass(frozen=True)
 class Video(ModalitySpec):
-    """Clips ``[B, C, T, H, W]``: uint8 0..255 or float 0..1.
+    """Video clips ``[B, C, T, H, W]``: uint8 in 0..255 or float in 0..1.
 
     Args:
         frames: Frames T.
         height: Rows H in pixels.
         width: Columns W in pixels.
         channels: Channels C.
-        frame_rate: Frames per second the clip is sampled at; 0 when it does not matter.
+        frame_rate: Sampling rate in frames per second; 0 for any.
         mean: As for ``Image``.
         std: As for ``Image``.
         order: As for ``Image``.
@@ -152,14 +152,14 @@ class Video(ModalitySpec):
 
 @dataclass(frozen=True)
 class Audio(ModalitySpec):
-    """Waveforms ``[B, C, S]``: float -1..1 or int16; no spectrogram.
+    """Audio waveforms ``[B, C, S]``: float in -1..1 or int16 (no spectrograms).
 
     Args:
         samples: Samples S per channel.
         channels: Channels C; 1 is mono.
-        sample_rate: Samples per second in Hz; 0 when it does not matter.
+        sample_rate: Sampling rate in Hz; 0 for any.
         mean: Subtracted per channel.
-        std: Divided by per channel.
+        std: Divisor per channel.
         order: As for ``Image``.
         order_seed: As for ``Image``.
     """
@@ -183,17 +183,19 @@ class Audio(ModalitySpec):
 
 @dataclass(frozen=True)
 class Points(ModalitySpec):
-    """Point sets ``[B, P, C]``: coordinates and attributes are content, their order is the grid.
+    """Point clouds ``[B, P, C]``; coordinates are channels, and the grid is the index of the point.
 
     Args:
         points: Points P per cloud.
         channels: Values C per point; 3 means x, y, z.
         mean: Subtracted per channel.
-        std: Divided by per channel.
-        ragged: Clouds may hold fewer points; a row of NaN is no point, and is never attended to.
-        scale: ``unit``: readers centre every cloud and scale it into -1..1, axis by axis;
-            ``centre``: they centre it and keep its unit, such as metres; ``floor``: so, too, but
-            the last coordinate counts from its 2 % quantile, about the height above the ground.
+        std: Divisor per channel.
+        ragged: Whether clouds may have fewer points; rows of NaN mark missing points, which are
+            never attended to.
+        scale: How clouds are scaled when they are read. ``unit``: centred and scaled to -1..1, axis
+            by axis; ``centre``: centred, keeping the unit, such as metres; ``floor``: like
+            ``centre``, but the last coordinate is measured from its 2 % quantile, roughly the
+            height above the ground; ``none``: unchanged.
         order: As for ``Image``.
         order_seed: As for ``Image``.
     """
@@ -211,28 +213,27 @@ class Points(ModalitySpec):
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Points."""
+        """Number of points."""
         return (self.points,)
 
     def __post_init__(self) -> None:
-        """Reject a floor without a coordinate above it."""
         super().__post_init__()
         if self.scale == "floor" and self.channels > 3:
             raise ConfigError(
-                f"Points.scale is 'floor' and channels {self.channels}; the last channel must be a "
-                f"coordinate, so there are at most 3"
+                f"Points.scale is 'floor' and channels is {self.channels}; the last channel must "
+                f"be a coordinate, so use at most 3 channels"
             )
 
 
 @dataclass(frozen=True)
 class Array(ModalitySpec):
-    """Any regular array ``[B, *grid, C]``, channels last; floats as they are.
+    """Any regular array ``[B, *grid, C]`` with channels last; floats are not scaled.
 
     Args:
-        shape: The grid, slowest axis first.
+        shape: Shape of the grid, slowest axis first.
         channels: Values C per grid cell.
         mean: Subtracted per channel.
-        std: Divided by per channel.
+        std: Divisor per channel.
         order: As for ``Image``.
         order_seed: As for ``Image``.
     """
@@ -247,7 +248,6 @@ class Array(ModalitySpec):
     order_seed: OrderSeed = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
-        """Accept one integer or a list as the shape."""
         super().__post_init__()
         object.__setattr__(self, "shape", self.grid)
 
@@ -259,7 +259,7 @@ class Array(ModalitySpec):
 
 @dataclass(frozen=True)
 class Labels(ModalitySpec):
-    """Class indices ``[B, length]``, int64 in 0..K-1, read as one-hot tokens of K channels.
+    """Class indices ``[B, length]``, int64 in 0..K-1, encoded as one-hot tokens with K channels.
 
     Args:
         num_classes: Classes K.
@@ -275,13 +275,12 @@ class Labels(ModalitySpec):
     std: tuple[Positive, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
-        """Derive the channels: one per class."""
         object.__setattr__(self, "channels", self.num_classes)
         super().__post_init__()
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Labels."""
+        """Number of labels."""
         return (self.length,)
 
     @property
@@ -292,12 +291,12 @@ class Labels(ModalitySpec):
 
 @dataclass(frozen=True)
 class Bytes(ModalitySpec):
-    """Texts ``[B, L]``: int64 ids of UTF-8 bytes, byte + 6; 0 pads, 1..5 are special.
+    """Texts ``[B, L]`` as int64 ids of UTF-8 bytes: byte + 6; 0 is padding, 1..5 are special ids.
 
     Args:
-        length: Ids L per text, padding included.
-        wrap: ``cls_sep`` puts CLS before and SEP after the text (as the Hugging Face tokenizer),
-            ``none`` neither (as the released code); it counts in the length.
+        length: Ids L per text, including padding.
+        wrap: ``cls_sep`` adds CLS before and SEP after the text (as in the Hugging Face tokenizer),
+            ``none`` adds nothing (as in the released code). Both ids are included in the length.
         order: As for ``Image``.
         order_seed: As for ``Image``.
     """
@@ -314,7 +313,7 @@ class Bytes(ModalitySpec):
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Bytes."""
+        """Number of bytes."""
         return (self.length,)
 
     @property
@@ -329,9 +328,9 @@ SPECS: dict[str, type[ModalitySpec]] = {
 
 
 def spec_to_json(spec: ModalitySpec) -> dict[str, Any]:
-    """Return a JSON-able description with the kind under ``type``.
+    """Return a JSON-serialisable description, with the kind under ``type``.
 
-    The order of elements is left out where they are in place, as they are nearly always.
+    ``order`` and ``order_seed`` are left out at their usual value ``in_place``.
     """
     values = {f.name: getattr(spec, f.name) for f in fields(spec) if f.init}
     if values.get("order") == "in_place":
@@ -357,6 +356,4 @@ def spec_from_json(data: Mapping[str, Any]) -> ModalitySpec:
             **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         )
     except TypeError as error:
-        raise ConfigError(
-            f"modality {kind!r}: {error}; its fields are described in docs/"
-        ) from error
+        raise ConfigError(f"modality {kind!r}: {error}; see docs/ for its fields") from error

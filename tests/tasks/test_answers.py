@@ -53,7 +53,7 @@ def test_one_missing_answer_spoils_the_figures_and_none_does_not() -> None:
 def test_an_answer_that_is_not_finite_is_refused_by_name() -> None:
     check_answer(torch.ones(3), "a.png")
     for value in (NAN, INF, -INF):
-        with pytest.raises(DataError, match=r"a\.png: the model's answer holds NaN or infinity"):
+        with pytest.raises(DataError, match=r"a\.png: the model's output contains NaN or infinity"):
             check_answer(torch.tensor([1.0, value]), "a.png")
 
 

@@ -115,7 +115,7 @@ def test_models_that_give_nothing_back_are_refused() -> None:
     ]
     for name, inputs, settings in cases:
         model = pv.create_model(name, inputs=inputs, **settings)
-        with pytest.raises(ConfigError, match=r"auto-encoding needs a perceiver_io model that ans"):
+        with pytest.raises(ConfigError, match=r"autoencoding needs a perceiver_io model whose out"):
             Autoencoding(model, AutoencodingConfig())
 
 
@@ -274,8 +274,17 @@ def test_unknown_labels_are_not_counted() -> None:
     assert "top1" not in task.evaluate([clips((-1, -1))])
 
 
+def test_a_training_batch_without_any_known_label_has_a_finite_loss() -> None:
+    task = make(CLIP)
+    unknown, known = (task(clips(labels), generator()) for labels in ((-1, -1), (1, -1)))
+    assert unknown.parts["label"].item() == 0.0
+    assert known.parts["label"].item() > 0.0
+    unknown.total.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in task.parameters())
+
+
 def test_data_without_the_label_are_refused() -> None:
-    with pytest.raises(DataError, match=r"auto-encodes the label 'label', but the data has no la"):
+    with pytest.raises(DataError, match=r"autoencodes the label 'label', but the data has no la"):
         make(CLIP)(clips(None), generator())
 
 

@@ -278,5 +278,5 @@ def test_models_that_answer_no_bytes_are_refused() -> None:
     ]
     for name, inputs, settings in cases:
         model = pv.create_model(name, inputs=inputs, **settings)
-        with pytest.raises(ConfigError, match=r"needs a model that reads bytes and answers"):
+        with pytest.raises(ConfigError, match=r"needs a model with bytes as input and out"):
             MaskedLanguage(model, MaskedLanguageConfig())

@@ -65,9 +65,9 @@ def test_columns_become_outputs_in_order() -> None:
 def test_columns_of_one_class_and_labels_without_one_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"label columns are \{'a': \('x',\)\}; .* two classes"):
         label_names({"a": ("x",)})
-    with pytest.raises(ConfigError, match=r"label columns are \{\}; at least one is needed"):
+    with pytest.raises(ConfigError, match=r"label columns are \{\}; give at least one"):
         label_names({})
-    with pytest.raises(DataError, match=r"label 3 in column 'hair' has no class; .* 0\.\.2"):
+    with pytest.raises(DataError, match=r"label 3 in column 'hair' is out of range; .* 0\.\.2"):
         to_multi_hot(torch.tensor([[0, 0, 0], [1, 3, 0]]), COLUMNS)
     with pytest.raises(DataError, match=r"label -2 in column 'smile'"):
         to_multi_hot(torch.tensor([[-2, 0, 0]]), COLUMNS)
@@ -146,7 +146,7 @@ def test_classes_are_chosen_within_columns() -> None:
 
 
 def test_a_model_with_other_outputs_is_refused(rng: torch.Generator) -> None:
-    with pytest.raises(ConfigError, match=r"answers 4 classes, but the 3 label columns come to 5"):
+    with pytest.raises(ConfigError, match=r"has 4 outputs, but the 3 label columns need 5"):
         make_task([[0.0] * 4])(make_batch([[0, 0, 0]]), rng)
 
 

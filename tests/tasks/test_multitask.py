@@ -112,7 +112,7 @@ def test_labels_of_another_shape_are_refused(rng: torch.Generator, labels: Any) 
 def test_columns_that_the_model_does_not_answer_are_refused(
     columns: Mapping[str, tuple[str, ...]],
 ) -> None:
-    with pytest.raises(ConfigError, match=r"model answers \{'topic': 3, 'mood': 2\}; multitask"):
+    with pytest.raises(ConfigError, match=r"model has \{'topic': 3, 'mood': 2\}; multitask"):
         Multitask(Table(topic=TOPIC, mood=MOOD), columns)
 
 
@@ -127,5 +127,5 @@ def test_a_real_model_answers_by_task_and_other_models_are_refused(rng: torch.Ge
     losses.total.backward()
     assert set(losses.parts) == {"topic", "mood"}
     other = pv.create_model("perceiver_nano", inputs=inputs, num_classes=3)
-    with pytest.raises(ConfigError, match=r"model answers \{\}; multitask needs a perceiver_io"):
+    with pytest.raises(ConfigError, match=r"model has \{\}; multitask needs a perceiver_io"):
         Multitask(other, COLUMNS)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import perceivers as pv
 from perceivers.data import Batch
+from perceivers.draws import rand_rows, sample_generators
 from perceivers.errors import ConfigError
 from perceivers.tasks import (
     Classification,
@@ -16,7 +17,12 @@ from perceivers.tasks import (
     MaskedAutoencoding,
     MaskedAutoencodingConfig,
 )
-from perceivers.tasks.presence import drop_modalities, dropout_rates, shown_modalities
+from perceivers.tasks.presence import (
+    DROPOUT_STREAM,
+    drop_modalities,
+    dropout_rates,
+    shown_modalities,
+)
 
 SPECS = {"audio": pv.Audio(24), "image": pv.Image(4, 4, 1)}
 
@@ -69,6 +75,17 @@ def test_dropout_depends_on_the_sample_and_not_on_the_batch(rng: torch.Generator
     assert shown_modalities(task.eval(), batch, rng) == batch.present
 
 
+def test_dropout_does_not_use_the_random_numbers_of_the_masks(rng: torch.Generator) -> None:
+    places = torch.arange(64)
+    masks, dropout = (
+        rand_rows(64, 2, generator=sample_generators(rng, places, stream))
+        for stream in (0, DROPOUT_STREAM)
+    )
+    assert torch.equal(masks, rand_rows(64, 2, generator=sample_generators(rng, places)))
+    assert abs(float(torch.corrcoef(torch.stack([masks[:, 0], dropout[:, 0]]))[0, 1])) < 0.4
+    assert not torch.isin(masks, dropout).any()
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -84,7 +101,7 @@ def test_impossible_rates_are_refused(setting: Any, message: str) -> None:
 def test_a_single_modality_cannot_be_hidden() -> None:
     model = pv.create_model("hip_nano", inputs={"image": pv.Image(4, 4, 1)}, num_classes=3)
     assert dropout_rates(model, 0.0) == {}
-    with pytest.raises(ConfigError, match=r"reads \['image'\] alone"):
+    with pytest.raises(ConfigError, match=r"reads only \['image'\]"):
         dropout_rates(model, 0.5)
 
 

@@ -172,7 +172,7 @@ def test_a_sample_without_mask_or_picture_teaches_nothing(
 
 def test_other_heads_and_data_are_refused(rng: torch.Generator) -> None:
     classifier = pv.create_model("hiera_nano", inputs={"image": pv.Image(16, 16, 3)}, num_classes=3)
-    with pytest.raises(ConfigError, match="no class per element"):
+    with pytest.raises(ConfigError, match="no output per element"):
         Segmentation(classifier, CLASSES, SegmentationConfig())
     with pytest.raises(ConfigError, match="'pyramid'"):
         build("hiera", head="full")

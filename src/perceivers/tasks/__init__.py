@@ -1,4 +1,7 @@
-"""Tasks: a model with its loss and its metrics. Activations of heads belong here, not in models."""
+"""Training tasks: each combines a model with its loss and metrics.
+
+Models return raw outputs; tasks apply activations such as softmax.
+"""
 
 from perceivers.tasks.autoencoding import Autoencoding, AutoencodingConfig
 from perceivers.tasks.base import Losses, Task

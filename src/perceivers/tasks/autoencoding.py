@@ -1,11 +1,10 @@
-"""Auto-encoding through the latents: everything in, everything out, all modalities at once.
+"""Autoencoding through the latents: encode all modalities of a sample and reconstruct them.
 
-In training only some elements of each modality are asked for, drawn per sample; queries never see
-one another, so the gradient is that of the whole in expectation. The label's token is masked now
-and then in training and always in evaluation, which makes the model a classifier too. With a mask
-ratio only the remaining tokens are read, and only hidden elements count.
+Training decodes random queries of each modality; queries do not attend to each other, so the
+gradient is unbiased. The label token is masked at random in training and always in evaluation, so
+the model is also a classifier.
 
-Legend: B batch, N tokens, O elements asked for, C channels.
+Legend: B batch, N tokens, O queries, C channels.
 Paper: Perceiver IO (arXiv 2107.14795) Sec. 4.3 and App. I: loss weights, 512 points per modality.
 """
 
@@ -15,7 +14,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,32 +46,33 @@ from perceivers.types import Labels
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+# Fixed, so that every evaluation hides the same tokens.
 EVALUATION_SEED = 20210731
-# The paper's weights: sound counts most, the label hardly.
+# As in the paper: audio has the largest weight, the label has almost none.
 PAPER_WEIGHTS = {"video": 0.03, "audio": 1.0, "labels": 0.0001}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencodingConfig(Settings, prefix="autoencode."):
-    """What is hidden, asked for and scored."""
+    """What is hidden, decoded and scored."""
 
     points: Natural = 512
-    """Elements (patches of audio) of each modality that a training step asks for; 0 asks all."""
+    """Elements (audio: patches) of each modality that a training step decodes; 0 decodes all."""
     mask_ratio: Rate = 0.0
-    """Share of the tokens that is not read; only hidden elements then count. 0 reads all."""
+    """Fraction of tokens hidden from the encoder; if above 0, only hidden elements are scored."""
     loss: Literal["l1", "l2"] = "l1"
-    """Absolute (the paper's) or squared error, in the units that the model reads."""
+    """Absolute error (as in the paper) or squared error, of normalised values."""
     weights: dict[str, NonNegative] = field(default_factory=dict)
-    """Weight per modality; where not given 0.03 for video, 0.0001 for labels, 1 for others."""
+    """Loss weight per modality; default 0.03 for video, 0.0001 for labels, 1 for others."""
     label_mask: Fraction = 0.5
-    """Probability with which a sample's label is hidden in training; it always is in evaluation."""
+    """Probability of hiding a sample's label in training; evaluation always hides it."""
 
 
 def element_targets(model: PerceiverIO, name: str, raw: Tensor) -> Float[Tensor, "B O C"]:
-    """Return what an output should answer, query by query: raw values, patches as they are asked.
+    """Return the normalised values that each query should decode, in patches if the output has any.
 
     Args:
-        model: With an output of the modality's name.
+        model: A model with an output of the modality's name.
         name: The modality.
         raw: Raw tensor ``[B, ...]``.
     """
@@ -85,7 +85,7 @@ def element_targets(model: PerceiverIO, name: str, raw: Tensor) -> Float[Tensor,
 
 
 def _elements(adapter: ElementAdapter, raw: Tensor) -> Float[Tensor, "B N C"]:
-    """Normalised values; a row that is no point is NaN throughout, whatever else stands in it."""
+    """Return normalised values; every channel of a missing point is NaN."""
     values = adapter.normalise(adapter.flatten(raw), torch.float32)
     if not adapter.may_lack:
         return values
@@ -93,24 +93,28 @@ def _elements(adapter: ElementAdapter, raw: Tensor) -> Float[Tensor, "B N C"]:
 
 
 def as_floats(model: PerceiverIO, name: str, raw: Tensor) -> Float[Tensor, "B ..."]:
-    """Return a raw tensor as floats in its own layout: pictures 0..1, sound -1..1."""
+    """Return a raw tensor as floats in its raw layout: images in 0..1, audio in -1..1."""
     adapter = model.adapter(name)
     return adapter.restore(adapter.normalise(adapter.flatten(raw), torch.float32))
 
 
 @torch.no_grad()
 def decode_raw(model: PerceiverIO, encoded: Encoded, name: str) -> Float[Tensor, "B ..."]:
-    """Return a modality as the model gives it back, in the units of ``as_floats``, not clipped."""
+    """Return the decoded modality in the units of ``as_floats``, not clipped."""
     adapter = model.adapter(name)
     return adapter.restore(adapter.flatten(model.decode(encoded, name).float()))
 
 
 class Autoencoding(Task):
-    """Give back every modality that the model answers.
+    """Reconstruct every modality that the model has an output for.
 
     Args:
-        model: A Perceiver IO with an output for each input it is to give back.
-        config: What is hidden and scored.
+        model: A Perceiver IO with an output for each input to be reconstructed.
+        config: What is hidden, decoded and scored.
+
+    Raises:
+        ConfigError: The outputs are not inputs, a weight names an unknown modality, or a modality
+            has too few tokens for masking.
     """
 
     best_metric = "loss"
@@ -124,13 +128,14 @@ class Autoencoding(Task):
         odd = [name for name in outputs if name not in inputs or name in texts]
         if odd or not outputs:
             raise ConfigError(
-                f"auto-encoding needs a perceiver_io model that answers its own inputs; this one "
-                f"answers {list(outputs)} of {list(inputs)} (texts are pre-trained by --task mlm)"
+                f"autoencoding needs a perceiver_io model whose outputs are its own inputs; this "
+                f"one has outputs {list(outputs)} and inputs {list(inputs)} (to pre-train on text, "
+                f"use --task mlm)"
             )
         for name in config.weights:
             if name not in outputs:
                 raise ConfigError(
-                    f"loss weight for unknown modality {name!r}; the model answers "
+                    f"loss weight for unknown modality {name!r}; the model has outputs "
                     f"{list(outputs)}{suggest(name, outputs)}"
                 )
         self.config = config
@@ -139,7 +144,7 @@ class Autoencoding(Task):
         for name in self.signals if config.mask_ratio else ():
             if model.inputs.reader(name).num_tokens < 2:
                 raise ConfigError(
-                    f"{name!r} is read as a single token, of which no share can be hidden; use "
+                    f"{name!r} is read as a single token, which cannot be partly hidden; use "
                     f"mask_ratio 0, or longer inputs"
                 )
         self.weights = {
@@ -147,9 +152,10 @@ class Autoencoding(Task):
         }
 
     def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:
-        """Return the weighted loss and each modality's own."""
+        """Return the weighted loss and the loss of each modality."""
         inputs = self._inputs(batch)
         size = next(iter(inputs.values())).shape[0]
+        # Every call below advances the generators, so their order is part of reproducibility.
         draws = sample_generators(generator, batch.position)
         kept = self._draw_kept(size, draws)
         asked = self._draw_asked(size, kept, draws)
@@ -163,21 +169,22 @@ class Autoencoding(Task):
             if ids is None:
                 ids = torch.arange(truth.shape[1], device=truth.device)
             if name in kept:
+                # NaN excludes visible values from the error.
                 truth = torch.where(self._seen_patches(name, kept[name], size), torch.nan, truth)
             truth = pick_rows(truth, ids)
             parts[name] = self._error(self.model.decode(encoded, name, ids=ids).float(), truth)
         for name in self.labels:
             logits = self.model.decode(encoded, name).float()
-            parts[name] = F.cross_entropy(logits, inputs[name].long(), ignore_index=-1)
+            parts[name] = _label_error(logits, inputs[name].long())
         total = torch.stack([loss * self.weights[name] for name, loss in parts.items()]).sum()
         return Losses(total=total, parts=parts)
 
     def _inputs(self, batch: TaskBatch) -> dict[str, Tensor]:
-        """The batch with its labels as a modality, where the model answers one."""
+        """Return the inputs, with the labels as a modality if the model has an output for them."""
         inputs = dict(batch.inputs)
         if self.labels and batch.labels is None:
             raise DataError(
-                f"the model auto-encodes the label {self.labels[0]!r}, but the data has no labels"
+                f"the model autoencodes the label {self.labels[0]!r}, but the data has no labels"
             )
         if batch.labels is not None:
             inputs |= dict.fromkeys(self.labels[:1], batch.labels)
@@ -190,7 +197,7 @@ class Autoencoding(Task):
         drawn: Bool[Tensor, "B 1"],
         shown: Mapping[str, Tensor],
     ) -> Encoded:
-        """Encode with some labels hidden: by the mask token, or as unknown where there is none."""
+        """Encode with the ``drawn`` labels hidden: by the mask token if it exists, else as -1."""
         given = {n: x for n, x in inputs.items() if n in self.model.config.inputs}
         hidden = {}
         for name in self.labels:
@@ -202,11 +209,11 @@ class Autoencoding(Task):
         return self.model.encode(given, hidden=hidden, kept=kept, present=shown)
 
     def encode_whole(self, inputs: Mapping[str, Tensor], shown: Mapping[str, Tensor]) -> Encoded:
-        """Encode all tokens of what samples show, with every label hidden.
+        """Encode all tokens of the visible modalities, with every label hidden.
 
         Args:
-            inputs: Raw tensors by name, labels among them where the model answers one.
-            shown: Which samples show a modality, bool ``[B]``; all where not given.
+            inputs: Raw tensors by name, including the label if the model has an output for it.
+            shown: In which samples a modality is visible, bool ``[B]``; default all.
         """
         size = next(iter(inputs.values())).shape[0]
         return self._encode(inputs, {}, torch.ones(size, 1, dtype=torch.bool), shown)
@@ -214,7 +221,7 @@ class Autoencoding(Task):
     def encode_for_display(
         self, batch: TaskBatch, generator: torch.Generator
     ) -> tuple[Encoded, dict[str, Bool[Tensor, "B ..."]]]:
-        """Encode as in evaluation; also return which elements were read, one channel, by name."""
+        """Encode as in evaluation; also return visible elements by modality, ``[B, 1, ...]``."""
         inputs = self._inputs(batch)
         first = next(iter(inputs.values()))
         size = first.shape[0]
@@ -225,25 +232,25 @@ class Autoencoding(Task):
         return self._encode(inputs, kept, blind, held), visible
 
     def _seen(self, name: str, kept: Tensor | None, size: int) -> Bool[Tensor, "B 1 ..."]:
-        """Which elements of a modality are read, in its raw layout."""
+        """Return which elements of a modality are visible, in its raw layout."""
         reader, spec = self.model.inputs.reader(name), self.model.config.inputs[name]
         seen = torch.ones(size, reader.num_tokens, dtype=torch.bool)
         if kept is not None:
             seen = torch.zeros_like(seen).scatter(1, kept.cpu(), value=True)
-        # A token covers a block of elements.
+        # A token covers a block of elements; the last block of an axis may be incomplete.
         grid = seen.unflatten(1, reader.grid)
         for axis, (tokens, length) in enumerate(zip(reader.grid, spec.grid, strict=True), 1):
             grid = grid.repeat_interleave(-(-length // tokens), dim=axis).narrow(axis, 0, length)
         return grid.unsqueeze(1)
 
     def _seen_patches(self, name: str, kept: Tensor, size: int) -> Bool[Tensor, "B O C"]:
-        """Which values of every query are read, in the order of ``element_targets``."""
+        """Return which values of each query are visible, in the order of ``element_targets``."""
         spec, patch = self.model.config.inputs[name], self.model.config.outputs[name].patch
         seen = space_to_depth(self._seen(name, kept, size), patch or (1,) * len(spec.grid))
         return seen.repeat_interleave(spec.channels, -1).to(self._place)
 
     def _draw_kept(self, size: int, generator: Draws) -> dict[str, Tensor]:
-        """Draw which tokens are read ``[B, K]``, per sample; none where all are."""
+        """Sample the visible tokens ``[B, K]`` of each modality; empty if all are visible."""
         kept: dict[str, Tensor] = {}
         if self.config.mask_ratio:
             for name in self.signals:
@@ -256,17 +263,19 @@ class Autoencoding(Task):
     def _draw_asked(
         self, size: int, kept: Mapping[str, Tensor], generator: Draws
     ) -> dict[str, Tensor]:
-        """Draw which elements are asked for ``[B, O]``, per sample; none where all are."""
+        """Sample the queries ``[B, O]`` of each modality; no entry if all are decoded."""
         asked: dict[str, Tensor] = {}
         for name in self.signals:
             total = self.model.num_queries(name)
             wanted = self.config.points or total
             if name in kept:
                 seen = self._seen_patches(name, kept[name], size).all(-1).cpu()  # [B, O]
+                # One count for the batch: the sample with the fewest hidden queries limits it.
                 count = min(wanted, int((~seen).sum(1).min()))
                 draws = rand_rows(size, total, generator=generator).masked_fill(seen, -1.0)
                 asked[name] = draws.topk(count, dim=1).indices.to(self._place)
             elif wanted < total:
+                # With replacement: a permutation of all elements would cost far more.
                 ids = (rand_rows(size, wanted, generator=generator) * total).long()
                 asked[name] = ids.clamp(max=total - 1).to(self._place)
         return asked
@@ -276,7 +285,7 @@ class Autoencoding(Task):
         return self.model.trunk.latents.device
 
     def _error(self, prediction: Tensor, truth: Tensor) -> Float[Tensor, ""]:
-        """Mean error over what is real; absent points are NaN."""
+        """Mean error over the valid values; NaN in ``truth`` marks the others."""
         real = ~truth.isnan()
         error = torch.where(real, prediction - truth, 0.0)
         error = error.abs() if self.config.loss == "l1" else error.square()
@@ -284,10 +293,10 @@ class Autoencoding(Task):
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
-        """Return losses, PSNR in decibels per signal, and top1 of labels that are always hidden.
+        """Return losses, PSNR in decibels per signal, and top1 if the model classifies.
 
-        PSNR is over all elements of the split, with the peak of the raw units: 1 for pictures, 2
-        for sound (-1..1).
+        Labels are always hidden. PSNR is taken over all elements of the split, with the peak in
+        raw units: 1 for images, 2 for audio (-1..1).
         """
         self.eval()
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
@@ -307,13 +316,13 @@ class Autoencoding(Task):
                 truth = _only_held(_elements(adapter, inputs[name]), held.get(name))
                 real = ~truth.isnan()
                 add_mean(means[name], self._error(made, truth), real.sum())
+                # PSNR is in raw units; the mean cancels in the difference.
                 std = adapter.std.expand_as(truth)
                 update(noise[name], (made * std)[real], (truth * std)[real])
             for name in self.labels:
                 logits, truth = self.model.decode(encoded, name).float(), inputs[name].long()
                 known = truth >= 0
-                entropy = F.cross_entropy(logits, truth, ignore_index=-1)
-                add_mean(means[name], entropy, known.sum())
+                add_mean(means[name], _label_error(logits, truth), known.sum())
                 hits = ((choices.of(logits) == truth) & known).sum() / known.sum()
                 add_mean(means["top1"], hits, known.sum())
         known = {name: total_weight(mean) for name, mean in means.items()}
@@ -324,13 +333,18 @@ class Autoencoding(Task):
         return {"loss": loss, **shares, **(top1 if known["top1"] else {})}
 
     def _new_psnr(self, name: str, device: torch.device) -> "Metric":
-        """Peak signal to noise of a modality in its raw units, over the whole split."""
         peak = 2.0 if self.model.config.inputs[name].kind == "audio" else 1.0
         return new_metric("image.PeakSignalNoiseRatio", device, data_range=peak)
 
 
+def _label_error(logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+    """Mean cross-entropy of the known labels (not -1); 0 (not NaN) if a batch has none."""
+    total = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+    return total / (labels != -1).sum().clamp(min=1)
+
+
 def _only_held(truth: Tensor, held: Tensor | None) -> Tensor:
-    """Return what should be made, NaN (nothing to score) in samples that lack the modality."""
+    """Set the targets of samples that lack the modality to NaN, so that they are not scored."""
     if held is None:
         return truth
     return torch.where(held.reshape(-1, *[1] * (truth.ndim - 1)), truth, torch.nan)

@@ -1,4 +1,4 @@
-"""What the training loop asks of a task."""
+"""Base class of tasks, their batches and losses, and the check for non-finite model outputs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -13,76 +13,79 @@ from torch import Tensor, nn
 from perceivers.errors import DataError
 from perceivers.tasks.metrics import new_metric, result, update
 
-# -- Answers that are none: scores of NaN, which ``argmax`` takes for the largest of all ---------
+# -- Non-finite outputs: ``argmax`` would treat NaN as the largest score -------------------------
 #
-# Weights are checked where they are loaded and saved; finite weights can still overflow.
+# Weights are checked when they are loaded and saved, but finite weights can still overflow.
 #
 # Legend: K classes.
 
 NO_ANSWER = (
-    "the model's answer holds NaN or infinity, although its weights are finite; look for values in "
-    "the input that are far outside those it was trained on"
+    "the model's output contains NaN or infinity, although its weights are finite; check the input "
+    "for values far outside the range it was trained on"
 )
 
 
 def is_answer(scores: Tensor, dim: int = -1) -> Bool[Tensor, "..."]:
-    """Tell which rows of scores name a class: none is NaN or infinite, one at least is not -inf."""
+    """Return which rows of scores are valid: no NaN, no +inf, and at least one above -inf."""
     return (scores < torch.inf).all(dim) & (scores > -torch.inf).any(dim)
 
 
 def check_answer(values: Tensor, where: str) -> None:
-    """Refuse an answer that is not finite.
+    """Raise if a model output is not finite.
 
     Args:
-        values: What a model answers.
-        where: Names the input.
+        values: Model output.
+        where: Name of the input, for the message.
 
     Raises:
-        DataError: Some value is NaN or infinite.
+        DataError: A value is NaN or infinite.
     """
     if not bool(values.isfinite().all()):
         raise DataError(f"{where}: {NO_ANSWER}")
 
 
 class Choices:
-    """Chooses classes for figures, and spoils the figures where scores named none.
+    """Predict classes for metrics, and invalidate the metrics if any row of scores was invalid.
 
     Args:
-        device: Where counts are kept.
+        device: Device of the counter.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._missing = new_metric("SumMetric", device)
 
     def of(self, scores: Tensor, dim: int = -1) -> Int[Tensor, "..."]:
-        """Return the likeliest class of every row."""
+        """Return the most likely class of every row."""
         self.note(is_answer(scores, dim))
         return scores.argmax(dim)
 
     def note(self, answered: Bool[Tensor, "..."]) -> None:
-        """Remember which rows are answers."""
+        """Count the rows that are not valid."""
         update(self._missing, (~answered).sum())
 
     def judge(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """Return the figures, as NaN if a row of any process was no answer; all must call this."""
+        """Return the metrics, all NaN if any process saw an invalid row.
+
+        The count is merged over processes, so every process must call this.
+        """
         if float(result(self._missing)):
             return dict.fromkeys(figures, float("nan"))
         return dict(figures)
 
 
-# -- What the training loop asks of a task -------------------------------------------------------
+# -- Interface between the training loop and a task ----------------------------------------------
 
 
 @runtime_checkable
 class TaskBatch(Protocol):
-    """A batch as the loaders make it.
+    """A batch as the data loaders return it.
 
     Attributes:
-        inputs: Raw tensors ``[B, ...]`` by name; zero where a sample has none.
+        inputs: Raw tensors ``[B, ...]`` by name; zero for samples that lack the modality.
         labels: ``[B]``, or ``[B, T]`` for several label columns, -1 where unknown; or None.
         targets: Numbers ``[B, T]``, NaN where unknown; or None.
-        present: Which samples hold a modality, bool ``[B]``, by name; empty when all hold all.
-        position: What tells samples apart ``[B]``: their randomness is keyed on it; or None.
+        present: Which samples have a modality, bool ``[B]``, by name; empty if all have all.
+        position: Unique number of each sample ``[B]``, which seeds its random generator; or None.
     """
 
     inputs: dict[str, Tensor]
@@ -94,9 +97,9 @@ class TaskBatch(Protocol):
 
 @dataclass
 class Losses:
-    """A scalar to minimise, and the scalars it is made of.
+    """A scalar to minimise, and its parts.
 
-    Not frozen: the wrapper that handles precision rebuilds it around cast tensors.
+    Not frozen: the mixed-precision wrapper rebuilds it around cast tensors.
     """
 
     total: Tensor
@@ -107,13 +110,13 @@ class Task(nn.Module, ABC):
     """A model with its loss and metrics.
 
     Attributes:
-        model: What is trained; any family (``models.base.Model``).
-        best_metric: The validation figure that chooses the best weights.
-        higher_is_better: Its direction.
-        modality_dropout: Probability that training hides a modality from a sample, for every one
-            that the model reads; none hides nothing (``tasks.presence.dropout_rates``).
-        averaged: Gives the model its averaged weights for a while; they are its own in a run that
-            averages none.
+        model: The model to train, of any family (``models.base.Model``).
+        best_metric: Validation metric that selects the best weights.
+        higher_is_better: Whether a larger value of ``best_metric`` is better.
+        modality_dropout: Probability that training hides a modality from a sample, for every
+            modality of the model; empty for no dropout (``tasks.presence.dropout_rates``).
+        averaged: Context manager in which the model has its averaged weights; without weight
+            averaging it does nothing.
     """
 
     best_metric: str
@@ -129,12 +132,12 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:
-        """Return the training losses; all randomness of the objective comes from ``generator``."""
+        """Return the training losses; all randomness comes from ``generator``."""
 
     @abstractmethod
     def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
-        """Return figures over all batches; deterministic, in evaluation mode.
+        """Return metrics over all batches, deterministically and in evaluation mode.
 
-        Where several processes have joined, each brings its share of the batches, which may be
-        none, and all get the figures over all shares.
+        With several processes, each passes its own part of the batches (possibly none), and all
+        return the metrics over all parts.
         """

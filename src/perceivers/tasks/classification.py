@@ -1,4 +1,4 @@
-"""Classification: cross-entropy with smoothing, mixed samples, class weights; accuracy per class.
+"""Classification: cross-entropy with label smoothing, MixUp, CutMix and class weights; accuracy.
 
 Legend: B batch, K classes.
 """
@@ -30,21 +30,21 @@ from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationConfig(Settings, prefix="loss."):
-    """The loss."""
+    """Loss settings."""
 
     label_smoothing: Rate = 0.0
-    """Share of the target spread evenly over all classes that can be named, 0..1; after mixing."""
+    """Fraction of the target spread evenly over all possible classes, after mixing."""
     mixup: Annotated[float, Range(0, 1e6)] = 0.0
-    """MixUp's Beta(a, a) parameter; 0 switches it off (arXiv 1710.09412)."""
+    """Parameter a of MixUp's Beta(a, a) distribution (arXiv 1710.09412); 0 disables MixUp."""
     cutmix: bool = False
-    """Paste boxes of other pictures or clips (arXiv 1905.04899): in half of every batch, the other
-    half being for MixUp, or in all of it where mixup is 0."""
+    """Replace a box by that of another image or clip (CutMix, arXiv 1905.04899). With mixup above
+    0, each takes half of the batch."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: weigh each class by the inverse of its frequency in the training split."""
 
     @property
     def mixes(self) -> bool:
-        """Whether samples are mixed."""
+        """Whether MixUp or CutMix is enabled."""
         return self.mixup > 0.0 or self.cutmix
 
 
@@ -62,20 +62,20 @@ def soft_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy in nats against class probabilities.
 
-    As PyTorch's, but for logits of -inf, where PyTorch returns NaN or infinity: such a class cannot
-    be named (a place that a sample does not have), so smoothing spreads over the others only. Only
-    a target on it costs infinity. NaN stays NaN, also in a row that can name nothing.
+    Like ``torch.nn.functional.cross_entropy``, but classes with logit -inf are excluded (such as a
+    position that a sample does not have): smoothing skips them, and only a target on one of them
+    makes the loss infinite. PyTorch would return NaN or infinity. NaN logits give NaN.
 
     Args:
-        logits: Per class; at least one finite in every row.
-        targets: Probabilities, whose sum is 1.
-        smoothing: Share of the target spread evenly over the classes that can be named, 0..1.
+        logits: At least one per row must be finite.
+        targets: Class probabilities that sum to 1.
+        smoothing: Fraction of the target spread evenly over the classes not excluded, 0..1.
         weights: Factor per class.
     """
-    possible = logits != -torch.inf  # NaN is none of these
+    possible = logits != -torch.inf  # True for NaN
     spread = possible.float() / possible.sum(-1, keepdim=True)
     targets = targets * (1.0 - smoothing) + spread * smoothing
-    # Not a plain product, which is NaN where nothing is expected of a class that cannot be named.
+    # A plain product would be NaN (0 times -inf) for excluded classes.
     costs = torch.where(targets == 0.0, 0.0, -targets * logits.log_softmax(-1))
     if weights is not None:
         costs = costs * weights
@@ -83,16 +83,16 @@ def soft_cross_entropy(
 
 
 class Classification(Task):
-    """One class per sample.
+    """Classify samples, one class each.
 
     Args:
-        model: Whose call returns logits ``[B, K]``; -inf is a class that cannot be named.
+        model: Returns logits ``[B, K]``; -inf excludes a class.
         num_classes: Classes K.
-        config: The loss.
+        config: Loss settings.
         class_weights: Weight per class ``[K]``, from ``balanced_weights``.
 
     Raises:
-        ConfigError: The samples of the model's modalities cannot be mixed.
+        ConfigError: Mixing is enabled, but not possible for the model's modalities.
     """
 
     best_metric = "top1"
@@ -113,10 +113,11 @@ class Classification(Task):
             check_mixing(specs, mixup=config.mixup > 0.0, cutmix=config.cutmix)
         self.num_classes = num_classes
         self.config = config
+        # Not saved: computed again from the training split.
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:
-        """Return the cross-entropy, of mixed samples where they are asked for."""
+        """Return the cross-entropy, of mixed samples if mixing is enabled."""
         targets = F.one_hot(self._labels(batch), self.num_classes).float()
         inputs, config = batch.inputs, self.config
         if config.mixes:
@@ -142,10 +143,11 @@ class Classification(Task):
         for batch in batches:
             labels = self._labels(batch)
             logits = answer(self.model, batch.inputs, held_modalities(self.model, batch)).float()
+            # Without smoothing and class weights, to be comparable between runs.
             add_mean(metrics["loss"], F.cross_entropy(logits, labels), len(labels))
             chosen = choices.of(logits)
             for name in ("top1", "macro"):
                 update(metrics[name], chosen, labels)
-        del metrics["matrix"]
+        del metrics["matrix"]  # not a scalar; only ``perceivers evaluate`` reports it
         loss = results({"loss": metrics.pop("loss")})
         return {**loss, **choices.judge(results(metrics))}

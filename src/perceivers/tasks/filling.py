@@ -1,7 +1,7 @@
-"""Fill in a modality that a model is not given, from the others that it is.
+"""Predict a missing modality from the others, and measure the error.
 
-Errors are squared and in the units that the model reads (of a standardised modality: of the
-variance of its channel); of labels and texts they are cross-entropies in nats.
+Errors are squared errors of normalised values (for a standardised modality: in units of each
+channel's variance), or cross-entropies in nats for labels and texts.
 
 Legend: B batch, N elements, C channels, K classes or bytes.
 """
@@ -23,19 +23,19 @@ from perceivers.tasks.masked import Target
 from perceivers.tasks.presence import held_modalities
 from perceivers.types import PAD, ModalitySpec
 
-# Kinds whose elements are classes, and answered by scores.
+# Kinds whose elements are classes, predicted as logits.
 SCORED_KINDS = ("labels", "bytes")
-# Spaces of a masked autoencoder's prediction that need no value of the modality itself.
+# Targets of a masked autoencoder that can be inverted without the missing values themselves.
 FREE_TARGETS: tuple[Target, ...] = ("per-channel", "raw")
 
 
 @runtime_checkable
 class Filler(Protocol):
-    """One model family's side of filling in, made for one model.
+    """Interface that a model family implements to predict missing modalities.
 
     Attributes:
-        model: What fills in.
-        names: The modalities that it can fill in.
+        model: The model.
+        names: Modalities that it can predict.
     """
 
     model: Any
@@ -44,22 +44,22 @@ class Filler(Protocol):
     def fill(
         self, inputs: Mapping[str, Tensor], held: Mapping[str, Tensor], name: str
     ) -> Float[Tensor, "B N C"]:
-        """Predict a modality from all others, as values that the model reads, or as scores.
+        """Predict a modality from all others, as normalised values or as logits.
 
         Args:
-            inputs: Raw tensors ``[B, ...]`` by name: all that the model reads, the modality's own
-                among them, which is not looked at.
-            held: Which samples hold a modality, bool ``[B]``; all where not given.
-            name: The modality.
+            inputs: Raw tensors ``[B, ...]`` by name, one for every input of the model; that of the
+                modality itself is ignored.
+            held: Which samples have a modality, bool ``[B]``; default all.
+            name: The modality to predict.
         """
         ...
 
 
 class ElementFiller:
-    """HiP: the decoder answers the positions of every declared modality, given or not.
+    """Fill in with HiP, whose decoder predicts every declared modality, present or not.
 
     Args:
-        model: With a decoder, trained in a space of ``FREE_TARGETS``.
+        model: A model with a decoder, trained with one of ``FREE_TARGETS``.
     """
 
     def __init__(self, model: HiP) -> None:
@@ -70,7 +70,7 @@ class ElementFiller:
     def fill(
         self, inputs: Mapping[str, Tensor], held: Mapping[str, Tensor], name: str
     ) -> Float[Tensor, "B N C"]:
-        """Encode everything but the modality; bottleneck labels are never shown in training."""
+        """Encode all grouped inputs but ``name``; labels at the bottleneck are never encoded."""
         model = self.model
         given = {n: inputs[n] for n in model.config.grouped_inputs}
         encoded = model.encode(given, present=without(held, name, given))
@@ -78,17 +78,17 @@ class ElementFiller:
 
 
 class OutputFiller:
-    """Perceiver IO: queries made of positions ask for a modality, given or not.
+    """Fill in with Perceiver IO, whose position queries decode a modality, present or not.
 
     Args:
         model: An autoencoder.
-        config: Settings of its training.
+        config: The settings that it was trained with.
     """
 
     def __init__(self, model: PerceiverIO, config: AutoencodingConfig) -> None:
         self.task = Autoencoding(model, config).eval()
         self.model = model
-        # Queries made of a modality's own tokens would be made of what is not there.
+        # Queries built from a modality's own tokens need the missing values.
         outputs = model.config.outputs.items()
         self.names = keep_fillable(model, [n for n, o in outputs if o.queries != "tokens"])
 
@@ -96,7 +96,7 @@ class OutputFiller:
     def fill(
         self, inputs: Mapping[str, Tensor], held: Mapping[str, Tensor], name: str
     ) -> Float[Tensor, "B N C"]:
-        """Encode everything but the modality; labels are always hidden."""
+        """Encode all modalities but ``name``; labels are always hidden."""
         model = self.model
         given = {n: inputs[n] for n in model.config.data_inputs}
         encoded = self.task.encode_whole(inputs, without(held, name, given))
@@ -107,23 +107,23 @@ class OutputFiller:
 
 
 def keep_fillable(model: Any, names: Iterable[str]) -> tuple[str, ...]:
-    """Return the modalities beside which the model reads another, labels not counted."""
+    """Return the modalities that can be predicted from another input that is not a label."""
     return tuple(n for n in names if any(other != n for other in model.config.data_inputs))
 
 
 def without(
     held: Mapping[str, Tensor], name: str, given: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return which samples hold what, once a modality is hidden from all of them."""
+    """Return which samples have which modality after ``name`` is hidden from all of them."""
     if name not in given:
         return dict(held)
     return {**held, name: torch.zeros(len(given[name]), dtype=torch.bool).to(given[name].device)}
 
 
 def collect_inputs(filler: Filler, batch: TaskBatch) -> dict[str, Tensor]:
-    """Return a batch's raw tensors by name, with its labels as a modality where the model has one.
+    """Return a batch's raw tensors by name, including labels if they are an input of the model.
 
-    Labels that a batch lacks are unknown (-1).
+    Labels that the batch lacks are set to unknown (-1).
     """
     config = filler.model.config
     inputs = {name: batch.inputs[name] for name in config.data_inputs}
@@ -139,11 +139,11 @@ def collect_inputs(filler: Filler, batch: TaskBatch) -> dict[str, Tensor]:
 def find_fillable(
     filler: Filler, batch: TaskBatch, inputs: Mapping[str, Tensor], name: str
 ) -> tuple[Bool[Tensor, " B"], Bool[Tensor, " B"]]:
-    """Return which samples hold something else to fill a modality in from, and which hold it too.
+    """Return which samples have another modality to predict ``name`` from, and which have ``name``.
 
     Args:
-        filler: Of the model.
-        batch: Some samples.
+        filler: A filler for the model.
+        batch: The samples.
         inputs: From ``collect_inputs``.
         name: The modality.
     """
@@ -158,10 +158,10 @@ def find_fillable(
 
 
 def true_elements(model: Any, name: str, raw: Tensor) -> tuple[Tensor, Bool[Tensor, "B N"]]:
-    """Return what a filled-in modality is compared with, and which elements there are.
+    """Return the true elements of a modality and which of them are valid.
 
-    Values ``[B, N, C]`` as the model reads them; of labels and texts class indices ``[B, N]``.
-    Unknown labels, padding of texts and missing points (NaN) are no elements.
+    These are normalised values ``[B, N, C]``, or class indices ``[B, N]`` for labels and texts.
+    Unknown labels, padding bytes and missing points (NaN) are not valid.
     """
     adapter = model.adapter(name)
     values = adapter.flatten(raw)
@@ -175,15 +175,16 @@ def true_elements(model: Any, name: str, raw: Tensor) -> tuple[Tensor, Bool[Tens
 
 
 def element_errors(model: Any, name: str, made: Tensor, truth: Tensor) -> Float[Tensor, "B N"]:
-    """Return the error of every element: squared, mean over channels; or cross-entropy.
+    """Return each element's squared error, averaged over channels, or its cross-entropy.
 
     Args:
-        model: Any family.
+        model: A model of any family.
         name: The modality.
-        made: Values or scores ``[#B, N, C]``.
+        made: Predicted values or logits ``[#B, N, C]``.
         truth: From ``true_elements``.
     """
     if model.adapter(name).spec.kind in SCORED_KINDS:
+        # Expand, as the baseline makes one prediction for the whole batch.
         scores = F.log_softmax(made.float(), -1).expand(len(truth), -1, -1)
         return -scores.gather(-1, truth.unsqueeze(-1)).squeeze(-1)
     return (made - truth).square().mean(-1)
@@ -192,7 +193,7 @@ def element_errors(model: Any, name: str, made: Tensor, truth: Tensor) -> Float[
 def unit_of(spec: ModalitySpec) -> str:
     """Return the unit of a modality's error.
 
-    ``variances`` of the standardisation, ``squared`` values where there is none, or ``nats``.
+    ``nats`` for labels and texts, ``variances`` for standardised values, ``squared`` for others.
     """
     if spec.kind in SCORED_KINDS:
         return "nats"
@@ -200,13 +201,13 @@ def unit_of(spec: ModalitySpec) -> str:
 
 
 class MeanSample:
-    """The mean of all samples, element by element: what is filled in without any input.
+    """Baseline that predicts the mean of all samples, element by element, without any input.
 
-    Of labels and texts it is how often each class stood at a place, with one more of each, so that
-    none is impossible.
+    For labels and texts it predicts the class frequencies at each position, with add-one smoothing
+    so that no class has probability 0.
 
     Args:
-        model: Any family.
+        model: A model of any family.
         name: The modality.
     """
 
@@ -217,7 +218,7 @@ class MeanSample:
         self.count: Tensor | None = None
 
     def add(self, raw: Tensor) -> None:
-        """Add samples that hold the modality, ``[B, ...]``."""
+        """Add samples that have the modality, ``[B, ...]``."""
         truth, real = true_elements(self.model, self.name, raw)
         if self.scored:
             truth = F.one_hot(truth, self.model.adapter(self.name).spec.channels)
@@ -227,13 +228,13 @@ class MeanSample:
         self.count = times if self.count is None else self.count + times
 
     def predict(self) -> Float[Tensor, "1 N C"]:
-        """Return the mean, or log frequencies.
+        """Return the mean, or the log frequencies.
 
         Raises:
             DataError: No sample was added.
         """
         if self.total is None or self.count is None:
-            raise DataError(f"no sample holds {self.name!r}, so it has no mean")
+            raise DataError(f"no sample contains {self.name!r}, so it has no mean")
         if self.scored:
             return ((self.total + 1) / (self.count + self.total.shape[-1])).log().float()[None]
         return (self.total / self.count.clamp(min=1)).float()[None]

@@ -1,7 +1,7 @@
-"""Optical flow: for every pixel of the first frame, where it is in the second.
+"""Optical flow: the displacement of every pixel from the first frame to the second.
 
-The released model's raw output, divided by 100, is a flow in units of 20 pixels; the loss that
-trained it is not stated. Here it is the mean end-point error in those units.
+The released model's raw output, divided by 100, is flow in units of 20 pixels. The paper does not
+state its training loss; here it is the mean end-point error in those units.
 
 Legend: B batch, H W rows and columns; channel 0 is x (right), 1 is y (down), in pixels.
 Paper: Perceiver IO (arXiv 2107.14795) Sec. 4.2 and App. H.
@@ -30,12 +30,12 @@ from perceivers.settings import Positive, Settings
 from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.tasks.metrics import add_mean, device_of, new_means, results
 
-# -- How far predicted optical flow is from the truth, and warping a frame by it -----------------
+# -- Error metrics, and warping a frame by optical flow ------------------------------------------
 #
 # Legend: B batch, C channels, H W rows and columns. Flow is in pixels from frame 1 to frame 2,
 # channel 0 = u (to the right), channel 1 = v (down).
 
-# KITTI 2015 (Menze and Geiger): an outlier is off by more than both of these.
+# KITTI 2015 (Menze and Geiger): the error of an outlier exceeds both thresholds.
 OUTLIER_PIXELS = 3.0
 OUTLIER_SHARE = 0.05
 
@@ -52,19 +52,19 @@ def end_point_error(
     true: Float[Tensor, "*B 2 H W"],
     valid: Bool[Tensor, "*B H W"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Return the mean end-point error in pixels over all pixels that count.
+    """Return the mean end-point error in pixels over all valid pixels.
 
     Args:
-        predicted: Flow to be judged.
-        true: Flow it should be.
-        valid: Where the truth is known; None counts pixels whose truth is finite. Whatever stands
-            elsewhere, NaN as well, has no influence.
+        predicted: Predicted flow.
+        true: True flow.
+        valid: Where the true flow is known; None means wherever it is finite. Values elsewhere,
+            including NaN, have no effect.
 
     Raises:
-        InputError: No pixel counts.
+        InputError: No pixel is valid.
     """
     counted = _counted(true, valid)
-    # An unknown value that merely goes uncounted would still turn gradients into NaN.
+    # Dropping NaN only after the norm would still make the gradients NaN.
     known = true.where(counted.unsqueeze(-3), 0.0)
     return end_point_errors(predicted, known)[counted].mean()
 
@@ -74,17 +74,17 @@ def outlier_share(
     true: Float[Tensor, "*B 2 H W"],
     valid: Bool[Tensor, "*B H W"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Return the share, 0..1, of pixels off by more than 3 px and more than 5 % of their motion.
+    """Return the fraction of pixels whose error exceeds both 3 px and 5 % of their true motion.
 
-    KITTI calls it Fl-all. Arguments and errors are those of ``end_point_error``.
+    KITTI calls it Fl-all. The arguments are those of ``end_point_error``.
 
     Raises:
-        InputError: No pixel counts.
+        InputError: No pixel is valid.
     """
     counted = _counted(true, valid)
     errors = end_point_errors(predicted, true)[counted]
     lengths = torch.linalg.vector_norm(true, dim=-3)[counted]
-    # Asked this way round, an error of NaN is an outlier.
+    # Testing for inliers makes an error of NaN an outlier.
     good = (errors <= OUTLIER_PIXELS) | (errors <= OUTLIER_SHARE * lengths)
     return (~good).to(errors.dtype).mean()
 
@@ -92,27 +92,26 @@ def outlier_share(
 def warp_backward(
     frame2: Float[Tensor, "B C H W"], flow: Float[Tensor, "B 2 H W"]
 ) -> Float[Tensor, "B C H W"]:
-    """Return frame 2 as seen from frame 1: ``out(x) = frame2(x + flow(x))``, bilinear.
+    """Warp frame 2 to frame 1: ``out(x) = frame2(x + flow(x))``, bilinear.
 
-    With true flow it looks like frame 1, except where frame 1 shows what frame 2 hides. Places
-    outside frame 2 take its outermost pixels.
+    With the true flow the result looks like frame 1, except for pixels that are occluded in
+    frame 2. Coordinates outside frame 2 take the nearest edge pixel.
     """
     height, width = frame2.shape[-2:]
     return sample_pixels(frame2, pixel_places(height, width, flow.device) + flow)
 
 
 def _counted(true: Tensor, valid: Tensor | None) -> Tensor:
-    """Return which pixels count."""
     counted = true.isfinite().all(-3) if valid is None else valid
     if not counted.any():
         raise InputError(
-            f"none of the {counted.numel()} pixels has a known true flow; there is no error to "
+            f"none of the {counted.numel()} pixels has a known true flow, so there is no error to "
             f"measure"
         )
     return counted
 
 
-# -- Optical flow --------------------------------------------------------------------------------
+# -- Task ----------------------------------------------------------------------------------------
 
 TARGET = "flow"
 FLOW_SCALE = 20.0
@@ -120,19 +119,19 @@ FLOW_SCALE = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class FlowConfig(Settings, prefix="flow."):
-    """The loss."""
+    """Loss settings."""
 
     kind: Literal["epe", "l1"] = "epe"
     """epe: mean Euclidean error; l1: mean absolute error of both components."""
     scale: Positive = FLOW_SCALE
-    """Pixels per unit of the model's output; 20 as released."""
+    """Pixels per unit of the model's output; 20 in the released model."""
 
 
 def flow_modality(model: Any) -> str:
-    """Return the video input whose pixels the model's flow output belongs to.
+    """Return the name of the video input that the model's flow output refers to.
 
     Raises:
-        ConfigError: The model has no such output.
+        ConfigError: The model has no flow output.
     """
     output = getattr(model.config, "outputs", {}).get(TARGET)
     if output is None or output.channels != 2 or output.queries != "tokens":
@@ -144,11 +143,11 @@ def flow_modality(model: Any) -> str:
 
 
 class OpticalFlow(Task):
-    """Predict flow.
+    """Predict optical flow.
 
     Args:
-        model: With an output ``flow``.
-        config: The loss.
+        model: A model with an output ``flow``.
+        config: Loss settings.
     """
 
     best_metric = "epe"
@@ -160,11 +159,11 @@ class OpticalFlow(Task):
         self.config = config
 
     def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:
-        """Return the error of the scaled flow, over the pixels whose flow is known."""
+        """Return the mean error of the scaled flow over the pixels whose true flow is known."""
         truth, known = self._truth(batch)
         error = self._answer(batch) - truth / self.config.scale
         if self.config.kind == "epe":
-            # The root has no slope at zero, where an output of zeros may start.
+            # The square root has no gradient at 0, where a zero-initialised output may start.
             each = (error.square().sum(1) + 1e-8).sqrt()
         else:
             each = error.abs().mean(1)
@@ -174,11 +173,11 @@ class OpticalFlow(Task):
         return self.model({self.name: batch.inputs[self.name]}).float()
 
     def _truth(self, batch: TaskBatch) -> tuple[Float[Tensor, "B 2 H W"], Bool[Tensor, "B H W"]]:
-        """Flow with zeros where it is unknown (NaN), and where it is known."""
+        """Return the true flow, 0 where unknown (NaN), and where it is known."""
         if TARGET not in batch.inputs:
             raise DataError(
-                "training flow needs data with flow: 'warps:PHOTOGRAPHS' generates it, a folder "
-                "with frame1, frame2 and flow.flo brings it"
+                "training flow needs data with flow: 'warps:PHOTOGRAPHS' generates it; or use a "
+                "folder with frame1, frame2 and flow.flo"
             )
         truth = batch.inputs[TARGET].float()
         known = torch.isfinite(truth).all(1)
@@ -186,7 +185,7 @@ class OpticalFlow(Task):
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
-        """Return end-point error in pixels, that of no motion, and the share above 3 px and 5 %."""
+        """Return the end-point error in pixels, that of zero flow, and the outlier fraction."""
         self.eval()
         metrics = new_means(["epe", "epe_of_zero", "outliers"], device_of(self.model))
         for batch in batches:
@@ -201,9 +200,9 @@ class OpticalFlow(Task):
         return results(metrics)
 
 
-# -- Optical flow of pictures of any size: fixed tiles, blended by their distance to the edge ----
+# -- Images of any size: tiles of fixed size, blended by distance to the tile edge ---------------
 #
-# Legend: C channels, H W rows and columns of the pictures. Paper: Perceiver IO (arXiv 2107.14795)
+# Legend: C channels, H W rows and columns of the frames. Paper: Perceiver IO (arXiv 2107.14795)
 # App. H.
 
 MIN_OVERLAP = 20
@@ -219,18 +218,18 @@ def tiled_flow(
     pad: bool = False,
     batch_size: int = 1,
 ) -> tuple[Float[Tensor, "2 H W"], int]:
-    """Return the flow of a frame pair of any size, and how many tiles it took.
+    """Return the flow in pixels of a frame pair of any size, and the number of tiles.
 
     Args:
-        model: With an output ``flow``.
-        frames: ``[C, 2, H, W]``, uint8 or 0..1.
+        model: A model with an output ``flow``.
+        frames: Frame pair ``[C, 2, H, W]``, uint8 or float in 0..1.
         scale: Pixels per unit of the model's output.
-        min_overlap: Pixels that neighbouring tiles share, at least.
-        pad: Repeat the edge of pictures smaller than a tile instead of refusing them.
-        batch_size: Tiles at once.
+        min_overlap: Minimum overlap of neighbouring tiles in pixels.
+        pad: Pad frames smaller than a tile by repeating their edge, instead of raising.
+        batch_size: Tiles per forward pass.
 
     Raises:
-        InputError: The pictures are smaller than a tile and ``pad`` is off.
+        InputError: The frames are smaller than a tile and ``pad`` is False.
     """
     name = flow_modality(model)
     _, height, width = model.config.inputs[name].grid
@@ -250,15 +249,15 @@ def tiled_flow(
 def evaluate_pairs(
     model: Any, pairs: Iterable[Mapping[str, NDArray]], *, scale: float = FLOW_SCALE
 ) -> dict[str, float]:
-    """Return the figures of ``OpticalFlow`` over measured pairs, each of its own size.
+    """Return the metrics of ``OpticalFlow`` averaged over frame pairs, which may differ in size.
 
-    Every pair counts alike. Pictures smaller than a tile are padded by their edge, which is cut off
-    again before anything is counted.
+    Every pair has the same weight. Frames smaller than a tile are padded by repeating their edge;
+    the padding is cropped before errors are computed.
 
     Args:
-        model: With an output ``flow``.
-        pairs: Samples with the frames ``[3, 2, H, W]`` under the model's modality, and ``flow``
-            ``[2, H, W]`` in pixels, NaN where unknown.
+        model: A model with an output ``flow``.
+        pairs: Samples with the frames ``[3, 2, H, W]`` under the name of the model's input, and
+            ``flow`` ``[2, H, W]`` in pixels, NaN where unknown.
         scale: Pixels per unit of the model's output.
     """
     model.eval()

@@ -1,6 +1,6 @@
-"""Masked auto-encoding: reconstruct what the encoder was not shown, whatever the system.
+"""Masked autoencoding: reconstruct hidden elements; independent of the model family.
 
-Legend: B batch; the shape of errors is the system's own.
+Legend: B batch; the shape of errors depends on the model family.
 Paper: HiP (arXiv 2202.10890) Sec. 3.3 hides raw elements (``masked_elements.py``); Hiera (arXiv
 2306.00989) Sec. 4 hides mask units (``masked_patches.py``).
 """
@@ -32,15 +32,15 @@ from perceivers.tasks.masked_patches import PatchObjective
 from perceivers.tasks.metrics import add_mean, device_of, new_means, results, total_weight
 from perceivers.tasks.presence import held_modalities, shown_modalities
 
-# How each system masks; those that are not here have no masked auto-encoder.
+# Model families that support masked autoencoding.
 OBJECTIVES: Mapping[str, Callable[[Any], MaskedObjective]] = {
     "hip": ElementObjective,
     "hiera": PatchObjective,
 }
-# Masks that hide the same number of elements in every group, so that some may be left out.
+# These hide the same number of elements in every group, as ``thin_masked`` requires.
 THINNED: tuple[MaskKind, ...] = ("groupwise", "independent")
 LATENT = UsedIf("target", "latent")
-# Evaluation draws the same masks every time.
+# Fixed, so that every evaluation uses the same masks.
 EVALUATION_SEED = 20_220_222
 
 
@@ -49,33 +49,32 @@ class MaskedAutoencodingConfig(Settings, prefix="mask."):
     """What is hidden, and in which space the reconstruction is scored."""
 
     ratio: Part | None = None
-    """Share hidden from the encoder, between 0 and 1; None takes the paper's: 0.85 for HiP, 0.6 for
-    Hiera, 0.9 for its clips."""
+    """Fraction hidden from the encoder, between 0 and 1. Default as in the papers: 0.85 for HiP,
+    0.6 for Hiera, 0.9 for Hiera on video."""
     kind: MaskKind | None = None
-    """HiP: groupwise (the paper's), independent, groups or uniform; Hiera: units. None takes the
-    paper's."""
+    """HiP: groupwise (default, as in the paper), independent, groups or uniform; Hiera: units."""
     target: AskedTarget | None = None
-    """per-channel: standardised by the input's mean and std; raw: 0..1 units; group-normalised
-    (HiP): standardised within each group of the sample; patch-normalised (Hiera): within each
-    patch. None takes per-channel for HiP and texts, and patch-normalised for Hiera. Bytes have no
-    mean: they are scored by cross-entropy, whether per-channel or raw. latent: as None, and the
-    latents that a teacher has of the whole input are predicted, too."""
+    """per-channel: standardised by the input's mean and std (default for HiP and texts); raw: 0..1
+    units; group-normalised (HiP): standardised within each group of the sample; patch-normalised
+    (default for Hiera): standardised within each patch. Bytes are always scored by cross-entropy
+    (per-channel or raw). latent: the default target, plus a teacher's latents of the whole
+    input."""
     teacher: Annotated[str, LATENT] = ""
-    """Run or model folder of a masked autoencoder of the same variant, which is frozen; empty: the
-    average of the weights in training teaches (needs ema)."""
+    """Run or model folder of a masked autoencoder of the same variant, used as a frozen teacher;
+    empty: the moving average of the weights is the teacher (needs ema)."""
     latent_weight: Annotated[Positive, LATENT] = 1.0
-    """Weight of predicted latents in the total, beside reconstruction."""
+    """Weight of the latent loss, added to the reconstruction loss."""
     weights: dict[str, NonNegative] = field(default_factory=dict)
-    """Weight per modality in the total; 1 where not given."""
+    """Loss weight per modality; default 1."""
     queried: Annotated[float, Range(above=0, most=1)] = 1.0
-    """Fraction of the hidden elements that a training step reconstructs, drawn at random; the rest
-    is neither shown nor scored, which saves time. Evaluation scores all. HiP only."""
+    """Fraction of the hidden elements that a training step reconstructs, chosen at random; the rest
+    is neither visible nor scored, which saves time. Evaluation scores all. HiP only."""
 
     def settings(self, model: Any) -> MaskSettings:
-        """Return the settings for a model, its system's own where none are given.
+        """Return the settings for a model, with the defaults of its family filled in.
 
         Raises:
-            ConfigError: The model's system does not mask, or not in this way.
+            ConfigError: The model's family does not support masking, or not this kind or target.
         """
         objective = objective_of(model)
         defaults = objective.defaults
@@ -93,7 +92,7 @@ class MaskedAutoencodingConfig(Settings, prefix="mask."):
         if self.queried < 1 and (self.kind or defaults.kind) not in THINNED:
             raise ConfigError(
                 f"mask.queried={self.queried} needs masks of kind {' or '.join(THINNED)} (HiP); "
-                f"what {self.kind or defaults.kind} masks hide is scored as a whole"
+                f"with {self.kind or defaults.kind} masks all hidden elements are scored"
             )
         return MaskSettings(
             ratio=defaults.ratio if self.ratio is None else self.ratio,
@@ -103,43 +102,43 @@ class MaskedAutoencodingConfig(Settings, prefix="mask."):
 
 
 def objective_of(model: Any) -> MaskedObjective:
-    """Return how a model masks.
+    """Return the masked autoencoding objective of a model's family.
 
     Raises:
-        ConfigError: Its system has no masked auto-encoder, or the model was built without decoder.
+        ConfigError: The family has none, or the model was built without a decoder.
     """
     if model.family not in OBJECTIVES:
         raise ConfigError(
-            f"a {model.family} model does not mask what it reads; masked auto-encoding is for "
+            f"a {model.family} model has no masked autoencoder; masked autoencoding is for "
             f"{' and '.join(OBJECTIVES)}"
         )
     if model.decoder is None:
-        raise ConfigError("masked auto-encoding needs a model with decoder=True")
+        raise ConfigError("masked autoencoding needs a model with decoder=True")
     return OBJECTIVES[model.family](model)
 
 
 def check_teacher(model: Any, teacher: Any) -> None:
-    """Reject a teacher that reads other inputs than the model, or sees them in other shapes.
+    """Raise if a teacher's inputs or the shapes of its latents differ from the model's.
 
     Raises:
-        ConfigError: It does.
+        ConfigError: They differ.
     """
     if teacher.family != model.family or dict(teacher.config.inputs) != dict(model.config.inputs):
         raise ConfigError(
             f"mask.teacher is a {teacher.family} model of {dict(teacher.config.inputs)}, but the "
-            f"model to be taught is a {model.family} model of {dict(model.config.inputs)}; both "
-            f"must read the same"
+            f"model to train is a {model.family} model of {dict(model.config.inputs)}; family and "
+            f"inputs must be the same"
         )
     theirs, ours = objective_of(teacher).latent_shapes, objective_of(model).latent_shapes
     if theirs != ours:
         raise ConfigError(
-            f"the latents of mask.teacher have shapes {theirs}, those of the model to be taught "
+            f"the latents of mask.teacher have shapes {theirs}, those of the model to train have "
             f"{ours}; use a teacher of the same variant"
         )
 
 
 def weighted_mean(errors: Tensor, weight: Tensor) -> Float[Tensor, ""]:
-    """Mean over the elements that count; 0 when none does."""
+    """Return the mean over the elements with weight 1; 0 if there are none."""
     weight = weight.to(errors.dtype).expand_as(errors)
     return (errors * weight).sum() / weight.sum().clamp(min=1.0)
 
@@ -154,24 +153,24 @@ def mae_losses(
     shown: Mapping[str, Tensor] | None = None,
     held: Mapping[str, Tensor] | None = None,
 ) -> Losses:
-    """Encode what the plan keeps, reconstruct what it hides, and score that alone.
+    """Encode the visible elements of a plan, reconstruct the hidden ones, and score those.
 
-    The mean is taken within a modality, then the weighted sum over modalities, so that many pixels
-    do not drown few samples.
+    Errors are averaged within each modality before the weighted sum over modalities, so that a
+    modality with many elements does not dominate.
 
     Args:
-        model: With a decoder.
+        model: A model with a decoder.
         inputs: Raw tensors by name.
         plan: From ``draw_mask_plan`` (HiP; every grouped modality of ``inputs``) or
             ``draw_unit_plan`` (Hiera).
         target: Space of the error; see ``MaskedAutoencodingConfig``.
-        weights: Per modality, 1 where not given.
-        shown: Which samples show a modality to the encoder, bool ``[B]``, by name; all where not
-            given.
-        held: Which samples hold a modality, and are scored on it.
+        weights: Loss weight per modality; default 1.
+        shown: In which samples the encoder reads a modality, bool ``[B]``, by name; default all.
+        held: Which samples have a modality and are scored on it, bool ``[B]``, by name; default
+            all.
 
     Raises:
-        ConfigError: A weight names an unknown modality, or the system has no such target.
+        ConfigError: A weight names an unknown modality, or the family has no such target.
     """
     weights = weights or {}
     check_weights(model, weights)
@@ -181,14 +180,14 @@ def mae_losses(
 
 
 def sum_losses(scored: Mapping[str, Scored], weights: Mapping[str, float]) -> Losses:
-    """Return the mean error of every modality, and their weighted sum (1 where not given)."""
+    """Return the mean error of every modality, and their weighted sum (default weight 1)."""
     parts = {name: weighted_mean(each.errors, each.weight) for name, each in scored.items()}
     total = torch.stack([loss * weights.get(name, 1.0) for name, loss in parts.items()]).sum()
     return Losses(total=total, parts=parts)
 
 
 def check_weights(model: Any, weights: Mapping[str, float]) -> None:
-    """Reject weights of modalities that the model does not have."""
+    """Raise ``ConfigError`` if a weight names a modality that the model does not have."""
     for name in weights:
         if name not in model.config.inputs:
             raise ConfigError(
@@ -198,22 +197,22 @@ def check_weights(model: Any, weights: Mapping[str, float]) -> None:
 
 
 class MaskedAutoencoding(Task):
-    """Pre-training: a fresh mask for every batch.
+    """Pre-train by masked autoencoding, with a new mask for every sample.
 
-    With ``target: latent`` it also predicts the latents that a teacher has of whole inputs; the
-    teacher is a frozen, trained model (SALT, arXiv 2509.24317) or the average of the model's own
-    weights (data2vec, arXiv 2202.03555). The best weights are chosen by ``loss``, the error of
-    hidden elements alone.
+    With ``target: latent`` the model also predicts a teacher's latents of the whole input. The
+    teacher is a frozen, trained model (SALT, arXiv 2509.24317) or the moving average of the model's
+    own weights (data2vec, arXiv 2202.03555). The best weights are selected by ``loss``, which
+    excludes the latents.
 
     Args:
-        model: With a decoder, and a ``latent_head`` for latent targets.
+        model: A model with a decoder, and with a ``latent_head`` for latent targets.
         config: What is hidden and how it is scored.
-        teacher: For latent targets; without, the averaged weights teach in training, and latents
-            are left out of evaluation.
+        teacher: Teacher of latent targets. Without one, the averaged weights are the teacher in
+            training, and evaluation skips the latents.
 
     Raises:
-        ConfigError: The model does not mask in this way, or the teacher's latents are not shaped
-            like the model's.
+        ConfigError: The model does not support these settings, or the shapes of the teacher's
+            latents differ from the model's.
     """
 
     best_metric = "loss"
@@ -228,22 +227,22 @@ class MaskedAutoencoding(Task):
         check_weights(model, config.weights)
         if config.target == "latent" and not self.objective.predicts_latents:
             raise ConfigError(
-                "mask.target=latent trains a model whose decoder predicts latents, and this one "
-                "has no latent_head; start from a variant name, with these weights as mask.teacher"
+                "mask.target=latent needs a decoder that predicts latents, but this model has no "
+                "latent_head; start from a variant name, with these weights as mask.teacher"
             )
         self.config = config
         self.weights = {**config.weights, LATENTS: config.latent_weight}
         if teacher is not None:
             check_teacher(model, teacher)
-        # Inside a tuple it is no part of the module, so it is neither trained nor saved.
+        # The tuple hides it from nn.Module, so it is neither trained nor saved.
         self._teacher = () if teacher is None else (teacher.eval().requires_grad_(False),)
 
     def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:
-        """Draw a plan and return its losses."""
+        """Return the losses under a new random mask."""
         return sum_losses(self._score(batch, generator), self.weights)
 
     def _teach(self, inputs: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> Taught | None:
-        """Return the latents to be predicted, or None where the target is not latent."""
+        """Return the latents to predict, or None if there are none."""
         if self.config.target != "latent":
             return None
         if self._teacher:
@@ -251,7 +250,7 @@ class MaskedAutoencoding(Task):
             return objective_of(teacher).teach(inputs, held)
         if not self.training:
             return None
-        # Before the model is run with its own weights: its graph must not see them change.
+        # Must precede the forward pass: swapping weights in place would break its autograd graph.
         self.model.eval()
         with self.averaged():
             taught = self.objective.teach(inputs, held)
@@ -259,12 +258,13 @@ class MaskedAutoencoding(Task):
         return taught
 
     def _score(self, batch: TaskBatch, generator: torch.Generator) -> dict[str, Scored]:
-        """Errors of what a fresh plan hides, of the modalities that samples hold."""
+        """Return the errors of the hidden elements of present modalities under a new mask."""
         inputs = batch.inputs
         draws = sample_generators(generator, batch.position)
         plan = self.objective.draw(inputs, self.settings, draws)
         if self.training and self.config.queried < 1:
             plan = thin_masked(plan, self.config.queried, generator=draws)
+        # HiP can predict the class label from its bottleneck, as one more modality.
         if batch.labels is not None and self.model.family == "hip":
             inputs = {**inputs, **dict.fromkeys(self.model.config.labels[:1], batch.labels)}
         held = held_modalities(self.model, batch)
@@ -277,10 +277,10 @@ class MaskedAutoencoding(Task):
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
-        """Return mean losses under masks that are the same at every evaluation."""
+        """Return mean losses under masks that are the same in every evaluation."""
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
         self.eval()
-        # Of all that the model reconstructs: processes merge the same figures, whatever they saw.
+        # All modalities, even if absent here: every process must merge the same metrics.
         names = [*self.model.config.inputs, *([LATENTS] if self._teacher else [])]
         means = new_means(names, device_of(self.model))
         for batch in batches:
@@ -290,6 +290,7 @@ class MaskedAutoencoding(Task):
         seen = {name: int(total_weight(mean)) for name, mean in means.items()}
         figures = {name: value for name, value in results(means).items() if seen[name]}
         weights = self.config.weights
+        # Without latents, so that the best weights are selected by reconstruction alone.
         loss = sum(weights.get(n, 1.0) * value for n, value in figures.items() if n != LATENTS)
         parts = {f"loss/{name}": value for name, value in figures.items()}
         return {"loss": loss, **(parts if len(parts) > 1 else {})}

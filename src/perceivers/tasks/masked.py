@@ -1,6 +1,6 @@
-"""What masked auto-encoding asks of a system: how it hides, what it is scored on, how it looks.
+"""Interface that a model family implements to support masked autoencoding.
 
-Legend: B batch, V entries of the byte vocabulary; the shape of errors is the system's own.
+Legend: B batch, V entries of the byte vocabulary; the shape of errors depends on the family.
 """
 
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ from perceivers.masking import MaskKind, MaskPlan
 from perceivers.types import FIRST_BYTE, PAD
 
 Target = Literal["raw", "per-channel", "group-normalised", "patch-normalised"]
-# What may be asked for: one of them, or the usual one and a teacher's latents.
+# Choices of the setting; latent means the default target plus a teacher's latents.
 AskedTarget = Literal["raw", "per-channel", "group-normalised", "patch-normalised", "latent"]
 
 
-# Among the losses of modalities, whose names hold no dot: the error of predicted latents.
+# Key of the latent loss beside those of modalities; their names contain no dot, so it is unique.
 LATENTS = "teacher.latents"
 
 
@@ -34,7 +34,7 @@ class MaskSettings:
     target: Target
 
 
-# Latents of a whole input, as a teacher sees it.
+# A teacher's latents of whole inputs.
 Taught = tuple[Tensor, ...]
 
 
@@ -46,7 +46,7 @@ class Scored:
     weight: Tensor
 
     def only(self, held: Mapping[str, Tensor], name: str) -> "Scored":
-        """Return the same with weight 0 for samples that do not hold the modality."""
+        """Return a copy with weight 0 for samples that lack the modality."""
         if name not in held:
             return self
         there = held[name].reshape(-1, *[1] * (self.errors.ndim - 1))
@@ -55,11 +55,11 @@ class Scored:
 
 @dataclass(frozen=True)
 class Imagined:
-    """A modality before and after, in its raw layout and units.
+    """Original and reconstruction of a modality, in its raw layout and units.
 
-    ``visible`` has one channel, of texts none. Texts are ids of bytes, and their padding stays
-    padding; what is no point is NaN before and after. Clips of which a model reconstructs one frame
-    in ``frame_step`` hold those frames only.
+    ``visible`` has one channel; for texts it has no channel axis. Texts are byte ids and keep their
+    padding. Missing points are NaN in both. If a model reconstructs only one frame in
+    ``frame_step``, clips contain only those frames.
     """
 
     original: Shaped[Tensor, "B ..."]
@@ -68,21 +68,26 @@ class Imagined:
     frame_step: int = 1
 
     def take(self, rows: Bool[Tensor, " B"]) -> "Imagined":
-        """Return some of the samples."""
+        """Return the selected samples."""
         parts = (self.original[rows], self.visible[rows], self.reconstructed[rows])
         return Imagined(*parts, frame_step=self.frame_step)
 
 
 @runtime_checkable
 class MaskedObjective(Protocol):
-    """One system's side of masked auto-encoding, made for one model."""
+    """Masked autoencoding of one model family.
+
+    Attributes:
+        kinds: Supported kinds of masks.
+        targets: Supported targets.
+    """
 
     kinds: tuple[MaskKind, ...]
     targets: tuple[Target, ...]
 
     @property
     def defaults(self) -> MaskSettings:
-        """The system's own settings."""
+        """Default settings of the model family."""
         ...
 
     @property
@@ -92,7 +97,7 @@ class MaskedObjective(Protocol):
 
     @property
     def latent_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of what ``teach`` returns, without the axes that depend on the inputs."""
+        """Shapes of the latents of ``teach``, without the axes that depend on the inputs."""
         ...
 
     def draw(
@@ -101,7 +106,7 @@ class MaskedObjective(Protocol):
         settings: MaskSettings,
         generator: Draws,
     ) -> MaskPlan:
-        """Draw what every sample of a batch hides, on the inputs' device."""
+        """Sample a mask for every sample of a batch, on the device of the inputs."""
         ...
 
     def score(
@@ -113,15 +118,15 @@ class MaskedObjective(Protocol):
         shown: Mapping[str, Tensor] | None = None,
         taught: Taught | None = None,
     ) -> dict[str, Scored]:
-        """Encode what the plan keeps, reconstruct what it hides, and compare.
+        """Encode the visible elements, reconstruct the hidden ones, and return their errors.
 
         Args:
             inputs: Raw tensors by name.
-            plan: What is kept.
+            plan: Visible and hidden elements.
             target: Space of the errors.
-            shown: Which samples show a modality to the encoder, bool ``[B]``, by name.
-            taught: A teacher's latents of these inputs (``teach``), to be predicted, too; their
-                errors come back as ``LATENTS``.
+            shown: In which samples the encoder reads a modality, bool ``[B]``, by name.
+            taught: A teacher's latents of these inputs (from ``teach``) to predict as well; their
+                errors are returned under ``LATENTS``.
         """
         ...
 
@@ -132,7 +137,7 @@ class MaskedObjective(Protocol):
 
         Args:
             inputs: Raw tensors by name.
-            held: Which samples hold a modality, bool ``[B]``, by name.
+            held: Which samples have a modality, bool ``[B]``, by name.
         """
         ...
 
@@ -144,12 +149,12 @@ class MaskedObjective(Protocol):
         *,
         shown: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Imagined]:
-        """Reconstruct everything, or what was hidden with the shown parts as they are.
+        """Reconstruct all elements, or only the hidden ones and copy the visible ones.
 
         Args:
             inputs: Raw tensors by name.
-            plan: What is kept.
-            target: Space that the model predicts in.
+            plan: Visible and hidden elements.
+            target: Space in which the model predicts.
             shown: As for ``score``.
         """
         ...
@@ -167,6 +172,6 @@ def byte_errors(scores: Float[Tensor, "*B V"], ids: Int[Tensor, "*B"]) -> Float[
 
 
 def likeliest_bytes(scores: Float[Tensor, "*B V"], ids: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
-    """Return the ids of the likeliest bytes; special ids are no answers, and padding stays."""
+    """Return the ids of the most likely bytes, never a special id; padding is kept."""
     best = scores[..., FIRST_BYTE:].argmax(-1) + FIRST_BYTE
     return torch.where(ids == PAD, PAD, best)

@@ -1,8 +1,9 @@
-"""Masked auto-encoding of raw elements: HiP hides slots of every group.
+"""Masked autoencoding of raw elements: HiP hides slots of every group.
 
 Legend: B batch, g groups of a modality, S slots, Q masked slots, N elements, C channels.
-Paper: HiP (arXiv 2202.10890) Sec. 3.3; the loss is not stated there, ours is mean squared error,
-and cross-entropy for labels and bytes. What pads a text and rows that are no point weigh nothing.
+Paper: HiP (arXiv 2202.10890) Sec. 3.3. The paper does not state the loss; here it is the mean
+squared error, and cross-entropy for labels and bytes. Padding bytes and missing points are not
+scored.
 """
 
 from collections.abc import Mapping
@@ -33,10 +34,10 @@ GROUP_EPSILON = 1e-6
 
 
 class ElementObjective:
-    """HiP's side of masked auto-encoding.
+    """Masked autoencoding with HiP.
 
     Args:
-        model: With a decoder.
+        model: A model with a decoder.
     """
 
     kinds: tuple[MaskKind, ...] = ("groupwise", "independent", "groups", "uniform")
@@ -44,7 +45,7 @@ class ElementObjective:
 
     def __init__(self, model: HiP) -> None:
         self.model = model
-        # Entries of a vocabulary have no mean to be standardised by.
+        # Vocabulary entries have no mean, so they cannot be standardised.
         values = any(spec.kind not in INDEXED for spec in model.config.grouped_inputs.values())
         self.targets: tuple[Target, ...] = ("per-channel", "raw")
         self.targets += ("group-normalised",) if values else ()
@@ -55,7 +56,7 @@ class ElementObjective:
         settings: MaskSettings,
         generator: Draws,
     ) -> MaskPlan:
-        """Draw slots for every sample; the model's declared sizes decide."""
+        """Sample hidden slots for every sample; the model's declared input sizes apply."""
         first = next(iter(inputs.values()))
         return draw_mask_plan(
             self.model.layout(),
@@ -74,7 +75,7 @@ class ElementObjective:
         shown: Mapping[str, Tensor] | None = None,
         taught: Taught | None = None,
     ) -> dict[str, Scored]:
-        """Score hidden elements; bottleneck labels are never shown and always predicted."""
+        """Return errors of hidden elements; bottleneck labels are always hidden and scored."""
         model, hidden = self.model, self.model.config.labels
         assert model.decoder is not None
         encoded = model.encode(self._given(inputs), plan, present=shown)
@@ -102,24 +103,24 @@ class ElementObjective:
     def teach(
         self, inputs: Mapping[str, Tensor], held: Mapping[str, Tensor] | None = None
     ) -> Taught:
-        """Return the latents of every level below the processor, the uppermost first."""
+        """Return the latents of every level below the processor, topmost first."""
         encoded = self.model.encode(self._given(inputs), present=held)
         return tuple(normalise_latents(level) for level in reversed(encoded.levels[:-1]))
 
     @property
     def predicts_latents(self) -> bool:
-        """Whether the decoder predicts the latents of an encoder."""
+        """Whether the decoder has a latent head."""
         return self.model.config.latent_head
 
     @property
     def latent_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Groups, latents of a group and channels, by level."""
+        """Number of groups, latents per group and channels of each level."""
         config = self.model.config
         below = reversed(config.levels[: config.processor])
         return tuple((each.num_groups, each.num_latents, each.latent_dim) for each in below)
 
     def _given(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The modalities that are encoded: all but bottleneck labels."""
+        """Return the inputs without bottleneck labels, which are only predicted."""
         return {n: x for n, x in inputs.items() if n not in self.model.config.labels}
 
     def imagine(
@@ -151,13 +152,13 @@ class ElementObjective:
 def group_statistics(
     grouped: Float[Tensor, "B g S C"], real: Bool[Tensor, "#B g S"]
 ) -> tuple[Float[Tensor, "B g 1 C"], Float[Tensor, "B g 1 C"]]:
-    """Mean and standard deviation of the ``real`` elements of every group, per channel.
+    """Return mean and standard deviation of the valid elements of every group, per channel.
 
-    A group without any has mean 0.
+    The mean of a group without valid elements is 0.
     """
     real = real.unsqueeze(-1)
     count = real.sum(2, keepdim=True).clamp(min=1)
-    # A product would let NaN through.
+    # ``where``, as a product with 0 would keep NaN.
     mean = torch.where(real, grouped, 0.0).sum(2, keepdim=True) / count
     variance = torch.where(real, grouped - mean, 0.0).square().sum(2, keepdim=True) / count
     return mean, (variance + GROUP_EPSILON).sqrt()
@@ -166,11 +167,11 @@ def group_statistics(
 def masked_targets(
     model: HiP, encoded: Encoded, name: str, raw: Tensor, plan: MaskPlan, target: Target
 ) -> tuple[Tensor, Tensor]:
-    """Return what should be predicted, and the weight (0 or 1) of every element.
+    """Return the targets and the weight (0 or 1) of every element.
 
     Shapes follow ``HiP.reconstruct``: ``[B, g, Q, C]`` and ``[B|1, g, Q]`` for a packed plan,
-    ``[B, N, C]`` and ``[B, N]`` for a dense one. Of texts the ids are returned, ``[B, g, Q]`` or
-    ``[B, N]``. Padding and what is no point weigh nothing, and are finite.
+    ``[B, N, C]`` and ``[B, N]`` for a dense one. The targets of texts are byte ids, ``[B, g, Q]``
+    or ``[B, N]``. Padding and missing points have weight 0 and finite targets.
     """
     share = next(share for share in encoded.layout.shares if share.name == name)
     kind = model.adapter(name).spec.kind
@@ -193,7 +194,7 @@ def masked_targets(
 def _values(
     model: HiP, name: str, grouped: Tensor, statistics: tuple[Tensor, Tensor] | None
 ) -> Float[Tensor, "B g S C"]:
-    """Normalised values of some slots, one-hot rows of labels; zeros where there is no point."""
+    """Return normalised values of slots (one-hot for labels); 0 for missing points."""
     adapter = model.adapter(name)
     values = grouped.squeeze(-1) if adapter.spec.kind == "labels" else grouped
     tokens = adapter.normalise(values, torch.float32)
@@ -206,13 +207,14 @@ def _values(
 def element_errors(
     model: HiP, name: str, prediction: Tensor, truth: Tensor, target: Target
 ) -> Float[Tensor, "..."]:
-    """Mean squared error per element over its channels; cross-entropy for labels and bytes."""
+    """Return each element's squared error, averaged over channels, or its cross-entropy."""
     adapter = model.adapter(name)
     if adapter.spec.kind == "bytes":
         return byte_errors(prediction, truth)
     if adapter.spec.kind == "labels":
-        return -(truth * F.log_softmax(prediction.float(), -1)).sum(-1)
+        return -(truth * F.log_softmax(prediction.float(), -1)).sum(-1)  # ``truth`` is one-hot
     error = prediction.float() - truth
+    # Both are standardised; their means cancel, so scaling the error gives raw units.
     if target == "raw" and adapter.spec.std:
         error = error * adapter.std
     return error.square().mean(-1)
@@ -227,11 +229,11 @@ def reconstruct_inputs(
     *,
     shown: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Return every element as the model imagines it from what the plan keeps, in the raw layout.
+    """Reconstruct every element from the visible ones, in the raw layout.
 
-    Of texts and labels scores per entry come back. With ``group-normalised`` the model only
-    predicts deviations; mean and deviation of every group are then borrowed from the original,
-    which a caller must say.
+    For texts and labels the result holds logits. With ``group-normalised`` the model only predicts
+    standardised values; mean and deviation of every group are taken from the original input, which
+    callers should state where they present the result.
     """
     hidden = model.config.labels
     given = {n: x for n, x in inputs.items() if n not in hidden}
@@ -251,7 +253,7 @@ def reconstruct_inputs(
 
 
 def visible_elements(model: HiP, plan: MaskPlan, name: str) -> Tensor:
-    """Return what the plan keeps of a modality as booleans in the raw layout, one channel."""
+    """Return which elements of a modality are visible, in its raw layout with one channel."""
     layout = model.layout()
     share = next(share for share in layout.shares if share.name == name)
     keep = plan.to_dense(layout).keep[name]

@@ -1,10 +1,10 @@
-"""Masked auto-encoding of mask units: Hiera hides whole units and predicts their pixels.
+"""Masked autoencoding of mask units: Hiera hides whole units and predicts their pixels or bytes.
 
-Legend: B batch, U mask units, Q masked ones, T patches of a unit, P values of a patch, n bytes of a
-patch, L bytes of a text.
-Paper: Hiera (arXiv 2306.00989) Sec. 4 and App. A; the target is MAE's (arXiv 2111.06377), each
-patch in units of its own mean and deviation (the unbiased one, as in the released code). Bytes of
-texts are entries of a vocabulary and scored by cross-entropy; what pads a text weighs nothing.
+Legend: B batch, U mask units, Q masked units, T patches per unit, P values per patch, n bytes per
+patch, L bytes per text.
+Paper: Hiera (arXiv 2306.00989) Sec. 4 and App. A; the target is that of MAE (arXiv 2111.06377):
+each patch standardised by its own mean and deviation (unbiased, as in the released code). Bytes
+are scored by cross-entropy; padding is not scored.
 """
 
 from collections.abc import Mapping
@@ -35,24 +35,24 @@ PICTURE_RATIO, CLIP_RATIO = 0.6, 0.9
 
 
 class PatchObjective:
-    """Hiera's side of masked auto-encoding.
+    """Masked autoencoding with Hiera.
 
     Args:
-        model: With a decoder.
+        model: A model with a decoder.
     """
 
     kinds: tuple[MaskKind, ...] = ("units",)
 
     def __init__(self, model: Hiera) -> None:
         self.model = model
-        # Bytes have no mean that a patch could be standardised by.
+        # Bytes have no mean, so patches of text cannot be standardised.
         values: tuple[Target, ...] = ("patch-normalised", "per-channel")
         texts: tuple[Target, ...] = ("per-channel", "raw")
         self.targets: tuple[Target, ...] = texts if model.config.reads_text else values
 
     @property
     def defaults(self) -> MaskSettings:
-        """Hide 60 %, of clips 90 %."""
+        """Default settings: hide 60 % of an image or text and 90 % of a clip."""
         clips = len(self.model.config.mask_unit) == 3
         return MaskSettings(CLIP_RATIO if clips else PICTURE_RATIO, "units", self.targets[0])
 
@@ -62,7 +62,7 @@ class PatchObjective:
         settings: MaskSettings,
         generator: Draws,
     ) -> MaskPlan:
-        """Draw units for every sample; the size of the batch decides."""
+        """Sample hidden units for every sample; the input size of the batch applies."""
         config = self.model.config
         raw = self.model.as_dict(inputs)[config.name]
         axes = slice(2, None) if config.spec.channels_first else slice(1, 1 + config.num_axes)
@@ -84,11 +84,8 @@ class PatchObjective:
         shown: Mapping[str, Tensor] | None = None,
         taught: Taught | None = None,
     ) -> dict[str, Scored]:
-        """Score every patch of the hidden units alike, of texts every byte.
-
-        A single modality is always shown.
-        """
-        assert not shown
+        """Return the error of every patch (for texts: byte) of the hidden units."""
+        assert not shown  # Hiera reads one modality, which no sample may lack
         encoded, scored = self.model.encode(inputs, plan), {}
         if taught is None:
             prediction = self.model.reconstruct(encoded, plan)
@@ -103,26 +100,25 @@ class PatchObjective:
     def teach(
         self, inputs: Mapping[str, Tensor], held: Mapping[str, Tensor] | None = None
     ) -> Taught:
-        """Return the fused tokens of all mask units ``[B, U, T, C]``."""
+        """Return the fused multi-scale tokens of all mask units, ``[B, U, T, C]``."""
         assert not held
         return (normalise_latents(self.model.fuse(self.model.encode(inputs))),)
 
     @property
     def predicts_latents(self) -> bool:
-        """Whether the decoder predicts the tokens of an encoder."""
+        """Whether the decoder has a latent head."""
         decoder = self.model.config.decoder
         return decoder is not None and decoder.latent_head
 
     @property
     def latent_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Tokens of a mask unit, and their channels."""
+        """Number of tokens per mask unit, and their channels."""
         config = self.model.config
         return ((config.layout.tokens(config.pools), config.dims[-1]),)
 
     def _score_patches(
         self, inputs: Mapping[str, Tensor], plan: MaskPlan, target: Target, prediction: Tensor
     ) -> dict[str, Scored]:
-        """Compare the values of hidden units."""
         name = self.model.config.name
         if self.model.config.reads_text:
             ids = self.model.patch_ids(inputs[name], plan.masked[name])
@@ -144,10 +140,11 @@ class PatchObjective:
         *,
         shown: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Imagined]:
-        """Reconstruct the hidden patches; shown ones, which are never scored, are the original's.
+        """Reconstruct the hidden patches; copy the visible ones, whose predictions are not trained.
 
-        A model of ``patch-normalised`` values only predicts deviations; mean and deviation of every
-        patch are then borrowed from the original, which a caller must say.
+        With ``patch-normalised`` the model only predicts standardised values; mean and deviation of
+        every patch are taken from the original input, which callers should state where they
+        present the result.
         """
         assert not shown
         model, config = self.model, self.model.config
@@ -164,6 +161,7 @@ class PatchObjective:
         seen = torch.zeros(truth.shape[:2], dtype=torch.bool, device=truth.device)
         seen = seen.scatter(1, kept, value=True)[:, :, None, None].expand_as(truth)
         made = torch.where(seen, truth, made)
+        # All channels of an element are visible together, so one is enough.
         visible = model.unpatch(seen, encoded.units)[:, :1]
         original, made = (
             model.input.denormalise(model.unpatch(x, encoded.units).movedim(1, -1)).movedim(-1, 1)
@@ -173,7 +171,6 @@ class PatchObjective:
         return {name: Imagined(original, visible, made, frame_step=step)}
 
     def _imagine_text(self, raw: Int[Tensor, "B L"], plan: MaskPlan) -> Imagined:
-        """Fill hidden units with the likeliest bytes."""
         model, name = self.model, self.model.config.name
         encoded = model.encode({name: raw}, plan)
         ids = model.patch_ids(raw)
@@ -181,6 +178,7 @@ class PatchObjective:
         shown = shown.scatter(1, plan.kept[name], value=True)[:, :, None, None].expand_as(ids)
         best = likeliest_bytes(model.byte_scores(model.reconstruct(encoded)), ids)
         made = torch.where(shown, ids, best)
+        # Cut the padding to whole mask units.
         visible, made = (
             model.unpatch(x, encoded.units, 1).squeeze(1)[:, : raw.shape[1]] for x in (shown, made)
         )
@@ -190,6 +188,6 @@ class PatchObjective:
 def patch_statistics(
     patches: Float[Tensor, "B Q T P"],
 ) -> tuple[Float[Tensor, "B Q T 1"], Float[Tensor, "B Q T 1"]]:
-    """Mean and standard deviation of every patch over all its values."""
+    """Return mean and unbiased standard deviation of every patch over all its values."""
     mean = patches.mean(-1, keepdim=True)
     return mean, (patches.var(-1, keepdim=True) + PATCH_EPSILON).sqrt()

@@ -1,6 +1,6 @@
-"""Metrics, all of torchmetrics: counts in exact arithmetic, merged over processes that have joined.
+"""Metrics, all from torchmetrics: accumulated in double precision and merged over processes.
 
-torchmetrics takes seconds to import, so it is imported where figures are computed.
+torchmetrics takes seconds to import, so it is imported only when metrics are computed.
 
 Legend: B batch, K classes or outputs.
 """
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
 # Devices without float64.
 SINGLE_PRECISION = {"mps"}
-# A label that nobody gave.
+# Label of an unlabelled sample.
 UNKNOWN = -1
-# Decibels of a reconstruction without error, which would be infinitely many.
+# Upper limit in decibels: a reconstruction without error would have infinite PSNR.
 PERFECT_PSNR = 120.0
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return where a model's metrics are kept: with its parameters, for processes to merge them.
+    """Return the device of a model's metrics: that of its parameters, so processes can merge them.
 
-    Apple's GPUs know no double precision, and work alone: there it is the CPU.
+    On Apple GPUs it is the CPU: they lack double precision, and there is only one process.
     """
     device = next(model.parameters()).device
     return torch.device("cpu") if device.type in SINGLE_PRECISION else device
 
 
 def new_metric(path: str, device: torch.device, **settings: Any) -> "Metric":
-    """Return a metric of torchmetrics that counts in double precision.
+    """Return a torchmetrics metric in double precision.
 
     Args:
-        path: Its class in torchmetrics, such as ``classification.MulticlassAccuracy``.
-        device: Where its counts are kept.
+        path: Class in torchmetrics, such as ``classification.MulticlassAccuracy``.
+        device: Device of the metric's state.
         settings: Arguments of the class.
 
     Raises:
@@ -47,13 +47,13 @@ def new_metric(path: str, device: torch.device, **settings: Any) -> "Metric":
     """
     try:
         with warnings.catch_warnings():
-            # Optional packages that torchmetrics looks for may warn about one another.
+            # Optional packages that torchmetrics probes for may warn about each other.
             warnings.simplefilter("ignore")
             import torchmetrics
             import torchmetrics.classification
     except ImportError as error:
         raise ConfigError(
-            'figures need torchmetrics, which is not installed; run pip install "perceivers[train]"'
+            'metrics need torchmetrics, which is not installed; run pip install "perceivers[train]"'
         ) from error
     found: Any = torchmetrics
     for part in path.split("."):
@@ -63,7 +63,7 @@ def new_metric(path: str, device: torch.device, **settings: Any) -> "Metric":
 
 
 def new_means(names: Iterable[str], device: torch.device) -> "dict[str, MeanMetric]":
-    """Return a weighted mean by name."""
+    """Return a weighted mean for each name."""
     means: Any = {name: new_metric("MeanMetric", device) for name in names}
     return means
 
@@ -71,8 +71,8 @@ def new_means(names: Iterable[str], device: torch.device) -> "dict[str, MeanMetr
 def new_accuracies(num_classes: int, device: torch.device) -> "dict[str, Metric]":
     """Return top-1 accuracy, macro accuracy and the confusion matrix ``[K, K]``.
 
-    Macro accuracy is the mean over the classes that occur, as truth or as prediction, of the share
-    recognised. Rows of the matrix are the truth.
+    Macro accuracy is the mean recall over the classes that occur as truth or as prediction. Rows of
+    the matrix are true classes.
     """
     home, count = "classification.", {"num_classes": num_classes, "validate_args": False}
     return {
@@ -83,19 +83,17 @@ def new_accuracies(num_classes: int, device: torch.device) -> "dict[str, Metric]
 
 
 def update(metric: "Metric", *values: Tensor) -> None:
-    """Count values where the metric is, numbers in double precision.
-
-    In this order: the device that they come from may have no double precision.
-    """
+    """Update a metric on its device, with floating-point values in double precision."""
+    # Move before converting: the source device may lack double precision.
     here = [value.detach().to(metric.device) for value in values]
     metric.update(*[value.double() if value.is_floating_point() else value for value in here])
 
 
 def add_mean(metric: "Metric", value: Tensor, weight: Tensor | float | int) -> None:
-    """Add a mean to a weighted mean; one without weight, which may be NaN, adds nothing.
+    """Add a mean to a weighted mean; with weight 0 it is ignored, even if it is NaN.
 
-    A mean with weight that is not a number, of a model that diverged, counts as infinite: it must
-    show, but torchmetrics would drop it, or stop.
+    With a positive weight, NaN counts as infinity: torchmetrics would drop it or raise, but a model
+    that diverged must not go unnoticed.
     """
     weight = torch.as_tensor(weight).to(metric.device).double()
     value = value.detach().to(metric.device).double()
@@ -104,9 +102,9 @@ def add_mean(metric: "Metric", value: Tensor, weight: Tensor | float | int) -> N
 
 
 def result(metric: "Metric") -> Tensor:
-    """Return a metric over all processes; of one that saw nothing, 0."""
+    """Return a metric over all processes; 0 for a mean without any weight."""
     with warnings.catch_warnings():
-        # A process without batches must still take part in merging.
+        # Expected: a process without batches must still take part in merging.
         warnings.filterwarnings("ignore", message=".*compute.*before the.*update.*")
         value = metric.compute()
     is_empty = hasattr(metric, "weight") and bool(value.isnan()) and not total_weight(metric)
@@ -114,14 +112,14 @@ def result(metric: "Metric") -> Tensor:
 
 
 def results(metrics: "Mapping[str, Metric]") -> dict[str, float]:
-    """Return figures by name, over all processes, merged in the mapping's order."""
+    """Return metrics by name over all processes; the order must be the same in each of them."""
     return {name: float(result(metric)) for name, metric in metrics.items()}
 
 
 def new_column_accuracies(
     columns: Mapping[str, tuple[str, ...]], device: torch.device
 ) -> "dict[str, Metric]":
-    """Return a top-1 accuracy per label column, of those labels that are known (not -1)."""
+    """Return a top-1 accuracy per label column, over the known labels (not -1)."""
     return {
         name: new_metric(
             "classification.MulticlassAccuracy",
@@ -136,10 +134,10 @@ def new_column_accuracies(
 
 
 def column_shares(metrics: "Mapping[str, Metric]") -> dict[str, float]:
-    """Return the share recognised per label column, of columns with a known label."""
+    """Return the accuracy per label column, leaving out columns without a known label."""
     shares = {}
     for name, metric in metrics.items():
-        # Merging must be asked of every column in the same order, also of those left out.
+        # All processes must merge all columns in the same order, including those left out.
         share = float(result(metric))
         with metric.sync_context():
             state: Any = metric
@@ -150,16 +148,16 @@ def column_shares(metrics: "Mapping[str, Metric]") -> dict[str, float]:
 
 
 def total_weight(metric: "Metric") -> float:
-    """Return the weight of all that a mean has seen, over all processes."""
+    """Return the sum of a mean's weights over all processes."""
     with metric.sync_context():
         state: Any = metric
         return float(state.weight)
 
 
 def new_precision(num_outputs: int, device: torch.device) -> "Metric":
-    """Return the average precision of every output ``[K]``, over its known samples.
+    """Return the average precision of every output ``[K]``, over the samples with a known label.
 
-    Equal scores are ranked together, so their order does not matter; no interpolation.
+    Tied scores share a rank, so their order does not matter; precision is not interpolated.
     """
     metric = new_metric(
         "classification.MultilabelAveragePrecision",
@@ -169,21 +167,21 @@ def new_precision(num_outputs: int, device: torch.device) -> "Metric":
         ignore_index=UNKNOWN,
         validate_args=False,
     )
-    # A process without samples must bring something to merge: one of which nothing is known.
+    # A process without samples must have a state to merge: one sample with unknown labels.
     blank = torch.zeros(1, num_outputs, device=device, dtype=torch.float64)
     metric.update(blank, torch.full_like(blank, UNKNOWN, dtype=torch.int64))
     return metric
 
 
 def mean_precision(metric: "Metric") -> float:
-    """Return the mean of average precisions over the outputs that are true for some sample."""
+    """Return the mean average precision over the outputs that are true for at least one sample."""
     from torchmetrics.functional.classification import binary_average_precision
 
     with metric.sync_context():
         state: Any = metric
         parts = [state.preds, state.target]
         scores, truth = (torch.cat(p) if isinstance(p, list) else p for p in parts)
-    # Asked one by one, as an output that is never true has no average precision.
+    # One output at a time, as average precision is undefined if an output is never true.
     found = [
         binary_average_precision(scores[:, k], truth[:, k], ignore_index=UNKNOWN)
         for k in (truth == 1).any(0).nonzero().flatten().tolist()

@@ -1,8 +1,7 @@
-"""Mixed samples: MixUp blends two, CutMix pastes a box of one into the other; labels mix alike.
+"""MixUp blends two samples, CutMix pastes a box of one into another; both mix the labels too.
 
-Every sample gets a partner of its own half of the batch (of the batch, if only one kind is on), by
-a random permutation. Differs: the released script reads two batches to make one, so that each
-sample is used once.
+A random permutation pairs samples within the batch, or within each half if both are enabled. This
+differs from the released script, which mixes two batches into one so that each sample is used once.
 
 Legend: B batch, K classes, C channels, H W rows and columns.
 Paper: MixUp (arXiv 1710.09412), CutMix (arXiv 1905.04899); both as in Perceiver IO
@@ -19,28 +18,29 @@ from torch import Tensor
 from perceivers.errors import ConfigError
 from perceivers.types import Image, ModalitySpec, Points, Video
 
-# Their integers name classes or characters, and nothing lies between two of them.
+# Integers that are class or character ids, which cannot be averaged.
 DISCRETE_KINDS = ("bytes", "labels")
 
 Mixed = tuple[dict[str, Tensor], Float[Tensor, "B K"]]
 
 
 def check_mixing(specs: Mapping[str, ModalitySpec], *, mixup: bool, cutmix: bool) -> None:
-    """Reject modalities whose samples cannot be mixed.
+    """Raise if the samples of a modality cannot be mixed.
 
     Args:
         specs: The model's inputs.
-        mixup: Whether MixUp is on.
-        cutmix: Whether CutMix is on.
+        mixup: Whether MixUp is enabled.
+        cutmix: Whether CutMix is enabled.
 
     Raises:
-        ConfigError: CutMix of other than pictures and clips, or MixUp of ids or of sets with gaps.
+        ConfigError: CutMix with inputs other than images and clips, or MixUp with ids or with point
+            clouds of varying size.
     """
     seen = Image | Video
     others = {name: spec.kind for name, spec in specs.items() if not isinstance(spec, seen)}
     if cutmix and others:
         raise ConfigError(
-            f"cutmix pastes boxes of pictures and clips, but the model reads {others} (modality: "
+            f"cutmix pastes boxes of images and clips, but the model reads {others} (modality: "
             f"kind); set cutmix to false"
         )
     discrete = {name: kind for name, kind in others.items() if kind in DISCRETE_KINDS}
@@ -52,8 +52,8 @@ def check_mixing(specs: Mapping[str, ModalitySpec], *, mixup: bool, cutmix: bool
     ragged = [name for name, spec in specs.items() if isinstance(spec, Points) and spec.ragged]
     if mixup and ragged:
         raise ConfigError(
-            f"mixup blends values, but clouds of {ragged} differ in their number of points; set "
-            f"mixup to 0, or declare the points with ragged=False"
+            f"mixup blends values, but the point clouds of {ragged} may differ in size; set mixup "
+            f"to 0, or declare the points with ragged=False"
         )
 
 
@@ -65,14 +65,14 @@ def mix_samples(
     mixup: float,
     cutmix: bool,
 ) -> Mixed:
-    """Mix a batch: with both kinds, its first half by MixUp and the rest by CutMix.
+    """Mix a batch; if both are enabled, the first half by MixUp and the rest by CutMix.
 
     Args:
-        inputs: Raw tensors ``[B, ...]`` by name; ``check_mixing`` says which.
+        inputs: Raw tensors ``[B, ...]`` by name, of modalities that ``check_mixing`` accepts.
         targets: Class probabilities.
-        generator: Where every draw comes from.
-        mixup: Parameter a of MixUp's Beta(a, a); 0 is off.
-        cutmix: Whether CutMix is on.
+        generator: Random generator.
+        mixup: Parameter a of MixUp's Beta(a, a) distribution; 0 disables MixUp.
+        cutmix: Whether CutMix is enabled.
     """
     if mixup > 0.0 and cutmix:
         half = len(targets) // 2
@@ -91,9 +91,9 @@ def blend_samples(
     alpha: float,
     generator: torch.Generator,
 ) -> Mixed:
-    """Blend every sample with another by a share of its own from Beta(alpha, alpha) (MixUp)."""
+    """Blend every sample with another by its own weight from Beta(alpha, alpha) (MixUp)."""
     seed = int(torch.randint(2**31, (), generator=generator))
-    # torch's Beta takes no generator; NumPy's makes the draw a function of the step alone.
+    # torch's Beta distribution takes no generator, so NumPy's is seeded from the given one.
     drawn = np.random.default_rng(seed).beta(alpha, alpha, size=len(targets))
     shares = torch.from_numpy(drawn).float().to(targets.device)  # [B]
     order = _partners(targets, generator)
@@ -101,7 +101,7 @@ def blend_samples(
     for name, raw in inputs.items():
         share = shares.reshape(-1, *[1] * (raw.ndim - 1))
         blended = raw.float() * share + raw[order].float() * (1.0 - share)
-        # Integers stay on their scale, which the adapter knows only by their type.
+        # Keep integer types: adapters infer the value range from the dtype.
         integers = not raw.is_floating_point()
         mixed[name] = (blended.round() if integers else blended).to(raw.dtype)
     return mixed, _mix_targets(targets, order, shares)
@@ -110,16 +110,16 @@ def blend_samples(
 def paste_boxes(
     inputs: Mapping[str, Tensor], targets: Float[Tensor, "B K"], generator: torch.Generator
 ) -> Mixed:
-    """Replace a box of every picture, or of all frames of a clip, by that of another one (CutMix).
+    """Replace a box of every image, or of all frames of a clip, by that of another one (CutMix).
 
-    The box covers a share of the area that is uniform in 0..1, with the picture's aspect ratio and
-    its centre anywhere, so that it may be cut off at the border. Labels mix by what it covers in
-    fact. Several pictures of a sample get the same box, in shares of their sides.
+    The fraction of the area that the box covers is uniform in 0..1. The box has the aspect ratio of
+    the image and a uniformly random centre, so it may extend beyond the border; labels are mixed by
+    the area inside. All images of a sample use the same box relative to their size.
 
     Args:
-        inputs: Pictures ``[B, C, H, W]`` and clips ``[B, C, T, H, W]``, uint8 or float, by name.
+        inputs: Images ``[B, C, H, W]`` and clips ``[B, C, T, H, W]``, uint8 or float, by name.
         targets: Class probabilities.
-        generator: Where every draw comes from.
+        generator: Random generator.
     """
     draws = torch.rand(3, len(targets), generator=generator)
     order = _partners(targets, generator)
@@ -133,10 +133,10 @@ def paste_boxes(
 
 
 def draw_boxes(draws: Float[Tensor, "3 B"], height: int, width: int) -> Bool[Tensor, "B H W"]:
-    """Return where each sample's box lies.
+    """Return the mask of each sample's box.
 
     Args:
-        draws: Centre from the left, centre from the top and area, as shares in 0..1.
+        draws: Centre x, centre y and area of each box, as fractions in 0..1.
         height: Rows H.
         width: Columns W.
     """
@@ -144,6 +144,7 @@ def draw_boxes(draws: Float[Tensor, "3 B"], height: int, width: int) -> Bool[Ten
     inside = []
     for centre, side in ((down, height), (across, width)):
         middle = (centre * side).floor()[:, None]
+        # Both sides scale by the square root, so that their product is the area.
         half = (area.sqrt() * side).floor()[:, None] // 2
         places = torch.arange(side)
         inside.append((places >= middle - half) & (places < middle + half))  # [B, side]
@@ -159,6 +160,6 @@ def _partners(targets: Tensor, generator: torch.Generator) -> Int[Tensor, " B"]:
 
 
 def _mix_targets(targets: Tensor, order: Tensor, kept: Tensor) -> Float[Tensor, "B K"]:
-    """Class probabilities of samples of which the share ``kept`` ``[B]`` is their own."""
+    """Mix soft targets; ``kept`` ``[B]`` is the fraction taken from the original sample."""
     kept = kept[:, None]
     return targets * kept + targets[order] * (1.0 - kept)

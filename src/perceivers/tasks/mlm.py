@@ -2,8 +2,8 @@
 
 Legend: B batch, L bytes, V entries of the vocabulary.
 Paper: Perceiver IO (arXiv 2107.14795) Sec. 4.1 and App. F.3: every whitespace-delimited word is
-masked on its own with probability 0.15. What replaces a hidden byte is not stated; the shares here
-are BERT's (arXiv 1810.04805), drawn per word.
+masked independently with probability 0.15. The paper does not state what replaces hidden bytes;
+here, as in BERT (arXiv 1810.04805), it is the mask id, a random byte or the byte itself, per word.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,6 +25,7 @@ from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 from perceivers.types import BYTE_VOCABULARY, FIRST_BYTE, MASK
 
 WHITESPACE = tuple(FIRST_BYTE + byte for byte in b" \t\n\r\x0b\x0c")
+# Fixed, so that every evaluation hides the same words.
 EVALUATION_SEED = 20210730
 
 
@@ -33,18 +34,17 @@ class MaskedLanguageConfig(Settings, prefix="mlm."):
     """What is hidden."""
 
     ratio: Part = 0.15
-    """Probability with which a word (or a byte) is hidden."""
+    """Probability of hiding a word (or a byte)."""
     train_ratio: Part | None = None
-    """The same in training, where it differs: hiding more gives a step more to learn from."""
+    """Probability in training, if it differs: with more hidden, a step has more to learn from."""
     unit: Literal["word", "byte"] = "word"
-    """word: all bytes between whitespace together; byte: each on its own."""
+    """word: hide all bytes between whitespace together; byte: hide each byte independently."""
     mask_share: Fraction = 0.8
-    """Share of hidden words whose bytes become the mask id."""
+    """Fraction of hidden words whose bytes are replaced by the mask id."""
     random_share: Fraction = 0.1
-    """Share of hidden words whose bytes become random bytes; the rest stay as they are."""
+    """Fraction of hidden words whose bytes are replaced by random bytes; the rest is unchanged."""
 
     def __post_init__(self) -> None:
-        """Reject impossible shares."""
         super().__post_init__()
         if self.mask_share + self.random_share > 1:
             raise ConfigError(
@@ -54,7 +54,7 @@ class MaskedLanguageConfig(Settings, prefix="mlm."):
 
 
 class Hidden(NamedTuple):
-    """Ids as the model sees them, and which are to be predicted; both ``[B, L]``."""
+    """Byte ids after masking, and which of them are hidden; both ``[B, L]``."""
 
     ids: Int[Tensor, "B L"]
     masked: Bool[Tensor, "B L"]
@@ -65,13 +65,13 @@ def hide_words(ids: Int[Tensor, "B L"], config: MaskedLanguageConfig, generator:
 
     Args:
         ids: Byte ids.
-        config: How many, and what replaces them.
-        generator: On the CPU, one for all texts or one for each; all randomness comes from it.
+        config: Ratio, unit and replacement.
+        generator: Random generator on the CPU; one for all texts or one for each.
     """
     gap = ids < FIRST_BYTE
     for space in WHITESPACE:
         gap = gap | (ids == space)
-    # A word's number is the count of gaps before it, so its bytes share one draw.
+    # Number words by the gaps before them (0..L): the bytes of a word share a random number.
     unit = (
         gap.long().cumsum(1)
         if config.unit == "word"
@@ -80,6 +80,7 @@ def hide_words(ids: Int[Tensor, "B L"], config: MaskedLanguageConfig, generator:
     shape = (ids.shape[0], ids.shape[1] + 1)
     chosen = rand_rows(*shape, generator=generator).to(ids.device).gather(1, unit) < config.ratio
     fate = rand_rows(*shape, generator=generator).to(ids.device).gather(1, unit)
+    # Per byte, unlike the numbers above: a scrambled word gets different random bytes.
     noise = rand_rows(*ids.shape, generator=generator) * (BYTE_VOCABULARY - FIRST_BYTE)
     noise = noise.long() + FIRST_BYTE
     masked = chosen & ~gap
@@ -90,18 +91,18 @@ def hide_words(ids: Int[Tensor, "B L"], config: MaskedLanguageConfig, generator:
 
 
 def text_modality(model: Any) -> str:
-    """Return the model's text input, which must also be an output.
+    """Return the name of the model's text input, which must also be an output.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: The model has none.
     """
     outputs = getattr(model.config, "outputs", None)
     for name in getattr(model.config, "byte_outputs", ()):
         if outputs is None or outputs[name].modality == name:
             return name
     raise ConfigError(
-        "masked language modelling needs a model that reads bytes and answers them; build a "
-        "perceiver_io or hip variant, or a hiera one for texts with decoder=True, with "
+        "masked language modelling needs a model with bytes as input and output; build a "
+        "perceiver_io or hip variant, or a hiera variant with decoder=True, with "
         "inputs={'bytes': Bytes(length)} and without num_classes"
     )
 
@@ -109,15 +110,15 @@ def text_modality(model: Any) -> str:
 def score_bytes(
     model: Any, inputs: Mapping[str, Tensor], shown: Mapping[str, Tensor]
 ) -> Float[Tensor, "B L V"]:
-    """Return a score per entry of the vocabulary for every byte of the model's text.
+    """Return logits over the vocabulary for every byte of the model's text.
 
     Args:
-        model: One with a ``text_modality``.
-        inputs: Raw tensors by name; hidden bytes are mask ids.
-        shown: Which samples show a modality, bool ``[B]``, by name.
+        model: A model with a ``text_modality``.
+        inputs: Raw tensors by name, the text after masking.
+        shown: In which samples a modality is visible, bool ``[B]``, by name.
     """
     name = text_modality(model)
-    if hasattr(model.config, "outputs"):  # such a model is asked for one of its outputs
+    if hasattr(model.config, "outputs"):  # a Perceiver IO: decode no other output
         return answer(model, inputs, shown, outputs=[name]).float()
     return answer(model, inputs, shown)[name].float()
 
@@ -126,8 +127,8 @@ class MaskedLanguage(Task):
     """Predict hidden bytes.
 
     Args:
-        model: One that answers its byte input with a score per entry: a Perceiver IO, or a HiP or
-            Hiera with its decoder.
+        model: A model that returns logits for its byte input: a Perceiver IO, or a HiP or Hiera
+            with a decoder.
         config: What is hidden.
     """
 
@@ -147,7 +148,7 @@ class MaskedLanguage(Task):
     def _score(
         self, batch: TaskBatch, generator: torch.Generator
     ) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L V"], Bool[Tensor, "B L"]]:
-        """Cross-entropy of every byte (0 where it was shown), logits, and what was hidden."""
+        """Return the cross-entropy of every byte (0 if visible), the logits, and what is hidden."""
         ids = batch.inputs[self.name].long()
         config = self.config
         if self.training and config.train_ratio is not None:
@@ -165,7 +166,7 @@ class MaskedLanguage(Task):
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
-        """Return loss (nats), bits per hidden byte and the share of hidden bytes found."""
+        """Return loss (nats) and bits per hidden byte, and top1 accuracy on hidden bytes."""
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
         self.eval()
         metrics = new_means(["loss", "top1"], device_of(self.model))

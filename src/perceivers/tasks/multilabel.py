@@ -1,7 +1,7 @@
-"""Several label columns read from one answer: any number of things may be true of a sample.
+"""Multi-label classification: several label columns predicted by one output vector.
 
-A column of two classes, such as ("no", "yes"), is one output: its second class. A column of k
-classes is k outputs. Outputs follow each other in the order of the columns.
+A column of two classes, such as ("no", "yes"), has one output, for its second class; a column of
+more classes has one output per class. Outputs are in the order of the columns.
 
 Legend: B batch, n samples, T label columns, K outputs.
 Paper: Perceiver (arXiv 2103.03206) Sec. 4.2 (AudioSet: one output for each of 527 tags).
@@ -39,33 +39,33 @@ Columns = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class MultilabelConfig(Settings, prefix="multilabel."):
-    """The loss."""
+    """Training settings."""
 
     input_dropout: dict[str, Fraction] = field(default_factory=dict)
-    """Probability, by modality, that training hides it from a sample, 0..1: all its raw values
-    become 0. Perceiver's AudioSet recipe hides the video with 0.3 (arXiv 2103.03206, Sec. 4.2)."""
+    """Probability per modality, 0..1, that training sets all its raw values in a sample to 0.
+    Perceiver's AudioSet recipe uses 0.3 for video (arXiv 2103.03206, Sec. 4.2)."""
 
 
 def column_widths(columns: Columns) -> dict[str, int]:
-    """Return the outputs per column: 1 for two classes, else as many as classes.
+    """Return the number of outputs per column: 1 for two classes, otherwise one per class.
 
     Raises:
-        ConfigError: There is no column, or one has fewer than two classes.
+        ConfigError: There is no column, or a column has fewer than two classes.
     """
     few = {name: classes for name, classes in columns.items() if len(classes) < 2}
     if few or not columns:
         raise ConfigError(
-            f"label columns are {dict(columns)}; at least one is needed, each with at least two "
-            f"classes, such as ('no', 'yes')"
+            f"label columns are {dict(columns)}; give at least one, and each at least two classes, "
+            f"such as ('no', 'yes')"
         )
     return {name: 1 if len(classes) == 2 else len(classes) for name, classes in columns.items()}
 
 
 def label_names(columns: Columns) -> tuple[str, ...]:
-    """Return a name per output ``[K]``: the column's, or ``column=class`` for more than two.
+    """Return a name per output: ``column``, or ``column=class`` if it has more than two classes.
 
     Raises:
-        ConfigError: As ``column_widths``.
+        ConfigError: As for ``column_widths``.
     """
     widths = column_widths(columns)
     return tuple(
@@ -81,15 +81,15 @@ def to_multi_hot(
     """Turn class indices per column into targets per output.
 
     Args:
-        labels: Indices of classes, -1 where unknown; columns in the order of ``columns``.
+        labels: Class indices, -1 where unknown; in the order of ``columns``.
         columns: Class names by column.
 
     Returns:
-        Targets, 0 or 1, and where they are known. Unknown ones are 0.
+        Targets (0 or 1; 0 where unknown), and which of them are known.
 
     Raises:
-        ConfigError: As ``column_widths``.
-        DataError: There are more or fewer columns, or an index has no class.
+        ConfigError: As for ``column_widths``.
+        DataError: The number of columns is wrong, or an index is out of range.
     """
     widths = column_widths(columns)
     if labels.ndim != 2 or labels.shape[1] != len(columns):
@@ -103,8 +103,8 @@ def to_multi_hot(
         row, column = wrong.nonzero()[0].tolist()
         name = list(columns)[column]
         raise DataError(
-            f"label {int(labels[row, column])} in column {name!r} has no class; the classes are "
-            f"0..{len(columns[name]) - 1}, and -1 is unknown"
+            f"label {int(labels[row, column])} in column {name!r} is out of range; classes are "
+            f"0..{len(columns[name]) - 1}, and -1 means unknown"
         )
     places = [
         (index, label)
@@ -117,16 +117,16 @@ def to_multi_hot(
 
 
 class Multilabel(Task):
-    """Sigmoid cross-entropy over all outputs that are known.
+    """Multi-label classification with sigmoid cross-entropy over all known outputs.
 
     Args:
-        model: Whose call returns logits ``[B, K]``.
+        model: Returns logits ``[B, K]``.
         columns: Class names by label column.
-        config: The loss.
+        config: Training settings.
 
     Raises:
-        ConfigError: A column has fewer than two classes, or a modality to hide is unknown or one
-            whose zeros mean something.
+        ConfigError: A column has fewer than two classes, or ``input_dropout`` names an unknown
+            modality or labels.
     """
 
     best_metric = "map"
@@ -140,7 +140,7 @@ class Multilabel(Task):
         self.config = config
 
     def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:
-        """Return the mean cross-entropy over known outputs, with modalities hidden at random."""
+        """Return the mean cross-entropy over known outputs, with input dropout applied."""
         targets, known = to_multi_hot(self._labels(batch), self.columns)
         inputs = hide_modalities(batch.inputs, self.config.input_dropout, generator)
         shown = shown_modalities(self, batch, generator)
@@ -155,29 +155,28 @@ class Multilabel(Task):
     def _logits(
         self, inputs: Mapping[str, Tensor], shown: Mapping[str, Tensor]
     ) -> Float[Tensor, "B K"]:
-        """Logits, which must be as many as the columns come to."""
         logits = answer(self.model, inputs, shown).float()
         if logits.shape[-1] != sum(self.widths.values()):
             raise ConfigError(
-                f"the model answers {logits.shape[-1]} classes, but the {len(self.columns)} label "
-                f"columns come to {sum(self.widths.values())} outputs; build it with that many"
+                f"the model has {logits.shape[-1]} outputs, but the {len(self.columns)} label "
+                f"columns need {sum(self.widths.values())}; build it with num_classes set to that"
             )
         return logits
 
     def _errors(
         self, logits: Float[Tensor, "B K"], targets: Float[Tensor, "B K"], known: Tensor
     ) -> Float[Tensor, "B K"]:
-        """Cross-entropy per output in nats, 0 where unknown."""
+        """Return the cross-entropy per output in nats, 0 where unknown."""
         errors = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         return errors * known
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
-        """Return loss, mean average precision ``map``, and the share of labels recognised.
+        """Return loss, mean average precision ``map``, and accuracy per column.
 
-        ``map`` is the mean over outputs that occur. ``top1/<column>`` is the share of a column's
-        known labels that have the highest logit (of two classes: that lie on the right side of
-        0), and ``column_top1`` the mean of those over columns.
+        ``map`` is the mean over outputs that are true for at least one sample. ``top1/<column>`` is
+        the accuracy on a column's known labels (with two classes: threshold 0 on the logit), and
+        ``column_top1`` is its mean over columns.
         """
         self.eval()
         device = device_of(self.model)
@@ -191,9 +190,10 @@ class Multilabel(Task):
             targets, known = to_multi_hot(labels, self.columns)
             errors = self._errors(logits, targets, known).sum()
             add_mean(loss["loss"], errors / known.sum().clamp(min=1), known.sum())
-            # torchmetrics would take logits that happen to lie in 0..1 for probabilities.
+            # torchmetrics takes scores for probabilities if they all happen to lie in 0..1.
             scores = logits.to(device).double().sigmoid()
             update(precision, scores, targets.long().masked_fill(~known, UNKNOWN))
+            # Stricter than ``Choices.of``: with a threshold, every logit matters.
             choices.note(logits.isfinite().all(-1))
             chosen = choose_classes(logits, self.widths)
             for index, metric in enumerate(right.values()):
@@ -208,7 +208,7 @@ class Multilabel(Task):
 
 
 def choose_classes(logits: Float[Tensor, "B K"], widths: Mapping[str, int]) -> Int[Tensor, "B T"]:
-    """Return the likeliest class per column; of two, the second where the logit is above 0."""
+    """Return the most likely class per column; of two, the second if the logit is above 0."""
     ends = torch.tensor([0, *widths.values()]).cumsum(0).tolist()
     chosen = [
         (part[:, 0] > 0).long() if part.shape[1] == 1 else part.argmax(-1)
@@ -220,31 +220,31 @@ def choose_classes(logits: Float[Tensor, "B K"], widths: Mapping[str, int]) -> I
 def hide_modalities(
     inputs: Mapping[str, Tensor], rates: Mapping[str, float], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Set whole modalities of single samples to zero.
+    """Set whole modalities of samples to zero, independently for each sample and modality.
 
-    The raw values become 0, before any scaling: black pictures, silence, padding bytes. An input
-    that is standardised by mean and deviation is therefore not 0 inside the model.
+    Raw values become 0 before normalisation: black images, silence, padding bytes. If the input is
+    standardised, the values inside the model are therefore not 0.
 
     Args:
         inputs: Raw tensors ``[B, ...]`` by name.
-        rates: Probability by name, drawn for every sample and modality alone; in 0..1.
-        generator: Where the draws come from.
+        rates: Probability by name, 0..1.
+        generator: Random generator.
     """
     hidden = dict(inputs)
     for name, rate in rates.items():
         raw = inputs[name]
         keep = torch.rand(len(raw), generator=generator, device=generator.device) >= rate
         shape = (-1, *[1] * (raw.ndim - 1))
-        # Not a product with zero, which would leave NaN as it is.
+        # ``where``, as a product with 0 would keep NaN.
         hidden[name] = torch.where(keep.to(raw.device).reshape(shape), raw, 0)
     return hidden
 
 
 def check_dropout(model: Any, rates: Mapping[str, float]) -> None:
-    """Reject modalities to hide that the model does not have, or whose 0 is a class.
+    """Raise if a modality is not an input of the model, or is labels, whose 0 is a class.
 
     Raises:
-        ConfigError: With the modalities of the model.
+        ConfigError: Names the modalities of the model.
     """
     specs = model.config.data_inputs
     for name in rates:
@@ -255,6 +255,6 @@ def check_dropout(model: Any, rates: Mapping[str, float]) -> None:
             )
         if specs[name].kind == "labels":
             raise ConfigError(
-                f"input_dropout names {name!r}, which are labels: 0 is their first class, not "
-                f"nothing; leave it out"
+                f"input_dropout names {name!r}, which are labels: 0 is their first class, not a "
+                f"missing value; leave it out"
             )

@@ -1,7 +1,7 @@
-"""Modalities that samples lack, and modalities hidden from training at random.
+"""Missing modalities, and modality dropout in training.
 
-Two things are told apart: what a sample *holds* (scored, labelled) and what of it is *shown* to the
-model, which modality dropout makes less of.
+A modality is *held* (present) if the sample has data for it; only then is it scored. It is *shown*
+(visible) if the encoder also reads it, which modality dropout may prevent.
 
 Legend: B batch, M modalities.
 """
@@ -16,14 +16,16 @@ from perceivers.draws import Draws, rand_rows, sample_generators
 from perceivers.errors import ConfigError, suggest
 from perceivers.tasks.base import Task, TaskBatch
 
+DROPOUT_STREAM = 1
+
 
 def can_lack(model: Any) -> bool:
-    """Tell whether a model reads several modalities, so that a sample may lack one."""
+    """Return whether a model reads several modalities, so that a sample may lack one."""
     return len(model.config.data_inputs) > 1
 
 
 def held_modalities(model: Any, batch: TaskBatch) -> dict[str, Tensor]:
-    """Return which samples hold each modality that the model reads; empty when all hold all."""
+    """Return which samples have each modality that the model reads; empty if all have all."""
     if not can_lack(model):
         return {}
     return {name: batch.present[name] for name in model.config.data_inputs if name in batch.present}
@@ -32,22 +34,22 @@ def held_modalities(model: Any, batch: TaskBatch) -> dict[str, Tensor]:
 def drop_modalities(
     held: Mapping[str, Tensor], rates: Mapping[str, float], size: int, generator: Draws
 ) -> dict[str, Tensor]:
-    """Hide modalities from single samples at random, but never all that a sample holds.
+    """Hide modalities of each sample at random, but never all that it has.
 
     Args:
-        held: Which samples hold a modality, bool ``[B]``; all where not given.
-        rates: Probability of being hidden, 0..1, for every modality that the model reads.
+        held: Which samples have a modality, bool ``[B]``; default all.
+        rates: Probability of hiding each modality that the model reads, 0..1.
         size: Samples B.
-        generator: On the CPU; one for all samples, or one for each.
+        generator: Random generator on the CPU; one for all samples, or one for each.
 
     Returns:
-        Which samples show a modality, bool ``[B]``, for every modality of ``rates``.
+        In which samples each modality of ``rates`` is visible, bool ``[B]``.
     """
     everywhere = torch.ones(size, dtype=torch.bool)
     there = torch.stack([held.get(name, everywhere).cpu() for name in rates], 1)  # [B, M]
     drawn = rand_rows(size, len(rates), generator=generator)
     shown = there & (drawn >= torch.tensor(list(rates.values())))
-    # Where nothing is left, the modality that came closest to staying does.
+    # If all would be hidden, keep the modality that came closest to staying visible.
     margin = (drawn - torch.tensor(list(rates.values()))).masked_fill(~there, -torch.inf)
     spared = torch.zeros_like(there).scatter(1, margin.argmax(1, keepdim=True), value=True)
     shown = torch.where(shown.any(1, keepdim=True), shown, spared & there)
@@ -55,15 +57,14 @@ def drop_modalities(
 
 
 def dropout_rates(model: Any, setting: float | Mapping[str, float]) -> dict[str, float]:
-    """Return the rate of every modality, or none when nothing is to be hidden.
+    """Return the dropout rate of every modality; empty if all rates are 0.
 
     Args:
-        model: Any family.
-        setting: One rate for all modalities, or rates by name (0 where not given).
+        model: A model of any family.
+        setting: One rate for all modalities, or rates by name (default 0).
 
     Raises:
-        ConfigError: A rate out of range, a modality that the model does not read, or a model of
-            one modality.
+        ConfigError: A rate is out of range, a modality is unknown, or the model reads only one.
     """
     names = list(model.config.data_inputs)
     rates = dict(setting) if isinstance(setting, Mapping) else dict.fromkeys(names, float(setting))
@@ -79,25 +80,26 @@ def dropout_rates(model: Any, setting: float | Mapping[str, float]) -> dict[str,
         return {}
     if not can_lack(model):
         raise ConfigError(
-            f"modality_dropout is {setting}, but the model reads {names} alone, which cannot be "
+            f"modality_dropout is {setting}, but the model reads only {names}, which cannot be "
             f"hidden; leave it at 0"
         )
     return {name: rates.get(name, 0.0) for name in names}
 
 
 def shown_modalities(task: Task, batch: TaskBatch, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return what the model may look at: what samples hold, less what training hides.
+    """Return in which samples each modality is visible: present, and not dropped in training.
 
     Args:
-        task: In training mode it hides modalities as its ``modality_dropout`` says.
-        batch: Samples, whose positions key what is hidden.
-        generator: Of the step.
+        task: In training mode, its ``modality_dropout`` applies.
+        batch: Samples; their positions seed the dropout.
+        generator: Random generator of the training step.
     """
     held = held_modalities(task.model, batch)
     if not (task.training and task.modality_dropout):
         return held
     first = next(iter(batch.inputs.values()))
-    draws = sample_generators(generator, batch.position)
+    # Not the stream of the masks: hiding a modality must not depend on what else is hidden.
+    draws = sample_generators(generator, batch.position, DROPOUT_STREAM)
     shown = drop_modalities(held, task.modality_dropout, first.shape[0], draws)
     return {name: there.to(first.device) for name, there in shown.items()}
 
@@ -105,12 +107,12 @@ def shown_modalities(task: Task, batch: TaskBatch, generator: torch.Generator) -
 def answer(
     model: Any, inputs: Mapping[str, Tensor], shown: Mapping[str, Tensor], **options: Any
 ) -> Any:
-    """Call a model, telling it what samples show only where some may lack a modality.
+    """Call a model, passing ``present`` only if some samples may lack a modality.
 
     Args:
-        model: Any family; those that read one modality know no presence.
+        model: A model of any family; models of a single modality do not accept ``present``.
         inputs: Raw tensors ``[B, ...]`` by name.
         shown: From ``shown_modalities`` or ``held_modalities``.
-        options: Other keywords of the call.
+        options: Further keyword arguments of the call.
     """
     return model(inputs, present=shown, **options) if shown else model(inputs, **options)

@@ -1,4 +1,4 @@
-"""Regression: numbers read from one answer, learned in units of their own spread.
+"""Regression of one or more numbers per sample, each standardised for training.
 
 Legend: B batch, T targets.
 """
@@ -18,7 +18,7 @@ from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.tasks.metrics import add_mean, device_of, new_means, new_metric, result, update
 from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 
-# What R2 needs at least.
+# R2 is undefined for fewer.
 MIN_SAMPLES = 2
 
 
@@ -28,24 +28,24 @@ class RegressionConfig(Settings, prefix="regress."):
 
     loss: Literal["mse", "huber", "mae"] = "mse"
     """mse: mean squared error; mae: mean absolute error; huber: squared up to ``delta``, then
-    straight, so that outliers pull less."""
+    linear, so that outliers have less influence."""
     delta: Annotated[Positive, UsedIf("loss", "huber")] = 1.0
-    """huber: where the loss becomes straight, in standard deviations."""
+    """huber: error at which the loss becomes linear, in standard deviations."""
 
 
 def measure_targets(
     targets: Float[Tensor, "n T"], names: Iterable[str]
 ) -> dict[str, tuple[float, float]]:
-    """Return mean and population deviation by target; unknown values (NaN) do not count.
+    """Return the mean and population standard deviation of each target, ignoring NaN (unknown).
 
-    A target that never changes gets a deviation of 1.
+    The deviation of a constant target is set to 1.
 
     Args:
-        targets: Of the training split.
-        names: Of the columns.
+        targets: Values of the training split.
+        names: Column names.
 
     Raises:
-        DataError: A target is not known of any sample, or infinite.
+        DataError: A target has no known value, or an infinite one.
     """
     found = {}
     for name, column in zip(names, targets.double().unbind(1), strict=True):
@@ -56,21 +56,22 @@ def measure_targets(
                 f"{int(known.isfinite().sum())} are finite; it needs at least one, and all finite"
             )
         deviation = float(known.std(correction=0))
+        # Rounding may leave a constant column a tiny deviation, which must not become a divisor.
         flat = deviation <= 1e-12 * max(float(known.abs().max()), 1e-12)
         found[name] = (float(known.mean()), 1.0 if flat else deviation)
     return found
 
 
 class Regression(Task):
-    """Numbers per sample.
+    """Predict one or more numbers per sample.
 
     Args:
-        model: Whose call returns ``[B, T]``, in units of deviations from the mean.
-        targets: Mean and deviation by target, from ``measure_targets``.
-        config: The loss.
+        model: Returns standardised values ``[B, T]``.
+        targets: Mean and standard deviation by target, from ``measure_targets``.
+        config: Loss settings.
 
     Raises:
-        ConfigError: The model answers with another number of values.
+        ConfigError: The model's number of outputs differs from the number of targets.
     """
 
     best_metric = "loss"
@@ -84,8 +85,8 @@ class Regression(Task):
         super().__init__(model)
         if model.config.num_classes != len(targets) or not targets:
             raise ConfigError(
-                f"the model answers with {model.config.num_classes} values, but the targets are "
-                f"{list(targets)}; build it with as many"
+                f"the model returns {model.config.num_classes} values, but the targets are "
+                f"{list(targets)}; build it with one output per target"
             )
         self.names = tuple(targets)
         self.config = config
@@ -94,18 +95,18 @@ class Regression(Task):
         self.register_buffer("deviation", torch.tensor(deviation), persistent=False)
 
     def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:
-        """Return the mean loss over the values that are known."""
+        """Return the mean loss over the known values."""
         answers = answer(self.model, batch.inputs, shown_modalities(self, batch, generator))
         targets, known = self._truth(batch)
         errors = self._errors(answers.float(), targets, known)
         return Losses(total=errors.sum() / known.sum().clamp(min=1), parts={})
 
     def restore(self, answers: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-        """Return answers of the model in the targets' own units."""
+        """Convert standardised model outputs to the units of the targets."""
         return answers.float() * self.deviation + self.mean
 
     def _truth(self, batch: TaskBatch) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
-        """Targets with zeros where they are unknown (NaN), and where they are known."""
+        """Return the targets, 0 where unknown (NaN), and which are known."""
         found = None if batch.targets is None else tuple(batch.targets.shape)
         if batch.targets is None or batch.targets.shape[1] != len(self.names):
             raise DataError(
@@ -118,7 +119,7 @@ class Regression(Task):
     def _errors(
         self, answers: Float[Tensor, "B T"], targets: Float[Tensor, "B T"], known: Tensor
     ) -> Float[Tensor, "B T"]:
-        """Loss per value, 0 where it is unknown."""
+        # Where unknown, the target is the output itself, so that the loss and its gradient are 0.
         wanted = torch.where(known, (targets - self.mean) / self.deviation, answers.detach())
         if self.config.loss == "mse":
             return F.mse_loss(answers, wanted, reduction="none")
@@ -130,8 +131,8 @@ class Regression(Task):
     def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
         """Return the loss, and MAE, RMSE and R2 per target in its own units.
 
-        They are called ``mae/<target>`` and so on; ``r2`` is the mean over targets. R2 is left out
-        where fewer than two values are known.
+        Their names are ``mae/<target>`` and so on; ``r2`` is the mean over targets. R2 is left out
+        for targets with fewer than two known values.
         """
         self.eval()
         device = device_of(self.model)
@@ -160,7 +161,7 @@ class Regression(Task):
 
 
 def _figures(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return the figures by name; every process computes every metric, so that they can merge."""
+    """Return the metrics by name; each process must compute all of them, so that they can merge."""
     figures: dict[str, float] = {}
     scores = []
     for target, each in metrics.items():

@@ -1,6 +1,6 @@
-"""Semantic segmentation: a class for every element; intersection over union, class by class.
+"""Semantic segmentation: predict a class per element; intersection over union (IoU) per class.
 
-Legend: B batch, K classes; the grid is rows and columns of a picture, or the points of a cloud.
+Legend: B batch, K classes; the grid is rows and columns of an image, or the points of a cloud.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,30 +18,30 @@ from perceivers.tasks.base import Choices, Losses, Task, TaskBatch
 from perceivers.tasks.metrics import add_mean, device_of, new_means, new_metric, result, update
 from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 
-# Name of the masks in a batch, and what an element is that is neither learned nor counted.
+# Name of the masks in a batch, and the class id of elements left out of loss and metrics.
 TARGET = "mask"
 IGNORED = 255
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationConfig(Settings, prefix="segment."):
-    """The loss, and what is left out of it."""
+    """Loss settings, and how masks are read."""
 
     ignore: Annotated[int, Range(0, IGNORED)] | str = "void"
-    """Class that is neither learned nor counted: its name in classes.txt, or its id in the masks.
-    The id 255 never is. The default ignores nothing else where no class is called void."""
+    """Class left out of loss and metrics: its name in classes.txt, or its id in the masks. The id
+    255 is always ignored. The default has no effect if no class is called void."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: weigh each class by the inverse of its pixels in the training split."""
+    """balanced: weigh each class by the inverse of its pixel count in the training split."""
     exif_masks: Literal["upright", "stored"] = "upright"
-    """How masks lie beside photographs that EXIF turns where sizes do not tell (square, mirrored or
-    upside down): upright, as viewers show them, or as stored in the file."""
+    """Orientation of masks for images with an EXIF rotation, if sizes do not tell (square, mirrored
+    or upside down): upright, as in image viewers, or as stored in the file."""
 
 
 def segmented_modality(model: Any) -> str:
-    """Return the modality whose elements a model finds classes for.
+    """Return the modality whose elements a model classifies.
 
     Raises:
-        ConfigError: The model has no such read-out.
+        ConfigError: The model has no segmentation output.
     """
     config = model.config
     if model.family == "hiera" and config.head.kind == "segmentation":
@@ -53,13 +53,13 @@ def segmented_modality(model: Any) -> str:
         if output.queries != "learned" and output.modality:
             return output.modality
     raise ConfigError(
-        f"this {model.family} answers with no class per element; segmentation is for hip, hiera "
-        f"and perceiver_io models, trained with --task segment"
+        f"this {model.family} model has no output per element; segmentation is for hip, hiera and "
+        f"perceiver_io models, trained with --task segment"
     )
 
 
 def element_logits(model: Any, logits: Tensor) -> Float[Tensor, "B K *grid"]:
-    """Return a model's answer in float32 with the classes before the grid."""
+    """Return a model's logits in float32, with the class axis before the grid."""
     spec = model.config.inputs[segmented_modality(model)]
     return (logits if spec.channels_first else logits.movedim(-1, 1)).float()
 
@@ -69,13 +69,14 @@ def element_loss(
     classes: Int[Tensor, "B *grid"],
     weights: Float[Tensor, " K"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy in nats over the elements that have a class; 0 without any.
+    """Return the mean cross-entropy in nats over the elements not ignored; 0 if there are none.
 
     Args:
-        logits: Per class.
-        classes: 0..K-1, 255 where ignored.
-        weights: Factor per class, by whose sum the sum of the losses is divided.
+        logits: Logits per class.
+        classes: Target classes 0..K-1, or 255 to ignore.
+        weights: Factor per class; the mean is then weighted by them.
     """
+    # Not ``reduction="mean"``, which returns NaN if every element is ignored.
     total = F.cross_entropy(logits, classes, weight=weights, ignore_index=IGNORED, reduction="sum")
     known = classes[classes != IGNORED]
     share = known.new_tensor(len(known), dtype=torch.float32) if weights is None else weights[known]
@@ -84,9 +85,9 @@ def element_loss(
 
 
 def class_iou(matrix: Int[Tensor, "K K"]) -> Float[Tensor, " K"]:
-    """Return intersection over union per class from a confusion matrix (rows are the truth).
+    """Return intersection over union per class from a confusion matrix (rows are true classes).
 
-    Classes that neither occur nor are predicted have none: NaN.
+    Classes that neither occur nor are predicted are NaN.
     """
     counts = matrix.double()
     right = counts.diag()
@@ -94,14 +95,14 @@ def class_iou(matrix: Int[Tensor, "K K"]) -> Float[Tensor, " K"]:
 
 
 def segmentation_figures(matrix: Int[Tensor, "K K"], classes: Sequence[str]) -> dict[str, float]:
-    """Return mean IoU, pixel accuracy, mean class accuracy and each class's IoU.
+    """Return mean IoU, pixel accuracy, mean class accuracy and the IoU of each class.
 
-    Means are over the classes for which the figure is defined: for IoU those that occur or are
-    predicted, for accuracy those that occur.
+    Mean IoU is over the classes that occur or are predicted, mean class accuracy over those that
+    occur.
 
     Args:
-        matrix: Counts of elements, rows are the truth.
-        classes: Names, in the order of the rows.
+        matrix: Counts of elements; rows are true classes.
+        classes: Class names, in the order of the rows.
     """
     iou, counts = class_iou(matrix), matrix.double()
     recall = counts.diag() / counts.sum(1)
@@ -112,20 +113,20 @@ def segmentation_figures(matrix: Int[Tensor, "K K"], classes: Sequence[str]) -> 
     }
     each = {f"iou/{name}": value for name, value in zip(classes, iou, strict=True)}
     found = {name: float(value) for name, value in (means | each).items()}
-    return {name: value for name, value in found.items() if value == value}
+    return {name: value for name, value in found.items() if value == value}  # without NaN
 
 
 class Segmentation(Task):
-    """One class per element.
+    """Predict one class per element.
 
     Args:
-        model: Whose call returns logits ``[B, K, *grid]``, or ``[B, P, K]`` of points.
+        model: Returns logits ``[B, K, *grid]``, or ``[B, P, K]`` for points.
         classes: Names of the K classes.
-        config: The loss.
+        config: Loss settings.
         class_weights: Weight per class ``[K]``.
 
     Raises:
-        ConfigError: The model has no such read-out.
+        ConfigError: The model has no segmentation output.
     """
 
     best_metric = "miou"
@@ -146,7 +147,7 @@ class Segmentation(Task):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, batch: TaskBatch, generator: torch.Generator) -> Losses:
-        """Return the mean cross-entropy over the elements that have a class."""
+        """Return the mean cross-entropy over the elements that are not ignored."""
         logits = self._logits(batch, shown_modalities(self, batch, generator))
         loss = element_loss(logits, self.true_classes(batch), self.class_weights)
         return Losses(total=loss, parts={})
@@ -156,15 +157,15 @@ class Segmentation(Task):
         return element_logits(self.model, answer(self.model, inputs, shown))
 
     def true_classes(self, batch: TaskBatch) -> Int[Tensor, "B *grid"]:
-        """Return classes, 255 where ignored or where a sample lacks its mask, or what it is of.
+        """Return target classes; 255 marks ignored elements and samples without mask or image.
 
         Raises:
             DataError: The batch has no masks.
         """
         if TARGET not in batch.inputs:
             raise DataError(
-                "segmentation needs data with masks: a folder with images/ and masks/, KEY.png "
-                "beside KEY.jpg in tars, or point clouds with a label per point"
+                "segmentation needs data with masks: a folder with images/ and masks/, tar files "
+                "with KEY.png beside KEY.jpg, or point clouds with a label per point"
             )
         classes = batch.inputs[TARGET].long()
         for name in (TARGET, self.name):
@@ -177,7 +178,7 @@ class Segmentation(Task):
     def evaluate(self, batches: Iterable[TaskBatch]) -> dict[str, float]:
         """Return loss, mean IoU ``miou``, accuracies and ``iou/<class>``, at the model's size.
 
-        Elements are counted over the whole split before any ratio is taken.
+        IoU and accuracies come from one confusion matrix over the whole split.
         """
         self.eval()
         device = device_of(self.model)
