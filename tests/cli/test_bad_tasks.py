@@ -93,7 +93,7 @@ def test_settings_of_another_task_are_refused(
         (["--modalities", "bytes"], [r"modalities: expected .*list.*, found 'bytes'"]),
         (["--labels", '["topics"]'], [r"topics", r"did you mean 'topic'\?"]),
         (["--labels", "topic"], [r"labels: expected .*list.*, found 'topic'"]),
-        (["--size", "32"], [r"size=32 speaks of pictures, but .*\['bytes'\]"]),
+        (["--size", "32"], [r"size=32 applies to images, but .*\['bytes'\]"]),
         (["--model_options", '{"trnk": {}}'], [r"has no setting 'trnk'; did you mean 'trunk'\?"]),
         (["--model_options", '{"trunk": 3}'], [r"model_options\.trunk is 3; .* of type dict"]),
         (["--model_options", '{"trunk": {"dept": 3}}'], [r"'dept'; did you mean 'depth'\?"]),
@@ -159,17 +159,17 @@ def test_data_of_another_kind_are_refused(
     warps = f"warps:{made / 'photographs'}"
     flow = "perceiver_io_flow_tiny"
     for argv, pattern in (
-        (start("train", "classify", warps), r"generated frame pairs, which only flow learns from"),
-        (start("pretrain", "mlm", warps), r"which only flow learns from \(--task flow\)"),
+        (start("train", "classify", warps), r"frame pairs, which only --task flow can use"),
+        (start("pretrain", "mlm", warps), r"which only --task flow can use"),
         (start("train", "flow", made / "photographs", model=flow), r"no flow file .*'warps:"),
         (start("train", "flow", "digits", model=flow), r"with 'warps:digits'"),
-        (start("train", "flow", "warps:digits", model=flow), r"made of picture files, not of"),
-        (start("train", "flow", warps), r"perceiver_io_nano is no flow model; use one of"),
+        (start("train", "flow", "warps:digits", model=flow), r"made from image files, not from"),
+        (start("train", "flow", warps), r"perceiver_io_nano is not a flow model; use one of"),
         (start("train", "flow", warps, "--size", "32", model=flow), r"does not use size"),
-        (start("pretrain", "mlm", made / "sounds"), r"needs a model that reads bytes"),
+        (start("pretrain", "mlm", made / "sounds"), r"needs a model with bytes as input"),
         (
             start("pretrain", "autoencode", made / "texts.csv"),
-            r"texts are pre-trained by --task mlm",
+            r"to pre-train on text, use --task mlm",
         ),
         (
             start("pretrain", "pretrain", "digits"),
@@ -213,7 +213,7 @@ def test_trained_weights_and_other_data_are_refused(
         ),
         (
             start("pretrain", "autoencode", made / "texts.csv", model=mlm_run.path),
-            r"texts are pre-trained by --task mlm",
+            r"to pre-train on text, use --task mlm",
         ),
     ):
         refuse(argv, pattern)
@@ -257,9 +257,18 @@ def test_a_model_of_another_task_is_refused(
             r"passes files through an autoencoder",
         ),
         (["predict", clip_run.path, film, "--text", "x"], r"give files, not texts"),
-        (["reconstruct", mlm_run.path, film, "--out", out], r"task mlm\) gives no signal back"),
-        (["reconstruct", text_run.path, film, "--out", out], r"task classify\) gives no signal"),
-        (["reconstruct", flow_run.path, film, "--out", out], r"task flow\) gives no signal back"),
+        (
+            ["reconstruct", mlm_run.path, film, "--out", out],
+            r"task mlm\) does not reconstruct its input",
+        ),
+        (
+            ["reconstruct", text_run.path, film, "--out", out],
+            r"task classify\) does not reconstruct",
+        ),
+        (
+            ["reconstruct", flow_run.path, film, "--out", out],
+            r"task flow\) does not reconstruct its input",
+        ),
         (
             ["predict", flow_run.path, "--text", "x"],
             r"two pictures; give files, not texts",
@@ -371,7 +380,7 @@ def test_data_that_a_model_does_not_know_are_refused(
     refuse(["evaluate", flow_run.path, "--data", made / "texts.csv"], r"'warps:")
     refuse(
         ["evaluate", mlm_run.path, "--data", made / "sounds", *val],
-        r"'bytes' is to be read, but the data hold audio;",
+        r"'bytes' is requested, but the data contain audio;",
     )
     refuse(["evaluate", mlm_run.path], r"no 'test' split; it has \['train', 'val'\]")
 

@@ -71,7 +71,7 @@ def test_a_folder_of_photographs_is_described_and_a_run_proposed(call: Call, her
     assert outcome.err == ""
     assert outcome.out.startswith("my photos: 13 samples")
     assert "width in pixels" in outcome.out
-    assert "broken: my photos/cat/bad.png: the content is no picture" in outcome.out
+    assert "broken: my photos/cat/bad.png: the content is not an image" in outcome.out
     assert "problem: 1 of 13 samples looked at cannot be read" in outcome.out
     assert "label: 2 classes" in outcome.out
     train, evaluate, predict = commands_of(outcome.out)
@@ -119,7 +119,10 @@ def test_data_of_which_nothing_can_be_read_are_not_usable(call: Call, here: Path
     ("arguments", "message"),
     [
         (["check", "nowhere"], "no such file or folder"),
-        (["chek", "x"], "data: 'chek' is unknown; there are check and index; did you mean 'check'"),
+        (
+            ["chek", "x"],
+            "data: 'chek' is unknown; choose from check and index; did you mean 'check'",
+        ),
         (["check"], "arguments are required: address"),
         ([], "arguments are required: address"),
         (["check", "digits", "--limit", "0"], "limit is 0; it must be at least 1"),

@@ -100,12 +100,12 @@ def test_anomaly_of_a_run_is_relative_to_its_own_validation_data(
     ("arguments", "pattern"),
     [
         (["embed", "hip_digits", "digits", "--out", "f.txt"], r"written as \.npz or \.csv"),
-        (["embed", "hip_digits"], "say which data, by their address"),
+        (["embed", "hip_digits"], "give a data address"),
         (["embed", "hip_digits", "digits", "--split", "best"], r"no 'best' split"),
         (["embed", "hip_digits", "digits", "--pool", "sum"], "sum"),
         (["embed", "hip_digitz", "digits"], "did you mean 'hip_digits'"),
         (["probe", "hip_digits", "--out", "p.txt"], r"written as \.json"),
-        (["probe", "hip_digits"], "say which data"),
+        (["probe", "hip_digits"], "give a data address"),
         (["anomaly", "hip_digits", "digits"], "does not fill in what is hidden"),
         (["anomaly", "hip_digits_mae", "digits", "--top", "0"], r"top is 0\.0"),
         (

@@ -112,8 +112,8 @@ def test_pretrained_weights_become_a_classifier_that_evaluates_and_predicts(
     argv += ["--optimizer.layer_decay", "0.75", "--augment.copies", "2", "--augment.erase", "0.25"]
     outcome = call("finetune", *argv, "--loss.mixup", "0.8", "--loss.cutmix", "true")
     assert outcome.code == 0, outcome.err
-    assert "taken over" in outcome.out + outcome.err
-    assert "left behind (decoder)" in outcome.out + outcome.err
+    assert "tensors copied" in outcome.out + outcome.err
+    assert "dropped (decoder)" in outcome.out + outcome.err
     config = json.loads((run / "model" / "config.json").read_text())["config"]
     assert (config["decoder"], config["num_pools"], config["unit_drop_rate"]) == (None, 2, 0.5)
 

@@ -127,8 +127,8 @@ def test_what_is_filled_in_is_written_and_told(
     outcome = call("reconstruct", pretrained.path, *files, *out, "--fill", "audio", "image")
     assert outcome.code == 0
     assert "training never hid" not in outcome.err
-    assert "1.wav: holds audio alone" in outcome.err
-    rows = [line for line in outcome.out.splitlines() if "not known" in line or "squared" in line]
+    assert "1.wav: holds only audio" in outcome.err
+    rows = [line for line in outcome.out.splitlines() if "unknown" in line or "squared" in line]
     assert len(rows) + outcome.out.count("variances") >= 4
     names = {path.name for path in (tmp_path / "out").glob("*_filled.*")}
     assert names == {"0_filled.wav", "1_filled.png", "2_filled.png", "2_filled.wav"}

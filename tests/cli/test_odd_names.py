@@ -1,4 +1,4 @@
-"""Names that are no UTF-8 on the command line: every answer is written, and readable."""
+"""Names that are not UTF-8 on the command line: every answer is written, and readable."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ SIZE = ["--size", "8", "--batch_size", "4", "--device", "cpu"]
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures whose folder and names are no UTF-8, in two classes."""
+    """Pictures whose folder and names are not UTF-8, in two classes."""
     root = tmp_path_factory.mktemp("data") / os.fsdecode(b"d\xff\xfe")
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
@@ -35,7 +35,7 @@ def test_a_run_on_odd_names_loses_no_answer(
     odd: Path, call: Callable[..., Any], tmp_path: Path
 ) -> None:
     checked = call("data", "check", odd)
-    assert rf"file names are no UTF-8, such as {SHOWN}" in checked.out
+    assert rf"file names are not UTF-8, such as {SHOWN}" in checked.out
     run = tmp_path / "run"
     train = ["train", "--task", "classify", "--model", "hip_nano", "--data", odd, "--out", run]
     assert call(*train, "--steps", "2", *SIZE).code == 0
@@ -64,7 +64,7 @@ def test_what_is_written_gets_a_name_in_utf_8(
     out = tmp_path / ODD
     train = ["train", "--task", "classify", "--model", "hip_nano", "--data", odd]
     for flags in (["--out", out], [f"--out={out}"]):
-        refuse([*train, *flags, *SIZE], r"--out is '.*p\\\\xe9', which is no UTF-8")
+        refuse([*train, *flags, *SIZE], r"--out is '.*p\\\\xe9', which is not UTF-8")
     assert not out.exists()
 
 

@@ -129,7 +129,7 @@ def test_a_run_is_accepted_where_a_model_name_is(
     for model in (f"{pretrained}@last", pretrained / "model", classifier):
         outcome = call(*starting("finetune", model=model, limit=1), "--overwrite")
         assert outcome.code == 0
-        assert "tensors taken over" in outcome.err
+        assert "tensors copied" in outcome.err
 
 
 @pytest.mark.slow
@@ -185,7 +185,7 @@ def test_the_demo_runs_and_leaves_a_report(call: Call, tmp_path: Path) -> None:
     assert outcome.code == 0
     assert "1/3 pre-training" in outcome.err
     assert f"report: {out / 'report.html'}" in outcome.out
-    assert "a dry run: these figures mean nothing" in outcome.out
+    assert "a dry run: these numbers mean nothing" in outcome.out
     for name in ("HiP, pre-trained and fine-tuned", "3 nearest neighbours", "support vector"):
         assert name in outcome.out
     page = (out / "report.html").read_text()

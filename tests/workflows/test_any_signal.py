@@ -119,7 +119,7 @@ def test_the_other_verbs_take_them(
         written = write_anomalies(found, tmp_path / "odd")
         assert len([path for path in written if path.suffix == ".png"]) == 1
     else:
-        with pytest.raises(CheckpointError, match=r"task mlm\) hides no parts"):
+        with pytest.raises(CheckpointError, match=r"task mlm\) hides bytes by"):
             find_anomalies(run.path, [files["texts"]])
     if "hip" in case:
         file = files["clouds" if "clouds" in case else "texts"]

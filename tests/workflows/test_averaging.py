@@ -239,7 +239,7 @@ def test_views_need_a_classifier_and_something_to_look_at(
     with pytest.raises(ConfigError, match=r"model's task is mlm"):
         list(pv.predict(mlm_run.path, texts=["[MASK]"], views=VIEWS))
     for run, name in ((text_run, "bytes"), (cloud_run, "points")):
-        with pytest.raises(ConfigError, match=rf"need films or sounds, .* reads \['{name}'\]"):
+        with pytest.raises(ConfigError, match=rf"need videos or audio, .* reads \['{name}'\]"):
             pv.evaluate(run.path, split="val", views=VIEWS)
     with pytest.raises(ConfigError, match=r"views are 3x2, but a text has one view"):
         list(pv.predict(film_run.path, [made / "clips"], texts=["x"], views=VIEWS))

@@ -214,7 +214,7 @@ def test_other_settings_do_not_continue_and_other_files_are_kept(
     trained: list[str], tmp_path: Path
 ) -> None:
     compete(tmp_path / "a")
-    with pytest.raises(RunError, match=r"begun with steps=10, and is asked to go on with 20"):
+    with pytest.raises(RunError, match=r"begun with steps=10, but this call has 20"):
         compete(tmp_path / "a", steps=20)
     assert compete(tmp_path / "a", steps=20, overwrite=True).state.rungs[0].seconds == 0
     (tmp_path / "b").mkdir()

@@ -154,7 +154,7 @@ def test_a_busy_machine_is_pointed_out(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(benchmarking, "BUSY", 0.0)
     monkeypatch.setattr(benchmarking, "draw_throughput", lambda *given, **more: None)
     _, _, lines = bench(tmp_path, monkeypatch, rounds=1)
-    assert lines[0].startswith("note: other programs compute too (load average 0.1 on ")
+    assert lines[0].startswith("note: other programs are running (load average 0.1 on ")
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_is(

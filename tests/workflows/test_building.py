@@ -47,7 +47,7 @@ def test_options_that_trained_weights_do_not_fit_are_refused(
     with pytest.raises(CheckpointError, match=r"the encoders differ at trunk\."):
         making.quietly(pv.finetune, labels=["topic"], model_options=deeper, **settings)
     other = {"tokens": {"byte": {"mask_rate": 0.5}}}
-    with pytest.raises(ConfigError, match=r"speaks of 'byte', .*\['bytes'\]; did you mean 'bytes'"):
+    with pytest.raises(ConfigError, match=r"contains 'byte', .*\['bytes'\]; did you mean 'bytes'"):
         making.quietly(pv.pretrain, task="mlm", model_options=other, **settings)
     assert not (tmp_path / "run").exists()
 

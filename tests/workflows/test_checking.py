@@ -86,7 +86,7 @@ def test_columns_that_were_asked_for_are_read_and_proposed(tmp_path: Path) -> No
     assert unlabelled is not None
     assert unlabelled.task == "mlm"
     assert "[MASK]" in shlex.split(unlabelled.commands[2])[-1]
-    assert "--labels '[\"topic\"]' (there are topic, mood)" in unlabelled.hints[0]
+    assert "--labels '[\"topic\"]' (available: topic, mood)" in unlabelled.hints[0]
     with pytest.raises(ConfigError, match="weather"):
         check_data(str(table), labels=["weather"])
 
@@ -102,8 +102,8 @@ def test_columns_of_numbers_are_hinted_at_as_targets(tmp_path: Path) -> None:
     proposal = check_data(str(table)).proposal
     assert proposal is not None
     label, number = proposal.hints
-    assert "choose its column: --labels '[\"kind\"]' (there are kind, side)" in label
-    assert "choose its column: --targets '[\"age\"]' (there are age, height)" in number
+    assert "choose its column: --labels '[\"kind\"]' (available: kind, side)" in label
+    assert "choose its column: --targets '[\"age\"]' (available: age, height)" in number
     assert len(check_data(str(table), labels=["kind"]).facts.labels[0].classes) == 3
     assert check_data(str(table), targets=["age"]).facts.targets[0].unknown == 3
 
@@ -136,8 +136,8 @@ def test_scenes_are_printed_as_tiles_with_classes_of_points(
     assert data(["check", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in printed.splitlines()]
-    assert f"{tmp_path}: 4 tiles of 3 scenes; how many hold what:" in printed
-    assert "split tiles scenes looked at broken points + classes of points" in lines
+    assert f"{tmp_path}: 4 tiles of 3 scenes; counts by split and modality:" in printed
+    assert "split tiles scenes checked broken points + classes of points" in lines
     assert "train 3 2 3 0 3" in lines
     assert "points points per scene 300 500 6,000" in lines
     assert "classes of points classes per scene 2 2 2" in lines

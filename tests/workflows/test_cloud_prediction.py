@@ -123,8 +123,8 @@ def test_what_cannot_be_predicted_is_named(
     for files, out, rule in (
         ([], "o", "nothing to predict"),
         ([tmp_path / "flat.npy"], "flat.npy", "is a file"),
-        ([tmp_path / "odd.npz"], ".", "is a file to be read"),
-        ([terrain / "test.npz", terrain / "test.npz"], "o", "would have one name"),
+        ([tmp_path / "odd.npz"], ".", "is an input file"),
+        ([terrain / "test.npz", terrain / "test.npz"], "o", "would have the same name"),
     ):
         with pytest.raises(ConfigError, match=rule):
             list(predict_clouds(loaded, files, tmp_path / out))

@@ -157,4 +157,4 @@ def test_the_command_compares_and_keeps_out_for_comparisons(
     assert main(["report", str(runs[0]), str(runs[1]), "--out", str(page)]) == 2
     assert "already exists" in capsys.readouterr().err
     assert main(["report", str(runs[0]), "--out", str(page), "--overwrite"]) == 2
-    assert "is for comparing runs" in capsys.readouterr().err
+    assert "is for several runs" in capsys.readouterr().err

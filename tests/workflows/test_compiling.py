@@ -94,8 +94,8 @@ def test_fewer_samples_than_a_batch_are_not_compiled_and_that_is_said(
     found = embed(mlm_run.path, texts, split="val", compile=True, note=said.append)
     assert np.array_equal(found.features, plain.features)
     assert said == [
-        "compile: no batch held 64 samples, so nothing was compiled; use a smaller batch size, or "
-        "leave it out for so few samples"
+        "compile: no batch had 64 samples, so nothing was compiled; use a smaller batch size, or "
+        "leave compile out"
     ]
 
 

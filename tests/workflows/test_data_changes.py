@@ -125,7 +125,9 @@ def test_a_project_that_moved_is_found_by_what_was_typed(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved = project.rename(project.with_name("moved"))
-    with pytest.raises(RunError, match=r"no data at .*/project/photos any more; .*--data ADDRESS"):
+    with pytest.raises(
+        RunError, match=r"data at .*/project/photos no longer exists; .*--data ADDRESS"
+    ):
         pv.resume(moved / "run", quiet=True)
     monkeypatch.chdir(moved)
     assert pv.resume("run", quiet=True).config.data == str(moved / "photos")
@@ -151,7 +153,7 @@ def test_an_older_run_finds_relative_data_from_the_folder_it_was_started_in(
     (project / "run" / "addresses.json").unlink()
     path = project / "run" / "config.yaml"
     path.write_text(path.read_text().replace(f"{project}/photos", "photos"))
-    with pytest.raises(RunError, match=r"there is no data at .*/elsewhere/photos any more"):
+    with pytest.raises(RunError, match=r"the data at .*/elsewhere/photos no longer exists"):
         pv.resume(project / "run", quiet=True)
     monkeypatch.chdir(project)
     pv.resume("run", quiet=True)

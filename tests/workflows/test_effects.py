@@ -25,14 +25,14 @@ TEXTS: dict[str, Any] = {"task": "autoencode", "model": "perceiver_io_tiny", "li
     ("changes", "message"),
     [
         ({"val_share": 0.2}, r"val_share=0\.2 has no effect on digits, which has a val split"),
-        ({"timeout_minutes": 5.0}, r"timeout_minutes=5\.0 has no effect where one process trains"),
+        ({"timeout_minutes": 5.0}, r"timeout_minutes=5\.0 has no effect with a single process"),
         (
             {"patience": 3, "steps": 5},
-            r"patience=3 has no effect in 5 steps, which are evaluated 1",
+            r"patience=3 has no effect in 5 steps with 1",
         ),
         (
             {"size": 16, "inputs": {"image": {"height": 8, "width": 8}}},
-            r"size=16 has no effect beside inputs, which give images the size",
+            r"size=16 has no effect because inputs set the image size to",
         ),
         ({**TEXTS, "optimizer": {"position_lr": 2.0}}, r"position_lr=2\.0 has no effect on percei"),
         ({"augment": {"gain": (-6.0, 6.0)}}, r"augment\.gain changes audio, but the modalities"),

@@ -194,7 +194,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path, mlm_run: pv.Run) -> None:
         pv.embed("hip_digits", "digits", batch_size=0)
     with pytest.raises(ConfigError, match=r"features are written as \.npz or \.csv"):
         write_features("hip_digits", "digits", tmp_path / "f.parquet")
-    with pytest.raises(RunError, match="without a run; say which data"):
+    with pytest.raises(RunError, match="without a run; give a data address"):
         pv.embed("hip_digits")
     # The run's own data, of texts.
     own = pv.embed(mlm_run.path, split="val")

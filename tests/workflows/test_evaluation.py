@@ -55,7 +55,7 @@ def test_a_model_folder_is_evaluated_on_stated_data(
         (multitask_run, both),
         (flow_run, f"warps:{made / 'photographs'}"),
     ):
-        with pytest.raises(RunError, match=r"model folder without a run; say which data"):
+        with pytest.raises(RunError, match=r"model folder without a run; give a data address"):
             pv.evaluate(run.path / "model", split="val")
         found = pv.evaluate(run.path / "model", data=str(data), split="val").figures
         if run is not flow_run:  # its motions are the run's
@@ -83,7 +83,7 @@ def test_data_of_other_labels_are_refused(
 def test_a_model_without_a_task_has_nothing_to_evaluate(made: Path, tmp_path: Path) -> None:
     model = pv.create_model(making.NANO, inputs={"bytes": pv.Bytes(32)})
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(CheckpointError, match=r"saved for task 'none' and has nothing to evaluate"):
+    with pytest.raises(CheckpointError, match=r"saved for task 'none' and cannot be evaluated"):
         pv.evaluate(tmp_path / "model", data=str(made / "texts.csv"), split="val")
 
 

@@ -176,7 +176,7 @@ def test_names_that_do_not_fit_are_refused(
 def test_samples_without_anything_to_fill_in_from_are_left_out(
     model: Path, files: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=r"a\.b\.wav: holds audio alone.*image or video or points"):
+    with pytest.raises(DataError, match=r"a\.b\.wav: holds only audio.*image or video or points"):
         pv.reconstruct(model, [files / "a.b.wav"], tmp_path / "a", fill=["audio"])
     notes: list[str] = []
     alone = tmp_path / "z.wav"
@@ -184,17 +184,17 @@ def test_samples_without_anything_to_fill_in_from_are_left_out(
     paths = [alone, files / "a.b.png"]
     done = reconstruct_files(model, paths, tmp_path / "b", fill=["audio"], note=notes.append)
     assert [Path(each.file).name for each in done.filled] == ["a.b.png"]
-    assert any("skipped: " in note and "z.wav: holds audio alone" in note for note in notes)
+    assert any("skipped: " in note and "z.wav: holds only audio" in note for note in notes)
     assert any("does not record whether training hid whole modalities" in note for note in notes)
 
 
 ONE = {"image": PAIR["image"]}
 CANNOT = {
-    "one": ("hip_nano", ONE, {}, "pretrain", {}, r"reads \['image'\] alone.*--modality_dropout"),
-    "patches": ("hiera_nano", {"image": pv.Image(16, 16, 1)}, {}, "pretrain", {}, r"a HiP and a"),
-    "flat": ("perceiver_nano", PAIR, {"num_classes": 2}, "classify", {}, r"takes a decoder that"),
+    "one": ("hip_nano", ONE, {}, "pretrain", {}, r"reads only \['image'\].*--modality_dropout"),
+    "patches": ("hiera_nano", {"image": pv.Image(16, 16, 1)}, {}, "pretrain", {}, r"as in HiP and"),
+    "flat": ("perceiver_nano", PAIR, {"num_classes": 2}, "classify", {}, r"requires a decoder"),
     "classes": ("hip_nano", PAIR, {"num_classes": 2}, "classify", {}, r"does not reconstruct its"),
-    "queries": ("perceiver_io_nano", PAIR, {"num_classes": 2}, "", {}, r"answers its own inputs"),
+    "queries": ("perceiver_io_nano", PAIR, {"num_classes": 2}, "", {}, r"outputs are its own"),
     "space": (
         *("hip_nano", PAIR, {}, "pretrain", {"target": "group-normalised"}),
         r"predicts group-normalised values.*--mask\.target per-channel",

@@ -129,7 +129,7 @@ def test_pictures_that_are_no_pair_are_refused(
 ) -> None:
     out = tmp_path / "out"
     other = making.write_photographs(tmp_path / "other", 1) / "0.png"
-    with pytest.raises(DataError, match=r"has 40x33 pixels and .* 40x40; two frames have one size"):
+    with pytest.raises(DataError, match=r"has 40x33 pixels and .* 40x40; both frames must have"):
         predict_flow(flow_run.path, frames[0], other, out)
     with pytest.raises(DataError, match=r"no\.png"):
         predict_flow(flow_run.path, frames[0], tmp_path / "no.png", out)
@@ -137,9 +137,7 @@ def test_pictures_that_are_no_pair_are_refused(
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:90])
     with pytest.raises(DataError, match=r"cut\.png"):
         predict_flow(flow_run.path, frames[0], tmp_path / "cut.png", out)
-    with pytest.raises(
-        CheckpointError, match=r"predicts no flow \(its task is mlm\); train one of"
-    ):
+    with pytest.raises(CheckpointError, match=r"predicts no flow \(its task is mlm\); train a"):
         predict_flow(mlm_run.path, *frames, out)
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match=r"--out .*file is a file; give a folder"):

@@ -63,7 +63,7 @@ def test_runs_that_are_older_go_on_with_indices(
     assert matrix is not None
     assert matrix.sum(1).tolist() == [2, 2, 0, 2]
     assert main(["resume", str(tmp_path / "run")]) == 0
-    assert "goes on with integer_labels=indices" in capsys.readouterr().err
+    assert "resumes with integer_labels=indices" in capsys.readouterr().err
     assert load_with_info(run.folder.path).info.classes == ("0", "1", "2", "3")
     # A model folder alone names its classes too.
     alone = pv.evaluate(run.folder.best_model, data=data, split="test").matrix

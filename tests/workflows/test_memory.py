@@ -110,7 +110,7 @@ def test_recomputing_is_named_where_it_helps() -> None:
 
 @pytest.mark.slow
 def test_a_model_that_cannot_fit_says_so() -> None:
-    assert "Take a smaller model" in refusal(configure(memory_limit=1e-4))
+    assert "Use a smaller model" in refusal(configure(memory_limit=1e-4))
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def test_predict_says_which_files_have_no_answer(pictures: Path, tmp_path: Path)
     records = list(predict(save(tmp_path / "huge", HUGE), [pictures]))
     assert len(records) == 8
     assert {tuple(record) for record in records} == {("file", "error")}
-    assert "holds NaN or infinity" in records[0]["error"]
+    assert "contains NaN or infinity" in records[0]["error"]
     sound = list(predict(save(tmp_path / "sound", 1.0), [pictures]))
     assert {tuple(record) for record in sound} == {("file", "class", "probability", "top")}
 
@@ -55,7 +55,7 @@ def test_no_figure_and_no_feature_is_made_of_nan(pictures: Path, tmp_path: Path)
     }
     assert not np.isfinite(figures[huge]["top1"])
     assert 0.0 <= figures[sound]["top1"] <= 1.0
-    with pytest.raises(DataError, match=r"\.png: the model's answer holds NaN or infinity"):
+    with pytest.raises(DataError, match=r"\.png: the model's output contains NaN or infinity"):
         embed(huge, [pictures])
     assert np.isfinite(embed(sound, [pictures]).features).all()
 
@@ -69,5 +69,5 @@ def test_a_mask_is_not_made_of_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(HUGE)
-    with pytest.raises(DataError, match=r"x\.png: the model's answer holds NaN"):
+    with pytest.raises(DataError, match=r"x\.png: the model's output contains NaN"):
         find_mask_of(model, picture, "x.png")

@@ -97,7 +97,7 @@ def test_a_run_from_before_goes_on_with_torch_s_products_and_says_so(
     monkeypatch.delenv("PERCEIVERS_LINEAR")
     monkeypatch.setattr(linear_module, "remembered", lambda *_: "onednn")
     resumed = pv.resume(tmp_path / "half")
-    assert "goes on with torch's own" in " ".join(capsys.readouterr().err.split())
+    assert "resumes with torch's own" in " ".join(capsys.readouterr().err.split())
     assert equal(whole.path, resumed.path)
     monkeypatch.setattr(choosing, "Numerics", Numerics)
     monkeypatch.setenv("PERCEIVERS_LINEAR", "torch")
@@ -108,11 +108,11 @@ def test_a_run_from_before_goes_on_with_torch_s_products_and_says_so(
 @pytest.mark.parametrize(
     ("record", "environment", "said"),
     [
-        ({"linear": "onednn"}, "torch", "multiplied matrices by onednn, and goes on with torch"),
+        ({"linear": "onednn"}, "torch", "used onednn for matrix products and resumes with torch"),
         pytest.param(
             {"device": "cuda", "precision": "bf16"},
             "",
-            "computed in bf16 on cuda, and goes on in",
+            "computed in bf16 on cuda and resumes in",
             marks=pytest.mark.slow,
         ),
         ({"chunks": 1}, "", "is damaged: chunks is 1, expected True or False"),

@@ -54,8 +54,8 @@ def test_sizes_and_modalities_are_as_asked_for(made: Path) -> None:
         ({"modalities": ["audio"]}, r"modality 'audio' is asked for, but the data hold"),
         ({"inputs": {"bytes": {"lenght": 3}}}, r"no setting 'lenght'.*did you mean 'length'\?"),
         ({"inputs": {"bytes": {"length": 0}}}, r"Bytes\.length is 0; it must be at least 1"),
-        ({"size": 32}, r"size=32 speaks of pictures, but .* holds \['bytes'\]; set other sizes"),
-        ({"channels": 1}, r"channels=1 speaks of pictures"),
+        ({"size": 32}, r"size=32 applies to images, but .* holds \['bytes'\]; set other sizes"),
+        ({"channels": 1}, r"channels=1 applies to images"),
     ],
 )
 def test_what_the_data_do_not_have_is_named(

@@ -98,12 +98,12 @@ def test_records_are_written_too_where_out_is_given(
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("flow_run", {"texts": ["x"]}, "computes flow between two pictures; give files, not texts"),
+        ("flow_run", {"texts": ["x"]}, "computes flow between two images; give files, not texts"),
         ("clip_run", {"texts": ["x"]}, "passes files through an autoencoder; give files"),
         ("clip_run", {"paths": []}, "nothing to predict; give files"),
         ("text_run", {"texts": ["x"], "pad": True}, "computes no flow, so there is nothing to pad"),
         ("text_run", {"texts": ["x"], "top": 0}, "top is 0"),
-        ("flow_run", {"views": pv.Views(temporal=2)}, "only the answers of classifiers"),
+        ("flow_run", {"views": pv.Views(temporal=2)}, "only the outputs of classifiers"),
     ],
 )
 def test_what_a_task_has_no_use_for_is_refused(
@@ -147,4 +147,4 @@ def test_the_command_line_says_what_python_returns(
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"{record['mask']}, {record['overlay']}: ")
-    assert out.endswith(f"1 pictures segmented, see {tmp_path / 'out'}\n")
+    assert out.endswith(f"1 images segmented, see {tmp_path / 'out'}\n")

@@ -276,7 +276,7 @@ def test_what_a_model_does_not_read_is_refused(
     with pytest.raises(ConfigError, match="nothing to predict; give files, folders or texts"):
         list(pv.predict(text_run.path))
     with pytest.raises(
-        DataError, match=r"none of 1 samples could be read; .*belongs to the sounds"
+        DataError, match=r"none of 1 samples could be read; .*belongs to the audio files"
     ):
         list(pv.predict(text_run.path, [made / "sounds" / "low" / "0.wav"]))
 

@@ -222,9 +222,9 @@ def test_a_task_needs_a_model_that_can_answer_it(made: Path, tmp_path: Path) -> 
         ),
         (
             {"task": "autoencode", "data": made / "texts.csv"},
-            r"texts are pre-trained by --task mlm",
+            r"to pre-train on text, use --task mlm",
         ),
-        ({"task": "mlm", "data": made / "photographs"}, r"needs a model that reads bytes"),
+        ({"task": "mlm", "data": made / "photographs"}, r"needs a model with bytes as input"),
     ):
         with pytest.raises(ConfigError, match=message):
             making.quietly(pv.pretrain, model=making.NANO, out=out, **settings)
@@ -290,12 +290,12 @@ def flow_config(**settings: Any) -> FlowTrainConfig:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 32}, r"flow reads frame pairs alone and does not use size"),
+        ({"size": 32}, r"flow reads only frame pairs and does not use size"),
         ({"labels": ["a"]}, r"does not use labels"),
         ({"inputs": {"bytes": {"length": 3}}}, r"does not use inputs \['bytes'\]"),
         ({"inputs": {"video": {"heigth": 3}}}, r"no setting 'heigth'.*did you mean 'height'"),
         ({"inputs": {"video": {"height": "tall"}}}, r"'?height'?.*'tall'"),
-        ({"model": "perceiver_io_nano"}, r"perceiver_io_nano is no flow model; use one of \['perc"),
+        ({"model": "perceiver_io_nano"}, r"perceiver_io_nano is not a flow model; use one of"),
         ({"max_flow": 99.0}, r"max_flow is 99\.0; for frames of 16 x 20 pixels"),
     ],
 )
@@ -310,7 +310,7 @@ def test_flow_needs_photographs_or_measured_pairs(made: Path, tmp_path: Path) ->
     for data, message in (
         ("digits", r"generated from photographs with 'warps:digits'"),
         (str(made / "photographs"), r"no flow file .*with 'warps:"),
-        ("warps:digits", r"flow pairs are made of picture files, not of Arrays"),
+        ("warps:digits", r"flow pairs are made from image files, not from Arrays"),
         (f"warps:{tmp_path / 'no'}", r"no such file or folder"),
     ):
         with pytest.raises(DataError, match=message):
@@ -318,7 +318,7 @@ def test_flow_needs_photographs_or_measured_pairs(made: Path, tmp_path: Path) ->
 
 
 def test_generated_pairs_are_for_flow_alone(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"generated frame pairs, which only flow learns from"):
+    with pytest.raises(DataError, match=r"generated frame pairs, which only --task flow can use"):
         making.quietly(
             pv.train, model=making.NANO, data=f"warps:{made / 'photographs'}", out=tmp_path / "x"
         )

@@ -78,7 +78,7 @@ def test_figures_are_those_counted_by_hand() -> None:
 
 def test_one_class_cannot_be_probed() -> None:
     alike = Table(np.random.default_rng(0).random((8, 2), np.float32), np.zeros(8, np.int64))
-    with pytest.raises(ConfigError, match="all 8 samples to fit are of one class"):
+    with pytest.raises(ConfigError, match="all 8 samples to fit have the same class"):
         fit_probes(alike, alike, alike, "classes")
 
 
@@ -186,5 +186,5 @@ def test_several_columns_and_numbers_are_probed_one_by_one() -> None:
     assert found["weight", "model", "linear"].figures["r2"] > 0.99
     assert found["weight", "none", "mean"].width == 0
     unknown = {split: np.full(40, -1) for split in splits}
-    with pytest.raises(DataError, match="no sample of 'train' has a known answer"):
+    with pytest.raises(DataError, match="no sample of 'train' has a known value"):
         probe_column("colour", "classes", splits, unknown)

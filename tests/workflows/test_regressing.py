@@ -151,7 +151,7 @@ def test_trained_latents_are_taken_over(regress_run: pv.Run, table: Path, tmp_pa
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({}, DataError, r"gives no targets; .*--targets '\[\"age\"\]'"),
+        ({}, DataError, r"has no targets; .*--targets '\[\"age\"\]'"),
         ({"targets": ["height"]}, ConfigError, "'height'"),
         ({"targets": ["image"]}, ConfigError, "'image'"),
     ],

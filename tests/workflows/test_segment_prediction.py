@@ -100,7 +100,7 @@ def test_a_mask_has_the_size_of_its_picture(segment_run: pv.Run, tmp_path: Path)
         Image.new("RGB", size, (10, 10, 10)).save(tmp_path / f"{name}.png")
     (tmp_path / "broken.jpg").write_bytes(b"x")
     made = {m.file.stem: m for m in predict_masks(segment_run.path, [tmp_path], tmp_path / "out")}
-    assert "no picture" in made.pop("broken").error
+    assert "not an image" in made.pop("broken").error
     for name, size in sizes.items():
         files = made[name]
         assert files.mask is not None
@@ -159,14 +159,14 @@ def test_files_are_kept_unless_told_otherwise(segment_run: pv.Run, tmp_path: Pat
     with pytest.raises(ConfigError, match="--overwrite"):
         list(predict_masks(segment_run.path, given, tmp_path / "o"))
     assert len(list(predict_masks(segment_run.path, given, tmp_path / "o", overwrite=True))) == 2
-    with pytest.raises(ConfigError, match=r"x\.png is a picture to be read"):
+    with pytest.raises(ConfigError, match=r"x\.png is an input image"):
         list(predict_masks(segment_run.path, given, tmp_path / "a", overwrite=True))
     with pytest.raises(ConfigError, match="is a file"):
         list(predict_masks(segment_run.path, given, tmp_path / "a" / "x.png"))
 
 
 def test_other_models_find_no_masks(text_run: pv.Run, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="finds no masks"):
+    with pytest.raises(CheckpointError, match="predicts no masks"):
         list(predict_masks(text_run.path, ["x.png"], tmp_path))
 
 
@@ -179,7 +179,7 @@ def test_the_command_writes_and_counts(
     out = str(tmp_path / "masks")
     assert main(["predict", str(segment_run.path), picture, str(bad), "--out", out]) == 0
     captured = capsys.readouterr()
-    assert f"1 pictures segmented, see {out}" in captured.out
+    assert f"1 images segmented, see {out}" in captured.out
     assert "bad.png: the file is empty" in captured.err
     assert (tmp_path / "masks" / "p0_overlay.png").is_file()
 
@@ -239,9 +239,9 @@ def test_pre_trained_encoders_are_taken_over(halves: Path, tmp_path: Path, model
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"model": "perceiver_nano"}, ConfigError, "no answer per element.*hip.*perceiver_io"),
+        ({"model": "perceiver_nano"}, ConfigError, "no output per element.*hip.*perceiver_io"),
         ({"head": "full"}, ConfigError, "'pyramid'"),
-        ({"segment": {"ignore": "sky"}}, DataError, "'sky' is to be ignored"),
+        ({"segment": {"ignore": "sky"}}, DataError, "'sky' should be ignored"),
     ],
 )
 def test_what_cannot_be_segmented_is_refused(

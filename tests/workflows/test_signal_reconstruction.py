@@ -103,7 +103,7 @@ def test_models_that_give_no_signal_back_are_refused(
 ) -> None:
     for run in (text_run, cloud_run, mlm_run):
         with pytest.raises(
-            CheckpointError, match=r"gives no signal back .* give the pre-training run"
+            CheckpointError, match=r"does not reconstruct its input.* give the pre-training run"
         ):
             reconstruct(run.path, [made / "photographs"], tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -75,7 +75,7 @@ def test_a_single_modality_has_no_combinations(tmp_path: Path) -> None:
 
 def test_modality_dropout_is_checked_before_anything_is_written(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with pytest.raises(ConfigError, match=r"reads \['image'\] alone"):
+    with pytest.raises(ConfigError, match=r"reads only \['image'\]"):
         pv.train(
             model="perceiver_io_nano", data="digits", out=str(out), modality_dropout=0.5, quiet=True
         )

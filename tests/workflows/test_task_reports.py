@@ -13,12 +13,12 @@ SECTIONS = {
     "clip_run": (
         "Auto-encoding",
         "psnr/video",
-        ["clips (their middle frames)", "passed the latent array"],
+        ["clips (their middle frames)", "from the latent array alone"],
     ),
-    "picture_run": ("Auto-encoding", "psnr/image", ["Validation pictures"]),
+    "picture_run": ("Auto-encoding", "psnr/image", ["Validation images"]),
     "multilabel_run": ("Multi-label", "top1/mood", []),
     "multitask_run": ("Several tasks", "top1/topics", []),
-    "flow_run": ("Optical flow", "epe_of_zero", ["Validation pairs, not trained on"]),
+    "flow_run": ("Optical flow", "epe_of_zero", ["Validation pairs, not used in training"]),
 }
 
 
@@ -31,7 +31,7 @@ def test_a_report_shows_the_task(request: pytest.FixtureRequest, tmp_path: Path,
     page = run.write_report().read_text()
     title, figure, texts = SECTIONS[name]
     assert title in page
-    for text in ("Figures", "Curves", "Configuration", figure, *texts):
+    for text in ("Metrics", "Curves", "Configuration", figure, *texts):
         assert text in page, text
     assert "Not evaluated on a test split yet" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")

@@ -1,1 +1,1 @@
-"""What a user wants done: the same functions stand behind Python and the command line."""
+"""High-level operations; the Python API and the command line call the same functions."""

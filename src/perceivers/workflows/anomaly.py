@@ -1,7 +1,7 @@
-"""Which samples a masked auto-encoder finds strange, and where: the verb ``anomaly``.
+"""Anomaly detection with masked autoencoders (the verb ``anomaly``): scores, maps and files.
 
-Every element is scored while it is hidden. What the model cannot fill in from its surroundings is
-strange to it: a scratch, a wrong part, a noise that does not belong.
+Each element is scored by its reconstruction error while it is hidden; a high error means that the
+model cannot predict the element from its surroundings, as with a scratch or an unusual sound.
 
 Legend: B batch.
 """
@@ -34,39 +34,40 @@ from perceivers.workflows.origin import run_config
 from perceivers.workflows.prediction import write_predictions
 
 REFERENCE_SIZE = 512
-# Deviations that the median absolute deviation of normal errors stands for.
+# Scales the median absolute deviation to the standard deviation of a normal distribution.
 MAD_TO_DEVIATION = 1.4826
 
 
 @dataclass(frozen=True)
 class AnomalySettings(Settings, prefix=""):
-    """How samples are scored."""
+    """Settings of anomaly scoring."""
 
     repeats: Count = 8
-    """How often each element is hidden, at least 1; more makes smoother maps and takes longer."""
+    """How often each element is hidden, at least 1; more gives smoother maps but takes longer."""
     ratio: Part | None = None
-    """Share hidden in each pass, between 0 and 1; None takes what the model was trained with."""
+    """Fraction hidden in each pass, between 0 and 1; None uses the ratio of the training."""
     top: Annotated[float, Range(above=0, most=1)] = 0.1
-    """The score is the mean over this share of the elements, the most wrong ones; 1 takes all."""
+    """The score averages this fraction of the elements, those with the largest errors; 1 uses
+    all."""
     draw: Natural = 32
-    """Samples of which maps are kept, the strangest first."""
+    """Number of samples to draw maps of, most anomalous first."""
     batch_size: Count = 64
-    """Samples at once."""
+    """Samples per batch."""
     seed: Seed = 0
-    """Of the masks, which are the same for every sample."""
+    """Seed of the masks, which are the same for every sample."""
 
 
 @dataclass(frozen=True)
 class AnomalyRow:
-    """One sample.
+    """Scores of one sample.
 
     Attributes:
-        name: Its name, or path.
-        known_class: Its class, of a file the folder it lies in; empty where unknown.
-        score: Deviations above the median of the reference, mean over the modalities that the
-            sample holds; without a reference the mean error.
-        percentile: Share of the reference with a lower score, in percent; None without one.
-        errors: Error per modality, in the space that the model was trained in.
+        name: Name or path of the sample.
+        known_class: Class of the sample; for a file, its parent folder. Empty if unknown.
+        score: Deviations above the median of the reference, averaged over the modalities that are
+            present; without a reference, the mean error.
+        percentile: Percentage of reference samples with a lower score; None without a reference.
+        errors: Error per modality, in the space of the training target.
     """
 
     name: str
@@ -78,12 +79,12 @@ class AnomalyRow:
 
 @dataclass(frozen=True)
 class AnomalyMap:
-    """A strange sample with its map.
+    """Error maps of one sample.
 
     Attributes:
-        row: Its scores.
+        row: Scores of the sample.
         signals: Raw tensors by modality, without a batch axis.
-        errors: Mean error of every element, on the modality's grid; NaN where there is none.
+        errors: Mean error of each element, on the modality's grid; NaN where there is no error.
     """
 
     row: AnomalyRow
@@ -93,16 +94,16 @@ class AnomalyMap:
 
 @dataclass(frozen=True)
 class Anomalies:
-    """What was found, strangest first.
+    """Anomaly scores of all samples, most anomalous first.
 
     Attributes:
         rows: All samples.
-        maps: The first of them, as many as were asked for.
-        auroc: Area under the curve of telling abnormal samples from normal ones; None where that
-            was not asked.
-        reference: Samples that scores are relative to; 0 without a reference.
-        passes: Times that every sample was looked at.
-        unit: What errors are.
+        maps: Maps of the ``draw`` most anomalous samples.
+        auroc: Area under the ROC curve for separating abnormal from normal samples; None unless
+            normal classes were given.
+        reference: Number of reference samples; 0 without a reference.
+        passes: Number of forward passes per sample.
+        unit: Unit of the errors.
         skipped: Samples that could not be read, as ``path: reason``.
         loaded: The model.
     """
@@ -119,20 +120,20 @@ class Anomalies:
 
 @dataclass
 class Scale:
-    """Errors of normal samples, by modality, and what they combine to."""
+    """Error statistics of normal samples by modality, and their combined scores."""
 
     centre: dict[str, float] = field(default_factory=dict)
     spread: dict[str, float] = field(default_factory=dict)
     scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     def combine(self, errors: Mapping[str, float]) -> float:
-        """Return one score: deviations above the centre where there is one."""
+        """Average the modalities into one score, in deviations above the centre if known."""
         held = {n: e for n, e in errors.items() if np.isfinite(e)}
         parts = [(e - self.centre.get(n, 0.0)) / self.spread.get(n, 1.0) for n, e in held.items()]
         return float(np.mean(parts)) if parts else float("nan")
 
     def percentile(self, score: float) -> float | None:
-        """Return which share of normal samples has a lower score, in percent."""
+        """Return the percentage of normal samples with a lower score; None without any."""
         return 100.0 * float((self.scores < score).mean()) if len(self.scores) else None
 
 
@@ -145,23 +146,22 @@ def find_anomalies(
     normal: str | Sequence[str] = (),
     settings: AnomalySettings | None = None,
 ) -> Anomalies:
-    """Score samples by the error of a masked auto-encoder where it does not see.
+    """Score samples by the error of a masked autoencoder on hidden elements.
 
     Args:
-        model: A HiP or Hiera that was pre-trained by masking, or a Perceiver IO that was
-            auto-encoded with a mask ratio; run folder, model folder, or the name of weights of
-            ours.
+        model: A HiP or Hiera pre-trained with masking, or a Perceiver IO autoencoder trained with a
+            mask ratio; run folder, model folder, or name of pre-trained weights.
         data: Files and folders, or one data address.
-        split: The split of a data set; says that ``data`` is an address.
-        reference: Address of normal samples, up to 512 of which scores are made relative to; the
-            run's own validation data when not given, and none for a model folder.
-        normal: Classes that are normal, to compute how well scores tell the others from them; the
-            reference is then of these classes alone, if it has them.
-        settings: How samples are scored.
+        split: Split of a data set; marks ``data`` as an address.
+        reference: Address of normal samples; scores are relative to at most 512 of them. Default:
+            the validation data of the run; no reference for a model folder.
+        normal: Normal classes, to compute the AUROC of separating all other classes from them. The
+            reference is then restricted to these classes if it has any of them.
+        settings: Settings of the scoring.
 
     Raises:
-        UserError: The model cannot fill in what is hidden, nothing can be read, or no sample is of
-            a class that is called normal.
+        UserError: The model cannot reconstruct hidden elements, nothing can be read, or no sample
+            belongs to a normal class.
     """
     settings = settings or AnomalySettings()
     loaded, config = load_with_info(model), run_config(model)
@@ -193,7 +193,6 @@ def find_anomalies(
 def _open_reference(
     loaded: Loaded, config: TrainConfig | None, reference: str | None, batch_size: int
 ) -> Feed | None:
-    """Open what is normal: what was given, or the run's own validation data."""
     if reference is not None:
         return open_feed(loaded, config, [reference], batch_size=batch_size, folders_are_files=True)
     if config is None:
@@ -208,13 +207,13 @@ def measure(
 
     Args:
         loaded: The model.
-        maker: Makes its maps.
-        feed: What is normal.
-        normal: Classes that are; where the data have none of them, all samples are.
-        settings: How samples are scored.
+        maker: Computes the error maps of the model.
+        feed: Reference data.
+        normal: Normal classes; if the data have none of them, all samples count as normal.
+        settings: Settings of the scoring.
 
     Raises:
-        DataError: No sample is of those classes.
+        DataError: No sample belongs to those classes.
     """
     only = set(normal) & set(feed.classes)
     found: list[dict[str, float]] = []
@@ -227,7 +226,7 @@ def measure(
             break
     found = found[:REFERENCE_SIZE]
     if not found:
-        raise DataError(f"no sample of the reference is of the classes {sorted(only)}")
+        raise DataError(f"no sample of the reference belongs to the classes {sorted(only)}")
     scale = Scale()
     for name in found[0]:
         values = np.array([errors[name] for errors in found])
@@ -235,6 +234,7 @@ def measure(
         if len(values):
             scale.centre[name] = float(np.median(values))
             spread = MAD_TO_DEVIATION * float(np.median(np.abs(values - scale.centre[name])))
+            # Identical errors, as on synthetic data, would divide by zero.
             scale.spread[name] = max(spread, 1e-9)
     scale.scores = np.array([scale.combine(errors) for errors in found])
     return scale
@@ -248,10 +248,10 @@ def _score(
     settings: AnomalySettings,
     skipped: list[str],
 ) -> tuple[list[AnomalyRow], list[AnomalyMap]]:
-    """Score all samples; the maps of the strangest alone are kept meanwhile."""
+    """Score all samples, keeping only the maps of the most anomalous ones in memory."""
     rows: list[AnomalyRow] = []
     kept: list[tuple[float, int, AnomalyMap]] = []
-    # Of equal scores the first come first, and maps are never compared.
+    # Breaks ties by order of arrival; without it the heap would compare maps.
     order = count()
     for portion in feed.read():
         skipped += portion.batch.bad
@@ -276,17 +276,17 @@ def _score(
 
 
 def make_maps(loaded: Loaded, maker: ErrorMaps, portion: Portion) -> dict[str, Tensor]:
-    """Return the errors ``[B, *grid]`` of a batch by modality."""
+    """Return the errors ``[B, *grid]`` of a batch by modality, on the CPU."""
     held = held_modalities(loaded.model, portion.batch)
     return {name: x.cpu() for name, x in maker(portion.batch.inputs, held).items()}
 
 
 def pool_errors(maps: Mapping[str, Float[Tensor, "B *grid"]], top: float) -> list[dict[str, float]]:
-    """Return one number per sample and modality: the mean of its most wrong elements.
+    """Return, per sample and modality, the mean error of the elements with the largest errors.
 
     Args:
-        maps: Errors; NaN does not count, and a sample of NaN alone has none.
-        top: Share of the elements that count, above 0 and at most 1; at least one does.
+        maps: Errors; NaN is ignored, and a sample with only NaN gets NaN.
+        top: Fraction of the elements to average, in (0, 1]; at least one element is used.
     """
     columns: dict[str, list[float]] = {}
     for name, errors in maps.items():
@@ -301,22 +301,23 @@ def pool_errors(maps: Mapping[str, Float[Tensor, "B *grid"]], top: float) -> lis
 
 
 def area(rows: Iterable[AnomalyRow], normal: Sequence[str]) -> float:
-    """Return the area under the curve of telling samples of other classes from normal ones.
+    """Return the area under the ROC curve for separating samples of other classes from normal ones.
 
-    Samples of no known class are left out.
+    Samples without a known class are ignored.
 
     Raises:
-        DataError: No class is called normal, or all are.
+        DataError: All samples are normal, or none is.
     """
     known = [row for row in rows if row.known_class and np.isfinite(row.score)]
     classes = sorted({row.known_class for row in known})
     odd = torch.tensor([row.known_class not in normal for row in known])
     if not known or bool(odd.all()) or not bool(odd.any()):
         raise DataError(
-            f"normal classes are {list(normal)}, and the samples are of {classes}; AUROC needs "
-            f"some of both, by the classes of a data set or the folders that files lie in"
+            f"normal classes are {list(normal)}, and the samples belong to {classes}; AUROC needs "
+            f"both normal and other samples; classes come from the data set or from the folder of "
+            f"each file"
         )
-    # Ranks in 0..1: the metric takes what lies outside for logits, whose ends become equal.
+    # Ranks in 0..1: torchmetrics applies a sigmoid to values outside, which saturates large scores.
     scores = np.array([row.score for row in known])
     ranks = np.unique(scores, return_inverse=True)[1] / len(scores)
     metric = new_metric("classification.BinaryAUROC", torch.device("cpu"))
@@ -324,44 +325,44 @@ def area(rows: Iterable[AnomalyRow], normal: Sequence[str]) -> float:
 
 
 def describe(row: AnomalyRow) -> dict[str, Any]:
-    """Return a row as a record for a table."""
+    """Convert a row to a table record."""
     record: dict[str, Any] = {"file": row.name, "class": row.known_class, "score": row.score}
     if row.percentile is not None:
         record["percentile"] = row.percentile
     return record | {f"error/{name}": value for name, value in row.errors.items()}
 
 
-# -- Anomalies as files: tables of scores, maps as arrays, and heat over the strangest samples ---
+# -- Output files: tables of scores, error maps, and heat maps of the most anomalous samples -----
 
-NOTE = "Left or above as it is; then where the model was wrong about what it did not see."
-# Errors above this share of those drawn get the strongest colour.
+NOTE = "Left or above: the original; then the reconstruction error of hidden elements."
+# Quantile of the drawn errors that gets the strongest colour.
 STRONGEST = 0.995
 
 
 def check_folder(out: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds the scores of an earlier call.
+    """Check that the output folder holds no scores of an earlier call.
 
     Raises:
-        ConfigError: It does, and ``overwrite`` is off; or it is a file.
+        ConfigError: It does and ``overwrite`` is off, or ``out`` is a file.
     """
     if out.is_file():
-        raise ConfigError(f"--out {out} is a file; scores and pictures go into a folder")
+        raise ConfigError(f"--out {out} is a file; give a folder for the scores and images")
     if (out / "scores.jsonl").exists() and not overwrite:
         raise ConfigError(f"{out} holds scores already; pass --overwrite or another --out")
 
 
 def write_anomalies(found: Anomalies, out: Path) -> list[Path]:
-    """Write ``scores.jsonl``, ``scores.csv``, and per sample drawn ``NNN_NAME.png`` and ``.npz``.
+    """Write ``scores.jsonl``, ``scores.csv``, ``summary.json`` and the maps ``NNN_NAME``.
 
-    An ``.npz`` holds the error of every element by modality, float32 on the modality's grid. A
-    sample of several modalities has a picture of each.
+    Each map is a ``.npz`` with the error of every element by modality (float32, on the modality's
+    grid) and a ``.png``; a sample of several modalities has one ``.png`` per modality.
 
     Args:
-        found: What to write.
-        out: The folder, created when missing.
+        found: Scores and maps.
+        out: Output folder, created if missing.
 
     Returns:
-        The files written, tables first.
+        The tables, the summary and the images; the ``.npz`` files are not listed.
     """
     out.mkdir(parents=True, exist_ok=True)
     records = [describe(row) for row in found.rows]
@@ -390,7 +391,7 @@ def write_anomalies(found: Anomalies, out: Path) -> list[Path]:
 
 
 def _limits(found: Anomalies) -> dict[str, float]:
-    """The strongest colour of every modality, the same in all pictures."""
+    """Return the error of the strongest colour per modality, the same for all images."""
     limits = {}
     for name in found.maps[0].errors if found.maps else ():
         values = np.concatenate([each.errors[name].ravel() for each in found.maps])
@@ -400,7 +401,6 @@ def _limits(found: Anomalies) -> dict[str, float]:
 
 
 def _draw(found: Anomalies, each: AnomalyMap, stem: Path, limits: dict[str, float]) -> list[Path]:
-    """Draw every modality that the sample holds."""
     specs, written = found.loaded.model.config.inputs, []
     relative = f"{each.row.score:.2f} deviations above normal" if found.reference else ""
     title = f"{Path(each.row.name).name}: {relative or f'error {each.row.score:.4g}'}"
@@ -421,7 +421,7 @@ def _draw(found: Anomalies, each: AnomalyMap, stem: Path, limits: dict[str, floa
 
 
 def _as_floats(model: Any, name: str, raw: Tensor) -> Tensor:
-    """One raw sample as floats in its own layout; the ids of a text as they are."""
+    """Return a raw sample as floats in its raw layout (images in 0..1); text keeps its ids."""
     adapter = model.adapter(name)
     if adapter.spec.kind == "bytes":
         return raw

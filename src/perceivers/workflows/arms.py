@@ -1,7 +1,7 @@
-"""Train one of several models that are compared: to its end, whatever stopped it before.
+"""Train one arm (one of several runs that are compared) to its end, and compute its baseline.
 
-What came of an arm is kept in a JSON file beside its run folder, so that the same command continues
-after a kill: finished arms are read, an unfinished one is resumed.
+The outcome of each arm is stored in a JSON file beside its run folder. When the same command runs
+again after an interruption, it reads finished arms and resumes the unfinished one.
 """
 
 import json
@@ -53,7 +53,7 @@ from perceivers.workflows.comparing import summarise
 from perceivers.workflows.evaluation import evaluate
 from perceivers.workflows.preparing import Prepared
 
-# What torch says where a CPU's memory ends; it has no class of error for that.
+# Messages of torch when CPU memory runs out: it raises a plain RuntimeError.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 TABLE = "table.md"
 OF_TASK: Mapping[str, type[Task]] = {
@@ -67,7 +67,7 @@ OF_TASK: Mapping[str, type[Task]] = {
     "segment": Segmentation,
     "regress": Regression,
 }
-# Decided for all arms at once, or impossible where one process trains them one after the other.
+# Set for all arms by the comparison, or impossible because one process trains the arms in turn.
 DECIDED = (
     *("model", "task", "data", "out", "seed", "labels", "targets", "steps", "minutes", "limit"),
     *("eval_every", "log_every", "checkpoint_every", "devices", "nodes", "strategy"),
@@ -77,13 +77,13 @@ DECIDED = (
 
 @dataclass(frozen=True)
 class Arm:
-    """A training run that is one of several.
+    """One training run of a comparison.
 
     Args:
-        name: Tells it from the others; also the name of its folder.
+        name: Unique name; also the name of the run folder.
         task: The task.
-        settings: Of the task's config, without ``out``.
-        folder: Where ``runs/NAME`` and ``results/NAME.json`` go.
+        settings: Fields of the task's config, without ``out``.
+        folder: Parent folder of ``runs/NAME`` and ``results/NAME.json``.
     """
 
     name: str
@@ -98,25 +98,25 @@ class Arm:
 
     @property
     def record(self) -> Path:
-        """What came of it."""
+        """File that stores the outcome."""
         return self.folder / "results" / f"{self.name}.json"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an arm.
+    """Result of an arm, or the reason why it failed.
 
     Args:
-        name: Of the arm.
-        reason: Why there is no result; empty where there is one.
-        value: Best validation metric, at the evaluation that chose the model.
+        name: Name of the arm.
+        reason: Why there is no result; empty if there is one.
+        value: Validation metric of the best model.
         steps: Optimizer steps.
         best_step: Step of the best model.
-        parameters: Of the model.
-        seconds: Training time, without evaluation and waiting for data.
-        wall_seconds: From start to end, of the last process that trained it.
-        metrics: By split.
-        curve: Step, training time in seconds and validation metric of every evaluation.
+        parameters: Number of model parameters.
+        seconds: Training time, excluding evaluation and waiting for data.
+        wall_seconds: Duration from start to end of the last process that trained the arm.
+        metrics: Metrics by split.
+        curve: Step, training time in seconds and validation metric of each evaluation.
     """
 
     name: str
@@ -137,27 +137,27 @@ class Outcome:
 
 
 def metric_of(task: str) -> tuple[str, bool]:
-    """Return the validation metric that chooses models of a task, and whether higher is better."""
+    """Return the validation metric that selects the best model, and whether higher is better."""
     kind = OF_TASK[task]
     return kind.best_metric, kind.higher_is_better
 
 
 def verb_of(task: str) -> str:
-    """Return the verb that trains a task from scratch."""
+    """Return the verb that trains a task from scratch: ``pretrain`` or ``train``."""
     return "pretrain" if task in training.VERB_TASKS["pretrain"] else "train"
 
 
 def check_shared(settings: Mapping[str, Any]) -> None:
-    """Refuse training settings that a comparison decides itself.
+    """Check that the settings contain none that the comparison sets for all arms.
 
     Raises:
-        ConfigError: Names the first.
+        ConfigError: They do; the message names the first.
     """
     for name in DECIDED:
         if name in settings:
             raise ConfigError(
-                f"settings hold {name!r}, which is decided for all arms alike; give it as an "
-                f"option of its own where there is one, else leave it out"
+                f"settings hold {name!r}, which is the same for all arms; give it as a separate "
+                f"option if there is one, otherwise leave it out"
             )
 
 
@@ -169,17 +169,18 @@ def prepare_folder(
     overwrite: bool,
     may_change: Sequence[str] = (),
 ) -> None:
-    """Make a folder for several runs, or see that it holds those of the same settings.
+    """Create the folder of a comparison, or check that an existing one has the same settings.
 
     Args:
-        folder: Where runs, results and the record go.
-        record: Name of the file that holds the settings.
-        settings: What is asked now.
-        overwrite: Delete what an earlier call left.
-        may_change: Settings that need not be those of the earlier call.
+        folder: Parent folder of runs, results and the record.
+        record: Name of the file that stores the settings.
+        settings: Settings of this call.
+        overwrite: Delete the results of an earlier call.
+        may_change: Settings that may differ from those of the earlier call.
 
     Raises:
-        RunError: It holds something else, or other settings; or several processes were started.
+        RunError: The folder holds other files or was begun with other settings, or several
+            processes were started.
     """
     check_written_path(folder, "--out")
     if given_processes() is not None:
@@ -206,7 +207,7 @@ def prepare_folder(
         if changed:
             key = changed[0]
             raise RunError(
-                f"{folder} was begun with {key}={before.get(key)!r}, and is asked to go on with "
+                f"{folder} was begun with {key}={before.get(key)!r}, but this call has "
                 f"{settings[key]!r}; repeat the settings to continue, give another --out, or "
                 f"--overwrite"
             )
@@ -216,18 +217,18 @@ def prepare_folder(
 
 
 def run_arm(arm: Arm, *, splits: Sequence[str] = ()) -> Outcome:
-    """Train an arm to its end, or read what came of it before.
+    """Train an arm to its end, or read the outcome of an earlier call.
 
     Args:
-        arm: What is trained.
-        splits: Where its best model is evaluated too.
+        arm: The arm.
+        splits: Further splits on which to evaluate the best model.
 
     Returns:
-        Its outcome; one that failed says why, and is not tried again.
+        The outcome. A failed arm states the reason and is not tried again.
 
     Raises:
-        Interrupted: Its state is saved; the next call resumes it.
-        UserError: A disk or a folder failed, which says nothing of the arm.
+        Interrupted: Training was stopped; its state is saved, and the next call resumes it.
+        UserError: A disk or a folder failed, so the arm itself is not to blame.
     """
     if arm.record.exists():
         return read_outcome(arm.record)
@@ -243,24 +244,25 @@ def run_arm(arm: Arm, *, splits: Sequence[str] = ()) -> Outcome:
 
 
 def read_outcome(path: Path) -> Outcome:
-    """Read what ``run_arm`` recorded."""
+    """Read an outcome that ``run_arm`` stored."""
     found = read_json_file(path)
     return Outcome(**{**found, "curve": [tuple(point) for point in found["curve"]]})
 
 
 @contextmanager
 def collecting_failures(found: list[str]) -> Iterator[None]:
-    """Note why a model cannot be trained, instead of stopping the comparison.
+    """Record why a model cannot be trained instead of stopping the comparison.
 
     Args:
-        found: The reason is appended to it.
+        found: List to which the reason is appended.
 
     Raises:
-        UserError: It concerns a disk or a folder, and not the model.
+        UserError: The error concerns a disk or a folder, not the model.
     """
     try:
         yield
     except (ConfigError, DataError, InputError, RunError) as error:
+        # A full or lost disk would make every later arm fail too, so the comparison stops.
         if isinstance(error, FolderLostError) or isinstance(error.__cause__, OSError):
             raise
         found.append(str(error))
@@ -273,7 +275,6 @@ def collecting_failures(found: list[str]) -> Iterator[None]:
 
 
 def _train(arm: Arm) -> None:
-    """Start the arm, or resume it where there is something to resume from."""
     folder = RunFolder(arm.run)
     if folder.has_checkpoint:
         training.resume(arm.run, quiet=True, report=False)
@@ -290,12 +291,10 @@ def _train(arm: Arm) -> None:
 
 
 def _evaluate(arm: Arm, splits: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return metrics of the best model by split."""
     return {split: evaluate(arm.run, split=split).figures for split in splits}
 
 
 def _describe(arm: Arm, metrics: Mapping[str, Any], wall: float) -> Outcome:
-    """Read from the run folder what is compared."""
     folder, (metric, _) = RunFolder(arm.run), metric_of(arm.task)
     found = summarise(folder, arm.name)
     plain = {
@@ -316,7 +315,6 @@ def _describe(arm: Arm, metrics: Mapping[str, Any], wall: float) -> Outcome:
 
 
 def _read_curve(folder: RunFolder, metric: str) -> list[tuple[int, float, float]]:
-    """Return step, training time and metric of every evaluation."""
     records = read_metrics(folder.metrics)
     seconds = {r["step"]: float(r["seconds"]) for r in records if r["split"] == "train"}
     return [
@@ -330,16 +328,16 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-# -- What a constant answer reaches: the most common class, the mean number, the mean signal -----
+# -- Constant baselines: most common class, mean target, mean signal -----------------------------
 #
-# It is the floor of a comparison: a model that does not beat it has learned nothing of the
-# samples.
+# They are the floor of a comparison: a model that does not beat them has learned nothing from its
+# inputs.
 #
 # Legend: n samples, T label or target columns, K outputs.
 
 
 def describe_constant(prepared: Prepared) -> str:
-    """Say what the constant answer of a task is; empty where there is none."""
+    """Describe the constant baseline of a task; empty if there is none."""
     task = prepared.task
     if isinstance(task, Classification | Multitask):
         return "most common class"
@@ -355,15 +353,15 @@ def describe_constant(prepared: Prepared) -> str:
 
 
 def score_constant(prepared: Prepared, split: str) -> float | None:
-    """Return the metric that chooses models, of the constant answer, on a split.
+    """Return the model selection metric of the constant baseline on a split.
 
     Args:
-        prepared: Of any model for the data.
+        prepared: Prepared run of any model on the data.
         split: ``val`` or ``test``.
 
     Returns:
-        The metric; None where the task has no constant answer (texts, auto-encoding, errors in raw
-        units).
+        The metric; None for tasks without a constant baseline (masked language modelling,
+        autoencoding, optical flow, masked autoencoding with errors in raw units).
     """
     train, held = (
         cut_windows(prepared.dataset.splits[name], prepared.specs) for name in ("train", split)
@@ -379,22 +377,22 @@ def score_constant(prepared: Prepared, split: str) -> float | None:
         spec: Any = prepared.specs[MASKS]
         common = int(count_pixels(train, spec).argmax())
         counts = count_pixels(held, spec)
+        # Mean IoU over the classes in the labels or the prediction: only `common` is above 0.
         occurring = np.count_nonzero(counts) + (counts[common] == 0)
         return float(counts[common] / counts.sum() / occurring)
     if isinstance(task, MaskedAutoencoding) and task.settings.target != "raw":
-        # Errors are in units of the variance, of which the mean explains nothing.
+        # Errors are in units of the variance, so predicting the mean scores 1 per modality.
         return float(sum(task.config.weights.get(name, 1.0) for name in task.model.config.inputs))
     return None
 
 
 def _columns(source: Source) -> NDArray[np.int64]:
-    """Return labels ``[n, T]``."""
     assert source.labels is not None
     return source.labels.reshape(len(source.labels), -1)
 
 
 def _majority(train: NDArray[np.int64], held: NDArray[np.int64]) -> float:
-    """Return the accuracy of each column's most common training class, its mean over columns."""
+    """Return the accuracy of predicting the most common training class, mean over columns."""
     shares = []
     for known, wanted in zip(train.T, held.T, strict=True):
         known, truth = known[known != UNKNOWN], wanted[wanted != UNKNOWN]
@@ -405,7 +403,7 @@ def _majority(train: NDArray[np.int64], held: NDArray[np.int64]) -> float:
 
 
 def _prevalence(held: NDArray[np.int64], task: Multilabel) -> float:
-    """Return the mean average precision of equal scores: how common each label is, on average."""
+    """Return the mAP of equal scores, which is the mean prevalence of the labels that occur."""
     targets, known = to_multi_hot(torch.from_numpy(held), task.columns)
     counts, totals = (targets * known).sum(0), known.sum(0)
     occurs = counts > 0
@@ -413,7 +411,7 @@ def _prevalence(held: NDArray[np.int64], task: Multilabel) -> float:
 
 
 def _mean_error(held: Source, task: Regression) -> float:
-    """Return the loss of the training mean, which is 0 where targets are standardised."""
+    """Return the loss of predicting the training mean, which is 0 after standardisation."""
     assert isinstance(held, TargetSource)
     assert held.targets is not None
     targets = torch.from_numpy(held.targets)

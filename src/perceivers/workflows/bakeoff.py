@@ -1,9 +1,8 @@
-"""Find the model for some data: candidates train for equal time, the best go on, one wins.
+"""Model selection by successive halving: all candidates train equally long, the best advance.
 
-Validation alone chooses; the test split is measured once, for the winner. A rung trains its
-candidates from scratch with a schedule of its own length, because a learning rate that has not come
-down says little of what a run reaches: to continue the rung before would compare schedules that
-were cut short.
+Only validation metrics decide; the test split is used once, for the winner. Each rung trains from
+scratch with a complete learning rate schedule, since continuing the previous rung would compare
+runs whose learning rate had not yet decayed.
 """
 
 import json
@@ -54,9 +53,9 @@ from perceivers.workflows.evaluation import evaluate
 from perceivers.workflows.preparing import PREPARE
 from perceivers.workflows.proposing import free_run, train_line
 
-# Fewer steps than this say nothing of a model.
+# Fewer steps say nothing about a model.
 LEAST_STEPS = 5
-# How many times as long as in the last rung the winner is proposed to train.
+# The proposed command trains the winner this many times longer than the last rung.
 LONGER = 4
 Say = Callable[[str], None]
 
@@ -66,8 +65,8 @@ class BakeoffResult:
     """A finished bake-off.
 
     Args:
-        folder: With ``bakeoff.json``, ``table.md`` and ``bakeoff.png``.
-        state: Everything that was found.
+        folder: Folder with ``bakeoff.json``, ``table.md`` and ``bakeoff.png``.
+        state: Candidates, rungs and results.
         table: The tables as Markdown.
     """
 
@@ -82,7 +81,7 @@ class BakeoffResult:
 
     @property
     def run(self) -> Path:
-        """Run folder of the winner in the last rung."""
+        """Run folder of the winner from the last rung."""
         return arm_of(self.state, self.folder, len(self.state.rungs) - 1, self.winner).run
 
 
@@ -94,19 +93,19 @@ def bakeoff(
     report: Say | None = None,
     **options: Any,
 ) -> BakeoffResult:
-    """Let candidates compete for some data, or continue where the same call was stopped.
+    """Compare candidate models on a data set, or continue an interrupted comparison.
 
     Args:
         data: A data address.
         out: Folder for the runs, ``bakeoff.json``, ``table.md`` and ``bakeoff.png``.
-        overwrite: Replace an earlier bake-off there instead of continuing it.
-        report: Called with a line per candidate.
-        options: Fields of ``BakeoffSettings``, ``minutes`` or ``steps`` among them.
+        overwrite: Replace an earlier bake-off in ``out`` instead of continuing it.
+        report: Called with one line per candidate.
+        options: Fields of ``BakeoffSettings``; ``minutes`` or ``steps`` is required.
 
     Raises:
         UserError: The data or a setting is not usable, no candidate fits, or ``out`` holds a
             bake-off with other settings.
-        Interrupted: Stopped; the same call continues.
+        Interrupted: Training was stopped; the same call continues it.
     """
     settings = BakeoffSettings(data=data, **options)
     return run_bakeoff(settings, out, overwrite=overwrite, report=report)
@@ -119,7 +118,7 @@ def run_bakeoff(
     overwrite: bool = False,
     report: Say | None = None,
 ) -> BakeoffResult:
-    """Do what ``bakeoff`` does, with settings that were made before."""
+    """Run ``bakeoff`` with existing settings; see there for arguments and errors."""
     folder = Path(out)
     prepare_folder(folder, RECORD, asdict(settings), overwrite=overwrite)
     with RunLock(folder):
@@ -127,19 +126,10 @@ def run_bakeoff(
 
 
 class _Runner:
-    """One bake-off.
-
-    Args:
-        settings: What competes, and for how long.
-        folder: Where everything goes.
-        say: Called with a line per candidate.
-    """
-
     def __init__(self, settings: BakeoffSettings, folder: Path, say: Say) -> None:
         self.settings, self.folder, self.say = settings, folder, say
 
     def run(self) -> BakeoffResult:
-        """Train what has not been trained, and choose."""
         state = load_state(self.folder) or self._enter()
         counts = plan_rungs(len(state.competing), self.settings.reduce)
         for number in range(len(counts)):
@@ -153,7 +143,7 @@ class _Runner:
         return save_state(state, self.folder)
 
     def _enter(self) -> Bakeoff:
-        """Find the candidates, and what a constant answer reaches."""
+        """Find and examine the candidates, and score the constant baseline."""
         asked = self.settings
         study = study_data(asked.data, task=asked.task, labels=asked.labels, targets=asked.targets)
         listed = list_candidates(
@@ -168,7 +158,8 @@ class _Runner:
                 known[key] = examine(candidate, study.task, asked.data, timed=bool(asked.minutes))
             elif known[key].reason:
                 continue  # another learning rate would not help
-            # Models that differ in that alone take as long; measured apart, they would not.
+            # Candidates that differ only in learning rate share one timing, so noise in separate
+            # measurements cannot give them different numbers of steps.
             entry = replace(
                 known[key],
                 name=candidate.name,
@@ -188,7 +179,7 @@ class _Runner:
         return self._save(replace(state, constant=self._constant(state)))
 
     def _constant(self, state: Bakeoff) -> dict[str, Any]:
-        """Return the constant answer and its metric by split."""
+        """Describe the constant baseline and compute its metric by split."""
         config = make_config(state.task, state.competing[0].settings, self.settings.data)
         prepared = PREPARE[state.task](config)
         words = describe_constant(prepared)
@@ -196,7 +187,7 @@ class _Runner:
         return {"what": words, **{s: score_constant(prepared, s) for s in held}} if words else {}
 
     def _run_rung(self, state: Bakeoff, number: int, counts: Sequence[int]) -> Bakeoff:
-        """Train everyone who is in a rung, and choose who goes on."""
+        """Train all candidates of a rung and select those that advance."""
         if number == len(state.rungs):
             state = self._save(self._begin_rung(state, number))
         rung = state.rungs[number]
@@ -219,7 +210,7 @@ class _Runner:
                 f"every candidate failed in rung {number + 1}; the first: "
                 f"{state.entry(first.name).name}: {first.reason}"
             )
-        # Those that go on train from scratch, so only the weights of the winner are needed.
+        # The next rung trains from scratch, so only the weights of the winner are needed.
         needed = kept if number + 1 == len(counts) else []
         self._drop_weights(state, number, [slug for slug in rung.steps if slug not in needed])
         rungs = [*state.rungs[:number], replace(rung, kept=kept)]
@@ -228,16 +219,16 @@ class _Runner:
         return state
 
     def _train(self, state: Bakeoff, number: int, slug: str) -> Outcome:
-        """Train one candidate of a rung, or read what came of it."""
+        """Train one candidate of a rung, or read its recorded outcome."""
         rung, arm = state.rungs[number], arm_of(state, self.folder, number, state.entry(slug))
         if rung.steps[slug] < LEAST_STEPS and self.settings.minutes:
-            words = f"{rung.steps[slug]} steps fit into {rung.seconds:.1f} s"
-            late = Outcome(arm.name, reason=f"{words}; at least {LEAST_STEPS} must")
+            words = f"only {rung.steps[slug]} steps fit into {rung.seconds:.1f} s"
+            late = Outcome(arm.name, reason=f"{words}; at least {LEAST_STEPS} are required")
             write_json(arm.record, asdict(late))
         return replace(run_arm(arm), name=slug)
 
     def _begin_rung(self, state: Bakeoff, number: int) -> Bakeoff:
-        """Decide how long everyone trains, before anyone does."""
+        """Fix the length of all trainings of a rung before any of them starts."""
         asked = self.settings
         names = state.rungs[-1].kept if number else [entry.slug for entry in state.competing]
         if asked.steps:
@@ -253,27 +244,27 @@ class _Runner:
             entry = state.entry(slug)
             step = entry.step_seconds
             if slug in before and before[slug].seconds:
-                # A whole rung tells better than the first few steps.
+                # The previous rung gives a better estimate than the few steps timed at the start.
                 step = before[slug].seconds / before[slug].steps
             fitted[slug] = fit_steps(seconds, step + entry.read_seconds, entry.eval_seconds)
         if all(steps < LEAST_STEPS for steps, _ in fitted.values()):
             raise ConfigError(
-                f"minutes={asked.minutes:g} leave each of {len(names)} candidates {seconds:.1f} s, "
-                f"in which none takes {LEAST_STEPS} steps; give more minutes, or fewer models"
+                f"minutes={asked.minutes:g} gives each of {len(names)} candidates {seconds:.1f} s, "
+                f"too little for {LEAST_STEPS} steps of any; give more minutes or fewer models"
             )
         steps = {slug: count for slug, (count, _) in fitted.items()}
         every = {slug: each for slug, (_, each) in fitted.items()}
         return replace(state, rungs=[*state.rungs, Rung(round(seconds, 2), steps, every)])
 
     def _drop_weights(self, state: Bakeoff, number: int, slugs: Sequence[str]) -> None:
-        """Delete weights and states; settings and curves stay."""
+        """Delete weights and checkpoints; settings and curves stay."""
         for slug in slugs:
             run = arm_of(state, self.folder, number, state.entry(slug)).run
             for name in ("checkpoints", "last", "model"):
                 shutil.rmtree(run / name, ignore_errors=True)
 
     def _crown(self, state: Bakeoff) -> Bakeoff:
-        """Measure the winner on test, once, and say how to train it longer."""
+        """Evaluate the winner on the test split, and record a command that trains it longer."""
         last = len(state.rungs) - 1
         slug = state.rungs[last].kept[0]
         entry = state.entry(slug)

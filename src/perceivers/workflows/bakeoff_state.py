@@ -1,4 +1,4 @@
-"""What a bake-off is asked for and has found so far: its record, tables and figure."""
+"""Settings and state of a bake-off, and its tables and figure; ``bakeoff`` runs the training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -15,47 +15,46 @@ from perceivers.version import __version__
 from perceivers.workflows.arms import TABLE, Arm, Outcome, check_shared, read_outcome
 from perceivers.workflows.candidates import LEARNING_RATES, Entry, find_front, rank
 
-# ------------------------------------------------------------------------------------------------
-# What a bake-off is asked for, and what it has found so far: one file that it continues from.
+# -- Settings and state: stored in one file, from which an interrupted bake-off continues --------
 
 RECORD = "bakeoff.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BakeoffSettings(Settings, prefix=""):
-    """What competes, and for how long."""
+    """Settings of a bake-off."""
 
     data: str
     """A data address."""
     minutes: NonNegative = 0.0
-    """Time for training and its evaluations, of all candidates together."""
+    """Total time of training and evaluation, for all candidates together."""
     steps: Natural = 0
-    """Instead of minutes: steps of each candidate in the first rung, for equal results to the last
-    bit; a later rung takes as many times more as it has fewer candidates (reduce)."""
+    """Instead of minutes: steps of each candidate in the first rung, for bit-identical results;
+    each further rung takes reduce times as many."""
     reduce: Annotated[int, Range(2)] = 3
-    """One of this many candidates reaches the next rung."""
+    """One in this many candidates advances to the next rung."""
     task: str = ""
-    """What is learned; what the data are for when not given."""
+    """Task to train; chosen from the data if not given."""
     labels: list[str] = field(default_factory=list)
-    """Label columns to learn, where the data have several."""
+    """Label columns to learn, if the data have several."""
     targets: list[str] = field(default_factory=list)
-    """Columns of numbers to be predicted."""
+    """Numeric columns to predict."""
     models: list[str] = field(default_factory=list)
-    """Variants that compete; all small ones, and what data check proposes, when empty."""
+    """Variants that compete; if empty, all small ones and the proposal of data check."""
     rates: list[Positive] = field(default_factory=lambda: list(LEARNING_RATES))
-    """Peak learning rates that every variant is tried with."""
+    """Peak learning rates to try with each variant."""
     seed: Seed = 0
     """Seed of all runs."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Further training settings of all candidates, such as {batch_size: 32}."""
 
     def __post_init__(self) -> None:
-        """Reject values out of range, and settings that are decided here."""
+        """Reject values out of range and settings that the bake-off sets itself."""
         super().__post_init__()
         if bool(self.minutes) == bool(self.steps):
             raise ConfigError(
-                f"minutes={self.minutes:g} and steps={self.steps}: give one of them, the time of "
-                f"everything or the steps of each candidate in the first rung"
+                f"minutes={self.minutes:g} and steps={self.steps}: give one of them, the total "
+                f"time or the steps of each candidate in the first rung"
             )
         if not self.rates:
             raise ConfigError("rates is empty; give at least one learning rate")
@@ -67,10 +66,10 @@ class Rung:
     """One round, in which all candidates train equally long.
 
     Args:
-        seconds: Of each candidate; 0 where steps are equal instead.
-        steps: By entry.
-        eval_every: By entry.
-        kept: Those that went on, best first; empty while it is not finished.
+        seconds: Time per candidate; 0 if the number of steps is fixed instead.
+        steps: Training steps by entry.
+        eval_every: Steps between evaluations by entry.
+        kept: Entries that advance, best first; empty until the rung is finished.
     """
 
     seconds: float
@@ -81,20 +80,20 @@ class Rung:
 
 @dataclass(frozen=True)
 class Bakeoff:
-    """What is known so far; ``bakeoff.json`` holds it.
+    """State of a bake-off, as stored in ``bakeoff.json``.
 
     Args:
-        settings: What was asked.
-        task: What is learned.
-        metric: The validation metric that chooses.
-        higher_is_better: Its direction.
+        settings: Fields of ``BakeoffSettings``.
+        task: The task.
+        metric: Validation metric that selects candidates.
+        higher_is_better: Direction of the metric.
         splits: Splits of the data.
-        entries: All candidates, also those that do not compete.
-        rungs: Those that have begun.
-        constant: The constant answer: what it is, and its metric by split.
-        winner: The entry that won; empty before the end.
-        test: Metrics of the winner on test; empty without such a split.
-        command: What trains the winner longer.
+        entries: All candidates, including those that do not compete.
+        rungs: Rungs that have begun.
+        constant: Constant baseline: its description under ``what``, and its metric by split.
+        winner: Slug of the winner; empty until the end.
+        test: Test metrics of the winner; empty without a test split.
+        command: Command that trains the winner longer.
     """
 
     settings: Mapping[str, Any]
@@ -120,7 +119,7 @@ class Bakeoff:
 
 
 def arm_of(state: Bakeoff, folder: Path, rung: int, entry: Entry) -> Arm:
-    """Return the run of an entry in a rung."""
+    """Return the training run of an entry in a rung."""
     settings, plan = state.settings, state.rungs[rung]
     every = plan.eval_every[entry.slug]
     length = {
@@ -135,7 +134,7 @@ def arm_of(state: Bakeoff, folder: Path, rung: int, entry: Entry) -> Arm:
 
 
 def read_outcomes(state: Bakeoff, folder: Path) -> list[dict[str, Outcome]]:
-    """Return what is recorded of every rung, by entry."""
+    """Read the recorded outcomes of every rung, by entry."""
     found = []
     for place, rung in enumerate(state.rungs):
         arms = {slug: arm_of(state, folder, place, state.entry(slug)) for slug in rung.steps}
@@ -145,7 +144,7 @@ def read_outcomes(state: Bakeoff, folder: Path) -> list[dict[str, Outcome]]:
 
 
 def load_state(folder: Path) -> Bakeoff | None:
-    """Return what an earlier call recorded; None where there is nothing."""
+    """Load the state of an earlier call; None if there is none."""
     path = folder / RECORD
     if not path.exists():
         return None
@@ -158,7 +157,7 @@ def load_state(folder: Path) -> Bakeoff | None:
 
 
 def save_state(state: Bakeoff, folder: Path) -> Bakeoff:
-    """Record what is known, and return it."""
+    """Write the state to ``bakeoff.json``, and return it."""
     write_json(folder / RECORD, {"version": __version__, **asdict(state)})
     return state
 
@@ -171,9 +170,9 @@ def write_report(state: Bakeoff, folder: Path, outcomes: Rungs) -> str:
     """Write ``table.md`` and ``bakeoff.png``, and return the tables.
 
     Args:
-        state: What was found.
-        folder: Where they go.
-        outcomes: What came of every rung, by entry.
+        state: The state.
+        folder: Output folder.
+        outcomes: Outcomes of each rung, by entry.
     """
     text = write_tables(state, outcomes)
     write_atomic(folder / TABLE, text)
@@ -189,7 +188,7 @@ def last_outcomes(outcomes: Rungs) -> dict[str, Outcome]:
 
 
 def order_entries(state: Bakeoff, outcomes: Rungs) -> list[str]:
-    """Return entries from the winner to those that failed: later rungs first, best first."""
+    """Rank the entries: those of later rungs first, then by metric, failed ones last."""
     ordered: list[str] = []
     for found in reversed(outcomes):
         rows = [Outcome(**{**vars(outcome), "name": slug}) for slug, outcome in found.items()]
@@ -199,7 +198,7 @@ def order_entries(state: Bakeoff, outcomes: Rungs) -> list[str]:
 
 
 def write_tables(state: Bakeoff, outcomes: Rungs) -> str:
-    """Return the ranking, what did not compete, and the winner, as Markdown."""
+    """Return Markdown with the ranking, the failed candidates and the winner."""
     rungs = [f"rung {index + 1}" for index in range(len(state.rungs))]
     header = ["candidate", "parameters", *rungs, "steps", "training time, s", "best at step"]
     rows = [_row(state, slug, outcomes) for slug in order_entries(state, outcomes)]
@@ -221,7 +220,6 @@ def write_tables(state: Bakeoff, outcomes: Rungs) -> str:
 
 
 def _describe_length(state: Bakeoff) -> str:
-    """Say how long candidates train."""
     settings = state.settings
     if settings["steps"]:
         counts = " and ".join(f"{max(rung.steps.values()):,}" for rung in state.rungs)
@@ -250,7 +248,7 @@ def _value(outcome: Outcome | None) -> str:
 
 
 def _failures(state: Bakeoff, outcomes: Rungs) -> list[list[str]]:
-    """Return who did not compete or failed, and why."""
+    """Return names and reasons of candidates that did not compete or failed."""
     found = [[entry.name, entry.reason] for entry in state.entries if entry.reason]
     for slug, outcome in last_outcomes(outcomes).items():
         if outcome.has_failed:
@@ -259,14 +257,13 @@ def _failures(state: Bakeoff, outcomes: Rungs) -> list[list[str]]:
 
 
 def _winner_lines(state: Bakeoff, outcomes: Rungs) -> list[str]:
-    """Return the winner's metrics, and the command that trains it longer."""
     value = last_outcomes(outcomes)[state.winner].value
     assert value is not None
     held = f"validation {state.metric} {number(value, 4)}"
     if state.metric in state.test:
         held += f", test {number(state.test[state.metric], 4)} (measured once)"
         constant = state.constant.get("test")
-        held += "" if constant is None else f", constant answer {number(constant, 4)}"
+        held += "" if constant is None else f", constant baseline {number(constant, 4)}"
     return [
         f"Winner: {state.entry(state.winner).name}: {held}. Longer:",
         "",
@@ -277,7 +274,6 @@ def _winner_lines(state: Bakeoff, outcomes: Rungs) -> list[str]:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a Markdown table."""
     cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in rows]
     return [
         f"| {' | '.join(header)} |",
@@ -287,7 +283,6 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _draw(state: Bakeoff, folder: Path, outcomes: Rungs) -> None:
-    """Draw the metric over time, and over parameters."""
     last = last_outcomes(outcomes)
     done = {slug: outcome for slug, outcome in last.items() if not outcome.has_failed}
     points = {s: (o.parameters, float(o.value or 0.0)) for s, o in done.items()}

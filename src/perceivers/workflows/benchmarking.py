@@ -1,6 +1,6 @@
-"""Measure models side by side: rounds of processes, then tables, a figure and JSON.
+"""Benchmark several models: measure each in its own process, then write tables, figure and JSON.
 
-Rounds are interleaved (A B C A B C), so that what else the machine does falls on all alike.
+Rounds are interleaved (A B C A B C), so that other load on the machine affects all models alike.
 """
 
 import datetime
@@ -31,10 +31,10 @@ from perceivers.plan.machines import Free, free_device_memory, free_host_memory
 from perceivers.report.figures.throughput import Line, draw_throughput
 from perceivers.version import __version__
 
-# What a measurement may take of the free memory, where no limit is given: a machine that runs out
-# of it ends processes, not always the one that took it.
+# Fraction of the free memory that a measurement may use if no limit is given: when memory runs
+# out, the system kills processes, and not always the one that used it.
 USABLE = 0.95
-# Load per core above which times say little.
+# Load per core above which times are unreliable.
 BUSY = 0.5
 RECORD, TABLE, FIGURE = "bench.json", "table.md", "bench.png"
 Report = Callable[[str], None]
@@ -42,12 +42,12 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Bench:
-    """What was measured, and the folder that holds it.
+    """Results of a benchmark.
 
     Args:
-        folder: With ``bench.json``, ``table.md`` and ``bench.png``.
-        rows: One per size, model and pass.
-        largest: One per model and memory limit.
+        folder: Folder with ``bench.json``, ``table.md`` and ``bench.png``.
+        rows: One row per size, model and pass.
+        largest: Largest size per model and memory limit.
         table: The tables as Markdown.
     """
 
@@ -58,7 +58,7 @@ class Bench:
 
     @property
     def failures(self) -> list[Row]:
-        """What ended with an error other than time or memory."""
+        """Rows that ended with an error other than a time or memory limit."""
         return [row for row in self.rows if row.status == "failed"]
 
 
@@ -70,18 +70,19 @@ def run_bench(
     command: str = "",
     report: Report | None = None,
 ) -> Bench:
-    """Measure models side by side and write what was found, after every round.
+    """Benchmark models side by side, and write the results after every round.
 
     Args:
-        settings: What is measured, and how often.
+        settings: Models, sizes, passes and number of rounds.
         out: Folder for ``bench.json``, ``table.md`` and ``bench.png``.
-        overwrite: Replace those of an earlier bench.
-        command: The command line, for the record.
-        report: Called with a line per measurement.
+        overwrite: Replace the files of an earlier benchmark.
+        command: Command line to store in the record.
+        report: Called with one line per measurement.
 
     Raises:
-        ConfigError: A model is unknown or cannot have a size, or a limit exceeds the free memory.
-        RunError: The folder holds an earlier bench.
+        ConfigError: A model is unknown or does not support a size, or a limit exceeds the free
+            memory.
+        RunError: The folder holds an earlier benchmark.
     """
     folder = Path(out)
     if (folder / RECORD).exists() and not overwrite:
@@ -94,16 +95,16 @@ def run_bench(
         raise ConfigError(f"reference {settings.reference!r} is not measured; choose from {names}")
     check_sizes(subjects, settings.sizes)
     check_limits(settings)
-    make_folder(folder)  # what cannot be written is known before anything is measured
+    make_folder(folder)  # fails here, not after the first round, if it cannot be written
     runner = Runner(settings, subjects, folder, command, report or (lambda line: None))
     return runner.run()
 
 
 def check_limits(settings: BenchSettings) -> None:
-    """Make sure that the memory that a search may take is there.
+    """Check that the free memory covers the largest ``memory_limit``.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: It does not.
     """
     free = find_free(settings)
     most = max(settings.memory_limit, default=0.0)
@@ -115,21 +116,21 @@ def check_limits(settings: BenchSettings) -> None:
 
 
 def find_free(settings: BenchSettings) -> Free:
-    """Return the free memory where the models compute."""
+    """Return the free memory of the device on which the models run."""
     if settings.computes_on == "cuda":
         return free_device_memory(torch.device("cuda"))
     return free_host_memory()
 
 
 class Runner:
-    """One bench.
+    """Runs one benchmark.
 
     Args:
-        settings: What is measured, and how often.
+        settings: Models, sizes, passes and number of rounds.
         subjects: All models, in the order of a round.
-        folder: Where results go.
-        command: The command line, for the record.
-        report: Called with a line per measurement.
+        folder: Output folder.
+        command: Command line to store in the record.
+        report: Called with one line per measurement.
     """
 
     def __init__(
@@ -153,14 +154,14 @@ class Runner:
         self.largest: list[Largest] = []
 
     def run(self) -> Bench:
-        """Measure everything."""
+        """Run all rounds, then the search for the largest sizes."""
         bench = None
         machine = self._about["machine"]
         load, cores = machine["load_average"][0], machine["cores"] or 1
         if load > BUSY * cores:
             self._report(
-                f"note: other programs compute too (load average {load} on {cores} cores), so "
-                f"times are longer than on a quiet machine; memory is not affected"
+                f"note: other programs are running (load average {load} on {cores} cores), so "
+                f"times are longer than on an idle machine; memory is not affected"
             )
         for turn in range(1, self.settings.rounds + 1):
             for size in sorted(self.settings.sizes):
@@ -176,7 +177,7 @@ class Runner:
         return bench
 
     def _measure(self, subject: Subject, size: int, turn: int) -> None:
-        """Measure a model at a size, but for the passes of which the end is known."""
+        """Measure a model at a size, except for passes whose result can be inferred."""
         known = {name: self._known_end(subject, size, name) for name in self.settings.passes}
         wanted: list[Pass] = [name for name in PASSES if name in known and known[name] is None]
         found = {
@@ -196,7 +197,7 @@ class Runner:
         )
 
     def _known_end(self, subject: Subject, size: int, name: Pass) -> Measurement | None:
-        """Return why a pass is not tried: it failed here, or was too much for a smaller size."""
+        """Return an earlier failure at this size, or a time or memory limit at a smaller size."""
         for each in self.measured:
             if (each.model, each.name) != (subject.name, name) or each.status == "measured":
                 continue
@@ -228,7 +229,7 @@ class Runner:
         )
 
     def _search(self, subject: Subject) -> list[Largest]:
-        """Find the largest size of a model within each limit."""
+        """Find the largest size of a model within each memory limit."""
 
         def probe(size: int, limit: float) -> Measurement:
             request = self._request(subject, size, ("step",), limit, timed=False)
@@ -241,7 +242,7 @@ class Runner:
         return [search.find(limit * GB) for limit in sorted(self.settings.memory_limit)]
 
     def _write(self) -> Bench:
-        """Write what is there so far."""
+        """Write the results so far."""
         rows = summarise(self.measured, self._reference)
         settings, about = self.settings, self._about
         table = write_tables(settings, rows, self.largest, reference=self._reference, about=about)
@@ -286,7 +287,7 @@ class Runner:
 
 
 def show_measurement(done: Measurement) -> str:
-    """Return a measurement in a few words."""
+    """Format a measurement for the console."""
     if done.status != "measured":
         return f"{done.name}: {done.message if done.status == 'failed' else done.status}"
     time = "fits" if done.seconds is None else f"{done.seconds:.3g} s"
@@ -294,7 +295,7 @@ def show_measurement(done: Measurement) -> str:
 
 
 def lines_of(rows: Sequence[Row], name: Pass) -> Mapping[str, Line]:
-    """Return the lines of one kind of pass for the figure, by the models' labels."""
+    """Return the curves of one kind of pass for the figure, by model label."""
     lines: dict[str, Line] = {}
     for model in dict.fromkeys(row.model for row in rows):
         own = [row for row in rows if (row.model, row.name) == (model, name)]

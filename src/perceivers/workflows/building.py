@@ -1,4 +1,4 @@
-"""Build the model of a run: with fresh weights, from trained ones, or around trained latents."""
+"""Build the model of a run: with new weights, from trained weights, or on a trained encoder."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass, replace
@@ -17,30 +17,31 @@ from perceivers.training.config import PretrainConfig, TrainConfig
 from perceivers.types import Image, ModalitySpec, Points
 from perceivers.workflows.opening import data_specs
 
-# Fields of a model's config that are described elsewhere than in model_options.
+# Fields of a model's config that cannot be set with model_options.
 DESCRIBED_ELSEWHERE = {"inputs", "levels", "head"}
 
 
 def fresh_model(config: TrainConfig, specs: Mapping[str, ModalitySpec], **settings: Any) -> Any:
-    """Build a variant whose weights depend on the seed alone.
+    """Build a variant whose initial weights depend only on the seed.
 
     Args:
-        config: The run's settings.
-        specs: What it reads.
+        config: Settings of the run.
+        specs: Input modalities.
         settings: Other arguments of ``create_model``.
     """
     options = model_options(config, find_family(config.model))
+    # Building a model must not change the random numbers that the caller uses afterwards.
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         return create_model(config.model, inputs=specs, **settings, **options)
 
 
 def fresh_autoencoder(config: TrainConfig, specs: Mapping[str, ModalitySpec]) -> Any:
-    """Build a variant with the decoder of masked auto-encoding, if its family has one.
+    """Build a variant with the decoder for masked autoencoding, if its family has one.
 
     Args:
-        config: The run's settings.
-        specs: What it reads.
+        config: Settings of the run.
+        specs: Input modalities.
     """
     family = FAMILIES[find_family(config.model)]
     settings = family.autoencoder or {}
@@ -61,13 +62,16 @@ def fresh_or_continued(
     *,
     build: Callable[[TrainConfig, Mapping[str, ModalitySpec]], Any] = fresh_model,
 ) -> tuple[Any, list[str]]:
-    """Build a variant, or continue from trained weights; also return sentences for the console.
+    """Build a variant, or load trained weights to continue from.
 
     Args:
-        config: The run's settings.
+        config: Settings of the run.
         dataset: Opened data.
-        extra: Modalities of a variant beside those of the data.
-        build: Builds a variant.
+        extra: Further modalities of a new variant, besides those of the data.
+        build: Function that builds a variant.
+
+    Returns:
+        The model, and messages for the console.
     """
     if config.model in list_models():
         return build(config, {**data_specs(config, dataset), **(extra or {})}), []
@@ -78,23 +82,23 @@ def fresh_or_continued(
 def classifier(
     config: TrainConfig, dataset: Dataset, num_classes: int | Mapping[str, int], head: str
 ) -> tuple[Any, list[str]]:
-    """Build a classifier with fresh weights, or around the trained latents of another model.
+    """Build a classifier with new weights, or on the trained encoder of another model.
 
     Args:
-        config: The run's settings.
+        config: Settings of the run.
         dataset: Opened data.
-        num_classes: Logits, or logits by task.
+        num_classes: Number of logits, or numbers by task.
         head: ``query`` or ``mean``.
 
     Returns:
-        The model, and sentences for the console.
+        The model, and messages for the console.
     """
     if config.model in list_models():
         specs = data_specs(config, dataset)
         return fresh_model(config, specs, num_classes=num_classes, head=head), []
     loaded = load_for(config, dataset)
     family = FAMILIES[loaded.model.family]
-    # Options such as dropped units may suit the classifier and not what was pre-trained.
+    # Options such as stochastic depth apply to the classifier only, not to the pre-trained model.
     wanted = family.as_classifier(loaded.model.config, num_classes, head)
     wanted = change_config(wanted, model_options(config, loaded.model.family))
     with torch.random.fork_rng():
@@ -106,19 +110,20 @@ def classifier(
 def segmenter(
     config: TrainConfig, dataset: Dataset, num_classes: int, head: str
 ) -> tuple[Any, list[str]]:
-    """Build a model that answers element by element, fresh or around trained latents.
+    """Build a model that classifies elements, with new weights or on a trained encoder.
 
     Args:
-        config: The run's settings.
+        config: Settings of the run.
         dataset: Opened data.
-        num_classes: Logits per element.
-        head: ``family``, or the name of a read-out that the model's system has.
+        num_classes: Number of logits per element.
+        head: ``family`` for the default of the model family, or the name of one of its heads.
 
     Returns:
-        The model, and sentences for the console.
+        The model, and messages for the console.
 
     Raises:
-        ConfigError: The system, or this data's modalities, have no such read-out.
+        ConfigError: The model family does not support segmentation or this head, or not for these
+            modalities.
     """
     loaded = None if config.model in list_models() else load_for(config, dataset)
     family = find_family(config.model) if loaded is None else loaded.model.family
@@ -126,8 +131,8 @@ def segmenter(
     if entry.as_segmenter is None:
         able = [name for name, each in FAMILIES.items() if each.as_segmenter is not None]
         raise ConfigError(
-            f"{config.model} is a {family} model, which has no answer per element; segmentation is "
-            f"for {', '.join(able)}"
+            f"{config.model} is a {family} model, which has no output per element; segmentation is "
+            f"supported by {', '.join(able)}"
         )
     base = _plain_config(config, dataset) if loaded is None else loaded.model.config
     name = masked_modality(base.data_inputs)
@@ -142,7 +147,7 @@ def segmenter(
 
 
 def _plain_config(config: TrainConfig, dataset: Dataset) -> Any:
-    """Return the config of a variant for this data, before its read-out is chosen."""
+    """Return the config of a variant for this data; the caller replaces its head."""
     entry = FAMILIES[find_family(config.model)]
     return entry.configure(
         entry.variants[config.model],
@@ -154,25 +159,25 @@ def _plain_config(config: TrainConfig, dataset: Dataset) -> Any:
 
 
 def masked_modality(specs: Mapping[str, ModalitySpec]) -> str:
-    """Return the one modality that masks belong to: the pictures, or the points.
+    """Return the one modality that segmentation masks belong to: images or points.
 
     Raises:
-        ConfigError: There are none, or several.
+        ConfigError: There is none, or more than one.
     """
     names = [name for name, spec in specs.items() if isinstance(spec, Image | Points)]
     if len(names) != 1:
         raise ConfigError(
-            f"masks say what is in a picture, or of what kind points are, but the modalities are "
-            f"{sorted(specs)}, of which {names} are such; choose one with --modalities"
+            f"segmentation needs exactly one modality of images or points, but the modalities are "
+            f"{sorted(specs)}, with {names} of these kinds; choose one with --modalities"
         )
     return names[0]
 
 
 def load_for(config: TrainConfig, dataset: Dataset) -> Loaded:
-    """Load trained weights for this data, at another size when one is asked for.
+    """Load trained weights for this data, resized to the input sizes in ``config``.
 
     Raises:
-        DataError: The model reads other modalities than the data hold.
+        DataError: The data lack a modality of the model.
     """
     loaded = load_with_info(config.model)
     wanted = loaded.model.config.data_inputs
@@ -191,11 +196,11 @@ def load_for(config: TrainConfig, dataset: Dataset) -> Loaded:
 
 
 def resize(loaded: Loaded, changes: Mapping[str, Mapping[str, Any]]) -> Loaded:
-    """Return a model for inputs some of whose fields were changed.
+    """Return a model whose input specs have some fields changed.
 
     Args:
         loaded: Trained weights.
-        changes: Fields by modality.
+        changes: New values of fields by modality, such as ``{"image": {"height": 64}}``.
     """
     if not any(changes.values()):
         return loaded
@@ -205,11 +210,11 @@ def resize(loaded: Loaded, changes: Mapping[str, Mapping[str, Any]]) -> Loaded:
 
 
 def with_options(loaded: Loaded, config: TrainConfig) -> Loaded:
-    """Return trained weights in a model with other options, such as dropout.
+    """Load trained weights into a model with the run's ``model_options``, such as dropout.
 
     Raises:
         ConfigError: As ``model_options``.
-        CheckpointError: The weights do not fit such a model.
+        CheckpointError: The weights do not fit the changed model.
     """
     options = model_options(config, loaded.model.family)
     if not options:
@@ -222,14 +227,14 @@ def with_options(loaded: Loaded, config: TrainConfig) -> Loaded:
 
 
 def change_config(config: Any, options: Mapping[str, Any]) -> Any:
-    """Return a model's config with some fields changed; nested ones field by field.
+    """Return a model config with some fields changed; nested configs keep their other fields.
 
     Args:
-        config: Of any family.
-        options: From ``model_options``.
+        config: Config of any model family.
+        options: Result of ``model_options``.
 
     Raises:
-        ConfigError: A table has no such entry, or the values contradict one another.
+        ConfigError: A mapping has no such entry, or the values contradict each other.
     """
     changes = {}
     for key, value in options.items():
@@ -240,7 +245,7 @@ def change_config(config: Any, options: Mapping[str, Any]) -> Any:
             unknown = sorted(value.keys() - own.keys())
             if unknown:
                 raise ConfigError(
-                    f"model_options.{key} speaks of {unknown[0]!r}, but the trained model has "
+                    f"model_options.{key} contains {unknown[0]!r}, but the trained model has "
                     f"{sorted(own)}{suggest(unknown[0], own)}"
                 )
             value = {**own, **{n: change_fields(own[n], entry) for n, entry in value.items()}}
@@ -249,14 +254,14 @@ def change_config(config: Any, options: Mapping[str, Any]) -> Any:
 
 
 def model_options(config: TrainConfig, family: str) -> dict[str, Any]:
-    """Return model options as a family's config wants them.
+    """Convert ``config.model_options`` to the types of a family's config fields.
 
     Args:
-        config: The run's settings.
-        family: Of the model.
+        config: Settings of the run.
+        family: Model family.
 
     Raises:
-        ConfigError: An unknown field, one that is described otherwise, or a value of another type.
+        ConfigError: A field is unknown or cannot be set this way, or a value has the wrong type.
     """
     hints = get_type_hints(FAMILIES[family].config)
     known = {key: hint for key, hint in hints.items() if key not in DESCRIBED_ELSEWHERE}
@@ -264,7 +269,6 @@ def model_options(config: TrainConfig, family: str) -> dict[str, Any]:
 
 
 def _as_fields(where: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
-    """Return plain values in the types of the fields they are for."""
     for key in values:
         if key not in hints:
             raise ConfigError(
@@ -275,7 +279,7 @@ def _as_fields(where: str, values: Mapping[str, Any], hints: Mapping[str, Any]) 
 
 
 def _as_hinted(where: str, value: Any, hint: Any) -> Any:
-    """Return a plain value in the type of its field; nested settings stay plain."""
+    """Convert a plain value to the type of its field; nested settings stay mappings."""
     kind, parts = get_origin(hint) or hint, get_args(hint)
     if kind in {Union, UnionType}:
         if value is None and NoneType in parts:

@@ -1,7 +1,7 @@
-"""Which models compete for some data, and with which settings: a table made from the registry.
+"""Candidates of a bake-off: which models compete for a data set, with which settings, how long.
 
-Sizes, batches, augmentation and columns are those that ``data check`` proposes; every small variant
-takes them over, with learning rates of its own, and the proposal itself competes too.
+Every small variant of the registry uses the sizes, batches, augmentation and columns that ``data
+check`` proposes, with several learning rates; the proposal itself competes too.
 """
 
 import re
@@ -35,21 +35,21 @@ from perceivers.workflows.proposing_setups import SHORT_TRUNK, choose_setup
 from perceivers.workflows.starting import check_memory
 from perceivers.workflows.training import check_start
 
-# Samples that are looked at: sizes need no more.
+# Samples to inspect: enough to choose sizes.
 LOOKED_AT = 500
 LEARNING_RATES = (1e-3, 3e-3)
-# How our variants are named, for two CPU cores; released ones are far larger.
+# Names of the variants designed for two CPU cores; published variants are far larger.
 SMALL = re.compile(r"_(nano|pico|tiny|small)(_(audio|text|video))?$")
-# The trunk of SAM 2 reads pictures of 256 pixels and more.
+# The trunk of SAM 2 needs images of at least 256 pixels.
 LEFT_OUT = ("hiera_det",)
-# What variants of these names are made for.
+# Modality that variants with these words in their name are designed for.
 MADE_FOR = {"_audio_": "audio", "_text_": "bytes", "_video_": "video", "entity_set_": "points"}
-# Changes of a variant that compete beside it: a short trunk with several heads learns sounds, texts
-# and several modalities faster (docs/log.md).
+# Modified variants that compete too: a short trunk with several heads learns audio, text and
+# several modalities faster (docs/log.md).
 CHANGES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "perceiver_io_tiny": {"short trunk": {"trunk": {"depth": 2, **SHORT_TRUNK}}},
 }
-# What a proposal says of its length, and of what is learned.
+# Settings of a proposal that concern its length and its objective.
 LENGTH = ("task", "steps", "eval_every", "checkpoint_every")
 OBJECTIVES = ("mask", "mlm", "autoencode")
 PROPOSED = "proposed"
@@ -58,14 +58,14 @@ UNLABELLED_TASKS = ("pretrain", "autoencode", "mlm")
 
 @dataclass(frozen=True)
 class Study:
-    """Data that were looked at, and what is proposed for them.
+    """An inspected data set and the settings proposed for it.
 
     Args:
-        address: Of the data.
-        facts: What was found.
-        task: What is learned.
-        proposed: The variant that ``data check`` proposes.
-        settings: Of the proposal, beside task, model, data, out and how long it trains.
+        address: Data address.
+        facts: Result of the inspection.
+        task: The task.
+        proposed: Variant that ``data check`` proposes.
+        settings: Proposed settings, without task, model, data, out and training length.
         is_own_task: Whether the proposal is for this task.
         splits: Names of the splits.
     """
@@ -86,11 +86,11 @@ class Study:
     def settings_for(
         self, model: str, rate: float | None = None, options: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Return settings of another variant: what the proposal says of the data.
+        """Return the proposed settings for another variant.
 
         Args:
             model: The variant.
-            rate: Peak learning rate; that of the proposal when not given.
+            rate: Peak learning rate; that of the proposal if not given.
             options: ``model_options``.
         """
         found = {k: v for k, v in self.settings.items() if k not in {"model_options", "optimizer"}}
@@ -103,11 +103,11 @@ class Study:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model with its settings.
+    """A model with its training settings.
 
     Args:
-        name: For people.
-        settings: Of its training, beside data, out, seed and steps.
+        name: Display name.
+        settings: Training settings, without data, out, seed and steps.
     """
 
     name: str
@@ -120,7 +120,7 @@ class Candidate:
 
     @property
     def slug(self) -> str:
-        """The name as a folder's."""
+        """The name in a form usable as a folder name."""
         return re.sub(r"[^A-Za-z0-9.]+", "_", self.name).strip("_")
 
 
@@ -131,23 +131,22 @@ def study_data(
     labels: Sequence[str] = (),
     targets: Sequence[str] = (),
 ) -> Study:
-    """Look at data and find what is proposed for them.
+    """Inspect a data set and choose the task and settings for it.
 
     Args:
-        address: As for ``open_data``.
-        task: What is to be learned; what the data are for when not given.
+        address: Data address, as for ``open_data``.
+        task: The task; chosen from the data if not given.
         labels: Label columns to read.
-        targets: Columns of numbers to be predicted.
+        targets: Numeric columns to predict.
 
     Raises:
         DataError: The data cannot be opened, or no training sample can be read.
-        ConfigError: A task that the data are not for.
+        ConfigError: The task is unknown or does not suit the data.
     """
     if address.startswith(WARPS) or task == "flow":
         raise ConfigError(
-            "optical flow is learned by one family alone (perceiver_io), from pixels whose places "
-            "are what is learned, so there is nothing to compare; train it with 'perceivers train "
-            "--config optical_flow'"
+            "only perceiver_io models learn optical flow, so there is nothing to compare; train "
+            "one with 'perceivers train --config optical_flow'"
         )
     if task and task not in TASKS:
         raise ConfigError(
@@ -181,10 +180,10 @@ def study_data(
 
 
 def small_models(kinds: Iterable[str]) -> list[str]:
-    """Return our small variants that read inputs of any size, HiP's first.
+    """Return the small variants that accept inputs of any size, HiP first.
 
     Args:
-        kinds: Of the modalities; variants for other kinds are left out.
+        kinds: Kinds of the modalities; variants designed for other kinds are excluded.
     """
     return [
         name
@@ -203,15 +202,15 @@ def list_candidates(
     rates: Sequence[float] = LEARNING_RATES,
     settings: Mapping[str, Any] | None = None,
 ) -> list[Candidate]:
-    """Return the table of candidates, the proposal first.
+    """List the candidates, the proposal first.
 
-    Whether each fits the data is found out by building it.
+    The list may contain variants that cannot read the data; ``examine`` finds out.
 
     Args:
-        study: Of the data.
-        models: Variants that compete; all small ones, and the proposal, when empty.
-        rates: Peak learning rates that every variant is tried with.
-        settings: Further training settings of all candidates; they win over the proposal's.
+        study: Result of ``study_data``.
+        models: Variants that compete; if empty, all small ones and the proposal.
+        rates: Peak learning rates to try with each variant.
+        settings: Further training settings of all candidates; they override the proposal.
 
     Raises:
         ConfigError: A variant is unknown.
@@ -220,7 +219,7 @@ def list_candidates(
     for name in models:
         if name not in known:
             raise ConfigError(
-                f"models holds {name!r}, which is no variant ('perceivers models' lists them)"
+                f"models holds {name!r}, which is not a variant ('perceivers models' lists them)"
                 f"{suggest(name, known)}"
             )
     extra = settings or {}
@@ -240,7 +239,7 @@ def list_candidates(
 
 
 def join(settings: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings with others over them, field by field."""
+    """Merge nested settings; values of ``extra`` take precedence."""
     joined = dict(settings)
     for key, value in extra.items():
         own: Any = joined.get(key)
@@ -249,26 +248,27 @@ def join(settings: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any
     return joined
 
 
-# -- Whether a candidate can compete: built for the data, held against memory, and timed ---------
+# -- Examination of candidates: build for the data, check memory, and time a few steps -----------
 
-# Steps that are timed after a first one.
+# Steps to time after a warm-up step.
 TIMED = 3
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A candidate, and what is known of it before it trains.
+    """An examined candidate.
 
     Args:
-        name: For people.
-        slug: Names its folders.
-        settings: Of its training, beside data, out, seed and steps.
-        parameters: Of its model.
-        step_seconds: Of a step; 0 where nothing was timed.
-        read_seconds: Of reading a batch.
-        eval_seconds: Of an evaluation on the validation split.
-        objective: What it is scored on, where families differ in that.
-        reason: Why it does not compete; empty where it does.
+        name: Display name.
+        slug: Name of its folders.
+        settings: Training settings, without data, out, seed and steps.
+        parameters: Number of model parameters.
+        step_seconds: Time of a training step; 0 if not timed.
+        read_seconds: Time to read a batch.
+        eval_seconds: Time of an evaluation on the validation split.
+        objective: Objective of masked autoencoding, which differs between families; otherwise
+            empty.
+        reason: Why it does not compete; empty if it does.
     """
 
     name: str
@@ -283,21 +283,21 @@ class Entry:
 
 
 def make_config(task: str, settings: Mapping[str, Any], address: str) -> TrainConfig:
-    """Return complete settings of a candidate, for a look at what they mean."""
+    """Build the complete training config of a candidate, without an output folder."""
     return build_config(TASKS[task], {**settings, "data": address, "out": ""})
 
 
 def examine(candidate: Candidate, task: str, address: str, *, timed: bool) -> Entry:
-    """Build a candidate for the data, and see whether it fits.
+    """Build a candidate for the data, and check that it can be trained.
 
     Args:
-        candidate: The model with its settings.
-        task: What is learned.
-        address: Of the data.
+        candidate: The candidate.
+        task: The task.
+        address: Data address.
         timed: Also time a few steps and an evaluation.
 
     Returns:
-        The entry; one that cannot compete says why.
+        The entry, with a ``reason`` if the candidate cannot compete.
     """
     failures: list[str] = []
     parameters, seconds, objective = 0, (0.0, 0.0, 0.0), ""
@@ -323,7 +323,7 @@ def examine(candidate: Candidate, task: str, address: str, *, timed: bool) -> En
 
 
 def describe_masks(prepared: Prepared) -> str:
-    """Say what a masked auto-encoder hides, as losses under other masks cannot be compared."""
+    """Describe the masks of a masked autoencoder; losses under different masks are incomparable."""
     if not isinstance(prepared.task, MaskedAutoencoding):
         return ""
     masks = prepared.task.settings
@@ -331,7 +331,7 @@ def describe_masks(prepared: Prepared) -> str:
 
 
 def choose_device(config: TrainConfig) -> tuple[torch.device, str]:
-    """Return where a run computes, and in which precision unless that is measured later."""
+    """Return the device of a run, and its precision before any measurement for ``auto``."""
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -344,7 +344,7 @@ def choose_device(config: TrainConfig) -> tuple[torch.device, str]:
 def time_candidate(
     prepared: Prepared, config: TrainConfig, device: torch.device, *, half: bool
 ) -> tuple[float, float, float]:
-    """Return seconds of a step, of reading a batch, and of a whole evaluation."""
+    """Return the seconds of a training step, of reading a batch, and of a whole evaluation."""
     splits, specs = prepared.dataset.splits, prepared.specs
     batches = iter(
         make_train_loader(
@@ -371,7 +371,7 @@ def time_candidate(
 
 
 def _time_evaluation(prepared: Prepared, config: TrainConfig, device: torch.device) -> float:
-    """Return seconds of an evaluation on the validation split, from one batch of it."""
+    """Extrapolate the seconds of an evaluation on the validation split from one batch."""
     source, specs = prepared.dataset.splits["val"], prepared.specs
     loader = make_eval_loader(source, specs, batch_size=config.batch_size)
     seconds = 0.0
@@ -385,7 +385,7 @@ def _time_evaluation(prepared: Prepared, config: TrainConfig, device: torch.devi
 
 
 def drop_repeats(entries: list[Entry], task: str, address: str) -> list[Entry]:
-    """Return entries without those whose complete settings equal an earlier one's."""
+    """Remove entries whose complete settings equal those of an earlier entry."""
     seen: list[Any] = []
     kept = []
     for entry in entries:
@@ -398,16 +398,16 @@ def drop_repeats(entries: list[Entry], task: str, address: str) -> list[Entry]:
 
 
 def comparable(entries: list[Entry]) -> list[Entry]:
-    """Return entries of which those that are scored on something else say so, and do not compete.
+    """Exclude entries whose objective differs, since their losses cannot be compared.
 
-    Of several objectives, that of a HiP counts where there is one, else that of the first entry.
+    The objective of HiP is kept if a HiP competes, otherwise that of the first entry.
     """
     able = [entry for entry in entries if not entry.reason]
     if len({entry.objective for entry in able}) < 2:
         return entries
     hips = [entry for entry in able if find_family(entry.settings["model"]) == "hip"]
     chosen = (hips or able)[0].objective
-    words = f"its loss is of {{}}, which cannot be compared with {chosen}"
+    words = f"its loss is for {{}}, which cannot be compared with {chosen}"
     return [
         entry
         if entry.reason or entry.objective == chosen
@@ -416,14 +416,14 @@ def comparable(entries: list[Entry]) -> list[Entry]:
     ]
 
 
-# -- Successive halving: how many go on, for how long each trains, and who is ahead --------------
+# -- Successive halving: number of survivors, training length and ranking ------------------------
 #
-# Every rung has the same share of the time, and within a rung every candidate the same; so
-# whoever stays trains longer in the next rung. Nothing here trains.
+# All rungs get the same fraction of the time, divided equally among the candidates of a rung;
+# survivors therefore train longer in the next rung. Nothing here trains.
 #
 # Paper: Jamieson and Talwalkar (arXiv 1502.07943).
 
-# Evaluations of a run, where they take no more than a share of its time.
+# Evaluations per run, fewer if they would take more than this fraction of its time.
 EVALUATIONS, EVALUATION_SHARE = 5, 0.3
 
 
@@ -431,9 +431,9 @@ def plan_rungs(count: int, reduce: int) -> tuple[int, ...]:
     """Return how many candidates train in each rung.
 
     Args:
-        count: Candidates, at least 1.
-        reduce: One in so many goes on, rounded up, at least 2. The last rung is the first with no
-            more than that many: its best one wins.
+        count: Number of candidates, at least 1.
+        reduce: One in this many candidates advances, rounded up; at least 2. The first rung with
+            at most this many candidates is the last one, and its best candidate wins.
     """
     counts = [count]
     while counts[-1] > reduce:
@@ -442,10 +442,10 @@ def plan_rungs(count: int, reduce: int) -> tuple[int, ...]:
 
 
 def rank(outcomes: Sequence[Outcome], *, higher_is_better: bool) -> list[Outcome]:
-    """Return outcomes from best to worst, failed ones last.
+    """Sort outcomes from best to worst, failed ones last.
 
-    Of equal ones the smaller model is ahead, then the one that comes first: time, which differs
-    from run to run, decides nothing.
+    Ties go to the smaller model, then to the earlier candidate. Time never breaks a tie, because it
+    differs from run to run.
     """
 
     def key(item: tuple[int, Outcome]) -> tuple[bool, float, int, int]:
@@ -461,21 +461,22 @@ def rank(outcomes: Sequence[Outcome], *, higher_is_better: bool) -> list[Outcome
 def choose_survivors(
     outcomes: Sequence[Outcome], keep: int, *, higher_is_better: bool
 ) -> list[str]:
-    """Return the names of those that go on, best first; fewer where fewer have a result."""
+    """Return the names of the best ``keep`` outcomes, best first, without failed ones."""
     ranked = rank(outcomes, higher_is_better=higher_is_better)
     return [outcome.name for outcome in ranked if not outcome.has_failed][:keep]
 
 
 def fit_steps(seconds: float, step_seconds: float, eval_seconds: float) -> tuple[int, int]:
-    """Return the steps that fit into a time, and between how many of them one evaluates.
+    """Return the number of steps that fit into a time budget, and the evaluation interval.
 
     Args:
-        seconds: For steps and evaluations.
-        step_seconds: Of one step, positive.
-        eval_seconds: Of one evaluation.
+        seconds: Time for steps and evaluations.
+        step_seconds: Time of one step, positive.
+        eval_seconds: Time of one evaluation.
 
     Returns:
-        Steps, 0 where not even one fits beside its evaluation, and ``eval_every``, at least 1.
+        The number of steps (0 if not even one fits beside its evaluation) and ``eval_every``, at
+        least 1.
     """
     count = EVALUATIONS
     if eval_seconds > 0:
@@ -486,19 +487,19 @@ def fit_steps(seconds: float, step_seconds: float, eval_seconds: float) -> tuple
 
 
 def spread_evaluations(steps: int, count: int = EVALUATIONS) -> int:
-    """Return ``eval_every`` for a number of evaluations, the last of them at the last step."""
+    """Return ``eval_every`` for at most ``count`` evaluations in ``steps`` steps."""
     return max(1, -(-steps // count))
 
 
 def find_front(points: Mapping[str, tuple[int, float]], *, higher_is_better: bool) -> list[str]:
-    """Return the names of the Pareto front: no other is as good with fewer parameters.
+    """Return the names on the Pareto front: no smaller model has an equal or better metric.
 
     Args:
-        points: Parameters and metric by name.
+        points: Number of parameters and metric by name.
         higher_is_better: Direction of the metric.
 
     Returns:
-        From the smallest to the largest model.
+        Names from the smallest to the largest model.
     """
     sign = -1.0 if higher_is_better else 1.0
     front: list[str] = []

@@ -1,4 +1,4 @@
-"""Look at data by their address: what is there, what is wrong with it, and what to run."""
+"""Inspect a data set, propose a training command for it, and draw preview sheets."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,19 +26,19 @@ from perceivers.version import __version__
 from perceivers.workflows.opening import WARPS, open_dataset
 from perceivers.workflows.proposing import Proposal, propose, propose_flow
 
-# Height and width of generated frame pairs, as the recipe of flow reads them.
+# Height and width of generated frame pairs, as in the optical flow recipe.
 FRAME_SIZE = (48, 64)
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What lies at an address.
+    """Report on a data set.
 
     Args:
-        address: What was looked at.
-        facts: What was found.
-        proposal: What to run; None when no training sample can be read.
-        sheets: Files of the preview that was asked for; the page is the last.
+        address: Data address.
+        facts: Result of the inspection.
+        proposal: Proposed command; None if no training sample can be read.
+        sheets: Files of the preview, if requested; the HTML page comes last.
     """
 
     address: str
@@ -48,11 +48,11 @@ class DataReport:
 
     @property
     def is_usable(self) -> bool:
-        """Whether something can be trained on it."""
+        """Whether a model can be trained on the data."""
         return self.proposal is not None
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as plain data."""
+        """Convert to JSON-compatible types."""
         return {**asdict(self), "usable": self.is_usable}
 
 
@@ -69,23 +69,24 @@ def check_data(
     preview: str | Path | None = None,
     overwrite: bool = False,
 ) -> DataReport:
-    """Look at data and propose what to train on them; only a preview is written.
+    """Inspect a data set and propose how to train on it; writes nothing but the preview.
 
     Args:
-        address: As for ``open_data``.
+        address: Data address, as for ``open_data``.
         labels: Label columns to read.
-        targets: Columns of numbers to be predicted.
-        val_share: Share set aside for validation, as training would.
-        limit: Samples to decode, spread evenly over the splits; classes are counted over all.
-        threads: Samples decoded at once; the processors, up to 8, when not given.
-        progress: Called with the samples done and their number.
-        preview: Folder for sheets of what a model would be given, a PNG per split and
-            ``index.html``; none when not given.
-        overwrite: Replace an earlier preview there.
+        targets: Numeric columns to predict.
+        val_share: Fraction held out for validation, as in training.
+        limit: Number of samples to decode, spread evenly over the splits; classes are counted over
+            all samples.
+        threads: Number of samples decoded in parallel; default: the number of CPUs, at most 8.
+        progress: Called with the number of finished samples and the total.
+        preview: Folder for sheets of model inputs, one PNG per split, and ``index.html``; nothing
+            is written if not given.
+        overwrite: Replace an earlier preview.
 
     Raises:
-        DataError: The address is not understood, or the data do not keep to their format.
-        ConfigError: A label column that is not there, a number out of range, or ``preview`` exists.
+        DataError: The address is not understood, or the data violate their format.
+        ConfigError: A label column does not exist, a number is out of range, or ``preview`` exists.
     """
     if preview is not None:
         check_preview(Path(preview), overwrite=overwrite)
@@ -108,7 +109,7 @@ def check_data(
 
 
 def _open_flow(address: str, val_share: float) -> Dataset | None:
-    """Open frame pairs: generated ones, or a folder of measured ones; None for other data."""
+    """Open generated frame pairs or a folder of real ones; None for other data."""
     if not address.startswith(WARPS):
         try:
             open_flow_pairs(address)
@@ -118,13 +119,13 @@ def _open_flow(address: str, val_share: float) -> Dataset | None:
     return open_dataset(config, frame_size=FRAME_SIZE)
 
 
-# -- Sheets of what a model would be given of some data: ``data check --preview`` ----------------
+# -- Preview sheets of model inputs: ``data check --preview`` ------------------------------------
 
 SHOWN = 16
 NOTE = (
-    "As training gives them to a model by default: after crop, resampling and channels, before "
-    "normalisation. Videos: 4 frames of the clip. Audio: the first channel in -1..1. Points: from "
-    "above, y upwards, high points light."
+    "Model inputs with default training settings: after cropping, resampling and channel "
+    "conversion, before normalisation. Videos: 4 frames of the clip. Audio: the first channel in "
+    "-1..1. Points: from above, y upwards, high points light."
 )
 
 
@@ -133,14 +134,14 @@ def write_preview(dataset: Dataset, folder: str | Path, *, overwrite: bool = Fal
 
     Args:
         dataset: Opened data.
-        folder: Where to write.
+        folder: Output folder.
         overwrite: Replace an earlier preview.
 
     Returns:
-        The sheets; the page is the last.
+        The sheets, then the page.
 
     Raises:
-        ConfigError: ``folder`` is a file, or holds a preview already.
+        ConfigError: ``folder`` is a file or already holds a preview.
         DataError: No sample can be read.
     """
     folder = Path(folder)
@@ -174,7 +175,7 @@ def write_preview(dataset: Dataset, folder: str | Path, *, overwrite: bool = Fal
         raise DataError(f"no sample of {dataset.address} can be read: {'; '.join(bad[:3])}")
     page = write_html(
         folder / "index.html",
-        title="What a model would be given",
+        title="Preview of model inputs",
         subtitle=dataset.address,
         sections=sections,
         footer=f"perceivers {__version__}",
@@ -183,10 +184,10 @@ def write_preview(dataset: Dataset, folder: str | Path, *, overwrite: bool = Fal
 
 
 def check_preview(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that a preview cannot be written to, before samples are read.
+    """Check that a preview can be written to a folder, before samples are read.
 
     Raises:
-        ConfigError: It is a file, or holds a preview already.
+        ConfigError: The folder is a file or already holds a preview.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--preview {folder} is a file; give a folder for the sheets")
@@ -195,7 +196,7 @@ def check_preview(folder: Path, *, overwrite: bool) -> None:
 
 
 def _reader(dataset: Dataset, source: Source) -> SampleReader | None:
-    """Return training's reader; none of measured flow, whose pairs have sizes of their own."""
+    """Return the reader used in training; None for real flow data, whose pairs differ in size."""
     if isinstance(source, FlowPairs):
         return None
     return SampleReader(source, dataset.training_specs(), AugmentConfig())
@@ -204,7 +205,7 @@ def _reader(dataset: Dataset, source: Source) -> SampleReader | None:
 def _read_boxes(
     dataset: Dataset, source: Source, reader: SampleReader | None
 ) -> tuple[list[SampleBox], list[str]]:
-    """Read samples that are spread over a split, and name those that cannot be read."""
+    """Read samples spread over a split; also return the errors of unreadable ones."""
     whole = source if reader is None else reader.source
     places = np.unique(np.linspace(0, len(whole) - 1, min(SHOWN, len(whole))).round().astype(int))
     boxes, bad = [], []
@@ -227,12 +228,12 @@ def _kind(name: str, specs: dict[str, ModalitySpec] | Any) -> str:
 
 
 def _text(ids: NDArray[Any]) -> str:
-    """Decode a text; PAD at its end is left out."""
+    """Decode a text without its trailing padding."""
     return decode_ids(ids[: int(np.flatnonzero(ids).max(initial=-1)) + 1])
 
 
 def describe_labels(dataset: Dataset, source: Source, index: int) -> str:
-    """Return the labels and targets of a sample in words; empty where there are none."""
+    """Describe the labels and targets of a sample; empty if there are none."""
     words = []
     columns = dict(dataset.columns) or ({"label": dataset.classes} if dataset.classes else {})
     if source.labels is not None and columns:

@@ -1,4 +1,4 @@
-"""Compare runs: one self-contained page of settings, figures and curves side by side."""
+"""Compare runs on one HTML page, and average the predictions of several views of a sample."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +31,7 @@ from perceivers.tasks.presence import answer
 from perceivers.training.run_folder import RunFolder
 from perceivers.version import __version__
 
-# More panels than this hide what matters; the table holds every figure.
+# More panels would be hard to read; the tables contain all metrics.
 _MOST_PANELS = 9
 
 
@@ -41,18 +41,19 @@ def compare_runs(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """Write a page that compares runs, finished or not.
+    """Write a self-contained HTML page that compares finished or unfinished runs.
 
     Args:
         runs: Two or more run folders, of any task and model.
-        out: The page.
-        overwrite: Replace a file that is there.
+        out: Path of the page.
+        overwrite: Replace an existing file.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
-        RunError: Fewer than two runs, one named twice, a folder that is no run, or ``out`` exists.
+        RunError: There are fewer than two runs, a run is named twice, a folder is not a run, or
+            ``out`` exists.
     """
     out = Path(out)
     folders = [RunFolder(Path(run)) for run in runs]
@@ -67,7 +68,7 @@ def compare_runs(
             title="Training",
         )
         commands = "\n".join(_command(folder) for folder in folders)
-        text = "What the best model and the last evaluation reached, and what it took."
+        text = "Metrics of the best model and of the last evaluation, and training costs."
         return write_html(
             out,
             title=f"Comparison of {len(folders)} runs",
@@ -87,10 +88,10 @@ def compare_runs(
 
 
 def summarise(folder: RunFolder, name: str) -> Summary:
-    """Read what is compared from a run folder.
+    """Read settings, metrics and curves of a run folder.
 
     Raises:
-        UserError: It is not one, or its records are damaged.
+        UserError: The folder is not a run, or its records are damaged.
     """
     task, config = folder.read_config()
     settings = {"task": task, **_flatten(config.to_json())}
@@ -117,7 +118,6 @@ def summarise(folder: RunFolder, name: str) -> Summary:
 
 
 def _check(folders: Sequence[RunFolder], out: Path, *, overwrite: bool) -> None:
-    """Find what would stop the comparison, before anything is read."""
     if len(folders) < 2:
         raise RunError(f"a comparison needs two runs or more, got {len(folders)}")
     seen: set[Path] = set()
@@ -132,7 +132,7 @@ def _check(folders: Sequence[RunFolder], out: Path, *, overwrite: bool) -> None:
 
 
 def _quantities(runs: Sequence[Summary]) -> list[tuple[str, str]]:
-    """Return training loss, and the validation figures that any run recorded."""
+    """Return the training loss and all validation metrics that any run recorded."""
     keys = dict.fromkeys(
         key
         for run in runs
@@ -145,14 +145,13 @@ def _quantities(runs: Sequence[Summary]) -> list[tuple[str, str]]:
 
 
 def _command(folder: RunFolder) -> str:
-    """Return the command that made a run."""
     path = folder.path / "command.txt"
     command = read_text(path, error=RunError).strip() if path.exists() else "(not recorded)"
     return f"# {folder.path}\n{command}\n"
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings under dotted names."""
+    """Flatten nested settings to dotted names."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -162,23 +161,24 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-# -- Classifiers that answer by the mean of their probabilities over several views of a sample ---
+# -- Multi-view evaluation: average the class probabilities of several views of a sample ---------
 #
 # Legend: B samples, V views of each, K classes.
 
-# Tasks whose answers are probabilities of the whole sample.
+# Tasks whose outputs are probabilities of the whole sample.
 AVERAGED_TASKS = ("classify", "multilabel", "multitask")
 
 
 def check_views(loaded: Loaded, views: Views) -> None:
-    """Refuse several views where there is nothing to average, or nothing to spread them over.
+    """Check that a model supports several views.
 
     Raises:
-        ConfigError: The model is no classifier, or what it reads has no time, or no sides.
+        ConfigError: The model is not a classifier, or its inputs have no time axis for temporal
+            views or no spatial axes for spatial views.
     """
     if views.count > 1 and loaded.info.task not in AVERAGED_TASKS:
         raise ConfigError(
-            f"views are {views}, but only the answers of classifiers are averaged "
+            f"views are {views}, but only the outputs of classifiers are averaged "
             f"({', '.join(AVERAGED_TASKS)}), and the model's task is "
             f"{loaded.info.task or 'not recorded'}; use 1 temporal and 1 spatial view"
         )
@@ -186,12 +186,12 @@ def check_views(loaded: Loaded, views: Views) -> None:
 
 
 def average_views(loaded: Loaded, views: Views, at_once: int) -> Loaded:
-    """Return the model as one that takes all views of its samples; unchanged for a single view.
+    """Wrap a model so that it averages over all views of a sample; unchanged for a single view.
 
     Args:
         loaded: A trained model.
-        views: How many views of each sample there are.
-        at_once: Views that are computed together, at least 1.
+        views: Numbers of temporal and spatial views per sample.
+        at_once: Number of views per forward pass, at least 1.
 
     Raises:
         ConfigError: As ``check_views``.
@@ -204,15 +204,17 @@ def average_views(loaded: Loaded, views: Views, at_once: int) -> Loaded:
 
 
 class ViewAverage(nn.Module):
-    """A classifier of samples, made of one of views.
+    """Wraps a classifier to average its probabilities over the views of each sample.
 
-    Its logits are such that their softmax, or sigmoid, is the mean of the probabilities.
+    It returns logits whose softmax or sigmoid is the mean probability, so losses and metrics need
+    no change.
 
     Args:
-        model: Whose call returns logits ``[B * V, K]``, or several of them by name.
-        num_views: Views V of each sample, which follow each other.
-        independent: Every output has a probability of its own (sigmoid); else they sum to 1.
-        at_once: Views that are computed together, at least 1.
+        model: Classifier that returns logits ``[B * V, K]``, or several of them by name.
+        num_views: Number V of views per sample; the views of a sample are consecutive.
+        independent: Whether each output has an independent probability (sigmoid) instead of a
+            softmax over all outputs.
+        at_once: Number of views per forward pass, at least 1.
     """
 
     def __init__(self, model: Any, num_views: int, independent: bool, at_once: int) -> None:
@@ -226,11 +228,11 @@ class ViewAverage(nn.Module):
     def forward(
         self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None
     ) -> Tensor | dict[str, Tensor]:
-        """Return logits ``[B, K]`` of inputs ``[B * V, ...]``, or several of them by name.
+        """Return logits ``[B, K]`` for inputs ``[B * V, ...]``, or several of them by name.
 
         Args:
             inputs: Raw tensors by name.
-            present: Which views hold a modality, bool ``[B * V]``, by name; all where not given.
+            present: Bool ``[B * V]`` by name, whether a view has the modality; default: all do.
         """
         num_inputs = len(next(iter(inputs.values())))
         rows = [slice(i, i + self.at_once) for i in range(0, num_inputs, self.at_once)]
@@ -242,13 +244,11 @@ class ViewAverage(nn.Module):
         return self._average(answers)
 
     def _average(self, parts: list[Tensor]) -> Tensor:
-        """Join the answers to all views and average them."""
         logits = torch.cat(parts).unflatten(0, (-1, self.num_views))  # [B, V, K]
         return average_sigmoids(logits) if self.independent else average_softmaxes(logits)
 
 
 def _take(tensors: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
-    """Return some rows of every tensor."""
     return {name: tensor[rows] for name, tensor in tensors.items()}
 
 

@@ -1,4 +1,4 @@
-"""Compilation of trained models for a pass over many samples: predict, evaluate, embed."""
+"""Compile trained models for inference over many samples: predict, evaluate, embed."""
 
 from collections.abc import Callable
 
@@ -7,23 +7,23 @@ from perceivers.data.augment import Views
 from perceivers.models.compiling import CompiledParts, Uncompiled, check_compiler
 from perceivers.tasks.metrics import device_of
 
-# Takes a sentence for the user.
+# Callback that receives a message for the user.
 Note = Callable[[str], object]
 
 
 def compile_loaded(
     loaded: Loaded, batch_size: int, views: Views | None = None, *, on: bool
 ) -> Uncompiled:
-    """Compile a model for full batches, if ``on``; what does not fill one runs uncompiled.
+    """Compile a model for full batches if ``on``; smaller batches run uncompiled.
 
     Args:
-        loaded: The model, changed in place.
-        batch_size: Samples at once; views, where there are several of each sample.
-        views: How many views of a sample there are.
-        on: Whether it was asked for.
+        loaded: The model, modified in place.
+        batch_size: Batch size, in views if there are several views per sample.
+        views: Numbers of temporal and spatial views per sample.
+        on: Whether to compile.
 
     Raises:
-        ConfigError: This machine cannot compile.
+        ConfigError: This machine has no working compiler.
     """
     if not on:
         return Uncompiled()
@@ -33,7 +33,7 @@ def compile_loaded(
 
 
 def tell(compiled: Uncompiled, note: Note | None) -> None:
-    """Say what compilation came to, once a pass is over."""
+    """Report the outcome of compilation after all samples have been processed."""
     text = compiled.summary()
     if text and note is not None:
         note(text)

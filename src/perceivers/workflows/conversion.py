@@ -1,4 +1,4 @@
-"""Convert foreign weights to model folders and back, and verify them against the originals."""
+"""Convert third-party weights to model folders and back, and verify them against the originals."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -70,13 +70,13 @@ TASKS_OF_KINDS = {
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written, and how its outputs compare (empty when not verified).
+    """Result of a conversion.
 
     Attributes:
-        folder: The written folder, or file.
-        parameters: Trainable values.
-        differences: One per compared output.
-        notes: What the target library computes otherwise with the same weights.
+        folder: The written folder or file.
+        parameters: Number of parameters.
+        differences: One entry per compared output; empty if not verified.
+        notes: Differences in what the target library computes with the same weights.
     """
 
     folder: Path
@@ -86,7 +86,7 @@ class Conversion:
 
     @property
     def is_verified(self) -> bool:
-        """Whether outputs were compared and all agree."""
+        """Whether outputs were compared and all of them agree."""
         compared = [each for each in self.differences if not each.is_empty]
         return bool(compared) and all(each.is_within for each in compared)
 
@@ -104,29 +104,28 @@ def convert(
     weights: str | None = None,
     overwrite: bool = False,
 ) -> Conversion:
-    """Convert foreign weights to a model folder, or a model folder to foreign weights.
+    """Convert third-party weights to a model folder, or a model folder to a third-party format.
 
     Args:
         source: A parity bundle (``.npz``), a Haiku parameter pickle, a file of tensors (``.pth``,
-            ``.ckpt``, ``.safetensors``: the official Hiera or timm's, alone or in a training
-            script's checkpoint; nothing in either is executed), or a Hugging Face folder; with
-            ``to`` or ``positions`` a model folder of ours.
-        out: Model folder to write; a file for ``to`` ``haiku`` (``.npz``), ``official`` (``.pth``)
-            and ``timm`` (``.safetensors``).
-        verify: Run what was written and compare: with the bundle's outputs, or with the other
-            library on fresh inputs (needs transformers, hiera-transformer or timm).
-        config: For a file of no released model: JSON that describes it as a bundle does, or names
-            the settings of a Hiera that its shapes do not tell.
-        flavour: Whose arithmetic to run released weights with: ``official`` or ``hf``; that of the
-            source when not given.
+            ``.ckpt``, ``.safetensors``: official or timm Hiera weights, alone or inside a training
+            checkpoint; no code in it is executed), or a Hugging Face folder. With ``to`` or
+            ``positions``, a model folder of this library.
+        out: Model folder to write; a file if ``to`` is ``haiku`` (``.npz``), ``official``
+            (``.pth``) or ``timm`` (``.safetensors``).
+        verify: Compare the outputs of the written model with those in the bundle, or with the other
+            library on fresh inputs (requires transformers, hiera-transformer or timm).
+        config: For a file that is not a published model: JSON with the description of a parity
+            bundle, or with the settings of a Hiera that cannot be inferred from its shapes.
+        flavour: Implementation to reproduce with published weights, ``official`` or ``hf``;
+            default: that of the source.
         to: Format to write.
-        positions: ``window`` takes a Hiera's absolute position table apart into a part that may be
-            stretched and one that is tiled; the same function at the native size.
-        dtype: Precision in which another library is compared, ``float64`` or ``float32``.
-        weights: Of a training script's checkpoint with several sets of weights: ``raw``, ``ema``
-            (an average over training) or the name of a set; when not given the raw ones are read,
-            and the others named.
-        overwrite: Replace what is already in ``out``.
+        positions: ``window`` splits a Hiera's absolute position embeddings into a part that can be
+            interpolated and a part that is tiled; at the native size the model stays the same.
+        dtype: Precision of the comparison with another library, ``float64`` or ``float32``.
+        weights: For a training checkpoint with several sets of weights: ``raw``, ``ema`` (averaged)
+            or the name of a set. Default: the raw weights; the notes list the others.
+        overwrite: Replace existing files in ``out``.
 
     Raises:
         UserError: The source is damaged or incomplete, or the parameters do not fit.
@@ -147,7 +146,7 @@ def convert(
             opened, out, windows, verify=verify, dtype=dtype, overwrite=overwrite
         )
     if windows:
-        raise ConfigError(f"positions=window is for Hieras; {source} holds none")
+        raise ConfigError(f"positions=window is for Hiera models; {source} does not hold one")
     if source.is_dir():
         return _convert_folder(
             source, out, flavour or "hf", verify=verify, dtype=dtype, overwrite=overwrite
@@ -164,7 +163,6 @@ def _convert_file(
     verify: bool,
     overwrite: bool,
 ) -> Conversion:
-    """Haiku parameters, or a parity bundle of them."""
     if source.suffix in PICKLES:
         if verify:
             raise ConfigError(
@@ -174,7 +172,9 @@ def _convert_file(
         return _save(model, out, describe_source(source, "Haiku parameters", flavour), overwrite)
     if source.suffix == ".npz":
         if flavour is not None:
-            raise ConfigError(f"{source} says itself what is computed; leave out flavour={flavour}")
+            raise ConfigError(
+                f"{source} defines the computation itself; leave out flavour={flavour}"
+            )
         return _convert_archive(source, out, verify=verify, overwrite=overwrite)
     raise CheckpointError(
         f"{source}: cannot convert '{source.suffix}' files; give a parity bundle (.npz), a Haiku "
@@ -184,7 +184,6 @@ def _convert_file(
 
 
 def _check_choices(**given: str) -> None:
-    """Require known words."""
     words = {"to": TARGETS, "flavour": FLAVOURS, "positions": POSITIONS}
     for name, value in given.items():
         if value not in words[name]:
@@ -198,7 +197,7 @@ def _is_ours(folder: Path) -> bool:
 def _open(
     source: Path, config: Path | None, flavour: Flavour | None, weights: str | None
 ) -> Opened | None:
-    """Open what is told by its tensors, or by a folder's model type; None for everything else."""
+    """Open a checkpoint identified by its tensor names or ``model_type``; None if unrecognised."""
     unused, chosen = config, weights
     if source.is_dir():
         stated = read_json_file(source / "config.json")
@@ -228,21 +227,20 @@ def _open(
             f"flavour={flavour}"
         )
     if unused is not None:
-        raise ConfigError(f"{source} says itself what it is; leave out config={unused}")
+        raise ConfigError(f"{source} contains its own config; leave out config={unused}")
     return opened
 
 
 def _convert_opened(
     opened: Opened, out: Path, windows: bool, *, verify: bool, dtype: Precision, overwrite: bool
 ) -> Conversion:
-    """Write what was opened, and compare what was written."""
     model, differences = opened.model, []
     if windows:
         model = with_window_positions(model)
     done = _save(model, out, opened.info, overwrite)
     if verify:
         written = load(out)
-        # Taking a table apart rounds it, so the rest is compared with the table as it was.
+        # Splitting position embeddings rounds them, so everything else is compared unsplit.
         differences = opened.verify(opened.model if windows else written, dtype)
         if windows:
             differences.append(compare_positions(opened.model, written))
@@ -252,7 +250,7 @@ def _convert_opened(
 def _rewrite(
     source: Path, out: Path, windows: bool, *, verify: bool, overwrite: bool
 ) -> Conversion:
-    """A model folder of ours, to one with its positions taken apart."""
+    """Rewrite a model folder with split position embeddings."""
     if not windows:
         raise ConfigError(
             f"{source} is a model folder of this library already; pass to='hf' or to='haiku' "
@@ -275,7 +273,7 @@ def _save(
 
 
 def _with_task(model: Any, info: ModelInfo) -> ModelInfo:
-    """Say what a released kind is for, so that ``predict`` and ``reconstruct`` know."""
+    """Add the task of a published model, which ``predict`` and ``reconstruct`` need."""
     if info.task or model.family not in {"perceiver", "perceiver_io"}:
         return info
     try:
@@ -284,7 +282,7 @@ def _with_task(model: Any, info: ModelInfo) -> ModelInfo:
         return info
     classes = info.classes
     if task == "classify" and not classes:
-        # The released files name no classes; the logits are told apart by their numbers.
+        # The published files contain no class names, so classes are numbered.
         classes = tuple(str(number) for number in range(model.config.num_classes))
     return replace(info, task=task, classes=classes)
 
@@ -294,7 +292,7 @@ def _count(model: Any) -> int:
 
 
 def _convert_archive(source: Path, out: Path, *, verify: bool, overwrite: bool) -> Conversion:
-    """A bundle of either release."""
+    """Convert a parity bundle of HiP, or of Perceiver and Perceiver IO (those have a ``kind``)."""
     archive = read_archive(source)
     info = describe_source(source, "Haiku parameters", None)
     if "kind" not in archive.config:
@@ -312,11 +310,11 @@ def _convert_archive(source: Path, out: Path, *, verify: bool, overwrite: bool) 
 
 
 def _read_pickle(source: Path, config: Path | None, flavour: Flavour | None) -> Any:
-    """Parameters alone: of a release that their names tell, or of what ``config`` describes."""
+    """Read bare parameters of a published model, or of the model described by ``config``."""
     if config is None:
         return model_from_release(read_parameter_pickle(source), str(source), flavour or "official")
     if flavour is not None:
-        raise ConfigError(f"{config} says itself what is computed; leave out flavour={flavour}")
+        raise ConfigError(f"{config} defines the computation itself; leave out flavour={flavour}")
     stated = read_json_file(config)
     arrays = read_parameter_pickle(source)
     if "kind" in stated:
@@ -335,11 +333,10 @@ def _read_pickle(source: Path, config: Path | None, flavour: Flavour | None) -> 
 def _convert_folder(
     source: Path, out: Path, flavour: Flavour, *, verify: bool, dtype: Precision, overwrite: bool
 ) -> Conversion:
-    """A Hugging Face folder of a Perceiver."""
     if verify and flavour != "hf":
         raise ConfigError(
-            f"flavour={flavour} computes other numbers than Hugging Face's class on purpose; "
-            f"verify with flavour=hf"
+            f"flavour={flavour} differs from the Hugging Face implementation on purpose; verify "
+            f"with flavour=hf"
         )
     read = read_hugging_face(source)
     model = model_from_hugging_face(read, flavour)
@@ -355,7 +352,7 @@ def _convert_folder(
 
 
 def _unconverted(stated: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that act in training only, and have no place here."""
+    """Return settings that only affect training and have no equivalent here."""
     rate = stated.get("attention_probs_dropout_prob", 0.0)
     return {"left behind": f"attention_probs_dropout_prob={rate}"} if rate else {}
 
@@ -370,7 +367,6 @@ def _export(
     dtype: Precision,
     overwrite: bool,
 ) -> Conversion:
-    """A model folder of ours to foreign weights."""
     loaded = load_with_info(source)
     if windows:
         loaded = replace(loaded, model=with_window_positions(loaded.model).eval())
@@ -405,7 +401,6 @@ def _export(
 def _export_file(
     loaded: Loaded, out: Path, to: str, *, verify: bool, dtype: Precision, overwrite: bool
 ) -> Conversion:
-    """A model of ours to a file of tensors."""
     if out.exists() and not overwrite:
         raise CheckpointError(f"{out} exists; choose another file, or pass overwrite=True")
     notes = WRITERS[to](loaded.model, out)

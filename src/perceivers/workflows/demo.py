@@ -1,7 +1,7 @@
-"""The whole path on built-in real data: pre-train, fine-tune, test, and show.
+"""End-to-end demo on built-in real data: pre-train, fine-tune, test and report.
 
-The data are scikit-learn's 1,797 scanned digits of 8 x 8 pixels, so no network is needed. Classical
-baselines on the same split are printed beside ours: on data this small they are strong.
+Uses scikit-learn's 1,797 scanned digits of 8 x 8 pixels, so it needs no network. Classical
+baselines are fitted on the same split for comparison; on data this small they are strong.
 """
 
 import time
@@ -47,12 +47,12 @@ SCRATCH_RATES = (1e-3, 2e-3, 4e-3)
 
 @dataclass
 class DemoResult:
-    """What the demo found.
+    """Results of the demo.
 
     Attributes:
-        report: The page to open.
-        scores: Method to test accuracy and seconds.
-        is_dry: Whether this was a dry run, whose figures mean nothing.
+        report: Path of the HTML report.
+        scores: Test accuracy (0..1) and seconds by method.
+        is_dry: Whether this was a dry run, whose results are meaningless.
     """
 
     report: Path
@@ -60,21 +60,21 @@ class DemoResult:
     is_dry: bool = False
 
     def summary(self) -> str:
-        """The closing lines."""
+        """Return the results as text for the console."""
         width = max(map(len, self.scores))
-        lines = [f"test accuracy on {DATA}, the same held-back split for all:"]
+        lines = [f"test accuracy on {DATA}, the same held-out split for all:"]
         lines += [
             f"  {name:<{width}}  {100 * top1:6.2f} %   {seconds:6.1f} s"
             for name, (top1, seconds) in self.scores.items()
         ]
         if self.is_dry:
-            lines.append("(a dry run: these figures mean nothing)")
+            lines.append("(a dry run: these numbers mean nothing)")
         lines.append(f"report: {self.report}")
         return "\n".join(lines) + "\n"
 
 
 def pretrain_config(out: Path, seed: int, limit: int) -> PretrainConfig:
-    """Settings of the demo's pre-training."""
+    """Return the settings of the demo's pre-training."""
     return PretrainConfig(
         model=MODEL,
         data=DATA,
@@ -93,7 +93,7 @@ def pretrain_config(out: Path, seed: int, limit: int) -> PretrainConfig:
 def classify_config(
     model: str, out: Path, *, steps: int, lr: float, seed: int, limit: int
 ) -> ClassifyConfig:
-    """Settings shared by fine-tuning and training from scratch."""
+    """Return the settings for fine-tuning, or for training from scratch."""
     return ClassifyConfig(
         model=model,
         data=DATA,
@@ -126,15 +126,15 @@ def run_demo(
 
     Args:
         out: Folder for the runs and ``report.html``.
-        compare: Also train the same model from scratch for as many steps, its learning rate chosen
-            on validation.
-        seed: Seed of everything.
-        limit: Dry run: at most this many steps per run; 0 means all.
+        compare: Also train the same model from scratch for the same number of steps, with the
+            learning rate that is best on validation.
+        seed: Seed of all runs.
+        limit: Dry run: at most this many steps per run; 0 means no limit.
         overwrite: Replace an earlier demo in ``out``.
-        quiet: No progress.
+        quiet: Print no progress.
 
     Raises:
-        RunError: ``out`` holds something and ``overwrite`` is off.
+        RunError: ``out`` is not empty and ``overwrite`` is off.
     """
     folder = Path(out)
     if folder.exists() and any(folder.iterdir()) and not overwrite:
@@ -143,7 +143,7 @@ def run_demo(
     scores: dict[str, tuple[float, float]] = {}
     options = {"overwrite": overwrite, "quiet": quiet}
     began = time.perf_counter()
-    say("1/3 pre-training by masked auto-encoding")
+    say("1/3 pre-training by masked autoencoding")
     pretrained = pretrain(pretrain_config(folder / "pretrain", seed, limit), **options)
     say("2/3 fine-tuning")
     config = classify_config(
@@ -155,7 +155,7 @@ def run_demo(
         limit=limit,
     )
     tuned = finetune(config, **options)
-    say("3/3 testing on held-back digits")
+    say("3/3 testing on held-out digits")
     figures = tuned.evaluate()
     scores["HiP, pre-trained and fine-tuned"] = (figures["top1"], time.perf_counter() - began)
     if compare:
@@ -180,7 +180,7 @@ def _silent(text: str) -> None:
 def compare_from_scratch(
     folder: Path, seed: int, limit: int, options: dict[str, bool], say: Any
 ) -> dict[str, tuple[float, float]]:
-    """Train from scratch for the same total of steps; validation picks the learning rate."""
+    """Train from scratch for the same total number of steps; validation picks the learning rate."""
     total = PRETRAIN_STEPS + FINETUNE_STEPS
     best: tuple[float, Run, float, float] | None = None
     for lr in SCRATCH_RATES:
@@ -200,14 +200,14 @@ def compare_from_scratch(
 
 
 def flat_pixels(source: Source) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """All pictures of a split as rows of pixels, and their labels."""
+    """Return the images of a split as rows of pixels in 0..1, and their labels."""
     rows = [np.asarray(source.read(i)["image"], np.float64).ravel() for i in range(len(source))]
     assert source.labels is not None
     return np.stack(rows) / 255.0, np.asarray(source.labels)
 
 
 def classical_baselines(seed: int) -> dict[str, tuple[float, float]]:
-    """Fit three classical classifiers to raw pixels of the same training split."""
+    """Fit three classical classifiers to the raw pixels of the same training split."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.svm import SVC
@@ -228,20 +228,20 @@ def classical_baselines(seed: int) -> dict[str, tuple[float, float]]:
 
 
 def write_demo_report(result: DemoResult, pretrained: Run, tuned: Run) -> None:
-    """One page for both runs."""
+    """Write one HTML page on both runs."""
     first, second = open_report(pretrained.folder), open_report(tuned.folder)
     rows = [
         (name, f"{100 * top1:.2f} %", f"{seconds:.1f} s")
         for name, (top1, seconds) in result.scores.items()
     ]
     text = (
-        "A Hierarchical Perceiver was shown a quarter of the pixels of scanned digits and learned "
-        "to reconstruct the rest. Its encoder was then fine-tuned to name the digit. Nothing in "
-        "the model knows that its inputs are pictures."
+        "A Hierarchical Perceiver read a quarter of the pixels of scanned digits and learned to "
+        "reconstruct the rest. Its encoder was then fine-tuned to classify the digits. Nothing in "
+        "the model is specific to images."
     )
     if result.is_dry:
-        text += "\n\nThis was a dry run: the figures mean nothing."
-    note = "The same training and test splits for all rows. Seconds on this machine."
+        text += "\n\nThis was a dry run: the numbers mean nothing."
+    note = "All rows use the same training and test splits. Times are in seconds on this machine."
     comparison = Table(header=("method", "test accuracy", "time"), rows=rows, note=note)
     overview = overview_section(second)
     sections = [
@@ -265,24 +265,24 @@ def write_demo_report(result: DemoResult, pretrained: Run, tuned: Run) -> None:
 
 
 def retitled(section: Section, title: str) -> Section:
-    """The same section under another title."""
+    """Return a copy of a section with another title."""
     return Section(**{**vars(section), "title": title})
 
 
 def commands(pretrained: Run, tuned: Run) -> Section:
-    """The same on the reader's own pictures."""
+    """Return a section of commands that do the same with the reader's images."""
     model = pretrained.config.model
     code = "\n".join(
         [
-            "# MY_FOLDER holds one sub-folder of pictures per class",
+            "# MY_FOLDER contains one sub-folder of images per class",
             f"perceivers pretrain --model {model} --data MY_FOLDER --size 32 --out runs/pretrained",
             "perceivers finetune --model runs/pretrained --data MY_FOLDER --out runs/classifier",
             "perceivers evaluate runs/classifier --split val",
-            "perceivers predict runs/classifier SOME_PICTURE.jpg",
+            "perceivers predict runs/classifier SOME_IMAGE.jpg",
             "",
-            "# look at this demo's runs",
+            "# the runs of this demo",
             f"perceivers evaluate {tuned.path}",
             f"perceivers export {tuned.path} --format onnx",
         ]
     )
-    return Section(title="Do the same on your own pictures", code=code)
+    return Section(title="Do the same with your own images", code=code)

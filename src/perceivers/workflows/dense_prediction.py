@@ -1,4 +1,4 @@
-"""Classes of pixels, classes of points and optical flow, for files of any size."""
+"""Segmentation of images and point clouds, and optical flow, for files of any size."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,15 +42,15 @@ from perceivers.workflows.origin import run_config
 from perceivers.workflows.prediction import is_data_file
 from perceivers.workflows.preparing import find_settings
 
-# -- Optical flow of two pictures of any size, tile by tile: a ``.flo`` file and a picture -------
+# -- Optical flow between two images of any size: a ``.flo`` file and a colour-coded image -------
 #
-# Paper: Perceiver IO (arXiv 2107.14795) App. H: fixed tiles, blended by their distance to the
+# Paper: Perceiver IO (arXiv 2107.14795) App. H: fixed tiles, blended by the distance to the tile
 # edge.
 
 
 @dataclass(frozen=True)
 class FlowFiles:
-    """What was written, and the flow ``[2, H, W]`` in pixels (x to the right, y down)."""
+    """Predicted flow ``[2, H, W]`` in pixels (x to the right, y down), and the written files."""
 
     flow: Float[Tensor, "2 H W"]
     paths: tuple[Path, Path]
@@ -66,29 +66,29 @@ def predict_flow(
     pad: bool = False,
     overwrite: bool = False,
 ) -> FlowFiles:
-    """Write ``NAME.flo`` and the colour-coded ``NAME.png`` of the flow from one picture to another.
+    """Predict the flow from one image to another; write ``NAME.flo`` and a colour-coded ``.png``.
 
     Args:
         model: Run folder, ``RUN@last`` or model folder of a flow model.
-        first: Earlier picture.
-        second: Later picture of the same size.
-        out: Folder to write to.
-        pad: Repeat the edge of pictures smaller than a tile instead of refusing them.
+        first: Earlier image; gives ``NAME``.
+        second: Later image of the same size.
+        out: Output folder.
+        pad: Repeat the edges of images smaller than a tile; without it they are an error.
         overwrite: Replace files of an earlier call.
 
     Raises:
-        UserError: The model predicts no flow, a picture is unreadable, the pictures differ in size
-            or are smaller than a tile, or a file exists.
+        UserError: The model does not predict flow, an image is unreadable, the images differ in
+            size or are smaller than a tile, or a file exists.
     """
     loaded = load_with_info(model)
     if not predicts_flow(loaded):
         raise CheckpointError(
             f"{model} predicts no flow (its task is {loaded.info.task or 'not recorded'}); train "
-            f"one of the perceiver_io_flow variants with --task flow"
+            f"a perceiver_io_flow variant with --task flow"
         )
     paths = tuple(Path(out) / f"{Path(first).stem}{suffix}" for suffix in (".flo", ".png"))
     if Path(out).exists() and not Path(out).is_dir():
-        raise ConfigError(f"--out {out} is a file; give a folder for the flow and its picture")
+        raise ConfigError(f"--out {out} is a file; give a folder for the flow and its image")
     existing = [path for path in paths if path.exists()]
     if existing and not overwrite:
         raise ConfigError(f"{existing[0]} exists; pass --overwrite or another --out")
@@ -96,7 +96,7 @@ def predict_flow(
     if frames[0].shape != frames[1].shape:
         raise DataError(
             f"{first} has {frames[0].shape[1]}x{frames[0].shape[2]} pixels and {second} "
-            f"{frames[1].shape[1]}x{frames[1].shape[2]}; two frames have one size"
+            f"{frames[1].shape[1]}x{frames[1].shape[2]}; both frames must have the same size"
         )
     pair = torch.from_numpy(np.stack(frames, 1))
     settings = find_settings(FlowConfig, loaded, run_config(model))
@@ -109,12 +109,13 @@ def predict_flow(
 
 
 def predicts_flow(loaded: Loaded) -> bool:
-    """Whether a model answers flow; converted weights name no task."""
+    """Whether a model predicts flow."""
+    # The output decides, because converted weights may have no recorded task.
     return TARGET in getattr(loaded.model.config, "outputs", {})
 
 
 def _read_frame(path: Path) -> np.ndarray:
-    """Return an RGB picture as ``[3, H, W]``."""
+    """Read an RGB image as ``[3, H, W]``."""
     picture = convert_channels(read_picture(read_bytes(str(path)), str(path)), 3, str(path))
     return np.asarray(picture).transpose(2, 0, 1)
 
@@ -125,10 +126,10 @@ def _png(picture: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-# -- Classes of points: a labelled cloud and a view from above per file, whatever its size -------
+# -- Point segmentation: a labelled cloud and a view from above per file -------------------------
 #
-# A cloud is read in tiles of as many points as the model reads, each with the points around it,
-# as in evaluation; every point is answered once, in its own tile.
+# A cloud is split into tiles of the model's number of points; a tile includes surrounding points as
+# context, as in evaluation. Each point is classified once, in its own tile.
 #
 # Legend: n points of a file, C values per point, P points of a tile, K classes.
 
@@ -137,14 +138,14 @@ TILES_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class CloudFiles:
-    """What was made of one file of points.
+    """Files written for one file of points.
 
     Attributes:
-        file: The file.
-        labelled: ``.npz`` of its points and their classes, or None with an error.
-        views: A PNG per cloud, from above, in the colours of the classes.
-        shares: Share of the points by class that was found, largest first.
-        error: Why there is nothing.
+        file: The input file.
+        labelled: ``.npz`` with the points and their classes; None on error.
+        views: One PNG per cloud: view from above in class colours.
+        shares: Fraction of the points by predicted class, largest first.
+        error: Why nothing was written; empty on success.
     """
 
     file: Path
@@ -161,20 +162,20 @@ def predict_clouds(
     *,
     overwrite: bool = False,
 ) -> Iterator[CloudFiles]:
-    """Write ``NAME.npz`` and a view from above per cloud, and ``classes.txt`` beside them.
+    """Classify all points of some files; write ``NAME.npz``, views from above and ``classes.txt``.
 
-    The ``.npz`` holds ``points`` ``[n, C]``, ``offsets`` and ``label`` ``[n]``, uint8, which are
-    places in ``classes.txt``; it is itself an address of data. A file that cannot be read ends
-    nothing: it is reported.
+    The ``.npz`` holds ``points`` ``[n, C]``, ``offsets``, and ``label`` ``[n]`` (uint8, line
+    numbers of ``classes.txt`` starting at 0); it can be used as a data address. An unreadable file
+    is reported and does not stop the others.
 
     Args:
-        loaded: A segmentation model of points.
+        loaded: A segmentation model for points.
         paths: Files of points, ragged ``.npz`` files, or folders searched for files of points.
-        out: Folder to write to.
+        out: Output folder.
         overwrite: Replace files of an earlier call.
 
     Raises:
-        UserError: A path does not exist, or a file to be written does.
+        UserError: A path does not exist, or an output file already exists.
     """
     if not paths:
         raise ConfigError("nothing to predict; give files of points or folders")
@@ -186,13 +187,13 @@ def predict_clouds(
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
         raise ConfigError(
-            f"{stems.count(twice[0])} files are called {twice[0]!r}, so their answers would have "
-            f"one name; predict them in separate folders"
+            f"{stems.count(twice[0])} files are called {twice[0]!r}, so their outputs would have "
+            f"the same name; predict them with separate --out folders"
         )
     targets = [folder / f"{stem}.npz" for stem in stems]
     clash = [path for path in targets if real_path(path) in set(map(real_path, files))]
     if clash:
-        raise ConfigError(f"{clash[0]} is a file to be read; choose another --out")
+        raise ConfigError(f"{clash[0]} is an input file; choose another --out")
     existing = [path for path in targets if path.exists()]
     if existing and not overwrite:
         raise ConfigError(f"{existing[0]} exists; pass --overwrite or another --out")
@@ -208,8 +209,8 @@ def find_classes_of(model: Any, scenes: Scenes) -> UInt8[np.ndarray, " n"]:
     """Return the class of every point of some clouds.
 
     Args:
-        model: A segmentation model of points.
-        scenes: The clouds, whose spans cover all points; their ids are not looked at.
+        model: A segmentation model for points.
+        scenes: Clouds whose spans cover all points; ids are ignored.
     """
     name = segmented_modality(model)
     spec: Points = model.config.inputs[name]
@@ -224,13 +225,12 @@ def find_classes_of(model: Any, scenes: Scenes) -> UInt8[np.ndarray, " n"]:
         answers = logits.argmax(1).numpy()
         for place, answer in zip(places, answers, strict=True):
             tile = tiled.tiles[place]
-            # The tile's own points come first, in the order of their rows.
+            # The tile's own points come first, in the order of their rows; context follows.
             found[tiled.spans[tile.scene, 0] + tile.rows] = answer[: len(tile.rows)]
     return found
 
 
 def _read_cloud(file: Path, spec: Points) -> Scenes:
-    """Return the clouds of one file."""
     if file.suffix.lower() == ".npz":
         content = load_npz(file)
         if OFFSETS not in content:
@@ -247,7 +247,6 @@ def _read_cloud(file: Path, spec: Points) -> Scenes:
 
 
 def _write_cloud(model: Any, file: Path, target: Path, classes: Sequence[str]) -> CloudFiles:
-    """Predict and write one file's answers."""
     try:
         scenes = _read_cloud(file, model.config.inputs[segmented_modality(model)])
         found = find_classes_of(model, scenes)
@@ -270,7 +269,7 @@ def _write_cloud(model: Any, file: Path, target: Path, classes: Sequence[str]) -
 
 
 def _draw(cloud: NDArray, found: NDArray[np.uint8], num_classes: int) -> bytes:
-    """Return a PNG of the classes from above."""
+    """Return a PNG of the class colours seen from above."""
     seen = look_down(cloud, choose_side(len(cloud)))
     ids = np.where(seen < 0, IGNORED, found[seen])
     buffer = BytesIO()
@@ -278,31 +277,31 @@ def _draw(cloud: NDArray, found: NDArray[np.uint8], num_classes: int) -> bytes:
     return buffer.getvalue()
 
 
-# -- Masks of pictures of any size and shape: a palette PNG and an overlay per picture -----------
+# -- Image segmentation at any size and aspect ratio: a palette PNG and an overlay per image -----
 #
-# The model reads parts of the aspect ratio that it was trained with, as large as the picture
-# allows and at the scale of evaluation; where the picture is longer, parts lie side by side and
-# overlap by a quarter at least. Their probabilities are blended by their distance to the edge,
-# and enlarged to the picture's size class by class.
+# The model reads crops with the aspect ratio of its training, as large as the image allows, at the
+# scale of evaluation. A longer image is covered by crops side by side that overlap by at least a
+# quarter. Their probabilities are blended by the distance to the crop edge and resized to the image
+# class by class.
 #
 # Legend: K classes, H W rows and columns.
 
-# Share of a part that it has in common with its neighbour, at least.
+# Minimum overlap of neighbouring crops, as a fraction of a crop.
 OVERLAP = 0.25
-# Longest side of a picture relative to its part; beyond it a picture is no photograph.
+# Maximum number of crops; only extremely elongated images need more.
 MAX_PARTS = 64
 
 
 @dataclass(frozen=True)
 class MaskFiles:
-    """What was made of one picture.
+    """Files written for one image.
 
     Attributes:
-        file: The picture.
-        mask: Palette PNG of its size, or None with an error.
-        overlay: The picture with the mask's colours over it.
-        shares: Share of the pixels by class that was found, largest first.
-        error: Why there is no mask.
+        file: The image.
+        mask: Palette PNG of the same size; None on error.
+        overlay: Image with the mask colours over it.
+        shares: Fraction of the pixels by predicted class, largest first.
+        error: Why there is no mask; empty on success.
     """
 
     file: Path
@@ -319,34 +318,34 @@ def predict_masks(
     *,
     overwrite: bool = False,
 ) -> Iterator[MaskFiles]:
-    """Write ``NAME.png`` and ``NAME_overlay.png`` per picture, and ``classes.txt`` beside them.
+    """Segment images; write ``NAME.png`` and ``NAME_overlay.png`` per image, and ``classes.txt``.
 
-    The values of a mask are places in ``classes.txt``; its palette shows them as colours. A picture
-    that cannot be read ends nothing: it is reported.
+    Mask values are line numbers of ``classes.txt`` starting at 0; the palette gives them colours.
+    An unreadable image is reported and does not stop the others.
 
     Args:
         model: Run folder, ``RUN@last`` or model folder of a segmentation model.
-        paths: Pictures, or folders searched for them.
-        out: Folder to write to.
+        paths: Images, or folders searched for them.
+        out: Output folder.
         overwrite: Replace files of an earlier call.
 
     Raises:
-        UserError: The model finds no classes per pixel, a path does not exist or is a table or
-            tar, or a file to be written exists.
+        UserError: The model is not a segmentation model, a path does not exist or is a table or
+            tar, or an output file already exists.
     """
     loaded = load_with_info(model)
     if loaded.info.task != "segment":
         raise CheckpointError(
-            f"{model} finds no masks (its task is {loaded.info.task or 'not recorded'}); train one "
-            f"with --task segment"
+            f"{model} predicts no masks (its task is {loaded.info.task or 'not recorded'}); train "
+            f"one with --task segment"
         )
     if not paths:
-        raise ConfigError("nothing to predict; give pictures or folders")
-    check_in_place(loaded.model.config.data_inputs, "a mask of a picture")
+        raise ConfigError("nothing to predict; give images or folders")
+    check_in_place(loaded.model.config.data_inputs, "a mask of an image")
     if is_data_file(paths):
         raise ConfigError(
-            f"{paths[0]} holds samples, and masks are found in picture files alone; unpack it, and "
-            f"give the pictures or their folder"
+            f"{paths[0]} holds samples, but masks are predicted only for image files; unpack it, "
+            f"and give the images or their folder"
         )
     folder, files = Path(out), find_files([str(path) for path in paths], ("image",))
     if folder.exists() and not folder.is_dir():
@@ -359,7 +358,7 @@ def predict_masks(
     resolved = set(map(real_path, files))
     clash = [path for pair in targets for path in pair if real_path(path) in resolved]
     if clash:
-        raise ConfigError(f"{clash[0]} is a picture to be read; choose another --out")
+        raise ConfigError(f"{clash[0]} is an input image; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     classes = loaded.info.classes
     write_atomic(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
@@ -369,15 +368,15 @@ def predict_masks(
 
 @torch.no_grad()
 def find_mask_of(model: Any, picture: Image.Image | NDArray, path: str) -> UInt8[np.ndarray, "H W"]:
-    """Return the class of every pixel of a picture.
+    """Return the class of every pixel of an image.
 
     Args:
-        model: A segmentation model of pictures.
-        picture: Upright, of any size; or an array ``[C, H, W]`` of the model's channels.
-        path: Names the picture, for messages.
+        model: A segmentation model for images.
+        picture: Upright image of any size, or an array ``[C, H, W]`` with the model's channels.
+        path: Name of the image for error messages.
 
     Raises:
-        DataError: The picture is so long and narrow that it would take more than 64 parts.
+        DataError: The image is so long and narrow that it would need more than 64 crops.
     """
     name = segmented_modality(model)
     spec = model.config.inputs[name]
@@ -389,12 +388,12 @@ def find_mask_of(model: Any, picture: Image.Image | NDArray, path: str) -> UInt8
     count = 1 if share > 1 - 1e-6 else ceil((1 - share) / (share * (1 - OVERLAP))) + 1
     if count > MAX_PARTS:
         raise DataError(
-            f"{path}: {size[0]}x{size[1]} pixels would take {count} parts of the "
-            f"aspect ratio {spec.width}x{spec.height} (at most {MAX_PARTS}); cut the picture"
+            f"{path}: {size[0]}x{size[1]} pixels would take {count} crops of the "
+            f"aspect ratio {spec.width}x{spec.height} (at most {MAX_PARTS}); cut the image"
         )
     alongs = [place / (count - 1) for place in range(count)] if count > 1 else [0.5]
     views = [place_view(size, (spec.width, spec.height), along) for along in alongs]
-    # The whole picture at the model's scale; parts lie on its longer side.
+    # Canvas: the whole image at the model's scale; crops move along its longer side.
     tall = view.height < view.width
     rows = round(spec.height / view.height) if tall else spec.height
     columns = spec.width if tall else round(spec.width / view.width)
@@ -422,13 +421,13 @@ def find_mask_of(model: Any, picture: Image.Image | NDArray, path: str) -> UInt8
 
 
 def _ramp(length: int) -> Float[Tensor, " length"]:
-    """Weights of a part along its longer way: 1 in the middle, falling towards both ends."""
+    """Return blending weights along one axis: about 1 in the middle, falling to both ends."""
     places = torch.arange(length) + 0.5
     return torch.minimum(places, length - places) / (length / 2)
 
 
 def _enlarge(shares: Float[Tensor, "K h w"], size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
-    """Return the likeliest class at another size, one class in memory at a time."""
+    """Return the likeliest class at another size, resizing one class at a time to save memory."""
     best, found = torch.zeros(size), torch.zeros(size, dtype=torch.uint8)
     for number, share in enumerate(shares):
         value = F.interpolate(share[None, None], size, mode="bilinear", align_corners=False)[0, 0]
@@ -441,7 +440,7 @@ def _enlarge(shares: Float[Tensor, "K h w"], size: tuple[int, int]) -> UInt8[np.
 def _read_and_find(
     model: Any, file: Path
 ) -> tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W 3"]]:
-    """Return the classes of one picture, and the picture as it is drawn."""
+    """Return the classes of one image, and the image as 8-bit RGB."""
     data, path = read_bytes(str(file)), str(file)
     if is_deep(data):
         channels = model.config.inputs[segmented_modality(model)].channels
@@ -455,7 +454,6 @@ def _read_and_find(
 def _write_mask(
     model: Any, file: Path, targets: tuple[Path, Path], classes: Sequence[str]
 ) -> MaskFiles:
-    """Predict and write one picture's files."""
     try:
         ids, plain = _read_and_find(model, file)
     except DataError as error:
@@ -473,7 +471,7 @@ def _write_mask(
 
 
 def _unique_stems(files: Sequence[Path]) -> list[str]:
-    """Return a name per file: its stem, with a number where that was taken."""
+    """Return a unique name per file: its stem, numbered if already used."""
     taken: set[str] = set()
     names = []
     for file in files:

@@ -1,4 +1,4 @@
-"""Evaluate a trained model on a split of its own or of other data."""
+"""Evaluate trained models on a split of their own or other data, also per modality subset."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,18 +39,18 @@ from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.origin import own_data, run_config
 from perceivers.workflows.preparing import find_mask_spec, find_settings, rebuild_task, sized_mask
 
-# -- Compare the classes of data with a model's --------------------------------------------------
+# -- Check that the classes of data and model agree ----------------------------------------------
 
 Columns = Mapping[str, Sequence[str]]
 
 
 def check_classes(loaded: Loaded, dataset: Dataset, config: TrainConfig | None = None) -> None:
-    """Refuse data whose classes are not the model's.
+    """Check that data have the same classes as the model.
 
     Args:
         loaded: The model.
         dataset: Opened data.
-        config: The settings of the model's run, which say what masks ignore.
+        config: Settings of the model's run, which define the classes that masks ignore.
 
     Raises:
         DataError: Names differ, or there are no labels.
@@ -60,7 +60,7 @@ def check_classes(loaded: Loaded, dataset: Dataset, config: TrainConfig | None =
         dataset = replace(dataset, classes=masks, columns={})
     columns = {name: tuple(names) for name, names in loaded.info.columns.items()}
     found = dict(dataset.columns)
-    # Labels are told apart by their place, so the order of the columns counts.
+    # Label columns are identified by position, so their order matters.
     if columns and list((found or {"label": dataset.classes}).items()) != list(columns.items()):
         raise DataError(
             f"the model knows the label columns {_shorten(columns)}, but {dataset.address} has "
@@ -78,29 +78,29 @@ def check_classes(loaded: Loaded, dataset: Dataset, config: TrainConfig | None =
 
 
 def _shorten(columns: Columns, shown: int = 4) -> dict[str, list[str]]:
-    """Columns with their first classes, for messages."""
+    """Abbreviate the classes of each column for error messages."""
     return {
         name: [*classes[:shown], *(["..."] if len(classes) > shown else [])]
         for name, classes in columns.items()
     }
 
 
-# -- How much a model knows from each combination of its modalities ------------------------------
+# -- Evaluate every combination of modalities ----------------------------------------------------
 #
-# Paper: Perceiver (arXiv 2103.03206) Sec. 4.2 reports sound alone, pictures alone, and both.
+# Paper: Perceiver (arXiv 2103.03206) Sec. 4.2 reports audio only, video only, and both.
 
-# Every combination is an evaluation of its own; of 6 modalities there are 63.
+# Each combination takes a full evaluation; 6 modalities have 63 combinations.
 MAX_MODALITIES = 6
 
 
 @dataclass(frozen=True)
 class SubsetFigures:
-    """What a model reaches with some modalities.
+    """Metrics of a model with a subset of its modalities.
 
     Attributes:
-        modalities: What it was shown.
-        samples: Samples that hold at least one of them; others were left out.
-        figures: Name to value.
+        modalities: Visible modalities.
+        samples: Number of samples with at least one of them; all others are excluded.
+        figures: Metrics by name.
     """
 
     modalities: tuple[str, ...]
@@ -118,28 +118,28 @@ def evaluate_subsets(
     workers: Natural = 0,
     limit: Natural = 0,
 ) -> list[SubsetFigures]:
-    """Evaluate a model with every combination of its modalities; all of them come first.
+    """Evaluate a model with every combination of its modalities, the full set first.
 
-    A modality that is left out is hidden as if samples lacked it.
+    All other modalities are hidden, as if the samples did not have them.
 
     Args:
         model: Run folder, ``RUN@last`` or model folder.
-        data: Data address; the run's own when not given.
+        data: Data address; default: the data of the run.
         split: ``test``, ``val`` or ``train``.
-        batch_size: Samples at once.
-        workers: Processes that read data.
+        batch_size: Samples per batch.
+        workers: Number of processes that read data.
         limit: Dry run: at most this many batches; 0 means all.
 
     Raises:
-        ConfigError: The model reads a single modality, or too many for all combinations.
+        ConfigError: The model reads a single modality, or more than 6.
         UserError: As ``evaluate``.
     """
     loaded = load_with_info(model)
     names = tuple(loaded.model.config.data_inputs)
     if not can_lack(loaded.model) or len(names) > MAX_MODALITIES:
         raise ConfigError(
-            f"{model} reads {len(names)} modalities ({', '.join(names)}); combinations are "
-            f"evaluated of 2 to {MAX_MODALITIES}"
+            f"{model} reads {len(names)} modalities ({', '.join(names)}); combinations can be "
+            f"evaluated for 2 to {MAX_MODALITIES}"
         )
     config = run_config(model)
     dataset, specs = open_for_model(loaded, config, data or own_data(model, config))
@@ -160,14 +160,12 @@ def evaluate_subsets(
 def restrict(
     batches: Iterable[Batch], shown: Sequence[str], names: Sequence[str]
 ) -> Iterator[Batch]:
-    """Yield batches whose samples lack all modalities but some.
-
-    Samples that then hold nothing are left out, and batches without samples too.
+    """Hide all modalities except ``shown``; samples and batches left empty are dropped.
 
     Args:
-        batches: Of one view per sample.
-        shown: What stays.
-        names: All modalities that the model reads.
+        batches: Batches with one view per sample.
+        shown: Modalities that stay visible.
+        names: All modalities of the model.
     """
     for batch in batches:
         everywhere = torch.ones(len(batch), dtype=torch.bool)
@@ -180,31 +178,29 @@ def restrict(
 
 
 class _Counter:
-    """Counts samples that pass by."""
-
     def __init__(self) -> None:
         self.samples = 0
 
     def count(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield what comes."""
         for batch in batches:
             self.samples += len(batch)
             yield batch
 
 
-# -- Evaluate a trained model on a split of its own or of other data -----------------------------
+# -- Evaluate a trained model on one split -------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures, and for classifiers what they are made of.
+    """Metrics, and the confusion matrix of a classifier.
 
     Attributes:
-        figures: Name to value.
-        classes: Class names.
-        matrix: Confusion counts ``[K, K]``, rows are the truth; none for pre-training.
+        figures: Metrics by name.
+        classes: Class names of a classifier; empty for other tasks.
+        matrix: Confusion matrix ``[K, K]`` of counts, rows are true classes; None for other tasks
+            than single-label classification.
         skipped: Samples that could not be read, as ``path: reason``.
-        fill: How well each modality is filled in from the others, where that was asked for.
+        fill: Errors of predicting each modality from the others, if requested.
     """
 
     figures: dict[str, Any]
@@ -228,27 +224,28 @@ def evaluate(
     compile: bool = False,  # noqa: A002 - the setting's name, as in training
     note: Note | None = None,
 ) -> Evaluation:
-    """Evaluate a run (its best model) or a model folder.
+    """Evaluate the best model of a run, or a model folder, on one split.
 
-    Figures, matrix and counts are of samples, in however many views each is seen.
+    Metrics count samples, not views. Results of the best model on the data of its run are stored in
+    the run folder, except for dry runs.
 
     Args:
         model: Run folder, ``RUN@last`` or model folder.
-        data: Data address; the run's own when not given.
+        data: Data address; default: the data of the run.
         split: ``test``, ``val`` or ``train``.
-        batch_size: Samples at once; where there are several views of each, views at once.
-        workers: Processes that read data.
+        batch_size: Samples per batch; with several views per sample, views per batch.
+        workers: Number of processes that read data.
         limit: Dry run: at most this many batches; 0 means all.
-        views: Parts of each sample over which a classifier's probabilities are averaged, such as
-            ``Views(temporal=5, spatial=3)``; one in the middle when not given.
-        fill: Also fill in each modality from all others, and compare with the mean sample of the
-            training split and with the input of another sample.
-        compile: Compile the model for full batches; pays where there are many.
-        note: Told how long compilation took, and what to beware of in ``fill``.
+        views: Crops or clips of each sample over which a classifier's probabilities are averaged,
+            such as ``Views(temporal=5, spatial=3)``; default: one central view.
+        fill: Also predict each modality from all others, and compare with two baselines: the mean
+            of the training split, and predictions from the input of another sample.
+        compile: Compile the model for full batches; worthwhile for many batches.
+        note: Called with messages on compilation time and warnings about ``fill``.
 
     Raises:
-        UserError: There is nothing to evaluate, the data or the views do not fit, or the model
-            cannot fill in.
+        UserError: There is nothing to evaluate, the data or the views do not suit the model, or the
+            model cannot fill in missing modalities.
     """
     views = views or Views()
     loaded = load_with_info(model)
@@ -258,9 +255,9 @@ def evaluate(
     path, which = split_address(model)
     recorded = None
     if config is not None and which != "last" and data is None and not limit:
-        # The run's results and report speak of its best model.
+        # The stored results and the report describe the best model only.
         recorded = RunFolder(Path(path))
-        recorded.read_results()  # damaged ones are found before hours of evaluation
+        recorded.read_results()  # fails on a damaged file now, not after a long evaluation
     dataset, specs = open_for_model(loaded, config, data or own_data(model, config))
     source = choose_split(dataset, split)
     check_classes(loaded, dataset, config)
@@ -286,7 +283,7 @@ def evaluate(
 
 
 def _record(folder: RunFolder, split: str, result: Evaluation, views: Views) -> None:
-    """Keep what was measured in the run folder."""
+    """Store the results in the run folder."""
     matrix = None if result.matrix is None else result.matrix.tolist()
     extra: dict[str, Any] = {"views": str(views)} if views.count > 1 else {}
     if result.fill:
@@ -302,11 +299,11 @@ def _evaluate_flow(
     limit: int,
     compiled: bool,
 ) -> Evaluation:
-    """Evaluate measured pairs, which have sizes of their own that no batch could hold."""
+    """Evaluate real frame pairs one at a time, since their sizes differ."""
     if compiled:
         raise ConfigError(
-            f"compile=True has no effect on the measured pairs of {address}, which are evaluated "
-            f"one at a time; leave it out"
+            f"compile=True has no effect on the frame pairs of {address}, which are evaluated one "
+            f"at a time; leave it out"
         )
     scale = find_settings(FlowConfig, loaded, config).scale
     pairs = (source.read(index) for index in range(len(source))[: limit or None])
@@ -317,13 +314,13 @@ def _evaluate_flow(
 def _open_filler(
     loaded: Loaded, config: TrainConfig | None, views: Views, compiled: bool, note: Note | None
 ) -> Filler:
-    """Return what fills in, and say what to beware of."""
+    """Create the filler, and warn if training never hid a modality."""
     if views.count > 1:
         raise ConfigError(f"views are {views}, but modalities are filled in from one view each")
     if compiled:
         raise ConfigError(
-            "compile has no effect on filling in modalities, whose batches have sizes of their "
-            "own; leave out compile or fill"
+            "compile has no effect on filling in modalities, whose batches differ in size; leave "
+            "out compile or fill"
         )
     filler = open_filler(loaded, config)
     warning = describe_dropout(filler, config, filler.names)
@@ -335,12 +332,12 @@ def _open_filler(
 def open_for_model(
     loaded: Loaded, config: TrainConfig | None, address: str
 ) -> tuple[Dataset, dict[str, ModalitySpec]]:
-    """Open data as a model needs them, and say what the loaders must bring.
+    """Open data for a model, and return the specs that the loaders must read.
 
     Args:
-        loaded: The model; a flow model brings frame pairs of its own size.
-        config: Its run's settings, if there are any.
-        address: Which data.
+        loaded: The model; for a flow model, frame pairs have the model's size.
+        config: Settings of the model's run, or None.
+        address: Data address.
 
     Raises:
         UserError: The data cannot be opened.
@@ -365,7 +362,7 @@ def open_for_model(
 
 
 def _open(config: TrainConfig, address: str) -> Dataset:
-    """Open data, of which a folder may hold held-out splits alone."""
+    """Open data; a folder may contain only held-out splits."""
     targets = config.targets if isinstance(config, RegressConfig) else ()
     held_out = open_held_out(
         address,
@@ -382,7 +379,7 @@ def choose_split(dataset: Dataset, split: str) -> Any:
     """Return the source of a split.
 
     Raises:
-        DataError: The data have no such split.
+        DataError: The split does not exist.
     """
     if split not in dataset.splits:
         raise DataError(
@@ -403,14 +400,18 @@ def _collect_bad(loader: Iterable[Batch], skipped: list[str], limit: int) -> Ite
 
 @torch.no_grad()
 def evaluate_classifier(loaded: Loaded, batches: Iterable[Batch], skipped: list[str]) -> Evaluation:
-    """Count every (truth, prediction) pair."""
+    """Evaluate a single-label classifier: accuracies and confusion matrix.
+
+    Raises:
+        DataError: The data have no labels.
+    """
     classes = loaded.info.classes
     task = Classification(loaded.model, len(classes), ClassificationConfig()).eval()
     device = device_of(loaded.model)
     metrics, choices = new_accuracies(len(classes), device), Choices(device)
     for batch in batches:
         if batch.labels is None:
-            raise DataError("the data has no labels; evaluation of a classifier needs them")
+            raise DataError("the data have no labels; evaluation of a classifier needs them")
         logits = answer(task.model, batch.inputs, held_modalities(task.model, batch))
         chosen = choices.of(logits)
         for metric in metrics.values():

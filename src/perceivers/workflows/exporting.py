@@ -1,4 +1,4 @@
-"""Export the model of a run, with its class names and its masking."""
+"""Export the model of a run to ONNX or ``torch.export``, with its class names and masking."""
 
 from pathlib import Path
 
@@ -22,21 +22,21 @@ def export(
     output: str | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Export a run or model folder, run the exported file, and compare.
+    """Export a run or model folder, and compare the outputs of the exported file with the model.
 
     Args:
         model: Run folder, ``RUN@last`` or model folder.
-        out: File to write; when not given ``exported/PART.onnx`` or ``.pt2`` in the model's folder,
-            or for weights that come with the package in a folder ``NAME_exported``.
+        out: File to write. Default: ``exported/PART.onnx`` or ``.pt2`` in the model's folder; for
+            weights shipped with the package, in a folder ``NAME_exported``.
         format: ``onnx`` or ``torch-export``.
-        part: ``model``, ``encoder``, ``decoder`` or ``autoencoder``; without it the
-            autoencoder of a masked pre-training run, the model of anything else.
-        output: Which output the decoder part answers, where there are several.
+        part: ``model``, ``encoder``, ``decoder`` or ``autoencoder``. Default: the autoencoder of a
+            masked pre-training run, otherwise the model.
+        output: Output that the decoder part computes, if there are several.
         overwrite: Replace an existing file.
 
     Raises:
-        UserError: The part does not exist, a package is missing, or the file exists already.
-        CheckpointError: The exported file disagrees with the model.
+        UserError: The part does not exist, a package is missing, or the file already exists.
+        CheckpointError: The outputs of the exported file differ from those of the model.
     """
     if format not in SUFFIXES:
         raise ConfigError(f"format {format!r} is unknown; use one of {sorted(SUFFIXES)}")

@@ -1,6 +1,6 @@
-"""Foreign weights opened: our model of them, what travels along, and how to compare the two.
+"""Open third-party weights: our model of them, its metadata, and a comparison with the source.
 
-Files of tensors are told by their names, folders by ``config.json``; see ``checkpoints.foreign``.
+Files are recognised by their tensor names (``checkpoints.foreign``), folders by ``config.json``.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,24 +32,24 @@ from perceivers.models.saving import ModelInfo
 from perceivers.reading import read_file
 
 UNSTATED = "as stated by the source of the parameters"
-# Names that say nothing of what is inside; their folder's may.
+# File names that say nothing about their content; the name of the folder may.
 GENERIC = {"model", "pytorch_model"}
 BACKBONE_NOTE = (
-    "HieraBackbone has no norm of the mean token, so ours has no effect; and called as it is, that "
-    "class (transformers 5.23) leaves out the order of mask units, so its maps are not those of "
-    "the weights: they are compared with its parts run in the right order"
+    "HieraBackbone has no norm of the mean token, so ours has no effect. Its forward pass in "
+    "transformers 5.23 skips the reordering of tokens into mask units, so its feature maps do not "
+    "match the weights; the comparison runs its parts in the right order"
 )
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A model made of foreign weights.
+    """A model built from third-party weights.
 
     Attributes:
-        model: Ours, in evaluation mode.
-        info: What travels along.
-        verify: Run another model of ours and the other library, and compare.
-        notes: What of the source is not used.
+        model: Our model, in evaluation mode.
+        info: Metadata to save with the model.
+        verify: Runs a given model of ours and the source's model, and compares their outputs.
+        notes: Remarks, such as parts of the source that are not used.
     """
 
     model: Any
@@ -62,13 +62,13 @@ def open_tensor_file(source: Path, config: Path | None, weights: str | None = No
     """Open a ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.safetensors`` file.
 
     Args:
-        source: The file, of weights alone or of a training script.
-        config: JSON with settings that shapes do not tell.
-        weights: ``raw``, ``ema``, or the name of one of several sets of weights; None takes the raw
-            ones.
+        source: File with weights alone, or with a training checkpoint.
+        config: JSON file with settings that cannot be inferred from shapes.
+        weights: ``raw``, ``ema``, or the name of one of several sets of weights; None means
+            ``raw``.
 
     Raises:
-        UserError: The file is damaged, of no known layout, or does not fit what it should be.
+        UserError: The file is damaged, its format is unknown, or its tensors do not fit the model.
     """
     stated = {} if config is None else read_json_file(config)
     return _open_known(source, source, weights, stated)
@@ -77,16 +77,16 @@ def open_tensor_file(source: Path, config: Path | None, weights: str | None = No
 def open_hub_folder(
     source: Path, stated: Mapping[str, Any], config: Path | None, weights: str | None = None
 ) -> Opened:
-    """Open a folder of the official package, or of timm, as they write it for the hub.
+    """Open a Hugging Face hub folder written by the official Hiera package or by timm.
 
     Args:
         source: The folder.
-        stated: The content of its ``config.json``.
-        config: JSON with settings that neither that file nor shapes tell.
+        stated: Content of its ``config.json``.
+        config: JSON file with settings that neither ``config.json`` nor shapes define.
         weights: As for ``open_tensor_file``.
 
     Raises:
-        UserError: A file is damaged, of no known layout, or does not fit what it should be.
+        UserError: A file is damaged, its format is unknown, or its tensors do not fit the model.
     """
     more = {} if config is None else read_json_file(config)
     known = stated_by_hub(stated, str(source)) | more
@@ -94,12 +94,13 @@ def open_hub_folder(
 
 
 def open_archive(source: Path) -> Opened | None:
-    """Open a parity bundle of a Hiera; None where it is of another system.
+    """Open a parity bundle of a Hiera; return None for another model family.
 
-    Its ``config`` names the settings that shapes do not tell, its ``library`` whose names it has.
+    In the bundle, ``config`` has the settings that cannot be inferred from shapes, and ``library``
+    is the library whose tensor names it uses.
 
     Raises:
-        UserError: The bundle is damaged or incomplete, or does not fit what it should be.
+        UserError: The bundle is damaged or incomplete, or its tensors do not fit the model.
     """
     archive = read_archive(source)
     if archive.config.get("kind") != "hiera":
@@ -116,7 +117,6 @@ def open_archive(source: Path) -> Opened | None:
 
 
 def _open_known(source: Path, file: Path, weights: str | None, stated: Mapping[str, Any]) -> Opened:
-    """Open the tensors of a file by their names."""
     tensors, notes = read_known_weights(file, weights, is_known)
     opened = _opened(source, tensors, find_layout(tensors, str(source)), stated)
     return replace(opened, notes=(*notes, *opened.notes))
@@ -138,7 +138,7 @@ def open_hiera_folder(source: Path) -> Opened:
     """Open a Hugging Face folder of a Hiera class.
 
     Raises:
-        CheckpointError: A file is damaged, or does not fit what it should be.
+        CheckpointError: A file is damaged, or its tensors do not fit the model.
     """
     read = read_hiera_folder(source)
     model = hiera_from_hugging_face(read)
@@ -157,10 +157,10 @@ def open_hiera_folder(source: Path) -> Opened:
 
 
 def open_sam2_folder(source: Path) -> Opened:
-    """Open a Hugging Face folder of SAM 2, of which only the trunk is used.
+    """Open the image trunk of a Hugging Face folder of SAM 2; other parts are ignored.
 
     Raises:
-        CheckpointError: A file is damaged, or does not fit what it should be.
+        CheckpointError: A file is damaged, or its tensors do not fit the model.
     """
     read = read_sam2_folder(source)
     return Opened(
@@ -171,7 +171,7 @@ def open_sam2_folder(source: Path) -> Opened:
     )
 
 
-# Hugging Face's ``model_type`` to what opens such a folder.
+# Hugging Face ``model_type`` -> function that opens the folder.
 FOLDERS: Mapping[str, Callable[[Path], Opened]] = {
     "hiera": open_hiera_folder,
     **dict.fromkeys(SAM2_FOLDERS, open_sam2_folder),
@@ -179,15 +179,15 @@ FOLDERS: Mapping[str, Callable[[Path], Opened]] = {
 
 
 def describe_source(source: Path, kind: str, flavour: str | None, **more: Any) -> ModelInfo:
-    """Return what travels along; a released file is known by its name.
+    """Return metadata for converted weights; released weights are recognised by name.
 
     Args:
         source: File or folder.
-        kind: What is converted.
-        flavour: Whose arithmetic is run.
+        kind: Description of the source format.
+        flavour: Implementation whose arithmetic the model follows; None if there is only one.
         more: Further fields of ``ModelInfo``.
     """
-    # A file of a generic name is part of a folder, whose name and model card speak for it.
+    # A file with a generic name belongs to a folder, whose name and model card describe it.
     folder = source.parent if source.stem in GENERIC else source
     name = folder.name
     released = find_weights(name)
@@ -200,7 +200,7 @@ def describe_source(source: Path, kind: str, flavour: str | None, **more: Any) -
 
 
 def card_license(folder: Path) -> str:
-    """Return the licence in the head of a model card, where there is one."""
+    """Return the licence from the header of the folder's model card; empty if there is none."""
     card = folder / "README.md"
     if not card.is_file():
         return ""
@@ -211,7 +211,7 @@ def card_license(folder: Path) -> str:
 
 
 def with_hiera_task(model: Any, info: ModelInfo) -> ModelInfo:
-    """Say which named model a Hiera is, and what it is for."""
+    """Add the variant, task and classes of a Hiera to its metadata."""
     if not isinstance(model, Hiera):
         return info
     variant = name_variant(model.config)
@@ -221,27 +221,27 @@ def with_hiera_task(model: Any, info: ModelInfo) -> ModelInfo:
         return replace(info, task="pretrain", target=info.target or "patch-normalised")
     if not model.config.num_classes:
         return info
-    # Most files name no classes; the logits are told apart by their numbers.
+    # Most files have no class names; the indices of the logits stand in for them.
     numbers = tuple(str(number) for number in range(model.config.num_classes))
     return replace(info, task="classify", classes=info.classes or numbers)
 
 
 def with_window_positions(model: Any) -> Hiera:
-    """Return a Hiera whose position table is taken apart (arXiv 2311.05613).
+    """Split the absolute positions of a Hiera into a global and a window part (arXiv 2311.05613).
 
     Raises:
-        ConfigError: The model is of another family, or its positions are not one absolute table.
+        ConfigError: The model is of another family, or its positions are not absolute.
     """
     if not isinstance(model, Hiera):
         raise ConfigError(
-            f"positions=window is for Hieras with one absolute table, not for the family "
+            f"positions=window needs a Hiera with absolute positions, but the model family is "
             f"{model.family!r}"
         )
     return model.with_window_positions()
 
 
 def compare_positions(before: Any, after: Any) -> Difference:
-    """Compare the position of every token of the native input, in float32 as they are kept."""
+    """Compare the position embeddings of two models at the native input size."""
     grid = before.config.native_grid
     first, second = (model.encoder.positions(grid).detach() for model in (before, after))
     largest = float((first.double() - second.double()).abs().max())

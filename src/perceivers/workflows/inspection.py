@@ -1,4 +1,4 @@
-"""What is here: the named models, and what this machine can do."""
+"""Tables of named models and released weights, and checks of the installation (``doctor``)."""
 
 import platform
 import sys
@@ -43,16 +43,17 @@ EXTRAS = {
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One named variant.
+    """Size of one model variant.
 
     Attributes:
-        name: What ``create_model`` knows it by.
-        paper: Where it is described.
-        core: Parameters up to the latents, which fine-tuning carries over.
-        total: All parameters.
-        latents: Latents x channels, of a HiP's processor or of the latent array.
-        structure: Groups of a HiP's levels, or reads and blocks of a flat model.
-        inputs: What it was counted for.
+        name: Name for ``create_model``.
+        paper: Paper that describes the model family.
+        core: Number of parameters up to the latents, which fine-tuning keeps.
+        total: Number of all parameters.
+        latents: Latents x channels of a HiP's processor or of the latent array; for a Hiera, tokens
+            x channels of the last stage.
+        structure: Groups per level of a HiP, or reads, blocks and widths of other models.
+        inputs: Inputs that the numbers refer to.
     """
 
     name: str
@@ -64,11 +65,11 @@ class ModelRow:
     inputs: str
 
 
-# What variants without inputs of their own are counted for.
+# Inputs assumed for variants without default inputs.
 PICTURE = {"image": Image(224, 224, 3)}
 TEXT = {"bytes": Bytes(512)}
 ENTITIES = {"points": Points(32, 6, ragged=True)}
-# By axes: a second of sound, a picture, a clip.
+# By number of axes: one second of audio, an image, a video.
 SIGNALS: dict[int, dict[str, Any]] = {
     1: {"audio": Audio(16384, 1, sample_rate=16000)},
     2: PICTURE,
@@ -77,7 +78,7 @@ SIGNALS: dict[int, dict[str, Any]] = {
 
 
 def describe_models(pattern: str = "*") -> list[ModelRow]:
-    """Count the variants that match, without allocating their weights."""
+    """Count the parameters of matching variants, without allocating their weights."""
     rows = []
     for name in list_models(pattern):
         family = find_family(name)
@@ -114,7 +115,7 @@ def describe_models(pattern: str = "*") -> list[ModelRow]:
 
 
 def _summary(model: Any) -> tuple[str, str]:
-    """Latents, or a hierarchy's last tokens, and what happens to them."""
+    """Return the fields ``latents`` and ``structure`` of ``ModelRow``."""
     if model.family == "hip":
         levels = model.config.levels
         middle = levels[model.config.processor]
@@ -138,7 +139,7 @@ def _summary(model: Any) -> tuple[str, str]:
 
 
 def last_tokens(model: Any) -> str:
-    """What a Hiera has instead of latents: the tokens of its last stage."""
+    """Return the tokens x channels of a Hiera's last stage."""
     config = model.config
     (spec,) = config.inputs.values()
     last = len(config.depths) - 1
@@ -147,12 +148,12 @@ def last_tokens(model: Any) -> str:
 
 
 def describe_weights(pattern: str = "*") -> list[ReleasedWeights]:
-    """Return the released weights whose name, or whose model's, matches a shell pattern."""
+    """Return the released weights whose name or variant matches a shell pattern."""
     return [w for w in CATALOGUE if fnmatch(w.name, pattern) or fnmatch(w.variant, pattern)]
 
 
 def diagnose() -> list[tuple[str, str, bool]]:
-    """Return (what, finding, whether it is fine) for everything that matters."""
+    """Check the installation; return (subject, finding, whether it is fine) for each check."""
     findings = [
         ("perceivers", __version__, True),
         ("Python", platform.python_version(), sys.version_info >= (3, 11)),
@@ -174,7 +175,7 @@ def diagnose() -> list[tuple[str, str, bool]]:
 
 
 def describe_products() -> tuple[str, bool]:
-    """Say how fast matrices are multiplied here, and by what they will be."""
+    """Report the speed of matrix products, and the library used for float32."""
     ways: dict[str, Callable[..., Tensor]] = {"torch": F.linear}
     if onednn_works():
         ways["onednn"] = multiply
@@ -187,7 +188,7 @@ def describe_products() -> tuple[str, bool]:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a distribution is installed."""
+    """Return whether a distribution is installed."""
     try:
         version(package)
     except PackageNotFoundError:
@@ -196,7 +197,7 @@ def is_installed(package: str) -> bool:
 
 
 def try_model() -> tuple[str, bool]:
-    """Train a tiny model for one step."""
+    """Run a forward and backward pass of a tiny model."""
     model = create_model("hip_nano", inputs={"image": Image(8, 8, 1)}, num_classes=2)
     loss = model(torch.rand(2, 1, 8, 8)).square().mean()
     loss.backward()

@@ -1,4 +1,4 @@
-"""Choosing precision and library of a new run: by measurement, where the settings leave it open."""
+"""Choose precision and matrix library of a new run, by measurement if the settings allow it."""
 
 import time
 import zlib
@@ -14,24 +14,25 @@ from perceivers.training.numerics import Numerics, Resolved
 from perceivers.training.runtime import Runtime
 from perceivers.workflows.preparing import Prepared
 
-# Measuring takes about a dozen passes; a shorter run stays in float32.
+# Measuring takes about a dozen passes, so shorter runs stay in float32.
 MEASURED_STEPS = 200
-# bf16 rounds to three digits, so it must be worth while.
+# bf16 keeps only two to three decimal digits, so it must be clearly faster to be chosen.
 LEAST_GAIN = 1.15
 MEASURED_SAMPLES, ROUNDS, MOST_SECONDS = 8, 5, 10.0
 
 
 def choose_numerics(config: TrainConfig, prepared: Prepared, runtime: Runtime) -> Numerics:
-    """Return how a new run computes; the main process decides for all.
+    """Choose device type, precision and library of a run; the main process decides for all.
 
     Raises:
-        ConfigError: ``PERCEIVERS_LINEAR`` is no choice.
+        ConfigError: ``PERCEIVERS_LINEAR`` has an unknown value.
         DataError: No sample can be read.
     """
     chosen = None
     if runtime.is_main:
         library, precision = choose_library(), runtime.precision
         if may_use_bf16(config, runtime):
+            # The result is cached on disk by model, task and library.
             subject = f"{prepared.task.model.config!r} {type(prepared.task).__name__}"
             name = f"precision of {zlib.crc32(subject.encode()):08x}, products by {library}"
             found = remembered(name, lambda: _faster(config, prepared, library))
@@ -41,7 +42,7 @@ def choose_numerics(config: TrainConfig, prepared: Prepared, runtime: Runtime) -
 
 
 def may_use_bf16(config: TrainConfig, runtime: Runtime) -> bool:
-    """Tell whether ``precision: auto`` leaves a choice, and measuring is worth the time."""
+    """Return whether ``precision: auto`` leaves a choice, and measuring is worth the time."""
     return (
         config.precision == "auto"
         and runtime.device.type == "cpu"
@@ -52,6 +53,7 @@ def may_use_bf16(config: TrainConfig, runtime: Runtime) -> bool:
 
 def _faster(config: TrainConfig, prepared: Prepared, library: Library) -> Resolved:
     copies = config.augment.copies
+    # A batch contains all copies of a sample.
     size = max(copies, min(config.batch_size, MEASURED_SAMPLES) // copies * copies)
     batches = make_train_loader(
         prepared.dataset.splits["train"],
@@ -68,10 +70,10 @@ def _faster(config: TrainConfig, prepared: Prepared, library: Library) -> Resolv
 
 
 def measure_half(task: Task, batch: Batch) -> float:
-    """Return how many times as fast a training step is under bf16 autocast on this CPU.
+    """Return the speed of a training step under bf16 autocast relative to float32, on the CPU.
 
-    Forward and backward passes alternate; the best of up to five counts, or of what fits into ten
-    seconds. Weights, statistics of batch norms and the global generator stay as they were.
+    Steps of both precisions alternate. The fastest of five counts, or of fewer if these take more
+    than ten seconds. Weights, batch norm statistics and the global random generator are unchanged.
     """
     buffers = {name: buffer.clone() for name, buffer in task.named_buffers()}
     training = task.training
@@ -82,7 +84,7 @@ def measure_half(task: Task, batch: Batch) -> float:
         for number in range(ROUNDS + 1):
             for half in best:
                 seconds = _step(task, batch, half=half)
-                if number:  # the first one prepares
+                if number:  # the first round is a warm-up
                     best[half] = min(best[half], seconds)
             if number and time.perf_counter() - began > MOST_SECONDS:
                 break

@@ -1,4 +1,4 @@
-"""Open a run's data as its settings say: label columns, modalities, sizes, generated pairs."""
+"""Open a run's data according to its settings, and find the packaged recipes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,12 +20,12 @@ def open_dataset(
     address: str | None = None,
     frame_size: tuple[int, int] | None = None,
 ) -> Dataset:
-    """Open the data of a run, or other data in the same way.
+    """Open the data of a run, or other data with the same settings.
 
     Args:
-        config: The run's settings.
-        address: Other data; the run's own when not given.
-        frame_size: Height and width of frame pairs, for flow.
+        config: Settings of the run.
+        address: Data address; default: the data of the run.
+        frame_size: Height and width of frame pairs, for optical flow.
 
     Raises:
         UserError: The data cannot be opened.
@@ -34,9 +34,7 @@ def open_dataset(
     if frame_size is not None:
         return _open_pairs(address, config, *frame_size)
     if address.startswith(WARPS):
-        raise DataError(
-            f"{address} holds generated frame pairs, which only flow learns from (--task flow)"
-        )
+        raise DataError(f"{address} holds generated frame pairs, which only --task flow can use")
     targets = config.targets if isinstance(config, RegressConfig) else ()
     dataset = open_data(
         address,
@@ -49,10 +47,10 @@ def open_dataset(
 
 
 def data_specs(config: TrainConfig, dataset: Dataset) -> dict[str, ModalitySpec]:
-    """Describe what the run reads of its data.
+    """Return the specs of the modalities that the run reads.
 
     Raises:
-        ConfigError: A setting speaks of modalities or fields that the data have not.
+        ConfigError: A setting refers to modalities or fields that the data do not have.
     """
     specs = dict(
         dataset.specs(
@@ -67,20 +65,20 @@ def data_specs(config: TrainConfig, dataset: Dataset) -> dict[str, ModalitySpec]
             isinstance(spec, Image) for spec in specs.values()
         ):
             raise ConfigError(
-                f"{name}={getattr(config, name)} speaks of pictures, but {config.data} holds "
+                f"{name}={getattr(config, name)} applies to images, but {config.data} holds "
                 f"{sorted(specs)}; set other sizes with inputs"
             )
     return specs
 
 
 def _open_pairs(address: str, config: TrainConfig, height: int, width: int) -> Dataset:
-    """Open frame pairs with flow: generated from photographs, or measured ones in a folder."""
+    """Open frame pairs with flow: generated from images, or measured ones in a folder."""
     if not address.startswith(WARPS):
         try:
             pairs = open_flow_pairs(Path(address).expanduser())
         except DataError as error:
             raise DataError(
-                f"{error}. Pairs are generated from photographs with 'warps:{address}'"
+                f"{error}. To generate pairs from images, use 'warps:{address}'"
             ) from error
         splits: Mapping[str, Source] = {"train": pairs, "val": pairs, "test": pairs}
         return Dataset(address, splits, (), ("measured pairs; all splits are the same",))
@@ -96,13 +94,13 @@ def _open_pairs(address: str, config: TrainConfig, height: int, width: int) -> D
         repeats=repeats,
     )
     note = (
-        f"frame pairs are generated: photographs warped by up to {largest:g} pixels, so their flow "
-        f"is known exactly"
+        f"frame pairs are generated: images warped by up to {largest:g} pixels, so their flow is "
+        f"known exactly"
     )
     return replace(photographs, address=address, splits=made, classes=(), notes=(note,))
 
 
-# -- Packaged recipes: complete settings of training runs; their pages say which were measured ---
+# -- Packaged recipes: complete settings of training runs ----------------------------------------
 
 
 @dataclass(frozen=True)
@@ -110,10 +108,10 @@ class Recipe:
     """A packaged YAML file.
 
     Attributes:
-        name: What it is asked for by.
+        name: File name without ``.yaml``.
         title: What it trains, in a sentence.
-        command: How it is run.
-        text: The whole file.
+        command: Command that runs it.
+        text: Content of the file.
     """
 
     name: str
@@ -123,16 +121,16 @@ class Recipe:
 
 
 def list_recipes() -> list[Recipe]:
-    """Return all packaged recipes, by name."""
+    """Return all packaged recipes, sorted by name."""
     found = [path for path in files("perceivers.recipes").iterdir() if path.name.endswith(".yaml")]
     return [_read(path.name, path.read_text()) for path in sorted(found, key=lambda p: p.name)]
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return one recipe.
+    """Return the recipe with this name.
 
     Raises:
-        ConfigError: There is none of this name.
+        ConfigError: It does not exist.
     """
     known = {recipe.name: recipe for recipe in list_recipes()}
     if name not in known:
@@ -143,7 +141,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 def copy_recipe(name: str, folder: Path, *, overwrite: bool = False) -> Path:
-    """Write a recipe as ``NAME.yaml``, to be changed and run.
+    """Copy a recipe to ``NAME.yaml`` in a folder.
 
     Raises:
         ConfigError: There is no such recipe, or the file exists and ``overwrite`` is off.
@@ -156,10 +154,10 @@ def copy_recipe(name: str, folder: Path, *, overwrite: bool = False) -> Path:
 
 
 def settings_file(name: str) -> Path:
-    """Return the file that a ``--config`` means: one that is there, or else a packaged recipe.
+    """Resolve a ``--config`` value to an existing file or else to a packaged recipe.
 
     Args:
-        name: A path, or the name of a recipe, with or without ``.yaml``.
+        name: A path, or the name of a recipe with or without ``.yaml``.
     """
     path = Path(name)
     packaged = Path(str(files("perceivers.recipes"))) / f"{name.removesuffix('.yaml')}.yaml"
@@ -168,6 +166,6 @@ def settings_file(name: str) -> Path:
 
 
 def _read(file: str, text: str) -> Recipe:
-    """The first two comment lines say what and how."""
+    # The first two lines of a recipe are comments: its title and its command.
     title, command = (line.removeprefix("#").strip() for line in text.splitlines()[:2])
     return Recipe(file.removesuffix(".yaml"), title, command, text)

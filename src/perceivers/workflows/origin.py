@@ -1,4 +1,4 @@
-"""Where a model comes from: the settings of its run, and the data that the run was trained on."""
+"""Find the settings and the training data of the run that a model comes from."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from perceivers.training.run_folder import RunFolder
 
 
 def run_config(model: str | Path) -> TrainConfig | None:
-    """Return the settings of a run; None for a bare model folder.
+    """Return the settings of a model's run; None for a model folder without a run.
 
     Args:
         model: Run folder, ``RUN@last`` or model folder.
@@ -19,18 +19,17 @@ def run_config(model: str | Path) -> TrainConfig | None:
 
 
 def own_data(model: str | Path, config: TrainConfig | None) -> str:
-    """Return the address that a run was trained on.
+    """Return the data address that a model was trained on.
 
     Args:
-        model: Names the model, for the message.
-        config: The settings of its run, if there is one.
+        model: Name of the model, for the message.
+        config: Settings of its run, if there is one.
 
     Raises:
-        RunError: There is no run.
+        RunError: The model has no run.
     """
     if config is None:
         raise RunError(
-            f"{model} is a model folder without a run; say which data, by their address (evaluate: "
-            f"--data)"
+            f"{model} is a model folder without a run; give a data address (evaluate: --data)"
         )
     return config.data

@@ -1,4 +1,4 @@
-"""Plan a training run: tokens, parameters, operations, memory, largest batch, hours and cost."""
+"""Plan a training run: tokens, parameters, operations, memory, largest batch, time and cost."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -43,29 +43,29 @@ from perceivers.types import SPECS, Labels, ModalitySpec, spec_from_json
 from perceivers.workflows.building import fresh_autoencoder, fresh_model
 from perceivers.workflows.preparing import PREPARE
 
-# What can be planned from the sizes of inputs alone.
+# Tasks that can be planned from the sizes of inputs alone.
 DATALESS = ("pretrain", "classify", "autoencode", "mlm")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take.
+    """Estimated cost of a training run.
 
     Args:
-        settings: What was asked.
-        task: The task.
-        tokens: Of each modality.
+        settings: Settings of the plan.
+        task: Name of the task.
+        tokens: Number of tokens of each modality.
         weights: Parameters, gradients and moments.
-        step: Counts of a step, or of the part of one that is computed at one time.
-        exact: Whether they were counted at that size, rather than inferred from small ones.
-        memory: Of one device at the batch size asked for.
-        largest_batch: That fits the device at one time; 0 if not even one sample does.
-        device_memory: Bytes of a device.
+        step: Counts of a step, or of one part of it with gradient accumulation.
+        exact: Whether the step was counted at this batch size, not extrapolated from small ones.
+        memory: Memory of one device at the given batch size.
+        largest_batch: Most samples that fit into the device at one time; 0 if not even one does.
+        device_memory: Memory of a device in bytes.
         rate: Operations per second that a device reaches.
-        seconds: Of a measured step; 0 when nothing was measured.
-        samples: That are seen in the whole run, over all epochs; 0 when nothing says how many.
-        stored: Samples of the data set; 0 likewise.
-        duration: Time and cost; None without samples or steps.
+        seconds: Measured duration of a step; 0 if nothing was measured.
+        samples: Number of samples processed in the whole run, over all epochs; 0 if unknown.
+        stored: Number of samples of the dataset; 0 if unknown.
+        duration: Time and cost; None if the number of samples is unknown.
     """
 
     settings: PlanSettings
@@ -86,7 +86,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is counted: a task that can be built anew, batches for it, and the size of the data."""
+    """What is counted: factories of the task and its batches, and the size of the data."""
 
     build: Callable[[], Task]
     make_batch: Callable[[int], Batch]
@@ -95,13 +95,13 @@ class _Subject:
 
 
 def plan_training(settings: PlanSettings) -> Plan:
-    """Count a step without computing it, and estimate the run.
+    """Count a training step without computing it, and estimate the whole run.
 
     Args:
-        settings: What is planned.
+        settings: Run to plan, and hardware to plan it for.
 
     Raises:
-        UserError: The model, the data or a setting is not usable.
+        UserError: The model, the data or a setting cannot be used.
     """
     task = choose_planned_task(settings)
     if task != "classify" and settings.classes != PlanSettings.classes:
@@ -111,6 +111,7 @@ def plan_training(settings: PlanSettings) -> Plan:
         )
     config = _training_config(settings, task)
     subject = _from_data(task, config) if settings.data else _from_inputs(task, config, settings)
+    # On the meta device even models that exceed this machine's memory can be counted.
     with torch.device("meta"):
         model = subject.build().model
     weights = count_weights(model, settings.precision)
@@ -130,6 +131,7 @@ def plan_training(settings: PlanSettings) -> Plan:
     room = spare_memory(weights, device_memory, **shares)
     seconds = _measure(subject, config, settings) if settings.measure else 0.0
     if seconds:
+        # ``step`` covers only one of the parts of a measured step.
         rate = step.step * settings.accumulate / seconds
     stored = settings.samples or subject.samples
     seen = stored * settings.epochs
@@ -161,7 +163,6 @@ def _duration(
     stored: float,
     sample_bytes: float,
 ) -> Duration | None:
-    """Estimate the run, if it is known how long it is."""
     if not seen:
         return None
     return estimate_duration(
@@ -177,10 +178,10 @@ def _duration(
 
 
 def choose_planned_task(settings: PlanSettings) -> str:
-    """Return the task asked for, or the one that suits the model.
+    """Return the task of a plan; by default pretrain if the model supports it, else classify.
 
     Raises:
-        ConfigError: There is no such task.
+        ConfigError: The task does not exist.
     """
     if settings.task:
         if settings.task not in TASKS:
@@ -196,7 +197,6 @@ def choose_planned_task(settings: PlanSettings) -> str:
 
 
 def _training_config(settings: PlanSettings, task: str) -> TrainConfig:
-    """Return the settings of the run that is planned."""
     own = {
         "model": settings.model,
         "data": settings.data,
@@ -208,14 +208,14 @@ def _training_config(settings: PlanSettings, task: str) -> TrainConfig:
     given = {key: value for key, value in settings.settings.items() if key not in {"out", "task"}}
     double = sorted(own.keys() & given.keys())
     if double:
-        raise ConfigError(f"settings hold {double}; give them as flags of their own")
+        raise ConfigError(f"settings hold {double}, which have flags of their own; use those")
     if settings.data:
         own["inputs"] = {**settings.inputs}
     return build_config(TASKS[task], {**given, **own})
 
 
 def _from_data(task: str, config: TrainConfig) -> _Subject:
-    """Describe a run on data that are there."""
+    """Describe a run on given data; batches repeat the first training sample."""
     prepared = PREPARE[task](config)
     source = prepared.dataset.splits["train"]
     copies = config.augment.copies
@@ -238,20 +238,21 @@ def _from_data(task: str, config: TrainConfig) -> _Subject:
 
 
 def _stored_bytes(source: Any) -> float:
-    """Return the mean size of a sample in shards; 0 for other data."""
+    """Return the mean size of a sample in shards, in bytes; 0 for other data."""
     places = getattr(source, "places", None)
     if places is None:
         return 0.0
+    # Each place is (shard, offset, bytes); a sample may have several members.
     sizes = np.asarray(places)[..., 2].reshape(len(places), -1)
     return float(sizes.sum(axis=1).mean())
 
 
 def _from_inputs(task: str, config: TrainConfig, settings: PlanSettings) -> _Subject:
-    """Describe a run of which only the sizes of inputs are known."""
+    """Describe a run without data, from the sizes of its inputs; batches are zeros."""
     if task not in DATALESS or settings.model not in list_models():
         raise ConfigError(
-            f"without --data only variants are planned, for {', '.join(DATALESS)}, but the model "
-            f"is {settings.model!r} and the task {task!r}; give --data"
+            f"without --data only variants can be planned, for {', '.join(DATALESS)}, but the "
+            f"model is {settings.model!r} and the task {task!r}; give --data"
         )
     family = FAMILIES[find_family(settings.model)]
     specs = _parse_inputs(settings.inputs) or family.variants[settings.model].get("inputs")
@@ -279,12 +280,12 @@ def _from_inputs(task: str, config: TrainConfig, settings: PlanSettings) -> _Sub
 
 
 def _parse_inputs(inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, ModalitySpec]:
-    """Return specs; the kind is the name's, or stands under ``type``."""
+    """Return specs; the kind of a modality is its ``type``, or else its name."""
     for name, fields in inputs.items():
         if name not in SPECS and "type" not in fields:
             raise ConfigError(
-                f"modality {name!r} has no 'type'; it is one of {', '.join(sorted(SPECS))}, which "
-                f"may also be the name"
+                f"modality {name!r} has no 'type'; set it to one of {', '.join(sorted(SPECS))}, or "
+                f"use one of these as the name"
             )
     return {name: spec_from_json({"type": name, **fields}) for name, fields in inputs.items()}
 
@@ -301,14 +302,13 @@ def blank_batch(specs: Mapping[str, ModalitySpec], size: int) -> Batch:
 
 
 def _choose_machine(settings: PlanSettings) -> tuple[float, float]:
-    """Return a device's memory, and the operations per second that it is taken to reach."""
+    """Return a device's memory in bytes, and its assumed operations per second."""
     machine = find_machine(settings.device)
     memory = settings.memory * GIGA or machine.memory
     return memory, (settings.peak * TERA or machine.peak) * settings.utilisation
 
 
 def _measure(subject: _Subject, config: TrainConfig, settings: PlanSettings) -> float:
-    """Return the seconds of a real step on this machine, the first one left out."""
     parts = subject.make_batch(settings.batch_size).split(settings.accumulate)
     half = settings.precision == "bf16"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -326,15 +326,15 @@ def time_steps(
     steps: int,
     half: bool = False,
 ) -> float:
-    """Return the seconds of a training step, the first one left out; the task is changed.
+    """Train a task for a few steps and return the mean seconds per step, after one warm-up step.
 
     Args:
-        task: Moved to the device, and trained.
-        parts: The batch, in the parts in which it is computed.
-        config: Says which optimizer, and whether layers are recomputed.
-        device: Where to compute.
-        steps: How many to take the mean of, at least 1.
-        half: Compute in bf16 autocast.
+        task: Task to train; moved to the device and changed.
+        parts: The batch, split for gradient accumulation.
+        config: Settings of the optimizer and of recomputation.
+        device: Device to train on.
+        steps: Number of measured steps, at least 1.
+        half: Compute under bf16 autocast.
     """
     task = task.train().to(device)
     task.model.set_recompute(config.recompute)
@@ -354,20 +354,20 @@ def time_steps(
 
 
 def _now(device: torch.device) -> float:
-    """Return the time when the device has done all that it was given."""
     if device.type == "cuda":
+        # CUDA kernels run asynchronously.
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def settings_from_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Sort the settings of a training run into those of a plan.
+    """Convert the settings of a training run to those of a plan.
 
     Args:
-        recipe: Of a YAML file for a training verb.
+        recipe: Settings from the YAML file of a training verb.
 
     Returns:
-        Settings of ``PlanSettings``; what it does not have lies under ``settings``.
+        Fields of ``PlanSettings``; all other settings are under ``settings``.
     """
     known = {"model", "task", "data", "inputs", "batch_size", "accumulate", "recompute", "steps"}
     found: dict[str, Any] = {key: value for key, value in recipe.items() if key in known}

@@ -1,7 +1,7 @@
-"""Predict with a model of any task: the verb ``predict``, which picks the way its task answers.
+"""Predict with a model of any task: the verb ``predict``.
 
-Classes, labels, numbers and filled-in texts are records (``prediction``). Masks, labelled clouds,
-flow and reconstructions are files, and the records say where they were written.
+Classes, labels, numbers and filled-in texts are returned as records (``prediction``). Masks,
+labelled clouds, flow and reconstructions are written to files, whose paths are in the records.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,13 +33,13 @@ from perceivers.workflows.prediction import (
 from perceivers.workflows.reconstructing import reconstruct
 
 Record = dict[str, Any]
-# Classes that a line about a file names.
+# Number of classes listed in the summary of a file.
 NAMED = 4
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a model whose answers are files."""
+    """Arguments of a prediction that is written to files."""
 
     model: str | Path
     loaded: Loaded
@@ -64,33 +64,34 @@ def predict(
     compile: bool = False,  # noqa: A002 - the setting's name, as in training
     note: Note | None = None,
 ) -> Iterator[Record]:
-    """Yield a record per file, and per text; a file that cannot be read has ``error`` instead.
+    """Yield a record per file and per text; unreadable files have ``error`` instead.
 
-    A classifier gives ``class``, ``probability`` and ``top``; several labels give ``labels`` and
-    ``top``; several tasks a class and probability each; regression a number per target, in its own
-    unit; a model of masked bytes gives the text with every ``[MASK]`` filled in.
+    A classifier returns ``class``, ``probability`` and ``top``; multi-label classification
+    ``labels`` and ``top``; a multitask model a class and probability per task; regression a number
+    per target, in its original unit; masked language modelling the text with every ``[MASK]``
+    filled in.
 
-    Other tasks write files into the folder ``out``. Segmentation gives ``mask`` and ``overlay`` of
-    an image, ``labelled`` and ``views`` of a point cloud, and ``fractions`` by class. Optical flow
-    of two images gives ``flow``, ``picture``, ``tiles``, ``mean_motion`` and ``largest_motion`` in
-    pixels. An autoencoder gives one record, ``written``.
+    Other tasks write files into the folder ``out``. Segmentation returns ``mask`` and ``overlay``
+    for an image, ``labelled`` and ``views`` for a point cloud, and ``fractions`` by class. Optical
+    flow between two images returns ``flow``, ``picture``, ``tiles``, ``mean_motion`` and
+    ``largest_motion`` in pixels. An autoencoder returns one record, with ``written``.
 
     Args:
         model: Run folder, ``RUN@last`` or model folder.
-        paths: Files of the model's kind, or folders searched for them; two images for flow; or one
-            table, ``.npz`` file or tar, of which every sample is predicted.
+        paths: Files of the kinds that the model reads, or folders searched for them; two images for
+            flow; or one table, ``.npz`` file or tar, whose samples are all predicted.
         texts: Texts, for models that read bytes.
-        top: Classes listed per file.
-        batch_size: Files at once; where there are several views of each, views at once.
-        views: Parts of each file over which a classifier's probabilities are averaged; one in the
-            middle when not given.
-        out: ``.jsonl`` or ``.csv`` file to write the records to as well; of tasks that write files
-            their folder: ``masks``, ``flow`` or ``reconstructed`` when not given.
-        pad: Flow: repeat the edge of images below a tile's size instead of refusing them.
-        overwrite: Replace what is in ``out``.
-        compile: Compile the model for full batches; pays where there are many, and serves answers
-            that are records of files.
-        note: Told how long compilation took.
+        top: Number of classes listed per file.
+        batch_size: Files per batch; with several views of each file, views per batch.
+        views: Views of each file over which a classifier's probabilities are averaged; default: one
+            central view.
+        out: ``.jsonl`` or ``.csv`` file that the records are also written to; for tasks that write
+            files, their folder (default: ``masks``, ``flow`` or ``reconstructed``).
+        pad: For flow: repeat the edges of images smaller than a tile; without it they are an error.
+        overwrite: Replace existing files in ``out``.
+        compile: Compile the model for full batches, which pays off with many of them; not available
+            for masked language modelling and for tasks that write files.
+        note: Called with the time that compilation took.
 
     Raises:
         UserError: The model was not trained for a task that predicts, a path does not exist, a text
@@ -125,6 +126,7 @@ def predict(
         tell(compiled, note)
         return
     check_out(Path(out), overwrite=overwrite)
+    # Written only when complete, so that an error leaves no partial file.
     found = list(records)
     tell(compiled, note)
     write_predictions(found, Path(out))
@@ -132,34 +134,35 @@ def predict(
 
 
 def check_compiled(loaded: Loaded, model: str | Path, kind: str) -> None:
-    """Refuse to compile where a model is given one sample at a time.
+    """Check that a model predicts in batches, so that compilation has an effect.
 
     Args:
         loaded: The model.
-        model: Names it, for messages.
-        kind: How it answers.
+        model: Name of the model, for messages.
+        kind: Kind of prediction, from ``find_kind``.
 
     Raises:
-        ConfigError: It answers with files, or fills in texts.
+        ConfigError: The model writes files or fills in texts.
     """
     if kind == "records" and loaded.info.task != "mlm":
         return
     does = FILES[kind].does if kind in FILES else "fills in [MASK] of texts"
     raise ConfigError(
-        f"compile=True has no effect on {model}: it {does}, one sample at a time, and batches are "
-        f"what is compiled; leave it out"
+        f"compile=True has no effect on {model}: it {does}, one sample at a time, but only batches "
+        f"are compiled; leave it out"
     )
 
 
 def find_kind(loaded: Loaded, model: str | Path) -> str:
-    """Return how a model answers: ``records``, or a key of ``FILES``.
+    """Return the kind of a model's predictions: ``records``, or a key of ``FILES``.
 
     Args:
         loaded: The model.
-        model: Names it, for messages.
+        model: Name of the model, for messages.
 
     Raises:
-        CheckpointError: It was trained for no task that predicts; says what it can be used for.
+        CheckpointError: The model was not trained for a task that predicts; the message says what
+            it can be used for.
     """
     task = loaded.info.task
     if task in RECORD_TASKS:
@@ -174,9 +177,9 @@ def find_kind(loaded: Loaded, model: str | Path) -> str:
     finetune = f"perceivers finetune --model {model} --data ... --out ..."
     if loaded.model.family in OBJECTIVES and loaded.model.decoder is not None:
         raise CheckpointError(
-            f"{model} fills in what is hidden from it (its task is {task or 'not recorded'}) and "
-            f"predicts nothing else: see what it fills in with perceivers reconstruct {model} "
-            f"FILE..., or fine-tune it for a task: {finetune}"
+            f"{model} only reconstructs hidden parts of its input (its task is "
+            f"{task or 'not recorded'}); show its reconstructions with perceivers reconstruct "
+            f"{model} FILE..., or fine-tune it for a task: {finetune}"
         )
     raise CheckpointError(
         f"{model} was not trained for a task (its task is {task or 'not recorded'}), so it "
@@ -209,7 +212,7 @@ def _write_clouds(request: Request) -> Iterator[Record]:
 def _write_flow(request: Request) -> Iterator[Record]:
     if len(request.paths) != 2:
         raise ConfigError(
-            f"{request.model} computes flow between two pictures; give exactly two files, got "
+            f"{request.model} computes flow between two images; give exactly two files, got "
             f"{len(request.paths)}"
         )
     first, second = request.paths
@@ -237,7 +240,14 @@ def _write_signals(request: Request) -> Iterator[Record]:
 
 @dataclass(frozen=True)
 class FileTask:
-    """A way to answer with files: what the model does, where to, what counts, and the function."""
+    """A kind of prediction that is written to files.
+
+    Attributes:
+        does: What the model does, for messages.
+        folder: Default output folder.
+        counted: What the summary counts; empty for no count.
+        answer: Function that writes the files and yields the records.
+    """
 
     does: str
     folder: str
@@ -246,11 +256,9 @@ class FileTask:
 
 
 FILES: Mapping[str, FileTask] = {
-    "masks": FileTask("finds masks of pictures", "masks", "pictures segmented", _write_masks),
-    "clouds": FileTask(
-        "finds classes of points", "masks", "files of points segmented", _write_clouds
-    ),
-    "flow": FileTask("computes flow between two pictures", "flow", "", _write_flow),
+    "masks": FileTask("segments images", "masks", "images segmented", _write_masks),
+    "clouds": FileTask("segments points", "masks", "files of points segmented", _write_clouds),
+    "flow": FileTask("computes flow between two images", "flow", "", _write_flow),
     "signals": FileTask("passes files through an autoencoder", "reconstructed", "", _write_signals),
 }
 
@@ -258,11 +266,11 @@ FILES: Mapping[str, FileTask] = {
 def describe_predictions(
     model: str | Path, records: Sequence[Record], out: str | Path | None
 ) -> str:
-    """Return what to tell a user of ``predict``'s records: the records, or lines about files.
+    """Return the console output of ``predict``: the records, or a summary of the written files.
 
     Args:
         model: As for ``predict``.
-        records: What it gave.
+        records: Records from ``predict``.
         out: As for ``predict``.
     """
     kind = find_kind(load_with_info(model), model)
@@ -282,7 +290,6 @@ def describe_predictions(
 
 
 def _describe(record: Record) -> str:
-    """One line on the files of one record."""
     if "flow" in record:
         return (
             f"{record['flow']}, {record['picture']}: {record['tiles']} tiles; motion "

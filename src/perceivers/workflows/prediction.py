@@ -1,4 +1,4 @@
-"""Predict for files on disk: classes, labels, filled-in texts; a record per file."""
+"""Predict classes, labels, numbers and filled-in texts, as records of files, samples and texts."""
 
 import io
 import json
@@ -26,9 +26,9 @@ from perceivers.text_names import show_all
 from perceivers.types import FIRST_BYTE, MASK, Bytes
 from perceivers.workflows.comparing import average_views
 
-# Files whose samples are rows or members, which are opened by their address.
+# Files that contain several samples, as rows or members; they are opened as data addresses.
 DATA_ENDINGS = (".csv", ".jsonl", ".parquet", ".npz", ".tar")
-# Tasks whose answers are records; the others answer with files (``predicting``).
+# Tasks whose predictions are records; the others write files (``predicting``).
 RECORD_TASKS = ("classify", "multilabel", "multitask", "mlm", "regress")
 
 
@@ -44,18 +44,18 @@ def predict_records(
     views: Views,
     compiled: Uncompiled,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a record per file, and per text; ``predicting.predict`` says what is in them.
+    """Yield a record per file and per text; ``predicting.predict`` describes their content.
 
     Args:
         loaded: A model of one of ``RECORD_TASKS``.
-        model: Names it, for messages.
-        paths: Files of the model's kind, or folders searched for them; or one table, ``.npz`` file
-            or tar, of which every sample is predicted.
+        model: Name of the model, for messages.
+        paths: Files of the kinds that the model reads, or folders searched for them; or one table,
+            ``.npz`` file or tar, whose samples are all predicted.
         texts: Texts, for models that read bytes.
-        top: Classes listed per file, at least 1.
-        batch_size: Files at once; where there are several views of each, views at once.
-        views: Parts of each file over which a classifier's probabilities are averaged.
-        compiled: The model's parts.
+        top: Number of classes listed per file, at least 1.
+        batch_size: Files per batch; with several views of each file, views per batch.
+        views: Views of each file over which a classifier's probabilities are averaged.
+        compiled: From ``compile_loaded``.
 
     Raises:
         UserError: A path does not exist, a text is too long, or the views do not fit.
@@ -84,7 +84,7 @@ def _answer_files(
     views: Views,
     compiled: Uncompiled,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a record per file, or per sample of several files paired by name, readable or not."""
+    """Yield a record per file, or per group of files paired by name."""
     specs, may_lack = loaded.model.config.data_inputs, can_lack(loaded.model)
     files = find_files([str(path) for path in paths], tuple(specs))
     samples = [list(parts.values()) for parts in pair_files(files, tuple(specs))]
@@ -102,14 +102,14 @@ def _answer_files(
 def _answer_batch(
     loaded: Loaded, batch: Batch, top: int, compiled: Uncompiled
 ) -> list[dict[str, Any]]:
-    """Return a record per sample; nothing is compiled while a caller holds one of them."""
     held = held_modalities(loaded.model, batch)
+    # A list, not a generator, so that the context ends before the caller uses a record.
     with compiled.batch(len(batch)):
         return _records(loaded, answer(loaded.model, batch.inputs, held), top)
 
 
 def is_data_file(paths: Sequence[str | Path]) -> bool:
-    """Tell whether one path is given, of a file whose parts are samples."""
+    """Return whether there is a single path, to a file that contains several samples."""
     return len(paths) == 1 and str(paths[0]).lower().endswith(DATA_ENDINGS)
 
 
@@ -132,7 +132,6 @@ def _answer_samples(
 def _answer_texts(
     loaded: Loaded, texts: Sequence[str], top: int, compiled: Uncompiled
 ) -> Iterator[dict[str, Any]]:
-    """Yield a record per text."""
     name, spec = _text_input(loaded)
     for text in texts:
         ids = text_ids(text, spec, f"text {text[:40]!r}")
@@ -145,10 +144,10 @@ def text_ids(text: str | bytes, spec: Bytes, where: str, *, parse_masks: bool = 
     """Return the padded ids of one text ``[1, L]``.
 
     Args:
-        text: What to read.
-        spec: Length, and whether CLS and SEP wrap the text.
-        where: What the text is called in messages.
-        parse_masks: Read ``[MASK]`` as one hidden byte.
+        text: The text.
+        spec: Defines the length L and whether CLS and SEP are added.
+        where: Name of the text, for messages.
+        parse_masks: Interpret ``[MASK]`` as one hidden byte.
 
     Raises:
         DataError: The text is longer than the spec, or empty.
@@ -175,7 +174,7 @@ def _text_input(loaded: Loaded) -> tuple[str, Bytes]:
 
 
 def _records(loaded: Loaded, answer: Any, top: int) -> list[dict[str, Any]]:
-    """Turn a batch of answers into records; one with ``error`` where there is no answer."""
+    """Convert the output for a batch to records; samples with invalid output have ``error``."""
     parts = list(answer.values()) if isinstance(answer, Mapping) else [answer]
     named = loaded.info.task in {"multitask", "classify"}
     fine = torch.stack([is_answer(p) if named else p.isfinite().all(-1) for p in parts]).all(0)
@@ -227,7 +226,7 @@ def _ranked(probabilities: Tensor, classes: Sequence[str], top: int) -> list[lis
 def _fill(
     loaded: Loaded, paths: Sequence[str | Path], texts: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Fill every ``[MASK]`` of texts and text files with the likeliest byte."""
+    """Fill every ``[MASK]`` of texts and text files with the most likely byte."""
     name = text_modality(loaded.model)
     spec = loaded.model.config.inputs[name]
     given: list[tuple[str, str, str | bytes]] = [("text", f"text {t[:40]!r}", t) for t in texts]
@@ -238,7 +237,7 @@ def _fill(
             ids = text_ids(text, spec, where, parse_masks=True)
             if not (ids == MASK).any():
                 raise DataError(f"{where} has no [MASK]; write one for every byte to be filled in")
-            # Only bytes are answers: a text has no special ids in its middle.
+            # Predict bytes only: special ids do not occur within a text.
             scores = score_bytes(loaded.model, {name: ids}, {})[..., FIRST_BYTE:]
             check_answer(scores, where)
         except DataError as error:
@@ -258,10 +257,11 @@ def _fill(
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
-    """Refuse a file that predictions cannot be written to, before any is made.
+    """Check that predictions can be written to ``out``, before any is computed.
 
     Raises:
-        ConfigError: Another extension than .jsonl or .csv, or the file exists.
+        ConfigError: The extension is not .jsonl or .csv, or the file exists and ``overwrite`` is
+            off.
     """
     if out.suffix not in {".jsonl", ".csv"}:
         raise ConfigError(f"--out {out}: predictions are written as .jsonl or .csv")
@@ -270,9 +270,9 @@ def check_out(out: Path, *, overwrite: bool) -> None:
 
 
 def write_predictions(records: Iterable[dict[str, Any]], out: Path | None) -> str:
-    """Return the records as JSON lines, or write them to ``out`` (.jsonl or .csv).
+    """Return records as JSON lines, or as CSV if ``out`` ends in .csv; write them if it is given.
 
-    A CSV has a column per entry of the records; lists and nested entries are written as text.
+    A CSV has one column per key; lists and nested entries are written as text.
     """
     if out is not None and out.suffix == ".csv":
         rows = list(records)
@@ -292,7 +292,7 @@ def write_predictions(records: Iterable[dict[str, Any]], out: Path | None) -> st
 
 
 def _cell(value: Any) -> str:
-    """One cell of a table: ranked classes as ``name share; name share``."""
+    """Format a CSV cell; ranked classes become ``name probability; name probability``."""
     if isinstance(value, dict) and "class" in value:
         return f"{value['class']} {value['probability']:.4f}"
     if isinstance(value, list):

@@ -1,6 +1,6 @@
-"""How much frozen features know: k-NN and linear probes beside what simple features know.
+"""Probes of frozen features (k-NN and linear), and of simple features as a baseline.
 
-Legend: n samples, D width of a feature, T numbers to be predicted.
+Legend: n samples, D width of a feature, T predicted numbers.
 """
 
 import warnings
@@ -29,33 +29,33 @@ from perceivers.workflows.embedding import POOLS, Feed, Pool, feed_dataset, pool
 from perceivers.workflows.evaluation import open_for_model
 from perceivers.workflows.origin import own_data, run_config
 
-# -- Features that nobody learned: the floor beneath which a model's features are worth nothing --
+# -- Simple features: a baseline that a model's features must exceed -----------------------------
 #
 # Legend: B batch, D width of a feature.
 
-# Pixels a side, bands of a spectrum, cells a side, values of an array: a few hundred numbers each.
+# Side of an image in pixels, bands of a spectrum, cells per side, values of an array.
 SIDE, BANDS, CELLS, VALUES = 16, 64, 12, 1024
 FRAME, HOP = 512, 256
 HASHES = 512
 
 
 def simple_features(batch: Batch, specs: Mapping[str, ModalitySpec]) -> Float[Tensor, "B D"]:
-    """Return small pictures, spectra, counts of bytes, or occupied cells, side by side.
+    """Return features that are not learned, concatenated over the modalities.
 
     | modality | feature |
     |---|---|
-    | image | pixels, reduced to at most 16 x 16 by averages |
-    | video | the same of the mean frame, and of the mean change between frames |
+    | image | pixels, averaged to at most 16 x 16 |
+    | video | the same for the mean frame, and for the mean change between frames |
     | audio | mean and deviation over time of the log spectrum in 64 bands |
-    | points | a histogram over 12 x 12 cells of the first two coordinates, mean, deviation, count |
-    | bytes | counts of bytes, and of pairs in 512 buckets, square roots |
-    | other | the values, reduced to at most 1024 by averages |
+    | points | histogram over 12 x 12 cells of the first two coordinates, mean, deviation, count |
+    | bytes | square roots of the counts of bytes, and of pairs of bytes in 512 hash buckets |
+    | other | the values, averaged to at most 1024 |
 
-    What a sample lacks is zero.
+    Features of missing modalities are zero.
 
     Args:
         batch: Raw tensors ``[B, ...]`` by name.
-        specs: What they are.
+        specs: Specs of the modalities.
     """
     parts = []
     for name, spec in specs.items():
@@ -68,7 +68,6 @@ def simple_features(batch: Batch, specs: Mapping[str, ModalitySpec]) -> Float[Te
 
 
 def _one(raw: Tensor, spec: ModalitySpec) -> Float[Tensor, "B D"]:
-    """The feature of one modality."""
     if isinstance(spec, Bytes):
         return _bytes(raw)
     if isinstance(spec, Points):
@@ -93,7 +92,7 @@ def _small(pictures: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
 
 
 def _spectrum(waves: Float[Tensor, "B S"]) -> Float[Tensor, "B D"]:
-    """Log magnitudes of overlapping windows; bands are narrow at the bottom and wide at the top."""
+    """Return log magnitudes of overlapping windows, in bands that widen with frequency."""
     size = min(FRAME, waves.shape[1])
     windows = waves.unfold(1, size, min(HOP, size)) * torch.hann_window(size, periodic=False)
     magnitude = torch.fft.rfft(windows).abs()  # [B, T, size // 2 + 1]
@@ -109,7 +108,7 @@ def _spectrum(waves: Float[Tensor, "B S"]) -> Float[Tensor, "B D"]:
 
 
 def _points(points: Float[Tensor, "B P C"]) -> Float[Tensor, "B D"]:
-    """Where points lie, cloud by cloud; rows of NaN are no points."""
+    """Return a histogram and moments of each cloud; rows with NaN are missing points."""
     rows = []
     for cloud in points:
         real = cloud[torch.isfinite(cloud).all(1)]
@@ -128,26 +127,26 @@ def _points(points: Float[Tensor, "B P C"]) -> Float[Tensor, "B D"]:
 
 
 def _bytes(ids: Tensor) -> Float[Tensor, "B D"]:
-    """Square roots of counts, which tame what is frequent."""
     single = torch.zeros(len(ids), BYTE_VOCABULARY).scatter_add(
         1, ids, (ids >= FIRST_BYTE).to(torch.float32)
     )
     real = ((ids[:, :-1] >= FIRST_BYTE) & (ids[:, 1:] >= FIRST_BYTE)).to(torch.float32)
     pairs = (ids[:, :-1] * 263 + ids[:, 1:]) % HASHES
     double = torch.zeros(len(ids), HASHES).scatter_add(1, pairs, real)
+    # The square root keeps frequent bytes from dominating.
     return torch.cat([single, double], 1).sqrt()
 
 
 # ------------------------------------------------------------------------------------------------
-# What is fitted to frozen features: nearest neighbours and a linear model, chosen on validation.
+# Probes: nearest neighbours and a linear model, whose settings are chosen on validation data.
 #
-# Fitting is scikit-learn's, figures are torchmetrics'.
+# Fitting uses scikit-learn, metrics use torchmetrics.
 #
-# Legend: n samples, D width of a feature, T numbers to be predicted.
+# Legend: n samples, D width of a feature, T predicted numbers.
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 METRICS = ("cosine", "euclidean")
-# Inverse strengths of logistic regression, and strengths of ridge regression.
+# Regularisation: inverse strengths for logistic regression, strengths for ridge regression.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 PENALTIES = (1e-2, 1.0, 1e1, 1e2, 1e3, 1e4, 1e5)
 ROUNDS = 300
@@ -157,10 +156,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Table:
-    """Features ``[n, D]`` and what is to be told from them: ``[n]`` classes or ``[n, T]`` numbers.
-
-    No answer is unknown.
-    """
+    """Features ``[n, D]`` and targets: classes ``[n]`` or numbers ``[n, T]``, none unknown."""
 
     x: NDArray[np.float32]
     y: NDArray[Any]
@@ -168,13 +164,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Fitted:
-    """One probe.
+    """A fitted probe.
 
     Attributes:
         probe: ``k-NN``, ``linear``, ``majority`` or ``mean``.
-        chosen: The settings that did best where they were chosen.
-        chosen_figure: The figure that they were chosen by.
-        figures: Figures where the probe is reported.
+        chosen: The best settings.
+        chosen_figure: Value of the metric that they were chosen by.
+        figures: Metrics on the data that are reported.
     """
 
     probe: str
@@ -184,29 +180,28 @@ class Fitted:
 
 
 def need_sklearn() -> None:
-    """Refuse to start where scikit-learn is missing.
+    """Check that scikit-learn is installed.
 
     Raises:
-        ConfigError: It is not installed.
+        ConfigError: It is not.
     """
     try:
         import sklearn  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "probes are fitted by scikit-learn, which is not installed; run "
-            'pip install "perceivers[demo]"'
+            'probes need scikit-learn, which is not installed; run pip install "perceivers[demo]"'
         ) from error
 
 
 def fit_probes(fit: Table, choose: Table, report: Table, kind: Kind) -> list[Fitted]:
-    """Fit both probes on one part, choose their settings on another, and report on a third.
+    """Fit a k-NN and a linear probe.
 
-    Features are standardised by the mean and deviation of the part that is fitted.
+    Features are standardised with the mean and deviation of ``fit``.
 
     Args:
-        fit: What is fitted.
-        choose: What settings are chosen on.
-        report: What figures are of.
+        fit: Data to fit.
+        choose: Data on which settings are chosen.
+        report: Data on which metrics are reported.
         kind: What is predicted.
     """
     mean, deviation = fit.x.mean(0), fit.x.std(0)
@@ -218,7 +213,7 @@ def fit_probes(fit: Table, choose: Table, report: Table, kind: Kind) -> list[Fit
 
 
 def fit_floor(fit: Table, choose: Table, report: Table, kind: Kind) -> Fitted:
-    """Answer every sample alike: with the most common class, or the mean."""
+    """Fit a constant baseline: the most common class, or the mean."""
     constant = np.bincount(fit.y).argmax() if kind == "classes" else fit.y.mean(0)
 
     def answer(x: NDArray[np.float32]) -> NDArray[Any]:
@@ -235,7 +230,7 @@ Candidate = tuple[Mapping[str, Any], Answer]
 def _choose(
     candidates: Sequence[Candidate], choose: Table, report: Table, kind: Kind, probe: str
 ) -> Fitted:
-    """Keep the first of the best."""
+    """Return the best candidate, of equal ones the first, with its metrics."""
     best: tuple[float, Candidate] | None = None
     for candidate in candidates:
         value = figures_of(candidate[1](choose.x), choose.y, kind)[leading(kind)]
@@ -247,17 +242,17 @@ def _choose(
 
 
 def leading(kind: Kind) -> str:
-    """Return the figure that settings are chosen by."""
+    """Return the metric that settings are chosen by."""
     return "accuracy" if kind == "classes" else "r2"
 
 
 def figures_of(answers: NDArray[Any], truth: NDArray[Any], kind: Kind) -> dict[str, float]:
-    """Return accuracy and its mean over the classes there are; or R2, mean over numbers, and MAE.
+    """Return accuracy and macro accuracy for classes, or mean R2 and MAE for numbers.
 
     Args:
-        answers: Classes ``[n]``, or numbers ``[n, T]``.
-        truth: As ``answers``.
-        kind: What they are.
+        answers: Predicted classes ``[n]`` or numbers ``[n, T]``.
+        truth: True classes or numbers, of the same shape.
+        kind: Which of the two they are.
     """
     given, wanted = torch.from_numpy(np.asarray(answers)), torch.from_numpy(np.asarray(truth))
     if kind == "classes":
@@ -273,13 +268,12 @@ def figures_of(answers: NDArray[Any], truth: NDArray[Any], kind: Kind) -> dict[s
     error = float(new_metric("MeanAbsoluteError", CPU)(given, wanted))
     if len(given) < 2:
         return {"r2": float("nan"), "mae": error}
-    # Of one number torchmetrics wants one axis.
+    # For a single number, torchmetrics expects vectors.
     pair = (given.squeeze(1), wanted.squeeze(1)) if given.shape[1] == 1 else (given, wanted)
     return {"r2": float(new_metric("R2Score", CPU)(*pair)), "mae": error}
 
 
 def _neighbours(fit: Table, kind: Kind) -> list[Candidate]:
-    """Every number of neighbours that there can be, by angle and by distance."""
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
     model: Any = KNeighborsClassifier if kind == "classes" else KNeighborsRegressor
@@ -292,7 +286,7 @@ def _neighbours(fit: Table, kind: Kind) -> list[Candidate]:
 
 
 def _linear(fit: Table, kind: Kind) -> list[Candidate]:
-    """Every strength of regularisation, strongest first."""
+    """Return a candidate per strength of regularisation, strongest first."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -303,10 +297,10 @@ def _linear(fit: Table, kind: Kind) -> list[Candidate]:
         ]
     if len(np.unique(fit.y)) < 2:
         raise ConfigError(
-            f"all {len(fit.y)} samples to fit are of one class; a probe needs at least two"
+            f"all {len(fit.y)} samples to fit have the same class; a probe needs at least two"
         )
     with warnings.catch_warnings():
-        # A fit that was stopped early is a candidate as good as its figure.
+        # A fit that has not converged is judged by its metric like any other.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return [
             ({"C": c}, LogisticRegression(C=c, max_iter=ROUNDS).fit(fit.x, fit.y).predict)
@@ -314,24 +308,24 @@ def _linear(fit: Table, kind: Kind) -> list[Candidate]:
         ]
 
 
-# -- How much frozen features know ---------------------------------------------------------------
+# -- Probe a model on labelled data --------------------------------------------------------------
 
-# Of the training split, where validation is what figures are of.
+# Fraction of the training split on which settings are chosen if there is no test split.
 CHOOSING_SHARE = 0.2
 
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """One line of the table.
+    """One row of the result table.
 
     Attributes:
-        column: What is predicted; empty with one plain label.
+        column: Predicted column; empty if the data have a single unnamed label.
         features: ``model``, ``simple`` or ``none``.
         probe: ``k-NN``, ``linear``, ``majority`` or ``mean``.
         width: Width of the features.
-        chosen: The settings that were chosen.
-        chosen_figure: Accuracy, or R2, where they were chosen.
-        figures: Figures where the probe is reported.
+        chosen: The chosen settings.
+        chosen_figure: Accuracy or R2 that they were chosen by.
+        figures: Metrics on the reported split.
     """
 
     column: str
@@ -345,13 +339,13 @@ class ProbeRow:
 
 @dataclass(frozen=True)
 class Probed:
-    """What probes found.
+    """Results of all probes.
 
     Attributes:
-        rows: A line per column, features and probe.
-        counts: Samples by split.
-        reported: The split that figures are of.
-        chosen_on: Where settings were chosen.
+        rows: One row per column, features and probe.
+        counts: Number of samples by split.
+        reported: Split on which metrics are reported.
+        chosen_on: Data on which settings were chosen.
         skipped: Samples that could not be read, as ``path: reason``.
     """
 
@@ -362,13 +356,13 @@ class Probed:
     skipped: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
+        """Convert to JSON-compatible types."""
         return {**asdict(self), "rows": [asdict(row) for row in self.rows]}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Both kinds of features of one split, and every answer there is."""
+    """Model features, simple features, labels and targets of one split."""
 
     features: Mapping[str, NDArray[np.float32]]
     names: list[str]
@@ -387,19 +381,19 @@ def probe(
 ) -> Probed:
     """Fit k-NN and a linear model to frozen features of labelled data.
 
-    Fitted on ``train``, settings chosen on ``val``, figures of ``test``. Data without a test split
-    are reported on ``val``; settings are then chosen on a fifth of ``train`` that is not fitted.
+    Probes are fitted on ``train``, their settings are chosen on ``val``, and metrics are reported
+    on ``test``. Without a test split, metrics are reported on ``val``, and settings are chosen on a
+    fifth of ``train`` that is not used for fitting.
 
     Args:
-        model: Run folder, ``RUN@last``, model folder, or the name of weights of ours.
-        data: Address of labelled data, or of data with numbers to be predicted; the run's own when
-            not given.
+        model: Run folder, ``RUN@last``, model folder, or the name of packaged weights.
+        data: Address of data with labels or with numbers to predict; default: the data of the run.
         pool: As for ``embed``.
-        batch_size: Samples at once.
-        workers: Processes that read data.
+        batch_size: Samples per batch.
+        workers: Number of processes that read data.
 
     Raises:
-        UserError: The data have no labels, or do not fit the model.
+        UserError: The data have no labels or numbers, or do not fit the model.
     """
     if pool not in POOLS:
         raise ConfigError(f"pool {pool!r} is unknown; use {', '.join(POOLS)}")
@@ -418,7 +412,7 @@ def probe(
         rows += probe_column(column, kind, parts, answers)
     if not rows:
         raise DataError(
-            f"{address} has neither labels nor numbers to be predicted; a probe needs them"
+            f"{address} has neither labels nor numbers to predict; a probe needs one of them"
         )
     return Probed(
         rows=tuple(rows),
@@ -437,7 +431,7 @@ def _read_split(
     reading: tuple[str, int, int],
     skipped: list[str],
 ) -> Split:
-    """Read one split once, for both kinds of features."""
+    """Compute both kinds of features in one pass over a split."""
     pool, batch_size, workers = reading
     inputs = loaded.model.config.data_inputs
     feed: Feed = feed_dataset(dataset, specs, list(inputs), split, batch_size, workers)
@@ -463,7 +457,7 @@ def _read_split(
 def columns(
     dataset: Dataset, parts: Mapping[str, Split]
 ) -> Iterator[tuple[str, Kind, dict[str, NDArray[Any]]]]:
-    """Yield everything that can be predicted: its name, its kind, and the answers by split."""
+    """Yield everything that can be predicted: name, kind, and true values by split."""
     if all(part.labels is not None for part in parts.values()):
         labels = {split: np.asarray(part.labels) for split, part in parts.items()}
         several = list(dataset.columns) if labels["train"].ndim == 2 else []
@@ -481,7 +475,7 @@ def columns(
 def probe_column(
     column: str, kind: Kind, parts: Mapping[str, Split], answers: Mapping[str, NDArray[Any]]
 ) -> list[ProbeRow]:
-    """Fit every probe to every kind of features, for one thing to be predicted."""
+    """Fit all probes to both kinds of features, for one predicted column."""
     known = {
         split: values >= 0 if kind == "classes" else np.isfinite(values)
         for split, values in answers.items()
@@ -489,7 +483,7 @@ def probe_column(
     for split, mask in known.items():
         if not mask.any():
             what = f"column {column!r}" if column else "labels"
-            raise DataError(f"no sample of {split!r} has a known answer ({what}); a probe needs it")
+            raise DataError(f"no sample of {split!r} has a known value ({what}); a probe needs one")
     rows = []
     for name in ("model", "simple"):
         tables = {
@@ -500,6 +494,7 @@ def probe_column(
             tables, [n for n, k in zip(parts["train"].names, known["train"], strict=True) if k]
         )
         fitted = fit_probes(fit, choose, report, kind)
+        # The constant baseline uses no features, so it is fitted only once.
         if name == "simple":
             fitted.append(fit_floor(fit, choose, report, kind))
         for each in fitted:
@@ -514,12 +509,13 @@ def probe_column(
 
 
 def assign_roles(tables: Mapping[str, Table], names: list[str]) -> tuple[Table, Table, Table]:
-    """Say which part is fitted, chosen on and reported; the same part has never two roles."""
+    """Return disjoint data for fitting, for choosing settings, and for reporting."""
     train, val = tables["train"], tables["val"]
     if "test" in tables:
         return train, val, tables["test"]
     if len(names) < 2:
-        raise DataError(f"{len(names)} samples to fit; a probe without a test split needs 2")
+        raise DataError(f"{len(names)} samples to fit; without a test split a probe needs 2")
+    # Ordered by hashes of names, so that the division does not depend on the order of files.
     order = hash_order(names, np.arange(len(names)))
     count = max(1, round(CHOOSING_SHARE * len(order)))
     choose, fit = np.sort(order[:count]), np.sort(order[count:])

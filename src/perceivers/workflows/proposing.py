@@ -1,4 +1,4 @@
-"""Commands for data that were looked at: what to run, in order, from the same folder, unedited."""
+"""Propose commands for inspected data, which run in order from the same folder, unedited."""
 
 import json
 import re
@@ -22,26 +22,26 @@ from perceivers.workflows.prediction import is_data_file
 from perceivers.workflows.proposing_setups import Purpose, Setup, choose_setup
 
 RUNS = "runs"
-# Percent of unreadable samples from which on training needs a word; its own limit is higher, but
-# the training split may hold more of them than all splits together.
+# From this percentage of unreadable samples, the command sets ``max_bad_share``. The default limit
+# of training is higher, but the training split may exceed the average over all splits.
 BAD_PERCENT = 3
-# Share of samples without labels from which on they are worth learning from first.
+# From this fraction of samples without labels, pre-training is proposed first.
 UNLABELLED_SHARE = 0.5
 SHOWN_TEXT = 60
-# Where files to predict are looked for, the best place first.
+# Splits that are searched for an example file, in this order.
 SPLITS = ("test", "val", "train")
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What to run.
+    """Proposed commands.
 
     Args:
-        task: What is learned, as ``--task`` has it.
-        recipe: The packaged recipe that the settings follow; none where there is no such recipe.
-        reason: Why, in one or two sentences.
-        commands: Lines for a shell, in order.
-        hints: Sentences on what else could be done.
+        task: Value of ``--task``.
+        recipe: Packaged recipe that the settings are based on; empty if there is none.
+        reason: Explanation in one or two sentences.
+        commands: Shell commands, in order.
+        hints: Sentences on alternatives.
     """
 
     task: str
@@ -58,13 +58,13 @@ def propose(
     *,
     cuda: bool = False,
 ) -> Proposal:
-    """Propose commands for data of which a training sample can be read.
+    """Propose commands for data with at least one readable training sample.
 
     Args:
-        facts: What was found.
+        facts: Result of the inspection.
         dataset: The data.
-        asked: Columns that were asked for: under ``labels`` and ``targets``.
-        cuda: Whether a GPU of NVIDIA's is at hand.
+        asked: Requested columns, under ``labels`` and ``targets``.
+        cuda: Whether a CUDA GPU is available.
     """
     task = choose_data_task(facts)
     run = free_run(dataset.address)
@@ -85,8 +85,9 @@ def propose(
         )
         first = [line]
         verb, model = "finetune", pretrained
+        # The pre-trained run determines the model.
         settings.pop("model_options", None)
-        reason += " Most samples have no label, so it learns from all of them first."
+        reason += " Most samples have no label, so the model is pre-trained on all of them."
     commands = [
         *first,
         train_line(verb, model, {**settings, **common}, dataset.address, run),
@@ -98,7 +99,7 @@ def propose(
     if "modalities" in setup.options:
         both = choose_setup(facts, PURPOSES[task], cuda=cuda, together=True)
         options = {**({"task": task} if task != "classify" else {}), **both.options, **common}
-        reason += " One modality alone is learned sooner than both."
+        reason += " A single modality takes fewer steps than both."
         line = train_line("train", both.model, options, dataset.address, f"{run}_both")
         hints.append(f"to read both together, which takes many more steps: {line}")
     return Proposal(task, setup.recipe, reason, tuple(commands), tuple(hints))
@@ -108,7 +109,7 @@ def propose_flow(address: str) -> Proposal:
     """Propose commands for frame pairs, generated (``warps:PHOTOGRAPHS``) or measured.
 
     Args:
-        address: Of the pairs.
+        address: Data address of the pairs.
     """
     run = free_run(address.removeprefix(WARPS))
     words = ["perceivers", "train", "--config", "optical_flow", "--data", address, "--out", run]
@@ -116,15 +117,15 @@ def propose_flow(address: str) -> Proposal:
     hints = ()
     if not address.startswith(WARPS):
         hints = (
-            f"few measured pairs teach little: train on photographs that are warped (--data "
-            f"{WARPS}PHOTOGRAPHS) and evaluate on these: perceivers evaluate RUN --data "
+            f"a few measured pairs are not enough for training: train on warped images (--data "
+            f"{WARPS}PHOTOGRAPHS) and evaluate on these pairs: perceivers evaluate RUN --data "
             f"{shlex.quote(address)}",
         )
     reason = "A small Perceiver IO learns the motion between two frames of 48 x 64 pixels."
     return Proposal("flow", "optical_flow", reason, commands, hints)
 
 
-# What a model must be fit for, by task; data of no such task are learned from without labels.
+# Purpose of the model by task; for data without such a task, pre-training is proposed.
 PURPOSES: Mapping[str, Purpose] = {
     "classify": "label",
     "multilabel": "label",
@@ -135,10 +136,10 @@ PURPOSES: Mapping[str, Purpose] = {
 
 
 def choose_data_task(facts: DataFacts) -> str:
-    """Return the task that data are for: a supervised one by name, or ``pretrain``.
+    """Return the task that suits the data: a supervised one, or ``pretrain``.
 
-    Masks come before numbers, numbers before labels. Several label columns are several
-    classifications, or, where each says only yes or no, one task of many labels.
+    Masks take precedence over numbers, and numbers over labels. Several label columns mean
+    ``multitask``, or ``multilabel`` if all of them are binary.
     """
     if any(found.kind == "mask" for found in facts.modalities.values()):
         return "segment"
@@ -165,7 +166,7 @@ def free_run(address: str) -> str:
 def _without_labels(
     facts: DataFacts, dataset: Dataset, setup: Setup, run: str, cuda: bool
 ) -> Proposal:
-    """Propose learning without labels, and a look at what was learned."""
+    """Propose pre-training, and commands that show its results."""
     common = common_settings(facts, {})
     options = {**setup.options, **common}
     commands = [
@@ -187,24 +188,23 @@ def _without_labels(
 
 
 def common_settings(facts: DataFacts, asked: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Return settings that follow from the data alone."""
+    """Return settings that depend on the data alone."""
     settings: dict[str, Any] = {key: list(columns) for key, columns in asked.items() if columns}
     looked_at = sum(split.looked_at for split in facts.splits.values())
     if 100 * facts.num_broken >= BAD_PERCENT * looked_at:
-        # Half as many again and 5 %, in whole percent, rounded up.
+        # One and a half times the observed percentage plus 5, rounded up.
         percent = 5 + -(-150 * facts.num_broken // looked_at)
         settings["max_bad_share"] = min(100, percent) / 100
     return settings
 
 
 def _afford(options: Mapping[str, Any], cuda: bool) -> str:
-    """Say what the steps are meant for."""
     where = "a GPU" if cuda else "two CPU cores; raise --steps for more"
     return f"{options['steps']:,} steps of {options['batch_size']} samples take minutes on {where}."
 
 
 def _mostly_unlabelled(facts: DataFacts) -> bool:
-    """Tell whether most training samples have no label at all in some column."""
+    """Return whether, in every label column, at least half of the training labels are missing."""
     total = facts.splits["train"].samples
     return bool(facts.labels) and all(
         column.unknown["train"] >= UNLABELLED_SHARE * total for column in facts.labels
@@ -212,7 +212,7 @@ def _mostly_unlabelled(facts: DataFacts) -> bool:
 
 
 def task_settings(facts: DataFacts, task: str, setup: Setup) -> dict[str, Any]:
-    """Return a setup's settings for a supervised task, as ``train_line`` takes them."""
+    """Return a setup's settings for a supervised task, in the form for ``train_line``."""
     settings = {"task": task, **setup.options} if task != "classify" else dict(setup.options)
     if task == "classify" and facts.labels[0].imbalance > UNBALANCED:
         settings["loss"] = {"class_weights": "balanced"}
@@ -220,14 +220,14 @@ def task_settings(facts: DataFacts, task: str, setup: Setup) -> dict[str, Any]:
 
 
 def train_line(verb: str, model: str, settings: Mapping[str, Any], address: str, run: str) -> str:
-    """Return the line of a training verb.
+    """Return the command line of a training verb.
 
     Args:
-        verb: Such as ``train``.
-        model: A variant, or a run folder.
-        settings: Beside model, data and out; nested ones as mappings.
-        address: Of the data.
-        run: Folder of the run.
+        verb: Training verb, such as ``train``.
+        model: A variant or run folder.
+        settings: Settings other than model, data and out; nested ones are mappings.
+        address: Data address.
+        run: Folder for the run.
     """
     words = ["perceivers", verb, "--model", model, "--data", address]
     for key, value in settings.items():
@@ -236,20 +236,20 @@ def train_line(verb: str, model: str, settings: Mapping[str, Any], address: str,
 
 
 def _flags(key: str, value: Any) -> list[str]:
-    """Return a setting as flags; fields of nested settings have flags of their own."""
+    """Return a setting as flags, with one flag per field of nested settings."""
     if isinstance(value, Mapping) and key not in {"inputs", "model_options"}:
         return [word for name, field in value.items() for word in _flags(f"{key}.{name}", field)]
     return [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
 
 
 def _evaluate_line(dataset: Dataset, run: str) -> str:
-    """Return the line that measures on the test split, or else on the validation split."""
+    """Return the command that evaluates on the test split, or else on the validation split."""
     split = [] if "test" in dataset.splits else ["--split", "val"]
     return shlex.join(["perceivers", "evaluate", run, *split])
 
 
 def _predict_line(facts: DataFacts, dataset: Dataset, run: str) -> str:
-    """Return the line that predicts for a file or a text of theirs; empty when there is none."""
+    """Return a command that predicts a file or text of the data; empty if there is none."""
     words = ["perceivers", "predict", run]
     if example := _example_file(facts, dataset):
         out = ["--out", f"{run}/masks"] if "mask" in facts.modalities else []
@@ -258,7 +258,7 @@ def _predict_line(facts: DataFacts, dataset: Dataset, run: str) -> str:
         return ""
     if list(facts.modalities) == ["bytes"]:
         return shlex.join([*words, "--text", _some_text(dataset, SHOWN_TEXT)])
-    # Samples of several files are paired by name in their folder.
+    # Samples that consist of several files are paired by name, so the whole folder is given.
     paired = any(isinstance(source, ClipFiles) for source in dataset.splits.values())
     if data := dataset.address if paired else _data_file(dataset.address):
         return shlex.join([*words, data, "--out", f"{run}/predictions.jsonl"])
@@ -266,7 +266,7 @@ def _predict_line(facts: DataFacts, dataset: Dataset, run: str) -> str:
 
 
 def _example_file(facts: DataFacts, dataset: Dataset) -> str:
-    """Return a file that holds a whole sample; empty when there is none."""
+    """Return a file that contains a whole sample; empty if there is none."""
     wanted = {name for name, found in facts.modalities.items() if found.kind != "mask"}
     for split in SPLITS:
         path = facts.examples.get(split, "") or _named_file(dataset, split)
@@ -278,13 +278,13 @@ def _example_file(facts: DataFacts, dataset: Dataset) -> str:
 
 
 def _named_file(dataset: Dataset, split: str) -> str:
-    """Return the first sample of a split whose name is that of a file."""
+    """Return the path that the first sample of a split has if its name is a file name."""
     source = dataset.splits.get(split)
     return str(Path(dataset.address) / source.names[0]) if source else ""
 
 
 def _data_file(address: str) -> str:
-    """Return a table, an ``.npz`` file or a tar of theirs, the one of the test split at best."""
+    """Return a table, ``.npz`` file or tar of the data, preferably of the test split."""
     if "{" in address:
         address = expand_braces(address)[0]
     if is_data_file([address]):
@@ -298,18 +298,14 @@ def _data_file(address: str) -> str:
 
 
 def _some_text(dataset: Dataset, length: int) -> str:
-    """Return a short text of the data; empty when none can be read.
-
-    Args:
-        dataset: Texts.
-        length: Bytes that it may have; longer ones are cut between letters.
-    """
+    """Return a short text of the data, at most ``length`` bytes; empty if none can be read."""
     source = dataset.splits.get("test", dataset.splits["val"])
     for index in range(min(len(source), 8)):
         try:
             raw = source.read(index)["bytes"]
         except DataError:
             continue
+        # Cutting may split a character, whose bytes are then ignored.
         text = np.asarray(raw).astype(np.uint8).tobytes()[:length].decode("utf-8", "ignore")
         if text := " ".join(re.sub(r"[^\w\s.,;:'?!-]", "", text).split()):
             return text
@@ -317,7 +313,7 @@ def _some_text(dataset: Dataset, length: int) -> str:
 
 
 def _mask_letter(text: str) -> str:
-    """Hide the last letter of a word in the middle of a text."""
+    """Mask the last letter of a word in the middle of a text; empty if no word is found."""
     letters = [match.end() for match in re.finditer(r"[a-z]{3,}", text)]
     if not letters:
         return ""
@@ -326,17 +322,16 @@ def _mask_letter(text: str) -> str:
 
 
 def _hints(facts: DataFacts) -> list[str]:
-    """Say what else could be done with the data."""
     hints = []
     if columns := facts.choices.labels:
         flag = shlex.join(_flags("labels", [columns[0]]))
         hints.append(
-            f"to learn a label instead, choose its column: {flag} (there are {', '.join(columns)})"
+            f"to learn a label instead, choose its column: {flag} (available: {', '.join(columns)})"
         )
     if columns := facts.choices.numbers:
         flag = shlex.join(_flags("targets", [columns[0]]))
         hints.append(
-            f"to predict a number instead, choose its column: {flag} (there are "
+            f"to predict a number instead, choose its column: {flag} (available: "
             f"{', '.join(columns)})"
         )
     return hints

@@ -1,7 +1,6 @@
-"""A model and its sizes for data that were looked at, small enough for minutes on two CPU cores.
+"""Choose a model and sizes for inspected data, small enough for minutes on two CPU cores.
 
-With CUDA the same choices are made larger. The figures that the choices rest on are in
-docs/data-check.md.
+With CUDA the choices are the same but larger. docs/data-check.md has the measurements behind them.
 """
 
 from collections.abc import Mapping
@@ -11,24 +10,24 @@ from typing import Any, Literal
 from perceivers.data.inspecting import DataFacts, ModalityFacts
 
 Purpose = Literal["label", "columns", "segment", "unlabelled"]
-# Smaller pictures are read whole, pixel by pixel.
+# Smaller images are read with one token per pixel.
 SMALL_PICTURE = 48
-# Units of a Hiera's pictures and frames, and samples of its sound, divide their sizes.
+# Sizes are multiples of these; a Hiera needs whole units of images, frames and audio.
 UNIT, SOUND_UNIT = 16, 1024
 TEXT_UNIT, POINTS_UNIT = 64, 8
-# What a short trunk with eight heads changes: it learns sounds and texts faster (docs/log.md).
+# Settings of a short trunk: with eight heads it learns audio and texts faster (docs/log.md).
 SHORT_TRUNK = {"num_cross_heads": 8, "qk_dim": 192, "v_dim": 192}
 SPEECH_RATE = 16_000
 
 
 @dataclass(frozen=True)
 class Room:
-    """The largest sizes that are read of each modality.
+    """Maximum input sizes.
 
     Args:
-        side: Rows and columns of pictures and frames.
-        frames: Frames of films.
-        samples: Samples of sounds.
+        side: Height and width of images and frames.
+        frames: Frames of videos.
+        samples: Samples of audio.
         length: Bytes of texts.
         points: Points of clouds.
     """
@@ -40,6 +39,7 @@ class Room:
     points: int
 
 
+# Several modalities together take more time per sample, so each gets smaller sizes.
 ALONE = Room(side=64, frames=16, samples=32_768, length=256, points=512)
 TOGETHER = Room(side=32, frames=8, samples=32_768, length=128, points=256)
 ALONE_CUDA = Room(side=128, frames=16, samples=131_072, length=512, points=1024)
@@ -48,13 +48,13 @@ TOGETHER_CUDA = Room(side=64, frames=16, samples=65_536, length=256, points=512)
 
 @dataclass(frozen=True)
 class Setup:
-    """What a proposed run is made of.
+    """Model and settings of a proposed run.
 
     Args:
         model: A variant.
-        options: Settings beside model, data and out, as the training verbs take them.
-        recipe: The packaged recipe that it follows; none where there is no such recipe.
-        reason: Why, in a sentence.
+        options: Settings of the training verbs other than model, data and out.
+        recipe: Packaged recipe that the settings are based on; empty if there is none.
+        reason: Explanation in one sentence.
     """
 
     model: str
@@ -66,21 +66,21 @@ class Setup:
 def choose_setup(
     facts: DataFacts, purpose: Purpose, *, cuda: bool, together: bool = False
 ) -> Setup:
-    """Choose a model and sizes.
+    """Choose a model and its settings.
 
     Args:
-        facts: Of data of which a training sample can be read.
-        purpose: Labels or numbers to be learned, several columns of classes at once, a class per
-            pixel, or nothing but the samples.
-        cuda: Whether a GPU of NVIDIA's is at hand.
-        together: Read all modalities at once, also where one of them alone is learned sooner.
+        facts: Inspection of data with at least one readable training sample.
+        purpose: ``label`` for labels or numbers, ``columns`` for several columns of classes,
+            ``segment`` for a class per pixel or point, ``unlabelled`` for pre-training.
+        cuda: Whether a CUDA GPU is available.
+        together: Read all modalities, even if one of them alone takes fewer steps.
     """
     inputs = {n: m for n, m in facts.modalities.items() if m.kind != "mask"}
     read = {} if together or purpose != "label" else _sooner_alone(facts, inputs)
     inputs = read or inputs
     kinds = [m.kind for m in inputs.values()]
     named_plainly = list(inputs) == kinds
-    # Of the models here, Perceiver IO alone has a query and a head for each column.
+    # Of these models, only Perceiver IO has a query and a head per column.
     one = len(kinds) == 1 and named_plainly and purpose != "columns"
     alone = CHOICES.get(kinds[0]) if one else None
     if purpose == "segment":
@@ -98,7 +98,10 @@ def choose_setup(
 def _sooner_alone(
     facts: DataFacts, inputs: Mapping[str, ModalityFacts]
 ) -> dict[str, ModalityFacts]:
-    """Return what is read of films that all have sound: the sound, unless most are silent."""
+    """Select the audio of videos that all have sound, or the frames if most are silent.
+
+    The result is empty for other data.
+    """
     whole = all(len(split.combinations) == 1 for split in facts.splits.values())
     if set(inputs) != {"audio", "video"} or not whole:
         return {}
@@ -108,14 +111,14 @@ def _sooner_alone(
 
 
 def size_input(facts: ModalityFacts, room: Room) -> dict[str, Any]:
-    """Return the fields of a spec that fit a modality into some room.
+    """Return spec fields for a modality, limited to maximum sizes.
 
     Args:
-        facts: What was found.
-        room: The largest sizes.
+        facts: Inspection of the modality.
+        room: Maximum sizes.
 
     Returns:
-        Sizes no larger than 95 of 100 samples need; sound in mono at one rate of at most 16 kHz.
+        Sizes that cover 95 % of the samples; audio in mono, at one rate of at most 16 kHz.
     """
     if facts.kind == "image":
         side = min(room.side, _up(_short_side(facts), UNIT))
@@ -125,7 +128,7 @@ def size_input(facts: ModalityFacts, room: Room) -> dict[str, Any]:
     if facts.kind == "audio":
         return _size_sound(facts, room)
     if facts.kind == "bytes":
-        # Texts have bytes or ids, documents are as long as their windows.
+        # Texts are measured in bytes or ids, documents by their windows.
         needed = int(max(size.high for size in facts.sizes.values()))
         return {"length": min(room.length, _up(needed, TEXT_UNIT))}
     if facts.kind == "points":
@@ -134,7 +137,7 @@ def size_input(facts: ModalityFacts, room: Room) -> dict[str, Any]:
 
 
 def _size_film(facts: ModalityFacts, room: Room) -> dict[str, Any]:
-    """Spread the frames over a film of median length, at its own rate or below."""
+    """Spread the frames over a video of median length, at its own frame rate or below."""
     frames = max(2, min(room.frames, int(facts.sizes["frames"].high)) // 2 * 2)
     side = min(room.side, _up(_short_side(facts), UNIT))
     sizes: dict[str, Any] = {"frames": frames, "height": side, "width": side}
@@ -145,7 +148,7 @@ def _size_film(facts: ModalityFacts, room: Room) -> dict[str, Any]:
 
 
 def _size_sound(facts: ModalityFacts, room: Room) -> dict[str, Any]:
-    """Read nearly all of a sound, in mono."""
+    """Cover nearly the whole recording, in mono."""
     channels = facts.values["channels"]
     mono = {"channels": 1} if set(channels) != {"1"} and "seconds" in facts.sizes else {}
     if "seconds" not in facts.sizes:
@@ -157,20 +160,19 @@ def _size_sound(facts: ModalityFacts, room: Room) -> dict[str, Any]:
 
 
 def choose_rate(facts: ModalityFacts) -> int:
-    """Return the sample rate in Hz to read sounds at: the most common one, at most 16 kHz."""
+    """Return the sample rate for reading audio in Hz: the most common one, at most 16 kHz."""
     rates = {int(rate): count for rate, count in facts.values["sample rate in Hz"].items()}
     return min(SPEECH_RATE, max(rates, key=lambda rate: (rates[rate], rate)))
 
 
 def _pictures(facts: ModalityFacts, purpose: Purpose, cuda: bool) -> Setup:
-    """Pictures alone."""
     side = _short_side(facts)
     if side < SMALL_PICTURE and purpose == "label":
         return Setup(
             "perceiver_io_tiny",
             {"size": side, "batch_size": 64, "steps": 6000 if cuda else 600},
             "",
-            f"Pictures of {side} pixels are read whole, one token per pixel.",
+            f"A small Perceiver IO reads images of {side} pixels, with one token per pixel.",
         )
     size = size_input(facts, ALONE_CUDA if cuda else ALONE)["height"]
     crop = {"crop_ratio": [0.75, 1.3333], "crop_from": "picture", "flip": True}
@@ -186,7 +188,7 @@ def _pictures(facts: ModalityFacts, purpose: Purpose, cuda: bool) -> Setup:
                 "augment": {"crop_scale": [0.2, 1.0], **crop},
             },
             "masked_photographs",
-            f"A small Hiera reconstructs hidden squares of crops of {size} pixels.",
+            f"A small Hiera reconstructs hidden squares of {size}-pixel crops.",
         )
     return Setup(
         "hiera_pico" if cuda else "hiera_nano",
@@ -198,12 +200,11 @@ def _pictures(facts: ModalityFacts, purpose: Purpose, cuda: bool) -> Setup:
             "augment": {"crop_scale": [0.35, 1.0], **crop},
         },
         "photograph_finetuning",
-        f"A small Hiera learns photographs from crops of {size} pixels.",
+        f"A small Hiera is trained on crops of {size} pixels.",
     )
 
 
 def _sounds(facts: ModalityFacts, purpose: Purpose, cuda: bool) -> Setup:
-    """Sounds alone."""
     sizes = size_input(facts, ALONE_CUDA if cuda else ALONE)
     samples = _up(sizes["samples"], SOUND_UNIT)
     batch = 32 if samples <= 2**14 else 16
@@ -216,14 +217,13 @@ def _sounds(facts: ModalityFacts, purpose: Purpose, cuda: bool) -> Setup:
     }
     seconds = _seconds(samples, sizes)
     if purpose == "unlabelled":
-        reason = f"A small Hiera reconstructs hidden stretches of {seconds} of raw sound."
+        reason = f"A small Hiera reconstructs hidden parts of {seconds} of raw audio."
         return Setup("hiera_nano_audio", options, "", reason)
     reason = f"A small Hiera reads {seconds} of the raw waveform at a time."
     return Setup("hiera_nano_audio", options, "", reason)
 
 
 def _films(facts: ModalityFacts, purpose: Purpose, cuda: bool) -> Setup:
-    """Films without sound."""
     sizes = size_input(facts, ALONE_CUDA if cuda else ALONE)
     options = {
         "inputs": {"video": sizes},
@@ -234,7 +234,7 @@ def _films(facts: ModalityFacts, purpose: Purpose, cuda: bool) -> Setup:
         "eval_every": 50,
         "checkpoint_every": 50,
     }
-    what = f"{sizes['frames']} frames of {sizes['height']} pixels from the length of a clip"
+    what = f"{sizes['frames']} frames of {sizes['height']} pixels spread over a clip"
     if purpose == "unlabelled":
         options["mask"] = {"ratio": 0.75}
         reason = f"A small Hiera reconstructs hidden parts of {what}."
@@ -243,7 +243,6 @@ def _films(facts: ModalityFacts, purpose: Purpose, cuda: bool) -> Setup:
 
 
 def _texts(facts: ModalityFacts, purpose: Purpose, cuda: bool) -> Setup:
-    """Texts alone."""
     sizes = size_input(facts, ALONE_CUDA if cuda else ALONE)
     length = sizes["length"]
     if purpose == "unlabelled":
@@ -261,7 +260,7 @@ def _texts(facts: ModalityFacts, purpose: Purpose, cuda: bool) -> Setup:
                 "checkpoint_every": 100,
             },
             "masked_bytes",
-            f"A small Perceiver IO fills in hidden words of {length} bytes of text.",
+            f"A small Perceiver IO fills in hidden words in {length} bytes of text.",
         )
     return Setup(
         "hiera_nano_text",
@@ -282,15 +281,14 @@ def _texts(facts: ModalityFacts, purpose: Purpose, cuda: bool) -> Setup:
 
 
 def _clouds(facts: ModalityFacts, purpose: Purpose, cuda: bool) -> Setup:
-    """Point sets alone."""
     points = size_input(facts, ALONE_CUDA if cuda else ALONE)["points"]
     scaled: dict[str, Any] = {"points": points, "ragged": True, "scale": "unit"}
     options = {"inputs": {"points": scaled}, "batch_size": 32, "steps": 5000 if cuda else 300}
     options |= {"eval_every": 50, "checkpoint_every": 50}
     if purpose == "unlabelled":
-        reason = f"A small Perceiver IO gives back {points} points per cloud through its latents."
+        reason = f"A small Perceiver IO reconstructs {points} points per cloud from its latents."
         return Setup("perceiver_io_tiny", {"task": "autoencode", **options}, "", reason)
-    reason = f"The original Perceiver, small, reads up to {points} points per cloud."
+    reason = f"A small Perceiver reads up to {points} points per cloud."
     short = {"num_latents": 32, "depth": 2, "num_blocks": 2, "num_reads": 2}
     options |= {"model_options": {"trunk": short}, "steps": 10_000 if cuda else 500}
     options |= {"schedule": {"warmup": 0.1}, "augment": {"point_drop": 0.3}}
@@ -314,24 +312,23 @@ def _several(inputs: Mapping[str, ModalityFacts], purpose: Purpose, cuda: bool) 
         options |= {"task": "autoencode", "autoencode": {"points": 512}}
         options["model_options"] = {"mask_tokens": True}
         recipe = "clip_autoencoding" if set(inputs) == {"audio", "video"} else ""
-        reason = f"One latent array takes in {listed} and gives both back."
+        reason = f"One small Perceiver IO reconstructs {listed} from its latents."
         return Setup("perceiver_io_tiny", options, recipe, reason)
     if purpose == "columns":
         recipe = "text_multitask" if listed == "bytes" else ""
-        reason = f"One small Perceiver IO reads {listed} and answers every column."
+        reason = f"One small Perceiver IO reads {listed} and predicts every column."
         return Setup("perceiver_io_tiny", options, recipe, reason)
     reason = f"One small Perceiver IO reads {listed}; samples may lack some of them."
     return Setup("perceiver_io_tiny", options, "", reason)
 
 
 def _segmenting(facts: DataFacts, cuda: bool) -> Setup:
-    """Pictures with a class per pixel, or points with a class each."""
     if "image" not in facts.modalities:
         options = {"task": "segment", "steps": 5000 if cuda else 300, "eval_every": 50}
         options |= {"checkpoint_every": 50, "batch_size": 8}
         width = {"num_heads": 8, "qk_dim": 192, "v_dim": 192, "residual": True, "mlp_ratio": 4}
         options["model_options"] = {"decoder": width}
-        reason = "A small Perceiver IO gives every point of a tile a class."
+        reason = "A small Perceiver IO classifies every point of a tile."
         return Setup("perceiver_io_tiny", options, "point_segmentation", reason)
     size = size_input(facts.modalities["image"], ALONE_CUDA if cuda else ALONE)["height"]
     return Setup(
@@ -345,28 +342,27 @@ def _segmenting(facts: DataFacts, cuda: bool) -> Setup:
             "checkpoint_every": 50,
         },
         "",
-        f"A small Hiera gives every pixel of {size}-pixel pictures a class.",
+        f"A small Hiera classifies every pixel of {size}-pixel images.",
     )
 
 
 def _short_side(facts: ModalityFacts) -> int:
-    """Return the shorter median side in pixels."""
+    """Return the smaller of median width and median height, in pixels."""
     return int(min(facts.sizes["width"].median, facts.sizes["height"].median))
 
 
 def _seconds(samples: int, sizes: Mapping[str, Any]) -> str:
-    """Say how long a number of samples is."""
     rate = sizes.get("sample_rate")
     return f"{samples / rate:.3g} s" if rate else f"{samples} samples"
 
 
 def _steps(budget: int, cost: int) -> int:
-    """Return the steps that a budget pays for, in hundreds within 300 and 1500."""
+    """Return how many steps of this cost a budget allows: in hundreds, from 300 to 1500."""
     return min(1500, max(300, budget // cost // 100 * 100))
 
 
 def _up(value: int, unit: int) -> int:
-    """Round up to a multiple."""
+    """Round up to a multiple of ``unit``."""
     return max(1, -(-value // unit)) * unit
 
 

@@ -1,4 +1,4 @@
-"""Show what a pre-trained model gives back: the verb ``reconstruct``, whatever the system."""
+"""Reconstruct files with a pre-trained model of any family: the verb ``reconstruct``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,17 +26,17 @@ from perceivers.workflows.reconstruction import (
     reconstruct_signals,
 )
 
-# Tasks whose models return their input; weights without a task may be of one.
+# Tasks whose models reconstruct their input; weights without a recorded task may be of such a task.
 RECONSTRUCTING = ("", "pretrain", "autoencode")
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What was written.
+    """Written files and filled-in modalities.
 
     Attributes:
         written: The files; a figure is the last.
-        filled: A record for each modality of each sample that was filled in.
+        filled: One record for each sample and filled-in modality.
     """
 
     written: list[Path]
@@ -54,29 +54,29 @@ def reconstruct(
     overwrite: bool = False,
     note: Note | None = None,
 ) -> list[Path]:
-    """Write originals and what the model makes of them, and an overview picture.
+    """Write originals, their reconstructions and an overview figure.
 
-    HiP and Hiera hide most of a picture or clip and imagine it; a Perceiver IO auto-encoder passes
-    pictures, clips (written back as playable mp4 with sound) or sounds through its latents. With
-    ``fill`` a model of several modalities also writes what it imagines of whole modalities,
-    ``NAME_filled``, from the others that a sample holds.
+    HiP and Hiera hide most of the input and reconstruct it; a Perceiver IO autoencoder passes
+    images, clips (written as playable mp4 with sound) or audio through its latents. With ``fill``,
+    a model of several modalities also predicts whole modalities from the others that a sample has,
+    and writes them as ``NAME_filled``.
 
     Args:
         model: Run folder, ``RUN@last`` or model folder of a pre-trained model.
-        paths: Files, or folders searched for them. Those of several modalities are paired by name.
+        paths: Files, or folders searched for them. Files of several modalities are paired by name.
         out: Folder for the files and ``overview.png``; with ``fill`` also ``filled.png`` and
             ``filled.json``.
-        fill: Modalities to fill in. One that a file holds is hidden from the model and compared
-            with what it fills in.
+        fill: Modalities to fill in. If a file has one of them, it is hidden from the model and
+            compared with the prediction.
         seed: Seed of the masks.
         overwrite: Replace files of an earlier call in ``out``.
-        note: Told what to beware of, and which samples were left out, with ``fill``.
+        note: With ``fill``, called with warnings and with the samples that were left out.
 
     Returns:
-        The files written; the overview, or the figure of ``fill``, is the last.
+        The written files; the overview, or the figure of ``fill``, is the last.
 
     Raises:
-        UserError: The model cannot reconstruct or fill in, a path does not exist, nothing is
+        UserError: The model cannot reconstruct or fill in, a path does not exist, no file is
             readable, or ``out`` holds earlier files and ``overwrite`` is off.
     """
     options = {"fill": fill, "seed": seed, "overwrite": overwrite, "note": note}
@@ -94,7 +94,7 @@ def reconstruct_files(
     overwrite: bool = False,
     note: Note | None = None,
 ) -> Reconstruction:
-    """Do what ``reconstruct`` does, and return the records of what was filled in too."""
+    """Run ``reconstruct``, and also return the records of filled-in modalities."""
     if isinstance(fill, str):
         raise ConfigError(f"fill is {fill!r}; give a list of modalities, such as [{fill!r}]")
     loaded, config = load_with_info(model), run_config(model)
@@ -120,28 +120,27 @@ def _write_usual(
     seed: int,
     overwrite: bool,
 ) -> list[Path]:
-    """Write originals and reconstructions of what the files hold."""
     task = loaded.info.task
     if task not in RECONSTRUCTING:
         raise CheckpointError(
-            f"{model} ({loaded.model.family}, task {task}) gives no signal back and has no decoder "
-            f"of its input; see what it predicts with perceivers predict {model} FILE..., or give "
-            f"the pre-training run (perceivers pretrain, --task pretrain or autoencode)"
+            f"{model} ({loaded.model.family}, task {task}) does not reconstruct its input; show "
+            f"its predictions with perceivers predict {model} FILE..., or give the pre-training "
+            f"run (perceivers pretrain, --task pretrain or autoencode)"
         )
     options = {"seed": seed, "overwrite": overwrite}
     if loaded.model.family in OBJECTIVES:
         return reconstruct_masked(loaded, find_masking(loaded, config), paths, out, **options)
     if loaded.model.family != "perceiver_io":
         raise CheckpointError(
-            f"{model} ({loaded.model.family}, task {task or 'not recorded'}) gives no "
-            f"signal back; pre-train one with --task autoencode, or a HiP or Hiera"
+            f"{model} ({loaded.model.family}, task {task or 'not recorded'}) does not reconstruct "
+            f"its input; pre-train a model with --task autoencode, or a HiP or Hiera"
         )
     known = find_settings(AutoencodingConfig, loaded, config)
     return reconstruct_signals(loaded, known, paths, out, **options)
 
 
 def describe_target(model: str | Path) -> str:
-    """Return a sentence on the space that a masked autoencoder reconstructs in; empty for others.
+    """Describe the target space of a masked autoencoder; empty for other models.
 
     Args:
         model: Run folder, ``RUN@last`` or model folder.

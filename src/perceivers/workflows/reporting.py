@@ -1,4 +1,4 @@
-"""Compose a run's figures and tables into its self-contained ``report.html``."""
+"""Write a run's self-contained ``report.html`` with figures and tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,9 +57,9 @@ SHARES = {"val top1", "val macro", "val map", "val miou", "val pixel_accuracy"}
 VERBS = dict.fromkeys(TITLES, "train") | dict.fromkeys(
     ("pretrain", "mlm", "autoencode"), "pretrain"
 )
-# What to do with a model of each task.
+# Suggested commands for a model of each task.
 NEXT = {
-    "pretrain": ("perceivers reconstruct {run} PICTURE... --out pictures/",),
+    "pretrain": ("perceivers reconstruct {run} FILE... --out files/",),
     "mlm": ('perceivers predict {run} --text "a [MASK][MASK][MASK] byte each"',),
     "autoencode": ("perceivers reconstruct {run} FILE... --out files/",),
     "classify": ("perceivers evaluate {run}", "perceivers predict {run} FILE..."),
@@ -69,13 +69,13 @@ NEXT = {
     "segment": ("perceivers evaluate {run}", "perceivers predict {run} FILE... --out masks/"),
     "regress": ("perceivers evaluate {run}", "perceivers predict {run} FILE..."),
 }
-# Figures worth a panel, where a task has them.
+# Metrics that are plotted over training if the task has them.
 CURVES = (
     *("top1", "macro", "map", "epe", "miou", "r2", "bits_per_byte"),
     *("psnr/image", "psnr/video", "psnr/audio"),
 )
 SHOWN = 10
-# Columns of the table of unreadable samples, and the rows that it shows.
+# Columns and maximum rows of the table of unreadable samples.
 UNREADABLE = ("step", "split", "sample", "reason")
 MAX_UNREADABLE = 50
 SHOWN_SEED = 7
@@ -83,7 +83,7 @@ SHOWN_SEED = 7
 
 @dataclass(frozen=True)
 class Report:
-    """What the sections are made from."""
+    """Content of a run folder that the sections are made from."""
 
     folder: RunFolder
     config: TrainConfig
@@ -96,7 +96,7 @@ def open_report(folder: RunFolder) -> Report:
     """Read a run folder.
 
     Raises:
-        UserError: It is not one, or it has no model yet.
+        UserError: It is not a run folder, or has no model yet.
     """
     return Report(
         folder=folder,
@@ -108,7 +108,7 @@ def open_report(folder: RunFolder) -> Report:
 
 
 def write_run_report(folder: RunFolder) -> Path:
-    """Draw all figures of a run and write its page."""
+    """Draw all figures of a run and write its ``report.html``."""
     report = open_report(folder)
     make_folder(folder.figures)
     task = folder.read_config()[0]
@@ -138,7 +138,7 @@ def write_run_report(folder: RunFolder) -> Path:
 
 
 def overview_section(report: Report) -> Section:
-    """The run in a few numbers."""
+    """Return the key numbers of a run."""
     model = report.loaded.model
     parameters = sum(p.numel() for p in model.parameters())
     last = report.records[-1] if report.records else {"step": 0}
@@ -167,7 +167,7 @@ def overview_section(report: Report) -> Section:
 
 
 def pictures_section(report: Report) -> Section | None:
-    """Original, masked, reconstructed, from held-back pictures."""
+    """Show held-out images or video frames: original, masked, reconstructed; None without any."""
     config, loaded = report.config, report.loaded
     assert isinstance(config, PretrainConfig)
     try:
@@ -192,14 +192,14 @@ def pictures_section(report: Report) -> Section | None:
         note=TARGET_NOTES[settings.target],
     )
     text = (
-        f"Validation pictures, not trained on. Masking is {settings.kind}: the model saw "
-        f"{share} of the input and was asked for the others. {TARGET_NOTES[settings.target]}"
+        f"Validation images, not used in training. Masking is {settings.kind}: {share} of the "
+        f"input was visible, and the model reconstructed the rest. {TARGET_NOTES[settings.target]}"
     )
-    return Section(title="Reconstruction", text=text, figures=[(path, "Held-back pictures.")])
+    return Section(title="Reconstruction", text=text, figures=[(path, "Held-out images.")])
 
 
 def texts_section(report: Report) -> Section | None:
-    """Held-back texts, what the model saw of them, and what it put in place of the rest."""
+    """Show held-out texts: masked, reconstructed, original; None without a text input."""
     config, loaded = report.config, report.loaded
     assert isinstance(config, PretrainConfig)
     specs = loaded.model.config.data_inputs
@@ -211,26 +211,24 @@ def texts_section(report: Report) -> Section | None:
     settings = find_masking(loaded, config)
     found = imagine(loaded.model, batch, settings, SHOWN_SEED)[name]
     text = (
-        f"Validation texts, not trained on. Masking is {settings.kind}: the model saw "
-        f"{100 * (1 - settings.ratio):.0f} % of the input; hidden bytes are underscores, and each "
-        f"is filled with the likeliest one."
+        f"Validation texts, not used in training. Masking is {settings.kind}: "
+        f"{100 * (1 - settings.ratio):.0f} % of the input was visible; hidden bytes are "
+        f"underscores, and each is replaced by the most likely byte."
     )
     code = list_texts(found.original, ~found.visible, found.reconstructed)
     return Section(title="Reconstructed texts", text=text, code=code)
 
 
 def read_start_positions(folder: RunFolder) -> tuple[dict[str, NDArray[Any]], str]:
-    """Return the position tables before training, and what is wrong with their file.
-
-    A report is worth more than this panel, so a damaged file costs only that.
-    """
+    """Return the position embeddings before training, and an error if their file is damaged."""
     path = folder.figures / "positions_before.npz"
     if not path.exists():
         return {}, ""
     try:
         return load_npz(path), ""
     except UserError as error:
-        return {}, f"The tables before training cannot be read ({plain_reason(error)})."
+        # A damaged file only costs this panel, not the whole report.
+        return {}, f"The embeddings before training cannot be read ({plain_reason(error)})."
 
 
 def _has_shape(tables: Mapping[str, NDArray[Any]], name: str, shape: Sequence[int]) -> bool:
@@ -239,12 +237,12 @@ def _has_shape(tables: Mapping[str, NDArray[Any]], name: str, shape: Sequence[in
 
 
 def fill_section(split: str, entry: Mapping[str, Any]) -> Section:
-    """Errors of modalities that were filled in from the others."""
+    """Show the errors of modalities that were filled in from the others."""
     return Section(title=f"Filled in ({split})", tables=[fill_table(entry["fill"])])
 
 
 def positions_section(report: Report) -> Section | None:
-    """The learned position table before and after training."""
+    """Show learned position embeddings before and after training; None if there are none."""
     figures = []
     before, problem = read_start_positions(report.folder)
     for name, module in position_tables(report.loaded.model).items():
@@ -260,18 +258,18 @@ def positions_section(report: Report) -> Section | None:
     if not figures:
         return None
     text = (
-        "Nothing tells the model where a pixel lies: every element has a learned row of numbers, "
-        "random at the start. Masked auto-encoding arranges them; neighbours become similar."
+        "The model is not told where an element lies: every element has a learned position "
+        "embedding, random at the start. In training, those of neighbours become similar."
     )
     text = f"{text} {problem}".strip()
     return Section(title="Learned positions", text=text, figures=figures)
 
 
 def classification_sections(report: Report) -> list[Section]:
-    """Confusion matrix, per-class table and mistakes of the last evaluated split."""
+    """Show confusion matrix, per-class table and mistakes on an evaluated split."""
     if not report.results:
-        text = f"Not evaluated on held-back data yet: perceivers evaluate {report.folder.path}"
-        return [Section(title="Held-back data", text=text)]
+        text = f"Not evaluated on held-out data yet: perceivers evaluate {report.folder.path}"
+        return [Section(title="Held-out data", text=text)]
     split = "test" if "test" in report.results else next(iter(report.results))
     matrix = np.asarray(report.results[split]["confusion"])
     classes = report.loaded.info.classes
@@ -283,7 +281,7 @@ def classification_sections(report: Report) -> list[Section]:
     )
     sections = [
         Section(
-            title=f"Held-back data ({split})",
+            title=f"Held-out data ({split})",
             text=views_note(report.results[split].get("views", "")),
             figures=[(path, "Rows are the truth, columns the prediction.")],
             tables=[per_class_table(matrix, classes)],
@@ -294,12 +292,12 @@ def classification_sections(report: Report) -> list[Section]:
 
 
 def views_note(views: str) -> str:
-    """Say over what probabilities were averaged."""
+    """Describe the views over which probabilities were averaged; empty for a single view."""
     return f"Probabilities are the mean over {views} views of each sample." if views else ""
 
 
 def mistakes_section(report: Report, split: str) -> Section | None:
-    """The most confident wrong answers."""
+    """Show the most confident wrong predictions; None if there are none or no images."""
     loaded, classes = report.loaded, report.loaded.info.classes
     try:
         name = picture_modality(loaded.model)
@@ -336,7 +334,7 @@ def mistakes_section(report: Report, split: str) -> Section | None:
 
 
 def curves_section(report: Report) -> Section:
-    """Loss, accuracy and learning rate over the run."""
+    """Show loss, metrics and learning rate over the run."""
     keys = ["loss"]
     keys += [k for k in CURVES if any(k in r for r in report.records)]
     path = draw_curves(
@@ -353,7 +351,7 @@ def curves_section(report: Report) -> Section:
 
 
 def unreadable_section(folder: RunFolder) -> Section | None:
-    """Samples that training and validation left out; None without any."""
+    """List samples that could not be read; None if there are none."""
     if not folder.unreadable.exists():
         return None
     records = read_metrics(folder.unreadable)
@@ -366,12 +364,12 @@ def unreadable_section(folder: RunFolder) -> Section | None:
 
 
 def settings_section(report: Report) -> Section:
-    """The complete configuration."""
+    """Show the complete configuration."""
     return Section(title="Configuration", code=read_text(report.folder.config, error=RunError))
 
 
 def commands_section(report: Report) -> Section:
-    """The exact commands, for this run and for the reader's own data."""
+    """Show the command of this run, and commands for the reader's own data."""
     run = report.folder.path
     command = read_text(report.folder.path / "command.txt", error=RunError).strip()
     task = report.folder.read_config()[0]
@@ -381,6 +379,6 @@ def commands_section(report: Report) -> Section:
         lines.append(f"perceivers finetune --model {run} --data MY_LABELLED_DATA --out runs/mine2")
     else:
         lines.append(f"perceivers export {run} --format onnx --out model.onnx")
-    text = "MY_DATA is a folder or any other address that the page on data describes."
+    text = "MY_DATA is a folder or another data address (see the documentation on data)."
     code = "\n".join(["# this run", command, "", "# next", *lines])
     return Section(title="Commands", text=text, code=code)

@@ -1,4 +1,4 @@
-"""A finished (or stopped) run, as a user holds it: evaluate, predict, reconstruct, report."""
+"""The class ``Run``: a finished or stopped run, to evaluate, predict, reconstruct and report."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +18,10 @@ class Run:
     """Handle on a run folder.
 
     Args:
-        path: The folder.
+        path: The run folder.
 
     Raises:
-        RunError: It is not a run folder.
+        RunError: The folder is not a run folder.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -31,16 +31,16 @@ class Run:
     config: TrainConfig
 
     def __repr__(self) -> str:
-        """Show task and place."""
+        """Return the folder and the task."""
         return f"Run({str(self.folder.path)!r}, task={self.task!r})"
 
     @property
     def path(self) -> Path:
-        """The folder."""
+        """The run folder."""
         return self.folder.path
 
     def model(self, which: str = "best") -> Any:
-        """Load the best model, or the last one."""
+        """Load the ``best`` or the ``last`` model."""
         return load_with_info(f"{self.folder.path}@{which}").model
 
     def evaluate(
@@ -51,9 +51,9 @@ class Run:
         views: Views | None = None,
         fill: bool = False,
     ) -> dict[str, Any]:
-        """Return figures on a split; see ``perceivers.evaluate``.
+        """Return metrics on a split; see ``perceivers.evaluate``.
 
-        With ``fill``, those of each modality that is filled in are under ``fill``, by its name.
+        With ``fill``, the metrics of filled-in modalities are under ``fill``, by name.
         """
         found = evaluate(self.path, data=data, split=split, views=views, fill=fill)
         filled = {each.modality: each.to_json() for each in found.fill}
@@ -87,5 +87,5 @@ class Run:
         return reconstruct(self.path, paths, out, fill=fill, seed=seed, overwrite=overwrite)
 
     def write_report(self) -> Path:
-        """Draw the figures anew and write ``report.html``."""
+        """Redraw the figures and write ``report.html`` again."""
         return write_run_report(self.folder)

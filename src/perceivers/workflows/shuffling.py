@@ -1,9 +1,9 @@
-"""How much a model leans on the order of elements: in place, in one other order, in many.
+"""Measure how much a model depends on the order of elements.
 
-Three arms train alike, for equal steps and with several seeds: elements in place; under one
-permutation that all samples share, which keeps what each position means and takes away what is
-near what; and under another permutation for every sample, which takes away both. The permutation is
-a setting of the modality (``order``), so every family, task and verb knows it.
+Three arms are trained for equal steps with several seeds: elements in place; one permutation shared
+by all samples, which keeps the meaning of positions but destroys neighbourhoods; and a different
+permutation for every sample, which destroys both. The permutation is a setting of the modality
+(``order``), so every model family, task and verb supports it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,57 +42,57 @@ TITLES: Mapping[str, str] = {
     "fixed": "one fixed order",
     "per_sample": "another order per sample",
 }
-# Differences of fewer standard deviations are not called differences.
+# Smaller differences of means, in standard errors of the difference, are not reported.
 DEVIATIONS = 2.0
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShuffleSettings(Settings, prefix=""):
-    """What is trained three times over."""
+    """Settings of a comparison of element orders."""
 
     data: str
     """A data address."""
     model: str = ""
-    """A variant name; what data check proposes when not given."""
+    """Variant name; by default the proposal of data check."""
     steps: Count = 300
     """Optimizer steps of every run."""
     seeds: Count = 3
-    """Runs per arm: with the seed, the seed + 1, ... of weights, batches and permutations."""
+    """Runs per order, with consecutive seeds of weights, batches and permutations."""
     seed: Seed = 0
-    """The first seed."""
+    """First seed."""
     batch_size: Count | None = None
-    """Samples per step; what data check proposes when not given."""
+    """Samples per step; by default the proposal of data check."""
     lr: Positive | None = None
-    """Peak learning rate; the proposal's, or the training verbs' own, when not given."""
+    """Peak learning rate; by default the proposal of data check or the training default."""
     task: str = ""
-    """What is learned; what the data are for when not given."""
+    """Task to train; chosen from the data if not given."""
     labels: list[str] = field(default_factory=list)
-    """Label columns to learn, where the data have several."""
+    """Label columns to learn, if the data have several."""
     targets: list[str] = field(default_factory=list)
-    """Columns of numbers to be predicted."""
+    """Numeric columns to predict."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Further training settings of all runs, such as {augment: {flip: true}}."""
 
     def __post_init__(self) -> None:
-        """Reject values out of range, and settings that are decided here."""
+        """Reject values out of range and settings that the comparison sets itself."""
         super().__post_init__()
         check_shared(self.settings)
         double = [name for name in ("batch_size",) if name in self.settings and self.batch_size]
         if "lr" in self.settings.get("optimizer", {}) and self.lr:
             double.append("optimizer.lr")
         if double:
-            raise ConfigError(f"settings hold {double[0]!r}, which is also given by itself")
+            raise ConfigError(f"settings hold {double[0]!r}, which is also given separately")
 
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """One order of elements, over all seeds.
+    """Results of one order of elements over all seeds.
 
     Args:
         order: ``in_place``, ``fixed`` or ``per_sample``.
-        values: The metric by split, one per seed.
-        failures: Why runs failed.
+        values: Metric values by split, one per seed.
+        failures: Reasons why runs failed.
     """
 
     order: str
@@ -104,22 +104,22 @@ class ArmSummary:
         return mean(self.values[split])
 
     def deviation(self, split: str) -> float:
-        """Return the standard deviation over seeds; NaN of a single one."""
+        """Return the standard deviation over seeds; NaN for a single seed."""
         values = self.values[split]
         return stdev(values) if len(values) > 1 else float("nan")
 
 
 @dataclass(frozen=True)
 class Shuffle:
-    """What was found.
+    """Result of a comparison of element orders.
 
     Args:
-        folder: With ``shuffle.json``, ``table.md`` and ``shuffle.png``.
-        metric: The metric that is compared.
-        higher_is_better: Its direction.
-        arms: One per order.
-        conclusion: One sentence.
-        table: The table as Markdown, with the conclusion.
+        folder: Folder with ``shuffle.json``, ``table.md`` and ``shuffle.png``.
+        metric: Name of the compared metric.
+        higher_is_better: Whether higher values of the metric are better.
+        arms: Results of each order.
+        conclusion: Conclusion in one sentence.
+        table: Markdown table, with the conclusion.
     """
 
     folder: Path
@@ -138,21 +138,21 @@ def shuffle(
     report: Say | None = None,
     **options: Any,
 ) -> Shuffle:
-    """Train with elements in place, in one other order and in many, and compare.
+    """Compare training with elements in place, in one fixed order, and in an order per sample.
 
-    The same call continues where an earlier one was stopped.
+    The same call continues an interrupted comparison.
 
     Args:
         data: A data address.
         out: Folder for the runs, ``shuffle.json``, ``table.md`` and ``shuffle.png``.
-        overwrite: Replace what an earlier call left there instead of continuing it.
-        report: Called with a line per run.
+        overwrite: Replace an earlier comparison in ``out`` instead of continuing it.
+        report: Called with one line per run.
         options: Fields of ``ShuffleSettings``, such as ``model`` and ``steps``.
 
     Raises:
-        UserError: The data, the model or a setting is not usable, or ``out`` holds runs of other
+        UserError: The data, the model or a setting cannot be used, or ``out`` holds runs with other
             settings.
-        Interrupted: Stopped; the same call continues.
+        Interrupted: Training was stopped; the same call continues it.
     """
     settings = ShuffleSettings(data=data, **options)
     return run_shuffle(settings, out, overwrite=overwrite, report=report)
@@ -165,10 +165,10 @@ def run_shuffle(
     overwrite: bool = False,
     report: Say | None = None,
 ) -> Shuffle:
-    """Do what ``shuffle`` does, with settings that were made before."""
+    """Run ``shuffle`` with existing settings; see there for arguments and errors."""
     folder, say = Path(out), report or (lambda line: None)
     asked = asdict(settings)
-    # More seeds only add runs.
+    # More seeds only add runs, so an earlier comparison can be continued with another number.
     prepare_folder(folder, RECORD, asked, overwrite=overwrite, may_change=("seeds",))
     with RunLock(folder):
         study = study_data(
@@ -191,7 +191,7 @@ def run_shuffle(
         del prepared
         metric, higher = metric_of(study.task)
         found: dict[str, list[Outcome]] = {order: [] for order in ORDERS}
-        # Seed by seed, so that a comparison is there as soon as possible.
+        # Seeds in the outer loop, so that all orders can be compared as early as possible.
         for number in range(settings.seeds):
             for order in ORDERS:
                 arm = arm_of(settings, study, base, names, order, number, folder)
@@ -204,7 +204,7 @@ def run_shuffle(
 
 
 def choose_settings(settings: ShuffleSettings, study: Study) -> dict[str, Any]:
-    """Return the training settings of all runs, beside data, out, seed, steps and orders."""
+    """Return the common training settings, without data, out, seed, steps and orders."""
     model = settings.model or study.proposed
     own = model == study.proposed and study.is_own_task
     plain = study.proposal if own else study.settings_for(model)
@@ -216,10 +216,10 @@ def choose_settings(settings: ShuffleSettings, study: Study) -> dict[str, Any]:
 
 
 def shuffled_modalities(prepared: Prepared) -> list[str]:
-    """Return the modalities whose elements have an order: all inputs but labels.
+    """Return the modalities whose elements have an order: all inputs except labels.
 
     Raises:
-        ConfigError: There are none.
+        ConfigError: No modality has more than one element.
     """
     names = [
         name
@@ -227,7 +227,7 @@ def shuffled_modalities(prepared: Prepared) -> list[str]:
         if name != MASKS and not isinstance(spec, Labels) and spec.num_tokens > 1
     ]
     if not names:
-        raise ConfigError(f"{sorted(prepared.specs)} have one element each, which has no order")
+        raise ConfigError(f"{sorted(prepared.specs)} have only one element each, so no order")
     return names
 
 
@@ -240,7 +240,7 @@ def arm_of(
     number: int,
     folder: Path,
 ) -> Arm:
-    """Return one run: an order of elements and a seed."""
+    """Return the run with an order of elements and a seed."""
     seed, every = settings.seed + number, spread_evaluations(settings.steps)
     length = {
         "data": settings.data,
@@ -256,7 +256,7 @@ def arm_of(
 
 
 def summarise_arm(order: str, outcomes: Sequence[Outcome], metric: str) -> ArmSummary:
-    """Bring the seeds of one order together."""
+    """Combine the runs of one order over all seeds."""
     done = [outcome for outcome in outcomes if not outcome.has_failed]
     splits = list(done[0].metrics) if done else []
     values = {split: [float(o.metrics[split][metric]) for o in done] for split in splits}
@@ -264,21 +264,21 @@ def summarise_arm(order: str, outcomes: Sequence[Outcome], metric: str) -> ArmSu
 
 
 def conclude(arms: Sequence[ArmSummary], metric: str, split: str, *, higher_is_better: bool) -> str:
-    """Say in one sentence what the numbers show; a difference within the spread is none.
+    """Summarise a comparison in one sentence.
 
-    Two arms differ where their means do by more than two standard errors of the difference.
+    Two arms differ if their means differ by more than two standard errors of the difference.
 
     Args:
-        arms: One per order, that in place first.
-        metric: Its name.
-        split: Whose values are compared.
-        higher_is_better: Direction of the metric.
+        arms: One per order; elements in place come first.
+        metric: Name of the metric.
+        split: Split whose values are compared.
+        higher_is_better: Whether higher values of the metric are better.
     """
     first, *others = arms
     if any(not arm.values.get(split) for arm in arms):
-        return "Not all arms have a result, so nothing follows."
+        return "Not all arms have a result, so no conclusion is possible."
     if any(len(arm.values[split]) < 2 for arm in arms):
-        return "One seed has no spread, so nothing follows; give --seeds 2 or more."
+        return "One seed has no spread, so no conclusion is possible; give --seeds 2 or more."
     words = []
     for arm in others:
         difference = arm.mean(split) - first.mean(split)
@@ -290,15 +290,15 @@ def conclude(arms: Sequence[ArmSummary], metric: str, split: str, *, higher_is_b
             verdict = "better" if (difference > 0) == higher_is_better else "worse"
             words.append(f"{title} is {verdict} by {number(abs(difference))}")
     return (
-        f"Against elements in place ({split} {metric} {number(first.mean(split), 4)}, mean of "
-        f"{len(first.values[split])} seeds), {', and '.join(words)}."
+        f"Compared with elements in place ({split} {metric} {number(first.mean(split), 4)}, mean "
+        f"of {len(first.values[split])} seeds), {', and '.join(words)}."
     )
 
 
 def write_table(
     arms: Sequence[ArmSummary], metric: str, constant: Mapping[str, Any], conclusion: str
 ) -> str:
-    """Return a row per order with mean and deviation, and the conclusion, as Markdown."""
+    """Return a Markdown table of mean and deviation per order, with the conclusion."""
     splits = list(dict.fromkeys(split for arm in arms for split in arm.values))
     header = ["order of elements", *(f"{split} {metric}" for split in splits), "seeds"]
     rows = []
@@ -319,7 +319,6 @@ def write_table(
 
 
 def _spread(arm: ArmSummary, split: str) -> str:
-    """Return mean and standard deviation over seeds."""
     values = arm.values.get(split)
     if not values:
         return "failed"
@@ -334,7 +333,6 @@ def _write(
     metric: str,
     higher: bool,
 ) -> Shuffle:
-    """Write table, figure and record."""
     splits = list(dict.fromkeys(split for arm in arms for split in arm.values))
     constant = record["constant"]
     split = "test" if "test" in splits else "val"
@@ -356,7 +354,7 @@ def _write(
             constant={s: constant.get(s) for s in splits},
             metric=metric,
             title=f"{record['training']['model']} on {settings['data']}: order of elements",
-            note=f"{settings['steps']:,} steps per run; a point per seed, a bar at their mean. "
+            note=f"{settings['steps']:,} steps per run; one point per seed, bars at the mean. "
             + conclusion,
         )
     return Shuffle(folder, metric, higher, arms, conclusion, table)

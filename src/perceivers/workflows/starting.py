@@ -1,4 +1,4 @@
-"""What is checked before a run starts or goes on: settings, data of before, memory."""
+"""Checks before a run starts or resumes: settings without effect, changed data, memory."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -37,61 +37,61 @@ from perceivers.types import Image, ModalitySpec
 from perceivers.workflows.planning import blank_batch
 from perceivers.workflows.preparing import PREPARE, Prepared
 
-# -- Settings whose effect depends on the data and the model: those given in vain are refused ----
+# -- Settings that have no effect with the given data and model: they are refused ----------------
 #
-# Conditions on other settings are declared beside the fields (``perceivers.settings.UsedIf``);
-# here are the conditions that nobody knows before the data are open and the model is built.
+# Conditions on other settings are declared with the fields (``perceivers.settings.UsedIf``); those
+# below need the opened data and the built model.
 
 
 def own_validation(config: TrainConfig, prepared: Prepared) -> str:
-    """Why ``val_share`` has no effect: the data bring a split."""
+    """Explain why ``val_share`` has no effect: the data have a validation split."""
     return "" if prepared.dataset.carved else f"on {config.data}, which has a val split of its own"
 
 
 def alone(config: TrainConfig, prepared: Prepared) -> str:
-    """Why nothing can be waited for: there is one process."""
+    """Explain why ``timeout_minutes`` has no effect: there are no processes to wait for."""
     single = config.devices * config.nodes == 1 and config.strategy == "auto"
-    return "where one process trains (devices and nodes are 1)" if single else ""
+    return "with a single process (devices and nodes are 1)" if single else ""
 
 
 def without_tables(config: TrainConfig, prepared: Prepared) -> str:
-    """Why there is no learning rate of positions: they are not learned."""
+    """Explain why ``optimizer.position_lr`` has no effect: positions are not learned."""
     learned = any(isinstance(m, LearnedPositions) for m in prepared.task.model.modules())
     return "" if learned else f"on {config.model}, which has no learned positions"
 
 
 def without_label(config: TrainConfig, prepared: Prepared) -> str:
-    """Why no label can be hidden: none is auto-encoded."""
+    """Explain why ``autoencode.label_mask`` has no effect: no label is autoencoded."""
     labels = prepared.task.labels if isinstance(prepared.task, Autoencoding) else []
     return "" if labels else f"on {config.data}, which has no label to auto-encode"
 
 
 def never_patient(config: TrainConfig, prepared: Prepared) -> str:
-    """Why a run never stops early: it ends before it has evaluated often enough."""
+    """Explain why ``patience`` has no effect: there are too few evaluations."""
     count = -(-config.steps // config.eval_every)
     if count > config.patience or config.limit:
         return ""
-    return f"in {config.steps} steps, which are evaluated {count} times (eval_every)"
+    return f"in {config.steps} steps with {count} evaluations (eval_every)"
 
 
 def other_size(config: TrainConfig, prepared: Prepared) -> str:
-    """Why a side is not that of the images: another setting gives their size."""
+    """Explain why ``size`` has no effect: ``inputs`` sets the size of images."""
     side = config.size
     read = {n: s.grid for n, s in prepared.specs.items() if isinstance(s, Image)}
     if not read or any(grid == (side, side) for grid in read.values()):
         return ""
-    return f"beside inputs, which give images the size {read}"
+    return f"because inputs set the image size to {read}"
 
 
 def other_channels(config: TrainConfig, prepared: Prepared) -> str:
-    """Why the number of channels is another: it is that of the trained model."""
+    """Explain why ``channels`` has no effect: the trained model determines them."""
     read = {n: s.channels for n, s in prepared.specs.items() if isinstance(s, Image)}
     if not read or config.channels in read.values():
         return ""
     return f"on {config.model}, which reads {read} channels"
 
 
-# Why a setting has no effect in a run, by its name; an empty reason where it has one.
+# Setting -> function that returns why it has no effect in a run, or "" if it has one.
 REASONS: Mapping[str, Callable[[Any, Prepared], str]] = {
     "val_share": own_validation,
     "timeout_minutes": alone,
@@ -107,11 +107,11 @@ def check_effects(config: TrainConfig, prepared: Prepared) -> None:
     """Refuse settings that the run would ignore.
 
     Args:
-        config: The run's settings.
+        config: Settings of the run.
         prepared: Its data and model.
 
     Raises:
-        ConfigError: Names the setting, its value and why it has no effect.
+        ConfigError: A setting has no effect; the message explains why.
     """
     for name, explain in REASONS.items():
         group, _, key = name.rpartition(".")
@@ -125,26 +125,29 @@ def check_effects(config: TrainConfig, prepared: Prepared) -> None:
             refuse_unused(name, f"{name}={value!r} has no effect {reason}; leave it out")
 
 
-# -- Runs of earlier versions, which go on with the data as these versions read them -------------
+# -- Runs of earlier versions, which continue with the data as those versions read them ----------
 
-NOTE = "this run began when the first video decided on sound for all, and goes on without sound"
+NOTE = (
+    "this run was started by a version that looked for sound in the first video only; it continues "
+    "without sound"
+)
 
 
 def prepare_again(
     task: str, config: TrainConfig, folder: RunFolder
 ) -> tuple[Prepared, TrainConfig]:
-    """Prepare a run to be resumed, and return the settings with which it goes on.
+    """Prepare a run for resuming; return it with the settings to continue with.
 
-    Whether videos had sound was once decided by the first of them for all. A run that began so has
-    a model without sound, and now names what it reads.
+    Earlier versions decided by the first video whether all videos have sound. If such a run has a
+    model without sound, ``modalities`` is set to what the model reads.
 
     Args:
-        task: A name of ``TASKS``.
-        config: The run's settings.
-        folder: Whose last model says what is read.
+        task: A name in ``TASKS``.
+        config: Settings of the run.
+        folder: Run folder, whose last model defines what is read.
 
     Raises:
-        UserError: A setting or the data are not usable.
+        UserError: A setting or the data cannot be used.
     """
     prepared = PREPARE[task](config)
     names = _recorded_inputs(folder)
@@ -158,55 +161,55 @@ def prepare_again(
 
 
 def _recorded_inputs(folder: RunFolder) -> tuple[str, ...]:
-    """Return what the last model reads; nothing where that is not known."""
+    """Return the inputs of the last model; empty if they are unknown."""
     path = folder.last_model / "config.json"
     if not path.is_file():
         return ()
     found = read_json_file(path)
     try:
         return tuple(FAMILIES[found["family"]].config.from_json(found["config"]).data_inputs)
-    # A damaged folder is named where it is needed; the run's state lies elsewhere.
+    # Damage is reported where the folder is needed; the training state is stored elsewhere.
     except (AttributeError, KeyError, TypeError, ValueError):
         return ()
 
 
-# -- Before a run is resumed: are its data where they were, and are they the same? ---------------
+# -- Before a run is resumed: do its data still exist, and are they unchanged? -------------------
 
 
 def check_presence(folder: RunFolder, config: TrainConfig) -> None:
-    """Refuse to resume without the data, or the model that training started from.
+    """Check that the data and the initial model of a run still exist.
 
     Raises:
-        RunError: They are not where the run's settings say.
+        RunError: They do not exist at the address in the run's settings.
     """
     for name, (_, is_there) in ADDRESSES.items():
         address = getattr(config, name)
         if not is_there(address):
             raise RunError(
-                f"{folder.path}: there is no {name} at {address} any more; if it moved, say where "
-                f"it is: perceivers resume {folder.path} --{name} ADDRESS"
+                f"{folder.path}: the {name} at {address} no longer exists; if it moved, give its "
+                f"new address: perceivers resume {folder.path} --{name} ADDRESS"
             )
 
 
 def compare_data(folder: RunFolder, prepared: Prepared, *, accept: bool) -> Callable[[], None]:
-    """Compare the data with those that a run started on.
+    """Compare the data with those that a run was started with.
 
     Args:
-        folder: Of the run.
-        prepared: Holds the data; gets notes on what was found.
-        accept: Go on with other data.
+        folder: Run folder.
+        prepared: Has the data; notes on the result are added to it.
+        accept: Continue with changed data.
 
     Returns:
-        What records the data, to be called when the run goes on.
+        Function that records the data, to be called when the run continues.
 
     Raises:
-        DataError: They differ, and ``accept`` is off.
+        DataError: The data have changed, and ``accept`` is off.
     """
     found, before = take_fingerprint(prepared.dataset), read_fingerprint(folder)
     if before is None:
         prepared.notes.append(
-            "this run kept no record of its data, so nobody can tell whether they changed; it "
-            "keeps one from here on"
+            "this run kept no record of its data, so changes cannot be detected; it keeps one from "
+            "here on"
         )
         return partial(write_fingerprint, folder, found)
     differences = compare_fingerprints(before, found)
@@ -215,8 +218,8 @@ def compare_data(folder: RunFolder, prepared: Prepared, *, accept: bool) -> Call
     what = "; ".join(differences)
     if not accept:
         raise DataError(
-            f"{folder.path}: the data are not those that the run started on: {what}. Restore them, "
-            f"or go on with them as they are now: --accept_changed_data"
+            f"{folder.path}: the data have changed since the run was started: {what}. Restore "
+            f"them, or continue with the changed data: --accept_changed_data"
         )
     prepared.notes.append(f"the data changed, which was accepted: {what}")
     return partial(write_fingerprint, folder, found, accepted=differences)
@@ -224,29 +227,29 @@ def compare_data(folder: RunFolder, prepared: Prepared, *, accept: bool) -> Call
 
 # -- Before a run starts: does its first step fit into memory, and if not, what would? -----------
 #
-# The step is counted without being computed. What does not fit is refused, because a system that
-# runs out of memory kills the process without a word.
+# The step is counted without being computed. A run that does not fit is refused, because the
+# operating system kills a process that runs out of memory without an error message.
 
-# Far more bytes than any model keeps per raw element, and per parameter and sample. What is small
-# even so need not be counted, which takes a second.
+# Generous upper bounds in bytes: per raw element, per parameter and sample, and per parameter. Runs
+# that fit even with these are not counted, which saves about a second.
 ELEMENT_BYTES, PARAMETER_BYTES, WEIGHT_BYTES = 1 << 16, 16, 64
 SURELY_FREE = 0.25
-# A batch is stacked from its samples; each worker also holds two that wait.
+# Batches in memory: the samples and their stack; with workers, one in progress and two prefetched.
 COPIES, WORKER_COPIES = 2, 3
-# The whole state is copied to be written beside the steps; a model folder's file is put together in
-# memory, and copied once.
+# A checkpoint copies the whole state, to write it in the background; the file of a model folder is
+# assembled in memory and copied once.
 MODEL_COPIES = 2
 HALVINGS = 7
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a run takes beyond what it holds now.
+    """Bytes that a run will allocate in addition to the present ones.
 
     Args:
-        device: On the device that computes.
-        host: In main memory; that of a CPU includes the step.
-        exact: Whether the step was counted; else it takes more.
+        device: On the compute device.
+        host: In main memory; on a CPU this includes the step.
+        exact: Whether the step was counted; otherwise the run takes more.
     """
 
     device: float
@@ -256,13 +259,13 @@ class Need:
 
 @dataclass(frozen=True)
 class Room:
-    """What is free on the device (None on a CPU) and in main memory."""
+    """Free memory on the device (None on a CPU) and in main memory."""
 
     device: Free | None
     host: Free
 
     def shortage(self, need: Need, usable: float = 1.0) -> tuple[float, Free] | None:
-        """Return what is needed and the limit that it exceeds; None where everything fits."""
+        """Return the required bytes and the limit that they exceed; None if everything fits."""
         if self.device is not None and need.device > usable * self.device.bytes:
             return need.device, self.device
         return (need.host, self.host) if need.host > usable * self.host.bytes else None
@@ -273,12 +276,12 @@ class Subject:
     """A run whose memory is estimated.
 
     Args:
-        config: Its settings.
-        prepared: Its task and data.
-        device: What computes.
-        precision: Of a step.
-        task: The task, or one of other sizes in its place, on any device.
-        specs: What the loaders bring.
+        config: Settings of the run.
+        prepared: Task and data of the run.
+        device: Compute device.
+        precision: Precision of a step.
+        task: The run's task, or a copy with other input sizes, on any device.
+        specs: Specs of what loaders return.
     """
 
     config: TrainConfig
@@ -289,10 +292,10 @@ class Subject:
     specs: Mapping[str, ModalitySpec]
 
     def resized(self, specs: Mapping[str, ModalitySpec]) -> "Subject":
-        """Return the same run with other sizes of its inputs.
+        """Return the same run with other input sizes.
 
         Raises:
-            UserError: The model cannot have these sizes.
+            UserError: The model does not support these sizes.
         """
         model = self.task.model
         with torch.device("meta"):
@@ -301,7 +304,7 @@ class Subject:
         return replace(self, task=task, specs=other.config.data_inputs)
 
     def estimate(self, **changes: Any) -> Need:
-        """Estimate the memory of the run, some of whose settings are changed.
+        """Estimate the memory of the run with some settings changed.
 
         Args:
             changes: ``batch_size``, ``accumulate`` or ``recompute``.
@@ -310,7 +313,7 @@ class Subject:
         return self.add_up(config, self.count(part_size(config), recompute=config.recompute))
 
     def count(self, batch_size: int, *, recompute: bool = False) -> StepCounts | None:
-        """Count a step; None where it needs values."""
+        """Count a step; None if its operations depend on input values."""
         counter = StepCounter(
             lambda: meta_copy(self.task),
             self.make_batch,
@@ -321,16 +324,16 @@ class Subject:
         try:
             return counter.count(batch_size)
         except (RuntimeError, UserError):
-            # It looks at values, which zeros may not satisfy.
+            # The step inspects values, which are unavailable or, as zeros, invalid.
             return None
 
     def add_up(self, config: TrainConfig, step: StepCounts | None) -> Need:
-        """Add what is held between steps, what loaders hold, and checkpoints."""
+        """Add up a step, the state between steps, loaders and checkpoints."""
         weights = count_weights(self.task.model, self.precision)
         shards = config.devices * config.nodes if config.strategy == "fsdp" else 1
         peak = max(weights.gradient_bytes / shards, 0.0 if step is None else step.peak)
         if shards > 1:
-            peak += weights.bytes  # the most that is gathered at one time
+            peak += weights.bytes  # upper bound of the weights that FSDP gathers at one time
         exact = step is not None
         moments = weights.optimizer_bytes / shards
         average = weights.bytes / shards if config.ema else 0.0
@@ -340,14 +343,14 @@ class Subject:
         loaders = batch * (WORKER_COPIES * config.workers if config.workers else COPIES)
         if self.device.type == "cuda":
             return Need(held + peak, config.devices * (loaders + saved), exact)
-        # The weights are there already, where they are those of the run.
+        # The weights of the run itself are already in main memory.
         fresh = 0.0 if self.task is self.prepared.task else float(weights.bytes)
         every = fresh + moments + average + loaders + peak + saved
         return Need(0.0, config.devices * every, exact)
 
     @property
     def sample_bytes(self) -> float:
-        """Bytes of one sample as loaders bring it."""
+        """Bytes of one sample as returned by loaders."""
         return float(
             sum(
                 prod(spec.raw_shape) * np.dtype(BLANK_DTYPES.get(spec.kind, np.float32)).itemsize
@@ -357,14 +360,14 @@ class Subject:
 
     @property
     def is_small(self) -> bool:
-        """Whether the run fits by far, whatever its model."""
+        """Whether the run fits even with generous upper bounds, so that counting is not needed."""
         weights = sum(p.numel() for p in self.task.model.parameters())
         elements = sum(prod(spec.raw_shape) for spec in self.specs.values())
         step = self.config.batch_size * (elements * ELEMENT_BYTES + weights * PARAMETER_BYTES)
         return step + weights * WEIGHT_BYTES < SURELY_FREE * free_host_memory().bytes
 
     def make_batch(self, size: int) -> Batch:
-        """Return a batch as the loaders would bring it, of zeros."""
+        """Return a batch of zeros in the format of the loaders."""
         batch = blank_batch(self.specs, size)
         source = self.prepared.dataset.splits["train"]
         labels, targets, present = None, None, {}
@@ -380,16 +383,16 @@ class Subject:
 def check_memory(
     config: TrainConfig, prepared: Prepared, device: torch.device, precision: str
 ) -> None:
-    """Compare the memory that a run will take with what there is.
+    """Check that a run fits into memory.
 
     Args:
-        config: Its settings.
-        prepared: Its model, which is in main memory, and data.
-        device: What will compute.
+        config: Settings of the run.
+        prepared: Its data and its model, which is in main memory.
+        device: Compute device.
         precision: ``float32``, ``bf16`` or ``bf16-pure``.
 
     Raises:
-        ConfigError: It does not fit; says which settings would.
+        ConfigError: The run does not fit; the message suggests settings that do.
     """
     if config.memory_limit == 0 or device.type not in {"cpu", "cuda"}:
         return
@@ -411,12 +414,12 @@ def check_memory(
 
 
 def part_size(config: TrainConfig) -> int:
-    """Return how many samples are computed at one time."""
+    """Return the number of samples that are computed at one time."""
     return -(-config.batch_size // config.accumulate)
 
 
 def find_room(config: TrainConfig, device: torch.device) -> Room:
-    """Return how much memory a run may take: what is free, or the limit that its settings give."""
+    """Return the memory that a run may take: free memory, or the limit in its settings."""
     if config.memory_limit:
         given = Free(config.memory_limit * GIGA, "memory_limit")
         return Room(None, given) if device.type == "cpu" else Room(given, free_host_memory())
@@ -425,9 +428,8 @@ def find_room(config: TrainConfig, device: torch.device) -> Room:
 
 
 def _advise(subject: Subject, room: Room) -> str:
-    """Say what would fit; each of these was estimated too."""
     fits = [words for words in _find_fits(subject, room) if words]
-    return f"What fits: {'; or '.join(fits)}." if fits else "Take a smaller model, or more memory."
+    return f"What fits: {'; or '.join(fits)}." if fits else "Use a smaller model or more memory."
 
 
 def _find_fits(subject: Subject, room: Room) -> Iterator[str]:
@@ -446,7 +448,7 @@ def _find_fits(subject: Subject, room: Room) -> Iterator[str]:
         changed = replace(config, **changes)
         if one is None or all_at_once is None:
             return False
-        # The peak bends upwards with the batch, so that a line between two counts is above it.
+        # The peak is convex in the batch size, so a line between two counts is an upper bound.
         step = extrapolate(one, all_at_once, part_size(changed)) if whole > 1 else one
         return room.shortage(subject.add_up(changed, step), USABLE) is None
 
@@ -468,9 +470,9 @@ def _doubled(first: int, last: int) -> Iterator[int]:
 
 
 def _fit_sizes(subject: Subject, fits: Callable[[Subject], bool]) -> str:
-    """Halve the sides of images and videos, and then the frames of videos, until they fit."""
+    """Alternately halve the sides of images and videos and the frames of videos until they fit."""
     config, specs = subject.config, dict(subject.task.model.config.data_inputs)
-    # Targets on the grid of an input would have to follow it, and trained weights have their size.
+    # Targets on the grid of an input would need its new size, and trained weights have a fixed one.
     if config.model not in list_models() or subject.specs.keys() != specs.keys():
         return ""
     changed: dict[str, dict[str, int]] = {}
@@ -486,13 +488,12 @@ def _fit_sizes(subject: Subject, fits: Callable[[Subject], bool]) -> str:
                 given = {**config.inputs}
                 sizes = {n: {**given.get(n, {}), **changed.get(n, {})} for n in given | changed}
                 return f"--inputs '{json.dumps(sizes)}'"
-        except UserError:  # a size that the model cannot have
+        except UserError:  # the model does not support this size
             continue
     return ""
 
 
 def _describe(specs: Mapping[str, ModalitySpec]) -> str:
-    """Name the modalities with their shapes."""
     return ", ".join(
         f"{name} {' x '.join(map(str, spec.raw_shape))}" for name, spec in specs.items()
     )

@@ -1,4 +1,4 @@
-"""Sections of a report beside those of masked auto-encoding and classification."""
+"""Report sections of all tasks except masked autoencoding and classification."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +47,7 @@ NUMBERS_SHOWN = 512
 
 
 def figures_table(loaded: Loaded, results: dict[str, Any]) -> Section:
-    """Every figure of the best weights on validation, and of evaluated splits."""
+    """Return a table of all metrics, on validation and on evaluated splits."""
     columns = {"validation": dict(loaded.info.metrics)}
     columns["validation"] = {
         name.removeprefix("val "): value for name, value in columns["validation"].items()
@@ -63,12 +63,12 @@ def figures_table(loaded: Loaded, results: dict[str, Any]) -> Section:
     ]
     note = "" if results else "Not evaluated on a test split yet: perceivers evaluate RUN"
     return Section(
-        title="Figures", tables=[Table(header=("figure", *columns), rows=rows, note=note)]
+        title="Metrics", tables=[Table(header=("metric", *columns), rows=rows, note=note)]
     )
 
 
 def example_section(task: str, loaded: Loaded, config: TrainConfig, folder: Path) -> Section | None:
-    """Held-back samples and what the model makes of them; None where there is nothing to draw."""
+    """Show held-out samples with predictions; None if there is nothing to draw."""
     if task == "mlm" and isinstance(config, MlmConfig):
         return _texts(loaded, config)
     if task == "autoencode" and isinstance(config, AutoencodeConfig):
@@ -89,15 +89,14 @@ def _first_batch(loaded: Loaded, config: TrainConfig, size: int) -> Batch:
 
 @torch.no_grad()
 def _texts(loaded: Loaded, config: MlmConfig) -> Section:
-    """Hidden and filled-in texts."""
     name = text_modality(loaded.model)
     ids = _first_batch(loaded, config, SHOWN).inputs[name].long()
     generator = torch.Generator().manual_seed(EVALUATION_SEED)
     hidden = hide_words(ids, config.mlm, generator)
     best = score_bytes(loaded.model, {name: hidden.ids}, {}).argmax(-1)
     text = (
-        "Validation texts, not trained on. Hidden words are shown as underscores (some were shown "
-        "to the model as other words); every hidden byte is filled with the likeliest one."
+        "Validation texts, not used in training. Hidden words are shown as underscores (in some "
+        "places the model read another word); every hidden byte is replaced by the most likely one."
     )
     return Section(title="Masked bytes", text=text, code=list_texts(ids, hidden.masked, best))
 
@@ -105,12 +104,12 @@ def _texts(loaded: Loaded, config: MlmConfig) -> Section:
 def list_texts(
     ids: Int[Tensor, "B L"], masked: Bool[Tensor, "B L"], best: Int[Tensor, "B L"]
 ) -> str:
-    """Return three lines per text: with underscores for what was hidden, filled in, and the truth.
+    """Return three lines per text: hidden bytes as underscores, filled in, and the original.
 
     Args:
-        ids: The texts.
-        masked: What was hidden.
-        best: What a model puts there.
+        ids: Ids of the original texts.
+        masked: Which bytes were hidden.
+        best: Predicted ids.
     """
     lines = []
     for row in range(len(ids)):
@@ -129,7 +128,7 @@ def _one_line(text: str, width: int = 150) -> str:
 
 @torch.no_grad()
 def _reconstructions(loaded: Loaded, config: AutoencodeConfig, folder: Path) -> Section | None:
-    """Pictures, or the middle frame of clips, as they are given back."""
+    """Show reconstructed images, or the middle frames of clips; None without these outputs."""
     name = next(
         (
             n
@@ -158,16 +157,16 @@ def _reconstructions(loaded: Loaded, config: AutoencodeConfig, folder: Path) -> 
         visible=seen.numpy(),
         reconstructed=made.numpy(),
         title=f"Reconstructed from {share} of the tokens",
-        note="Through the latents alone; clipped to 0..1, nothing else is borrowed.",
+        note="Reconstructed from the latents alone; clipped to 0..1.",
     )
-    what = "pictures" if batch.inputs[name].ndim == 4 else "clips (their middle frames)"
-    text = f"Validation {what}, not trained on: all that is shown below passed the latent array."
-    return Section(title="Reconstruction", text=text, figures=[(path, "Held-back samples.")])
+    what = "images" if batch.inputs[name].ndim == 4 else "clips (their middle frames)"
+    text = f"Validation {what}, not used in training, reconstructed from the latent array alone."
+    return Section(title="Reconstruction", text=text, figures=[(path, "Held-out samples.")])
 
 
 @torch.no_grad()
 def _flows(loaded: Loaded, config: FlowTrainConfig, folder: Path) -> Section:
-    """Frame pairs with true and predicted flow."""
+    """Show frame pairs with true and predicted flow."""
     batch = _first_batch(loaded, config, PAIRS_SHOWN)
     name = flow_modality(loaded.model)
     predicted = loaded.model({name: batch.inputs[name]}).float() * config.flow.scale
@@ -177,20 +176,21 @@ def _flows(loaded: Loaded, config: FlowTrainConfig, folder: Path) -> Section:
         true=batch.inputs[TARGET].numpy(),
         predicted=predicted.numpy(),
         title="Optical flow",
-        note="Colour is direction, strength is length; the key gives the scale.",
+        note="Hue is the direction, intensity the length of motion; the key gives the scale.",
     )
     return Section(
         title="Flow",
-        text="Validation pairs, not trained on.",
+        text="Validation pairs, not used in training.",
         figures=[(path, "Frames, true flow, predicted flow, error.")],
     )
 
 
 @torch.no_grad()
 def _masks(loaded: Loaded, config: SegmentConfig, folder: Path) -> Section:
-    """Pictures with true and found masks, spread over the validation split."""
+    """Show images or point clouds with true and predicted masks."""
     dataset, specs = open_for_model(loaded, config, config.data)
     source = dataset.splits["val"]
+    # Neighbouring samples may be similar, so they are spread over the split.
     places = torch.linspace(0, len(source) - 1, min(MASKS_SHOWN, len(source))).round().long()
     reader = SampleReader(source, specs, AugmentConfig())
     batch = read_readable(reader, places.tolist())
@@ -213,13 +213,13 @@ def _masks(loaded: Loaded, config: SegmentConfig, folder: Path) -> Section:
         found=found.to(torch.uint8).numpy(),
         classes=loaded.info.classes,
         title="Segmentation",
-        note="As the model sees them; black is void, which is neither learned nor counted.",
+        note="As the model reads them; black is void, which is ignored in training and metrics.",
     )
     return Section(
         title="Masks",
-        text="Validation pictures, not trained on, spread over the split.",
+        text="Validation images, not used in training, spread over the split.",
         figures=[
-            (path, "Picture, true mask, found mask, and the latter where the truth is known.")
+            (path, "Image, true mask, predicted mask, and the latter where the truth is known.")
         ],
     )
 
@@ -231,7 +231,7 @@ def _clouds(
     classes: Sequence[str],
     folder: Path,
 ) -> Section:
-    """Tiles of points ``[B, P, C]`` from above, with true and found classes ``[B, P]``."""
+    """Show tiles of points ``[B, P, C]`` from above, with true and predicted classes ``[B, P]``."""
     side = choose_side(clouds.shape[1])
     seen = [look_down(cloud, side) for cloud in clouds]
     shaded = [shade_heights(cloud, view) for cloud, view in zip(clouds, seen, strict=True)]
@@ -246,18 +246,18 @@ def _clouds(
         found=np.stack(drawn[1]).astype(np.uint8),
         classes=classes,
         title="Segmentation",
-        note="From above, high points light; black: no point, or one that belongs to another tile.",
+        note="From above, high points are light. Black: no point, or a point of another tile.",
     )
     return Section(
         title="Points",
-        text="Tiles of validation scenes, not trained on, spread over the split.",
-        figures=[(path, "Height, true classes, found classes, and those that are counted.")],
+        text="Tiles of validation scenes, not used in training, spread over the split.",
+        figures=[(path, "Height, true classes, predicted classes, and those that are counted.")],
     )
 
 
 @torch.no_grad()
 def _numbers(loaded: Loaded, config: RegressConfig, folder: Path) -> Section:
-    """Predicted against true numbers."""
+    """Plot predicted against true numbers."""
     task = rebuild_task(loaded, config)
     assert isinstance(task, Regression)
     dataset, specs = open_for_model(loaded, config, config.data)
@@ -276,5 +276,5 @@ def _numbers(loaded: Loaded, config: RegressConfig, folder: Path) -> Section:
         names=task.names,
         title="Predicted and true numbers",
     )
-    text = f"{count} validation samples, not trained on; on the line a prediction is exact."
-    return Section(title="Predictions", text=text, figures=[(path, "A point per sample.")])
+    text = f"{count} validation samples, not used in training; points on the line are exact."
+    return Section(title="Predictions", text=text, figures=[(path, "One point per sample.")])

@@ -1,4 +1,8 @@
-"""Pre-train, fine-tune, train from scratch, resume: model, data, task and engine together."""
+"""Pre-train, fine-tune, train from scratch and resume.
+
+Combines data, model and task (``preparing``), checks (``starting``) and the training loop
+(``perceivers.training.loop``).
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -55,11 +59,11 @@ from perceivers.workflows.starting import (
 )
 
 START_POSITIONS = "positions_before.npz"
-# What may differ when a run is resumed: how its work is shared out.
+# Settings that may change when a run is resumed: how its work is distributed.
 CHANGEABLE = ("devices", "nodes", "strategy", "batch_size", "accumulate")
-# What may have moved since: the same data, the same model to start from, at another address.
+# Addresses that may change when a run is resumed, if its data or its initial model have moved.
 MOVABLE = ("data", "model")
-# Which tasks a verb trains; the first is what it means when nothing else is said.
+# Tasks of each verb; the first is the default.
 VERB_TASKS: dict[str, tuple[str, ...]] = {
     "pretrain": ("pretrain", "autoencode", "mlm"),
     "train": ("classify", "multilabel", "multitask", "flow", "segment", "regress"),
@@ -68,25 +72,25 @@ VERB_TASKS: dict[str, tuple[str, ...]] = {
 
 
 def pretrain(config: TrainConfig | None = None, **settings: Any) -> Run:
-    """Pre-train a model: masked auto-encoding, auto-encoding through latents, or masked bytes.
+    """Pre-train a model: masked autoencoding, autoencoding through latents, or masked bytes.
 
     Args:
-        config: Complete settings; or give them as keywords.
-        settings: ``task`` (pretrain, autoencode or mlm; the model's own when not given), fields of
-            that task's config (``PretrainConfig``, ``AutoencodeConfig``, ``MlmConfig``), and
-            ``overwrite``, ``quiet`` and ``report`` (on; off leaves ``report.html`` out).
+        config: Complete settings; alternatively, give them as keywords.
+        settings: ``task`` (pretrain, autoencode or mlm; by default the one that suits the model),
+            fields of that task's config (``PretrainConfig``, ``AutoencodeConfig``, ``MlmConfig``),
+            and ``overwrite``, ``quiet`` and ``report`` (default on; off skips ``report.html``).
 
     Raises:
-        UserError: A setting, the data or the run folder is not usable; nothing was written.
+        UserError: A setting, the data or the run folder cannot be used; nothing was written.
     """
     return _start("pretrain", config, settings)
 
 
 def finetune(config: TrainConfig | None = None, **settings: Any) -> Run:
-    """Fine-tune a trained model: a new head on everything up to its latents.
+    """Fine-tune a trained model: everything up to its latents is kept, and gets a new head.
 
     Args:
-        config: Complete settings; or give them as keywords.
+        config: Complete settings; alternatively, give them as keywords.
         settings: ``task`` (classify, multilabel, multitask, flow, segment or regress), fields of
             that task's config, and ``overwrite``, ``quiet`` and ``report``.
 
@@ -97,10 +101,10 @@ def finetune(config: TrainConfig | None = None, **settings: Any) -> Run:
 
 
 def train(config: TrainConfig | None = None, **settings: Any) -> Run:
-    """Train from scratch.
+    """Train a model from scratch.
 
     Args:
-        config: Complete settings; or give them as keywords.
+        config: Complete settings; alternatively, give them as keywords.
         settings: As for ``finetune``.
 
     Raises:
@@ -110,7 +114,7 @@ def train(config: TrainConfig | None = None, **settings: Any) -> Run:
 
 
 def choose_task(verb: str, task: str | None, model: str | None) -> str:
-    """Return the task that a verb trains; without a word on it, what suits the model.
+    """Return the task to train; if ``task`` is None, the verb's default for this model.
 
     Raises:
         ConfigError: The verb does not train this task.
@@ -128,7 +132,7 @@ def choose_task(verb: str, task: str | None, model: str | None) -> str:
 
 
 def _task_of(verb: str, config: TrainConfig, others: list[str]) -> str:
-    """Return the task that a complete config is for; keywords beside it would be ignored."""
+    """Return the task of a complete config, which excludes further keywords."""
     if others:
         raise ConfigError(
             f"{verb} got a config and also {', '.join(others)}; put everything into the config, "
@@ -144,7 +148,6 @@ def _task_of(verb: str, config: TrainConfig, others: list[str]) -> str:
 
 
 def _check_model(verb: str, model: str) -> None:
-    """Train starts from a name, fine-tuning from weights."""
     named = model in list_models()
     if verb == "finetune" and named:
         raise ConfigError(
@@ -153,7 +156,7 @@ def _check_model(verb: str, model: str) -> None:
         )
     if verb == "train" and not named:
         raise ConfigError(
-            f"train starts from a variant name, but {model!r} is none ('perceivers models' "
+            f"train starts from a variant name, but {model!r} is not one ('perceivers models' "
             f"lists them); to start from trained weights use 'finetune'"
         )
 
@@ -166,21 +169,21 @@ def resume(
     accept_changed_data: bool = False,
     **changes: Any,
 ) -> Run:
-    """Continue a run from its last checkpoint, exactly.
+    """Resume a run exactly from its last checkpoint.
 
     Args:
-        run: The run's folder.
-        quiet: Show nothing.
+        run: Run folder.
+        quiet: Print nothing.
         report: Write ``report.html`` at the end.
-        accept_changed_data: Go on although samples, labels or classes are no longer those that the
-            run started on; what changed is kept in the run's ``data.json``.
-        changes: ``devices``, ``nodes``, ``strategy``, ``batch_size`` or ``accumulate``, where the
-            run goes on with other processes; ``data`` or ``model``, where the data or the model
-            that training started from have moved. They are kept in the run's config.
+        accept_changed_data: Continue although samples, labels or classes have changed since the run
+            was started; the changes are recorded in the run's ``data.json``.
+        changes: ``devices``, ``nodes``, ``strategy``, ``batch_size`` or ``accumulate``, to continue
+            with other processes; ``data`` or ``model``, if the data or the initial model have
+            moved. They are saved in the run's config.
 
     Raises:
-        UserError: Not a run folder, nothing to resume from, other data than the run started on, or
-            another setting changed.
+        UserError: The folder is not a run or has no checkpoint, the data have changed, or another
+            setting is given.
     """
     asked = {name: value for name, value in changes.items() if value is not None}
     moved = {name: str(asked.pop(name)) for name in MOVABLE if name in asked}
@@ -193,7 +196,7 @@ def resume(
             f"{run} stopped before its first checkpoint; start it again with --overwrite"
         )
     check_again(before)
-    with tolerating("unused"):  # what the run recorded: noted below
+    with tolerating("unused"):  # the run's settings without effect are only noted, below
         typed = as_typed(change_processes(before, asked), folder.read_addresses())
         typed = replace(typed, **moved)
         config = make_absolute(replace(change_processes(before, asked), **moved))
@@ -233,22 +236,22 @@ def change_processes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainCo
     """Return a run's settings for the processes that continue it.
 
     Raises:
-        ConfigError: Something else would change, or does not fit what torchrun or Slurm started.
+        ConfigError: Another setting would change, or does not fit what torchrun or Slurm started.
     """
     check_changes(changes)
     if given_processes() is not None:
-        # The launcher knows how many there are now; the run's config says how many there were.
+        # The config has the earlier number of processes; the launcher sets the present one.
         changes = {"devices": 1, "nodes": 1, **changes}
-    # The run's own settings may be without effect; its config says so since.
+    # Settings without effect were accepted when the run was started, so they are not refused now.
     with tolerating("unused"):
         return fit_to_launcher(replace(config, **changes))
 
 
 def check_changes(changes: Mapping[str, Any]) -> None:
-    """Refuse what cannot be changed, and numbers out of range.
+    """Check that settings may be changed when a run is resumed, and are in range.
 
     Raises:
-        ConfigError: Names the setting.
+        ConfigError: A setting may not be changed or is out of range.
     """
     for name, value in changes.items():
         if name not in CHANGEABLE:
@@ -257,19 +260,18 @@ def check_changes(changes: Mapping[str, Any]) -> None:
 
 
 def note_on_batches(before: TrainConfig, now: TrainConfig) -> list[str]:
-    """Say so when a resumed run reads other batches than it would have."""
+    """Return a note if the total batch size of a resumed run changes."""
     old, new = (each.batch_size * each.devices * each.nodes for each in (before, now))
     if old == new:
         return []
     return [
         f"the batch of a step was {old} samples and is {new} from here on "
-        f"(batch_size={now.batch_size} per process); for equal batches give --batch_size "
+        f"(batch_size={now.batch_size} per process); to keep it, give --batch_size "
         f"{max(old // (now.devices * now.nodes), 1)}"
     ]
 
 
 def _start(verb: str, config: TrainConfig | None, settings: dict[str, Any]) -> Run:
-    """Check, create the run folder and run."""
     overwrite, quiet = (bool(settings.pop(name, False)) for name in ("overwrite", "quiet"))
     report = bool(settings.pop("report", True))
     asked = settings.pop("task", None)
@@ -281,7 +283,9 @@ def _start(verb: str, config: TrainConfig | None, settings: dict[str, Any]) -> R
     typed = fit_to_launcher(config)
     config = make_absolute(typed)
     folder = RunFolder(Path(config.out))
-    if given_processes() is None:  # where others wait for this process, they must hear of it
+    # With a launcher, all processes must learn of a failure, so the lock is checked in
+    # ``guarded`` below instead.
+    if given_processes() is None:
         refuse_if_in_use(folder.path)
     runtime = Runtime(config)
     with readable_disk_errors(folder), ExitStack() as held:
@@ -310,14 +314,14 @@ def _start(verb: str, config: TrainConfig | None, settings: dict[str, Any]) -> R
 
 
 def note_on(quiet: bool) -> Callable[[str], None]:
-    """Return what shows a note before there is a progress bar."""
+    """Return a function that prints notes before the progress bar exists."""
     console = ConsoleProgress("training", quiet=quiet)
     return lambda text: console(Noted(text))
 
 
 @contextmanager
 def readable_disk_errors(folder: RunFolder) -> Iterator[None]:
-    """Turn an error of the disk into one that says what is left of the run.
+    """Convert disk errors to errors that say which checkpoint is left.
 
     Raises:
         RunError: A file could not be read or written.
@@ -337,11 +341,11 @@ def readable_disk_errors(folder: RunFolder) -> Iterator[None]:
 
 
 def check_start(config: TrainConfig, prepared: Prepared) -> None:
-    """Find what would stop the first step, before anything is written or replaced.
+    """Find errors that would stop the first step, before anything is written or replaced.
 
     Raises:
         UserError: The data do not fit the model, an input cannot be masked, or the run would
-            replace the model that it starts from.
+            replace its initial model.
     """
     check_installed(config.loggers)
     source = real_path(split_address(config.model)[0])
@@ -352,18 +356,20 @@ def check_start(config: TrainConfig, prepared: Prepared) -> None:
             f"choose another --out"
         )
     for split in ("train", "val"):
+        # The constructor checks that the data fit the specs.
         SampleReader(prepared.dataset.splits[split], prepared.specs, config.augment)
     check_effects(config, prepared)
     prepared.notes.extend(tolerated())
     task = prepared.task
     dropout_rates(task.model, config.modality_dropout)
     if isinstance(task, MaskedAutoencoding):
+        # Sampling a mask fails if an input cannot be masked at this ratio.
         blank = {n: torch.zeros(1, *spec.raw_shape) for n, spec in prepared.specs.items()}
         task.objective.draw(blank, task.settings, torch.Generator())
 
 
 def save_positions(model: Any, folder: RunFolder) -> None:
-    """Keep the position tables as they are before training, for the report."""
+    """Save the position embeddings before training, for the report."""
     tables: Mapping[str, Any] = {
         name: module().detach().numpy() for name, module in position_tables(model).items()
     }
@@ -382,7 +388,7 @@ def _run(
     quiet: bool,
     resuming: bool,
 ) -> None:
-    """Train; ``record`` is called once the state is loaded, so that a refusal changes nothing."""
+    """Train; ``record`` is called after the state is loaded, so that a failure changes nothing."""
     label = "pre-training" if task in VERB_TASKS["pretrain"] else "training"
     console = ConsoleProgress(label, quiet=quiet)
     listeners: list[Listener] = [
@@ -417,14 +423,14 @@ def _finish(folder: RunFolder, runtime: Runtime, *, report: bool) -> Run:
 
 
 def call_at_start(record: Sequence[Callable[[], object]], event: Event) -> None:
-    """Write what a run that has its state keeps in its folder."""
+    """Call all functions in ``record`` when training starts, after the state is loaded."""
     if isinstance(event, Started):
         for write in record:
             write()
 
 
 def make_loaders(config: TrainConfig, prepared: Prepared, runtime: Runtime) -> Loaders:
-    """Bind the data to the loop."""
+    """Return the loaders of training and validation batches."""
     splits = prepared.dataset.splits
 
     def train_batches(start: int) -> Iterable[Batch]:
@@ -442,7 +448,8 @@ def make_loaders(config: TrainConfig, prepared: Prepared, runtime: Runtime) -> L
         )
 
     def val_batches() -> Iterable[Batch]:
-        # Where parameters are spread, all processes must call the model equally often.
+        # With sharded parameters, all processes must call the model equally often, so each of them
+        # evaluates the whole split.
         sharers = 1 if runtime.is_sharded else runtime.world_size
         batches = make_eval_loader(
             splits["val"],
