@@ -37,7 +37,7 @@ from perceivers.data import make_eval_loader
 from perceivers.draws import sample_generators
 from perceivers.masking import MaskPlan
 from perceivers.tasks.mae import EVALUATION_SEED, objective_of
-from perceivers.tasks.masked_elements import visible_elements
+from perceivers.models.hip.objective import visible_elements
 from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.preparing import find_masking
 

@@ -152,7 +152,7 @@ def describe_type(kind: Any) -> str:
     if origin is typing.Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
     if origin is typing.Annotated:
-        rules = [str(rule).removeprefix("be ") for rule in kind.__metadata__]
+        rules = [repr(rule) for rule in kind.__metadata__]
         return ", ".join([describe_type(kind.__origin__), *rules])
     if origin is tuple:
         return " and ".join(dict.fromkeys(describe_type(each) for each in arguments))

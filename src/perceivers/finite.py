@@ -1,10 +1,13 @@
-"""Finding tensors that contain NaN or infinity."""
+"""Checks for NaN and infinity: in weights, and in the outputs of models."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
+
+from perceivers.errors import DataError
 
 NAMES_SHOWN = 4
 
@@ -45,3 +48,34 @@ def list_names(names: Sequence[str]) -> str:
     """Return the first names as text, and the number of further ones."""
     more = len(names) - NAMES_SHOWN
     return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+# -- Non-finite outputs: ``argmax`` would treat NaN as the largest score -------------------------
+#
+# Weights are checked when they are loaded and saved, but finite weights can still overflow.
+#
+# Legend: K classes.
+
+NO_ANSWER = (
+    "the model's output contains NaN or infinity, although its weights are finite; check the input "
+    "for values far outside the range it was trained on"
+)
+
+
+def is_answer(scores: Tensor, dim: int = -1) -> Bool[Tensor, "..."]:
+    """Return which rows of scores are valid: no NaN, no +inf, and at least one above -inf."""
+    return (scores < torch.inf).all(dim) & (scores > -torch.inf).any(dim)
+
+
+def check_answer(values: Tensor, where: str) -> None:
+    """Raise if a model output is not finite.
+
+    Args:
+        values: Model output.
+        where: Name of the input, for the message.
+
+    Raises:
+        DataError: A value is NaN or infinite.
+    """
+    if not bool(values.isfinite().all()):
+        raise DataError(f"{where}: {NO_ANSWER}")

@@ -43,7 +43,7 @@ def test_unknown_formats_and_flavours_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"flavour is 'deepmind'; choose from \['official', 'hf'"):
         pv.convert(source, tmp_path / "x", flavour="deepmind")  # pyright: ignore[reportArgumentType]
     pv.convert(source, tmp_path / "x")
-    with pytest.raises(ConfigError, match=r"cannot be run here; convert them back to compare"):
+    with pytest.raises(ConfigError, match=r"cannot be run here; convert the file back"):
         pv.convert(tmp_path / "x", tmp_path / "y.npz", to="haiku", verify=True)
 
 

@@ -298,7 +298,9 @@ def test_settings_without_meaning_here_are_refused(tmp_path: Path) -> None:
     pv.create_model("hip_nano", inputs={"image": pv.Image(4, 4, 3)}).save_pretrained(
         tmp_path / "hip"
     )
-    with pytest.raises(CheckpointError, match=r"is for Hiera models; the model's family is 'hip'"):
+    with pytest.raises(
+        CheckpointError, match=r"does not support models of family 'hip', only of hiera"
+    ):
         pv.convert(tmp_path / "hip", tmp_path / "y.pth", to="official")
 
 

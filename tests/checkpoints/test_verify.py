@@ -12,7 +12,7 @@ from perceivers.checkpoints.bundle import Archive, check_comparable, largest_out
 from perceivers.checkpoints.verify import Difference, compare_live, compare_output
 from perceivers.errors import CheckpointError
 from perceivers.exporting.files import compare
-from perceivers.exporting.graphs import Graph
+from perceivers.models.graphs import Graph
 from perceivers.workflows.conversion import Conversion
 
 ONES = np.ones((2, 3), np.float32)

@@ -21,8 +21,9 @@ from perceivers.adapters.config import PositionConfig, TokenConfig
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.exporting import export_model
 from perceivers.exporting import files as exporting
-from perceivers.exporting.graphs import make_graph, random_raw
+from perceivers.exporting.graphs import make_graph
 from perceivers.models import Output, create_model
+from perceivers.models.graphs import random_raw
 from perceivers.types import PAD, Audio, Bytes, Image, Labels, ModalitySpec, Points, Video
 
 pytestmark = [pytest.mark.unhooked, pytest.mark.slow]

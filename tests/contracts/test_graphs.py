@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from perceivers.errors import CheckpointError
 from perceivers.exporting import files as exporting
 from perceivers.exporting.files import Exported, export_model
-from perceivers.exporting.graphs import random_raw
 from perceivers.masking import MaskPlan, draw_mask_plan
 from perceivers.models import HiP, HiPConfig, HiPHead, HiPLevel, create_model
+from perceivers.models.graphs import random_raw
 from perceivers.models.hip.variants import hierarchy
 from perceivers.tasks import MaskedAutoencodingConfig, mae_losses
 from perceivers.types import Array, Audio, Bytes, Image, Labels, ModalitySpec, Points

@@ -22,9 +22,10 @@ from torch.nn import functional as F
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.exporting import export_model
 from perceivers.exporting import files as exporting
-from perceivers.exporting.graphs import Part, draw_raw, make_graph, random_raw
+from perceivers.exporting.graphs import Part, make_graph
 from perceivers.masking import MaskPlan, draw_unit_plan
 from perceivers.models import Hiera, create_model
+from perceivers.models.graphs import draw_raw, random_raw
 from perceivers.models.saving import ModelInfo
 from perceivers.tasks import MaskedAutoencodingConfig, mae_losses
 from perceivers.types import Audio, Bytes, Image, ModalitySpec, Video

@@ -1,6 +1,7 @@
 """Imports only go down, nothing heavy comes along, and nothing is imported relatively."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -164,3 +165,21 @@ def test_building_a_model_loads_no_extra() -> None:
 
 def test_asking_for_the_version_imports_no_torch() -> None:
     assert "torch" not in modules_after("import perceivers.version")
+
+
+FAMILY_SWITCH = re.compile(
+    r"\.family *(==|!=|in|not in)|isinstance\([a-z_.]+, *\(?"
+    r"(HiP|Hiera|PerceiverIO|Perceiver|EntitySet|HieraDet)\b"
+)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_no_code_asks_which_family_a_model_belongs_to(path: Path) -> None:
+    """What only a family knows is a method of its models or a field of its row in the registry."""
+    assert FAMILY_SWITCH.search(path.read_text()) is None
+
+
+def test_a_switch_on_families_is_noticed() -> None:
+    for text in ('if model.family == "hip":', "isinstance(model, HiP)", "x.family not in KNOWN"):
+        assert FAMILY_SWITCH.search(text)
+    assert FAMILY_SWITCH.search("FAMILIES[model.family].objective") is None

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 import perceivers as pv
 from perceivers.errors import ConfigError, InputError
 from perceivers.masking import MaskPlan
-from perceivers.tasks.masked import byte_errors
-from perceivers.tasks.masked_patches import PatchObjective
+from perceivers.models.hiera.objective import PatchObjective
+from perceivers.models.masked import byte_errors
 from perceivers.types import PAD
 
 TEXTS = {"bytes": pv.Bytes(128)}

@@ -15,8 +15,8 @@ import perceivers as pv
 from perceivers.errors import ConfigError
 from perceivers.masking import MaskKind
 from perceivers.models import HiPHead
+from perceivers.models.hip.objective import ElementObjective
 from perceivers.nn.chunking import use_chunks
-from perceivers.tasks.masked_elements import ElementObjective
 from perceivers.types import FIRST_BYTE, MASK, PAD
 
 SPECS = {

@@ -7,7 +7,8 @@ import torch
 from tests.tasks.every_task import TASKS
 
 from perceivers.errors import DataError
-from perceivers.tasks.base import Choices, check_answer, is_answer
+from perceivers.finite import check_answer, is_answer
+from perceivers.tasks.base import Choices
 from perceivers.tasks.flow import outlier_share
 
 INF, NAN = float("inf"), float("nan")

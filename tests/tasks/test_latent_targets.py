@@ -16,10 +16,10 @@ import perceivers as pv
 from perceivers.data import Batch
 from perceivers.errors import ConfigError
 from perceivers.masking import draw_mask_plan, draw_unit_plan
+from perceivers.models.masked import LATENTS
 from perceivers.models.registry import FAMILIES
 from perceivers.tasks import MaskedAutoencoding, MaskedAutoencodingConfig, mae_losses
 from perceivers.tasks.mae import objective_of, sum_losses
-from perceivers.tasks.masked import LATENTS
 from perceivers.training.loop import Interrupted, Trainer
 
 IMAGE = pv.Image(16, 16, 1)

@@ -14,13 +14,13 @@ from perceivers.data import Batch
 from perceivers.errors import ConfigError
 from perceivers.masking import MaskKind, MaskPlan, draw_mask_plan, thin_masked
 from perceivers.models import HiP
-from perceivers.tasks import MaskedAutoencoding, MaskedAutoencodingConfig, mae_losses
-from perceivers.tasks.masked import Target
-from perceivers.tasks.masked_elements import (
+from perceivers.models.hip.objective import (
     GROUP_EPSILON,
     reconstruct_inputs,
     visible_elements,
 )
+from perceivers.models.masked import Target
+from perceivers.tasks import MaskedAutoencoding, MaskedAutoencodingConfig, mae_losses
 from perceivers.types import ModalitySpec
 
 # 2 groups of 12 slots for "a" (one empty at the end of each piece) and 4 for "b".

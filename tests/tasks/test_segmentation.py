@@ -42,6 +42,7 @@ class Fixed(nn.Module):
     """A model that answers as told."""
 
     family = "hiera"
+    segmented_modality = "image"
 
     def __init__(self, answers: list[Tensor]) -> None:
         super().__init__()
@@ -178,7 +179,7 @@ def test_other_heads_and_data_are_refused(rng: torch.Generator) -> None:
         build("hiera", head="full")
     with pytest.raises(ConfigError, match="'bottleneck'"):
         build("hip", head="queries")
-    with pytest.raises(ConfigError, match=r"'queries'.*\['image'\]"):
+    with pytest.raises(ConfigError, match=r"segments one of \['image'\], with head='queries'"):
         build("perceiver_io", modality="sound")
     task = Segmentation(build("hiera"), CLASSES, SegmentationConfig())
     bare = Batch({"image": torch.zeros(1, 3, 16, 16)}, None, torch.arange(1), [])

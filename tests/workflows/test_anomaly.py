@@ -18,12 +18,12 @@ from perceivers.workflows.anomaly import (
     area,
     check_folder,
     describe,
+    error_maps,
     measure,
     pool_errors,
     write_anomalies,
 )
 from perceivers.workflows.embedding import open_feed
-from perceivers.workflows.hidden_errors import error_maps
 
 DIGITS = "hip_digits_mae"
 FEW = 40

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from perceivers.models import create_model
+from perceivers.models.attention_maps import Answer
 from perceivers.models.saving import ModelInfo
 from perceivers.types import Bytes, Image, Points, Video
-from perceivers.workflows.attention import Speaker, show_byte, show_chance
-from perceivers.workflows.attention_maps import Answer
+from perceivers.workflows.explaining import Speaker, show_byte, show_chance
 
 
 def say(model: Any, answer: Answer, truth: dict[int, int] | None = None, **info: Any) -> str:
@@ -50,8 +50,8 @@ def test_a_hidden_byte_is_named_beside_the_truth() -> None:
     values = torch.zeros(262)
     values[6 + ord("k")] = 12.0
     answer = Answer("bytes", values, None, "bytes", 3, (0.4,))
-    assert say(model, answer, {3: 6 + ord("e")}) == "place 3 (hidden: 'e'): 'k', 99.8 %"
-    assert say(model, answer, {4: 6}) == "place 3: 'k', 99.8 %"
+    assert say(model, answer, {3: 6 + ord("e")}) == "position 3 (hidden: 'e'): 'k', 99.8 %"
+    assert say(model, answer, {4: 6}) == "position 3: 'k', 99.8 %"
 
 
 def test_flow_is_in_pixels() -> None:
@@ -76,7 +76,7 @@ def test_a_value_is_in_the_units_of_the_input() -> None:
 
 def test_a_choice_is_a_row() -> None:
     model = create_model("entity_set_nano", inputs={"points": Points(3, 2)})
-    answer = Answer("", logits(0.1, 0.9, 0.0), None, "points", 1, (0.5,))
+    answer = Answer("", logits(0.1, 0.9, 0.0), None, "points", 1, (0.5,), is_choice=True)
     assert say(model, answer) == "chosen: row 1, 90.0 %"
 
 

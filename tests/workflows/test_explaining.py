@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 import perceivers as pv
 from perceivers.data.byte_codec import encode_text
 from perceivers.errors import CheckpointError, ConfigError, DataError
-from perceivers.models import create_model
+from perceivers.models import attention_maps, create_model
 from perceivers.models.saving import ModelInfo
 from perceivers.report.figures.canvases import ClipCanvas, PictureCanvas, WaveCanvas
 from perceivers.types import (
@@ -27,7 +27,7 @@ from perceivers.types import (
     Points,
     Video,
 )
-from perceivers.workflows import attention_maps, explaining
+from perceivers.workflows import explaining
 from perceivers.workflows.explaining import (
     is_data_set,
     make_canvases,
@@ -89,7 +89,7 @@ def test_pictures_are_explained(name: str, save: Save, tmp_path: Path, words: li
     assert [path.name for path in written] == names
     sections, rest = words[0]
     assert rest["title"] == "a.png"
-    assert rest["note"].startswith("The model's answer: ")
+    assert rest["note"].startswith("Model output: ")
     assert "50.0 %" in rest["note"] or "cat" in rest["note"] or "dog" in rest["note"]
     assert [len(section.panels) for section in sections[:2]] == [2, 3]
     for section in sections:
@@ -129,7 +129,10 @@ def test_texts_are_explained_and_the_hidden_word_is_told(
     pv.explain(model, [path], tmp_path / "out")
     sections, _ = words[0]
     labels = [panel.label for panel in sections[0].panels[1:]]
-    assert [label.partition(":")[0] for label in labels] == ["place 6 (hidden", "place 7 (hidden"]
+    assert [label.partition(":")[0] for label in labels] == [
+        "position 6 (hidden",
+        "position 7 (hidden",
+    ]
     assert "'o')" in labels[0]
     for panel in sections[0].panels[1:]:
         assert panel.shares["bytes"][12:].tolist() == [0.0] * 4

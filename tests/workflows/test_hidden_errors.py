@@ -11,10 +11,12 @@ import perceivers as pv
 from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.masking import MaskPlan
+from perceivers.models.hiera.hidden_errors import PatchErrors
+from perceivers.models.hip.hidden_errors import ElementErrors
 from perceivers.models.saving import ModelInfo
 from perceivers.tasks.mae import objective_of
 from perceivers.types import Audio, Image, Video
-from perceivers.workflows.hidden_errors import ElementErrors, PatchErrors, error_maps
+from perceivers.workflows.anomaly import error_maps
 
 BOTH = {"image": Image(8, 8, 1), "audio": Audio(32)}
 

@@ -12,7 +12,7 @@ import perceivers as pv
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.errors import CheckpointError
 from perceivers.tasks import AutoencodingConfig, FlowConfig, MaskedLanguageConfig
-from perceivers.workflows.hidden_errors import error_maps
+from perceivers.workflows.anomaly import error_maps
 from perceivers.workflows.preparing import (
     RECORDED,
     find_masking,

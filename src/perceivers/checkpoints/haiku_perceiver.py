@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -275,8 +275,7 @@ def model_from_release(
         raise CheckpointError(
             f"{error}. The names are those of {variant}; parameters of other sizes need --config"
         ) from error
-    assert isinstance(model, PerceiverIO)
-    return model
+    return cast(PerceiverIO, model)
 
 
 def params_from_model(model: Perceiver | PerceiverIO) -> dict[str, NDArray[Any]]:
@@ -289,7 +288,7 @@ def params_from_model(model: Perceiver | PerceiverIO) -> dict[str, NDArray[Any]]
     return {name: tensor.numpy() for name, tensor in taken.items()}
 
 
-def save_haiku(model: Any, path: Path) -> list[str]:
+def save_haiku(model: Perceiver | PerceiverIO, path: Path) -> list[str]:
     """Write Haiku parameters as an ``.npz`` file without pickles.
 
     Keys are ``param/MODULE:NAME`` and ``state/MODULE:NAME``, as in a parity bundle. ``config_json``
@@ -301,11 +300,6 @@ def save_haiku(model: Any, path: Path) -> list[str]:
     Raises:
         CheckpointError: No model of this kind was released.
     """
-    if not isinstance(model, Perceiver | PerceiverIO):
-        raise CheckpointError(
-            f"only Perceiver and Perceiver IO can be written as Haiku parameters, not a model of "
-            f"family {model.family!r}"
-        )
     notes = []
     if isinstance(model.config, PerceiverIOConfig):
         official = with_flavour(model.config, "official")

@@ -5,6 +5,7 @@ Tensor names and the translation of configurations are in ``hiera_names``.
 
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from perceivers.checkpoints.hiera_names import (
     config_from_shapes,
     count_local,
     hiera_entries,
+    name_variant,
 )
 from perceivers.checkpoints.hugging_face import HuggingFaceFolder
 from perceivers.checkpoints.hugging_face_config import count_labels
@@ -452,7 +454,7 @@ def save_official(model: Any, path: Path) -> list[str]:
     """
     if path.suffix not in PICKLED:
         raise ConfigError(f"official weights are written to a .pth file, not to {path}")
-    config = _hiera(model).config
+    config = model.config
     _require_official(config)
     tensors = take_from_model(model, hiera_entries(config, "official"))
     _write_pickled(path, {"model_state": tensors})
@@ -470,7 +472,7 @@ def save_timm(model: Any, path: Path) -> list[str]:
     """
     if path.suffix not in {*PICKLED, ".safetensors"}:
         raise ConfigError(f"timm's weights are written to .safetensors or .pth, not to {path}")
-    config, notes = _hiera(model).config, []
+    config, notes = model.config, []
     left = [name for name in model.state_dict() if name.startswith("decoder.")]
     if config.decoder is not None:
         # Of an autoencoder, timm has the encoder only, and its last stage pools, too.
@@ -500,12 +502,18 @@ def _require_official(config: HieraConfig) -> None:
         raise CheckpointError(f"the official Hiera does not support {', '.join(wrong)}")
 
 
-def _hiera(model: Any) -> Hiera:
-    if not isinstance(model, Hiera):
-        raise CheckpointError(
-            f"this layout is for Hiera models; the model's family is {model.family!r}"
-        )
-    return model
+def with_hiera_task(model: Hiera, info: ModelInfo) -> ModelInfo:
+    """Add the variant, task and classes of a Hiera to its metadata."""
+    variant = name_variant(model.config)
+    if variant:
+        info = replace(info, provenance={**info.provenance, "variant": variant})
+    if model.config.decoder is not None:
+        return replace(info, task="pretrain", target=info.target or "patch-normalised")
+    if not model.config.num_classes:
+        return info
+    # Most files have no class names; the indices of the logits stand in for them.
+    numbers = tuple(str(number) for number in range(model.config.num_classes))
+    return replace(info, task="classify", classes=info.classes or numbers)
 
 
 def _write_pickled(path: Path, content: Mapping[str, Any]) -> None:

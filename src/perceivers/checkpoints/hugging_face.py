@@ -255,7 +255,7 @@ def model_from_hugging_face(read: HuggingFaceFolder, flavour: Flavour = "hf") ->
 # -- Writing folders -----------------------------------------------------------------------------
 
 
-def save_hugging_face(model: Any, folder: Path, info: ModelInfo) -> list[str]:
+def save_hugging_face(model: PerceiverIO, folder: Path, info: ModelInfo) -> list[str]:
     """Write a folder that a Hugging Face class can load.
 
     Returns:
@@ -264,8 +264,6 @@ def save_hugging_face(model: Any, folder: Path, info: ModelInfo) -> list[str]:
     Raises:
         CheckpointError: No Hugging Face class supports this model; lists the unsupported settings.
     """
-    if not isinstance(model, PerceiverIO):
-        raise CheckpointError(f"Hugging Face has no class for a model of family {model.family!r}")
     kind = kind_of(model.config)
     name = class_of(model.config, kind)
     stated = config_to_hugging_face(model.config, kind)

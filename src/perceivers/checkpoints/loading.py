@@ -285,7 +285,7 @@ def transfer_encoder(source: Any, target: Any) -> Transfer:
     Raises:
         CheckpointError: The families differ, or a core tensor is missing or has another shape.
     """
-    if source.family != target.family:
+    if type(source) is not type(target):
         raise CheckpointError(
             f"a {target.family} model cannot use the weights of a {source.family} model"
         )

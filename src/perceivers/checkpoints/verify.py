@@ -3,7 +3,7 @@
 Hieras are compared in ``verify_hiera``.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -213,7 +213,7 @@ def verify_archive(
     """
     check_comparable(archive, source)
     inputs = _stored_inputs(model, archive, source)
-    made = _classic(model, inputs) if isinstance(model, Perceiver) else _io(model, archive, inputs)
+    made = RUNS[model.family](model, archive, inputs)
     if made.keys() != archive.outputs.keys():
         raise CheckpointError(
             f"{source} stores the outputs {sorted(archive.outputs)}, the model has {sorted(made)}"
@@ -239,7 +239,7 @@ def _stored_inputs(model: Any, archive: Archive, source: str) -> dict[str, Tenso
     return inputs
 
 
-def _classic(model: Perceiver, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _classic(model: Perceiver, archive: Archive, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {"logits": model(inputs), "latents": model.forward_features(inputs).latents}
 
 
@@ -262,6 +262,13 @@ def _io(model: PerceiverIO, archive: Archive, inputs: Mapping[str, Tensor]) -> d
     if asked["video"] is None:
         video = video.flatten(2).transpose(1, 2)
     return {"audio": audio.flatten(1), "image": video, "label": model.decode(encoded, "label")}
+
+
+# How the outputs of a bundle are computed, by model family.
+RUNS: Mapping[str, Callable[[Any, Archive, Mapping[str, Tensor]], dict[str, Tensor]]] = {
+    "perceiver": _classic,
+    "perceiver_io": _io,
+}
 
 
 # -- Comparing a converted model with its Hugging Face class on random inputs --------------------

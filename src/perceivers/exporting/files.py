@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from perceivers.errors import CheckpointError, ConfigError
-from perceivers.exporting.graphs import Graph, Part, make_graph
+from perceivers.exporting.graphs import Part, make_graph
 from perceivers.files import write_json
+from perceivers.models.graphs import Graph
 from perceivers.models.saving import ModelInfo
 from perceivers.tasks import MaskedAutoencodingConfig
 from perceivers.types import spec_to_json

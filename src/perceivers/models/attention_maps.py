@@ -1,7 +1,7 @@
-"""Maps of attention over input tokens: recorded from a model's passes, averaged, and singled out.
+"""Record attention weights during a forward pass and turn them into maps over input tokens.
 
-A map is attention that sums to 1 over all tokens of all modalities; tokens that may not be read
-have 0. Levels without groups, as those of the flat systems, count as one group.
+A map sums to 1 over all tokens of all modalities; masked tokens have 0. Models without groups
+(Perceiver, Perceiver IO) count as one group.
 
 Legend: B batch, G groups, H heads, N latents per group, M tokens per group.
 """
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from perceivers.errors import ConfigError, InputError
 from perceivers.nn.attention import Attention, use_attention
 
-# Scores that may be kept at once: 1 GiB of float32; computing them takes three times as much.
+# Scores kept in memory at once: 1 GiB of float32; computing them takes three times as much.
 MAX_SCORES = 2**28
-# A share of attention outside the input that is worth a word.
+# Fraction of attention outside the input that is mentioned in a note.
 WORTH_SAYING = 5e-4
 
 Shares = Mapping[str, NDArray[np.float64]]
@@ -33,10 +33,10 @@ class TokenMap:
     """Attention over the tokens of all modalities.
 
     Attributes:
-        label: What it is the attention of.
-        shares: Per modality its token grid; all values add up to 1.
-        tokens: Tokens that could be read.
-        note: What else a reader must know; empty when nothing.
+        label: Name of the latent, query or mean that attends.
+        shares: Attention on the token grid of each modality; all values add up to 1.
+        tokens: Number of tokens that could be read.
+        note: Remark for the reader; may be empty.
     """
 
     label: str
@@ -47,7 +47,7 @@ class TokenMap:
 
 @dataclass(frozen=True)
 class ReadMaps:
-    """One read of the input by the latents: the mean map first, then single latents."""
+    """Maps of one cross-attention to the input: the mean map first, then single latents."""
 
     title: str
     maps: tuple[TokenMap, ...]
@@ -55,15 +55,16 @@ class ReadMaps:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer of a model.
+    """One output of a model with its attention map.
 
     Attributes:
-        output: Its name; empty where the model has but one.
-        values: What the model returned ``[K]``.
-        map: Where it looks; None where that cannot be composed.
-        modality: The modality of the element that is answered; empty for the whole sample.
+        output: Name of the output; empty if the model has only one.
+        values: Values that the model returned, ``[K]``.
+        map: Attention to the input; None if it cannot be composed.
+        modality: Modality of the element that the query decodes; empty for the whole sample.
         index: Flat index of the query on the output's grid.
-        place: Middle of that query along each axis of the grid, 0..1.
+        place: Centre of that query along each axis of the grid, 0..1.
+        is_choice: The values score the elements of the modality, of which ``index`` was chosen.
     """
 
     output: str
@@ -72,11 +73,12 @@ class Answer:
     modality: str = ""
     index: int = 0
     place: tuple[float, ...] = ()
+    is_choice: bool = False
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a model reads of one sample; ``route`` says how the answers' maps came about."""
+    """Attention maps of one sample; ``route`` describes how the maps of outputs were computed."""
 
     reads: tuple[ReadMaps, ...]
     answers: tuple[Answer, ...]
@@ -85,56 +87,56 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Field:
-    """The input as the latents read it: slots in groups, and the way back to the token grids.
+    """Layout of the input as the latents read it: slots in groups.
 
     Attributes:
-        real: Slots that hold something readable ``[G, M]``.
-        unfold: Turns values per slot ``[G, M]`` into the token grid of each modality.
+        real: Slots that hold a valid token, ``[G, M]``.
+        unfold: Maps values per slot ``[G, M]`` to the token grid of each modality.
     """
 
     real: Bool[Tensor, "G M"]
     unfold: Callable[[Float[Tensor, "G M"]], dict[str, Tensor]]
 
     def map(self, label: str, weights: Float[Tensor, "G M"], note: str = "") -> TokenMap:
-        """Make a map of attention per slot: what lies outside the input is left out, and said.
+        """Convert attention per slot to a map; attention outside the input is dropped and noted.
 
         Raises:
-            InputError: Nothing of the input was attended to.
+            InputError: No attention fell on the input.
         """
         inside = torch.where(self.real, weights.double(), 0.0)
         total, everything = float(inside.sum()), float(weights.double().sum())
         if not total > 0.0:
             raise InputError(
                 f"{label}: no attention fell on the input ({int(self.real.sum())} readable "
-                f"tokens); give a sample that holds something"
+                f"tokens); give a sample that is not empty"
             )
         lost = 1.0 - total / everything
         if lost > WORTH_SAYING:
             note = f"{note} {100 * lost:.1f} % on empty slots left out".strip()
         shares = {name: grid.cpu().numpy() for name, grid in self.unfold(inside / total).items()}
-        # Groups without any attention, such as those of other latents, could not be read.
+        # A group without any attention, such as the groups of other latents, was not readable.
         touched = self.real & (weights > 0).any(1, keepdim=True)
         return TokenMap(label, shares, int(touched.sum()), note)
 
 
 @dataclass
 class Recorded:
-    """Attention weights ``[G, H, N, M]`` of one sample, per module in the order of its calls."""
+    """Attention weights ``[G, H, N, M]`` of one sample, in the order of the module calls."""
 
     calls: list[tuple[nn.Module, Tensor]] = field(default_factory=list)
 
     def of(self, modules: Sequence[nn.Module]) -> list[Tensor]:
-        """Return the weights of some modules, in the order in which they were called."""
+        """Return the weights of some modules, in call order."""
         chosen = {id(module) for module in modules}
         return [weights for module, weights in self.calls if id(module) in chosen]
 
 
 @contextmanager
 def record(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[Recorded]:
-    """Keep the attention weights of some modules inside the block, call by call.
+    """Context manager that records the attention weights of some modules, call by call.
 
-    A module that is used several times, as shared reads are, is recorded each time. All other
-    attention stays on its fast path. Only the first sample of a batch is recorded.
+    A module that is called several times, such as a shared cross-attention, is recorded each time.
+    All other attention uses the fast path. Only the first sample of a batch is recorded.
     """
     recorded, chosen = Recorded(), {id(module) for module in modules}
 
@@ -158,13 +160,13 @@ def record(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[Recorded]
 
 
 def check_scores(sizes: Mapping[str, int]) -> None:
-    """Refuse maps that would not fit into memory, before anything is computed.
+    """Check that the maps fit into memory, before anything is computed.
 
     Args:
-        sizes: Factors of the number of scores, by what they count.
+        sizes: Factors of the number of scores, by the name of the dimension.
 
     Raises:
-        InputError: Their product is above ``MAX_SCORES``.
+        InputError: Their product exceeds ``MAX_SCORES``.
     """
     count = prod(sizes.values())
     if count > MAX_SCORES:
@@ -177,10 +179,10 @@ def check_scores(sizes: Mapping[str, int]) -> None:
 
 
 def check_head(head: str | int, num_heads: int) -> None:
-    """Refuse a head that the reads of the input do not have.
+    """Check that a head exists.
 
     Raises:
-        ConfigError: Neither ``all``, ``mean`` nor a number below ``num_heads``.
+        ConfigError: ``head`` is not ``all``, ``mean`` or a number below ``num_heads``.
     """
     text = str(head)
     if text in {"all", "mean"} or (text.isdecimal() and int(text) < num_heads):
@@ -194,7 +196,7 @@ def check_head(head: str | int, num_heads: int) -> None:
 def choose_heads(
     weights: Float[Tensor, "G H N M"], head: str | int
 ) -> list[tuple[str, Float[Tensor, "G N M"]]]:
-    """Return the attention of the heads asked for, with words that name them.
+    """Return the attention of the chosen heads, each with a label.
 
     Raises:
         ConfigError: As ``check_head``.
@@ -208,32 +210,30 @@ def choose_heads(
 
 
 def rollout_heads(weights: Float[Tensor, "G H N M"], head: str | int) -> Float[Tensor, "G N M"]:
-    """Return the one attention with which answers are followed to the input."""
+    """Return the attention used to trace outputs back to the input: the mean of chosen heads."""
     return torch.stack([chosen for _, chosen in choose_heads(weights, head)]).mean(0)
 
 
 def say_heads(head: str | int, num_heads: int) -> str:
-    """Return a sentence on the heads of the reads with which answers are followed, where needed."""
+    """Return a sentence on the heads used to trace outputs back; empty for a single head."""
     if num_heads == 1:
         return ""
-    words = (
-        "all are averaged" if str(head) in {"all", "mean"} else f"only number {head} is followed"
-    )
-    return f" Of the heads with which the input is read, {words}."
+    words = "all are averaged" if str(head) in {"all", "mean"} else f"only number {head} is used"
+    return f" Of the heads that read the input, {words}."
 
 
 def single_out(
     weights: Float[Tensor, "G N M"], inputs: Field, latents: int
 ) -> tuple[TokenMap, ...]:
-    """Return the mean over all latents, then the latents that differ most from their group's mean.
+    """Return the mean map of all latents, then the latents that differ most from their group mean.
 
-    The difference is the share of a latent's attention that would have to move to make it the mean:
-    half the sum of absolute differences, 0..1.
+    The difference is the total variation distance (half the sum of absolute differences, 0..1): the
+    fraction of a latent's attention that would have to move to match the mean.
 
     Args:
-        weights: Attention of every latent; the groups weigh alike.
-        inputs: The input's slots.
-        latents: How many latents to single out; fewer where there are not so many.
+        weights: Attention of every latent; all groups have equal weight.
+        inputs: Layout of the input.
+        latents: Maximum number of single latents.
     """
     groups, count, _ = weights.shape
     weights = torch.where(inputs.real.unsqueeze(1), weights, 0.0)
@@ -242,7 +242,7 @@ def single_out(
     words = f"mean of {int(readable.sum()) * count} latents"
     maps = [inputs.map(words, mean)]
     differences = 0.5 * (weights - mean.unsqueeze(1)).abs().sum(-1)  # [G, N]
-    differences[~readable] = -1.0
+    differences[~readable] = -1.0  # empty groups come last
     order = differences.flatten().argsort(descending=True, stable=True)
     for place in order[: min(latents, int(readable.sum()) * count)].tolist():
         group, latent = divmod(place, count)

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from perceivers.adapters import ElementAdapter
-from perceivers.errors import InputError
+from perceivers.errors import ConfigError, InputError
 from perceivers.models.saving import ModelInfo, save_folder
+from perceivers.nn.positions import LearnedPositions
 from perceivers.types import ModalitySpec
 
 
@@ -51,6 +53,18 @@ class Model(Protocol):
 
     def as_dict(self, inputs: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor]:
         """Return inputs by name; a model with one modality accepts a single tensor too."""
+        ...
+
+    def features(
+        self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Return what the encoder makes of the inputs, by the names of ``feature_names``."""
+        ...
+
+    def feature_tokens(
+        self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Return the last features as vectors, ``[B, n, D]``."""
         ...
 
     def layer_depths(self) -> dict[str, int]:
@@ -112,6 +126,77 @@ class SavedModule(nn.Module):
                 f"a bare tensor is ambiguous for a model of {names}; pass a dict of name -> tensor"
             )
         return {names[0]: inputs}
+
+    # -- What a family knows about its models, with the answer of most families ------------------
+
+    @property
+    def encoded_inputs(self) -> Mapping[str, ModalitySpec]:
+        """Modalities that the encoder reads."""
+        return self.config.inputs
+
+    @property
+    def predicted_labels(self) -> tuple[str, ...]:
+        """Labels that the model predicts beside its inputs, without reading them."""
+        return ()
+
+    @property
+    def segmented_modality(self) -> str | None:
+        """Modality whose elements the model classifies; None without such an output."""
+        return None
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the features, in the order of ``features``."""
+        return ("latents",)
+
+    @property
+    def result_names(self) -> tuple[str, ...]:
+        """Names of the tensors that a call returns; different from the names of inputs."""
+        return ("output",)
+
+    def features(
+        self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Return what the encoder makes of the inputs, by the names of ``feature_names``.
+
+        Args:
+            inputs: Raw tensors ``[B, ...]`` by name.
+            present: In which samples a modality is present, bool ``[B]``; default all.
+        """
+        raise NotImplementedError
+
+    def feature_tokens(
+        self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None
+    ) -> Float[Tensor, "B n D"]:
+        """Return the last features as vectors."""
+        return self.features(inputs, present=present)[self.feature_names[-1]]
+
+    def covered_grid(self, name: str) -> tuple[int, ...]:
+        """Return the grid of elements that the tokens of a modality cover."""
+        return self.config.inputs[name].grid
+
+    def with_window_positions(self) -> Any:
+        """Split absolute positions into a global and a window part (arXiv 2311.05613).
+
+        Raises:
+            ConfigError: The model has no absolute positions that could be split.
+        """
+        raise ConfigError(
+            f"positions=window needs a Hiera with absolute positions, but the model family is "
+            f"{self.family!r}"
+        )
+
+    def count_tokens(self) -> dict[str, tuple[int, int]]:
+        """Return the number of tokens and of groups of every modality of the data."""
+        return {name: (spec.num_tokens, 1) for name, spec in self.config.data_inputs.items()}
+
+    def position_tables(self) -> dict[str, LearnedPositions]:
+        """Return the learned positions of the inputs, by modality."""
+        return {}
+
+    def describe(self) -> tuple[str, str]:
+        """Return the size of the latents (or of the last tokens) and the structure, for tables."""
+        raise NotImplementedError
 
     def save_pretrained(
         self, folder: str | Path, *, info: ModelInfo | None = None, overwrite: bool = False

@@ -5,24 +5,39 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
-from torch import nn
-
 from perceivers.errors import ConfigError, suggest
+from perceivers.models.attention_maps import Explanation
 from perceivers.models.entity_set import EntitySet, EntitySetConfig
+from perceivers.models.entity_set import attention as entity_attention
 from perceivers.models.entity_set import model as entity_set
+from perceivers.models.graphs import Graph
+from perceivers.models.hidden_errors import ErrorMaps
 from perceivers.models.hiera import Hiera, HieraConfig, HieraHead
 from perceivers.models.hiera import variants as hiera
+from perceivers.models.hiera.hidden_errors import PatchErrors
+from perceivers.models.hiera.objective import PatchObjective
 from perceivers.models.hiera_det import HieraDet, HieraDetConfig
 from perceivers.models.hiera_det import variants as hiera_det
 from perceivers.models.hip import HiP, HiPConfig, HiPHead
+from perceivers.models.hip import attention as hip_attention
 from perceivers.models.hip import variants as hip
+from perceivers.models.hip.hidden_errors import ElementErrors
+from perceivers.models.hip.objective import ElementObjective
+from perceivers.models.masked import MaskedObjective
 from perceivers.models.perceiver import Perceiver, PerceiverConfig
+from perceivers.models.perceiver import attention as perceiver_attention
 from perceivers.models.perceiver import variants as perceiver
 from perceivers.models.perceiver_io import PerceiverIO, PerceiverIOConfig
+from perceivers.models.perceiver_io import attention as io_attention
+from perceivers.models.perceiver_io import graph as io_graph
 from perceivers.models.perceiver_io import variants as perceiver_io
-from perceivers.nn.positions import LearnedPositions
-from perceivers.settings import change
-from perceivers.types import ModalitySpec
+from perceivers.models.perceiver_io.hidden_errors import TokenErrors
+from perceivers.types import Image, ModalitySpec
+
+
+def image_example(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs of a variant, or an image of 224 x 224 pixels."""
+    return {"inputs": settings.get("inputs") or {"image": Image(224, 224, 3)}}
 
 
 @dataclass(frozen=True)
@@ -40,10 +55,29 @@ class Family:
     configure: Callable[..., Any]
     as_classifier: Callable[..., Any]
     paper: str
+    example: Callable[[Mapping[str, Any]], dict[str, Any]] = image_example
+    """``example(settings)`` returns keywords of ``create_model`` for typical inputs of a variant,
+    for which its parameters are counted."""
     autoencoder: Mapping[str, Any] | None = None
     """Settings that give a variant a decoder for masked autoencoding; None if not supported."""
     with_latent_head: Callable[[Any], Any] | None = None
     """Return a config whose decoder also predicts latents; None if not supported."""
+    objective: Callable[[Any], MaskedObjective] | None = None
+    """Masked autoencoding of a model with a decoder; None if not supported."""
+    hidden_errors: Callable[..., ErrorMaps] | None = None
+    """``hidden_errors(model, settings, repeats, generator)`` measures errors of hidden elements;
+    None without an objective."""
+    token_errors: Callable[..., ErrorMaps] | None = None
+    """``token_errors(model, ratio, repeats, generator)`` does so for an autoencoder trained with
+    hidden tokens; None if not supported."""
+    read_attention: Callable[..., Explanation] | None = None
+    """``read_attention(model, inputs, head=, latents=)`` returns the attention maps of one sample;
+    None if the family has no latents."""
+    traces_bytes: bool = False
+    """Whether attention maps include those of the decoded bytes of texts."""
+    decoder_graph: Callable[[Any, str | None], Graph] | None = None
+    """``decoder_graph(model, output)`` returns the decoder of an output as a graph for export; None
+    if the decoder cannot be exported alone."""
     as_segmenter: Callable[..., Any] | None = None
     """``as_segmenter(config, num_classes, modality, head)`` returns the config of a model that
     predicts a class for every element of a modality; None if not supported."""
@@ -58,6 +92,9 @@ FAMILIES: dict[str, Family] = {
         hip.as_classifier,
         "arXiv 2202.10890",
         autoencoder={},
+        objective=ElementObjective,
+        hidden_errors=ElementErrors,
+        read_attention=hip_attention.read_attention,
         with_latent_head=hip.with_latent_head,
         as_segmenter=hip.as_segmenter,
     ),
@@ -68,6 +105,8 @@ FAMILIES: dict[str, Family] = {
         perceiver.configure,
         perceiver.as_classifier,
         "arXiv 2103.03206",
+        example=perceiver.example,
+        read_attention=perceiver_attention.read_attention,
     ),
     "perceiver_io": Family(
         PerceiverIOConfig,
@@ -76,6 +115,11 @@ FAMILIES: dict[str, Family] = {
         perceiver_io.configure,
         perceiver_io.as_classifier,
         "arXiv 2107.14795",
+        example=perceiver_io.example,
+        read_attention=io_attention.read_attention,
+        traces_bytes=True,
+        token_errors=TokenErrors,
+        decoder_graph=io_graph.decoder_graph,
         as_segmenter=perceiver_io.as_segmenter,
     ),
     "hiera": Family(
@@ -85,7 +129,10 @@ FAMILIES: dict[str, Family] = {
         hiera.configure,
         hiera.as_classifier,
         "arXiv 2306.00989",
+        example=hiera.example,
         autoencoder={"decoder": True},
+        objective=PatchObjective,
+        hidden_errors=PatchErrors,
         with_latent_head=hiera.with_latent_head,
         as_segmenter=hiera.as_segmenter,
     ),
@@ -104,6 +151,8 @@ FAMILIES: dict[str, Family] = {
         entity_set.configure,
         entity_set.as_classifier,
         "arXiv 2107.14795",
+        example=entity_set.example,
+        read_attention=entity_attention.read_attention,
     ),
 }
 
@@ -127,11 +176,6 @@ def find_family(name: str) -> str:
         f"model {name!r} is unknown; 'perceivers models' lists all names"
         + suggest(name, list_models())
     )
-
-
-def family_of(model: nn.Module) -> str:
-    """Return the family name of a built model."""
-    return next(name for name, entry in FAMILIES.items() if type(model) is entry.module)
 
 
 def create_model(
@@ -176,23 +220,3 @@ def create_model(
         overrides=overrides,
     )
     return family.module(config)
-
-
-def rebuild(model: Any, **changes: Any) -> Any:
-    """Build a new model from the config of ``model`` with some fields replaced."""
-    return type(model)(change(model.config, **changes))
-
-
-# -- Learned position embeddings -----------------------------------------------------------------
-
-
-def position_tables(model: Any) -> dict[str, LearnedPositions]:
-    """Return the learned positions of the inputs of a model, by modality."""
-    if model.family == "hip":
-        found = dict(model.encoder.inputs.positions.items())
-    elif model.family in {"perceiver", "perceiver_io"}:
-        readers = {name: model.inputs.reader(name) for name in model.config.inputs}
-        found = {n: r.positions.source for n, r in readers.items() if r.positions is not None}
-    else:
-        found = {}
-    return {n: table for n, table in found.items() if isinstance(table, LearnedPositions)}

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import astuple, dataclass, replace
-from math import prod
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from perceivers.adapters.multimodal import TokenReaders
 from perceivers.data import Batch
 from perceivers.tasks import Task
 
@@ -126,24 +124,10 @@ def count_tokens(model: Any) -> list[ModalityTokens]:
         model: Model of any family.
     """
     specs = model.config.data_inputs
-    if model.family == "hip":
-        shares = {share.name: share for share in model.config.layout().shares}
-        return [
-            ModalityTokens(name, spec.num_tokens, spec.num_tokens, shares[name].num_groups)
-            for name, spec in specs.items()
-        ]
-    adapters = [m for m in model.modules() if isinstance(m, TokenReaders)]
-    if adapters:
-        made = adapters[0].num_tokens
-        return [ModalityTokens(name, specs[name].num_tokens, made[name], 1) for name in specs]
-    found = []
-    for name, spec in specs.items():
-        stride = (
-            model.config.stride(0) if hasattr(model.config, "stride") else (1,) * len(spec.grid)
-        )
-        sides = [-(-size // step) for size, step in zip(spec.grid, stride, strict=True)]
-        found.append(ModalityTokens(name, spec.num_tokens, prod(sides), 1))
-    return found
+    return [
+        ModalityTokens(name, specs[name].num_tokens, tokens, groups)
+        for name, (tokens, groups) in model.count_tokens().items()
+    ]
 
 
 # -- Operations and memory of one training step --------------------------------------------------

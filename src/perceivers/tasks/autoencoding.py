@@ -68,6 +68,13 @@ class AutoencodingConfig(Settings, prefix="autoencode."):
     """Probability of hiding a sample's label in training; evaluation always hides it."""
 
 
+def is_autoencoder(model: Any) -> bool:
+    """Return whether the outputs of a model are its own inputs, and none is a text."""
+    outputs = getattr(model.config, "outputs", {})
+    texts = getattr(model.config, "byte_outputs", ())
+    return bool(outputs) and all(n in model.config.inputs and n not in texts for n in outputs)
+
+
 def element_targets(model: PerceiverIO, name: str, raw: Tensor) -> Float[Tensor, "B O C"]:
     """Return the normalised values that each query should decode, in patches if the output has any.
 
@@ -124,9 +131,7 @@ class Autoencoding(Task):
         super().__init__(model)
         outputs: Mapping[str, Output] = getattr(model.config, "outputs", {})
         inputs = model.config.inputs
-        texts = getattr(model.config, "byte_outputs", ())
-        odd = [name for name in outputs if name not in inputs or name in texts]
-        if odd or not outputs:
+        if not is_autoencoder(model):
             raise ConfigError(
                 f"autoencoding needs a perceiver_io model whose outputs are its own inputs; this "
                 f"one has outputs {list(outputs)} and inputs {list(inputs)} (to pre-train on text, "

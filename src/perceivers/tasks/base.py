@@ -1,4 +1,4 @@
-"""Base class of tasks, their batches and losses, and the check for non-finite model outputs."""
+"""Base class of tasks, their batches and losses, and predicted classes in metrics."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -10,38 +10,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from perceivers.errors import DataError
+from perceivers.finite import is_answer
 from perceivers.tasks.metrics import new_metric, result, update
-
-# -- Non-finite outputs: ``argmax`` would treat NaN as the largest score -------------------------
-#
-# Weights are checked when they are loaded and saved, but finite weights can still overflow.
-#
-# Legend: K classes.
-
-NO_ANSWER = (
-    "the model's output contains NaN or infinity, although its weights are finite; check the input "
-    "for values far outside the range it was trained on"
-)
-
-
-def is_answer(scores: Tensor, dim: int = -1) -> Bool[Tensor, "..."]:
-    """Return which rows of scores are valid: no NaN, no +inf, and at least one above -inf."""
-    return (scores < torch.inf).all(dim) & (scores > -torch.inf).any(dim)
-
-
-def check_answer(values: Tensor, where: str) -> None:
-    """Raise if a model output is not finite.
-
-    Args:
-        values: Model output.
-        where: Name of the input, for the message.
-
-    Raises:
-        DataError: A value is NaN or infinite.
-    """
-    if not bool(values.isfinite().all()):
-        raise DataError(f"{where}: {NO_ANSWER}")
 
 
 class Choices:

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from perceivers.errors import DataError
 from perceivers.models.hip import HiP
+from perceivers.models.masked import Target
 from perceivers.models.perceiver_io import PerceiverIO
 from perceivers.tasks.autoencoding import Autoencoding, AutoencodingConfig
 from perceivers.tasks.base import TaskBatch
-from perceivers.tasks.masked import Target
 from perceivers.tasks.presence import held_modalities
 from perceivers.types import PAD, ModalitySpec
 

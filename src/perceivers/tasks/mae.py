@@ -5,7 +5,7 @@ Paper: HiP (arXiv 2202.10890) Sec. 3.3 hides raw elements (``masked_elements.py`
 2306.00989) Sec. 4 hides mask units (``masked_patches.py``).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -16,9 +16,7 @@ from torch import Tensor
 from perceivers.draws import sample_generators
 from perceivers.errors import ConfigError, suggest
 from perceivers.masking import MaskKind, MaskPlan, thin_masked
-from perceivers.settings import NonNegative, Part, Positive, Range, Settings, UsedIf
-from perceivers.tasks.base import Losses, Task, TaskBatch
-from perceivers.tasks.masked import (
+from perceivers.models.masked import (
     LATENTS,
     AskedTarget,
     MaskedObjective,
@@ -27,16 +25,12 @@ from perceivers.tasks.masked import (
     Target,
     Taught,
 )
-from perceivers.tasks.masked_elements import ElementObjective
-from perceivers.tasks.masked_patches import PatchObjective
+from perceivers.models.registry import FAMILIES
+from perceivers.settings import NonNegative, Part, Positive, Range, Settings, UsedIf
+from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.tasks.metrics import add_mean, device_of, new_means, results, total_weight
 from perceivers.tasks.presence import held_modalities, shown_modalities
 
-# Model families that support masked autoencoding.
-OBJECTIVES: Mapping[str, Callable[[Any], MaskedObjective]] = {
-    "hip": ElementObjective,
-    "hiera": PatchObjective,
-}
 # These hide the same number of elements in every group, as ``thin_masked`` requires.
 THINNED: tuple[MaskKind, ...] = ("groupwise", "independent")
 LATENT = UsedIf("target", "latent")
@@ -107,14 +101,21 @@ def objective_of(model: Any) -> MaskedObjective:
     Raises:
         ConfigError: The family has none, or the model was built without a decoder.
     """
-    if model.family not in OBJECTIVES:
+    objective = FAMILIES[model.family].objective
+    if objective is None:
+        able = [name for name, family in FAMILIES.items() if family.objective is not None]
         raise ConfigError(
             f"a {model.family} model has no masked autoencoder; masked autoencoding is for "
-            f"{' and '.join(OBJECTIVES)}"
+            f"{' and '.join(able)}"
         )
     if model.decoder is None:
         raise ConfigError("masked autoencoding needs a model with decoder=True")
-    return OBJECTIVES[model.family](model)
+    return objective(model)
+
+
+def is_masked_autoencoder(model: Any) -> bool:
+    """Return whether a model has a masked autoencoding objective: by its family and a decoder."""
+    return FAMILIES[model.family].objective is not None and model.decoder is not None
 
 
 def check_teacher(model: Any, teacher: Any) -> None:
@@ -123,7 +124,8 @@ def check_teacher(model: Any, teacher: Any) -> None:
     Raises:
         ConfigError: They differ.
     """
-    if teacher.family != model.family or dict(teacher.config.inputs) != dict(model.config.inputs):
+    known, wanted = ((each.family, dict(each.config.inputs)) for each in (teacher, model))
+    if known != wanted:
         raise ConfigError(
             f"mask.teacher is a {teacher.family} model of {dict(teacher.config.inputs)}, but the "
             f"model to train is a {model.family} model of {dict(model.config.inputs)}; family and "
@@ -265,8 +267,8 @@ class MaskedAutoencoding(Task):
         if self.training and self.config.queried < 1:
             plan = thin_masked(plan, self.config.queried, generator=draws)
         # HiP can predict the class label from its bottleneck, as one more modality.
-        if batch.labels is not None and self.model.family == "hip":
-            inputs = {**inputs, **dict.fromkeys(self.model.config.labels[:1], batch.labels)}
+        if batch.labels is not None:
+            inputs = {**inputs, **dict.fromkeys(self.model.predicted_labels[:1], batch.labels)}
         held = held_modalities(self.model, batch)
         shown = shown_modalities(self, batch, generator)
         taught = self._teach(inputs, held)

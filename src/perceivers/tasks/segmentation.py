@@ -43,15 +43,8 @@ def segmented_modality(model: Any) -> str:
     Raises:
         ConfigError: The model has no segmentation output.
     """
-    config = model.config
-    if model.family == "hiera" and config.head.kind == "segmentation":
-        return config.name
-    if model.family == "hip" and config.head.kind.startswith("dense"):
-        return config.head.modality
-    if model.family == "perceiver_io" and len(config.outputs) == 1:
-        (output,) = config.outputs.values()
-        if output.queries != "learned" and output.modality:
-            return output.modality
+    if model.segmented_modality is not None:
+        return model.segmented_modality
     raise ConfigError(
         f"this {model.family} model has no output per element; segmentation is for hip, hiera and "
         f"perceiver_io models, trained with --task segment"

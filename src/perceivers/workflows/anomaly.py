@@ -21,17 +21,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded, load_with_info
-from perceivers.errors import ConfigError, DataError
+from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import write_atomic, write_json
+from perceivers.models.hidden_errors import ErrorMaps
+from perceivers.models.masked import MaskSettings
+from perceivers.models.registry import FAMILIES
 from perceivers.report.figures.anomaly import Heat, draw_heat
 from perceivers.settings import Count, Natural, Part, Range, Seed, Settings
+from perceivers.tasks import AutoencodingConfig
 from perceivers.tasks.metrics import new_metric
 from perceivers.tasks.presence import held_modalities
 from perceivers.training.config import TrainConfig
 from perceivers.workflows.embedding import Feed, Portion, open_feed
-from perceivers.workflows.hidden_errors import ErrorMaps, error_maps
 from perceivers.workflows.origin import run_config
 from perceivers.workflows.prediction import write_predictions
+from perceivers.workflows.preparing import find_masking, recorded_settings
 
 REFERENCE_SIZE = 512
 # Scales the median absolute deviation to the standard deviation of a normal distribution.
@@ -427,3 +431,73 @@ def _as_floats(model: Any, name: str, raw: Tensor) -> Tensor:
         return raw
     tokens = adapter.normalise(adapter.flatten(raw.unsqueeze(0)), torch.float32)
     return adapter.restore(tokens).squeeze(0)
+
+
+# -- Errors of hidden elements, by model family --------------------------------------------------
+
+
+def error_maps(
+    loaded: Loaded,
+    config: TrainConfig | None,
+    *,
+    repeats: int,
+    ratio: float | None,
+    seed: int,
+) -> ErrorMaps:
+    """Prepare error maps of a model that was trained to reconstruct hidden elements.
+
+    Args:
+        loaded: A HiP or Hiera with a decoder, or a Perceiver IO that was trained with a mask ratio.
+        config: Settings of its run, if there is one.
+        repeats: How often each element is hidden, at least 1.
+        ratio: Fraction hidden in each pass, between 0 and 1; default: as in training.
+        seed: Seed of the masks.
+
+    Raises:
+        CheckpointError: The model was not trained to reconstruct hidden elements.
+        ConfigError: ``repeats`` or ``ratio`` is out of range.
+    """
+    if ratio is not None and not 0.0 < ratio < 1.0:
+        raise ConfigError(f"mask ratio is {ratio}; it must lie strictly between 0 and 1")
+    model, generator = loaded.model.eval(), torch.Generator().manual_seed(seed)
+    family = FAMILIES[model.family]
+    if family.token_errors is not None and loaded.info.task in {"", "autoencode"}:
+        known = recorded_settings(AutoencodingConfig, loaded, config)
+        if known is None and ratio is None:
+            raise CheckpointError(
+                f"{loaded.folder} does not record which fraction of its tokens was hidden in "
+                f"training; state it with --ratio, or give the run folder"
+            )
+        if known is not None and not known.mask_ratio:
+            raise CheckpointError(
+                f"{loaded.folder} was trained without hidden tokens (autoencode.mask_ratio is 0), "
+                f"so it cannot reconstruct them; pre-train with --autoencode.mask_ratio 0.75"
+            )
+        hidden = ratio or (known.mask_ratio if known is not None else 0.0)
+        return family.token_errors(model, hidden, repeats, generator)
+    if loaded.info.task == "mlm":
+        raise CheckpointError(
+            f"{loaded.folder} ({model.family}, task mlm) hides bytes by replacing their ids, not "
+            f"parts of a signal; {advise(loaded)}"
+        )
+    if family.hidden_errors is None or model.decoder is None:
+        raise CheckpointError(
+            f"{loaded.folder} ({model.family}, task {loaded.info.task or 'not recorded'}) does not "
+            f"fill in what is hidden; {advise(loaded)}"
+        )
+    settings = find_masking(loaded, config)
+    if ratio is not None:
+        settings = MaskSettings(ratio, settings.kind, settings.target)
+    return family.hidden_errors(model, settings, repeats, generator)
+
+
+def advise(loaded: Loaded) -> str:
+    """Suggest a model that can score anomalies in the modalities of ``loaded``, which cannot."""
+    kinds = {spec.kind for spec in loaded.model.config.data_inputs.values()}
+    # A HiP identifies hidden points only by their index in the file, which says little about them.
+    if "points" in kinds and "bytes" not in kinds:
+        return (
+            "give an autoencoder with hidden tokens: perceivers pretrain --task autoencode --model "
+            "perceiver_io_nano --autoencode.mask_ratio 0.75 --data ... --out ..."
+        )
+    return "give a masked autoencoder: perceivers pretrain --model hip_tiny --data ... --out ..."

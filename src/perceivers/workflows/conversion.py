@@ -13,23 +13,20 @@ from perceivers.checkpoints.bundle import (
     require,
 )
 from perceivers.checkpoints.catalogue import warn_of_license
-from perceivers.checkpoints.foreign import FOREIGN_LAYOUTS, WRITERS
+from perceivers.checkpoints.foreign import WRITERS, find_writer
 from perceivers.checkpoints.haiku import model_from_haiku
 from perceivers.checkpoints.haiku_kinds import config_from_kind
 from perceivers.checkpoints.haiku_perceiver import (
     model_from_entries,
     model_from_release,
-    save_haiku,
 )
-from perceivers.checkpoints.hiera_files import read_hiera_folder, save_hiera_folder
 from perceivers.checkpoints.hugging_face import (
     model_from_hugging_face,
     read_hugging_face,
-    save_hugging_face,
 )
-from perceivers.checkpoints.loading import Loaded, check_finite, load, load_with_info
+from perceivers.checkpoints.loading import check_finite, load, load_with_info
 from perceivers.checkpoints.names import FLAVOURS, Flavour, kind_of
-from perceivers.checkpoints.torch_files import TENSOR_FILES, is_tensor_file, read_tensor_file
+from perceivers.checkpoints.torch_files import TENSOR_FILES, is_tensor_file
 from perceivers.checkpoints.verify import (
     Difference,
     Precision,
@@ -37,10 +34,8 @@ from perceivers.checkpoints.verify import (
     verify_bundle,
     verify_hugging_face,
 )
-from perceivers.checkpoints.verify_hiera import verify_hiera_folder
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.files import read_json_file
-from perceivers.models.hiera import Hiera
 from perceivers.models.saving import ModelInfo
 from perceivers.workflows.foreign_sources import (
     FOLDERS,
@@ -50,11 +45,10 @@ from perceivers.workflows.foreign_sources import (
     open_archive,
     open_hub_folder,
     open_tensor_file,
-    with_window_positions,
 )
 
 PICKLES = {".pickle", ".pkl", ".pystate"}
-TARGETS = ("perceivers", "hf", "haiku", *WRITERS)
+TARGETS = ("perceivers", *WRITERS)
 POSITIONS = ("keep", "window")
 Target = Literal["perceivers", "hf", "haiku", "official", "timm"]
 
@@ -236,7 +230,7 @@ def _convert_opened(
 ) -> Conversion:
     model, differences = opened.model, []
     if windows:
-        model = with_window_positions(model)
+        model = model.with_window_positions()
     done = _save(model, out, opened.info, overwrite)
     if verify:
         written = load(out)
@@ -257,7 +251,7 @@ def _rewrite(
             f"(--to) to write it in another format"
         )
     loaded = load_with_info(source)
-    model = with_window_positions(loaded.model)
+    model = loaded.model.with_window_positions()
     done = _save(model, out, loaded.info, overwrite)
     found = [compare_positions(loaded.model, load(out))] if verify else []
     return Conversion(out, done.parameters, found)
@@ -274,11 +268,11 @@ def _save(
 
 def _with_task(model: Any, info: ModelInfo) -> ModelInfo:
     """Add the task of a published model, which ``predict`` and ``reconstruct`` need."""
-    if info.task or model.family not in {"perceiver", "perceiver_io"}:
+    if info.task:
         return info
     try:
         task = TASKS_OF_KINDS[kind_of(model.config)]
-    except CheckpointError:  # a bundle may hold any model
+    except CheckpointError:  # no released model
         return info
     classes = info.classes
     if task == "classify" and not classes:
@@ -369,42 +363,22 @@ def _export(
 ) -> Conversion:
     loaded = load_with_info(source)
     if windows:
-        loaded = replace(loaded, model=with_window_positions(loaded.model).eval())
-    if to in WRITERS:
-        return _export_file(loaded, out, to, verify=verify, dtype=dtype, overwrite=overwrite)
-    if to == "haiku":
-        if out.suffix != ".npz":
-            raise ConfigError(
-                f"Haiku parameters are written to a .npz file, not to {out}; name it {out.name}.npz"
-            )
-        if verify:
-            raise ConfigError("Haiku parameters cannot be run here; convert them back to compare")
-        if out.exists() and not overwrite:
-            raise CheckpointError(f"{out} exists; choose another file, or pass overwrite=True")
-        notes = save_haiku(loaded.model, out)
-        return Conversion(out, _count(loaded.model), [], tuple(notes))
-    if (out / "config.json").exists() and not overwrite:
+        loaded = replace(loaded, model=loaded.model.with_window_positions().eval())
+    writer = find_writer(to, loaded.model)
+    if writer.suffix and out.suffix != writer.suffix:
+        raise ConfigError(
+            f"format {to!r} is written to a {writer.suffix} file, not to {out}; name it "
+            f"{out.name}{writer.suffix}"
+        )
+    if verify and writer.verify is None:
+        raise ConfigError(f"format {to!r} cannot be run here; convert the file back to compare")
+    if not overwrite and writer.is_folder and (out / "config.json").exists():
         raise CheckpointError(
             f"{out} already holds a model; choose another folder, or pass overwrite=True "
             f"(--overwrite)"
         )
-    if isinstance(loaded.model, Hiera):
-        notes = save_hiera_folder(loaded.model, out, loaded.info)
-        again = read_hiera_folder(out)
-        found = verify_hiera_folder(again, loaded.model, dtype=dtype) if verify else []
-        return Conversion(out, _count(loaded.model), found, tuple(notes))
-    notes = save_hugging_face(loaded.model, out, loaded.info)
-    found = verify_hugging_face(out, loaded.model, dtype=dtype) if verify else []
-    return Conversion(out, _count(loaded.model), found, tuple(notes))
-
-
-def _export_file(
-    loaded: Loaded, out: Path, to: str, *, verify: bool, dtype: Precision, overwrite: bool
-) -> Conversion:
-    if out.exists() and not overwrite:
+    if not overwrite and not writer.is_folder and out.exists():
         raise CheckpointError(f"{out} exists; choose another file, or pass overwrite=True")
-    notes = WRITERS[to](loaded.model, out)
-    found = []
-    if verify:
-        found = FOREIGN_LAYOUTS[to].verify(read_tensor_file(out), loaded.model, dtype=dtype)
+    notes = writer.write(loaded.model, out, loaded.info)
+    found = writer.verify(out, loaded.model, dtype) if verify and writer.verify else []
     return Conversion(out, _count(loaded.model), found, tuple(notes))

@@ -31,10 +31,10 @@ from perceivers.data.point_files import read_points
 from perceivers.data.sources import EncodedClip
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import real_path, write_atomic
+from perceivers.finite import check_answer
 from perceivers.report.figures.canvases import choose_side, look_down
 from perceivers.report.figures.flow import flow_to_colour
 from perceivers.report.figures.segmentation import class_colours, overlay_mask
-from perceivers.tasks.base import check_answer
 from perceivers.tasks.flow import TARGET, FlowConfig, tiled_flow
 from perceivers.tasks.segmentation import IGNORED, element_logits, segmented_modality
 from perceivers.types import Points

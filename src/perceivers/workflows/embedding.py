@@ -1,4 +1,4 @@
-"""Features of any model, of files or a data set, written in bounded memory: the verb ``embed``.
+"""Extract features of files or data sets with any model (the verb ``embed``), in bounded memory.
 
 Legend: B batch, n samples, N latents (or cells of the last map), D width of a feature.
 """
@@ -24,9 +24,9 @@ from perceivers.data.sources import PartialSource, PictureSource
 from perceivers.data.text_sources import walk_files
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.escaping import write_csv
+from perceivers.finite import check_answer
 from perceivers.models.compiling import Uncompiled
 from perceivers.settings import Count, Natural, checked
-from perceivers.tasks.base import check_answer
 from perceivers.tasks.presence import can_lack, held_modalities
 from perceivers.text_names import show_name
 from perceivers.training.config import TrainConfig
@@ -35,9 +35,9 @@ from perceivers.workflows.compiling import Note, compile_loaded, tell
 from perceivers.workflows.evaluation import open_for_model
 from perceivers.workflows.origin import own_data, run_config
 
-# -- What embed and anomaly read: a data set by its address, or files, as batches with names -----
+# -- Input of embed and anomaly: a data set or files, read as batches with names -----------------
 
-# The order in which splits are read when all are.
+# Order in which all splits are read.
 SPLITS = ("train", "val", "test")
 
 
@@ -46,10 +46,11 @@ class Portion:
     """A batch of readable samples.
 
     Attributes:
-        batch: Its inputs hold only what the model reads.
-        names: The samples' names ``[B]``; paths of files.
-        classes: Their class names ``[B]``, of files the folders they lie in; empty where unknown.
-        split: The split they belong to; empty for files.
+        batch: Batch whose inputs contain only what the model reads.
+        names: Names of the samples ``[B]``; for files, their paths.
+        classes: Class names of the samples ``[B]``; for files, their parent folders. Empty if
+            unknown.
+        split: Split of the samples; empty for files.
     """
 
     batch: Batch
@@ -60,15 +61,15 @@ class Portion:
 
 @dataclass(frozen=True)
 class Feed:
-    """Samples that can be read any number of times.
+    """Samples that can be read repeatedly.
 
     Attributes:
-        read: Starts reading; yields no empty batches.
-        size: Samples, unreadable ones included.
-        classes: Class names in the order of the labels; none without labels.
-        columns: Class names by label column, where there are several.
-        targets: Names of the numbers to be predicted.
-        notes: Sentences on what was opened.
+        read: Returns a new iterator over non-empty batches.
+        size: Number of samples, including unreadable ones.
+        classes: Class names in the order of the labels; empty without labels.
+        columns: Class names by label column, if there are several.
+        targets: Names of numeric targets.
+        notes: Remarks on the opened data.
     """
 
     read: Callable[[], Iterator[Portion]]
@@ -80,10 +81,10 @@ class Feed:
 
 
 def are_files(given: Sequence[str], split: str | None, kinds: Sequence[str] = ()) -> bool:
-    """Tell whether arguments name files rather than a data set.
+    """Whether arguments name files rather than a data set.
 
-    Several arguments are files and folders. One is a data address, unless it is a media file, or a
-    folder that holds files of ``kinds``.
+    Several arguments are files and folders. A single one is a data address, unless it is a media
+    file or a folder that contains files of ``kinds``.
     """
     if split is not None or not given:
         return False
@@ -103,26 +104,26 @@ def open_feed(
     workers: int = 0,
     folders_are_files: bool = False,
 ) -> Feed:
-    """Open files, or a data set, as a model reads them.
+    """Open files or a data set as input for a model.
 
     Args:
         loaded: The model.
-        config: Its run's settings, which say how its data were opened.
+        config: Settings of the model's run, which determine how data are opened.
         given: One data address; or files and folders, searched for files of the model's kinds.
-        split: The split to read; all when not given. It says that ``given`` is a data address.
-        batch_size: Samples at once.
-        workers: Processes that read a data set.
-        folders_are_files: Read a single folder of media as files, whatever their order in it,
-            rather than as a data set with splits.
+        split: Split to read; default: all. Marks ``given`` as a data address.
+        batch_size: Samples per batch.
+        workers: Number of processes that read a data set.
+        folders_are_files: Read a single folder of media as loose files instead of a data set with
+            splits.
 
     Raises:
-        UserError: Nothing is there, or it does not fit the model.
+        UserError: There are no data, or they do not suit the model.
     """
     specs = loaded.model.config.data_inputs
     if are_files(given, split, tuple(specs) if folders_are_files else ()):
         return open_files(given, specs, batch_size, may_lack=can_lack(loaded.model))
     if len(given) != 1:
-        raise DataError(f"a split is asked for ({split}) of {len(given)} addresses; give one")
+        raise DataError(f"split {split} needs one data address, got {len(given)}; give one")
     dataset, wanted = open_for_model(loaded, config, given[0])
     return feed_dataset(dataset, wanted, list(specs), split, batch_size, workers)
 
@@ -130,16 +131,16 @@ def open_feed(
 def open_files(
     given: Sequence[str], specs: Mapping[str, ModalitySpec], batch_size: int, *, may_lack: bool
 ) -> Feed:
-    """Open loose files, paired by name; the class of one is the folder it lies in.
+    """Open loose files, paired by name; the class of a file is its parent folder.
 
     Args:
         given: Files and folders.
-        specs: What the model reads.
-        batch_size: Samples at once.
-        may_lack: A sample may lack some of several modalities.
+        specs: Modalities of the model.
+        batch_size: Samples per batch.
+        may_lack: Whether a sample may lack some of several modalities.
 
     Raises:
-        DataError: A path does not exist, or nothing of the model's kinds is there.
+        DataError: A path does not exist, or there are no files of the model's kinds.
     """
     files = find_files(list(given), tuple(specs))
     size = len(pair_files(files, tuple(specs)))
@@ -161,18 +162,18 @@ def feed_dataset(
     batch_size: int,
     workers: int,
 ) -> Feed:
-    """Read one split of a data set, or all, one after the other.
+    """Read one split of a data set, or all splits one after the other.
 
     Args:
-        dataset: Opened data; some modalities of the model may be missing altogether.
-        specs: What the loader brings.
-        read_by_model: The modalities among them that are inputs.
-        split: The split; all when not given.
-        batch_size: Samples at once.
-        workers: Processes that read.
+        dataset: Opened data; may lack some modalities of the model entirely.
+        specs: Everything that the loader reads.
+        read_by_model: Names of the model's inputs among ``specs``.
+        split: The split; default: all.
+        batch_size: Samples per batch.
+        workers: Number of reading processes.
 
     Raises:
-        DataError: There is no such split.
+        DataError: The split does not exist.
     """
     if split is not None and split not in dataset.splits:
         raise DataError(
@@ -206,10 +207,10 @@ def feed_dataset(
 
 
 def find_missing(source: Source, read_by_model: Sequence[str]) -> list[str]:
-    """Return which of several modalities no sample of a split holds.
+    """Return the modalities that are absent from all samples of a split.
 
-    Data that hold nothing the model reads, or whose first sample cannot be read, are the loader's
-    business: then none is named.
+    Returns none if the data contain nothing that the model reads, or if the first sample cannot be
+    read: the loader then raises the proper error.
     """
     if isinstance(source, PictureSource):
         held = {"image"}
@@ -227,11 +228,11 @@ def find_missing(source: Source, read_by_model: Sequence[str]) -> list[str]:
 
 
 def blank_missing(batch: Batch, missing: Mapping[str, ModalitySpec]) -> None:
-    """Put zeros, marked as absent, where all samples lack a modality.
+    """Add modalities that all samples lack, as zeros marked as absent.
 
     Args:
-        batch: Changed in place.
-        missing: What is to be added, by name.
+        batch: The batch, modified in place.
+        missing: Specs of the missing modalities by name.
     """
     for name, spec in missing.items():
         dtype = torch.int64 if spec.kind == "bytes" else torch.float32
@@ -240,13 +241,13 @@ def blank_missing(batch: Batch, missing: Mapping[str, ModalitySpec]) -> None:
 
 
 def name_classes(batch: Batch, classes: Sequence[str]) -> list[str]:
-    """Return the class name of every sample; empty where unknown, or with several columns."""
+    """Return the class name of every sample; empty if unknown or if there are several columns."""
     if batch.labels is None or batch.labels.ndim != 1 or not classes:
         return [""] * len(batch)
     return [str(classes[label]) if label >= 0 else "" for label in batch.labels.tolist()]
 
 
-# -- Features of any model, of files or a data set, written in bounded memory --------------------
+# -- Features: in memory (embed) or written batch by batch (write_features) ----------------------
 
 Pool = Literal["mean", "max", "flat"]
 POOLS: tuple[str, ...] = get_args(Pool)
@@ -255,16 +256,16 @@ SUFFIXES = (".npz", ".csv")
 
 @dataclass(frozen=True)
 class Features:
-    """Features of n samples, in the order they were read.
+    """Features of n samples, in reading order.
 
     Attributes:
         features: ``[n, D]``, float32.
-        names: ``[n]``; paths of files.
-        labels: Class indices ``[n]`` or ``[n, T]`` in several label columns, -1 where unknown; None
-            without any.
+        names: Sample names ``[n]``; for files, their paths.
+        labels: Class indices ``[n]``, or ``[n, T]`` for T label columns; -1 if unknown. None
+            without labels.
         classes: Class names in the order of the labels.
-        splits: The split of each sample ``[n]``; empty for files.
-        targets: Numbers to be predicted ``[n, T]``, NaN where unknown; None without any.
+        splits: Split of each sample ``[n]``; empty for files.
+        targets: Numeric targets ``[n, T]``, NaN if unknown; None without targets.
         skipped: Samples that could not be read, as ``path: reason``.
     """
 
@@ -279,7 +280,7 @@ class Features:
 
 @dataclass
 class Written:
-    """What a file of features came to: samples n, width D, and what could not be read."""
+    """A written feature file: ``count`` samples of ``width`` values, and unreadable samples."""
 
     path: Path
     count: int
@@ -299,21 +300,22 @@ def embed(
     compile: bool = False,  # noqa: A002 - the setting's name, as in training
     note: Note | None = None,
 ) -> Features:
-    """Return the features of files, or of a data set, in memory.
+    """Compute the features of files or of a data set, and return them in memory.
 
     Args:
-        model: Run folder, ``RUN@last``, model folder, or the name of weights of ours.
-        data: One data address, or a list of files and folders; the run's own data when not given.
-        split: The split of a data set; all when not given.
-        pool: ``mean`` or ``max`` over the latents of Perceivers and of a HiP's processor, or over
-            the cells of a Hiera's last map; ``flat`` puts them side by side, cells row by row.
-        batch_size: Samples at once.
-        workers: Processes that read a data set.
-        compile: Compile the model for full batches; pays where there are many.
-        note: Told how long compilation took.
+        model: Run folder, ``RUN@last``, model folder, or name of pre-trained weights.
+        data: One data address, or a list of files and folders; default: the data of the run.
+        split: Split of a data set; default: all.
+        pool: ``mean`` or ``max`` over the latents of a Perceiver or Perceiver IO, the processor
+            latents of a HiP, or the cells of a Hiera's last feature map; ``flat`` concatenates
+            them, cells in row-major order.
+        batch_size: Samples per batch.
+        workers: Number of processes that read a data set.
+        compile: Compile the model for full batches; worthwhile for many batches.
+        note: Called with a message on compilation time.
 
     Raises:
-        UserError: Nothing is there, nothing can be read, or a setting is unknown.
+        UserError: There are no data, nothing can be read, or a setting is unknown.
     """
     parts, feed, skipped = _start(
         model, data, split, pool, batch_size, workers, compiles=compile, note=note
@@ -350,16 +352,16 @@ def write_features(
     compile: bool = False,  # noqa: A002 - the setting's name, as in training
     note: Note | None = None,
 ) -> Written:
-    """Write the features of files, or of a data set, holding no more of them than a batch.
+    """Write the features of files or of a data set, with only one batch in memory at a time.
 
-    An ``.npz`` holds ``features`` float32 ``[n, D]``, ``names``, ``splits``, ``labels`` and
-    ``classes`` (``targets`` and ``target_names``) where there are any, ``model`` and ``pool``; a
-    ``.csv`` a row per sample.
+    An ``.npz`` contains ``features`` float32 ``[n, D]``, ``names``, ``splits``, ``model``,
+    ``pool``, and, if available, ``labels`` and ``classes`` or ``targets`` and ``target_names``. A
+    ``.csv`` has one row per sample.
 
     Args:
-        model: As for ``embed``; so are the settings that are not described here.
+        model: As for ``embed``.
         data: As for ``embed``.
-        out: ``.npz`` or ``.csv``.
+        out: Output file, ``.npz`` or ``.csv``.
         split: As for ``embed``.
         pool: As for ``embed``.
         batch_size: As for ``embed``.
@@ -369,11 +371,11 @@ def write_features(
         note: As for ``embed``.
 
     Raises:
-        UserError: As for ``embed``; or ``out`` exists, or has another ending.
+        UserError: As for ``embed``; or ``out`` exists or has another extension.
     """
     path = Path(out)
     if path.suffix not in SUFFIXES:
-        raise ConfigError(f"--out {out}: features are written as {' or '.join(SUFFIXES)}")
+        raise ConfigError(f"--out {out}: features are written as {' or '.join(SUFFIXES)} files")
     if path.exists() and not overwrite:
         raise ConfigError(f"{out} exists; pass --overwrite or another --out")
     parts, feed, skipped = _start(
@@ -387,7 +389,7 @@ def write_features(
             count, width = _write_csv(made, parts)
         else:
             count, width = _write_npz(made, Path(folder) / "rows", parts, feed, facts)
-        os.replace(made, path)  # noqa: PTH105 - replaces what is there, atomically
+        os.replace(made, path)  # noqa: PTH105 - atomic, also over an existing file
     return Written(path, count, width, skipped)
 
 
@@ -402,7 +404,7 @@ def _start(
     compiles: bool,
     note: Note | None,
 ) -> tuple[Iterator[tuple[NDArray[np.float32], Portion]], Feed, list[str]]:
-    """Open the model and what it reads."""
+    """Open the model and its input; features are computed as the iterator is consumed."""
     if pool not in POOLS:
         raise ConfigError(f"pool {pool!r} is unknown; use {', '.join(POOLS)}{suggest(pool, POOLS)}")
     loaded, config = load_with_info(model), run_config(model)
@@ -423,15 +425,15 @@ def feature_batches(
     compiled: Uncompiled,
     note: Note | None,
 ) -> Iterator[tuple[NDArray[np.float32], Portion]]:
-    """Yield the features ``[B, D]`` of batch after batch; names what could not be read.
+    """Yield the features ``[B, D]`` of each batch, with the batch.
 
     Args:
-        model: Any family.
-        feed: What it reads.
+        model: Model of any family.
+        feed: Input of the model.
         pool: One of ``POOLS``.
-        skipped: Takes ``path: reason`` of samples that could not be read.
-        compiled: The model's parts.
-        note: Told what compilation came to.
+        skipped: List to which unreadable samples are appended as ``path: reason``.
+        compiled: Compiled parts of the model.
+        note: Called with a message on compilation.
     """
     model.eval()
     for portion in feed.read():
@@ -446,23 +448,14 @@ def feature_batches(
 
 @torch.no_grad()
 def pooled_features(model: Any, batch: Batch, pool: str) -> Float[Tensor, "B D"]:
-    """Return one feature per sample, float32 on the CPU.
+    """Return one feature vector per sample, float32 on the CPU.
 
     Args:
-        model: Any family; what samples lack is hidden from it.
+        model: Model of any family; absent modalities are hidden from it.
         batch: Inputs of the model.
         pool: One of ``POOLS``.
     """
-    held = held_modalities(model, batch)
-    options: Mapping[str, Any] = {"present": held} if held else {}
-    if model.family == "hip":
-        rows = model.forward_features(batch.inputs, **options).processor.flatten(1, 2)
-    elif model.family in {"hiera", "hiera_det"}:
-        rows = model.forward_features(batch.inputs).maps[-1].flatten(2).transpose(1, 2)
-    elif model.family == "entity_set":
-        rows = model.body.forward_features(batch.inputs, **options).latents
-    else:
-        rows = model.forward_features(batch.inputs, **options).latents
+    rows = model.feature_tokens(batch.inputs, present=held_modalities(model, batch) or None)
     rows = rows.float().cpu()  # [B, N, C]
     if pool == "flat":
         return rows.flatten(1)
@@ -476,7 +469,7 @@ def _write_npz(
     feed: Feed,
     facts: Mapping[str, NDArray[Any]],
 ) -> tuple[int, int]:
-    """Collect the rows in a file, then copy them into the archive without loading them."""
+    """Collect the rows in a temporary file, then copy them into the archive via a memory map."""
     names: list[str] = []
     splits: list[str] = []
     labels, targets, width = [], [], 0
@@ -502,7 +495,7 @@ def _write_npz(
         arrays["target_names"] = np.array(feed.targets)
     np.savez(path, **arrays)
     count = len(rows)
-    del arrays, rows
+    del arrays, rows  # releases the memory map, so that the temporary folder can be deleted
     return count, width
 
 
@@ -524,7 +517,7 @@ def _write_csv(path: Path, parts: Iterator[tuple[NDArray[np.float32], Portion]])
 
 
 def _join(parts: Sequence[Tensor | None]) -> NDArray[Any] | None:
-    """Join what batches brought; None where they brought nothing."""
+    """Concatenate the labels or targets of all batches; None if no batch has any."""
     known = [part.numpy() for part in parts if part is not None]
     if not known:
         return None

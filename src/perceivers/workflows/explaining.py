@@ -1,4 +1,8 @@
-"""Draw what a trained model attends to: one picture per file, and an overview of all."""
+"""Draw attention maps of trained models: one image per sample, and an overview.
+
+This file reads samples, describes outputs in words and lays out panels; the model families compute
+the maps.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perceivers.adapters.config import covered_grid
 from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.data import find_files, make_eval_loader, read_files
 from perceivers.data.address import BUILT_IN
@@ -18,10 +21,11 @@ from perceivers.data.files import ENDINGS
 from perceivers.data.flow_pairs import WARPS
 from perceivers.data.system_files import is_system_file
 from perceivers.errors import CheckpointError, ConfigError, DataError
-from perceivers.models.entity_set import EntitySet
-from perceivers.models.hip import HiP
-from perceivers.models.perceiver import Perceiver
-from perceivers.models.perceiver_io import PerceiverIO
+from perceivers.finite import is_answer
+from perceivers.models.attention_maps import WORTH_SAYING, Answer, Explanation, TokenMap
+from perceivers.models.registry import FAMILIES
+from perceivers.models.saving import ModelInfo
+from perceivers.report import style
 from perceivers.report.figures.attention import Panel, PanelSection, draw_attention
 from perceivers.report.figures.canvases import (
     Canvas,
@@ -32,28 +36,40 @@ from perceivers.report.figures.canvases import (
     WaveCanvas,
 )
 from perceivers.settings import Range, checked
-from perceivers.tasks.flow import FlowConfig
+from perceivers.tasks.flow import FLOW_SCALE, TARGET, FlowConfig
 from perceivers.tasks.mlm import WHITESPACE
 from perceivers.training.config import TrainConfig
-from perceivers.types import FIRST_BYTE, MASK, Audio, Bytes, Image, ModalitySpec, Points, Video
-from perceivers.workflows.attention import Speaker, read_flat, read_hip
-from perceivers.workflows.attention_maps import WORTH_SAYING, Answer, Explanation, TokenMap
+from perceivers.types import (
+    FIRST_BYTE,
+    MASK,
+    Audio,
+    Bytes,
+    Image,
+    Labels,
+    ModalitySpec,
+    Points,
+    Video,
+)
 from perceivers.workflows.evaluation import open_for_model
 from perceivers.workflows.origin import run_config
 from perceivers.workflows.preparing import find_settings
 
-# Samples drawn of a data address, and in the overview.
+# Number of samples drawn from a data address, and shown in the overview.
 SAMPLES = 8
 SHOWN = 12
 MOST_LATENTS = 100
 Latents = Annotated[int, Range(0, MOST_LATENTS)]
-# Files that hold many samples.
+# Files that contain many samples.
 PACKED = (".tar", ".npz", ".csv", ".jsonl")
 MASK_IDS = encode_text("[MASK]")
+# Labels listed for a multi-label model.
+LISTED = 3
+SHOWN_VALUES = 4
+SURE = 0.9995
 
 
 class Sample(NamedTuple):
-    """One sample: names, raw tensors ``[1, ...]``, and ids of bytes hidden here by place."""
+    """One sample: names, raw tensors ``[1, ...]``, and the ids of hidden bytes by position."""
 
     name: str
     title: str
@@ -61,9 +77,107 @@ class Sample(NamedTuple):
     hidden: dict[int, int]
 
 
+@dataclass(frozen=True)
+class Speaker:
+    """Describes a model's outputs in words.
+
+    Args:
+        model: The model.
+        info: Information stored with the model: its task and class names.
+        flow_scale: Pixels per unit of a flow model's output.
+    """
+
+    model: Any
+    info: ModelInfo
+    flow_scale: float = FLOW_SCALE
+
+    def say(self, answer: Answer, truth: Mapping[int, int]) -> str:
+        """Describe one output in words.
+
+        Args:
+            answer: The model's output.
+            truth: Original ids of bytes hidden by ``explain``, by position.
+        """
+        output = getattr(self.model.config, "outputs", {}).get(answer.output)
+        if not bool(is_answer(answer.values.flatten())):
+            return "no output: it contains NaN or infinity"
+        if answer.is_choice:
+            chance = float(answer.values.softmax(-1)[answer.index])
+            return f"chosen: row {answer.index}, {show_chance(chance)}"
+        if answer.output in getattr(self.model.config, "byte_outputs", ()):
+            return _say_byte(answer, truth.get(answer.index))
+        if answer.output == TARGET and self.info.task in {"", "flow"} and answer.modality:
+            # Adding zero turns a rounded -0.0 into 0.0.
+            values = self._at_the_mark(answer) * self.flow_scale
+            right, down = (round(v, 1) + 0.0 for v in values.tolist())
+            return f"flow at the cross: {right:.1f} px to the right, {down:.1f} px down"
+        if output is not None and answer.modality and not self._is_label(answer.output):
+            return f"{answer.output} at the mark: {self._say_values(answer)}"
+        if self.info.task == "multilabel":
+            return _say_labels(answer.values.sigmoid(), self.info.classes)
+        names = self.info.columns.get(answer.output) or self.info.classes
+        chance = answer.values.softmax(-1)
+        best = int(chance.argmax())
+        name = names[best] if len(names) == len(chance) else f"class {best}"
+        words = f"{name}, {show_chance(float(chance[best]))}"
+        return f"{answer.output}: {words}" if answer.output and self._is_one_of_many else words
+
+    def _at_the_mark(self, answer: Answer) -> Tensor:
+        """Return the middle element, since one query may decode a whole patch."""
+        output = self.model.config.outputs[answer.output]
+        middle = tuple(size // 2 for size in output.patch)
+        return answer.values.reshape(*output.patch, output.channels)[middle]
+
+    @property
+    def _is_one_of_many(self) -> bool:
+        return len(getattr(self.model.config, "outputs", {})) > 1
+
+    def _is_label(self, output: str) -> bool:
+        return isinstance(self.model.config.inputs.get(output), Labels)
+
+    def _say_values(self, answer: Answer) -> str:
+        """Return the first element of an output, in the units of the raw input."""
+        spec = self.model.config.inputs[answer.modality]
+        values = answer.values[: spec.channels].reshape(1, 1, -1)
+        adapter = self.model.adapter(answer.modality)
+        if values.shape[-1] == spec.channels:
+            values = values * adapter.std.to(values) + adapter.mean.to(values)
+        shown = [style.number(value) for value in values.flatten()[:SHOWN_VALUES].tolist()]
+        return ", ".join(shown)
+
+
+def show_chance(chance: float) -> str:
+    """Format a probability in percent with few digits."""
+    return "over 99.9 %" if chance > SURE else style.percent(chance)
+
+
+def show_byte(number: int) -> str:
+    """Format a byte id as a printable character, or as hexadecimal."""
+    if number < FIRST_BYTE:
+        return f"special id {number}"
+    char = chr(number - FIRST_BYTE)
+    return repr(char) if char.isascii() and char.isprintable() else f"byte {number - FIRST_BYTE:#x}"
+
+
+def _say_byte(answer: Answer, truth: int | None) -> str:
+    chance = answer.values.softmax(-1)
+    best = int(chance.argmax())
+    hidden = "" if truth is None else f" (hidden: {show_byte(truth)})"
+    return f"position {answer.index}{hidden}: {show_byte(best)}, {show_chance(float(chance[best]))}"
+
+
+def _say_labels(chances: Tensor, names: Sequence[str]) -> str:
+    best = torch.topk(chances, min(LISTED, len(chances)))
+    found = []
+    for chance, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        name = names[place] if len(names) == len(chances) else f"label {place}"
+        found.append(f"{name} {show_chance(chance)}")
+    return f"likeliest labels: {', '.join(found)}"
+
+
 @dataclass
 class Drawn:
-    """What a call draws: a picture per sample, and a panel of each for the overview."""
+    """Images drawn by one call, and the panel of each sample for the overview."""
 
     out: Path
     speaker: Speaker
@@ -73,25 +187,25 @@ class Drawn:
     last: Explanation | None = None
 
     def add(self, sample: Sample, found: Explanation) -> None:
-        """Draw one sample."""
+        """Draw one sample, and add it to the overview."""
         canvases = make_canvases(self.speaker.model, sample.inputs)
         says = "; ".join(dict.fromkeys(self.speaker.say(a, sample.hidden) for a in found.answers))
         path = draw_attention(
             _free(self.out, sample.name, self.written),
             arrange(found, canvases, self.speaker, sample),
             title=sample.title,
-            note=f"The model's answer: {says}." if says else "",
+            note=f"Model output: {says}." if says else "",
         )
         self.written.append(path)
         self.panels.append(_overview_panel(found, canvases, self.speaker, sample))
         self.last = found
 
     def draw_overview(self, path: Path) -> Path:
-        """Draw the first samples in one figure, and name what could not be read."""
+        """Draw the first samples in one figure, with a note on unreadable samples."""
         assert self.last is not None
         total = len(self.panels)
         shown = f", the first {SHOWN} of {total} samples" if total > SHOWN else ""
-        what = "where the answer looks" if self.last.answers else "what the latents read on average"
+        what = "map of the output" if self.last.answers else "what the latents read on average"
         left = f"Not readable and left out: {'; '.join(self.bad)}." if self.bad else ""
         return draw_attention(
             path,
@@ -111,21 +225,21 @@ def explain(
     latents: Latents = 4,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Draw where a model reads its input, and where its answer looks, as ``NAME_attention.png``.
+    """Draw attention maps of the latents and of the output as ``NAME_attention.png``.
 
     Args:
         model: Run folder, ``RUN@last`` or model folder.
-        paths: Pictures, sounds, videos or texts as the model reads them, or folders searched for
-            them; in texts for masked language models ``[MASK]`` hides a byte. For models of points,
-            of arrays and of generated frame pairs: data addresses, of which the first 8 test
-            samples are drawn.
-        out: Folder for the pictures and ``overview.png``.
-        head: Attention heads of the reads: ``mean``, ``all`` of them one by one, or a number.
-        latents: Latents singled out per read, 0 to 100: those that differ most from the mean.
-        overwrite: Replace pictures of an earlier call in ``out``.
+        paths: Image, audio, video or text files, or folders searched for them. In texts for masked
+            language models, ``[MASK]`` hides a byte. For models that read points, arrays or
+            generated frame pairs: data addresses, of which the first 8 test samples are drawn.
+        out: Folder for the images and ``overview.png``.
+        head: Attention heads of the cross-attention: ``mean``, ``all`` (one by one) or a number.
+        latents: Number of single latents to show per read, 0 to 100: those that differ most from
+            the mean.
+        overwrite: Replace images of an earlier call in ``out``.
 
     Returns:
-        The files written; the overview is the last.
+        The files written; the overview comes last.
 
     Raises:
         UserError: A setting is out of range, a path does not exist, nothing is readable, the maps
@@ -145,7 +259,7 @@ def draw_all(
     latents: Latents,
     overwrite: bool,
 ) -> Drawn:
-    """Do what ``explain`` does, and also tell what could not be read.
+    """Run ``explain``, and also return the unreadable samples.
 
     Raises:
         UserError: As ``explain``.
@@ -168,19 +282,20 @@ def draw_all(
 def read_maps(
     model: Any, inputs: Mapping[str, Tensor], *, head: str | int, latents: int
 ) -> Explanation:
-    """Return the attention maps of one sample with whatever system reads it.
+    """Return the attention maps of one sample.
 
     Raises:
-        UserError: As ``read_flat`` and ``read_hip``.
+        UserError: The family has no latents, the head does not exist, or the maps do not fit into
+            memory.
     """
-    if isinstance(model, HiP):
-        return read_hip(model, inputs, head=head, latents=latents)
-    if not isinstance(model, Perceiver | PerceiverIO | EntitySet):
+    read = FAMILIES[model.family].read_attention
+    if read is None:
+        able = [name for name, family in FAMILIES.items() if family.read_attention is not None]
         raise ConfigError(
-            f"a {model.family} model has no latents whose attention could be drawn; explain is for "
-            f"hip, perceiver, perceiver_io and entity_set models"
+            f"a {model.family} model has no latents whose attention could be drawn; explain "
+            f"supports {', '.join(able[:-1])} and {able[-1]} models"
         )
-    return read_flat(model, inputs, head=head, latents=latents)
+    return read(model, inputs, head=head, latents=latents)
 
 
 # -- samples ---------------------------------------------------------------------------------------
@@ -189,7 +304,7 @@ def read_maps(
 def read_samples(
     loaded: Loaded, config: TrainConfig | None, paths: Sequence[str], bad: list[str]
 ) -> Iterator[Sample]:
-    """Yield single samples of files or of data addresses; ``bad`` collects what is unreadable.
+    """Yield single samples of files or data addresses; ``bad`` collects the unreadable ones.
 
     Raises:
         UserError: A path does not exist, or nothing can be read.
@@ -209,7 +324,7 @@ def read_samples(
 
 
 def is_data_set(path: str) -> bool:
-    """Whether a path names a data set rather than single files: built in, packed, or a table."""
+    """Whether a path is a data set (built-in, packed or a table) rather than single files."""
     if path in BUILT_IN or path.startswith(WARPS) or path.endswith(PACKED):
         return True
     folder = Path(path).expanduser()
@@ -225,7 +340,7 @@ def _read_address(
     specs: Mapping[str, ModalitySpec],
     bad: list[str],
 ) -> Iterator[Sample]:
-    """Yield the first samples of a data set's test split, or of its validation split."""
+    """Yield the first samples of the test split, or of the validation split without one."""
     dataset, _ = open_for_model(loaded, config, address)
     split = "test" if "test" in dataset.splits else "val"
     source = dataset.splits[split]
@@ -242,16 +357,16 @@ def _read_address(
 
 
 def prepare(model: Any, name: str, title: str, inputs: Mapping[str, Tensor]) -> Sample:
-    """Hide bytes of the texts that a masked language model is to fill in; leave others as they are.
+    """Hide bytes in texts for a masked language model; other inputs stay unchanged.
 
-    ``[MASK]`` in a text hides a byte; in a text without one, the word in the middle is hidden.
+    ``[MASK]`` in a text hides a byte; without any ``[MASK]``, the middle word is hidden.
     """
     given, hidden = dict(inputs), {}
-    # The answer of a HiP that gives its text back is not drawn, so nothing is hidden from it.
-    answers_bytes = not isinstance(model, HiP) and bool(getattr(model.config, "byte_outputs", ()))
+    # Only where the attention of decoded bytes is drawn does anything need to be hidden.
+    traced = FAMILIES[model.family].traces_bytes and bool(model.config.byte_outputs)
     for key, tensor in inputs.items():
         spec = model.config.inputs[key]
-        if isinstance(spec, Bytes) and answers_bytes:
+        if isinstance(spec, Bytes) and traced:
             ids = replace_masks(tensor[0].numpy(), spec.length)
             if not (ids == MASK).any():
                 hidden = {place: int(ids[place]) for place in middle_word(ids)}
@@ -261,7 +376,7 @@ def prepare(model: Any, name: str, title: str, inputs: Mapping[str, Tensor]) -> 
 
 
 def replace_masks(ids: np.ndarray, length: int) -> np.ndarray:
-    """Return ids ``[L]`` in which the letters ``[MASK]`` are the one id that hides a byte."""
+    """Replace the bytes of each literal ``[MASK]`` in ids ``[L]`` by the mask id."""
     kept: list[int] = []
     place, size = 0, len(MASK_IDS)
     while place < len(ids):
@@ -272,7 +387,7 @@ def replace_masks(ids: np.ndarray, length: int) -> np.ndarray:
 
 
 def middle_word(ids: np.ndarray) -> list[int]:
-    """Return the places of the word nearest to the middle of a text ``[L]``, if there is one."""
+    """Return the positions of the word nearest to the middle of a text ``[L]``; may be empty."""
     inside = (ids >= FIRST_BYTE) & ~np.isin(ids, WHITESPACE)
     places = np.flatnonzero(inside)
     if not len(places):
@@ -288,7 +403,7 @@ def middle_word(ids: np.ndarray) -> list[int]:
 
 
 def _free(folder: Path, name: str, taken: Sequence[Path]) -> Path:
-    """Return where a picture goes, numbered if another sample has used the name already."""
+    """Return the output path of an image, numbered if another sample has the same name."""
     path, count = folder / f"{name}_attention.png", 2
     while path in taken:
         path, count = folder / f"{name}-{count}_attention.png", count + 1
@@ -299,7 +414,7 @@ def _free(folder: Path, name: str, taken: Sequence[Path]) -> Path:
 
 
 def make_canvases(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Canvas]:
-    """Return what heat is drawn on, by modality.
+    """Return the background of the heat maps by modality.
 
     Raises:
         CheckpointError: An input has more axes than can be drawn.
@@ -316,7 +431,7 @@ def make_canvases(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Canvas]
             canvases[name] = PictureCanvas(values)
         elif isinstance(spec, Video):
             joint = _sees_both_frames(model, name)
-            words = "frame 1; each token sees both frames"
+            words = "frame 1; each token covers both frames"
             canvases[name] = PictureCanvas(values[:, 0], words) if joint else ClipCanvas(values)
         elif isinstance(spec, Audio):
             canvases[name] = WaveCanvas(values, float(spec.sample_rate))
@@ -332,34 +447,31 @@ def make_canvases(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Canvas]
         else:
             raise CheckpointError(
                 f"input {name!r} is an array of {len(spec.grid)} axes {spec.grid}; attention can "
-                f"be drawn on arrays of 1 or 2 axes, pictures, sounds, videos, points and texts"
+                f"be drawn on arrays of 1 or 2 axes, images, audio, videos, points and texts"
             )
     return canvases
 
 
 def _sees_both_frames(model: Any, name: str) -> bool:
-    """Whether a token holds two frames, so that there is but one map for both."""
-    if not isinstance(model, PerceiverIO | Perceiver):
-        return False
-    spec = model.config.inputs[name]
-    return covered_grid(spec, model.inputs.reader(name).config) != spec.grid
+    """Whether a token covers both frames of a pair, so that there is only one map for them."""
+    return model.covered_grid(name) != model.config.inputs[name].grid
 
 
 def arrange(
     found: Explanation, canvases: Mapping[str, Canvas], speaker: Speaker, sample: Sample
 ) -> list[PanelSection]:
-    """Lay out a sample: where its answers look, then what the latents read."""
+    """Arrange the panels of a sample: maps of the outputs, then maps of the latents."""
     captions = [canvas.caption for canvas in canvases.values() if canvas.caption]
     answers = [Panel(canvases, "the input", notes=captions)]
     for answer in found.answers:
         assert answer.map is not None
         words = speaker.say(answer, sample.hidden)
         answers.append(make_panel(canvases, answer.map, words, answer))
-    sections = [PanelSection("Where the answer looks", found.route, answers)]
+    sections = [PanelSection("Attention of the output", found.route, answers)]
     for number, read in enumerate(found.reads):
         text = (
-            "Attention of the latents to the input: the mean over all, then those that differ most "
-            "from it."
+            "Attention of the latents to the input: the mean of all latents, then the latents that "
+            "differ most from it."
         )
         panels = [make_panel(canvases, each, each.label) for each in read.maps]
         sections.append(PanelSection(read.title, "" if number else text, panels))
@@ -369,7 +481,7 @@ def arrange(
 def make_panel(
     canvases: Mapping[str, Canvas], found: TokenMap, label: str, answer: Answer | None = None
 ) -> Panel:
-    """Turn a map into a panel; tokens of inputs that cannot be drawn are named."""
+    """Convert a map to a panel, with a note on attention to inputs that cannot be drawn."""
     unseen = {name: grid for name, grid in found.shares.items() if name not in canvases}
     lost = sum(float(grid.sum()) for grid in unseen.values())
     notes = [found.note] if found.note else []
@@ -386,9 +498,9 @@ def make_panel(
 def _overview_panel(
     found: Explanation, canvases: Mapping[str, Canvas], speaker: Speaker, sample: Sample
 ) -> Panel:
-    """The map of one answer, or the mean of the first read, under the sample's name.
+    """Return a panel with the map of one output, or the mean of the first read without outputs.
 
-    Answers for the whole sample come before those for one element of it.
+    An output for the whole sample is preferred over an output for one of its elements.
     """
     if not found.answers:
         return make_panel(canvases, found.reads[0].maps[0], sample.name)

@@ -8,7 +8,7 @@ from perceivers.exporting import Exported, export_model
 from perceivers.exporting.files import SUFFIXES, Format
 from perceivers.exporting.graphs import Part
 from perceivers.tasks import MaskedAutoencodingConfig
-from perceivers.tasks.mae import OBJECTIVES
+from perceivers.tasks.mae import is_masked_autoencoder
 from perceivers.workflows.origin import run_config
 from perceivers.workflows.preparing import find_settings
 
@@ -41,7 +41,7 @@ def export(
     if format not in SUFFIXES:
         raise ConfigError(f"format {format!r} is unknown; use one of {sorted(SUFFIXES)}")
     loaded = load_with_info(model)
-    masked = loaded.info.task == "pretrain" and loaded.model.family in OBJECTIVES
+    masked = loaded.info.task == "pretrain" and is_masked_autoencoder(loaded.model)
     chosen: Part = part or ("autoencoder" if masked else "model")
     base = Path(split_address(model)[0])
     home = base / "exported" if base.exists() else base.with_name(f"{base.name}_exported")

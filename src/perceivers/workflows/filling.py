@@ -1,7 +1,7 @@
-"""Which models fill in a modality that is not given, and how well they do on held-out data.
+"""Predict missing modalities of files, and measure the error on held-out data.
 
-Paper: HiP (arXiv 2202.10890) Sec. 3.3: the same decoder positions that pre-train a model answer
-for a modality of which nothing is visible.
+``tasks.filling`` contains the prediction itself. Paper: HiP (arXiv 2202.10890) Sec. 3.3: the
+decoder positions of the pre-training can also decode a modality that is completely hidden.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,10 +19,10 @@ from perceivers.data import Batch, Dataset, find_files, make_eval_loader, read_f
 from perceivers.data.byte_codec import decode_ids
 from perceivers.errors import CheckpointError, ConfigError, DataError, suggest
 from perceivers.files import make_folder, write_atomic, write_json
+from perceivers.finite import check_answer
 from perceivers.report.figures.reconstruction import FilledRow, draw_filled
 from perceivers.report.figures.samples import SampleBox, draw_parts
 from perceivers.tasks import AutoencodingConfig
-from perceivers.tasks.base import check_answer
 from perceivers.tasks.filling import (
     FREE_TARGETS,
     ElementFiller,
@@ -35,6 +35,7 @@ from perceivers.tasks.filling import (
     true_elements,
     unit_of,
 )
+from perceivers.tasks.mae import is_masked_autoencoder
 from perceivers.tasks.presence import can_lack, dropout_rates, held_modalities
 from perceivers.text_names import show_name
 from perceivers.training.config import TrainConfig
@@ -43,7 +44,7 @@ from perceivers.workflows.compiling import Note
 from perceivers.workflows.preparing import find_masking, find_settings
 from perceivers.workflows.reconstruction import fits_clip, unique_stem, write_signal
 
-# Order in which samples are read, and so whose input another one is given.
+# Seed of the reading order, which also decides whose input another sample is given.
 ORDER_SEED = 20_261_130
 PRETRAIN = (
     "pre-train a HiP on data of several modalities: perceivers pretrain --model hip_tiny --data "
@@ -53,19 +54,19 @@ PRETRAIN = (
 
 @dataclass(frozen=True)
 class FillFigures:
-    """How well one modality is filled in from all others.
+    """Error of predicting one modality from all others, with two baselines.
 
     Attributes:
-        modality: What is filled in.
-        given: What it is filled in from, where samples hold it.
-        samples: Samples that hold the modality and at least one of the others.
+        modality: The predicted modality.
+        given: Modalities that it is predicted from, as far as samples have them.
+        samples: Number of samples with this modality and at least one of the others.
         error: Mean error.
-        mean_error: Error of the mean of all samples of ``mean_of``, whatever the input.
-        other_error: Error where each sample is given the input of another one; None of a single
-            sample. A model that uses its input does clearly worse so.
-        unit: ``variances`` (squared, of the training standardisation), ``squared`` (of modalities
-            that are not standardised), or ``nats``.
-        mean_of: The split whose mean it is.
+        mean_error: Error of a constant prediction, the mean of the split ``mean_of``.
+        other_error: Error when each prediction uses the input of another sample; None for a single
+            sample. It is clearly higher than ``error`` for a model that uses its input.
+        unit: ``variances`` (squared errors of values standardised as in training), ``squared``
+            (squared errors of modalities that are not standardised), or ``nats``.
+        mean_of: Split over which the mean is computed.
     """
 
     modality: str
@@ -78,30 +79,25 @@ class FillFigures:
     mean_of: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data without the modality, under whose name it is recorded."""
+        """Convert to JSON-compatible types, without the modality, which serves as the key."""
         data = asdict(self)
         del data["modality"]
         return {**data, "given": list(self.given)}
 
 
 def open_filler(loaded: Loaded, config: TrainConfig | None) -> Filler:
-    """Return what fills in for a model.
+    """Create the filler of a model.
 
     Args:
-        loaded: A HiP with a decoder, or a Perceiver IO autoencoder, of several modalities.
-        config: Its run's settings, if there are any.
+        loaded: A HiP with a decoder or a Perceiver IO autoencoder, with several modalities.
+        config: Settings of the model's run, or None.
 
     Raises:
-        CheckpointError: The model cannot fill in; says why, and which model can.
+        CheckpointError: The model cannot fill in modalities; the message suggests one that can.
     """
     model, name = loaded.model, loaded.folder
     task = loaded.info.task
     kind = f"{name} ({model.family}, task {task or 'not recorded'})"
-    if model.family not in {"hip", "perceiver_io"}:
-        raise CheckpointError(
-            f"{kind} fills in no modality: that takes a decoder that answers for several, which a "
-            f"HiP and a Perceiver IO autoencoder have; {PRETRAIN}"
-        )
     if task not in {"", "pretrain", "autoencode"} or getattr(model, "decoder", None) is None:
         raise CheckpointError(
             f"{kind} fills in no modality: it does not reconstruct its input; give the "
@@ -109,16 +105,16 @@ def open_filler(loaded: Loaded, config: TrainConfig | None) -> Filler:
         )
     if not can_lack(model):
         raise CheckpointError(
-            f"{kind} reads {list(model.config.data_inputs)} alone, so there is no other modality "
+            f"{kind} reads only {list(model.config.data_inputs)}, so there is no other modality "
             f"to fill it in from; {PRETRAIN}"
         )
-    if model.family == "hip":
+    if is_masked_autoencoder(model):
         target = find_masking(loaded, config).target
         if target not in FREE_TARGETS:
             raise CheckpointError(
-                f"{name} predicts {target} values, which only the modality's own content turns "
-                f"back into a signal, so one that is not given cannot be filled in; pre-train with "
-                f"--mask.target {FREE_TARGETS[0]}"
+                f"{name} predicts {target} values, which can be converted to a signal only with "
+                f"the content of the modality itself, so a missing one cannot be filled in; "
+                f"pre-train with --mask.target {FREE_TARGETS[0]}"
             )
         return ElementFiller(model)
     try:
@@ -127,26 +123,26 @@ def open_filler(loaded: Loaded, config: TrainConfig | None) -> Filler:
         raise CheckpointError(f"{kind} fills in no modality: {error}") from error
     if not filler.names:
         raise CheckpointError(
-            f"{kind} fills in no modality: its queries are made of the tokens of what they ask "
-            f"for; use outputs with queries=positions, or {PRETRAIN}"
+            f"{kind} fills in no modality: its queries are made from the tokens of the modality "
+            f"that they decode; use outputs with queries=positions, or {PRETRAIN}"
         )
     return filler
 
 
 def describe_dropout(filler: Filler, config: TrainConfig | None, names: Iterable[str]) -> str:
-    """Return a warning where training never hid a modality that is to be filled in, or "".
+    """Return a warning if training never hid a modality that is to be filled in, else "".
 
     Args:
-        filler: Of the model.
-        config: Settings of its run, if there are any.
-        names: The modalities.
+        filler: Filler of the model.
+        config: Settings of its run, or None.
+        names: Modalities to fill in.
     """
-    # Labels are always hidden somewhere in training.
+    # Labels need no check: training always hides them from some samples.
     asked = [name for name in names if name in filler.model.config.data_inputs]
     if config is None:
         return (
             f"this model folder does not record whether training hid whole modalities; "
-            f"what it fills in of {', '.join(asked)} is a guess if it did not"
+            f"if it did not, predictions of {', '.join(asked)} are unreliable"
             if asked
             else ""
         )
@@ -156,8 +152,8 @@ def describe_dropout(filler: Filler, config: TrainConfig | None, names: Iterable
         return ""
     return (
         f"training never hid {' or '.join(never)} as a whole (modality_dropout is "
-        f"{config.modality_dropout}), so the model has not learned to fill it in; expect little, "
-        f"or train with --modality_dropout 0.5"
+        f"{config.modality_dropout}), so the model has not learned to fill it in; expect poor "
+        f"results, or train with --modality_dropout 0.5"
     )
 
 
@@ -173,22 +169,20 @@ def measure_fill(
 ) -> list[FillFigures]:
     """Fill in each modality of a split from all others, and compare with two baselines.
 
-    The samples are read in one random order, the same every time, and each is also given the input
-    of the one before it. The mean is that of the training split; of the split itself where the
-    data have no training split.
+    The baselines are the mean of the training split (of the split itself without a training split),
+    and the prediction for the previous sample in a fixed random order.
 
     Args:
-        filler: Of the model.
+        filler: Filler of the model.
         dataset: The data.
-        specs: What the loaders must bring.
+        specs: Modalities that the loaders must read.
         split: The split.
-        batch_size: Samples at once.
-        workers: Processes that read.
-        limit: At most this many batches of both splits; 0 means all.
+        batch_size: Samples per batch.
+        workers: Number of reading processes.
+        limit: At most this many batches of each split; 0 means all.
 
     Raises:
-        UserError: Samples cannot be read or hold one modality each, or what the model predicts is
-            not finite.
+        UserError: No sample can be read, none has two modalities, or a prediction is not finite.
     """
 
     def read(which: str) -> Iterable[Batch]:
@@ -217,14 +211,14 @@ def measure_fill(
     found = [tally.finish(mean_of) for tally in tallies.values() if tally.samples]
     if not found:
         raise DataError(
-            f"{dataset.address}: no sample of {split!r} holds two modalities, so none can be "
-            f"filled in from another and compared; evaluate data whose samples do"
+            f"{dataset.address}: no sample of {split!r} holds two modalities, so there is nothing "
+            f"to fill in and compare; evaluate data whose samples have several modalities"
         )
     return found
 
 
 class _Sum:
-    """A mean over elements, summed up batch by batch."""
+    """Running mean over elements."""
 
     def __init__(self) -> None:
         self.total, self.count = 0.0, 0
@@ -239,13 +233,13 @@ class _Sum:
 
 
 class _Tally:
-    """Errors of one modality over a split."""
+    """Accumulates the errors of one modality over a split."""
 
     def __init__(self, filler: Filler, name: str, mean: MeanSample) -> None:
         self.filler, self.name, self.mean = filler, name, mean
         self.own, self.constant, self.other = _Sum(), _Sum(), _Sum()
         self.samples = 0
-        # The first sample waits for the last one's input: no sample is given its own.
+        # The first sample has no predecessor; in `finish` it gets the prediction for the last one.
         self.first: Tensor | None = None
         self.last: Tensor | None = None
 
@@ -257,7 +251,7 @@ class _Tally:
         part = batch.take(rows)
         given = {name: raw[rows] for name, raw in inputs.items()}
         made = self.filler.fill(given, held_modalities(self.filler.model, part), self.name)
-        check_answer(made, f"{self.name} as it is filled in")
+        check_answer(made, f"the prediction of {self.name}")
         raw = given[self.name]
         self._count(self.own, made, raw)
         self._count(self.constant, self.mean.predict(), raw)
@@ -291,26 +285,26 @@ class _Tally:
         )
 
 
-# -- Files of some modalities, and what a model fills in of others: ``reconstruct --fill`` -------
+# -- Fill in missing modalities of files: ``reconstruct --fill`` ---------------------------------
 
 RECORD, FIGURE = "filled.json", "filled.png"
-# Rows of the figure, and classes that a filled-in label lists.
+# Rows of the figure, and classes listed for a predicted label.
 SHOWN, LISTED = 12, 5
 BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
 class Filled:
-    """One modality of one file, filled in.
+    """One predicted modality of one sample.
 
     Attributes:
         file: The (first) file of the sample.
-        modality: What was filled in.
-        given: What it was filled in from.
+        modality: The predicted modality.
+        given: Modalities that it was predicted from.
         written: The files written.
-        answer: Text or class; empty for signals.
-        error: Mean error, where the sample holds the modality itself; None elsewhere.
-        unit: Of the error: ``variances``, ``squared`` or ``nats``.
+        answer: Predicted text or class; empty for signals.
+        error: Mean error if the sample has the modality itself, otherwise None.
+        unit: Unit of the error: ``variances``, ``squared`` or ``nats``.
     """
 
     file: str
@@ -323,17 +317,17 @@ class Filled:
 
 
 def check_fill(filler: Filler, names: Sequence[str], out: Path, *, overwrite: bool) -> None:
-    """Refuse what cannot be filled in, before anything is written.
+    """Check the modalities and the output folder, before anything is written.
 
     Args:
-        filler: Of the model.
-        names: What is to be filled in.
-        out: Folder for the files.
+        filler: Filler of the model.
+        names: Modalities to fill in.
+        out: Output folder.
         overwrite: Replace files of an earlier call.
 
     Raises:
-        ConfigError: An unknown modality, one the model does not answer, or one named twice; or
-            ``out`` holds filled-in files and ``overwrite`` is off.
+        ConfigError: A modality is unknown, named twice or cannot be predicted, or ``out`` holds
+            files of an earlier call and ``overwrite`` is off.
     """
     known = list(filler.model.config.inputs)
     for name in names:
@@ -345,7 +339,7 @@ def check_fill(filler: Filler, names: Sequence[str], out: Path, *, overwrite: bo
             )
         if name not in filler.names:
             raise ConfigError(
-                f"the model has no output for {name!r} that works without it; it fills in "
+                f"the model cannot predict {name!r} from other modalities; it fills in "
                 f"{' and '.join(filler.names)}"
             )
         if names.count(name) > 1:
@@ -363,24 +357,24 @@ def fill_files(
     *,
     note: Note | None = None,
 ) -> tuple[list[Path], list[Filled]]:
-    """Fill in modalities of files, each from all others that the sample holds.
+    """Fill in modalities of files, each from all other modalities of the sample.
 
-    Files of several modalities are paired by name. A modality that is given as well is not shown
-    to the model, but compared with what it fills in.
+    Files of several modalities are paired by name. If a file of the predicted modality exists, it
+    is hidden from the model and compared with the prediction.
 
     Args:
-        filler: Of the model.
+        filler: Filler of the model.
         loaded: The model.
-        names: What to fill in, from ``filler.names``.
+        names: Modalities to fill in, from ``filler.names``.
         paths: Files, or folders searched for them.
         out: Folder for ``NAME_filled`` of every sample, ``filled.json`` and ``filled.png``.
-        note: Told which samples were left out.
+        note: Called with a message for each skipped sample.
 
     Returns:
         The files written, the figure last, and a record for each modality of each sample.
 
     Raises:
-        UserError: Nothing can be read, or no sample holds anything to fill in from.
+        UserError: Nothing can be read, or no sample has another modality to predict from.
     """
     specs = loaded.model.config.data_inputs
     files = find_files([str(path) for path in paths], tuple(specs))
@@ -404,17 +398,19 @@ def fill_files(
         for text in skipped:
             note(f"skipped: {text}")
     if not found:
-        raise DataError(f"nothing was filled in of {len(files)} files: {'; '.join(skipped[:3])}")
+        raise DataError(
+            f"nothing could be filled in for {len(files)} files: {'; '.join(skipped[:3])}"
+        )
     write_json(out / RECORD, {"filled": [asdict(each) for each in found]})
     title = f"{' and '.join(names)}, filled in from the other modalities"
     shown = f" The first {SHOWN} of {len(rows)}." if len(rows) > SHOWN else ""
-    about = f"The model saw nothing of the original.{shown}"
+    about = f"The originals were hidden from the model.{shown}"
     figure = draw_filled(out / FIGURE, rows[:SHOWN], title=title, note=about)
     return [*written, out / RECORD, figure], found
 
 
 class _Samples:
-    """A batch of files, and what can be filled in of it."""
+    """A batch of files with its model inputs."""
 
     def __init__(
         self,
@@ -432,12 +428,12 @@ class _Samples:
         self.held = {name: held.get(name, everywhere) for name in self.model.config.data_inputs}
 
     def fill(self, name: str, out: Path, skipped: list[str]) -> Iterator[tuple[Filled, FilledRow]]:
-        """Fill in one modality wherever there is something to fill it in from."""
+        """Predict one modality of all samples that have another one to predict from."""
         fillable, there = find_fillable(self.filler, self.batch, self.inputs, name)
         for row in (~fillable).nonzero().flatten().tolist():
             others = [n for n in self.held if n != name]
             skipped.append(
-                f"{show_name(str(self.files[row]))}: holds {name} alone, so there is nothing to "
+                f"{show_name(str(self.files[row]))}: holds only {name}, so there is nothing to "
                 f"fill it in from; give a file of {' or '.join(others)} with the same name"
             )
         rows = fillable.nonzero().flatten()
@@ -446,13 +442,13 @@ class _Samples:
         given = {n: raw[rows] for n, raw in self.inputs.items()}
         made = self.filler.fill(given, {n: x[rows] for n, x in self.held.items()}, name)
         for place, row in enumerate(rows.tolist()):
-            check_answer(made[place], f"{self.files[row]}: {name} as it is filled in")
+            check_answer(made[place], f"{self.files[row]}: the prediction of {name}")
             yield self._write(name, row, made[place : place + 1], bool(there[row]), out)
 
     def _write(
         self, name: str, row: int, made: Tensor, is_known: bool, out: Path
     ) -> tuple[Filled, FilledRow]:
-        """Write what was made of one sample, and compare it with the original."""
+        """Write the prediction for one sample, and compare it with the original."""
         spec = self.model.config.inputs[name]
         given = tuple(n for n, there in self.held.items() if n != name and bool(there[row]))
         stem, answer = f"{self.stems[row]}_filled", ""
@@ -481,27 +477,25 @@ class _Samples:
         return filled, FilledRow(caption, seen, shown, truth)
 
     def _measure(self, name: str, row: int, made: Tensor) -> float:
-        """Return the mean error of one sample."""
         truth, real = true_elements(self.model, name, self.inputs[name][row : row + 1])
         return float(element_errors(self.model, name, made, truth)[real].mean())
 
     def _restore(self, name: str, made: Tensor) -> Tensor:
-        """Return a predicted signal in its raw layout; of texts the likeliest bytes."""
+        """Return a predicted signal in its raw layout; for texts, ids of the likeliest bytes."""
         adapter = self.model.adapter(name)
         if adapter.spec.kind == "bytes":
-            # Special ids are never the answer: training does not score padding.
+            # Special ids are excluded: padding is not part of the loss, so their logits are noise.
             return made[0, :, FIRST_BYTE:].argmax(-1) + FIRST_BYTE
         return adapter.restore(made)[0]
 
     def _original(self, name: str, row: int) -> Tensor:
-        """Return a given signal as floats in its raw layout; of texts their ids."""
+        """Return an input signal as floats in its raw layout; for texts, the ids."""
         adapter, raw = self.model.adapter(name), self.inputs[name][row : row + 1]
         if adapter.spec.kind == "bytes":
             return raw[0]
         return adapter.restore(adapter.normalise(adapter.flatten(raw), torch.float32))[0]
 
     def _draw(self, name: str, signal: Tensor) -> list[NDArray[Any] | str]:
-        """Return what is drawn of a signal."""
         kind = self.model.config.inputs[name].kind
         texts = {name: decode_ids(signal.numpy())} if kind == "bytes" else {}
         return draw_parts(SampleBox({name: signal.numpy()}, {name: kind}, "", "", texts), 0)
@@ -509,7 +503,7 @@ class _Samples:
     def _find_sound(
         self, spec: ModalitySpec, row: int, given: Sequence[str]
     ) -> tuple[Audio, Tensor] | None:
-        """Return the given sound that a filled-in clip can be played with, if there is one."""
+        """Return the audio input to mux into a predicted video, if there is one."""
         for name in given if isinstance(spec, Video) else ():
             sound = self.model.config.inputs[name]
             if isinstance(sound, Audio) and fits_clip(sound):
@@ -517,7 +511,7 @@ class _Samples:
         return None
 
     def _list_classes(self, made: Tensor) -> list[str]:
-        """Return the likeliest classes with their probabilities, a line each."""
+        """Return the likeliest classes with their probabilities, one per line."""
         shares = made[0].softmax(-1).mean(0)
         best = shares.topk(min(LISTED, len(shares)))
         names = [

@@ -19,15 +19,18 @@ from perceivers.checkpoints.foreign import (
     find_layout,
     is_known,
 )
-from perceivers.checkpoints.hiera_files import hiera_from_hugging_face, read_hiera_folder
-from perceivers.checkpoints.hiera_names import name_variant, stated_by_hub
+from perceivers.checkpoints.hiera_files import (
+    hiera_from_hugging_face,
+    read_hiera_folder,
+    with_hiera_task,
+)
+from perceivers.checkpoints.hiera_names import stated_by_hub
 from perceivers.checkpoints.sam2 import SAM2_FOLDERS, model_from_sam2, read_sam2_folder
 from perceivers.checkpoints.torch_files import find_folder_file, read_known_weights
 from perceivers.checkpoints.verify import Difference, Precision, verify_sam2
 from perceivers.checkpoints.verify_hiera import verify_hiera_archive, verify_hiera_folder
-from perceivers.errors import CheckpointError, ConfigError
+from perceivers.errors import CheckpointError
 from perceivers.files import read_json_file
-from perceivers.models.hiera import Hiera
 from perceivers.models.saving import ModelInfo
 from perceivers.reading import read_file
 
@@ -108,7 +111,9 @@ def open_archive(source: Path) -> Opened | None:
     where = f"{source}: config_json"
     name, stated = (require(archive.config, key, where) for key in ("library", "config"))
     if name not in FOREIGN_LAYOUTS:
-        raise CheckpointError(f"{source}: library is {name!r}; known are {list(FOREIGN_LAYOUTS)}")
+        raise CheckpointError(
+            f"{source}: library is {name!r}; expected one of {list(FOREIGN_LAYOUTS)}"
+        )
     tensors = {key: torch.from_numpy(array).float() for key, array in archive.params.items()}
     opened = _opened(source, tensors, FOREIGN_LAYOUTS[name], stated)
     return replace(
@@ -128,7 +133,7 @@ def _opened(
     model, notes = layout.build(tensors, stated, source)
     return Opened(
         model=model,
-        info=with_hiera_task(model, describe_source(source, layout.title, None)),
+        info=layout.complete(model, describe_source(source, layout.title, None)),
         verify=lambda other, dtype: layout.verify(tensors, other, dtype=dtype),
         notes=tuple(notes),
     )
@@ -208,36 +213,6 @@ def card_license(folder: Path) -> str:
     lines = head[1].splitlines() if len(head) > 2 and not head[0].strip() else []
     found = [line.partition(":")[2].strip() for line in lines if line.startswith("license:")]
     return found[0] if found else ""
-
-
-def with_hiera_task(model: Any, info: ModelInfo) -> ModelInfo:
-    """Add the variant, task and classes of a Hiera to its metadata."""
-    if not isinstance(model, Hiera):
-        return info
-    variant = name_variant(model.config)
-    if variant:
-        info = replace(info, provenance={**info.provenance, "variant": variant})
-    if model.config.decoder is not None:
-        return replace(info, task="pretrain", target=info.target or "patch-normalised")
-    if not model.config.num_classes:
-        return info
-    # Most files have no class names; the indices of the logits stand in for them.
-    numbers = tuple(str(number) for number in range(model.config.num_classes))
-    return replace(info, task="classify", classes=info.classes or numbers)
-
-
-def with_window_positions(model: Any) -> Hiera:
-    """Split the absolute positions of a Hiera into a global and a window part (arXiv 2311.05613).
-
-    Raises:
-        ConfigError: The model is of another family, or its positions are not absolute.
-    """
-    if not isinstance(model, Hiera):
-        raise ConfigError(
-            f"positions=window needs a Hiera with absolute positions, but the model family is "
-            f"{model.family!r}"
-        )
-    return model.with_window_positions()
 
 
 def compare_positions(before: Any, after: Any) -> Difference:

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
-from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +22,7 @@ from perceivers.nn.linear import (
     multiply_half,
     onednn_works,
 )
-from perceivers.types import Audio, Bytes, Image, Points, Video
+from perceivers.types import Image
 from perceivers.version import __version__
 
 EXTRAS = {
@@ -65,38 +63,17 @@ class ModelRow:
     inputs: str
 
 
-# Inputs assumed for variants without default inputs.
-PICTURE = {"image": Image(224, 224, 3)}
-TEXT = {"bytes": Bytes(512)}
-ENTITIES = {"points": Points(32, 6, ragged=True)}
-# By number of axes: one second of audio, an image, a video.
-SIGNALS: dict[int, dict[str, Any]] = {
-    1: {"audio": Audio(16384, 1, sample_rate=16000)},
-    2: PICTURE,
-    3: {"video": Video(16, 224, 224, 3)},
-}
-
-
 def describe_models(pattern: str = "*") -> list[ModelRow]:
     """Count the parameters of matching variants, without allocating their weights."""
     rows = []
     for name in list_models(pattern):
         family = find_family(name)
         variant = FAMILIES[family].variants[name]
-        inputs = variant.get("inputs")
-        settings: dict[str, Any] = {"inputs": inputs or PICTURE}
-        if inputs is None and "bytes" in variant.get("tokens", {}):
-            settings["inputs"] = TEXT
-        elif inputs is None and family == "entity_set":
-            settings["inputs"] = ENTITIES
-        elif inputs is None and "mask_unit" in variant:
-            settings["inputs"] = SIGNALS[len(variant["mask_unit"])]
-        elif inputs is None and family == "perceiver":
-            settings["num_classes"] = 1000
+        settings = FAMILIES[family].example(variant)
         with torch.device("meta"):
             model = create_model(name, **settings)
         sizes = {n: parameter.numel() for n, parameter in model.named_parameters()}
-        latents, structure = _summary(model)
+        latents, structure = model.describe()
         rows.append(
             ModelRow(
                 name=name,
@@ -112,39 +89,6 @@ def describe_models(pattern: str = "*") -> list[ModelRow]:
             )
         )
     return rows
-
-
-def _summary(model: Any) -> tuple[str, str]:
-    """Return the fields ``latents`` and ``structure`` of ``ModelRow``."""
-    if model.family == "hip":
-        levels = model.config.levels
-        middle = levels[model.config.processor]
-        groups = "-".join(str(level.num_groups) for level in levels)
-        return f"{middle.num_latents} x {middle.latent_dim}", f"groups {groups}"
-    if model.family == "hiera_det":
-        depths, windows = (
-            "-".join(map(str, x)) for x in (model.config.depths, model.config.windows)
-        )
-        return last_tokens(model), f"blocks {depths}, width {model.config.dim}, windows {windows}"
-    if model.family == "hiera":
-        depths = "-".join(map(str, model.config.depths))
-        unit = "x".join(map(str, model.config.unit_size))
-        return last_tokens(model), f"blocks {depths}, width {model.config.dim}, units {unit}"
-    trunk = model.config.trunk
-    shared = " shared" if trunk.share_blocks and trunk.num_blocks > 1 else ""
-    return (
-        f"{trunk.num_latents} x {trunk.latent_dim}",
-        f"{trunk.num_reads} read, {trunk.num_blocks} x {trunk.depth} layers{shared}",
-    )
-
-
-def last_tokens(model: Any) -> str:
-    """Return the tokens x channels of a Hiera's last stage."""
-    config = model.config
-    (spec,) = config.inputs.values()
-    last = len(config.depths) - 1
-    pairs = zip(spec.grid, config.stride(last), strict=True)
-    return f"{prod(-(-size // stride) for size, stride in pairs)} x {config.dim * 2**last}"
 
 
 def describe_weights(pattern: str = "*") -> list[ReleasedWeights]:

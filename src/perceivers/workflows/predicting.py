@@ -13,7 +13,7 @@ from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.data.augment import Views
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.settings import Count, checked
-from perceivers.tasks.mae import OBJECTIVES
+from perceivers.tasks.mae import is_masked_autoencoder
 from perceivers.tasks.segmentation import segmented_modality
 from perceivers.types import Points
 from perceivers.workflows.comparing import check_views
@@ -175,7 +175,7 @@ def find_kind(loaded: Loaded, model: str | Path) -> str:
     if task == "autoencode":
         return "signals"
     finetune = f"perceivers finetune --model {model} --data ... --out ..."
-    if loaded.model.family in OBJECTIVES and loaded.model.decoder is not None:
+    if is_masked_autoencoder(loaded.model):
         raise CheckpointError(
             f"{model} only reconstructs hidden parts of its input (its task is "
             f"{task or 'not recorded'}); show its reconstructions with perceivers reconstruct "

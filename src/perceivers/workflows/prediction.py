@@ -17,9 +17,9 @@ from perceivers.data.files import pair_files
 from perceivers.errors import ConfigError, DataError
 from perceivers.escaping import write_csv
 from perceivers.files import write_atomic
+from perceivers.finite import NO_ANSWER, check_answer, is_answer
 from perceivers.models.compiling import Uncompiled
 from perceivers.reading import read_file
-from perceivers.tasks.base import NO_ANSWER, check_answer, is_answer
 from perceivers.tasks.mlm import score_bytes, text_modality
 from perceivers.tasks.presence import answer, can_lack, held_modalities
 from perceivers.text_names import show_all

@@ -1,4 +1,4 @@
-"""Open the data and build what is trained, for every task; nothing is written yet."""
+"""Open the data and build the task of a training run or a trained model; nothing is written."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +13,7 @@ from perceivers.data.masks import Mask, count_pixels, kept_classes
 from perceivers.data.measuring import override_spec
 from perceivers.data.sources import TargetSource
 from perceivers.errors import CheckpointError, ConfigError, DataError
+from perceivers.models.masked import MaskSettings
 from perceivers.models.registry import FAMILIES, find_family, list_models
 from perceivers.models.saving import ModelInfo
 from perceivers.tasks import (
@@ -35,8 +36,6 @@ from perceivers.tasks import (
 )
 from perceivers.tasks.classification import balanced_weights
 from perceivers.tasks.flow import TARGET, flow_modality
-from perceivers.tasks.mae import OBJECTIVES
-from perceivers.tasks.masked import MaskSettings
 from perceivers.tasks.multilabel import Multilabel, MultilabelConfig, label_names
 from perceivers.tasks.regression import measure_targets
 from perceivers.tasks.segmentation import TARGET as MASKS
@@ -71,14 +70,14 @@ from perceivers.workflows.opening import data_specs, open_dataset
 
 @dataclass
 class Prepared:
-    """A run ready to start.
+    """A run that is ready to start.
 
     Attributes:
         task: Model, loss and metrics.
-        dataset: Opened data.
-        specs: What the loaders bring: the model's inputs, and targets such as flow.
-        info: What is saved with the weights.
-        notes: Sentences for the console.
+        dataset: The opened data.
+        specs: Specs of what loaders return: the model's inputs, and targets such as flow.
+        info: Metadata to save with the weights.
+        notes: Notes for the console.
     """
 
     task: Task
@@ -89,7 +88,7 @@ class Prepared:
 
 
 def prepare_pretraining(config: PretrainConfig) -> Prepared:
-    """Masked auto-encoding: groups of raw elements (HiP) or mask units (Hiera)."""
+    """Prepare masked autoencoding of a HiP (groups of raw elements) or a Hiera (mask units)."""
     dataset = open_dataset(config)
     notes = list(dataset.notes)
     named = config.model in list_models()
@@ -106,7 +105,7 @@ def prepare_pretraining(config: PretrainConfig) -> Prepared:
         loaded = with_options(load_for(config, dataset), config)
         model = loaded.model
         notes.append(f"continuing from the weights of {loaded.folder}")
-    if model.family not in OBJECTIVES:
+    if FAMILIES[model.family].objective is None:
         raise ConfigError(
             f"--task pretrain masks the input of a HiP or a Hiera, but {config.model} is a "
             f"{model.family} model; use --task autoencode (any signal, --autoencode.mask_ratio "
@@ -119,10 +118,10 @@ def prepare_pretraining(config: PretrainConfig) -> Prepared:
         )
     teacher = load_with_info(config.mask.teacher).model if config.mask.teacher else None
     task = MaskedAutoencoding(model, config.mask, teacher)
-    classes = dataset.classes if model.family == "hip" and model.config.labels else ()
+    classes = dataset.classes if model.predicted_labels else ()
     info = _info(config, "pretrain", classes)
-    # As resolved for the model family, so that later defaults change nothing. A teacher belongs to
-    # training: what is saved reconstructs, and is evaluated by that.
+    # Save resolved settings, so that a change of defaults does not affect this model. The teacher
+    # is needed in training only: a saved model is evaluated by its reconstructions.
     of_training = {"teacher", "latent_weight"}
     masking = {key: value for key, value in info.objective.items() if key not in of_training}
     masking |= asdict(task.settings)
@@ -131,7 +130,7 @@ def prepare_pretraining(config: PretrainConfig) -> Prepared:
 
 
 def prepare_mlm(config: MlmConfig) -> Prepared:
-    """Masked language modelling on bytes."""
+    """Prepare masked language modelling on bytes."""
     dataset = open_dataset(config)
     model, notes = fresh_or_continued(config, dataset, build=fresh_autoencoder)
     task = MaskedLanguage(model, config.mlm)
@@ -140,7 +139,7 @@ def prepare_mlm(config: MlmConfig) -> Prepared:
 
 
 def prepare_autoencoding(config: AutoencodeConfig) -> Prepared:
-    """Auto-encoding through the latents; labelled data add their label as a modality."""
+    """Prepare autoencoding through the latents; a label of the data becomes a modality."""
     dataset = open_dataset(config)
     extra = {"label": Labels(len(dataset.classes))} if dataset.classes else {}
     model, notes = fresh_or_continued(config, dataset, extra)
@@ -156,7 +155,7 @@ def prepare_autoencoding(config: AutoencodeConfig) -> Prepared:
 
 
 def prepare_classification(config: ClassifyConfig) -> Prepared:
-    """One class per sample, from trained weights or fresh."""
+    """Prepare classification with one class per sample."""
     dataset = open_dataset(config)
     if dataset.columns or len(dataset.classes) < 2:
         found = list(dataset.columns) or f"{len(dataset.classes)} classes"
@@ -177,7 +176,7 @@ def prepare_classification(config: ClassifyConfig) -> Prepared:
 
 
 def prepare_multilabel(config: MultilabelTrainConfig) -> Prepared:
-    """Any number of labels per sample, from label columns."""
+    """Prepare multi-label classification on label columns."""
     dataset = open_dataset(config)
     columns = dataset.columns or {"label": dataset.classes}
     names = label_names(columns) if any(columns.values()) else ()
@@ -193,7 +192,7 @@ def prepare_multilabel(config: MultilabelTrainConfig) -> Prepared:
 
 
 def prepare_multitask(config: MultitaskConfig) -> Prepared:
-    """One classification per label column."""
+    """Prepare one classification per label column."""
     dataset = open_dataset(config)
     if len(dataset.columns) < 2:
         raise DataError(
@@ -208,7 +207,7 @@ def prepare_multitask(config: MultitaskConfig) -> Prepared:
 
 
 def prepare_segmentation(config: SegmentConfig) -> Prepared:
-    """A class per pixel or point, from trained weights or fresh."""
+    """Prepare segmentation of images or point clouds."""
     dataset = open_dataset(config)
     classes, spec = mask_spec(dataset, config.segment)
     model, notes = segmenter(config, dataset, len(classes), config.head)
@@ -218,6 +217,7 @@ def prepare_segmentation(config: SegmentConfig) -> Prepared:
     if config.segment.class_weights == "balanced":
         counts = torch.from_numpy(count_pixels(dataset.splits["train"], sized)).float()
         mean = counts.sum() / len(classes)
+        # Inverse frequencies; classes that do not occur get weight 0 instead of infinity.
         weights = torch.where(counts > 0, mean / counts.clamp(min=1), 0.0)
     task = Segmentation(model, classes, config.segment, weights)
     info = _info(config, "segment", classes)
@@ -225,10 +225,10 @@ def prepare_segmentation(config: SegmentConfig) -> Prepared:
 
 
 def mask_spec(dataset: Dataset, config: SegmentationConfig) -> tuple[tuple[str, ...], Mask]:
-    """Return the classes of the masks that count, and how masks of one pixel are read.
+    """Return the classes that are not ignored, and a mask spec with a size of one pixel.
 
     Raises:
-        DataError: The data have no masks, or the class to ignore is none of theirs.
+        DataError: The data have no masks, or the ignored class does not exist.
     """
     if not dataset.mask_classes:
         raise DataError(
@@ -243,12 +243,12 @@ def mask_spec(dataset: Dataset, config: SegmentationConfig) -> tuple[tuple[str, 
 def find_mask_spec(
     loaded: Loaded, config: TrainConfig | None, dataset: Dataset
 ) -> tuple[tuple[str, ...], Mask]:
-    """Return what ``mask_spec`` does with the settings that a model was trained with."""
+    """Return ``mask_spec`` for the settings that a model was trained with."""
     return mask_spec(dataset, find_settings(SegmentationConfig, loaded, config))
 
 
 def sized_mask(model: Any, spec: Mask) -> Mask | PointMask:
-    """Return how masks are read for a model's pictures, or classes for its points."""
+    """Return the mask spec at the size of the model's images or points."""
     inputs = model.config.data_inputs
     own = inputs[masked_modality(inputs)]
     if isinstance(own, Points):
@@ -258,14 +258,14 @@ def sized_mask(model: Any, spec: Mask) -> Mask | PointMask:
 
 
 def prepare_regression(config: RegressConfig) -> Prepared:
-    """Numbers per sample, from trained weights or fresh."""
+    """Prepare regression of one or more numbers per sample."""
     dataset = open_dataset(config)
     source = dataset.splits["train"]
     targets = source.targets if isinstance(source, TargetSource) else None
     if targets is None or not dataset.targets:
         raise DataError(
-            f"{config.data} gives no targets; name the columns of a table that hold the numbers "
-            f"to be predicted, such as --targets '[\"age\"]'"
+            f"{config.data} has no targets; name the table columns with the numbers to predict, "
+            f"such as --targets '[\"age\"]'"
         )
     measured = measure_targets(torch.from_numpy(targets), dataset.targets)
     model, notes = classifier(config, dataset, len(measured), config.head)
@@ -275,13 +275,13 @@ def prepare_regression(config: RegressConfig) -> Prepared:
 
 
 def prepare_flow(config: FlowTrainConfig) -> Prepared:
-    """Optical flow on generated or measured pairs."""
+    """Prepare optical flow on generated or measured frame pairs."""
     unused = {"size": None, "channels": None, "labels": [], "modalities": []}
     given = [name for name, value in unused.items() if getattr(config, name) != value]
     if given or config.inputs.keys() - {"video"}:
         what = given[0] if given else f"inputs {sorted(config.inputs.keys() - {'video'})}"
         raise ConfigError(
-            f"flow reads frame pairs alone and does not use {what}; set their size with inputs: "
+            f"flow reads only frame pairs and does not use {what}; set their size with inputs: "
             f"{{video: {{height: 48, width: 64}}}}"
         )
     model, notes = _flow_model(config)
@@ -294,17 +294,18 @@ def prepare_flow(config: FlowTrainConfig) -> Prepared:
 
 
 def _flow_model(config: FlowTrainConfig) -> tuple[Any, list[str]]:
-    """Build a flow variant, or continue from trained weights; also sentences for the console."""
+    """Return a flow model, from a variant or trained weights, and notes for the console."""
     asked = config.inputs.get("video", {})
     if config.model not in list_models():
         loaded = load_with_info(config.model)
         name = flow_modality(loaded.model)
-        override_spec(name, loaded.model.config.inputs[name], asked)  # names a wrong field
+        # Only for its error message, which names a wrong field.
+        override_spec(name, loaded.model.config.inputs[name], asked)
         loaded = with_options(resize(loaded, {name: asked}), config)
         return loaded.model, [f"continuing from the weights of {loaded.folder}"]
     own = FAMILIES[find_family(config.model)].variants[config.model]
     if "flow" not in own.get("outputs", {}):
-        raise ConfigError(f"{config.model} is no flow model; use one of {list_models('*flow*')}")
+        raise ConfigError(f"{config.model} is not a flow model; use one of {list_models('*flow*')}")
     inputs = {"video": override_spec("video", own["inputs"]["video"], asked)}
     return fresh_model(config, inputs), []
 
@@ -320,20 +321,20 @@ def _info(config: TrainConfig, task: str, classes: tuple[str, ...] = ()) -> Mode
 
 
 def typed_info(info: ModelInfo, typed: TrainConfig) -> ModelInfo:
-    """Return what is saved with the weights, with addresses as the user typed them.
+    """Return model metadata with addresses as the user typed them.
 
-    Absolute ones would publish the folders of a machine with every model.
+    Absolute addresses would publish folder names of the user's machine with every model.
     """
     provenance = {**info.provenance, "data": typed.data, "model": typed.model}
     return replace(info, license=dataset_license_note(typed), provenance=provenance)
 
 
 def dataset_license_note(config: TrainConfig) -> str:
-    """What can honestly be said of the licence of weights trained here."""
+    """Return a note on the licence of weights that the user trains."""
     return f"your own; subject to the terms of the data ({config.data})"
 
 
-# Task name -> how its run is prepared; the names are those of ``training.run_folder.TASKS``.
+# Task name -> function that prepares its run; the names are those of ``run_folder.TASKS``.
 PREPARE: dict[str, Callable[[Any], Prepared]] = {
     "pretrain": prepare_pretraining,
     "mlm": prepare_mlm,
@@ -351,15 +352,15 @@ PREPARE: dict[str, Callable[[Any], Prepared]] = {
 # Settings of the objective that a model was trained with, from its folder, its run, or defaults.
 #
 # A model folder records them (``ModelInfo.objective``), so that a model without its run is
-# evaluated, exported and drawn as it was trained. Folders of earlier versions record less: there
-# the run's ``config.yaml`` decides, then the defaults.
+# evaluated, exported and plotted as it was trained. For folders of earlier versions, which record
+# less, the run's ``config.yaml`` is used, then the defaults.
 
 S = TypeVar("S")
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Where a task's settings are: the field of its run's config, and their type."""
+    """Settings of a task: their field in the run's config, and their type."""
 
     field: str
     kind: type[Any]
@@ -378,25 +379,25 @@ RECORDED: Mapping[str, Objective] = {
 
 
 def describe_objective(task: str, config: TrainConfig) -> dict[str, Any]:
-    """Return a task's settings as the model folder records them; empty for tasks without."""
+    """Return a task's settings as recorded in a model folder; empty for tasks without settings."""
     return config.to_json()[RECORDED[task].field] if task in RECORDED else {}
 
 
 def recorded_settings(kind: type[S], loaded: Loaded, config: TrainConfig | None) -> S | None:
-    """Return the settings that a model was trained with; None where nothing records them.
+    """Return the settings that a model was trained with; None if they are not recorded.
 
     Args:
         kind: Type of the settings, such as ``MaskedAutoencodingConfig``.
         loaded: The model.
-        config: Its run's settings, if there is a run.
+        config: Settings of its run, if there is one.
 
     Raises:
-        CheckpointError: The model folder records impossible settings.
+        CheckpointError: The model folder records invalid settings.
     """
     task = next(task for task, objective in RECORDED.items() if objective.kind is kind)
     name = RECORDED[task].field
     if loaded.info.task == task and loaded.info.objective:
-        # Fields of later versions are ignored, as everywhere in config.json.
+        # A later version may have added fields; they are ignored, as everywhere in config.json.
         known = {k: v for k, v in loaded.info.objective.items() if k in _fields(kind)}
         try:
             built = build_config(TASKS[task], {"model": "", "data": "", "out": "", name: known})
@@ -410,13 +411,13 @@ def recorded_settings(kind: type[S], loaded: Loaded, config: TrainConfig | None)
 
 
 def find_settings(kind: type[S], loaded: Loaded, config: TrainConfig | None) -> S:
-    """Return the settings that a model was trained with; defaults where nothing records them."""
+    """Return the settings that a model was trained with; defaults if they are not recorded."""
     found = recorded_settings(kind, loaded, config)
     return kind() if found is None else found
 
 
 def find_masking(loaded: Loaded, config: TrainConfig | None) -> MaskSettings:
-    """Return how a masked autoencoder was masked, with its model family's defaults filled in.
+    """Return the masking settings of a masked autoencoder, with its family's defaults filled in.
 
     Raises:
         ConfigError: The model does not mask its input.
@@ -429,7 +430,7 @@ def _fields(kind: Any) -> Mapping[str, Any]:
 
 
 def _add_legacy(loaded: Loaded, mask: Any) -> Any:
-    """Complete masking by what folders before ``ModelInfo.objective`` record."""
+    """Complete masking settings with those recorded before ``ModelInfo.objective`` existed."""
     target, ratio = loaded.info.target, loaded.info.provenance.get("mask_ratio")
     if mask is None and not target and ratio is None:
         return None
@@ -438,7 +439,7 @@ def _add_legacy(loaded: Loaded, mask: Any) -> Any:
 
 
 def rebuild_task(loaded: Loaded, config: TrainConfig | None) -> Task:
-    """Return the task of a trained model with the settings it was trained with, to evaluate it.
+    """Rebuild the task of a trained model with its training settings, for evaluation.
 
     Raises:
         CheckpointError: The model was saved without a task that can be evaluated.
@@ -448,7 +449,7 @@ def rebuild_task(loaded: Loaded, config: TrainConfig | None) -> Task:
         return Multitask(model, info.columns)
     if name not in RECORDED:
         raise CheckpointError(
-            f"{loaded.folder} was saved for task {name or 'none'!r} and has nothing to evaluate; "
+            f"{loaded.folder} was saved for task {name or 'none'!r} and cannot be evaluated; "
             f"fine-tune it first"
         )
     settings = find_settings(RECORDED[name].kind, loaded, config)
@@ -459,7 +460,7 @@ def rebuild_task(loaded: Loaded, config: TrainConfig | None) -> Task:
     if name == "autoencode":
         return Autoencoding(model, settings)
     if name == "classify":
-        # Mixing and class weights belong to training, and metrics use neither.
+        # Mixing and class weights are for training; metrics use neither.
         return Classification(model, len(info.classes), ClassificationConfig())
     if name == "multilabel":
         return Multilabel(model, info.columns, settings)

@@ -8,7 +8,8 @@ from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.settings import Seed, checked
 from perceivers.tasks import AutoencodingConfig
-from perceivers.tasks.mae import OBJECTIVES
+from perceivers.tasks.autoencoding import is_autoencoder
+from perceivers.tasks.mae import is_masked_autoencoder
 from perceivers.training.config import TrainConfig
 from perceivers.workflows.compiling import Note
 from perceivers.workflows.filling import (
@@ -128,9 +129,9 @@ def _write_usual(
             f"run (perceivers pretrain, --task pretrain or autoencode)"
         )
     options = {"seed": seed, "overwrite": overwrite}
-    if loaded.model.family in OBJECTIVES:
+    if is_masked_autoencoder(loaded.model):
         return reconstruct_masked(loaded, find_masking(loaded, config), paths, out, **options)
-    if loaded.model.family != "perceiver_io":
+    if not is_autoencoder(loaded.model):
         raise CheckpointError(
             f"{model} ({loaded.model.family}, task {task or 'not recorded'}) does not reconstruct "
             f"its input; pre-train a model with --task autoencode, or a HiP or Hiera"
@@ -146,7 +147,7 @@ def describe_target(model: str | Path) -> str:
         model: Run folder, ``RUN@last`` or model folder.
     """
     loaded = load_with_info(model)
-    if loaded.model.family not in OBJECTIVES or loaded.model.decoder is None:
+    if not is_masked_autoencoder(loaded.model):
         return ""
     target = find_masking(loaded, run_config(model)).target
     return f"target space: {target}. {TARGET_NOTES[target]}"

@@ -1,4 +1,4 @@
-"""What a masked auto-encoder imagines of signals: original, masked, reconstructed."""
+"""Reconstruct files with masked autoencoders and Perceiver IO, and draw overview figures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from perceivers.data.byte_codec import decode_ids
 from perceivers.data.writing import AXES, list_sound_rates, write_clip, write_ply, write_wav
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import write_atomic
+from perceivers.finite import check_answer
+from perceivers.models.masked import Imagined, MaskSettings
 from perceivers.report.figures import draw_reconstructions
 from perceivers.report.figures.reconstruction import FilledRow, SoundRow, draw_filled, draw_sounds
 from perceivers.report.figures.samples import SampleBox, draw_parts, show_points
@@ -26,26 +28,24 @@ from perceivers.tasks.autoencoding import (
     as_floats,
     decode_raw,
 )
-from perceivers.tasks.base import check_answer
 from perceivers.tasks.mae import objective_of
-from perceivers.tasks.masked import Imagined, MaskSettings
 from perceivers.tasks.presence import can_lack, held_modalities
 from perceivers.types import FIRST_BYTE, PAD, Audio, Bytes, Image, ModalitySpec, Points, Video
 
-# -- Figures of what a model reconstructed: one per modality, whatever its kind ------------------
+# -- Figures of reconstructions: one per modality ------------------------------------------------
 
-# Rows of a figure.
+# Maximum number of rows of a figure.
 SHOWN_PER_KIND = 6
-COLUMNS = ("what the model saw", "reconstructed", "original")
-# What stands where something was hidden.
+COLUMNS = ("visible input", "reconstructed", "original")
+# Values in place of hidden elements; other kinds are grey.
 BLANKS: dict[str, float] = {"audio": 0.0, "bytes": FIRST_BYTE + ord("_"), "points": float("nan")}
 GREY = 0.5
 
 
 def split_parts(imagined: Imagined, spec: ModalitySpec) -> dict[str, Tensor]:
-    """Return ``original``, ``masked`` and ``reconstructed`` as they are written and drawn.
+    """Return ``original``, ``masked`` and ``reconstructed`` signals for files and figures.
 
-    What was hidden is grey, silent, underscores, or no point; padding of texts stays padding.
+    Hidden elements become grey, silence, underscores or missing points; padding of texts is kept.
     """
     parts = {
         "original": imagined.original,
@@ -69,11 +69,11 @@ def draw_signals(
     """Draw the first samples of a modality that is neither images nor video.
 
     Args:
-        path: Where the PNG goes.
-        batches: What was imagined of each batch, and the names of its samples.
-        spec: What they are.
-        title: Heading of the figure.
-        note: How to read it.
+        path: Path of the PNG.
+        batches: Reconstructions of each batch, and the names of its samples.
+        spec: Spec of the modality.
+        title: Title of the figure.
+        note: Explanation below the figure.
     """
     first = (
         ""
@@ -89,7 +89,7 @@ def draw_signals(
 
 
 def _sound_rows(imagined: Imagined, names: Sequence[str], spec: Audio) -> list[SoundRow]:
-    """Return the first channel of every recording."""
+    """Return one row per recording, with its first channel."""
     rows = []
     for row, name in enumerate(names):
         waves = (imagined.original[row, 0], imagined.reconstructed[row, 0])
@@ -100,7 +100,6 @@ def _sound_rows(imagined: Imagined, names: Sequence[str], spec: Audio) -> list[S
 
 
 def _filled_rows(imagined: Imagined, names: Sequence[str], spec: ModalitySpec) -> list[FilledRow]:
-    """Return texts or clouds: what the model saw, what it made of that, and the original."""
     parts = split_parts(imagined, spec)
     columns = [parts[name] for name in ("masked", "reconstructed", "original")]
     return [
@@ -110,7 +109,7 @@ def _filled_rows(imagined: Imagined, names: Sequence[str], spec: ModalitySpec) -
 
 
 def _draw(signal: Tensor, original: Tensor, spec: ModalitySpec) -> list[NDArray[np.uint8] | str]:
-    """Return a text, or an image of anything else; clouds in the frame of the original."""
+    """Return a text, or an image of other signals; clouds are drawn at the original's scale."""
     if isinstance(spec, Bytes):
         return [decode_ids(signal[signal != PAD].numpy())]
     if isinstance(spec, Points):
@@ -119,12 +118,12 @@ def _draw(signal: Tensor, original: Tensor, spec: ModalitySpec) -> list[NDArray[
     return draw_parts(box, 0)
 
 
-# -- One signal of a model to a file that can be looked at, played or read -----------------------
+# -- Write one signal to a file ------------------------------------------------------------------
 #
-# Images are written as ``.png``, clips as ``.mp4``, sound as ``.wav``, points as ``.npy`` and,
+# Images are written as ``.png``, clips as ``.mp4``, audio as ``.wav``, points as ``.npy`` and,
 # with three coordinates, ``.ply``, texts as ``.txt`` and other arrays as ``.npy``.
 
-# Rates that every player takes, where the data do not say.
+# Rates that every player supports, for data without a rate.
 DEFAULT_FRAME_RATE, DEFAULT_SAMPLE_RATE = 25.0, 16_000
 
 
@@ -137,16 +136,16 @@ def write_signal(
     frame_step: int = 1,
     sound: tuple[Audio, Tensor] | None = None,
 ) -> list[Path]:
-    """Write one signal; what lies outside its range is clipped.
+    """Write one signal to a file; values outside its range are clipped.
 
     Args:
-        folder: Where to; it exists.
-        stem: Name of the file without ending.
-        spec: What the signal is.
-        signal: Floats in the raw layout without a batch axis; of texts ids ``[L]``. A row of NaN is
-            no point.
-        frame_step: Frames of the spec per frame of a clip.
-        sound: Sound that a clip is written with, and what it is.
+        folder: Output folder, which must exist.
+        stem: Name of the file without extension.
+        spec: Spec of the signal.
+        signal: Floats in the raw layout without a batch axis; for texts, ids ``[L]``. Rows of NaN
+            are missing points.
+        frame_step: Frames of the spec per frame of the clip.
+        sound: Spec and waveform of the sound of a clip.
 
     Raises:
         UserError: The signal or its rate cannot be written, or a library is missing.
@@ -176,12 +175,12 @@ def write_signal(
 
 
 def sound_rate(spec: Audio) -> int:
-    """Return the rate that sound is written at, in Hz."""
+    """Return the sample rate of written audio, in Hz."""
     return spec.sample_rate or DEFAULT_SAMPLE_RATE
 
 
 def fits_clip(spec: Audio) -> bool:
-    """Tell whether a clip can be written with such sound."""
+    """Return whether a clip can be written with such audio."""
     return spec.channels <= 2 and sound_rate(spec) in list_sound_rates()
 
 
@@ -189,6 +188,7 @@ def save_picture(path: Path, array: NDArray[np.float32]) -> Path:
     """Write one ``[C, H, W]`` array in 0..1 as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.round(array.clip(0, 1) * 255).astype(np.uint8)
+    # Other numbers of channels have no colour format; their first channel is written in grey.
     if pixels.shape[0] not in {1, 3, 4}:
         pixels = pixels[:1]
     picture = pixels[0] if pixels.shape[0] == 1 else np.moveaxis(pixels, 0, -1)
@@ -196,27 +196,27 @@ def save_picture(path: Path, array: NDArray[np.float32]) -> Path:
     return path
 
 
-# -- What a masked auto-encoder imagines of signals ----------------------------------------------
+# -- Reconstruct files with a masked autoencoder -------------------------------------------------
 
 TARGET_NOTES: dict[str, str] = {
     "raw": "Trained on raw values; shown as predicted.",
-    "per-channel": "Trained on channel-standardised values; shown with that undone.",
+    "per-channel": "Trained on channel-standardised values; shown in the original range.",
     "group-normalised": (
         "Trained on group-standardised values; mean and deviation of every group were borrowed "
-        "from the original picture."
+        "from the original."
     ),
     "patch-normalised": (
         "Trained on patch-standardised values of hidden patches; mean and deviation of every patch "
         "were borrowed from the original."
     ),
 }
-TEXT_NOTE = "The likeliest byte at every place; hidden bytes are underscores."
+TEXT_NOTE = "The most likely byte at every position; hidden bytes are underscores."
 SHOWN = 12
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Arrays ``[n, C, H, W]`` in 0..1; ``visible`` is ``[n, 1, H, W]``."""
+    """Images ``[n, C, H, W]`` in 0..1; ``visible`` is ``[n, 1, H, W]``."""
 
     original: NDArray[np.float32]
     visible: NDArray[np.bool_]
@@ -224,38 +224,37 @@ class Pictures:
 
     @property
     def pasted(self) -> NDArray[np.float32]:
-        """The reconstruction with the visible elements put back."""
+        """The reconstruction with the visible elements pasted in."""
         return np.where(self.visible, self.original, self.reconstructed)
 
     @property
     def is_pasted(self) -> bool:
-        """Whether the reconstruction holds the visible elements as they are."""
+        """Whether the reconstruction already contains the visible elements."""
         return bool(np.allclose(self.pasted, self.reconstructed, rtol=0.0, atol=1e-4))
 
     @property
     def masked(self) -> NDArray[np.float32]:
-        """What the model saw, the rest grey."""
+        """The visible elements; hidden ones are grey."""
         return np.where(self.visible, self.original, np.float32(GREY))
 
 
 def picture_modality(model: Any) -> str:
-    """Return the name of the model's picture or clip input.
+    """Return the name of the model's image or video input.
 
     Raises:
-        DataError: It has none.
+        DataError: The model has neither.
     """
     for kind in (Image, Video):
         for name, spec in model.config.data_inputs.items():
             if isinstance(spec, kind):
                 return name
     raise DataError(
-        f"pictures can be drawn of image and video inputs; this model reads "
-        f"{list(model.config.inputs)}"
+        f"only image and video inputs can be drawn; this model reads {list(model.config.inputs)}"
     )
 
 
 def imagine(model: Any, batch: Batch, settings: MaskSettings, seed: int) -> dict[str, Imagined]:
-    """Mask a batch and reconstruct it; of each modality only the samples that hold it."""
+    """Mask and reconstruct a batch; each modality contains only the samples that have it."""
     objective = objective_of(model.eval())
     plan = objective.draw(batch.inputs, settings, torch.Generator().manual_seed(seed))
     held = held_modalities(model, batch)
@@ -264,7 +263,7 @@ def imagine(model: Any, batch: Batch, settings: MaskSettings, seed: int) -> dict
 
 
 def as_pictures(imagined: Imagined) -> Pictures:
-    """Return pictures for a figure; of clips, their middle frame."""
+    """Convert to images for a figure; clips become their middle frame."""
     parts = (imagined.original, imagined.visible, imagined.reconstructed)
     original, visible, made = (x[:, :, x.shape[2] // 2] if x.ndim == 5 else x for x in parts)
     return Pictures(original.numpy(), visible.numpy(), made.float().clamp(0, 1).numpy())
@@ -281,21 +280,21 @@ def reconstruct_masked(
 ) -> list[Path]:
     """Write ``NAME_original``, ``_masked`` and ``_reconstructed`` per file.
 
-    Pictures become png, clips mp4, sounds wav, texts txt (a hidden byte is an underscore) and point
-    clouds npy and ply.
-    Files of several modalities are paired by name; a sample may lack some of them.
+    Images are written as png, clips as mp4, audio as wav, texts as txt (hidden bytes are
+    underscores) and point clouds as npy and ply. Files of several modalities are paired by name; a
+    sample may lack some of them.
 
     Args:
-        loaded: A masked auto-encoder.
-        settings: What is hidden, and the target space.
-        paths: Files of the model's kind, or folders searched for them.
+        loaded: A masked autoencoder.
+        settings: Masking and target space.
+        paths: Files of the kinds that the model reads, or folders searched for them.
         out: Folder for the files, ``overview.png``, which names the target space, and, with several
             modalities, ``overview_NAME.png`` for each further one.
         seed: Seed of the masks.
         overwrite: Replace files of an earlier call in ``out``.
 
     Returns:
-        The files written; the overview is the last.
+        The written files; the overview is the last.
 
     Raises:
         UserError: The model cannot reconstruct, a path does not exist, nothing is readable, or
@@ -339,10 +338,11 @@ def _draw_overviews(
     title: str,
     note: str,
 ) -> list[Path]:
-    """Draw a figure per modality; that of images or video, else of the first, is the overview."""
+    """Draw one figure per modality; ``overview.png`` is that of an image or video if possible."""
     drawn = [name for name in specs if shown.get(name)]
     main = next((n for n in drawn if isinstance(specs[n], Image | Video)), drawn[0])
     written = []
+    # The overview comes last, as callers expect.
     for name in sorted(drawn, key=lambda name: name == main):
         path = out / ("overview.png" if name == main else f"overview_{name}.png")
         if isinstance(specs[name], Image | Video):
@@ -357,7 +357,7 @@ def _draw_overviews(
 
 
 def _stems_holding(batch: Batch, name: str, stems: Sequence[str]) -> list[str]:
-    """Return the names of the samples that hold a modality."""
+    """Return the names of the samples that have a modality."""
     there = batch.present.get(name)
     return [s for row, s in enumerate(stems) if there is None or bool(there[row])]
 
@@ -365,11 +365,11 @@ def _stems_holding(batch: Batch, name: str, stems: Sequence[str]) -> list[str]:
 def save_imagined(
     folder: Path, stems: Sequence[str], imagined: Imagined, spec: ModalitySpec
 ) -> list[Path]:
-    """Write three files per sample; what was hidden is grey, silent, underscores, or left out."""
+    """Write original, masked and reconstructed files of every sample; see ``split_parts``."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for row, stem in enumerate(stems):
-        # What is no point is NaN before and after.
+        # Missing points are NaN in the original and in the reconstruction.
         real = imagined.original[row].isfinite()
         for kind, signals in split_parts(imagined, spec).items():
             signal = signals[row]
@@ -383,7 +383,7 @@ def save_imagined(
 def draw_overview(
     path: Path, batches: Sequence[Pictures], names: Sequence[str], title: str, note: str
 ) -> Path:
-    """Draw the first pictures of all batches in one figure."""
+    """Draw the first images of all batches in one figure."""
 
     def join(part: str) -> NDArray[Any]:
         return np.concatenate([getattr(pictures, part) for pictures in batches])[:SHOWN]
@@ -395,7 +395,7 @@ def draw_overview(
 def draw_imagined(
     path: Path, pictures: Pictures, *, names: Sequence[str] | None = None, title: str, note: str
 ) -> Path:
-    """Draw pictures, what was seen of them, and what was made of that."""
+    """Draw original, masked and reconstructed images."""
     pasted = pictures.is_pasted
     return draw_reconstructions(
         path,
@@ -405,12 +405,12 @@ def draw_imagined(
         masked_only=None if pasted else pictures.pasted,
         names=names,
         title=title,
-        note=f"{note} What the model saw is pasted in." if pasted else note,
+        note=f"{note} Visible elements are pasted in." if pasted else note,
     )
 
 
 def unique_stem(stem: str, taken: Sequence[str]) -> str:
-    """Number a stem that another file has used already."""
+    """Add a number to a stem that is already taken."""
     name, count = stem, 2
     while name in taken:
         name, count = f"{stem}-{count}", count + 1
@@ -418,11 +418,11 @@ def unique_stem(stem: str, taken: Sequence[str]) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
-# Give back files through the latents: pictures as PNG, clips as playable mp4 with sound, wav.
+# Reconstruct files with a Perceiver IO autoencoder: images as png, clips as mp4 with sound, wav.
 #
-# Paper: Perceiver IO (arXiv 2107.14795) Sec. 4.3: video, sound and label auto-encoded at once.
+# Paper: Perceiver IO (arXiv 2107.14795) Sec. 4.3: joint autoencoding of video, audio and label.
 
-NOTE = "All that is shown passed the latent array; clipped to the signal's range."
+NOTE = "Reconstructed from the latent array alone; clipped to the signal's range."
 
 
 @torch.no_grad()
@@ -435,22 +435,22 @@ def reconstruct_signals(
     seed: int,
     overwrite: bool,
 ) -> list[Path]:
-    """Write the original and the reconstruction of every file, and an overview of what is seen.
+    """Write the original and the reconstruction of every file, and an overview figure.
 
     Args:
-        loaded: An auto-encoder.
-        config: What was hidden in training; a mask ratio hides tokens here too.
-        paths: Files of the model's kinds, or folders searched for them.
-        out: Folder for the files and ``overview.png`` (pictures, middle frames of clips).
+        loaded: A Perceiver IO autoencoder.
+        config: Settings of training; its mask ratio hides tokens here too.
+        paths: Files of the kinds that the model reads, or folders searched for them.
+        out: Folder for the files and ``overview.png`` (images, middle frames of clips).
         seed: Seed of the masks.
         overwrite: Replace files of an earlier call.
 
     Raises:
-        UserError: The model gives nothing back, nothing is readable, or ``out`` holds files.
+        UserError: The model outputs no signal, no file is readable, or ``out`` holds files.
     """
     task = Autoencoding(loaded.model, config).eval()
     if not task.signals:
-        raise CheckpointError("this model answers no signal; it cannot reconstruct")
+        raise CheckpointError("this model outputs no signal, so it cannot reconstruct")
     _make_folder(out, overwrite)
     specs = loaded.model.config.data_inputs
     files = find_files([str(path) for path in paths], tuple(specs))
@@ -493,10 +493,10 @@ def write_signals(
     """Write one sample: a clip with its sound, or a file per modality.
 
     Args:
-        out: The folder.
-        stem: Name of the files without ending.
+        out: Output folder.
+        stem: Name of the files without extension.
         signals: Floats in the raw layout, by modality.
-        specs: What they are.
+        specs: Specs of the modalities.
     """
     sound = None
     has_film = any(isinstance(specs[name], Video) for name in signals)
@@ -512,7 +512,7 @@ def write_signals(
 
 
 def _make_folder(out: Path, overwrite: bool) -> None:
-    """Make the folder, or require leave to write into one that holds files."""
+    """Create the output folder; if it holds files, ``overwrite`` is required."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; give a folder")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
@@ -523,13 +523,14 @@ def _make_folder(out: Path, overwrite: bool) -> None:
 def _give_back(
     task: Autoencoding, batch: Batch, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Return the signals of a batch, what comes back of them, and which elements were read."""
+    """Return originals and reconstructions of a batch, and which elements were visible."""
     if task.labels:
+        # Files have no labels; -1 marks unknown ones.
         batch.labels = torch.full((len(batch),), -1)
     encoded, visible = task.encode_for_display(batch, torch.Generator().manual_seed(seed))
     original = {n: as_floats(task.model, n, batch.inputs[n]) for n in task.signals}
     made = {n: decode_raw(task.model, encoded, n) for n in task.signals}
-    # What is absent, a row of NaN among points, has nothing to be given back.
+    # Missing points, which are rows of NaN, have no reconstruction.
     for name, signal in made.items():
         check_answer(signal[original[name].isfinite()], f"reconstruction of {name}")
     made = {n: x.where(original[n].isfinite(), torch.nan) for n, x in made.items()}
@@ -537,7 +538,7 @@ def _give_back(
 
 
 def _middle(x: Tensor) -> Tensor:
-    """The middle frame of clips; pictures as they are."""
+    """Return the middle frame of clips, and images unchanged."""
     return x[:, :, x.shape[2] // 2] if x.ndim == 5 else x
 
 

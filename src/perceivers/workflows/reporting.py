@@ -16,7 +16,6 @@ from perceivers.data import make_eval_loader
 from perceivers.errors import DataError, RunError, UserError, plain_reason
 from perceivers.files import make_folder
 from perceivers.foreign import read_text
-from perceivers.models.registry import position_tables
 from perceivers.report.figures import (
     draw_confusion,
     draw_curves,
@@ -245,7 +244,7 @@ def positions_section(report: Report) -> Section | None:
     """Show learned position embeddings before and after training; None if there are none."""
     figures = []
     before, problem = read_start_positions(report.folder)
-    for name, module in position_tables(report.loaded.model).items():
+    for name, module in report.loaded.model.position_tables().items():
         spec = report.loaded.model.config.inputs[name]
         path = draw_positions(
             report.folder.figures / f"positions_{name}.png",

@@ -21,7 +21,7 @@ from perceivers.data.fingerprints import take_fingerprint
 from perceivers.data.fitting import SampleReader
 from perceivers.errors import ConfigError, RunError, is_users, suggest
 from perceivers.files import make_folder, real_path, remove_leftovers
-from perceivers.models.registry import FAMILIES, find_family, list_models, position_tables
+from perceivers.models.registry import FAMILIES, find_family, list_models
 from perceivers.settings import (
     all_unused,
     check_again,
@@ -371,7 +371,7 @@ def check_start(config: TrainConfig, prepared: Prepared) -> None:
 def save_positions(model: Any, folder: RunFolder) -> None:
     """Save the position embeddings before training, for the report."""
     tables: Mapping[str, Any] = {
-        name: module().detach().numpy() for name, module in position_tables(model).items()
+        name: module().detach().numpy() for name, module in model.position_tables().items()
     }
     make_folder(folder.figures)
     np.savez(folder.figures / START_POSITIONS, **tables)

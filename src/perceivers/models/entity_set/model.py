@@ -23,7 +23,12 @@ from perceivers.adapters.config import TokenConfig, change_fields
 from perceivers.errors import ConfigError
 from perceivers.models.base import SavedModule
 from perceivers.models.flat.config import config_from_json, config_to_json
-from perceivers.models.flat.trunk import TrunkConfig, check_resizable, flat_layer_depths
+from perceivers.models.flat.trunk import (
+    TrunkConfig,
+    check_resizable,
+    describe_trunk,
+    flat_layer_depths,
+)
 from perceivers.models.perceiver_io import DecoderConfig, Output, PerceiverIO, PerceiverIOConfig
 from perceivers.nn.blocks import Read, SelfAttentionLayer
 from perceivers.nn.linear import Linear, init_linears_
@@ -178,6 +183,16 @@ class EntitySet(SavedModule):
         """Return the adapter of the entities."""
         return self.body.adapter(name)
 
+    def features(
+        self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the latents, ``[B, N, D]``."""
+        return self.body.features(inputs, present=present)
+
+    def describe(self) -> tuple[str, str]:
+        """Return the size of the latents, and reads and layers."""
+        return describe_trunk(self.config.trunk)
+
     def layer_depths(self) -> dict[str, int]:
         """Return a depth per parameter, for layer-wise learning-rate decay."""
         inner = flat_layer_depths(self.body, self.body.trunk)
@@ -222,6 +237,11 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
         "embed_dim": 64,
     },
 }
+
+
+def example(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keywords of ``create_model`` for inputs that a variant is typically used with."""
+    return {"inputs": settings.get("inputs") or {"points": Points(32, 6, ragged=True)}}
 
 
 def configure(

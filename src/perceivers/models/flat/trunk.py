@@ -7,7 +7,7 @@ Legend: B batch, M tokens, N latents, C channels of a token, D channels of a lat
 Papers: Perceiver (arXiv 2103.03206) Sec. 3; Perceiver IO (arXiv 2107.14795) Sec. 3 and App. E.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -42,6 +42,13 @@ class Encoded:
 
     latents: Float[Tensor, "B N D"]
     tokens: Tokens
+
+
+def learned_positions(readers: TokenReaders, names: Iterable[str]) -> dict[str, LearnedPositions]:
+    """Return the learned positions of token readers, by modality."""
+    sources = {name: readers.reader(name).positions for name in names}
+    found = {name: each.source for name, each in sources.items() if each is not None}
+    return {name: each for name, each in found.items() if isinstance(each, LearnedPositions)}
 
 
 # -- Weight initialisation of the flat models ----------------------------------------------------
@@ -195,6 +202,15 @@ class TrunkConfig(Settings, prefix="trunk."):
                     steps.append(("read", weight))
             steps.append(("block", 0 if self.share_blocks else block))
         return tuple(steps)
+
+
+def describe_trunk(config: TrunkConfig) -> tuple[str, str]:
+    """Return the size of the latents, and the reads and layers, for tables of models."""
+    shared = " shared" if config.share_blocks and config.num_blocks > 1 else ""
+    return (
+        f"{config.num_latents} x {config.latent_dim}",
+        f"{config.num_reads} read, {config.num_blocks} x {config.depth} layers{shared}",
+    )
 
 
 class Trunk(nn.Module):

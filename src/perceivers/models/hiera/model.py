@@ -69,6 +69,10 @@ class Backbone(SavedModule):
     input: ElementAdapter
     encoder: Any
 
+    def forward_features(self, inputs: Mapping[str, Tensor] | Tensor) -> Pyramid:
+        """Return the feature maps of all stages."""
+        raise NotImplementedError
+
     def adapter(self, name: str) -> ElementAdapter:
         """Return the adapter of the modality.
 
@@ -78,6 +82,43 @@ class Backbone(SavedModule):
         if name != self.config.name:
             raise InputError(f"this model reads {self.config.name!r}, not {name!r}")
         return self.input
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """A map per stage."""
+        return tuple(f"stage_{stage}" for stage in range(len(self.config.depths)))
+
+    def features(
+        self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the feature map of every stage, ``[B, C, *grid]``, from fine to coarse."""
+        assert not present  # one modality, which no sample may lack
+        return dict(zip(self.feature_names, self.forward_features(inputs).maps, strict=True))
+
+    def feature_tokens(
+        self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None
+    ) -> Float[Tensor, "B n D"]:
+        """Return the cells of the last map, row by row."""
+        last = self.features(inputs, present=present)[self.feature_names[-1]]
+        return last.flatten(2).transpose(1, 2)
+
+    def count_tokens(self) -> dict[str, tuple[int, int]]:
+        """Return the number of tokens of the first stage; there is one group."""
+        return {self.config.name: (self._count_cells(0), 1)}
+
+    def describe(self) -> tuple[str, str]:
+        """Return the number and width of the tokens of the last stage, and the blocks."""
+        config, last = self.config, len(self.config.depths) - 1
+        depths = "-".join(map(str, config.depths))
+        tokens = f"{self._count_cells(last)} x {config.dim * 2**last}"
+        return tokens, f"blocks {depths}, width {config.dim}, {self._describe_attention()}"
+
+    def _describe_attention(self) -> str:
+        raise NotImplementedError
+
+    def _count_cells(self, stage: int) -> int:
+        pairs = zip(self.config.spec.grid, self.config.stride(stage), strict=True)
+        return prod(-(-size // stride) for size, stride in pairs)
 
     def layer_depths(self) -> dict[str, int]:
         """Return a depth per parameter, for layer-wise learning-rate decay.
@@ -217,6 +258,19 @@ class Hiera(Backbone):
         assert self.norm is not None
         pooled = self.norm(encoded.stages[-1].mean((1, 2)))
         return pooled if self.head is None else self.head(self.dropout(pooled))
+
+    @property
+    def segmented_modality(self) -> str | None:
+        """Its modality, with a segmentation head."""
+        return self.config.name if self.config.head.kind == "segmentation" else None
+
+    @property
+    def result_names(self) -> tuple[str, ...]:
+        """The reconstruction, or the output of the head."""
+        return ("output",) if self.decoder is None else (f"{self.config.name}_reconstruction",)
+
+    def _describe_attention(self) -> str:
+        return f"units {'x'.join(map(str, self.config.unit_size))}"
 
     def forward_features(
         self, inputs: Mapping[str, Tensor] | Tensor, *, pad: bool | None = None

@@ -16,8 +16,7 @@ from torch import Tensor
 from perceivers.draws import Draws
 from perceivers.masking import MaskKind, MaskPlan, draw_unit_plan
 from perceivers.models.hiera import Hiera
-from perceivers.nn.mask_units import gather_units
-from perceivers.tasks.masked import (
+from perceivers.models.masked import (
     LATENTS,
     Imagined,
     MaskSettings,
@@ -28,6 +27,7 @@ from perceivers.tasks.masked import (
     likeliest_bytes,
     normalise_latents,
 )
+from perceivers.nn.mask_units import gather_units
 from perceivers.types import PAD
 
 PATCH_EPSILON = 1e-6

@@ -17,7 +17,7 @@ from perceivers.adapters.config import change_fields
 from perceivers.errors import ConfigError
 from perceivers.models.hiera.config import HieraConfig, HieraDecoder, HieraHead
 from perceivers.settings import change, named, settle
-from perceivers.types import IMAGENET_MEAN, IMAGENET_STD, Image, ModalitySpec, Video
+from perceivers.types import IMAGENET_MEAN, IMAGENET_STD, Audio, Image, ModalitySpec, Video
 
 IMAGENET_CLASSES, KINETICS_CLASSES = 1000, 400
 STATISTICS: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
@@ -137,6 +137,20 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
 
 # Default of ``create_model`` for every model family; here it means the mean token.
 DEFAULT_HEAD = "query"
+
+
+# By number of axes: one second of audio, an image, a video.
+EXAMPLES: dict[int, dict[str, ModalitySpec]] = {
+    1: {"audio": Audio(16384, 1, sample_rate=16000)},
+    2: {"image": Image(224, 224, 3)},
+    3: {"video": Video(16, 224, 224, 3)},
+}
+
+
+def example(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keywords of ``create_model`` for inputs that a variant is typically used with."""
+    axes = len(settings.get("mask_unit", (8, 8)))
+    return {"inputs": settings.get("inputs") or EXAMPLES[axes]}
 
 
 def configure(

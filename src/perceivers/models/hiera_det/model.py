@@ -287,6 +287,9 @@ class HieraDet(Backbone):
             return pooled
         return self.head(self.dropout(self.norm(pooled)))
 
+    def _describe_attention(self) -> str:
+        return f"windows {'-'.join(map(str, self.config.windows))}"
+
     def forward_features(self, inputs: Mapping[str, Tensor] | Tensor) -> Pyramid:
         """Return the feature maps of all stages, without normalisation.
 

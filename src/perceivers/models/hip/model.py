@@ -251,6 +251,54 @@ class HiP(SavedModule):
         assert isinstance(adapter, ElementAdapter)
         return adapter
 
+    @property
+    def encoded_inputs(self) -> Mapping[str, ModalitySpec]:
+        """Modalities that the encoder reads: all but labels at the bottleneck."""
+        return self.config.grouped_inputs
+
+    @property
+    def predicted_labels(self) -> tuple[str, ...]:
+        """Labels at the bottleneck."""
+        return tuple(self.config.labels)
+
+    @property
+    def segmented_modality(self) -> str | None:
+        """Modality of a dense head."""
+        head = self.config.head
+        return head.modality if head.kind.startswith("dense") else None
+
+    @property
+    def result_names(self) -> tuple[str, ...]:
+        """Reconstructions of all inputs, or the output of the head."""
+        if self.config.head.kind != "none":
+            return ("output",)
+        names = (*self.encoded_inputs, *self.predicted_labels)
+        return tuple(f"{name}_reconstruction" for name in names)
+
+    def features(
+        self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the latents of the processor, ``[B, n, D]``."""
+        encoded = self.forward_features(inputs, present=present)
+        return {"latents": encoded.processor.flatten(1, 2)}
+
+    def count_tokens(self) -> dict[str, tuple[int, int]]:
+        """Return the number of tokens, which are elements, and of groups of every modality."""
+        groups = {share.name: share.num_groups for share in self.config.layout().shares}
+        specs = self.config.data_inputs
+        return {name: (spec.num_tokens, groups[name]) for name, spec in specs.items()}
+
+    def position_tables(self) -> dict[str, LearnedPositions]:
+        """Return the learned positions of the inputs, by modality."""
+        found = self.encoder.inputs.positions.items()
+        return {name: each for name, each in found if isinstance(each, LearnedPositions)}
+
+    def describe(self) -> tuple[str, str]:
+        """Return the size of the processor's latents and the groups of every level."""
+        middle = self.config.levels[self.config.processor]
+        groups = "-".join(str(level.num_groups) for level in self.config.levels)
+        return f"{middle.num_latents} x {middle.latent_dim}", f"groups {groups}"
+
     def layer_depths(self) -> dict[str, int]:
         """Return a depth per parameter, for layer-wise learning-rate decay.
 

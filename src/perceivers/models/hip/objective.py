@@ -18,7 +18,7 @@ from perceivers.draws import Draws
 from perceivers.masking import DEFAULT_MASK_RATIO, MaskKind, MaskPlan, draw_mask_plan
 from perceivers.models.hip import HiP
 from perceivers.models.hip.encoder import Encoded, gather_slots
-from perceivers.tasks.masked import (
+from perceivers.models.masked import (
     LATENTS,
     Imagined,
     MaskSettings,

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from perceivers.adapters import ElementAdapter
-from perceivers.adapters.config import TokenConfig
+from perceivers.adapters.config import TokenConfig, covered_grid
 from perceivers.adapters.multimodal import TokenReaders
 from perceivers.models.base import SavedModule
 from perceivers.models.flat.config import complete_tokens, config_from_json, config_to_json
@@ -24,13 +24,16 @@ from perceivers.models.flat.trunk import (
     TrunkConfig,
     carry_tables,
     check_resizable,
+    describe_trunk,
     flat_layer_depths,
     initialise,
+    learned_positions,
     pin_tokens,
     token_tables,
 )
 from perceivers.nn.blocks import Read, SelfAttentionLayer
 from perceivers.nn.linear import Linear
+from perceivers.nn.positions import LearnedPositions
 from perceivers.settings import Natural, Settings, UsedIf, change
 from perceivers.types import ModalitySpec
 
@@ -172,6 +175,28 @@ class Perceiver(SavedModule):
     def adapter(self, name: str) -> ElementAdapter:
         """Return the adapter of a modality."""
         return self.inputs.reader(name).adapter
+
+    def features(
+        self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the latents, ``[B, N, D]``."""
+        return {"latents": self.forward_features(inputs, present=present).latents}
+
+    def covered_grid(self, name: str) -> tuple[int, ...]:
+        """Return the grid of elements that the tokens of a modality cover."""
+        return covered_grid(self.config.inputs[name], self.inputs.reader(name).config)
+
+    def count_tokens(self) -> dict[str, tuple[int, int]]:
+        """Return the number of tokens of every modality of the data; there is one group."""
+        return {name: (self.inputs.num_tokens[name], 1) for name in self.config.data_inputs}
+
+    def position_tables(self) -> dict[str, LearnedPositions]:
+        """Return the learned positions of the inputs, by modality."""
+        return learned_positions(self.inputs, self.config.inputs)
+
+    def describe(self) -> tuple[str, str]:
+        """Return the size of the latents, and reads and layers."""
+        return describe_trunk(self.config.trunk)
 
     def layer_depths(self) -> dict[str, int]:
         """Return a depth per parameter, for layer-wise learning-rate decay."""

@@ -103,6 +103,13 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
 }
 
 
+def example(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keywords of ``create_model`` for inputs that a variant is typically used with."""
+    if settings.get("inputs"):
+        return {"inputs": settings["inputs"]}
+    return {"inputs": {"image": Image(224, 224, 3)}, "num_classes": 1000}
+
+
 def configure(
     settings: Mapping[str, Any],
     *,

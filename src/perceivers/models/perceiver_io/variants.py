@@ -266,6 +266,13 @@ SEGMENTS = "segments"
 SEGMENT_PATCHES = (4, 2, 1)
 
 
+def example(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keywords of ``create_model`` for inputs that a variant is typically used with."""
+    texts = "bytes" in settings.get("tokens", {})
+    other = {"bytes": Bytes(512)} if texts else {"image": Image(224, 224, 3)}
+    return {"inputs": settings.get("inputs") or other}
+
+
 def configure(
     settings: Mapping[str, Any],
     *,
