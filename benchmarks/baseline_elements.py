@@ -36,10 +36,10 @@ from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import make_eval_loader
 from perceivers.draws import sample_generators
 from perceivers.masking import MaskPlan
-from perceivers.tasks.mae import EVALUATION_SEED, objective_of
 from perceivers.models.hip.objective import visible_elements
+from perceivers.tasks.mae import EVALUATION_SEED, objective_of
 from perceivers.workflows.opening import open_dataset
-from perceivers.workflows.preparing import find_masking
+from perceivers.workflows.task_table import find_masking
 
 NEIGHBOURS = 48
 # Training samples from which the covariance is measured, and the noise that keeps it solvable.

@@ -19,10 +19,10 @@ import perceivers as pv
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import make_eval_loader
 from perceivers.draws import sample_generators
-from perceivers.tasks.mae import EVALUATION_SEED, objective_of, weighted_mean
 from perceivers.models.hiera.objective import patch_statistics
+from perceivers.tasks.mae import EVALUATION_SEED, objective_of, weighted_mean
 from perceivers.workflows.opening import open_dataset
-from perceivers.workflows.preparing import find_masking
+from perceivers.workflows.task_table import find_masking
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ from perceivers.training.config import TrainConfig, build_config
 from perceivers.training.optimizers import make_optimizer
 from perceivers.training.run_folder import TASKS
 from perceivers.workflows.opening import find_recipe
-from perceivers.workflows.preparing import PREPARE, Prepared
+from perceivers.workflows.task_table import Prepared, tasks
 
 WANTED = 1.2
 WARM_UP = 2
@@ -131,7 +131,7 @@ def step_rate(task: Task, batch: Batch, config: TrainConfig, steps: int) -> Rate
 def measure(case: Case, root: Path, *, batches: int, steps: int, workers: list[int]) -> dict:
     """Measure one case."""
     name, config = configure(case, root)
-    prepared = PREPARE[name](config)
+    prepared = tasks()[name].prepare(config)
     batch = next(read(prepared, config, 1))
     demand = step_rate(prepared.task, batch, config, steps)
     rates = {str(count): loader_rate(prepared, config, count, batches) for count in workers}

@@ -24,6 +24,7 @@ from perceivers.errors import ConfigError
 from perceivers.training.run_folder import TASKS
 from perceivers.workflows import training
 from perceivers.workflows.opening import list_recipes
+from perceivers.workflows.task_table import tasks_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -115,7 +116,7 @@ def check_command(line: str) -> None:
     verb, *words = shlex.split(line, comments=True)[1:]
     assert verb in VERBS, line
     task = None
-    if verb in training.VERB_TASKS:
+    if verb in training.VERBS:
         given = dict(pairwise(words))
         task = training.choose_task(verb, given.get("--task"), given.get("--model"))
     flags = {word.partition("=")[0] for word in words if word.startswith("--")}
@@ -180,7 +181,7 @@ def test_the_command_line_page_has_a_table_for_every_verb_and_task() -> None:
     page = (ROOT / "docs" / "cli.md").read_text()
     found = re.findall(r"<!-- options: ([^>]*) -->", page)
     verbs = set(VERBS) - {"pretrain", "finetune", "doctor"}
-    tasks = {f"train {task}" for known in training.VERB_TASKS.values() for task in known}
+    tasks = {f"train {task}" for verb in training.VERBS for task in tasks_of(verb)}
     assert sorted(found) == sorted(verbs | tasks)
 
 
@@ -211,7 +212,7 @@ def test_the_site_lists_every_page() -> None:
 
 def test_the_command_line_page_lists_every_task_and_recipe() -> None:
     text = (ROOT / "docs" / "cli.md").read_text()
-    tasks = {task for known in training.VERB_TASKS.values() for task in known}
+    tasks = {task for verb in training.VERBS for task in tasks_of(verb)}
     names = tasks | {recipe.name for recipe in list_recipes()}
     assert {name for name in names if f"| `{name}` |" not in text} == set()
 
@@ -254,7 +255,7 @@ def number(word: str) -> int:
 
 def wrong_counts(text: str) -> list[str]:
     """Return the counts in a text that the code does not have."""
-    tasks = {verb: len(names) for verb, names in training.VERB_TASKS.items()}
+    tasks = {verb: len(tasks_of(verb)) for verb in training.VERBS}
     recipes = len(list_recipes())
     known = {"tasks": len(TASKS), "verbs": len(VERBS), "recipes": recipes}
     known["packaged recipes"] = recipes

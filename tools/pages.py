@@ -19,7 +19,7 @@ from unittest.mock import patch
 import perceivers
 from perceivers.cli.main import VERBS
 from perceivers.cli.parser import VerbParser, describe_flags
-from perceivers.workflows.training import VERB_TASKS
+from perceivers.workflows.task_table import tasks_of
 
 DOCS = Path(__file__).parent.parent / "docs"
 CLI = DOCS / "cli.md"
@@ -28,6 +28,7 @@ TABLE = re.compile(r"(<!-- (verbs|options: [^>]*?) -->\n)(.*?)(<!-- end -->)", r
 # Options that a table leaves out: help, and what jsonargparse adds to every parser.
 UNLISTED = {"help", "version"}
 Option = tuple[str, str, str, str]
+TRAINING = ("pretrain", "train", "finetune")
 
 API_SECTIONS: dict[str, tuple[str, ...]] = {
     "Models": ("create_model", "list_models", "load", "HiP", "HiPConfig", "HiPLevel", "HiPHead"),
@@ -179,7 +180,7 @@ def table(options: list[Option]) -> str:
 
 def training_options(task: str | None) -> list[Option]:
     """Return the options that all tasks share, or those that a task adds to them."""
-    verb_of = {task: verb for verb, tasks in VERB_TASKS.items() for task in tasks}
+    verb_of = {task: verb for verb in TRAINING for task in tasks_of(verb)}
     by_task = {task: options_of(verb, task) for task, verb in verb_of.items()}
     names = [{option[0] for option in options} for options in by_task.values()]
     shared = set.intersection(*names)
@@ -194,7 +195,7 @@ def verb_table() -> str:
     """Return every verb with its line of help, linked to its section."""
     lines = ["| verb | what it does |", "|---|---|"]
     for verb, (_, _, line) in VERBS.items():
-        section = "pretrain-finetune-train" if verb in VERB_TASKS else verb
+        section = "pretrain-finetune-train" if verb in TRAINING else verb
         lines.append(f"| [`{verb}`](#{section}) | {line} |")
     return "\n".join(lines) + "\n"
 
@@ -206,7 +207,7 @@ def fill(text: str) -> str:
         if match[2] == "verbs":
             return match[1] + verb_table() + match[4]
         verb, _, task = match[2].removeprefix("options: ").partition(" ")
-        options = training_options(task or None) if verb in VERB_TASKS else options_of(verb)
+        options = training_options(task or None) if verb in TRAINING else options_of(verb)
         return match[1] + table(options) + match[4]
 
     return TABLE.sub(replace, text)

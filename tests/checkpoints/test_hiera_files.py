@@ -12,7 +12,7 @@ from tests.checkpoints import hiera_making as making
 from torch import Tensor
 
 import perceivers as pv
-from perceivers.checkpoints.foreign import find_layout
+from perceivers.checkpoints.formats import find_layout
 from perceivers.checkpoints.hiera_files import (
     hiera_from_tensors,
     save_official,

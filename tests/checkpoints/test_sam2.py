@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import perceivers as pv
-from perceivers.checkpoints.foreign import FOREIGN_LAYOUTS, find_layout
+from perceivers.checkpoints.formats import FOREIGN_LAYOUTS, find_layout
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.checkpoints.names import take_from_model
 from perceivers.checkpoints.sam2 import (

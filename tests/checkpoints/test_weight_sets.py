@@ -14,7 +14,7 @@ from tests.checkpoints.test_hiera_files import state_settings
 from torch import Tensor
 
 import perceivers as pv
-from perceivers.checkpoints.foreign import is_known
+from perceivers.checkpoints.formats import is_known
 from perceivers.checkpoints.hiera_names import hiera_entries
 from perceivers.checkpoints.names import take_from_model
 from perceivers.checkpoints.torch_files import read_known_weights

@@ -230,7 +230,7 @@ def test_an_empty_class_folder_is_refused(
 ) -> None:
     data = shutil.copytree(pictures, tmp_path / "data")
     (data / "emus").mkdir()
-    refuse(starting("train", data), r"emus: class folder without pictures, .*or remove")
+    refuse(starting("train", data), r"emus: class folder without images, .*or remove")
 
 
 def write_tar(path: Path, labels: list[int], classes: str = "") -> Path:
@@ -648,7 +648,11 @@ def test_a_classifier_cannot_reconstruct_nor_pretrain_further(
     refuse: Refuse, classifier: Path, pictures: Path, starting: Starting, tmp_path: Path
 ) -> None:
     out = tmp_path / "pictures"
-    refuse(["reconstruct", classifier, pictures, "--out", out], r"no decoder", r"pre-training run")
+    refuse(
+        ["reconstruct", classifier, pictures, "--out", out],
+        r"does not reconstruct its input",
+        r"pre-training run",
+    )
     assert not out.exists()
     refuse(starting(model=classifier), r"no decoder, so it cannot reconstruct; pre-training cont")
     refuse(["export", classifier, "--part", "autoencoder"], r"no decoder")

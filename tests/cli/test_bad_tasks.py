@@ -271,7 +271,7 @@ def test_a_model_of_another_task_is_refused(
         ),
         (
             ["predict", flow_run.path, "--text", "x"],
-            r"two pictures; give files, not texts",
+            r"two images; give files, not texts",
         ),
         (["predict", flow_run.path, film], r"give exactly two files, got 1"),
         (["predict", flow_run.path, film, film, film], r"give exactly two files, got 3"),
@@ -328,7 +328,7 @@ def test_pictures_that_are_no_pair_are_refused(
         Image.fromarray(pixels).save(paths[name])
     out = ["--out", tmp_path / "flow"]
     run = flow_run.path
-    refuse(["predict", run, paths["a"], paths["b"], *out], r"30x30 pixels and .* 31x30; two frames")
+    refuse(["predict", run, paths["a"], paths["b"], *out], r"30x30 pixels and .* 31x30; both")
     small = ["predict", run, paths["small"], paths["least"], *out]
     refuse(small, r"15", r"16", r"pad")
     refuse(["predict", run, paths["a"], tmp_path / "no.png", *out], r"no\.png")

@@ -18,7 +18,7 @@ def test_pictures_are_explained(
     assert outcome.code == 0
     names = {path.name for path in out.iterdir()}
     assert names == {"0_attention.png", "0-2_attention.png", "overview.png"}
-    assert f"2 pictures in {out}; see {out / 'overview.png'}" in outcome.out
+    assert f"2 figures in {out}; see {out / 'overview.png'}" in outcome.out
     assert "not what determined the output" in outcome.out
 
 

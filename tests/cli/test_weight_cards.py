@@ -65,7 +65,7 @@ def test_five_views_of_sounds_are_reproduced(call: Callable[..., Any], real_data
 
 
 def test_the_page_of_weights_says_what_the_cards_say() -> None:
-    page = (ROOT / "docs" / "weights.md").read_text()
+    page = (ROOT / "docs" / "checkpoints.md").read_text()
     for name in own_names():
         info = load_with_info(name).info
         (row,) = re.findall(rf"^\| `{name}` \|.*$", page, re.M)

@@ -62,7 +62,7 @@ def test_views_of_picture_files_and_damaged_ones(write_folder: WriteFolder, enco
     with Picture.open(source.paths[2]) as opened:
         whole = torch.from_numpy(np.array(opened)).permute(2, 0, 1)
     assert torch.equal(torch.cat([*pictures[3:]], dim=1), whole)
-    with pytest.raises(ConfigError, match="views are 2x1, but 2 temporal views need films"):
+    with pytest.raises(ConfigError, match="views are 2x1, but 2 temporal views need videos"):
         make_eval_loader(source, specs, batch_size=9, views=Views(temporal=2))
     text = Arrays({"bytes": np.zeros((1, 4), np.uint8)}, ["a"])
     with pytest.raises(ConfigError, match="3 spatial views need images or videos"):

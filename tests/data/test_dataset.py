@@ -111,7 +111,7 @@ def test_unreadable_pictures_do_not_count(write_folder: WriteFolder) -> None:
     dataset = open_data(str(write_folder(files | {"train/2.png": b"x"})))
     assert dataset.specs(size=4)["image"].mean == pytest.approx((0.5, 0.2, 0.5))
     write_folder({"train/0.png": b"", "train/1.png": b""})
-    with pytest.raises(DataError, match=r"none of the 3 training samples .*/0\.png: the file is"):
+    with pytest.raises(DataError, match=r"none of the 3 inspected .*/0\.png: the file is"):
         dataset.specs(size=4)
 
 

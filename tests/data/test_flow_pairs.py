@@ -80,7 +80,7 @@ def test_folders_that_hold_no_pair_are_refused(encode: Encode, write_folder: Wri
     with pytest.raises(DataError, match=r"no flow file .* in 0 folders"):
         open_flow_pairs(root)
     add_flow(root / "flow.flo")
-    with pytest.raises(DataError, match="1 flow files and 3 pictures"):
+    with pytest.raises(DataError, match="1 flow files and 3 images"):
         open_flow_pairs(root)
     with pytest.raises(DataError, match="nowhere: cannot be listed"):
         open_flow_pairs(root / "nowhere")

@@ -97,7 +97,7 @@ def test_links_to_folders_are_followed_once(write_folder: WriteFolder, encode: E
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"cat/x.txt": b""}, r"cat: class folder without pictures, .*; add some \(\.jpg, .*remove"),
+        ({"cat/x.txt": b""}, r"cat: class folder without images, .*; add some \(\.jpg, .*remove"),
         ({"val/cow/x.png": b""}, r"val/cow: class 'cow' is not among the 2 training classes ant"),
         ({"val/x.png": b""}, r"val/x.png: lies beside class folders \(1 such files"),
         ({"test/x.txt": b""}, r"test: no class folders; the training classes are ant, bee"),

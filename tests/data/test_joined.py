@@ -101,7 +101,7 @@ def test_joined_clouds_fit_the_largest(tmp_path: Path) -> None:
     spec = open_data(f"{tmp_path}/a.npz + {tmp_path}/b.npz").specs()["points"]
     assert isinstance(spec, Points)
     assert spec.points == 24
-    with pytest.raises(DataError, match=r"point sets of .* cannot be joined"):
+    with pytest.raises(DataError, match=r"point sets with .* cannot be joined"):
         open_data(f"{tmp_path}/a.npz + selection").specs()
 
 

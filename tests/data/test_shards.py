@@ -164,7 +164,7 @@ def test_tars_that_break_the_format_are_refused(
     with pytest.raises(DataError, match=r"no images, .*; extensions found .*: 'seg', 'cls'; supp"):
         open_data(str(path))
     write_tar(path, good | {"s1.PNG": b""})
-    with pytest.raises(DataError, match=r"holds 's1\.PNG' twice"):
+    with pytest.raises(DataError, match=r"contains 's1\.PNG' twice"):
         open_data(str(path))
     write_tar(path, good)
     data = path.read_bytes()

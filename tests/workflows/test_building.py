@@ -10,7 +10,7 @@ from tests.workflows.conftest import TEXT
 import perceivers as pv
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.training.config import MlmConfig, build_config
-from perceivers.workflows.preparing import prepare_mlm
+from perceivers.workflows.by_task.mlm import prepare_mlm
 
 
 @pytest.mark.slow

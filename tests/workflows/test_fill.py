@@ -191,8 +191,22 @@ def test_samples_without_anything_to_fill_in_from_are_left_out(
 ONE = {"image": PAIR["image"]}
 CANNOT = {
     "one": ("hip_nano", ONE, {}, "pretrain", {}, r"reads only \['image'\].*--modality_dropout"),
-    "patches": ("hiera_nano", {"image": pv.Image(16, 16, 1)}, {}, "pretrain", {}, r"as in HiP and"),
-    "flat": ("perceiver_nano", PAIR, {"num_classes": 2}, "classify", {}, r"requires a decoder"),
+    "patches": (
+        "hiera_nano",
+        {"image": pv.Image(16, 16, 1)},
+        {},
+        "pretrain",
+        {},
+        r"does not reconstruct",
+    ),
+    "flat": (
+        "perceiver_nano",
+        PAIR,
+        {"num_classes": 2},
+        "classify",
+        {},
+        r"does not reconstruct",
+    ),
     "classes": ("hip_nano", PAIR, {"num_classes": 2}, "classify", {}, r"does not reconstruct its"),
     "queries": ("perceiver_io_nano", PAIR, {"num_classes": 2}, "", {}, r"outputs are its own"),
     "space": (

@@ -16,7 +16,7 @@ from perceivers.errors import CheckpointError, ConfigError, DataError, InputErro
 from perceivers.tasks.flow import FlowConfig, tiled_flow
 from perceivers.workflows.dense_prediction import predict_flow
 from perceivers.workflows.origin import run_config
-from perceivers.workflows.preparing import find_settings
+from perceivers.workflows.task_table import find_settings
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from perceivers.plan.machines import Free
 from perceivers.training.config import TrainConfig, build_config
 from perceivers.training.run_folder import TASKS
 from perceivers.workflows import starting
-from perceivers.workflows.preparing import PREPARE
 from perceivers.workflows.starting import Subject, check_memory
+from perceivers.workflows.task_table import tasks
 
 CPU = torch.device("cpu")
 SETTINGS: dict[str, Any] = {"model": "hip_nano", "data": "digits", "out": "x", "device": "cpu"}
@@ -29,7 +29,7 @@ def configure(task: str = "classify", **changes: Any) -> TrainConfig:
 
 
 def check(config: TrainConfig, task: str = "classify") -> None:
-    check_memory(config, PREPARE[task](config), CPU, "float32")
+    check_memory(config, tasks()[task].prepare(config), CPU, "float32")
 
 
 def refusal(config: TrainConfig, task: str = "classify") -> str:
@@ -39,7 +39,7 @@ def refusal(config: TrainConfig, task: str = "classify") -> str:
 
 
 def subject(config: TrainConfig, task: str = "classify") -> Subject:
-    prepared = PREPARE[task](config)
+    prepared = tasks()[task].prepare(config)
     return Subject(config, prepared, CPU, "float32", prepared.task, prepared.specs)
 
 

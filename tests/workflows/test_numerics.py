@@ -17,7 +17,7 @@ from perceivers.nn.linear import onednn_works
 from perceivers.training.loop import Interrupted, Trainer
 from perceivers.training.numerics import Numerics
 from perceivers.workflows import numerics as choosing
-from perceivers.workflows.preparing import PREPARE
+from perceivers.workflows.task_table import tasks
 
 SETTINGS: dict[str, Any] = {
     "model": "hip_nano",
@@ -169,7 +169,7 @@ def test_measuring_changes_nothing() -> None:
     config = pv.ClassifyConfig(
         model="perceiver_io_nano", data="digits", out="unused", model_options={}
     )
-    prepared = PREPARE["classify"](config)
+    prepared = tasks()["classify"].prepare(config)
     task = prepared.task
     before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     random = torch.random.get_rng_state()

@@ -13,13 +13,13 @@ from perceivers.checkpoints.loading import load_with_info
 from perceivers.errors import CheckpointError
 from perceivers.tasks import AutoencodingConfig, FlowConfig, MaskedLanguageConfig
 from perceivers.workflows.anomaly import error_maps
-from perceivers.workflows.preparing import (
-    RECORDED,
+from perceivers.workflows.reconstructing import describe_target
+from perceivers.workflows.task_table import (
     find_masking,
     find_settings,
     recorded_settings,
+    tasks,
 )
-from perceivers.workflows.reconstructing import describe_target
 
 # Task, model, data and settings far from the defaults.
 CASES: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
@@ -138,7 +138,7 @@ def test_the_scale_of_flow_is_the_trained_one(flow_run: pv.Run, tmp_path: Path) 
 
 
 def test_every_task_with_settings_records_them() -> None:
-    assert RECORDED.keys() == {
+    assert {row.name for row in tasks().values() if row.settings} == {
         "pretrain",
         "mlm",
         "autoencode",

@@ -129,7 +129,7 @@ def test_measured_pairs_of_another_size_are_evaluated_by_tiles(
 
 def test_other_data_are_no_pairs_and_pairs_are_no_other_data(made: Path) -> None:
     config = config_of(made / "texts.csv", FlowTrainConfig)
-    with pytest.raises(DataError, match=r"cannot be listed .*with 'warps:"):
+    with pytest.raises(DataError, match=r"cannot be listed .*use 'warps:"):
         open_dataset(config, frame_size=(16, 20))
-    with pytest.raises(DataError, match=r"only flow learns from \(--task flow\)"):
+    with pytest.raises(DataError, match=r"which only --task flow can use"):
         open_dataset(config_of(f"warps:{made / 'photographs'}"))

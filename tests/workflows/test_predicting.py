@@ -16,9 +16,8 @@ from perceivers.cli.main import main
 from perceivers.data.flow_pairs import read_flow
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.training.run_folder import TASKS
-from perceivers.workflows.predicting import find_kind
-from perceivers.workflows.prediction import RECORD_TASKS
-from perceivers.workflows.preparing import RECORDED
+from perceivers.workflows.predicting import find_files_task
+from perceivers.workflows.task_table import tasks
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +116,7 @@ def test_what_a_task_has_no_use_for_is_refused(
 def test_a_masked_model_is_told_what_it_is_for(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"perceivers reconstruct hip_digits_mae FILE"):
         list(pv.predict("hip_digits_mae", ["x.png"]))
-    with pytest.raises(CheckpointError, match=r"see what it predicts with perceivers predict"):
+    with pytest.raises(CheckpointError, match=r"show its predictions with perceivers predict"):
         pv.reconstruct("hip_digits", ["x.png"], tmp_path / "out")
     bare = pv.create_model("hip_nano", inputs={"image": pv.Image(8, 8, 1)}, num_classes=2)
     bare.save_pretrained(tmp_path / "bare")
@@ -128,12 +127,19 @@ def test_a_masked_model_is_told_what_it_is_for(tmp_path: Path) -> None:
 def test_every_task_has_a_way_to_predict(
     segmented: tuple[pv.Run, Path], flow_run: pv.Run, clip_run: pv.Run
 ) -> None:
-    others = {"segment": "masks", "flow": "flow", "autoencode": "signals"}
+    folders = {"segment": "masks", "flow": "flow", "autoencode": "reconstructed"}
+    ways = {
+        row.name: [way for way in (row.records, row.fill_texts, row.files) if way is not None]
+        for row in tasks().values()
+    }
     # Masked models alone predict nothing; they reconstruct.
-    assert TASKS.keys() == {*RECORD_TASKS, *others, "pretrain"}
-    assert RECORDED.keys() == TASKS.keys() - {"multitask"}
+    assert {name: len(found) for name, found in ways.items()} == {
+        name: int(name != "pretrain") for name in TASKS
+    }
     for run in (segmented[0], flow_run, clip_run):
-        assert find_kind(load_with_info(run.path), run.path) == others[run.task]
+        files = find_files_task(load_with_info(run.path), run.path)
+        assert files is not None
+        assert files.folder == folders[run.task]
 
 
 def test_the_command_line_says_what_python_returns(

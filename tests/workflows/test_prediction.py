@@ -11,10 +11,11 @@ import torch
 from tests.workflows import making
 
 import perceivers as pv
+from perceivers.data.byte_codec import text_ids
 from perceivers.errors import ConfigError, DataError
 from perceivers.models.saving import ModelInfo
 from perceivers.types import CLS, FIRST_BYTE, MASK, PAD, SEP
-from perceivers.workflows.prediction import check_out, text_ids, write_predictions
+from perceivers.workflows.prediction import check_out, write_predictions
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from tests.workflows.conftest import CLIP, FRAMES, TEXT
 import perceivers as pv
 from perceivers.errors import ConfigError, DataError
 from perceivers.training.config import AutoencodeConfig, FlowTrainConfig, build_config
-from perceivers.workflows.preparing import prepare_autoencoding, prepare_flow
+from perceivers.workflows.by_task.autoencoding import prepare_autoencoding
+from perceivers.workflows.by_task.flow import prepare_flow
 
 
 def weights(run: pv.Run, which: str = "last") -> dict[str, torch.Tensor]:
@@ -308,8 +309,8 @@ def test_settings_that_flow_does_not_take_are_refused(
 
 def test_flow_needs_photographs_or_measured_pairs(made: Path, tmp_path: Path) -> None:
     for data, message in (
-        ("digits", r"generated from photographs with 'warps:digits'"),
-        (str(made / "photographs"), r"no flow file .*with 'warps:"),
+        ("digits", r"generate pairs from images, use 'warps:digits'"),
+        (str(made / "photographs"), r"no flow file .*use 'warps:"),
         ("warps:digits", r"flow pairs are made from image files, not from Arrays"),
         (f"warps:{tmp_path / 'no'}", r"no such file or folder"),
     ):

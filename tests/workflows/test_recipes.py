@@ -16,7 +16,7 @@ from perceivers.training.run_folder import TASKS
 from perceivers.types import ModalitySpec
 from perceivers.workflows.building import model_options
 from perceivers.workflows.opening import copy_recipe, find_recipe, list_recipes, settings_file
-from perceivers.workflows.training import VERB_TASKS
+from perceivers.workflows.task_table import tasks_of
 
 NAMES = [recipe.name for recipe in list_recipes()]
 # What each recipe's data hold, where the recipe does not say.
@@ -130,7 +130,7 @@ def test_every_recipe_is_a_config_of_its_task(name: str, tmp_path: Path) -> None
     # The command in the second line is that of the task, and names the file.
     words = find_recipe(name).command.split()
     assert words[:4] == ["perceivers", words[1], "--config", f"{name}.yaml"]
-    assert task in VERB_TASKS[words[1]]
+    assert task in tasks_of(words[1])
     flags = {word for word in words if word.startswith("--")}
     assert {"--config", "--data", "--out"} <= flags
     rebuilt = build_config(TASKS[task], yaml.safe_load(yaml.safe_dump(config.to_json())))

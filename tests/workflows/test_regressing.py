@@ -18,7 +18,8 @@ from perceivers.cli.main import main
 from perceivers.errors import ConfigError, DataError
 from perceivers.models.saving import ModelInfo
 from perceivers.workflows.prediction import write_predictions
-from perceivers.workflows.task_reports import example_section
+from perceivers.workflows.reporting import open_report
+from perceivers.workflows.task_table import tasks
 
 LIGHT, WARM = 1000.0, -3.0
 
@@ -106,11 +107,9 @@ def test_a_model_folder_knows_its_targets(regress_run: pv.Run, table: Path) -> N
     assert figures == pytest.approx(regress_run.evaluate(split="train"))
 
 
-def test_the_report_draws_truth_and_prediction(regress_run: pv.Run, tmp_path: Path) -> None:
-    loaded = load_with_info(regress_run.path)
-    section = example_section("regress", loaded, regress_run.config, tmp_path)
-    assert section is not None
-    assert (tmp_path / "numbers.png").is_file()
+def test_the_report_draws_truth_and_prediction(regress_run: pv.Run) -> None:
+    _, section = tasks()["regress"].report(open_report(regress_run.folder))
+    assert (regress_run.folder.figures / "numbers.png").is_file()
     assert "validation samples" in section.text
 
 

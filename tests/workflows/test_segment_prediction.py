@@ -17,7 +17,8 @@ from perceivers.cli.main import main
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.report.figures.segmentation import class_colours
 from perceivers.workflows.dense_prediction import find_mask_of, predict_masks
-from perceivers.workflows.task_reports import example_section, figures_table
+from perceivers.workflows.reporting import open_report
+from perceivers.workflows.task_table import tasks
 
 NAMES = ("left", "void", "right")
 
@@ -131,6 +132,7 @@ def test_long_pictures_are_covered_from_end_to_end() -> None:
         """Class 1 where a pixel is light, on 8 x 8 pixels."""
 
         family = "hiera"
+        segmented_modality = "image"
         config = pv.create_model(
             "hiera_nano", inputs={"image": pv.Image(16, 16, 3)}, num_classes=2, head="segmentation"
         ).config
@@ -145,7 +147,7 @@ def test_long_pictures_are_covered_from_end_to_end() -> None:
     assert np.array_equal(found == 1, values[..., 0] > 0)
     turned = find_mask_of(Bright(), Image.fromarray(values.transpose(1, 0, 2)), "a")
     assert np.array_equal(turned, found.T)
-    with pytest.raises(DataError, match=r"2000x2 pixels would take \d+ parts"):
+    with pytest.raises(DataError, match=r"2000x2 pixels would take \d+ crops"):
         find_mask_of(Bright(), Image.new("RGB", (2000, 2)), "a")
 
 
@@ -184,13 +186,11 @@ def test_the_command_writes_and_counts(
     assert (tmp_path / "masks" / "p0_overlay.png").is_file()
 
 
-def test_the_report_shows_examples(segment_run: pv.Run, tmp_path: Path) -> None:
-    loaded = load_with_info(segment_run.path)
-    section = example_section("segment", loaded, segment_run.config, tmp_path)
-    assert section is not None
+def test_the_report_shows_examples(segment_run: pv.Run) -> None:
+    metrics, section = tasks()["segment"].report(open_report(segment_run.folder))
     (path, _), *_ = section.figures
     assert path.is_file()
-    rows = figures_table(loaded, {}).tables[0].rows
+    rows = metrics.tables[0].rows
     assert any(row[0] == "iou/right" for row in rows)
 
 

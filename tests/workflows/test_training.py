@@ -17,8 +17,9 @@ from perceivers.training.config import MlmConfig, TrainConfig, build_config
 from perceivers.training.loop import Trainer
 from perceivers.training.run_folder import TASKS
 from perceivers.training.state import load_state
-from perceivers.workflows.preparing import PREPARE
-from perceivers.workflows.training import VERB_TASKS, choose_task
+from perceivers.workflows.task_table import tasks as task_rows
+from perceivers.workflows.task_table import tasks_of
+from perceivers.workflows.training import VERBS, choose_task
 
 
 class Cut(Exception):  # noqa: N818 - a power cut
@@ -198,7 +199,8 @@ def test_a_verb_trains_what_suits_the_model() -> None:
     assert choose_task("pretrain", None, None) == "pretrain"
     assert choose_task("train", None, making.NANO) == "classify"
     assert choose_task("finetune", None, "runs/x") == "classify"
-    for verb, tasks in VERB_TASKS.items():
+    for verb in VERBS:
+        tasks = tasks_of(verb)
         assert [choose_task(verb, task, making.NANO) for task in tasks] == list(tasks)
 
 
@@ -221,8 +223,8 @@ def test_a_task_of_another_verb_is_refused(verb: str, task: str, message: str) -
 
 
 def test_every_task_has_a_verb_a_config_and_a_preparation() -> None:
-    trained = {task for tasks in VERB_TASKS.values() for task in tasks}
-    assert trained == set(TASKS) == set(PREPARE)
+    trained = {task for verb in VERBS for task in tasks_of(verb)}
+    assert trained == set(TASKS) == set(task_rows())
 
 
 def test_a_complete_config_says_its_task(made: Path, tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ from perceivers.workflows import training as workflows
 from perceivers.workflows.demo import run_demo
 from perceivers.workflows.opening import settings_file
 from perceivers.workflows.run import Run
+from perceivers.workflows.task_table import tasks_of
 
 INTERRUPTED = 130
 
 
 def _train(verb: str, description: str, argv: list[str]) -> int:
-    tasks = workflows.VERB_TASKS[verb]
+    tasks = tasks_of(verb)
     argv = name_recipes(argv)
     task = workflows.choose_task(verb, peek(argv, "task"), peek(argv, "model"))
     parser = VerbParser(verb, description)

@@ -7,10 +7,12 @@ Paper: Perceiver IO (arXiv 2107.14795) Sec. 4.1: no tokenizer, the vocabulary is
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from perceivers.errors import InputError
-from perceivers.types import BYTE_VOCABULARY, CLS, FIRST_BYTE, MASK, PAD, SEP
+from perceivers.errors import DataError, InputError
+from perceivers.types import BYTE_VOCABULARY, CLS, FIRST_BYTE, MASK, PAD, SEP, Bytes
 
 MASK_TEXT = b"[MASK]"
 
@@ -91,3 +93,27 @@ def pad_ids(ids: NDArray[np.int64], length: int) -> NDArray[np.int64]:
             f"greater length"
         )
     return np.pad(ids, (0, length - len(ids)), constant_values=PAD)
+
+
+def text_ids(text: str | bytes, spec: Bytes, where: str, *, parse_masks: bool = False) -> Tensor:
+    """Return the padded ids of one text ``[1, L]``.
+
+    Args:
+        text: The text.
+        spec: Defines the length L and whether CLS and SEP are added.
+        where: Name of the text, for messages.
+        parse_masks: Interpret ``[MASK]`` as one hidden byte.
+
+    Raises:
+        DataError: The text is longer than the spec, or empty.
+    """
+    ids = encode_text(text, parse_masks=parse_masks)
+    if len(ids) == 0:
+        raise DataError(f"{where} is empty; there is nothing to read")
+    wrapped = wrap_ids(ids) if spec.wrap == "cls_sep" else ids
+    if len(wrapped) > spec.length:
+        raise DataError(
+            f"{where} takes {len(wrapped)} ids, but the model reads {spec.length}; cut it, or "
+            f"train a model with inputs: {{bytes: {{length: {len(wrapped)}}}}}"
+        )
+    return torch.from_numpy(pad_ids(wrapped, spec.length)).unsqueeze(0)

@@ -35,7 +35,7 @@ from perceivers.training.config import TrainConfig
 from perceivers.workflows.embedding import Feed, Portion, open_feed
 from perceivers.workflows.origin import run_config
 from perceivers.workflows.prediction import write_predictions
-from perceivers.workflows.preparing import find_masking, recorded_settings
+from perceivers.workflows.task_table import find_masking, recorded_settings
 
 REFERENCE_SIZE = 512
 # Scales the median absolute deviation to the standard deviation of a normal distribution.

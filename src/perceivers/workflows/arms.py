@@ -51,7 +51,7 @@ from perceivers.training.run_folder import RunFolder
 from perceivers.workflows import training
 from perceivers.workflows.comparing import summarise
 from perceivers.workflows.evaluation import evaluate
-from perceivers.workflows.preparing import Prepared
+from perceivers.workflows.task_table import Prepared, tasks
 
 # Messages of torch when CPU memory runs out: it raises a plain RuntimeError.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
@@ -144,7 +144,7 @@ def metric_of(task: str) -> tuple[str, bool]:
 
 def verb_of(task: str) -> str:
     """Return the verb that trains a task from scratch: ``pretrain`` or ``train``."""
-    return "pretrain" if task in training.VERB_TASKS["pretrain"] else "train"
+    return tasks()[task].verb
 
 
 def check_shared(settings: Mapping[str, Any]) -> None:

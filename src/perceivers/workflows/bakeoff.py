@@ -50,8 +50,8 @@ from perceivers.workflows.candidates import (
     study_data,
 )
 from perceivers.workflows.evaluation import evaluate
-from perceivers.workflows.preparing import PREPARE
 from perceivers.workflows.proposing import free_run, train_line
+from perceivers.workflows.task_table import tasks
 
 # Fewer steps say nothing about a model.
 LEAST_STEPS = 5
@@ -181,7 +181,7 @@ class _Runner:
     def _constant(self, state: Bakeoff) -> dict[str, Any]:
         """Describe the constant baseline and compute its metric by split."""
         config = make_config(state.task, state.competing[0].settings, self.settings.data)
-        prepared = PREPARE[state.task](config)
+        prepared = tasks()[state.task].prepare(config)
         words = describe_constant(prepared)
         held = [split for split in ("val", "test") if split in state.splits]
         return {"what": words, **{s: score_constant(prepared, s) for s in held}} if words else {}

@@ -24,7 +24,6 @@ from perceivers.training.run_folder import TASKS
 from perceivers.workflows.arms import Outcome, collecting_failures
 from perceivers.workflows.opening import WARPS
 from perceivers.workflows.planning import time_steps
-from perceivers.workflows.preparing import PREPARE, Prepared
 from perceivers.workflows.proposing import (
     PURPOSES,
     choose_data_task,
@@ -33,6 +32,7 @@ from perceivers.workflows.proposing import (
 )
 from perceivers.workflows.proposing_setups import SHORT_TRUNK, choose_setup
 from perceivers.workflows.starting import check_memory
+from perceivers.workflows.task_table import Prepared, tasks
 from perceivers.workflows.training import check_start
 
 # Samples to inspect: enough to choose sizes.
@@ -51,9 +51,7 @@ CHANGES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 }
 # Settings of a proposal that concern its length and its objective.
 LENGTH = ("task", "steps", "eval_every", "checkpoint_every")
-OBJECTIVES = ("mask", "mlm", "autoencode")
 PROPOSED = "proposed"
-UNLABELLED_TASKS = ("pretrain", "autoencode", "mlm")
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ def study_data(
     if not facts.is_usable:
         raise DataError(f"{address}: no training sample can be read; see 'perceivers data check'")
     found = choose_data_task(facts)
-    if task and task != found and task not in UNLABELLED_TASKS:
+    if task and task != found and tasks()[task].verb != "pretrain":
         raise ConfigError(
             f"task is {task!r}, but {address} is data for {found!r}; choose columns with --labels "
             f"or --targets, or leave the task out"
@@ -172,7 +170,9 @@ def study_data(
         own, settings = str(setup.options.get("task", "pretrain")), dict(setup.options)
         chosen = task or own
         if chosen != own:
-            settings = {k: v for k, v in settings.items() if k not in OBJECTIVES}
+            unlabelled = (row for row in tasks().values() if row.verb == "pretrain")
+            objectives = {row.settings[0] for row in unlabelled if row.settings}
+            settings = {k: v for k, v in settings.items() if k not in objectives}
     settings |= common_settings(facts, {"labels": labels, "targets": targets})
     settings = {key: value for key, value in settings.items() if key not in LENGTH}
     splits = tuple(dataset.splits)
@@ -303,7 +303,7 @@ def examine(candidate: Candidate, task: str, address: str, *, timed: bool) -> En
     parameters, seconds, objective = 0, (0.0, 0.0, 0.0), ""
     with collecting_failures(failures):
         config = make_config(task, candidate.settings, address)
-        prepared = PREPARE[task](config)
+        prepared = tasks()[task].prepare(config)
         parameters = sum(weights.numel() for weights in prepared.task.model.parameters())
         objective = describe_masks(prepared)
         device, precision = choose_device(config)

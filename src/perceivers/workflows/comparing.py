@@ -30,6 +30,7 @@ from perceivers.report.metrics import read_metrics
 from perceivers.tasks.presence import answer
 from perceivers.training.run_folder import RunFolder
 from perceivers.version import __version__
+from perceivers.workflows.task_table import tasks
 
 # More panels would be hard to read; the tables contain all metrics.
 _MOST_PANELS = 9
@@ -166,7 +167,6 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 # Legend: B samples, V views of each, K classes.
 
 # Tasks whose outputs are probabilities of the whole sample.
-AVERAGED_TASKS = ("classify", "multilabel", "multitask")
 
 
 def check_views(loaded: Loaded, views: Views) -> None:
@@ -176,10 +176,11 @@ def check_views(loaded: Loaded, views: Views) -> None:
         ConfigError: The model is not a classifier, or its inputs have no time axis for temporal
             views or no spatial axes for spatial views.
     """
-    if views.count > 1 and loaded.info.task not in AVERAGED_TASKS:
+    averaged = [row.name for row in tasks().values() if row.averages_views]
+    if views.count > 1 and loaded.info.task not in averaged:
         raise ConfigError(
             f"views are {views}, but only the outputs of classifiers are averaged "
-            f"({', '.join(AVERAGED_TASKS)}), and the model's task is "
+            f"({', '.join(averaged)}), and the model's task is "
             f"{loaded.info.task or 'not recorded'}; use 1 temporal and 1 spatial view"
         )
     views.check(loaded.model.config.data_inputs)

@@ -13,7 +13,7 @@ from perceivers.checkpoints.bundle import (
     require,
 )
 from perceivers.checkpoints.catalogue import warn_of_license
-from perceivers.checkpoints.foreign import WRITERS, find_writer
+from perceivers.checkpoints.formats import WRITERS, find_writer
 from perceivers.checkpoints.haiku import model_from_haiku
 from perceivers.checkpoints.haiku_kinds import config_from_kind
 from perceivers.checkpoints.haiku_perceiver import (

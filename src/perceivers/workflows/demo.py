@@ -24,12 +24,12 @@ from perceivers.training.config import (
     ScheduleConfig,
 )
 from perceivers.version import __version__
+from perceivers.workflows.by_task.classification import classification_sections
+from perceivers.workflows.by_task.masked import pictures_section
 from perceivers.workflows.reporting import (
-    classification_sections,
     curves_section,
     open_report,
     overview_section,
-    pictures_section,
     positions_section,
     settings_section,
 )

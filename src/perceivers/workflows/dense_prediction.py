@@ -40,7 +40,7 @@ from perceivers.tasks.segmentation import IGNORED, element_logits, segmented_mod
 from perceivers.types import Points
 from perceivers.workflows.origin import run_config
 from perceivers.workflows.prediction import is_data_file
-from perceivers.workflows.preparing import find_settings
+from perceivers.workflows.task_table import find_settings
 
 # -- Optical flow between two images of any size: a ``.flo`` file and a colour-coded image -------
 #

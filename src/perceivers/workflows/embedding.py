@@ -32,8 +32,8 @@ from perceivers.text_names import show_name
 from perceivers.training.config import TrainConfig
 from perceivers.types import ModalitySpec
 from perceivers.workflows.compiling import Note, compile_loaded, tell
-from perceivers.workflows.evaluation import open_for_model
 from perceivers.workflows.origin import own_data, run_config
+from perceivers.workflows.task_table import open_for_model
 
 # -- Input of embed and anomaly: a data set or files, read as batches with names -----------------
 

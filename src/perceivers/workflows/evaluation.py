@@ -13,20 +13,13 @@ from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
 from perceivers.data import Batch, Dataset, make_eval_loader
 from perceivers.data.augment import Views
 from perceivers.data.flow_pairs import FlowPairs
-from perceivers.data.held_out import open_held_out
-from perceivers.data.joined import SEPARATOR, align_classes
 from perceivers.errors import ConfigError, DataError
 from perceivers.settings import Count, Natural, checked
-from perceivers.tasks import Classification, ClassificationConfig
-from perceivers.tasks.base import Choices
 from perceivers.tasks.filling import Filler
-from perceivers.tasks.flow import TARGET, FlowConfig, evaluate_pairs, flow_modality
-from perceivers.tasks.metrics import device_of, new_accuracies, result, results, update
-from perceivers.tasks.presence import answer, can_lack, held_modalities
-from perceivers.tasks.segmentation import TARGET as MASKS
-from perceivers.training.config import RegressConfig, TrainConfig
+from perceivers.tasks.flow import FlowConfig, evaluate_pairs
+from perceivers.tasks.presence import can_lack
+from perceivers.training.config import TrainConfig
 from perceivers.training.run_folder import RunFolder
-from perceivers.types import Array, ModalitySpec
 from perceivers.workflows.comparing import average_views
 from perceivers.workflows.compiling import Note, compile_loaded, tell
 from perceivers.workflows.filling import (
@@ -35,9 +28,14 @@ from perceivers.workflows.filling import (
     measure_fill,
     open_filler,
 )
-from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.origin import own_data, run_config
-from perceivers.workflows.preparing import find_mask_spec, find_settings, rebuild_task, sized_mask
+from perceivers.workflows.task_table import (
+    find_settings,
+    open_for_model,
+    rebuild_task,
+    row_of,
+    tasks,
+)
 
 # -- Check that the classes of data and model agree ----------------------------------------------
 
@@ -55,9 +53,8 @@ def check_classes(loaded: Loaded, dataset: Dataset, config: TrainConfig | None =
     Raises:
         DataError: Names differ, or there are no labels.
     """
-    if loaded.info.task == "segment":
-        masks = find_mask_spec(loaded, config, dataset)[0]
-        dataset = replace(dataset, classes=masks, columns={})
+    row = row_of(loaded)
+    dataset = dataset if row is None else row.class_dataset(loaded, config, dataset)
     columns = {name: tuple(names) for name, names in loaded.info.columns.items()}
     found = dict(dataset.columns)
     # Label columns are identified by position, so their order matters.
@@ -267,11 +264,10 @@ def evaluate(
     loader = make_eval_loader(source, specs, batch_size=batch_size, workers=workers, views=views)
     compiled = compile_loaded(single, batch_size, views, on=compile)
     batches = compiled.batches(_collect_bad(loader, skipped, limit))
-    if loaded.info.task == "classify":
-        result = evaluate_classifier(loaded, batches, skipped)
-    else:
-        task = rebuild_task(loaded, config)
-        result = Evaluation(task.evaluate(batches), (), None, skipped)
+    task = rebuild_task(loaded, config)
+    metrics, matrix = tasks()[loaded.info.task].metrics(loaded, task, batches)
+    classes = () if matrix is None else loaded.info.classes
+    result = Evaluation(metrics, classes, matrix, skipped)
     tell(compiled, note)
     if filler is not None:
         options = {"batch_size": batch_size, "workers": workers, "limit": limit}
@@ -329,52 +325,6 @@ def _open_filler(
     return filler
 
 
-def open_for_model(
-    loaded: Loaded, config: TrainConfig | None, address: str
-) -> tuple[Dataset, dict[str, ModalitySpec]]:
-    """Open data for a model, and return the specs that the loaders must read.
-
-    Args:
-        loaded: The model; for a flow model, frame pairs have the model's size.
-        config: Settings of the model's run, or None.
-        address: Data address.
-
-    Raises:
-        UserError: The data cannot be opened.
-    """
-    specs = dict(loaded.model.config.data_inputs)
-    if config is None:
-        columns = [] if SEPARATOR in address else list(loaded.info.columns)
-        config = TrainConfig(model="", data=address, out="", labels=columns)
-        if loaded.info.task == "regress":
-            wanted = list(loaded.info.targets)
-            config = RegressConfig(model="", data=address, out="", targets=wanted)
-    if loaded.info.task == "segment":
-        dataset = _open(config, address)
-        _, mask = find_mask_spec(loaded, config, dataset)
-        return dataset, {**specs, MASKS: sized_mask(loaded.model, mask)}
-    if loaded.info.task != "flow":
-        dataset = _open(config, address)
-        return align_classes(dataset, loaded.info.classes, loaded.info.columns), specs
-    _, height, width = specs[flow_modality(loaded.model)].grid
-    dataset = open_dataset(config, address=address, frame_size=(height, width))
-    return dataset, {**specs, TARGET: Array((2, height), width)}
-
-
-def _open(config: TrainConfig, address: str) -> Dataset:
-    """Open data; a folder may contain only held-out splits."""
-    targets = config.targets if isinstance(config, RegressConfig) else ()
-    held_out = open_held_out(
-        address,
-        labels=config.labels,
-        targets=targets,
-        integer_labels=config.integer_labels,
-    )
-    if held_out is None:
-        return open_dataset(config, address=address)
-    return held_out.holding(config.modalities)
-
-
 def choose_split(dataset: Dataset, split: str) -> Any:
     """Return the source of a split.
 
@@ -396,26 +346,3 @@ def _collect_bad(loader: Iterable[Batch], skipped: list[str], limit: int) -> Ite
         skipped.extend(batch.bad)
         if len(batch.index):
             yield batch
-
-
-@torch.no_grad()
-def evaluate_classifier(loaded: Loaded, batches: Iterable[Batch], skipped: list[str]) -> Evaluation:
-    """Evaluate a single-label classifier: accuracies and confusion matrix.
-
-    Raises:
-        DataError: The data have no labels.
-    """
-    classes = loaded.info.classes
-    task = Classification(loaded.model, len(classes), ClassificationConfig()).eval()
-    device = device_of(loaded.model)
-    metrics, choices = new_accuracies(len(classes), device), Choices(device)
-    for batch in batches:
-        if batch.labels is None:
-            raise DataError("the data have no labels; evaluation of a classifier needs them")
-        logits = answer(task.model, batch.inputs, held_modalities(task.model, batch))
-        chosen = choices.of(logits)
-        for metric in metrics.values():
-            update(metric, chosen, batch.labels)
-    matrix = result(metrics.pop("matrix")).long().cpu()
-    figures = {**choices.judge(results(metrics)), "samples": int(matrix.sum())}
-    return Evaluation(figures, classes, matrix, skipped)

@@ -50,9 +50,8 @@ from perceivers.types import (
     Points,
     Video,
 )
-from perceivers.workflows.evaluation import open_for_model
 from perceivers.workflows.origin import run_config
-from perceivers.workflows.preparing import find_settings
+from perceivers.workflows.task_table import find_settings, open_for_model
 
 # Number of samples drawn from a data address, and shown in the overview.
 SAMPLES = 8

@@ -10,7 +10,7 @@ from perceivers.exporting.graphs import Part
 from perceivers.tasks import MaskedAutoencodingConfig
 from perceivers.tasks.mae import is_masked_autoencoder
 from perceivers.workflows.origin import run_config
-from perceivers.workflows.preparing import find_settings
+from perceivers.workflows.task_table import find_settings
 
 
 def export(

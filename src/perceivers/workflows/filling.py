@@ -41,8 +41,8 @@ from perceivers.text_names import show_name
 from perceivers.training.config import TrainConfig
 from perceivers.types import FIRST_BYTE, Audio, ModalitySpec, Video
 from perceivers.workflows.compiling import Note
-from perceivers.workflows.preparing import find_masking, find_settings
 from perceivers.workflows.reconstruction import fits_clip, unique_stem, write_signal
+from perceivers.workflows.task_table import find_masking, find_settings
 
 # Seed of the reading order, which also decides whose input another sample is given.
 ORDER_SEED = 20_261_130

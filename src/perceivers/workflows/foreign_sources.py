@@ -1,6 +1,6 @@
 """Open third-party weights: our model of them, its metadata, and a comparison with the source.
 
-Files are recognised by their tensor names (``checkpoints.foreign``), folders by ``config.json``.
+Files are recognised by their tensor names (``checkpoints.formats``), folders by ``config.json``.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from perceivers.checkpoints.bundle import read_archive, require
 from perceivers.checkpoints.catalogue import find_weights
-from perceivers.checkpoints.foreign import (
+from perceivers.checkpoints.formats import (
     FOREIGN_LAYOUTS,
     ForeignLayout,
     find_layout,

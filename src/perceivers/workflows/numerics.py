@@ -12,7 +12,7 @@ from perceivers.tasks import Task
 from perceivers.training.config import TrainConfig
 from perceivers.training.numerics import Numerics, Resolved
 from perceivers.training.runtime import Runtime
-from perceivers.workflows.preparing import Prepared
+from perceivers.workflows.task_table import Prepared
 
 # Measuring takes about a dozen passes, so shorter runs stay in float32.
 MEASURED_STEPS = 200

@@ -41,7 +41,7 @@ from perceivers.training.optimizers import make_optimizer
 from perceivers.training.run_folder import TASKS
 from perceivers.types import SPECS, Labels, ModalitySpec, spec_from_json
 from perceivers.workflows.building import fresh_autoencoder, fresh_model
-from perceivers.workflows.preparing import PREPARE
+from perceivers.workflows.task_table import tasks
 
 # Tasks that can be planned from the sizes of inputs alone.
 DATALESS = ("pretrain", "classify", "autoencode", "mlm")
@@ -216,7 +216,7 @@ def _training_config(settings: PlanSettings, task: str) -> TrainConfig:
 
 def _from_data(task: str, config: TrainConfig) -> _Subject:
     """Describe a run on given data; batches repeat the first training sample."""
-    prepared = PREPARE[task](config)
+    prepared = tasks()[task].prepare(config)
     source = prepared.dataset.splits["train"]
     copies = config.augment.copies
     loader = make_train_loader(
@@ -230,7 +230,7 @@ def _from_data(task: str, config: TrainConfig) -> _Subject:
     )
     one = next(iter(loader)).take(slice(0, 1))
     return _Subject(
-        lambda: PREPARE[task](config).task,
+        lambda: tasks()[task].prepare(config).task,
         lambda size: one.take(torch.zeros(size, dtype=torch.int64)),
         len(source),
         _stored_bytes(source),

@@ -4,49 +4,28 @@ Classes, labels, numbers and filled-in texts are returned as records (``predicti
 labelled clouds, flow and reconstructions are written to files, whose paths are in the records.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.data.augment import Views
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.settings import Count, checked
 from perceivers.tasks.mae import is_masked_autoencoder
-from perceivers.tasks.segmentation import segmented_modality
-from perceivers.types import Points
+from perceivers.workflows.by_task.autoencoding import SIGNALS
+from perceivers.workflows.by_task.flow import FLOW_FILES
 from perceivers.workflows.comparing import check_views
 from perceivers.workflows.compiling import Note, compile_loaded, tell
-from perceivers.workflows.dense_prediction import (
-    predict_clouds,
-    predict_flow,
-    predict_masks,
-    predicts_flow,
-)
+from perceivers.workflows.dense_prediction import predicts_flow
 from perceivers.workflows.prediction import (
-    RECORD_TASKS,
     check_out,
     predict_records,
     write_predictions,
 )
-from perceivers.workflows.reconstructing import reconstruct
+from perceivers.workflows.task_table import FileTask, Record, Request, row_of, tasks
 
-Record = dict[str, Any]
 # Number of classes listed in the summary of a file.
 NAMED = 4
-
-
-@dataclass(frozen=True)
-class Request:
-    """Arguments of a prediction that is written to files."""
-
-    model: str | Path
-    loaded: Loaded
-    paths: Sequence[str | Path]
-    out: str | Path
-    pad: bool
-    overwrite: bool
 
 
 @checked
@@ -99,16 +78,16 @@ def predict(
     """
     loaded, views = load_with_info(model), views or Views()
     check_views(loaded, views)
-    kind = find_kind(loaded, model)
-    if pad and kind != "flow":
+    files = find_files_task(loaded, model)
+    if pad and files is not FLOW_FILES:
         raise ConfigError(f"{model} computes no flow, so there is nothing to pad; leave out pad")
     if compile:
-        check_compiled(loaded, model, kind)
-    if kind != "records":
+        check_compiled(loaded, model, files)
+    if files is not None:
         if texts:
-            raise ConfigError(f"{model} {FILES[kind].does}; give files, not texts (--text)")
-        folder = out or FILES[kind].folder
-        yield from FILES[kind].answer(Request(model, loaded, paths, folder, pad, overwrite))
+            raise ConfigError(f"{model} {files.does}; give files, not texts (--text)")
+        folder = out or files.folder
+        yield from files.answer(Request(model, loaded, paths, folder, pad, overwrite))
         return
     compiled = compile_loaded(loaded, batch_size, views, on=compile)
     records = predict_records(
@@ -133,28 +112,28 @@ def predict(
     yield from found
 
 
-def check_compiled(loaded: Loaded, model: str | Path, kind: str) -> None:
+def check_compiled(loaded: Loaded, model: str | Path, files: FileTask | None) -> None:
     """Check that a model predicts in batches, so that compilation has an effect.
 
     Args:
         loaded: The model.
         model: Name of the model, for messages.
-        kind: Kind of prediction, from ``find_kind``.
+        files: How predictions are written, from ``find_files_task``.
 
     Raises:
         ConfigError: The model writes files or fills in texts.
     """
-    if kind == "records" and loaded.info.task != "mlm":
+    if files is None and tasks()[loaded.info.task].records is not None:
         return
-    does = FILES[kind].does if kind in FILES else "fills in [MASK] of texts"
+    does = "fills in [MASK] of texts" if files is None else files.does
     raise ConfigError(
         f"compile=True has no effect on {model}: it {does}, one sample at a time, but only batches "
         f"are compiled; leave it out"
     )
 
 
-def find_kind(loaded: Loaded, model: str | Path) -> str:
-    """Return the kind of a model's predictions: ``records``, or a key of ``FILES``.
+def find_files_task(loaded: Loaded, model: str | Path) -> FileTask | None:
+    """Return how the predictions of a model are written to files; None if they are records.
 
     Args:
         loaded: The model.
@@ -164,16 +143,13 @@ def find_kind(loaded: Loaded, model: str | Path) -> str:
         CheckpointError: The model was not trained for a task that predicts; the message says what
             it can be used for.
     """
-    task = loaded.info.task
-    if task in RECORD_TASKS:
-        return "records"
-    if predicts_flow(loaded):
-        return "flow"
-    if task == "segment":
-        spec = loaded.model.config.inputs[segmented_modality(loaded.model)]
-        return "clouds" if isinstance(spec, Points) else "masks"
-    if task == "autoencode":
-        return "signals"
+    task, row = loaded.info.task, row_of(loaded)
+    if row is not None and (row.records is not None or row.fill_texts is not None):
+        return None
+    if predicts_flow(loaded):  # converted weights may have no recorded task
+        return FLOW_FILES
+    if row is not None and row.files is not None:
+        return row.files(loaded)
     finetune = f"perceivers finetune --model {model} --data ... --out ..."
     if is_masked_autoencoder(loaded.model):
         raise CheckpointError(
@@ -187,82 +163,6 @@ def find_kind(loaded: Loaded, model: str | Path) -> str:
     )
 
 
-def _write_masks(request: Request) -> Iterator[Record]:
-    for made in predict_masks(
-        request.model, request.paths, request.out, overwrite=request.overwrite
-    ):
-        if made.error:
-            yield {"file": str(made.file), "error": made.error}
-        else:
-            files = {"mask": str(made.mask), "overlay": str(made.overlay)}
-            yield {"file": str(made.file), **files, "fractions": dict(made.shares or {})}
-
-
-def _write_clouds(request: Request) -> Iterator[Record]:
-    for made in predict_clouds(
-        request.loaded, request.paths, request.out, overwrite=request.overwrite
-    ):
-        if made.error:
-            yield {"file": str(made.file), "error": made.error}
-        else:
-            files = {"labelled": str(made.labelled), "views": [str(path) for path in made.views]}
-            yield {"file": str(made.file), **files, "fractions": dict(made.shares or {})}
-
-
-def _write_flow(request: Request) -> Iterator[Record]:
-    if len(request.paths) != 2:
-        raise ConfigError(
-            f"{request.model} computes flow between two images; give exactly two files, got "
-            f"{len(request.paths)}"
-        )
-    first, second = request.paths
-    done = predict_flow(
-        request.model, first, second, request.out, pad=request.pad, overwrite=request.overwrite
-    )
-    length = done.flow.norm(dim=0)
-    yield {
-        "files": [str(first), str(second)],
-        "flow": str(done.paths[0]),
-        "picture": str(done.paths[1]),
-        "tiles": done.tiles,
-        "mean_motion": round(float(length.mean()), 6),
-        "largest_motion": round(float(length.max()), 6),
-    }
-
-
-def _write_signals(request: Request) -> Iterator[Record]:
-    if not request.paths:
-        raise ConfigError("nothing to predict; give files or folders")
-    written = reconstruct(request.model, request.paths, request.out, overwrite=request.overwrite)
-    files = [str(path) for path in request.paths]
-    yield {"files": files, "written": [str(path) for path in written]}
-
-
-@dataclass(frozen=True)
-class FileTask:
-    """A kind of prediction that is written to files.
-
-    Attributes:
-        does: What the model does, for messages.
-        folder: Default output folder.
-        counted: What the summary counts; empty for no count.
-        answer: Function that writes the files and yields the records.
-    """
-
-    does: str
-    folder: str
-    counted: str
-    answer: Callable[[Request], Iterator[Record]]
-
-
-FILES: Mapping[str, FileTask] = {
-    "masks": FileTask("segments images", "masks", "images segmented", _write_masks),
-    "clouds": FileTask("segments points", "masks", "files of points segmented", _write_clouds),
-    "flow": FileTask("computes flow between two images", "flow", "", _write_flow),
-    "signals": FileTask("passes files through an autoencoder", "reconstructed", "", _write_signals),
-}
-
-
 def describe_predictions(
     model: str | Path, records: Sequence[Record], out: str | Path | None
 ) -> str:
@@ -273,19 +173,18 @@ def describe_predictions(
         records: Records from ``predict``.
         out: As for ``predict``.
     """
-    kind = find_kind(load_with_info(model), model)
+    files = find_files_task(load_with_info(model), model)
     read = [record for record in records if "error" not in record]
-    if kind == "records":
+    if files is None:
         if out is None:
             return write_predictions(records, None)
         return f"{len(read)} files predicted, see {out}\n"
-    task = FILES[kind]
     lines = [_describe(record) for record in read]
-    if kind == "signals":
+    if files is SIGNALS:
         written = read[0]["written"]
-        lines = [f"{len(written)} files in {out or task.folder}; see {written[-1]}"]
-    elif task.counted:
-        lines.append(f"{len(read)} {task.counted}, see {out or task.folder}")
+        lines = [f"{len(written)} files in {out or files.folder}; see {written[-1]}"]
+    elif files.counted:
+        lines.append(f"{len(read)} {files.counted}, see {out or files.folder}")
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -7,29 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded
 from perceivers.data import Batch, find_files, make_eval_loader, open_samples, read_files
 from perceivers.data.augment import Views
-from perceivers.data.byte_codec import decode_ids, encode_text, pad_ids, wrap_ids
+from perceivers.data.byte_codec import text_ids
 from perceivers.data.files import pair_files
-from perceivers.errors import ConfigError, DataError
+from perceivers.errors import ConfigError
 from perceivers.escaping import write_csv
 from perceivers.files import write_atomic
-from perceivers.finite import NO_ANSWER, check_answer, is_answer
+from perceivers.finite import NO_ANSWER, is_answer
 from perceivers.models.compiling import Uncompiled
-from perceivers.reading import read_file
-from perceivers.tasks.mlm import score_bytes, text_modality
 from perceivers.tasks.presence import answer, can_lack, held_modalities
 from perceivers.text_names import show_all
-from perceivers.types import FIRST_BYTE, MASK, Bytes
+from perceivers.types import Bytes
 from perceivers.workflows.comparing import average_views
+from perceivers.workflows.task_table import tasks
 
 # Files that contain several samples, as rows or members; they are opened as data addresses.
 DATA_ENDINGS = (".csv", ".jsonl", ".parquet", ".npz", ".tar")
-# Tasks whose predictions are records; the others write files (``predicting``).
-RECORD_TASKS = ("classify", "multilabel", "multitask", "mlm", "regress")
 
 
 @torch.no_grad()
@@ -47,7 +43,7 @@ def predict_records(
     """Yield a record per file and per text; ``predicting.predict`` describes their content.
 
     Args:
-        loaded: A model of one of ``RECORD_TASKS``.
+        loaded: A model of a task whose row has ``records`` or ``fill_texts``.
         model: Name of the model, for messages.
         paths: Files of the kinds that the model reads, or folders searched for them; or one table,
             ``.npz`` file or tar, whose samples are all predicted.
@@ -65,8 +61,9 @@ def predict_records(
     loaded = average_views(loaded, views, batch_size)
     if texts and views.count > 1:
         raise ConfigError(f"views are {views}, but a text has one view; give files without texts")
-    if loaded.info.task == "mlm":
-        yield from _fill(loaded, paths, texts)
+    fill_texts = tasks()[loaded.info.task].fill_texts
+    if fill_texts is not None:
+        yield from fill_texts(loaded, paths, texts)
         return
     if texts:
         yield from _answer_texts(loaded, texts, top, compiled)
@@ -140,30 +137,6 @@ def _answer_texts(
         yield {"text": text, **record}
 
 
-def text_ids(text: str | bytes, spec: Bytes, where: str, *, parse_masks: bool = False) -> Tensor:
-    """Return the padded ids of one text ``[1, L]``.
-
-    Args:
-        text: The text.
-        spec: Defines the length L and whether CLS and SEP are added.
-        where: Name of the text, for messages.
-        parse_masks: Interpret ``[MASK]`` as one hidden byte.
-
-    Raises:
-        DataError: The text is longer than the spec, or empty.
-    """
-    ids = encode_text(text, parse_masks=parse_masks)
-    if len(ids) == 0:
-        raise DataError(f"{where} is empty; there is nothing to read")
-    wrapped = wrap_ids(ids) if spec.wrap == "cls_sep" else ids
-    if len(wrapped) > spec.length:
-        raise DataError(
-            f"{where} takes {len(wrapped)} ids, but the model reads {spec.length}; cut it, or "
-            f"train a model with inputs: {{bytes: {{length: {len(wrapped)}}}}}"
-        )
-    return torch.from_numpy(pad_ids(wrapped, spec.length)).unsqueeze(0)
-
-
 def _text_input(loaded: Loaded) -> tuple[str, Bytes]:
     for name, spec in loaded.model.config.inputs.items():
         if isinstance(spec, Bytes):
@@ -173,87 +146,17 @@ def _text_input(loaded: Loaded) -> tuple[str, Bytes]:
     )
 
 
-def _records(loaded: Loaded, answer: Any, top: int) -> list[dict[str, Any]]:
-    """Convert the output for a batch to records; samples with invalid output have ``error``."""
-    parts = list(answer.values()) if isinstance(answer, Mapping) else [answer]
-    named = loaded.info.task in {"multitask", "classify"}
-    fine = torch.stack([is_answer(p) if named else p.isfinite().all(-1) for p in parts]).all(0)
+def _records(loaded: Loaded, outputs: Any, top: int) -> list[dict[str, Any]]:
+    """Convert the outputs for a batch to records; samples with invalid outputs have ``error``."""
+    row = tasks()[loaded.info.task]
+    assert row.records is not None
+    parts = list(outputs.values()) if isinstance(outputs, Mapping) else [outputs]
+    check = is_answer if row.checks_choice else lambda part: part.isfinite().all(-1)
+    fine = torch.stack([check(part) for part in parts]).all(0)
     return [
         record if is_fine else {"error": NO_ANSWER}
-        for record, is_fine in zip(_all_records(loaded, answer, top), fine.tolist(), strict=True)
+        for record, is_fine in zip(row.records(loaded, outputs, top), fine.tolist(), strict=True)
     ]
-
-
-def _all_records(loaded: Loaded, answer: Any, top: int) -> list[dict[str, Any]]:
-    info = loaded.info
-    if info.task == "multitask":
-        tables = {n: _ranked(answer[n].float().softmax(-1), info.columns[n], 1) for n in answer}
-        return [
-            {name: rows[index][0] for name, rows in tables.items()}
-            for index in range(len(next(iter(tables.values()))))
-        ]
-    if info.task == "multilabel":
-        ranked = _ranked(answer.float().sigmoid(), info.classes, max(top, 1))
-        every = _ranked(answer.float().sigmoid(), info.classes, len(info.classes))
-        return [
-            {"labels": [r["class"] for r in rows if r["probability"] > 0.5], "top": best}
-            for rows, best in zip(every, ranked, strict=True)
-        ]
-    if info.task == "regress":
-        return [
-            {
-                name: float(f"{value * deviation + mean:.7g}")
-                for value, (name, (mean, deviation)) in zip(row, info.targets.items(), strict=True)
-            }
-            for row in answer.double().tolist()
-        ]
-    rows = _ranked(answer.float().softmax(-1), info.classes, top)
-    return [{**best[0], "top": best} for best in rows]
-
-
-def _ranked(probabilities: Tensor, classes: Sequence[str], top: int) -> list[list[dict[str, Any]]]:
-    """Return the most probable classes of every row, best first."""
-    best = probabilities.topk(min(top, len(classes)))
-    return [
-        [
-            {"class": classes[i], "probability": round(p, 6)}
-            for p, i in zip(values, indices, strict=True)
-        ]
-        for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]
-
-
-def _fill(
-    loaded: Loaded, paths: Sequence[str | Path], texts: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-    """Fill every ``[MASK]`` of texts and text files with the most likely byte."""
-    name = text_modality(loaded.model)
-    spec = loaded.model.config.inputs[name]
-    given: list[tuple[str, str, str | bytes]] = [("text", f"text {t[:40]!r}", t) for t in texts]
-    for path in find_files([str(path) for path in paths], ("bytes",)) if paths else ():
-        given.append(("file", str(path), read_file(path)))
-    for kind, where, text in given:
-        try:
-            ids = text_ids(text, spec, where, parse_masks=True)
-            if not (ids == MASK).any():
-                raise DataError(f"{where} has no [MASK]; write one for every byte to be filled in")
-            # Predict bytes only: special ids do not occur within a text.
-            scores = score_bytes(loaded.model, {name: ids}, {})[..., FIRST_BYTE:]
-            check_answer(scores, where)
-        except DataError as error:
-            if kind == "text":
-                raise
-            yield {"file": where, "error": str(error).removeprefix(where).lstrip(": ")}
-            continue
-        hidden = ids == MASK
-        best = scores.softmax(-1).max(-1)
-        filled = torch.where(hidden, best.indices + FIRST_BYTE, ids)
-        yield {
-            kind: text if kind == "text" else where,
-            "filled": decode_ids(filled[0].numpy()),
-            "answer": decode_ids(filled[0][hidden[0]].numpy()),
-            "probability": round(float(best.values[hidden].mean()), 6),
-        }
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:

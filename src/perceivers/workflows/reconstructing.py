@@ -20,12 +20,12 @@ from perceivers.workflows.filling import (
     open_filler,
 )
 from perceivers.workflows.origin import run_config
-from perceivers.workflows.preparing import find_masking, find_settings
 from perceivers.workflows.reconstruction import (
     TARGET_NOTES,
     reconstruct_masked,
     reconstruct_signals,
 )
+from perceivers.workflows.task_table import find_masking, find_settings
 
 # Tasks whose models reconstruct their input; weights without a recorded task may be of such a task.
 RECONSTRUCTING = ("", "pretrain", "autoencode")

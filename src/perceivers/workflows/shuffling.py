@@ -33,7 +33,7 @@ from perceivers.workflows.arms import (
     score_constant,
 )
 from perceivers.workflows.candidates import Study, join, make_config, spread_evaluations, study_data
-from perceivers.workflows.preparing import PREPARE, Prepared
+from perceivers.workflows.task_table import Prepared, tasks
 
 RECORD, FIGURE = "shuffle.json", "shuffle.png"
 ORDERS: tuple[ElementOrder, ...] = get_args(ElementOrder)
@@ -175,7 +175,7 @@ def run_shuffle(
             settings.data, task=settings.task, labels=settings.labels, targets=settings.targets
         )
         base = choose_settings(settings, study)
-        prepared = PREPARE[study.task](make_config(study.task, base, settings.data))
+        prepared = tasks()[study.task].prepare(make_config(study.task, base, settings.data))
         names = shuffled_modalities(prepared)
         splits = [split for split in ("val", "test") if split in study.splits]
         constant = {split: score_constant(prepared, split) for split in splits}

@@ -35,7 +35,7 @@ from perceivers.training.launching import ADDRESSES
 from perceivers.training.run_folder import RunFolder, read_fingerprint, write_fingerprint
 from perceivers.types import Image, ModalitySpec
 from perceivers.workflows.planning import blank_batch
-from perceivers.workflows.preparing import PREPARE, Prepared
+from perceivers.workflows.task_table import Prepared, tasks
 
 # -- Settings that have no effect with the given data and model: they are refused ----------------
 #
@@ -149,13 +149,13 @@ def prepare_again(
     Raises:
         UserError: A setting or the data cannot be used.
     """
-    prepared = PREPARE[task](config)
+    prepared = tasks()[task].prepare(config)
     names = _recorded_inputs(folder)
     read = tuple(prepared.specs)
     if config.modalities or "audio" not in read or "video" not in names or "audio" in names:
         return prepared, config
     config = replace(config, modalities=names)
-    prepared = PREPARE[task](config)
+    prepared = tasks()[task].prepare(config)
     prepared.notes.append(NOTE)
     return prepared, config
 

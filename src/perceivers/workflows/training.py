@@ -48,7 +48,6 @@ from perceivers.training.run_folder import TASKS, RunFolder, write_fingerprint
 from perceivers.training.run_lock import RunLock, refuse_if_in_use
 from perceivers.training.runtime import Runtime
 from perceivers.workflows.numerics import choose_numerics
-from perceivers.workflows.preparing import PREPARE, Prepared, typed_info
 from perceivers.workflows.run import Run
 from perceivers.workflows.starting import (
     check_effects,
@@ -57,18 +56,14 @@ from perceivers.workflows.starting import (
     compare_data,
     prepare_again,
 )
+from perceivers.workflows.task_table import Prepared, tasks, tasks_of, typed_info
 
 START_POSITIONS = "positions_before.npz"
 # Settings that may change when a run is resumed: how its work is distributed.
 CHANGEABLE = ("devices", "nodes", "strategy", "batch_size", "accumulate")
 # Addresses that may change when a run is resumed, if its data or its initial model have moved.
 MOVABLE = ("data", "model")
-# Tasks of each verb; the first is the default.
-VERB_TASKS: dict[str, tuple[str, ...]] = {
-    "pretrain": ("pretrain", "autoencode", "mlm"),
-    "train": ("classify", "multilabel", "multitask", "flow", "segment", "regress"),
-    "finetune": ("classify", "multilabel", "multitask", "flow", "segment", "regress"),
-}
+VERBS = ("pretrain", "train", "finetune")
 
 
 def pretrain(config: TrainConfig | None = None, **settings: Any) -> Run:
@@ -119,15 +114,15 @@ def choose_task(verb: str, task: str | None, model: str | None) -> str:
     Raises:
         ConfigError: The verb does not train this task.
     """
-    tasks = VERB_TASKS[verb]
+    known = tasks_of(verb)
     if task is None:
         named = verb == "pretrain" and model in list_models()
         masks = not named or FAMILIES[find_family(str(model))].autoencoder is not None
-        return tasks[0] if masks else "autoencode"
-    if task not in tasks:
-        home = [v for v, known in VERB_TASKS.items() if task in known]
-        hint = f"; that is for 'perceivers {home[0]}'" if home else suggest(task, tasks)
-        raise ConfigError(f"{verb} trains {', '.join(tasks)}, not {task!r}{hint}")
+        return known[0] if masks else "autoencode"
+    if task not in known:
+        home = [other for other in VERBS if task in tasks_of(other)]
+        hint = f"; that is for 'perceivers {home[0]}'" if home else suggest(task, known)
+        raise ConfigError(f"{verb} trains {', '.join(known)}, not {task!r}{hint}")
     return task
 
 
@@ -290,7 +285,7 @@ def _start(verb: str, config: TrainConfig | None, settings: dict[str, Any]) -> R
     runtime = Runtime(config)
     with readable_disk_errors(folder), ExitStack() as held:
         with runtime.guarded():
-            prepared = PREPARE[task](config)
+            prepared = tasks()[task].prepare(config)
             prepared.info = typed_info(prepared.info, typed)
             record: list[Callable[[], object]] = []
             if runtime.is_main:
@@ -389,7 +384,7 @@ def _run(
     resuming: bool,
 ) -> None:
     """Train; ``record`` is called after the state is loaded, so that a failure changes nothing."""
-    label = "pre-training" if task in VERB_TASKS["pretrain"] else "training"
+    label = "pre-training" if tasks()[task].verb == "pretrain" else "training"
     console = ConsoleProgress(label, quiet=quiet)
     listeners: list[Listener] = [
         console,
