@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from perceivers.workflows.explaining import explain as explain
     from perceivers.workflows.exporting import export as export
     from perceivers.workflows.planning import plan_training as plan_training
-    from perceivers.workflows.predicting import predict as predict
+    from perceivers.workflows.prediction import predict as predict
     from perceivers.workflows.probing import probe as probe
     from perceivers.workflows.reconstructing import reconstruct as reconstruct
     from perceivers.workflows.run import Run as Run
@@ -78,7 +78,7 @@ _HOMES = {
     "workflows.explaining": ("explain",),
     "workflows.exporting": ("export",),
     "workflows.planning": ("plan_training",),
-    "workflows.predicting": ("predict",),
+    "workflows.prediction": ("predict",),
     "workflows.probing": ("probe",),
     "workflows.reconstructing": ("reconstruct",),
     "workflows.run": ("Run",),

@@ -19,7 +19,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "settings",
         "types",
         "files",
-        "escaping",
         "draws",
         "finite",
         "foreign",

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from perceivers.errors import InputError
-from perceivers.report.figures.segmentation import (
+from perceivers.report.figures.scores import (
     COLOURS,
     IGNORED,
     class_colours,

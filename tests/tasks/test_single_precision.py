@@ -9,7 +9,7 @@ from tests.tasks.every_task import TASKS
 
 from perceivers.tasks import metrics
 from perceivers.tasks.base import Task
-from perceivers.training.averaging import WeightAverage
+from perceivers.training.optimizers import WeightAverage
 
 
 @pytest.fixture(autouse=True)

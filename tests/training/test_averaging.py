@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from perceivers.errors import CheckpointError
-from perceivers.training.averaging import WeightAverage
+from perceivers.training.optimizers import WeightAverage
 
 
 def test_the_first_update_copies_and_the_next_ones_decay() -> None:

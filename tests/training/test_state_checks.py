@@ -12,10 +12,9 @@ from torch import Tensor
 from perceivers.errors import CheckpointError
 from perceivers.models.registry import create_model
 from perceivers.models.saving import ModelInfo, save_folder
-from perceivers.training.averaging import WeightAverage
 from perceivers.training.checkpoints import Checkpoints
 from perceivers.training.config import OptimizerConfig, TrainConfig
-from perceivers.training.optimizers import make_optimizer
+from perceivers.training.optimizers import WeightAverage, make_optimizer
 from perceivers.training.run_folder import RunFolder
 from perceivers.training.runtime import Runtime
 from perceivers.training.state import Progress

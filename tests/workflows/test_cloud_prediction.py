@@ -13,7 +13,7 @@ from perceivers.cli.main import main
 from perceivers.data import open_data
 from perceivers.data.clouds import Scenes
 from perceivers.errors import ConfigError
-from perceivers.report.figures.segmentation import class_colours
+from perceivers.report.figures.scores import class_colours
 from perceivers.workflows.dense_prediction import find_classes_of, predict_clouds
 from perceivers.workflows.evaluation import evaluate
 

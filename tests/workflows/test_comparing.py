@@ -10,14 +10,14 @@ import pytest
 
 from perceivers.cli.main import main
 from perceivers.errors import RunError
-from perceivers.report.comparison import (
+from perceivers.report.figures.curves import draw_comparison
+from perceivers.report.tables import (
     Summary,
     costs_table,
     differences_table,
     results_table,
     short_names,
 )
-from perceivers.report.figures.curves import draw_comparison
 from perceivers.training.config import PretrainConfig, build_config
 from perceivers.training.run_folder import RunFolder
 from perceivers.workflows.comparing import compare_runs

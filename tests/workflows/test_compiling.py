@@ -21,7 +21,7 @@ from perceivers.errors import ConfigError
 from perceivers.training.loop import Trainer
 from perceivers.workflows.embedding import embed
 from perceivers.workflows.evaluation import evaluate
-from perceivers.workflows.predicting import check_compiled
+from perceivers.workflows.prediction import check_compiled
 from perceivers.workflows.task_table import tasks
 
 SETTINGS: dict[str, Any] = {"model": "perceiver_nano", "data": "digits", "batch_size": 8}

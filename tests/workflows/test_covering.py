@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from perceivers.errors import ConfigError
-from perceivers.models.hidden_errors import cover
+from perceivers.models.masked import cover
 
 
 def draw(**changes: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ from perceivers.data.flow_pairs import read_flow
 from perceivers.errors import CheckpointError, ConfigError, DataError, InputError
 from perceivers.tasks.flow import FlowConfig, tiled_flow
 from perceivers.workflows.dense_prediction import predict_flow
-from perceivers.workflows.origin import run_config
+from perceivers.workflows.opening import run_config
 from perceivers.workflows.task_table import find_settings
 
 

@@ -11,8 +11,8 @@ import perceivers as pv
 from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.masking import MaskPlan
-from perceivers.models.hiera.hidden_errors import PatchErrors
-from perceivers.models.hip.hidden_errors import ElementErrors
+from perceivers.models.hiera.objective import PatchErrors
+from perceivers.models.hip.objective import ElementErrors
 from perceivers.models.saving import ModelInfo
 from perceivers.tasks.mae import objective_of
 from perceivers.types import Audio, Image, Video

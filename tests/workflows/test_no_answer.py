@@ -14,7 +14,7 @@ from perceivers.models.saving import ModelInfo
 from perceivers.workflows.dense_prediction import find_mask_of
 from perceivers.workflows.embedding import embed
 from perceivers.workflows.evaluation import evaluate
-from perceivers.workflows.predicting import predict
+from perceivers.workflows.prediction import predict
 
 HUGE = 1e36
 

@@ -16,7 +16,7 @@ from perceivers.cli.main import main
 from perceivers.data.flow_pairs import read_flow
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.training.run_folder import TASKS
-from perceivers.workflows.predicting import find_files_task
+from perceivers.workflows.prediction import find_files_task
 from perceivers.workflows.task_table import tasks
 
 

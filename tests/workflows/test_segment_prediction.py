@@ -15,7 +15,7 @@ import perceivers as pv
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.cli.main import main
 from perceivers.errors import CheckpointError, ConfigError, DataError
-from perceivers.report.figures.segmentation import class_colours
+from perceivers.report.figures.scores import class_colours
 from perceivers.workflows.dense_prediction import find_mask_of, predict_masks
 from perceivers.workflows.reporting import open_report
 from perceivers.workflows.task_table import tasks

@@ -18,8 +18,8 @@ from perceivers.workflows.evaluation import SubsetFigures, evaluate_subsets
 from perceivers.workflows.evaluation import evaluate as run_evaluation
 from perceivers.workflows.exporting import export as run_export
 from perceivers.workflows.filling import Filled
-from perceivers.workflows.predicting import describe_predictions
-from perceivers.workflows.predicting import predict as run_prediction
+from perceivers.workflows.prediction import describe_predictions
+from perceivers.workflows.prediction import predict as run_prediction
 from perceivers.workflows.reconstructing import describe_target, reconstruct_files
 from perceivers.workflows.run import Run
 

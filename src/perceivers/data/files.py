@@ -264,3 +264,12 @@ def read_files(
     )
     for batch in merge_empty(batches):
         yield [Path(name) for name in pick(source.names, batch.index.numpy())], batch
+
+
+# Files that contain several samples, as rows or members; they are opened as data addresses.
+DATA_ENDINGS = (".csv", ".jsonl", ".parquet", ".npz", ".tar")
+
+
+def is_data_file(paths: Sequence[str | Path]) -> bool:
+    """Return whether there is a single path, to a file that contains several samples."""
+    return len(paths) == 1 and str(paths[0]).lower().endswith(DATA_ENDINGS)

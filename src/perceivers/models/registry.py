@@ -8,24 +8,20 @@ from typing import Any
 from perceivers.errors import ConfigError, suggest
 from perceivers.models.attention_maps import Explanation
 from perceivers.models.entity_set import EntitySet, EntitySetConfig
-from perceivers.models.entity_set import attention as entity_attention
 from perceivers.models.entity_set import model as entity_set
 from perceivers.models.graphs import Graph
-from perceivers.models.hidden_errors import ErrorMaps
 from perceivers.models.hiera import Hiera, HieraConfig, HieraHead
 from perceivers.models.hiera import variants as hiera
-from perceivers.models.hiera.hidden_errors import PatchErrors
-from perceivers.models.hiera.objective import PatchObjective
+from perceivers.models.hiera.objective import PatchErrors, PatchObjective
 from perceivers.models.hiera_det import HieraDet, HieraDetConfig
 from perceivers.models.hiera_det import variants as hiera_det
 from perceivers.models.hip import HiP, HiPConfig, HiPHead
 from perceivers.models.hip import attention as hip_attention
 from perceivers.models.hip import variants as hip
-from perceivers.models.hip.hidden_errors import ElementErrors
-from perceivers.models.hip.objective import ElementObjective
-from perceivers.models.masked import MaskedObjective
+from perceivers.models.hip.objective import ElementErrors, ElementObjective
+from perceivers.models.masked import ErrorMaps, MaskedObjective
 from perceivers.models.perceiver import Perceiver, PerceiverConfig
-from perceivers.models.perceiver import attention as perceiver_attention
+from perceivers.models.perceiver import model as perceiver_model
 from perceivers.models.perceiver import variants as perceiver
 from perceivers.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceivers.models.perceiver_io import attention as io_attention
@@ -106,7 +102,7 @@ FAMILIES: dict[str, Family] = {
         perceiver.as_classifier,
         "arXiv 2103.03206",
         example=perceiver.example,
-        read_attention=perceiver_attention.read_attention,
+        read_attention=perceiver_model.read_attention,
     ),
     "perceiver_io": Family(
         PerceiverIOConfig,
@@ -152,7 +148,7 @@ FAMILIES: dict[str, Family] = {
         entity_set.as_classifier,
         "arXiv 2107.14795",
         example=entity_set.example,
-        read_attention=entity_attention.read_attention,
+        read_attention=entity_set.read_attention,
     ),
 }
 

@@ -15,9 +15,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from perceivers.errors import CheckpointError
-from perceivers.escaping import markdown_text
 from perceivers.files import write_atomic, write_json
-from perceivers.text_names import check_writable, compose
+from perceivers.text_names import check_writable, compose, markdown_text
 from perceivers.version import __version__
 
 FORMAT_VERSION = 1

@@ -1,14 +1,21 @@
 """Tables of results: metrics per class, and errors of filled-in modalities."""
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.errors import InputError
+from perceivers.errors import InputError, RunError, UserError
+from perceivers.files import real_path
+from perceivers.foreign import parse_json
+from perceivers.reading import read_file
 from perceivers.report.html import Table
-from perceivers.report.style import percent
+from perceivers.report.style import number, percent
 
 _UNDEFINED = "-"
 
@@ -102,3 +109,197 @@ def check_confusion(matrix: NDArray[Any], classes: Sequence[str]) -> NDArray[np.
 
 def _ratio(part: Any, whole: Any) -> str:
     return percent(float(part) / float(whole)) if whole else _UNDEFINED
+
+
+# -- Summaries of runs side by side --------------------------------------------------------------
+
+
+_ABSENT = "-"
+# The output folder always differs and does not change what is computed.
+_NOT_COMPARED = {"out"}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Settings and results of one run.
+
+    Attributes:
+        name: Short name, unique among the compared runs.
+        settings: All settings by dotted name, and versions and hardware as ``environment.NAME``.
+        records: Lines of ``metrics.jsonl``.
+        best: Metrics of the best model on the validation split.
+        best_step: Step of that model; None if it does not exist yet.
+        results: Metrics on other splits, by split.
+        parameters: Number of parameters of the model; None if it does not exist yet.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    records: Sequence[Mapping[str, Any]]
+    best: Mapping[str, float] = field(default_factory=dict)
+    best_step: int | None = None
+    results: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    parameters: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """Last recorded step."""
+        return max((int(record["step"]) for record in self.records), default=0)
+
+    @property
+    def seconds(self) -> float:
+        """Training time in seconds, without evaluation and waiting for data."""
+        return max((float(record.get("seconds", 0.0)) for record in self.records), default=0.0)
+
+    @property
+    def rate(self) -> float | None:
+        """Median of the recorded samples per second."""
+        rates = [r["samples_per_second"] for r in self.records if "samples_per_second" in r]
+        return float(median(rates)) if rates else None
+
+    @property
+    def data_wait(self) -> float | None:
+        """Median fraction of the time spent waiting for data."""
+        waits = [r["data_wait"] for r in self.records if "data_wait" in r]
+        return float(median(waits)) if waits else None
+
+    @property
+    def last(self) -> Mapping[str, float]:
+        """Metrics of the last evaluation on the validation split."""
+        found = [record for record in self.records if record.get("split") == "val"]
+        return {k: v for k, v in found[-1].items() if k not in {"step", "split"}} if found else {}
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Return the shortest path endings of equal length that are unique."""
+    resolved = [real_path(path) for path in paths]
+    longest = max((len(path.parts) for path in resolved), default=1)
+    for count in range(1, longest + 1):
+        names = ["/".join(path.parts[-count:]) for path in resolved]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def differences_table(runs: Sequence[Summary]) -> Table:
+    """List every setting, version and device in which the runs differ."""
+    names = list(dict.fromkeys(name for run in runs for name in run.settings))
+    names = [name for name in names if name not in _NOT_COMPARED]
+    rows = []
+    for name in names:
+        cells = [_show(run.settings.get(name, _ABSENT)) for run in runs]
+        if len(set(cells)) > 1:
+            rows.append((name, *cells))
+    same = len(names) - len(rows)
+    note = f"{same} other settings are the same." if rows else f"All {same} settings are the same."
+    return Table(header=("setting", *(run.name for run in runs)), rows=rows, note=note)
+
+
+def results_table(runs: Sequence[Summary]) -> Table:
+    """List the metrics of every run: of its best model, its last evaluation and other splits."""
+    rows: list[tuple[str, ...]] = []
+    for name in _all_names([run.best for run in runs] + [run.last for run in runs]):
+        rows.append((f"val {name}, best model", *(_figure(run.best.get(name)) for run in runs)))
+        rows.append((f"val {name}, last", *(_figure(run.last.get(name)) for run in runs)))
+    for split in dict.fromkeys(split for run in runs for split in run.results):
+        held = [run.results.get(split, {}) for run in runs]
+        for name in _all_names(held):
+            rows.append((f"{split} {name}", *(_figure(figures.get(name)) for figures in held)))
+    return Table(header=("metric", *(run.name for run in runs)), rows=rows)
+
+
+def costs_table(runs: Sequence[Summary]) -> Table:
+    """List parameters, steps, training time and speed of every run."""
+    rows = [
+        ("parameters", *(_count(run.parameters) for run in runs)),
+        ("steps", *(_count(run.steps) for run in runs)),
+        ("best model at step", *(_count(run.best_step) for run in runs)),
+        ("training time, seconds", *(f"{run.seconds:,.1f}" for run in runs)),
+        ("samples per second", *(_figure(run.rate) for run in runs)),
+        ("data wait, fraction", *(_figure(run.data_wait) for run in runs)),
+    ]
+    note = "Training time excludes evaluation and waiting for data; rates and waits are medians."
+    return Table(header=("", *(run.name for run in runs)), rows=rows, note=note)
+
+
+def _all_names(figures: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(
+        dict.fromkeys(
+            name
+            for held in figures
+            for name, value in held.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        )
+    )
+
+
+def _figure(value: Any) -> str:
+    return _ABSENT if not isinstance(value, int | float) else number(float(value), digits=4)
+
+
+def _count(value: int | None) -> str:
+    return _ABSENT if value is None else f"{value:,}"
+
+
+def _show(value: Any) -> str:
+    # Spelled as in YAML.
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# -- Records of metrics.jsonl --------------------------------------------------------------------
+
+
+# Readers of records use these as numbers without checking.
+NUMBERS = ("step", "loss", "lr", "seconds", "samples_per_second", "data_wait")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read one record per line, without an incomplete last line.
+
+    A run that is killed while writing leaves an incomplete line.
+
+    Args:
+        path: File with one JSON object per line; blank lines are skipped.
+
+    Returns:
+        The records in file order; none for an empty file.
+
+    Raises:
+        RunError: If the file cannot be read, or a line other than the last is not a record.
+    """
+    if not os.path.lexists(path):
+        raise RunError(f"{path} does not exist; give the folder of a run that has started training")
+    lines = read_file(path, error=RunError).split(b"\n")
+    numbered = [(place, line) for place, line in enumerate(lines, start=1) if line.strip()]
+    records: list[dict[str, Any]] = []
+    for place, line in numbered:
+        record = _parse(line)
+        if record is not None:
+            records.append(record)
+        elif place != numbered[-1][0]:
+            raise RunError(
+                f"{path} line {place} is not a record (object with a step): {line[:60]!r}; only "
+                f"the last line may be incomplete, so delete this line or restore the file"
+            )
+    return records
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        # Metrics may be NaN, which standard JSON does not have.
+        record = parse_json(line, "a record", constants=True, halves=True)
+    except UserError:  # invalid JSON, or UTF-8 cut inside a character
+        return None
+    return record if is_record(record) else None
+
+
+def is_record(value: Any) -> bool:
+    """Check whether a value is a record: an object with a step and numeric metrics."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("step"), int)
+        and all(isinstance(value.get(name, 0), int | float) for name in NUMBERS)
+        and all(isinstance(entry, int | float | str | None) for entry in value.values())
+    )

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from perceivers.checkpoints.loading import load_state as load_weights
 from perceivers.errors import CheckpointError
 from perceivers.files import make_folder, read_json_file, write_json
-from perceivers.training.averaging import WeightAverage
-from perceivers.training.optimizers import Named, load_by_name, state_by_name
+from perceivers.training.optimizers import Named, WeightAverage, load_by_name, state_by_name
 from perceivers.training.run_folder import RunFolder
 from perceivers.training.runtime import Runtime
 from perceivers.training.sharding import (

@@ -17,9 +17,9 @@ from shutil import rmtree
 from typing import Any
 
 from perceivers.errors import ConfigError, RunError, UserError, suggest
-from perceivers.escaping import markdown_text
 from perceivers.files import write_atomic
 from perceivers.foreign import read_text
+from perceivers.text_names import markdown_text
 from perceivers.training.events import Event, Finished, Listener, Started
 from perceivers.training.listeners import as_record, records_up_to
 

@@ -24,7 +24,6 @@ from perceivers.models.compiling import compile_parts
 from perceivers.models.saving import ModelInfo, save_folder
 from perceivers.tasks import Task
 from perceivers.tasks.presence import dropout_rates
-from perceivers.training.averaging import WeightAverage
 from perceivers.training.checkpoints import Checkpoints, Writer
 from perceivers.training.config import TrainConfig
 from perceivers.training.events import (
@@ -39,7 +38,12 @@ from perceivers.training.events import (
     Unreadable,
 )
 from perceivers.training.finite import SETTINGS, FiniteGuard, state_error, step_error
-from perceivers.training.optimizers import make_optimizer, schedule_scale, set_learning_rate
+from perceivers.training.optimizers import (
+    WeightAverage,
+    make_optimizer,
+    schedule_scale,
+    set_learning_rate,
+)
 from perceivers.training.run_folder import RunFolder, keep_records, make_rescue_folder
 from perceivers.training.runtime import Runtime
 from perceivers.training.sharding import free_gathered

@@ -23,8 +23,7 @@ from torch import Tensor
 from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import write_atomic, write_json
-from perceivers.models.hidden_errors import ErrorMaps
-from perceivers.models.masked import MaskSettings
+from perceivers.models.masked import ErrorMaps, MaskSettings
 from perceivers.models.registry import FAMILIES
 from perceivers.report.figures.anomaly import Heat, draw_heat
 from perceivers.settings import Count, Natural, Part, Range, Seed, Settings
@@ -33,7 +32,7 @@ from perceivers.tasks.metrics import new_metric
 from perceivers.tasks.presence import held_modalities
 from perceivers.training.config import TrainConfig
 from perceivers.workflows.embedding import Feed, Portion, open_feed
-from perceivers.workflows.origin import run_config
+from perceivers.workflows.opening import run_config
 from perceivers.workflows.prediction import write_predictions
 from perceivers.workflows.task_table import find_masking, recorded_settings
 

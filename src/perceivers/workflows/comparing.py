@@ -17,16 +17,16 @@ from perceivers.data.augment import Views
 from perceivers.errors import ConfigError, RunError
 from perceivers.files import read_json_file, real_path
 from perceivers.foreign import read_text
-from perceivers.report.comparison import (
+from perceivers.report.figures.curves import draw_comparison
+from perceivers.report.html import Section, write_html
+from perceivers.report.tables import (
     Summary,
     costs_table,
     differences_table,
+    read_metrics,
     results_table,
     short_names,
 )
-from perceivers.report.figures.curves import draw_comparison
-from perceivers.report.html import Section, write_html
-from perceivers.report.metrics import read_metrics
 from perceivers.tasks.presence import answer
 from perceivers.training.run_folder import RunFolder
 from perceivers.version import __version__

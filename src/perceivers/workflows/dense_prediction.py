@@ -22,6 +22,7 @@ from perceivers.data.augment import place_view
 from perceivers.data.clouds import OFFSETS, Scenes, read_ragged
 from perceivers.data.deep_pictures import is_deep, read_deep, to_drawn
 from perceivers.data.drawing import draw_picture, fit_array
+from perceivers.data.files import is_data_file
 from perceivers.data.fits import check_in_place
 from perceivers.data.fitting import SampleReader
 from perceivers.data.flow_pairs import write_flow
@@ -34,12 +35,11 @@ from perceivers.files import real_path, write_atomic
 from perceivers.finite import check_answer
 from perceivers.report.figures.canvases import choose_side, look_down
 from perceivers.report.figures.flow import flow_to_colour
-from perceivers.report.figures.segmentation import class_colours, overlay_mask
+from perceivers.report.figures.scores import class_colours, overlay_mask
 from perceivers.tasks.flow import TARGET, FlowConfig, tiled_flow
 from perceivers.tasks.segmentation import IGNORED, element_logits, segmented_modality
 from perceivers.types import Points
-from perceivers.workflows.origin import run_config
-from perceivers.workflows.prediction import is_data_file
+from perceivers.workflows.opening import run_config
 from perceivers.workflows.task_table import find_settings
 
 # -- Optical flow between two images of any size: a ``.flo`` file and a colour-coded image -------

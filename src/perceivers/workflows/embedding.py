@@ -23,16 +23,15 @@ from perceivers.data.fitting import cut_windows
 from perceivers.data.sources import PartialSource, PictureSource
 from perceivers.data.text_sources import walk_files
 from perceivers.errors import ConfigError, DataError, suggest
-from perceivers.escaping import write_csv
 from perceivers.finite import check_answer
 from perceivers.models.compiling import Uncompiled
 from perceivers.settings import Count, Natural, checked
 from perceivers.tasks.presence import can_lack, held_modalities
-from perceivers.text_names import show_name
+from perceivers.text_names import show_name, write_csv
 from perceivers.training.config import TrainConfig
 from perceivers.types import ModalitySpec
-from perceivers.workflows.compiling import Note, compile_loaded, tell
-from perceivers.workflows.origin import own_data, run_config
+from perceivers.workflows.numerics import Note, compile_loaded, tell
+from perceivers.workflows.opening import own_data, run_config
 from perceivers.workflows.task_table import open_for_model
 
 # -- Input of embed and anomaly: a data set or files, read as batches with names -----------------

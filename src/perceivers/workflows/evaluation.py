@@ -21,14 +21,14 @@ from perceivers.tasks.presence import can_lack
 from perceivers.training.config import TrainConfig
 from perceivers.training.run_folder import RunFolder
 from perceivers.workflows.comparing import average_views
-from perceivers.workflows.compiling import Note, compile_loaded, tell
 from perceivers.workflows.filling import (
     FillFigures,
     describe_dropout,
     measure_fill,
     open_filler,
 )
-from perceivers.workflows.origin import own_data, run_config
+from perceivers.workflows.numerics import Note, compile_loaded, tell
+from perceivers.workflows.opening import own_data, run_config
 from perceivers.workflows.task_table import (
     find_settings,
     open_for_model,

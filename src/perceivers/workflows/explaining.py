@@ -50,7 +50,7 @@ from perceivers.types import (
     Points,
     Video,
 )
-from perceivers.workflows.origin import run_config
+from perceivers.workflows.opening import run_config
 from perceivers.workflows.task_table import find_settings, open_for_model
 
 # Number of samples drawn from a data address, and shown in the overview.

@@ -9,7 +9,7 @@ from perceivers.exporting.files import SUFFIXES, Format
 from perceivers.exporting.graphs import Part
 from perceivers.tasks import MaskedAutoencodingConfig
 from perceivers.tasks.mae import is_masked_autoencoder
-from perceivers.workflows.origin import run_config
+from perceivers.workflows.opening import run_config
 from perceivers.workflows.task_table import find_settings
 
 

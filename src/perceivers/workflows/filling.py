@@ -40,7 +40,7 @@ from perceivers.tasks.presence import can_lack, dropout_rates, held_modalities
 from perceivers.text_names import show_name
 from perceivers.training.config import TrainConfig
 from perceivers.types import FIRST_BYTE, Audio, ModalitySpec, Video
-from perceivers.workflows.compiling import Note
+from perceivers.workflows.numerics import Note
 from perceivers.workflows.reconstruction import fits_clip, unique_stem, write_signal
 from perceivers.workflows.task_table import find_masking, find_settings
 

@@ -5,12 +5,14 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
+from perceivers.checkpoints.loading import split_address
 from perceivers.data import Dataset, open_data
 from perceivers.data.flow_pairs import WARPS, make_warps, open_flow_pairs
 from perceivers.data.sources import Source
-from perceivers.errors import ConfigError, DataError, suggest
+from perceivers.errors import ConfigError, DataError, RunError, suggest
 from perceivers.files import write_atomic
 from perceivers.training.config import FlowTrainConfig, RegressConfig, TrainConfig
+from perceivers.training.run_folder import RunFolder
 from perceivers.types import Image, ModalitySpec
 
 
@@ -169,3 +171,33 @@ def _read(file: str, text: str) -> Recipe:
     # The first two lines of a recipe are comments: its title and its command.
     title, command = (line.removeprefix("#").strip() for line in text.splitlines()[:2])
     return Recipe(file.removesuffix(".yaml"), title, command, text)
+
+
+# -- The settings and the data of the run that a model comes from --------------------------------
+
+
+def run_config(model: str | Path) -> TrainConfig | None:
+    """Return the settings of a model's run; None for a model folder without a run.
+
+    Args:
+        model: Run folder, ``RUN@last`` or model folder.
+    """
+    folder = RunFolder(Path(split_address(model)[0]))
+    return folder.read_config()[1] if folder.config.is_file() else None
+
+
+def own_data(model: str | Path, config: TrainConfig | None) -> str:
+    """Return the data address that a model was trained on.
+
+    Args:
+        model: Name of the model, for the message.
+        config: Settings of its run, if there is one.
+
+    Raises:
+        RunError: The model has no run.
+    """
+    if config is None:
+        raise RunError(
+            f"{model} is a model folder without a run; give a data address (evaluate: --data)"
+        )
+    return config.data

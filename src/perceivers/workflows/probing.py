@@ -26,7 +26,7 @@ from perceivers.tasks.metrics import new_metric
 from perceivers.types import BYTE_VOCABULARY, FIRST_BYTE, Audio, Bytes, ModalitySpec, Points, Video
 from perceivers.types import Image as ImageSpec
 from perceivers.workflows.embedding import POOLS, Feed, Pool, feed_dataset, pooled_features
-from perceivers.workflows.origin import own_data, run_config
+from perceivers.workflows.opening import own_data, run_config
 from perceivers.workflows.task_table import open_for_model
 
 # -- Simple features: a baseline that a model's features must exceed -----------------------------

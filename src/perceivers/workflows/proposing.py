@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 
 from perceivers.data.dataset import Dataset
-from perceivers.data.files import find_kind
+from perceivers.data.files import find_kind, is_data_file
 from perceivers.data.folders import ClipFiles
 from perceivers.data.inspecting import DataFacts
 from perceivers.data.inspecting_labels import UNBALANCED
 from perceivers.data.shards import expand_braces
 from perceivers.errors import DataError
 from perceivers.workflows.opening import WARPS
-from perceivers.workflows.prediction import is_data_file
 from perceivers.workflows.proposing_setups import Purpose, Setup, choose_setup
 
 RUNS = "runs"

@@ -11,7 +11,6 @@ from perceivers.tasks import AutoencodingConfig
 from perceivers.tasks.autoencoding import is_autoencoder
 from perceivers.tasks.mae import is_masked_autoencoder
 from perceivers.training.config import TrainConfig
-from perceivers.workflows.compiling import Note
 from perceivers.workflows.filling import (
     Filled,
     check_fill,
@@ -19,7 +18,8 @@ from perceivers.workflows.filling import (
     fill_files,
     open_filler,
 )
-from perceivers.workflows.origin import run_config
+from perceivers.workflows.numerics import Note
+from perceivers.workflows.opening import run_config
 from perceivers.workflows.reconstruction import (
     TARGET_NOTES,
     reconstruct_masked,

@@ -9,7 +9,7 @@ from perceivers.data import Views
 from perceivers.training.config import TrainConfig
 from perceivers.training.run_folder import RunFolder
 from perceivers.workflows.evaluation import evaluate
-from perceivers.workflows.predicting import predict
+from perceivers.workflows.prediction import predict
 from perceivers.workflows.reconstructing import reconstruct
 from perceivers.workflows.reporting import write_run_report
 

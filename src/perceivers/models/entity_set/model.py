@@ -21,15 +21,20 @@ from torch.nn import functional as F
 from perceivers.adapters import ElementAdapter
 from perceivers.adapters.config import TokenConfig, change_fields
 from perceivers.errors import ConfigError
+from perceivers.models.attention_maps import Answer, Explanation, Field
 from perceivers.models.base import SavedModule
-from perceivers.models.flat.config import config_from_json, config_to_json
+from perceivers.models.flat.attention import IDENTITY, trace
 from perceivers.models.flat.trunk import (
+    Encoded,
     TrunkConfig,
     check_resizable,
+    config_from_json,
+    config_to_json,
     describe_trunk,
     flat_layer_depths,
 )
 from perceivers.models.perceiver_io import DecoderConfig, Output, PerceiverIO, PerceiverIOConfig
+from perceivers.models.perceiver_io.attention import query_weights
 from perceivers.nn.blocks import Read, SelfAttentionLayer
 from perceivers.nn.linear import Linear, init_linears_
 from perceivers.settings import Count, Settings, change, named, settle
@@ -301,3 +306,45 @@ def _check_choice(num_classes: int | Mapping[str, int], slots: int, head: str) -
         )
     if head != "query":
         raise ConfigError(f"head={head!r}: an entity set has only its pointer; leave head out")
+
+
+# -- Attention maps: the entities that a choice depends on ---------------------------------------
+#
+# Legend: N latents, M tokens (entities).
+
+
+def read_attention(
+    model: EntitySet, inputs: Mapping[str, Tensor], *, head: str | int, latents: int
+) -> Explanation:
+    """Return the attention maps of one sample; see ``perceivers.models.flat.attention.trace``."""
+    return trace(
+        model.body,
+        inputs,
+        encode=model.body.encode,
+        answer=lambda *found: _answer_choice(model, *found),
+        head=head,
+        latents=latents,
+    )
+
+
+def _answer_choice(
+    model: EntitySet,
+    inputs: Mapping[str, Tensor],
+    encoded: Encoded,
+    inward: Float[Tensor, "N M"],
+    field: Field,
+) -> tuple[tuple[Answer, ...], str]:
+    scores = model(inputs)[0].float()
+    if model.pointer_query is None:
+        return (), "This model returns an embedding of the whole set; there is no choice to trace."
+    chosen = int(scores.argmax())
+    outward = query_weights(model.body, encoded, "entities", [chosen])[0]
+    found = field.map(f"row {chosen}", outward @ inward)
+    place = ((chosen + 0.5) / model.config.num_classes,)
+    answer = Answer("", scores, found, model.name, chosen, place, is_choice=True)
+    route = (
+        f"Attention of the chosen entity's query to the latents, times attention of the latents to "
+        f"the entities; {IDENTITY}. The pointer also compares it with the mean of all entities, "
+        f"which is not in the map."
+    )
+    return (answer,), route

@@ -16,14 +16,18 @@ from torch import Tensor, nn
 from perceivers.adapters import ElementAdapter
 from perceivers.adapters.config import TokenConfig, covered_grid
 from perceivers.adapters.multimodal import TokenReaders
+from perceivers.models.attention_maps import Answer, Explanation, Field
 from perceivers.models.base import SavedModule
-from perceivers.models.flat.config import complete_tokens, config_from_json, config_to_json
+from perceivers.models.flat.attention import IDENTITY, trace
 from perceivers.models.flat.trunk import (
     Encoded,
     Trunk,
     TrunkConfig,
     carry_tables,
     check_resizable,
+    complete_tokens,
+    config_from_json,
+    config_to_json,
     describe_trunk,
     flat_layer_depths,
     initialise,
@@ -220,3 +224,40 @@ class Perceiver(SavedModule):
         grids = token_tables(inputs, self.inputs, model.inputs)
         model.load_state_dict(carry_tables(self.state_dict(), grids))
         return model.train(self.training)
+
+
+# -- Attention maps: the output is the mean of the latents ---------------------------------------
+#
+# Legend: N latents, M tokens.
+
+
+def read_attention(
+    model: Perceiver, inputs: Mapping[str, Tensor], *, head: str | int, latents: int
+) -> Explanation:
+    """Return the attention maps of one sample; see ``perceivers.models.flat.attention.trace``."""
+    return trace(
+        model,
+        inputs,
+        encode=model.forward_features,
+        answer=lambda *found: _answer_mean(model, *found),
+        head=head,
+        latents=latents,
+    )
+
+
+def _answer_mean(
+    model: Perceiver,
+    inputs: Mapping[str, Tensor],
+    encoded: Encoded,
+    inward: Float[Tensor, "N M"],
+    field: Field,
+) -> tuple[tuple[Answer, ...], str]:
+    if model.head is None:
+        return (), "This model returns the mean of its latents; there is no output to trace back."
+    values = model.head(encoded.latents.mean(1))[0].float()
+    found = field.map("the output", inward.mean(0, keepdim=True))
+    route = f"The output uses the mean of all latents, so all have equal weight; {IDENTITY}."
+    reads = model.config.trunk.num_reads
+    if reads > 1:
+        route += f" The {reads} reads are averaged: attention does not show which one mattered."
+    return (Answer("", values, found),), route

@@ -15,8 +15,7 @@ from perceivers.adapters.config import (
     change_fields,
 )
 from perceivers.errors import ConfigError
-from perceivers.models.flat.config import choose_tokens
-from perceivers.models.flat.trunk import TrunkConfig
+from perceivers.models.flat.trunk import TrunkConfig, choose_tokens
 from perceivers.models.perceiver.model import PerceiverConfig
 from perceivers.settings import change, named, settle
 from perceivers.types import IMAGENET_MEAN, IMAGENET_STD, Audio, Image, ModalitySpec, Points, Video

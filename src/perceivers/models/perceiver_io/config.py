@@ -15,8 +15,12 @@ from perceivers.adapters.config import (
 )
 from perceivers.adapters.upsampling import count_doublings
 from perceivers.errors import ConfigError, suggest
-from perceivers.models.flat.config import complete_tokens, config_from_json, config_to_json
-from perceivers.models.flat.trunk import TrunkConfig
+from perceivers.models.flat.trunk import (
+    TrunkConfig,
+    complete_tokens,
+    config_from_json,
+    config_to_json,
+)
 from perceivers.settings import Count, Natural, Positive, Settings, UsedIf
 from perceivers.types import BYTE_VOCABULARY, Bytes, Labels, ModalitySpec
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from perceivers.masking import count_kept
-from perceivers.models.hidden_errors import Raw, Tally, add_pass, blank_absent, cover, split_ids
+from perceivers.models.masked import Raw, Tally, add_pass, blank_absent, cover, split_ids
 from perceivers.models.perceiver_io.model import PerceiverIO
 
 

@@ -22,7 +22,7 @@ from perceivers.report.figures.canvases import (
 )
 from perceivers.report.figures.flow import flow_to_colour
 from perceivers.report.figures.reconstruction import to_pictures
-from perceivers.report.figures.segmentation import IGNORED, class_colours, overlay_mask
+from perceivers.report.figures.scores import IGNORED, class_colours, overlay_mask
 from perceivers.report.style import Page
 
 COLUMNS = 4

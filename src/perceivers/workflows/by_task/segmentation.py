@@ -17,7 +17,7 @@ from perceivers.data.loaders import read_readable
 from perceivers.data.masks import Mask, count_pixels, kept_classes
 from perceivers.errors import DataError
 from perceivers.report.figures.canvases import choose_side, look_down, shade_heights
-from perceivers.report.figures.segmentation import draw_masks
+from perceivers.report.figures.scores import draw_masks
 from perceivers.report.html import Section
 from perceivers.tasks import Segmentation, SegmentationConfig
 from perceivers.tasks.presence import answer, held_modalities
