@@ -153,7 +153,7 @@ READERS = {
     "data/remote.py": set[str](),
     "data/shards.py": {"int(value)"},  # places in an array
     "data/tables.py": {"int(value)"},  # a float without fraction
-    "report/tables.py": set[str](),
+    "report/metrics.py": set[str](),
     "training/launching.py": {"int(found.getsockname()[1])"},
 }
 

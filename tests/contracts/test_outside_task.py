@@ -15,7 +15,7 @@ from perceivers.checkpoints.loading import Loaded
 from perceivers.cli.main import main
 from perceivers.errors import ConfigError
 from perceivers.report.html import Section
-from perceivers.report.tables import read_metrics
+from perceivers.report.metrics import read_metrics
 from perceivers.settings import Positive
 from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.training.config import TrainConfig

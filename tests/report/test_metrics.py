@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from perceivers.errors import RunError
-from perceivers.report.tables import read_metrics
+from perceivers.report.metrics import read_metrics
 
 GOOD = '{"step": 1, "split": "train", "loss": 0.5}\n'
 

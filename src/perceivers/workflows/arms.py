@@ -30,7 +30,7 @@ from perceivers.errors import (
     RunError,
 )
 from perceivers.files import make_folder, read_json_file, write_json
-from perceivers.report.tables import read_metrics
+from perceivers.report.metrics import read_metrics
 from perceivers.tasks import (
     Autoencoding,
     Classification,

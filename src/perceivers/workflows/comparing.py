@@ -19,11 +19,11 @@ from perceivers.files import read_json_file, real_path
 from perceivers.foreign import read_text
 from perceivers.report.figures.curves import draw_comparison
 from perceivers.report.html import Section, write_html
+from perceivers.report.metrics import read_metrics
 from perceivers.report.tables import (
     Summary,
     costs_table,
     differences_table,
-    read_metrics,
     results_table,
     short_names,
 )

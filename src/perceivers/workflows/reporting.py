@@ -18,7 +18,8 @@ from perceivers.report.figures import (
     draw_positions,
 )
 from perceivers.report.html import Section, Table, write_html
-from perceivers.report.tables import fill_table, read_metrics
+from perceivers.report.metrics import read_metrics
+from perceivers.report.tables import fill_table
 from perceivers.training.launching import as_typed
 from perceivers.training.run_folder import RunFolder
 from perceivers.version import __version__
