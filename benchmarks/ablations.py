@@ -3,7 +3,7 @@
     python benchmarks/ablations.py digits
     python benchmarks/ablations.py PICTURES --size 32 --steps 600 --name photographs
 
-A row per condition: learned or Fourier positions, masked auto-encoding first or not, pixels
+A row per condition: learned or Fourier positions, masked autoencoding first or not, pixels
 in their places or all shuffled by one fixed permutation. All fine-tune for as many steps. Then HiP
 and Perceiver IO train from scratch for the same processor time. Every run leaves a JSON line in
 benchmarks/results/ablations; what is there is not done again. Paper: arXiv 2202.10890, Sec. 4.4.

@@ -4,7 +4,7 @@
     python benchmarks/baselines.py classes "TOPICS + INTENTS"
 
 ``signals``: PSNR of always answering the mean training signal, element by element, and of silence,
-on the test split, as the evaluation of auto-encoding defines it. ``classes``: for each label column
+on the test split, as the evaluation of autoencoding defines it. ``classes``: for each label column
 the share of its most common training class on the test split, and the mean average precision of
 constant scores, which is the mean share of the classes.
 """

@@ -6,7 +6,7 @@ Needs ``transformers``; the official package (``pip install --no-deps hiera-tran
 where it is installed. All dropout is off, and the largest difference of the outputs is printed.
 Times are interleaved, A B A B on one thread after a warm-up; a ratio is the median of the ratios of
 neighbours, with its range, in wall and in processor time. The second table compares a step of
-masked auto-encoding with a dense training step of the same encoder, beside the ratio of what is
+masked autoencoding with a dense training step of the same encoder, beside the ratio of what is
 computed. Classifiers are measured by ``perceivers bench``, each in a process of its own.
 """
 
@@ -129,7 +129,7 @@ def compare(name: str, batch: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def compare_sparse(name: str, batch: int, rounds: int) -> dict[str, Any]:
-    """Measure a step of masked auto-encoding beside a dense one."""
+    """Measure a step of masked autoencoding beside a dense one."""
     torch.manual_seed(0)
     dense, masked = (pv.create_model(f"{prefix}hiera_{name}_224") for prefix in ("", "mae_"))
     raw = torch.rand(batch, 3, 224, 224)

@@ -3,7 +3,7 @@
     python benchmarks/bench_memory.py --variant hip_mini --size 224 --out results.json
 
 Four workloads of one model: the encoder alone, with a classifier, the reconstruction of every
-pixel, and masked auto-encoding. The ways to run each: ``einsum`` (the reference path), ``sdpa``,
+pixel, and masked autoencoding. The ways to run each: ``einsum`` (the reference path), ``sdpa``,
 both with all reconstruction queries alive at once, and ``sdpa, chunked``: the config's chunks,
 recomputed in the backward pass. ``all projected`` is SDPA without moving single-head projections to
 the side with fewer tokens.

@@ -2,7 +2,7 @@
 
     python benchmarks/study_positions.py
 
-Short masked auto-encoding and fine-tuning of hip_nano on the built-in digits, a row per setting:
+Short masked autoencoding and fine-tuning of hip_nano on the built-in digits, a row per setting:
 deviation of the position table at the start, factor on its learning rate, reconstruction loss
 (mean of the last 50 steps), how alike neighbouring positions became, and validation accuracy.
 """

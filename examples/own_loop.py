@@ -1,4 +1,4 @@
-"""Masked auto-encoding in a loop of your own: plain PyTorch around our model, mask and loss."""
+"""Masked autoencoding in a loop of your own: plain PyTorch around our model, mask and loss."""
 
 import sys
 

@@ -17,7 +17,7 @@ from perceivers.errors import CheckpointError
 from perceivers.models import create_model
 from perceivers.models.hiera import Hiera, HieraConfig, HieraHead
 
-# Tensors of the released files: classifiers and auto-encoders.
+# Tensors of the released files: classifiers and autoencoders.
 TENSORS = {
     "hiera_tiny_224": (157, 263),
     "hiera_small_224": (205, 311),

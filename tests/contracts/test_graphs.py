@@ -1,7 +1,7 @@
 """The table that CI holds: every structure of model by every way to run its graph.
 
 Rows are tiny models of different structure; columns are the features, a classifier, and the masked
-auto-encoder's loss under a packed and a dense plan. Every cell is compiled without graph breaks
+autoencoder's loss under a packed and a dense plan. Every cell is compiled without graph breaks
 (forward and backward), exported, and run in bf16, and compared with plain float32.
 
 The shape-checking hook breaks full graphs: ``pytest -m unhooked --jaxtyping-packages=``.

@@ -1,7 +1,7 @@
 """The table that CI holds for Hiera: every use of it by every way to run its graph.
 
 Rows are tiny models: a classifier, one that drops units while it trains, a pyramid, segmentation, a
-clip, a sound, positions of two tables, and the whole masked auto-encoder, whose plan is an input.
+clip, a sound, positions of two tables, and the whole masked autoencoder, whose plan is an input.
 Every cell is compiled without graph breaks (forward and backward), exported with a free batch, also
 at another size, and run in bf16, and compared with plain float32.
 

@@ -79,7 +79,7 @@ def build(library: str, kind: str, size: tuple[int, ...], more: Mapping[str, Any
 
 
 def answer(model: Any, x: Tensor, library: str) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Return the outputs by our names, and which mask units an auto-encoder was shown."""
+    """Return the outputs by our names, and which mask units an autoencoder was shown."""
     if hasattr(model, "decoder_pred"):
         units = int(np.prod(model.mask_spatial_shape))
         keep = torch.zeros(len(x), units, dtype=torch.bool)

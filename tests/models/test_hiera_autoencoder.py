@@ -1,4 +1,4 @@
-"""Hiera's masked auto-encoder: patches, what is predicted, and the released loss."""
+"""Hiera's masked autoencoder: patches, what is predicted, and the released loss."""
 
 from typing import Any
 

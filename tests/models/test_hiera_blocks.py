@@ -130,7 +130,7 @@ def test_the_blocks_of_tiny_are_those_of_the_released_table() -> None:
     assert [b.attention.out.out_features for b in blocks] == TINY_DIMS
     assert [b.attention.qkv.in_features for b in blocks] == [96, *TINY_DIMS[:-1]]
     assert [b.attention.num_heads for b in blocks] == [dim // 96 for dim in TINY_DIMS]
-    # The auto-encoder's last stage widens without pooling.
+    # The autoencoder's last stage widens without pooling.
     assert [b.stride for b in released] == [*TINY_STRIDES[:10], 1, 1]
     assert [b.widens for b in blocks] == [b.widens for b in released]
 

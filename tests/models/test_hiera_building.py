@@ -1,4 +1,4 @@
-"""Building Hieras: decoders, heads, classifiers from auto-encoders, folders, first weights."""
+"""Building Hieras: decoders, heads, classifiers from autoencoders, folders, first weights."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -152,7 +152,7 @@ def test_classifiers_and_autoencoders_start_as_released() -> None:
     mae = Hiera(config).state_dict()
     weight = mae["encoder.blocks.4.attention.qkv.weight"]
     bound = (6 / (256 + 768)) ** 0.5
-    assert 0.99 * bound < float(weight.abs().max()) <= bound
+    assert 0.99 * bound < float(weight.abs().max()) < 1.0001 * bound  # rounding to float32
     assert not mae["norm.bias"].any()
     assert mae["decoder.positions"].std().item() == pytest.approx(0.02, rel=0.2)
     fused = mae["decoder.fusion.merges.0.weight"]

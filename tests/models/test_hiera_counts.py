@@ -9,7 +9,7 @@ from torch import nn
 from perceivers.models import create_model
 from perceivers.models.hiera.variants import VARIANTS
 
-# Measured with the official code: classifier, without its last Linear, auto-encoder, tensors.
+# Measured with the official code: classifier, without its last Linear, autoencoder, tensors.
 COUNTS = {
     "hiera_tiny_224": (27_910_216, 27_141_216, 55_020_896, 157, 263),
     "hiera_small_224": (35_008_072, 34_239_072, 62_118_752, 205, 311),
@@ -73,6 +73,6 @@ def test_window_variants_have_two_tables() -> None:
 def test_every_variant_that_may_has_a_twin_with_a_decoder() -> None:
     twins = {name.removeprefix("mae_") for name in VARIANTS if name.startswith("mae_")}
     names = {name for name in VARIANTS if not name.startswith("mae_")}
-    # The last stage of an auto-encoder does not pool, which this shortcut needs.
+    # The last stage of an autoencoder does not pool, which this shortcut needs.
     assert names - twins == {"hiera_small_abswin_256"}
     assert twins < names

@@ -73,7 +73,7 @@ def test_keep_says_which_queries_mean_something(
 
 
 def test_valid_hides_tokens_from_the_latents_not_from_the_queries(stir: Stir, draw: Draw) -> None:
-    """Masked auto-encoding asks for exactly what was hidden."""
+    """Masked autoencoding asks for exactly what was hidden."""
     model, raw = build(stir), draw(INPUTS)
     valid = {"points": torch.tensor([[True] * 3 + [False] * 2] * 2)}
     encoded = model.encode(raw, valid=valid)

@@ -1,4 +1,4 @@
-"""Auto-encoding: weights, drawn elements, hidden tokens and labels, figures by hand, raw units."""
+"""Autoencoding: weights, drawn elements, hidden tokens and labels, figures by hand, raw units."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Auto-encoding a picture through transposed convolutions: patches asked for, hidden, learned."""
+"""Autoencoding a picture through transposed convolutions: patches asked for, hidden, learned."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def upsampled(**config: Any) -> Autoencoding:
-    """An auto-encoder of 8 x 8 pixels, read one by one and given back as four patches."""
+    """An autoencoder of 8 x 8 pixels, read one by one and given back as four patches."""
     asked = {"queries": "positions", "modality": "image", "channels": 1, "head": "conv"}
     waves = {"kind": "fourier", "num_bands": 4}
     with torch.random.fork_rng():

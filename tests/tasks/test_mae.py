@@ -1,4 +1,4 @@
-"""The masked auto-encoding loss against plain Python over single elements."""
+"""The masked autoencoding loss against plain Python over single elements."""
 
 import math
 from collections.abc import Mapping

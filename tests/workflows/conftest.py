@@ -47,7 +47,7 @@ def mlm_run(made: Path, runs: Path) -> pv.Run:
 
 @pytest.fixture(scope="session")
 def clip_run(made: Path, runs: Path) -> pv.Run:
-    """Auto-encoded films, sounds and labels."""
+    """Autoencoded films, sounds and labels."""
     return making.quietly(
         pv.pretrain,
         task="autoencode",
@@ -62,7 +62,7 @@ def clip_run(made: Path, runs: Path) -> pv.Run:
 
 @pytest.fixture(scope="session")
 def picture_run(made: Path, runs: Path) -> pv.Run:
-    """Auto-encoded pictures of which most is hidden."""
+    """Autoencoded pictures of which most is hidden."""
     return making.quietly(
         pv.pretrain,
         model=making.NANO,

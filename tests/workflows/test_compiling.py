@@ -41,7 +41,7 @@ class Cut(Exception):  # noqa: N818 - stands for a process that is killed
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the compiler alone, which takes seconds to load."""
-    for place in ("workflows.compiling", "training.runtime"):
+    for place in ("workflows.numerics", "training.runtime"):
         monkeypatch.setattr(f"perceivers.{place}.check_compiler", lambda device: None)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: None)
 

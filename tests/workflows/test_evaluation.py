@@ -40,7 +40,7 @@ def test_the_figures_do_not_depend_on_the_batch(
     for run in (clip_run, multitask_run, flow_run):
         whole = pv.evaluate(run.path, split="train", batch_size=64).figures
         parts = pv.evaluate(run.path, split="train", batch_size=3).figures
-        # The flow model's pairs and the auto-encoder's elements are all the same size.
+        # The flow model's pairs and the autoencoder's elements are all the same size.
         assert parts == pytest.approx(whole, rel=1e-4)
 
 

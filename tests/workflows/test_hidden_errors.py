@@ -22,7 +22,7 @@ BOTH = {"image": Image(8, 8, 1), "audio": Audio(32)}
 
 
 def built(family: str, inputs: dict[str, Any], **options: Any) -> Loaded:
-    """A masked auto-encoder with random weights, whose reconstruction is not zero."""
+    """A masked autoencoder with random weights, whose reconstruction is not zero."""
     torch.manual_seed(0)
     model = pv.create_model(family, inputs=inputs, **options)
     for parameter in model.decoder.parameters():

@@ -279,7 +279,7 @@ def test_auto_encoding_continues_with_the_same_classes_alone(
         (tmp_path / "three" / "mid" / path.name).write_bytes(path.read_bytes())
     settings = {"model": str(clip_run.path), "out": str(tmp_path / "run"), "inputs": CLIP}
     config = build_config(AutoencodeConfig, {**settings, "data": str(tmp_path / "three")})
-    with pytest.raises(DataError, match=r"auto-encodes a label of 2 classes, but .* has 3; give"):
+    with pytest.raises(DataError, match=r"autoencodes a label of 2 classes, but .* has 3; give"):
         prepare_autoencoding(config)
 
 

@@ -1,4 +1,4 @@
-"""What an auto-encoder gives back of files: playable films with sound, pictures, sounds."""
+"""What an autoencoder gives back of files: playable films with sound, pictures, sounds."""
 
 import shutil
 from pathlib import Path

@@ -11,11 +11,11 @@ import perceivers as pv
 SECTIONS = {
     "mlm_run": ("Masked bytes", "bits_per_byte", ["hidden |", "filled |", "truth  |"]),
     "clip_run": (
-        "Auto-encoding",
+        "Autoencoding",
         "psnr/video",
         ["clips (their middle frames)", "from the latent array alone"],
     ),
-    "picture_run": ("Auto-encoding", "psnr/image", ["Validation images"]),
+    "picture_run": ("Autoencoding", "psnr/image", ["Validation images"]),
     "multilabel_run": ("Multi-label", "top1/mood", []),
     "multitask_run": ("Several tasks", "top1/topics", []),
     "flow_run": ("Optical flow", "epe_of_zero", ["Validation pairs, not used in training"]),

@@ -183,24 +183,24 @@ Tracks = NDArray[np.int8]
 
 
 def find_tracks(
-    films: Mapping[str, NDArray[np.bool_]], look: Callable[[str, int], bool], limit: int
+    videos: Mapping[str, NDArray[np.bool_]], look: Callable[[str, int], bool], limit: int
 ) -> dict[str, Tracks] | None:
     """Find which samples have a video with sound, by split; None if no training sample has one.
 
     Videos that cannot be opened count as having sound, so that reading them reports the error.
 
     Args:
-        films: Which samples have a video ``[n]``, by split, including ``train``.
+        videos: Which samples have a video ``[n]``, by split, including ``train``.
         look: Tells whether the video of a sample, given by split and index, has sound.
         limit: Number of videos to check, spread evenly over all.
 
     Raises:
         DataError: None of the checked videos can be opened; with the first reason.
     """
-    places = [(s, int(row)) for s, held in films.items() for row in np.flatnonzero(held)]
+    places = [(s, int(row)) for s, held in videos.items() for row in np.flatnonzero(held)]
     if not places:
         return None
-    found = {s: np.where(held, UNSEEN, SILENT).astype(np.int8) for s, held in films.items()}
+    found = {s: np.where(held, UNSEEN, SILENT).astype(np.int8) for s, held in videos.items()}
     chosen = np.unique(np.linspace(0, len(places) - 1, limit).round().astype(int)).tolist()
     reasons: list[str] = []
     heard = False
@@ -221,18 +221,18 @@ def find_tracks(
 
 
 def describe_tracks(
-    films: Mapping[str, NDArray[np.bool_]], found: Mapping[str, Tracks] | None
+    videos: Mapping[str, NDArray[np.bool_]], found: Mapping[str, Tracks] | None
 ) -> list[str]:
     """Report how many videos are silent while others are not, and how many were not checked.
 
     Args:
-        films: Which samples have a video ``[n]``, by split.
+        videos: Which samples have a video ``[n]``, by split.
         found: From ``find_tracks``.
     """
-    total = sum(int(held.sum()) for held in films.values())
+    total = sum(int(held.sum()) for held in videos.values())
     if found is None:
         return []
-    silent = sum(int((found[split][held] == SILENT).sum()) for split, held in films.items())
+    silent = sum(int((found[split][held] == SILENT).sum()) for split, held in videos.items())
     unseen = sum(int((codes == UNSEEN).sum()) for codes in found.values())
     if not silent:
         return []

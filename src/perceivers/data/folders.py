@@ -202,10 +202,12 @@ def read_folder(root: Path) -> FolderSplits:
         every = [parts for samples in paired.values() for parts in samples.values()]
         missing = check_pairs(every, kinds, root)
     arranged = {split: _arrange(f, paired[split], kinds, root) for split, f in found.items()}
-    films = {s: _have_kind("video", kinds, given["paths"]) for s, given in arranged.items()}
+    videos = {s: _have_kind("video", kinds, given["paths"]) for s, given in arranged.items()}
     # Audio files take precedence over the sound tracks of videos.
-    tracks = None if "audio" in kinds else find_tracks(films, _look_at(arranged, kinds), MAX_OPENED)
-    notes += [missing] * bool(missing) + describe_tracks(films, tracks)
+    tracks = (
+        None if "audio" in kinds else find_tracks(videos, _look_at(arranged, kinds), MAX_OPENED)
+    )
+    notes += [missing] * bool(missing) + describe_tracks(videos, tracks)
     heard: dict[str, Tracks | None] = {s: tracks[s] if tracks else None for s in arranged}
     make = PartialFiles if missing or lack_sound(heard.values()) else ClipFiles
     clips = {s: make(**given, tracks=heard[s]) for s, given in arranged.items()}

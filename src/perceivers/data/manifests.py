@@ -228,8 +228,8 @@ def add_sound(parts: Mapping[str, Mapping[str, Part]]) -> dict[str, dict[str, Pa
     local = all(
         isinstance(c, PathCells) and not any(map(is_remote, c.paths)) for c in cells.values()
     )
-    films = {split: held.present for split, held in cells.items()}
-    tracks = find_tracks(films, look, MAX_OPENED if local else MAX_LOADED)
+    videos = {split: held.present for split, held in cells.items()}
+    tracks = find_tracks(videos, look, MAX_OPENED if local else MAX_LOADED)
     if tracks is not None:
         for split, held in found.items():
             held["audio"] = Part("audio", TrackCells(cells[split], tracks[split]))

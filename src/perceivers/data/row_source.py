@@ -177,11 +177,11 @@ class TrackCells:
     """The soundtracks of videos.
 
     Args:
-        films: Cells with the video files.
+        videos: Cells with the video files.
         tracks: Which of them have a soundtrack ``[n]``.
     """
 
-    films: Cells
+    videos: Cells
     tracks: Tracks
 
     @property
@@ -195,7 +195,7 @@ class TrackCells:
 
     def load(self, row: int) -> Stored | NDArray:
         """Return the video file of one row."""
-        return self.films.load(row)
+        return self.videos.load(row)
 
 
 # -- Sources whose samples are rows of a table ---------------------------------------------------
@@ -243,7 +243,7 @@ class RowSource:
             if not cells.present[row]:
                 continue
             tracked = isinstance(cells, TrackCells)
-            origin = id(cells.films if tracked else cells)
+            origin = id(cells.videos if tracked else cells)
             raw = loaded.get(origin)
             raw = loaded[origin] = cells.load(row) if raw is None else raw
             if tracked:

@@ -333,15 +333,15 @@ def add_tracks(
     clips = {s: source for s, source in sources.items() if isinstance(source, TarClips)}
     if any("audio" in source.kinds for source in clips.values()):
         return found, []
-    films = {s: c for s, c in clips.items() if "video" in c.kinds}
-    everything = {split: np.ones(len(source), np.bool_) for split, source in films.items()}
-    remote = any(not isinstance(shard, str) for c in films.values() for shard in c.shards)
+    videos = {s: c for s, c in clips.items() if "video" in c.kinds}
+    everything = {split: np.ones(len(source), np.bool_) for split, source in videos.items()}
+    remote = any(not isinstance(shard, str) for c in videos.values() for shard in c.shards)
     tracks = find_tracks(
-        everything, lambda s, row: films[s].has_track(row), MAX_LOADED if remote else MAX_OPENED
+        everything, lambda s, row: videos[s].has_track(row), MAX_LOADED if remote else MAX_OPENED
     )
     if tracks is not None:
         make = PartialClips if lack_sound(tracks.values()) else TarClips
-        for split, source in films.items():
+        for split, source in videos.items():
             held = {f.name: getattr(source, f.name) for f in fields(source)}
             found[split] = make(**{**held, "tracks": tracks[split]})
     return found, describe_tracks(everything, tracks)

@@ -63,7 +63,7 @@ def without_tables(config: TrainConfig, prepared: Prepared) -> str:
 def without_label(config: TrainConfig, prepared: Prepared) -> str:
     """Explain why ``autoencode.label_mask`` has no effect: no label is autoencoded."""
     labels = prepared.task.labels if isinstance(prepared.task, Autoencoding) else []
-    return "" if labels else f"on {config.data}, which has no label to auto-encode"
+    return "" if labels else f"on {config.data}, which has no label to autoencode"
 
 
 def never_patient(config: TrainConfig, prepared: Prepared) -> str:

@@ -39,7 +39,7 @@ def prepare_autoencoding(config: AutoencodeConfig) -> Prepared:
     known = [model.config.inputs[name].num_classes for name in task.labels]
     if known and known[0] != len(dataset.classes):
         raise DataError(
-            f"{config.model} auto-encodes a label of {known[0]} classes, but {config.data} has "
+            f"{config.model} autoencodes a label of {known[0]} classes, but {config.data} has "
             f"{len(dataset.classes)}; give data with those classes, or start from a variant"
         )
     info = model_info(config, "autoencode", dataset.classes if task.labels else ())
@@ -104,7 +104,7 @@ SIGNALS = FileTask("passes files through an autoencoder", "reconstructed", "", _
 ROW = TaskRow(
     name="autoencode",
     verb="pretrain",
-    title="Auto-encoding",
+    title="Autoencoding",
     config=AutoencodeConfig,
     settings=("autoencode", AutoencodingConfig),
     prepare=prepare_autoencoding,

@@ -136,7 +136,7 @@ def sections(report: Report) -> list[Section]:
 ROW = TaskRow(
     name="pretrain",
     verb="pretrain",
-    title="Masked auto-encoding",
+    title="Masked autoencoding",
     config=PretrainConfig,
     settings=("mask", MaskedAutoencodingConfig),
     prepare=prepare_pretraining,
