@@ -1,5 +1,7 @@
 """A task that is registered from outside runs through all verbs."""
 
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,8 @@ from perceivers.workflows.task_table import (
     model_info,
     register,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 class Brightness(Task):
@@ -93,7 +97,6 @@ ROW = TaskRow(
 
 @pytest.fixture
 def registered() -> Iterator[None]:
-    task_table.tasks()
     register(ROW)
     yield
     del task_table._ROWS[ROW.name], TASKS[ROW.name]
@@ -127,6 +130,21 @@ def test_a_task_from_outside_runs_through_all_verbs(
     other = str(tmp_path / "other")
     settings: dict[str, Any] = {"model": out, "data": "digits", "steps": 2, "quiet": True}
     assert pv.finetune(task="brightness", out=other, **settings).task == "brightness"
+
+
+def test_a_task_from_outside_never_becomes_the_default_of_a_verb() -> None:
+    """In a process of its own, where nothing else has loaded the tasks of the library."""
+    script = (
+        "from tests.contracts.test_outside_task import ROW\n"
+        "from perceivers.workflows.task_table import register, tasks_of\n"
+        "register(ROW)\n"
+        "print(*tasks_of('train'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    names = done.stdout.split()
+    assert (names[0], names[-1]) == ("classify", "brightness")
 
 
 def test_without_the_row_the_task_is_unknown() -> None:

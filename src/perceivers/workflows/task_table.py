@@ -206,6 +206,7 @@ def register(row: TaskRow) -> None:
     Raises:
         ConfigError: A task of this name exists.
     """
+    tasks()  # those of the library come first, as the first task of a verb is its default
     if row.name in _ROWS:
         raise ConfigError(f"task {row.name!r} exists already; choose another name")
     _ROWS[row.name] = row
@@ -278,9 +279,10 @@ def recorded_settings(kind: type[S], loaded: Loaded, config: TrainConfig | None)
     Raises:
         CheckpointError: The model folder records invalid settings.
     """
-    rows = (row for row in tasks().values() if row.settings and row.settings[1] is kind)
-    row = next(rows)
-    task, (name, _) = row.name, row.settings or ("", kind)
+    named = {
+        row.settings[1]: (row.name, row.settings[0]) for row in tasks().values() if row.settings
+    }
+    task, name = named[kind]
     if loaded.info.task == task and loaded.info.objective:
         # A later version may have added fields; they are ignored, as everywhere in config.json.
         known = {k: v for k, v in loaded.info.objective.items() if k in _fields(kind)}
