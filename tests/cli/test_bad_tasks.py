@@ -162,7 +162,7 @@ def test_data_of_another_kind_are_refused(
         (start("train", "classify", warps), r"frame pairs, which only --task flow can use"),
         (start("pretrain", "mlm", warps), r"which only --task flow can use"),
         (start("train", "flow", made / "photographs", model=flow), r"no flow file .*'warps:"),
-        (start("train", "flow", "digits", model=flow), r"with 'warps:digits'"),
+        (start("train", "flow", "digits", model=flow), r"use 'warps:digits'"),
         (start("train", "flow", "warps:digits", model=flow), r"made from image files, not from"),
         (start("train", "flow", warps), r"perceiver_io_nano is not a flow model; use one of"),
         (start("train", "flow", warps, "--size", "32", model=flow), r"does not use size"),

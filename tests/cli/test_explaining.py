@@ -33,7 +33,7 @@ def test_what_cannot_be_read_is_skipped_and_named(
     )
     assert outcome.code == 0
     assert outcome.err.startswith(f"skipped: {bad}: ")
-    assert outcome.out.startswith("1 pictures in ")
+    assert outcome.out.startswith("1 figures in ")
 
 
 def test_mistakes_are_answered_with_a_message(
