@@ -16,7 +16,6 @@ import perceivers as pv
 from perceivers.checkpoints.loading import Loaded
 from perceivers.cli.main import main
 from perceivers.errors import ConfigError
-from perceivers.report.html import Section
 from perceivers.report.metrics import read_metrics
 from perceivers.settings import Positive
 from perceivers.tasks.base import Losses, Task, TaskBatch
@@ -27,9 +26,7 @@ from perceivers.workflows.building import classifier
 from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.task_table import (
     Prepared,
-    Report,
     TaskRow,
-    figures_table,
     model_info,
     register,
 )
@@ -79,10 +76,6 @@ def records(loaded: Loaded, outputs: Tensor, top: int) -> list[dict[str, Any]]:
     return [{"brightness": value} for value in outputs.flatten().tolist()]
 
 
-def sections(report: Report) -> list[Section]:
-    return [figures_table(report.loaded, dict(report.results))]
-
-
 ROW = TaskRow(
     name="brightness",
     verb="train",
@@ -91,7 +84,6 @@ ROW = TaskRow(
     prepare=prepare,
     rebuild=lambda loaded, settings: Brightness(loaded.model),
     records=records,
-    report=sections,
 )
 
 
@@ -113,7 +105,9 @@ def test_a_task_from_outside_runs_through_all_verbs(
     assert main(["train", "--task", "brightness", "--help"]) == 0
     assert "Unit of predictions" in capsys.readouterr().out
     assert main(["train", "--task", "brightness", *common, "--out", out, "--quiet"]) == 0
-    assert "<h1>Brightness: perceiver_io_nano" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<h1>Brightness: perceiver_io_nano" in page
+    assert "<td>mse</td>" in page
     run = pv.Run(out)
     assert run.task == "brightness"
     losses = [r["loss"] for r in read_metrics(run.folder.metrics) if r["split"] == "train"]

@@ -108,7 +108,7 @@ def test_a_model_folder_knows_its_targets(regress_run: pv.Run, table: Path) -> N
 
 
 def test_the_report_draws_truth_and_prediction(regress_run: pv.Run) -> None:
-    _, section = tasks()["regress"].report(open_report(regress_run.folder))
+    (section,) = tasks()["regress"].report(open_report(regress_run.folder))
     assert (regress_run.folder.figures / "numbers.png").is_file()
     assert "validation samples" in section.text
 

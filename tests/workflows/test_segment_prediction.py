@@ -17,7 +17,7 @@ from perceivers.cli.main import main
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.report.figures.scores import class_colours
 from perceivers.workflows.dense_prediction import find_mask_of, predict_masks
-from perceivers.workflows.reporting import open_report
+from perceivers.workflows.reporting import metrics_section, open_report
 from perceivers.workflows.task_table import tasks
 
 NAMES = ("left", "void", "right")
@@ -187,10 +187,11 @@ def test_the_command_writes_and_counts(
 
 
 def test_the_report_shows_examples(segment_run: pv.Run) -> None:
-    metrics, section = tasks()["segment"].report(open_report(segment_run.folder))
+    report = open_report(segment_run.folder)
+    (section,) = tasks()["segment"].report(report)
     (path, _), *_ = section.figures
     assert path.is_file()
-    rows = metrics.tables[0].rows
+    rows = metrics_section(report).tables[0].rows
     assert any(row[0] == "iou/right" for row in rows)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from perceivers.errors import ConfigError, suggest
 from perceivers.masking import MaskAxis, MaskPlan
 from perceivers.models.graphs import BATCH, Graph, draw_raw
-from perceivers.models.registry import FAMILIES
+from perceivers.models.registry import FAMILIES, families_with
 from perceivers.tasks import MaskedAutoencodingConfig
 from perceivers.tasks.mae import objective_of
 
@@ -60,7 +60,7 @@ def autoencoder_graph(model: Any, mask: MaskedAutoencodingConfig) -> Graph:
         ConfigError: The model has no masked autoencoder, or does not support this masking.
     """
     if FAMILIES[model.family].objective is None:
-        able = [name for name, family in FAMILIES.items() if family.objective is not None]
+        able = families_with("objective")
         raise ConfigError(
             f"part 'autoencoder' belongs to the families {' and '.join(able)}, this model is a "
             f"{model.family}; export part 'model'"
@@ -146,7 +146,7 @@ def make_graph(
     if part == "decoder":
         decoder_graph = FAMILIES[model.family].decoder_graph
         if decoder_graph is None:
-            able = [name for name, family in FAMILIES.items() if family.decoder_graph is not None]
+            able = families_with("decoder_graph")
             raise ConfigError(
                 f"part 'decoder' belongs to the family {' or '.join(able)}, this model is a "
                 f"{model.family}; export part 'model' or 'encoder'"

@@ -159,6 +159,11 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in names if fnmatch(name, pattern)]
 
 
+def families_with(field: str) -> list[str]:
+    """Return the families that support something, by the name of a field of ``Family``."""
+    return [name for name, family in FAMILIES.items() if getattr(family, field) is not None]
+
+
 def find_family(name: str) -> str:
     """Return the family of a variant.
 

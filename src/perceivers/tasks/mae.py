@@ -25,7 +25,7 @@ from perceivers.models.masked import (
     Target,
     Taught,
 )
-from perceivers.models.registry import FAMILIES
+from perceivers.models.registry import FAMILIES, families_with
 from perceivers.settings import NonNegative, Part, Positive, Range, Settings, UsedIf
 from perceivers.tasks.base import Losses, Task, TaskBatch
 from perceivers.tasks.metrics import add_mean, device_of, new_means, results, total_weight
@@ -103,7 +103,7 @@ def objective_of(model: Any) -> MaskedObjective:
     """
     objective = FAMILIES[model.family].objective
     if objective is None:
-        able = [name for name, family in FAMILIES.items() if family.objective is not None]
+        able = families_with("objective")
         raise ConfigError(
             f"a {model.family} model has no masked autoencoder; masked autoencoding is for "
             f"{' and '.join(able)}"

@@ -11,7 +11,13 @@ from perceivers.adapters.config import change_fields
 from perceivers.checkpoints.loading import Loaded, load_state, load_with_info, transfer_encoder
 from perceivers.data import Dataset
 from perceivers.errors import ConfigError, DataError, suggest
-from perceivers.models.registry import FAMILIES, create_model, find_family, list_models
+from perceivers.models.registry import (
+    FAMILIES,
+    create_model,
+    families_with,
+    find_family,
+    list_models,
+)
 from perceivers.settings import change, named
 from perceivers.training.config import PretrainConfig, TrainConfig
 from perceivers.types import Image, ModalitySpec, Points
@@ -129,7 +135,7 @@ def segmenter(
     family = find_family(config.model) if loaded is None else loaded.model.family
     entry = FAMILIES[family]
     if entry.as_segmenter is None:
-        able = [name for name, each in FAMILIES.items() if each.as_segmenter is not None]
+        able = families_with("as_segmenter")
         raise ConfigError(
             f"{config.model} is a {family} model, which has no output per element; segmentation is "
             f"supported by {', '.join(able)}"

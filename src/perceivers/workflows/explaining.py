@@ -23,7 +23,7 @@ from perceivers.data.system_files import is_system_file
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.finite import is_answer
 from perceivers.models.attention_maps import WORTH_SAYING, Answer, Explanation, TokenMap
-from perceivers.models.registry import FAMILIES
+from perceivers.models.registry import FAMILIES, families_with
 from perceivers.models.saving import ModelInfo
 from perceivers.report import style
 from perceivers.report.figures.attention import Panel, PanelSection, draw_attention
@@ -289,7 +289,7 @@ def read_maps(
     """
     read = FAMILIES[model.family].read_attention
     if read is None:
-        able = [name for name, family in FAMILIES.items() if family.read_attention is not None]
+        able = families_with("read_attention")
         raise ConfigError(
             f"a {model.family} model has no latents whose attention could be drawn; explain "
             f"supports {', '.join(able[:-1])} and {able[-1]} models"

@@ -22,8 +22,6 @@ from perceivers.tasks.mae import is_masked_autoencoder
 from perceivers.tasks.presence import answer, can_lack, held_modalities
 from perceivers.text_names import show_all, write_csv
 from perceivers.types import Bytes
-from perceivers.workflows.by_task.autoencoding import SIGNALS
-from perceivers.workflows.by_task.flow import FLOW_FILES
 from perceivers.workflows.comparing import average_views, check_views
 from perceivers.workflows.dense_prediction import predicts_flow
 from perceivers.workflows.numerics import Note, compile_loaded, tell
@@ -202,12 +200,8 @@ def _cell(value: Any) -> str:
 
 # -- The verb predict: records, or files whose paths are in the records --------------------------
 #
-# Classes, labels, numbers and filled-in texts are returned as records (``prediction``). Masks,
+# Classes, labels, numbers and filled-in texts are returned as records. Masks,
 # labelled clouds, flow and reconstructions are written to files, whose paths are in the records.
-
-
-# Number of classes listed in the summary of a file.
-NAMED = 4
 
 
 @checked
@@ -261,7 +255,7 @@ def predict(
     loaded, views = load_with_info(model), views or Views()
     check_views(loaded, views)
     files = find_files_task(loaded, model)
-    if pad and files is not FLOW_FILES:
+    if pad and not (files and files.pads):
         raise ConfigError(f"{model} computes no flow, so there is nothing to pad; leave out pad")
     if compile:
         check_compiled(loaded, model, files)
@@ -329,7 +323,7 @@ def find_files_task(loaded: Loaded, model: str | Path) -> FileTask | None:
     if row is not None and (row.records is not None or row.fill_texts is not None):
         return None
     if predicts_flow(loaded):  # converted weights may have no recorded task
-        return FLOW_FILES
+        row = tasks()["flow"]
     if row is not None and row.files is not None:
         return row.files(loaded)
     finetune = f"perceivers finetune --model {model} --data ... --out ..."
@@ -361,25 +355,7 @@ def describe_predictions(
         if out is None:
             return write_predictions(records, None)
         return f"{len(read)} files predicted, see {out}\n"
-    lines = [_describe(record) for record in read]
-    if files is SIGNALS:
-        written = read[0]["written"]
-        lines = [f"{len(written)} files in {out or files.folder}; see {written[-1]}"]
-    elif files.counted:
+    lines = [files.describe(record) for record in read]
+    if files.counted:
         lines.append(f"{len(read)} {files.counted}, see {out or files.folder}")
     return "".join(f"{line}\n" for line in lines)
-
-
-def _describe(record: Record) -> str:
-    if "flow" in record:
-        return (
-            f"{record['flow']}, {record['picture']}: {record['tiles']} tiles; motion "
-            f"{record['mean_motion']:.2f} pixels on average, {record['largest_motion']:.2f} at most"
-        )
-    largest = list(record.get("fractions", {}).items())[:NAMED]
-    shown = ", ".join(f"{name} {100 * fraction:.1f} %" for name, fraction in largest)
-    if "labelled" in record:
-        count = len(record["views"])
-        views = "1 view" if count == 1 else f"{count} views"
-        return f"{record['labelled']} and {views} from above: {shown}"
-    return f"{record.get('mask')}, {record.get('overlay')}: {shown}"

@@ -57,7 +57,9 @@ def write_run_report(folder: RunFolder) -> Path:
     make_folder(folder.figures)
     task = folder.read_config()[0]
     row = tasks()[task]
-    sections = [overview_section(report), *row.report(report)]
+    sections = [overview_section(report)]
+    sections += [metrics_section(report)] if row.shows_metrics else []
+    sections += row.report(report)
     positions = positions_section(report)
     sections += [positions] if positions and row.draws_positions else []
     sections += [fill_section(split, e) for split, e in report.results.items() if "fill" in e]
@@ -71,6 +73,27 @@ def write_run_report(folder: RunFolder) -> Path:
         subtitle=str(folder.path),
         sections=sections,
         footer=f"Written by perceivers {__version__}.",
+    )
+
+
+def metrics_section(report: Report) -> Section:
+    """Return a table of all metrics, on validation and on evaluated splits."""
+    columns = {"validation": dict(report.loaded.info.metrics)}
+    columns["validation"] = {
+        name.removeprefix("val "): value for name, value in columns["validation"].items()
+    }
+    columns |= {split: entry["figures"] for split, entry in report.results.items()}
+    names = list(dict.fromkeys(name for figures in columns.values() for name in figures))
+    rows = [
+        (
+            name,
+            *(f"{figures[name]:.4f}" if name in figures else "-" for figures in columns.values()),
+        )
+        for name in names
+    ]
+    note = "" if report.results else "Not evaluated on a test split yet: perceivers evaluate RUN"
+    return Section(
+        title="Metrics", tables=[Table(header=("metric", *columns), rows=rows, note=note)]
     )
 
 

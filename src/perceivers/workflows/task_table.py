@@ -20,7 +20,7 @@ from perceivers.data.joined import SEPARATOR, align_classes
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.models.masked import MaskSettings
 from perceivers.models.saving import ModelInfo
-from perceivers.report.html import Section, Table
+from perceivers.report.html import Section
 from perceivers.tasks import MaskedAutoencodingConfig, Task
 from perceivers.training.config import RegressConfig, TrainConfig, build_config
 from perceivers.training.run_folder import TASKS, RunFolder
@@ -80,14 +80,18 @@ class FileTask:
     Attributes:
         does: What the model does, for messages.
         folder: Default output folder.
-        counted: What the summary counts; empty for no count.
         answer: Function that writes the files and yields the records.
+        describe: Returns a line on a record, for the command line.
+        counted: What the summary counts; empty for no count.
+        pads: Whether images smaller than the model's input may be padded.
     """
 
     does: str
     folder: str
-    counted: str
     answer: Callable[[Request], Iterator[Record]]
+    describe: Callable[[Record], str]
+    counted: str = ""
+    pads: bool = False
 
 
 Metrics = tuple[dict[str, Any], Tensor | None]
@@ -160,7 +164,8 @@ class TaskRow:
             numbers.
         fill_texts: Predicts texts with ``[MASK]`` one by one, instead of ``records``.
         files: How predictions are written to files, instead of ``records``.
-        report: Sections of the report on this task.
+        report: Sections of the report on this task, such as examples.
+        shows_metrics: Whether the report has a table of all metrics before them.
         draws_positions: Whether the report shows learned position embeddings.
         next: Commands that a report suggests; ``{run}`` is the run folder.
     """
@@ -186,6 +191,7 @@ class TaskRow:
     )
     files: Callable[[Loaded], FileTask] | None = None
     report: Callable[[Report], list[Section]] = no_examples
+    shows_metrics: bool = True
     draws_positions: bool = True
     next: tuple[str, ...] = ("perceivers evaluate {run}", "perceivers predict {run} FILE...")
 
@@ -367,27 +373,6 @@ def first_batch(loaded: Loaded, config: TrainConfig, size: int) -> Batch:
     """Return the first samples of the validation split, for a report."""
     dataset, specs = open_for_model(loaded, config, config.data)
     return next(iter(make_eval_loader(dataset.splits["val"], specs, batch_size=size)))
-
-
-def figures_table(loaded: Loaded, results: dict[str, Any]) -> Section:
-    """Return a table of all metrics, on validation and on evaluated splits."""
-    columns = {"validation": dict(loaded.info.metrics)}
-    columns["validation"] = {
-        name.removeprefix("val "): value for name, value in columns["validation"].items()
-    }
-    columns |= {split: entry["figures"] for split, entry in results.items()}
-    names = list(dict.fromkeys(name for figures in columns.values() for name in figures))
-    rows = [
-        (
-            name,
-            *(f"{figures[name]:.4f}" if name in figures else "-" for figures in columns.values()),
-        )
-        for name in names
-    ]
-    note = "" if results else "Not evaluated on a test split yet: perceivers evaluate RUN"
-    return Section(
-        title="Metrics", tables=[Table(header=("metric", *columns), rows=rows, note=note)]
-    )
 
 
 def rank_classes(

@@ -16,10 +16,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from perceivers.adapters.config import PositionConfig, TokenConfig, build_nested
+from perceivers.adapters import ElementAdapter
+from perceivers.adapters.config import PositionConfig, TokenConfig, build_nested, covered_grid
 from perceivers.adapters.multimodal import TokenReaders, Tokens
 from perceivers.adapters.tokens import default_tokens
 from perceivers.errors import ConfigError, suggest
+from perceivers.models.base import SavedModule
 from perceivers.nn.attention import Attention
 from perceivers.nn.blocks import Mlp, Read, SelfAttentionLayer, get_activation
 from perceivers.nn.linear import TRUNCATED_STD, truncated_normal_
@@ -397,6 +399,58 @@ def flat_layer_depths(model: nn.Module, trunk: Trunk) -> dict[str, int]:
         name: next((at for prefix, at in depths.items() if name.startswith(prefix)), last)
         for name, _ in model.named_parameters()
     }
+
+
+class FlatModel(SavedModule):
+    """Base class of models with readers of tokens and one trunk.
+
+    Attributes:
+        inputs: Readers of the tokens of every modality.
+        trunk: Latents, their reads and layers.
+    """
+
+    inputs: TokenReaders
+    trunk: Trunk
+
+    def forward_features(
+        self, inputs: Mapping[str, Tensor] | Tensor, *, present: Mapping[str, Tensor] | None = None
+    ) -> Encoded:
+        """Return the latents and the tokens that they attended to."""
+        raise NotImplementedError
+
+    def adapter(self, name: str) -> ElementAdapter:
+        """Return the adapter of a modality."""
+        return self.inputs.reader(name).adapter
+
+    def features(
+        self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the latents, ``[B, N, D]``."""
+        return {"latents": self.forward_features(inputs, present=present).latents}
+
+    def covered_grid(self, name: str) -> tuple[int, ...]:
+        """Return the grid of elements that the tokens of a modality cover."""
+        return covered_grid(self.config.inputs[name], self.inputs.reader(name).config)
+
+    def count_tokens(self) -> dict[str, tuple[int, int]]:
+        """Return the number of tokens of every modality of the data; there is one group."""
+        return {name: (self.inputs.num_tokens[name], 1) for name in self.config.data_inputs}
+
+    def position_tables(self) -> dict[str, LearnedPositions]:
+        """Return the learned positions of the inputs, by modality."""
+        return learned_positions(self.inputs, self.config.inputs)
+
+    def describe(self) -> tuple[str, str]:
+        """Return the size of the latents, and reads and layers."""
+        return describe_trunk(self.config.trunk)
+
+    def layer_depths(self) -> dict[str, int]:
+        """Return a depth per parameter, for layer-wise learning-rate decay."""
+        return flat_layer_depths(self, self.trunk)
+
+    def set_recompute(self, on: bool = True) -> None:
+        """Recompute layers in the backward pass (activation checkpointing) to save memory."""
+        self.trunk.recompute = on
 
 
 # -- Configs as JSON, and the token configs of a model -------------------------------------------

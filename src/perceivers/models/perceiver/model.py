@@ -13,14 +13,13 @@ from typing import Annotated, Any, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from perceivers.adapters import ElementAdapter
-from perceivers.adapters.config import TokenConfig, covered_grid
+from perceivers.adapters.config import TokenConfig
 from perceivers.adapters.multimodal import TokenReaders
 from perceivers.models.attention_maps import Answer, Explanation, Field
-from perceivers.models.base import SavedModule
 from perceivers.models.flat.attention import IDENTITY, trace
 from perceivers.models.flat.trunk import (
     Encoded,
+    FlatModel,
     Trunk,
     TrunkConfig,
     carry_tables,
@@ -28,16 +27,12 @@ from perceivers.models.flat.trunk import (
     complete_tokens,
     config_from_json,
     config_to_json,
-    describe_trunk,
-    flat_layer_depths,
     initialise,
-    learned_positions,
     pin_tokens,
     token_tables,
 )
 from perceivers.nn.blocks import Read, SelfAttentionLayer
 from perceivers.nn.linear import Linear
-from perceivers.nn.positions import LearnedPositions
 from perceivers.settings import Natural, Settings, UsedIf, change
 from perceivers.types import ModalitySpec
 
@@ -106,7 +101,7 @@ class PerceiverConfig(Settings, prefix=""):
 POSITION_SIGMA = 1.0
 
 
-class Perceiver(SavedModule):
+class Perceiver(FlatModel):
     """The original Perceiver for any modalities.
 
     Calling it returns ``[B, K]``: a linear layer applied to the mean of the latents (in this order;
@@ -175,40 +170,6 @@ class Perceiver(SavedModule):
         given = self.as_dict(inputs)
         tokens = self.inputs(given, valid=valid, present=present, dtype=dtype)
         return Encoded(latents=self.trunk(tokens.array, tokens.valid), tokens=tokens)
-
-    def adapter(self, name: str) -> ElementAdapter:
-        """Return the adapter of a modality."""
-        return self.inputs.reader(name).adapter
-
-    def features(
-        self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """Return the latents, ``[B, N, D]``."""
-        return {"latents": self.forward_features(inputs, present=present).latents}
-
-    def covered_grid(self, name: str) -> tuple[int, ...]:
-        """Return the grid of elements that the tokens of a modality cover."""
-        return covered_grid(self.config.inputs[name], self.inputs.reader(name).config)
-
-    def count_tokens(self) -> dict[str, tuple[int, int]]:
-        """Return the number of tokens of every modality of the data; there is one group."""
-        return {name: (self.inputs.num_tokens[name], 1) for name in self.config.data_inputs}
-
-    def position_tables(self) -> dict[str, LearnedPositions]:
-        """Return the learned positions of the inputs, by modality."""
-        return learned_positions(self.inputs, self.config.inputs)
-
-    def describe(self) -> tuple[str, str]:
-        """Return the size of the latents, and reads and layers."""
-        return describe_trunk(self.config.trunk)
-
-    def layer_depths(self) -> dict[str, int]:
-        """Return a depth per parameter, for layer-wise learning-rate decay."""
-        return flat_layer_depths(self, self.trunk)
-
-    def set_recompute(self, on: bool = True) -> None:
-        """Recompute layers in the backward pass (activation checkpointing) to save memory."""
-        self.trunk.recompute = on
 
     def resized(self, inputs: Mapping[str, ModalitySpec]) -> "Perceiver":
         """Return a copy for other input sizes, with learned positions interpolated.

@@ -14,20 +14,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from perceivers.adapters import ElementAdapter
-from perceivers.adapters.config import covered_grid
 from perceivers.adapters.multimodal import TokenReaders
 from perceivers.errors import ConfigError, InputError, suggest
-from perceivers.models.base import SavedModule
 from perceivers.models.flat.trunk import (
     Encoded,
+    FlatModel,
     Trunk,
     carry_tables,
     check_resizable,
-    describe_trunk,
-    flat_layer_depths,
     initialise,
-    learned_positions,
     pin_tokens,
     pin_waves,
     token_tables,
@@ -36,12 +31,11 @@ from perceivers.models.perceiver_io.config import Output, PerceiverIOConfig
 from perceivers.models.perceiver_io.decoder import Decoder, LearnedQueries, TiedHead, pick_rows
 from perceivers.nn.blocks import Read, SelfAttentionLayer
 from perceivers.nn.patches import depth_to_space, space_to_depth
-from perceivers.nn.positions import LearnedPositions
 from perceivers.settings import change
 from perceivers.types import ModalitySpec
 
 
-class PerceiverIO(SavedModule):
+class PerceiverIO(FlatModel):
     """Perceiver IO for any modalities and outputs.
 
     Calling it returns a tensor if there is one output, else a dict of output name -> tensor:
@@ -202,10 +196,6 @@ class PerceiverIO(SavedModule):
 
     # -- helpers -----------------------------------------------------------------------------
 
-    def adapter(self, name: str) -> ElementAdapter:
-        """Return the adapter of a modality."""
-        return self.inputs.reader(name).adapter
-
     @property
     def segmented_modality(self) -> str | None:
         """Modality whose elements the only output answers."""
@@ -220,36 +210,6 @@ class PerceiverIO(SavedModule):
         if len(self.config.outputs) < 2:
             return ("output",)
         return tuple(f"{name}_output" for name in self.config.outputs)
-
-    def features(
-        self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """Return the latents, ``[B, N, D]``."""
-        return {"latents": self.forward_features(inputs, present=present).latents}
-
-    def covered_grid(self, name: str) -> tuple[int, ...]:
-        """Return the grid of elements that the tokens of a modality cover."""
-        return covered_grid(self.config.inputs[name], self.inputs.reader(name).config)
-
-    def count_tokens(self) -> dict[str, tuple[int, int]]:
-        """Return the number of tokens of every modality of the data; there is one group."""
-        return {name: (self.inputs.num_tokens[name], 1) for name in self.config.data_inputs}
-
-    def position_tables(self) -> dict[str, LearnedPositions]:
-        """Return the learned positions of the inputs, by modality."""
-        return learned_positions(self.inputs, self.config.inputs)
-
-    def describe(self) -> tuple[str, str]:
-        """Return the size of the latents, and reads and layers."""
-        return describe_trunk(self.config.trunk)
-
-    def layer_depths(self) -> dict[str, int]:
-        """Return a depth per parameter, for layer-wise learning-rate decay."""
-        return flat_layer_depths(self, self.trunk)
-
-    def set_recompute(self, on: bool = True) -> None:
-        """Recompute layers in the backward pass (activation checkpointing) to save memory."""
-        self.trunk.recompute = on
 
     def resized(self, inputs: Mapping[str, ModalitySpec]) -> "PerceiverIO":
         """Return a copy for other input sizes, with learned positions interpolated.

@@ -1,6 +1,7 @@
 """The task ``autoencode``: reconstruct all elements through the latents."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -21,7 +22,6 @@ from perceivers.workflows.task_table import (
     Report,
     Request,
     TaskRow,
-    figures_table,
     first_batch,
     model_info,
     rebuild_task,
@@ -95,12 +95,17 @@ def _reconstructions(report: Report) -> Section | None:
 
 
 def sections(report: Report) -> list[Section]:
-    """Return the metrics, and reconstructed images or frames."""
-    found = (figures_table(report.loaded, dict(report.results)), _reconstructions(report))
-    return [section for section in found if section]
+    """Return reconstructed images or frames."""
+    found = _reconstructions(report)
+    return [found] if found else []
 
 
-SIGNALS = FileTask("passes files through an autoencoder", "reconstructed", "", _write_signals)
+def _describe(record: Record) -> str:
+    written = record["written"]
+    return f"{len(written)} files in {Path(written[-1]).parent}; see {written[-1]}"
+
+
+FILES = FileTask("passes files through an autoencoder", "reconstructed", _write_signals, _describe)
 ROW = TaskRow(
     name="autoencode",
     verb="pretrain",
@@ -109,7 +114,7 @@ ROW = TaskRow(
     settings=("autoencode", AutoencodingConfig),
     prepare=prepare_autoencoding,
     rebuild=lambda loaded, settings: Autoencoding(loaded.model, settings),
-    files=lambda loaded: SIGNALS,
+    files=lambda loaded: FILES,
     report=sections,
     next=("perceivers reconstruct {run} FILE... --out files/",),
 )

@@ -169,5 +169,6 @@ ROW = TaskRow(
     records=records,
     checks_choice=True,
     report=classification_sections,
+    shows_metrics=False,
     draws_positions=False,
 )

@@ -26,7 +26,6 @@ from perceivers.workflows.task_table import (
     Report,
     Request,
     TaskRow,
-    figures_table,
     first_batch,
     model_info,
 )
@@ -125,11 +124,18 @@ def _flows(report: Report) -> Section:
 
 
 def sections(report: Report) -> list[Section]:
-    """Return the metrics, and predicted flow of frame pairs."""
-    return [figures_table(report.loaded, dict(report.results)), _flows(report)]
+    """Return predicted flow of frame pairs."""
+    return [_flows(report)]
 
 
-FLOW_FILES = FileTask("computes flow between two images", "flow", "", _write_flow)
+def _describe(record: Record) -> str:
+    return (
+        f"{record['flow']}, {record['picture']}: {record['tiles']} tiles; motion "
+        f"{record['mean_motion']:.2f} pixels on average, {record['largest_motion']:.2f} at most"
+    )
+
+
+FILES = FileTask("computes flow between two images", "flow", _write_flow, _describe, pads=True)
 ROW = TaskRow(
     name="flow",
     verb="train",
@@ -139,7 +145,7 @@ ROW = TaskRow(
     prepare=prepare_flow,
     rebuild=lambda loaded, settings: OpticalFlow(loaded.model, settings),
     open_data=open_pairs,
-    files=lambda loaded: FLOW_FILES,
+    files=lambda loaded: FILES,
     report=sections,
     next=(
         "perceivers evaluate {run}",

@@ -142,5 +142,6 @@ ROW = TaskRow(
     prepare=prepare_pretraining,
     rebuild=lambda loaded, settings: MaskedAutoencoding(loaded.model, settings),
     report=sections,
+    shows_metrics=False,
     next=("perceivers reconstruct {run} FILE... --out files/",),
 )

@@ -28,7 +28,6 @@ from perceivers.workflows.task_table import (
     Prepared,
     Report,
     TaskRow,
-    figures_table,
     first_batch,
     model_info,
 )
@@ -92,9 +91,8 @@ def sections(report: Report) -> list[Section]:
         "Validation texts, not used in training. Hidden words are shown as underscores (in some "
         "places the model read another word); every hidden byte is replaced by the most likely one."
     )
-    table = figures_table(loaded, dict(report.results))
     code = list_texts(ids, hidden.masked, best)
-    return [table, Section(title="Masked bytes", text=text, code=code)]
+    return [Section(title="Masked bytes", text=text, code=code)]
 
 
 def list_texts(

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded
 from perceivers.errors import DataError
-from perceivers.report.html import Section
 from perceivers.tasks.multilabel import Multilabel, MultilabelConfig, label_names
 from perceivers.training.config import MultilabelTrainConfig
 from perceivers.workflows.building import classifier
@@ -14,9 +13,7 @@ from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.task_table import (
     Prepared,
     Record,
-    Report,
     TaskRow,
-    figures_table,
     model_info,
     rank_classes,
 )
@@ -49,11 +46,6 @@ def records(loaded: Loaded, outputs: Tensor, top: int) -> list[Record]:
     ]
 
 
-def sections(report: Report) -> list[Section]:
-    """Return the metrics."""
-    return [figures_table(report.loaded, dict(report.results))]
-
-
 ROW = TaskRow(
     name="multilabel",
     verb="train",
@@ -64,5 +56,4 @@ ROW = TaskRow(
     rebuild=lambda loaded, settings: Multilabel(loaded.model, loaded.info.columns, settings),
     averages_views=True,
     records=records,
-    report=sections,
 )

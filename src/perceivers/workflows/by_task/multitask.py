@@ -7,7 +7,6 @@ from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded
 from perceivers.errors import DataError
-from perceivers.report.html import Section
 from perceivers.tasks import Multitask
 from perceivers.training.config import MultitaskConfig
 from perceivers.workflows.building import classifier
@@ -15,9 +14,7 @@ from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.task_table import (
     Prepared,
     Record,
-    Report,
     TaskRow,
-    figures_table,
     model_info,
     rank_classes,
 )
@@ -48,11 +45,6 @@ def records(loaded: Loaded, outputs: Mapping[str, Tensor], top: int) -> list[Rec
     ]
 
 
-def sections(report: Report) -> list[Section]:
-    """Return the metrics."""
-    return [figures_table(report.loaded, dict(report.results))]
-
-
 ROW = TaskRow(
     name="multitask",
     verb="train",
@@ -63,5 +55,4 @@ ROW = TaskRow(
     averages_views=True,
     records=records,
     checks_choice=True,
-    report=sections,
 )

@@ -22,7 +22,6 @@ from perceivers.workflows.task_table import (
     Record,
     Report,
     TaskRow,
-    figures_table,
     model_info,
     open_for_model,
     rebuild_task,
@@ -93,8 +92,8 @@ def _numbers(report: Report) -> Section:
 
 
 def sections(report: Report) -> list[Section]:
-    """Return the metrics, and predicted against true numbers."""
-    return [figures_table(report.loaded, dict(report.results)), _numbers(report)]
+    """Return predicted against true numbers."""
+    return [_numbers(report)]
 
 
 ROW = TaskRow(

@@ -35,7 +35,6 @@ from perceivers.workflows.task_table import (
     Report,
     Request,
     TaskRow,
-    figures_table,
     find_settings,
     model_info,
     open_any,
@@ -44,6 +43,8 @@ from perceivers.workflows.task_table import (
 )
 
 MASKS_SHOWN = 6
+# Number of classes listed in the summary of a file.
+NAMED = 4
 
 
 def prepare_segmentation(config: SegmentConfig) -> Prepared:
@@ -207,12 +208,29 @@ def _clouds(
 
 
 def sections(report: Report) -> list[Section]:
-    """Return the metrics, and predicted masks."""
-    return [figures_table(report.loaded, dict(report.results)), _masks(report)]
+    """Return predicted masks."""
+    return [_masks(report)]
 
 
-MASK_FILES = FileTask("segments images", "masks", "images segmented", _write_masks)
-CLOUD_FILES = FileTask("segments points", "masks", "files of points segmented", _write_clouds)
+def _describe_classes(record: Record) -> str:
+    largest = list(record["fractions"].items())[:NAMED]
+    return ", ".join(f"{name} {100 * fraction:.1f} %" for name, fraction in largest)
+
+
+def _describe_mask(record: Record) -> str:
+    return f"{record['mask']}, {record['overlay']}: {_describe_classes(record)}"
+
+
+def _describe_cloud(record: Record) -> str:
+    count = len(record["views"])
+    views = "1 view" if count == 1 else f"{count} views"
+    return f"{record['labelled']} and {views} from above: {_describe_classes(record)}"
+
+
+MASK_FILES = FileTask("segments images", "masks", _write_masks, _describe_mask, "images segmented")
+CLOUD_FILES = FileTask(
+    "segments points", "masks", _write_clouds, _describe_cloud, "files of points segmented"
+)
 
 
 def files_of(loaded: Loaded) -> FileTask:
