@@ -66,11 +66,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/study_learning"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, list[float]]] = {recipe: {} for recipe in args.sets}
     for seed in args.seeds:
-        for arm in ARMS:
+        for arm in args.arms:
             for recipe in args.sets:
                 if recipe == "raw_audio" and arm == "without blocks":
                     continue

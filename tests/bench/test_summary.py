@@ -11,8 +11,8 @@ from perceivers.bench.settings import PERCEIVER_IO, BenchSettings
 from perceivers.bench.tables import (
     PAPER_LARGEST,
     SPEEDS,
+    MedianRange,
     Row,
-    Spread,
     choose_reference,
     kept_per_input,
     number,
@@ -69,10 +69,10 @@ def test_speed_is_the_reference_over_this_of_the_same_round() -> None:
         (512, "hip_16"),
     ]
     row = rows[1]
-    assert row.seconds == Spread(2.0, 1.8, 2.0)
-    assert row.speed == Spread(4.0, 3.0, 9.0 / 1.8)
+    assert row.seconds == MedianRange(2.0, 1.8, 2.0)
+    assert row.speed == MedianRange(4.0, 3.0, 9.0 / 1.8)
     assert (row.peak_bytes, row.inputs, row.paper) == (3_000_000_000, 224 * 224, 3.72)
-    assert rows[0].speed == Spread(1.0, 1.0, 1.0)
+    assert rows[0].speed == MedianRange(1.0, 1.0, 1.0)
 
 
 def test_a_round_that_one_of_the_two_lacks_makes_no_speed() -> None:
@@ -81,7 +81,7 @@ def test_a_round_that_one_of_the_two_lacks_makes_no_speed() -> None:
     rows = summarise([measured(PERCEIVER_IO, 224, 1, 6.0), lost, *found], PERCEIVER_IO)
     assert [row.status for row in rows] == ["out of memory", "measured"]
     assert rows[0].message == "too much"
-    assert rows[1].speed == Spread(3.0, 3.0, 3.0)
+    assert rows[1].speed == MedianRange(3.0, 3.0, 3.0)
     assert summarise(found, PERCEIVER_IO)[0].speed is None
 
 
@@ -158,5 +158,5 @@ def test_tables_hold_every_number() -> None:
 def test_numbers_have_three_digits() -> None:
     texts = [number(value) for value in (0.00123, 0.5, 7.4, 19.44, 123.4, 1234.5)]
     assert texts == ["0.00123", "0.500", "7.40", "19.4", "123", "1,234"]
-    assert show_spread(Spread(2.0, 1.5, 2.5)) == "2.00 [1.50-2.50]"
-    assert show_spread(Spread(2.0, 2.0, 2.0)) == "2.00"
+    assert show_spread(MedianRange(2.0, 1.5, 2.5)) == "2.00 [1.50-2.50]"
+    assert show_spread(MedianRange(2.0, 2.0, 2.0)) == "2.00"

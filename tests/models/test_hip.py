@@ -10,7 +10,7 @@ from torch import Tensor
 from perceivers.errors import ConfigError, InputError
 from perceivers.masking import MaskPlan, draw_mask_plan
 from perceivers.models import HiP, HiPHead, HiPLevel, create_model
-from perceivers.models.hip.encoder import Encoded
+from perceivers.models.hip.encoder import HiPEncoded
 from perceivers.nn.blocks import PerceiverBlock
 from perceivers.types import Array, Audio, Image, Labels, ModalitySpec, Points, Video
 
@@ -21,7 +21,7 @@ TWO: dict[str, ModalitySpec] = {"a": Audio(21), "b": Array((9, 5), 2)}
 LABELLED: dict[str, ModalitySpec] = {**TWO, "label": Labels(5)}
 
 
-def same(ours: Encoded, theirs: Encoded) -> bool:
+def same(ours: HiPEncoded, theirs: HiPEncoded) -> bool:
     pairs = zip(ours.levels, theirs.levels, strict=True)
     return all(torch.allclose(x, y, **EXACT) for x, y in pairs)
 

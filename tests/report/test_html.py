@@ -9,7 +9,7 @@ import pytest
 
 from perceivers.errors import RunError
 from perceivers.report.figures import draw_confusion
-from perceivers.report.html import Section, Table, paragraphs, write_html
+from perceivers.report.html import HtmlTable, Section, paragraphs, write_html
 
 EVIL = "<script>alert('x')</script>"
 
@@ -56,7 +56,7 @@ def report(tmp_path: Path) -> Path:
         Section(
             "Results " + EVIL,
             figures=[(figure, 'A "quoted" ' + EVIL)],
-            tables=[Table(("class", "recall"), [(EVIL, "97.8 %"), ("7", "-")], "A note.")],
+            tables=[HtmlTable(("class", "recall"), [(EVIL, "97.8 %"), ("7", "-")], "A note.")],
             code="a: <b> & 'c'",
         ),
     ]

@@ -13,7 +13,7 @@ from tests.training.conftest import Settings
 
 from perceivers.errors import FolderLostError, RunError
 from perceivers.training import checkpoints
-from perceivers.training.checkpoints import HostCopies, Writer
+from perceivers.training.checkpoints import CheckpointWriter, HostCopies
 from perceivers.training.loop import Trainer
 from perceivers.training.state import Progress, load_state, save_state
 from perceivers.workflows.training import resume, train
@@ -42,7 +42,7 @@ def test_a_copy_stays_as_it_was_and_takes_the_room_of_the_one_before() -> None:
 
 
 def test_a_writer_waits_for_its_work_and_returns_its_error_once() -> None:
-    writer, may_end, done = Writer(), threading.Event(), []
+    writer, may_end, done = CheckpointWriter(), threading.Event(), []
     assert writer.finish() is None
     writer.start(lambda: (may_end.wait(10), done.append(1))[1])
     with pytest.raises(AssertionError):

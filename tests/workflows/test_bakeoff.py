@@ -19,7 +19,13 @@ from perceivers.training.loop import Interrupted, Trainer
 from perceivers.workflows import arms, bakeoff, candidates
 from perceivers.workflows.arms import Arm, Outcome
 from perceivers.workflows.bakeoff_state import BakeoffSettings, read_outcomes
-from perceivers.workflows.candidates import Entry, Study, list_candidates, small_models, study_data
+from perceivers.workflows.candidates import (
+    Entrant,
+    Study,
+    list_candidates,
+    small_models,
+    study_data,
+)
 
 MODELS = ["hip_nano", "hip_tiny", "perceiver_io_nano", "perceiver_io_tiny", "perceiver_nano"]
 # Validation top-1 of each in a rung: later rungs change who is ahead.
@@ -38,9 +44,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replace training by a table of results; return the list of what was trained."""
     done: list[str] = []
 
-    def examine(candidate: Any, task: str, address: str, *, timed: bool) -> Entry:
+    def examine(candidate: Any, task: str, address: str, *, timed: bool) -> Entrant:
         size = SIZES[candidate.model]
-        entry = Entry(candidate.name, candidate.slug, candidate.settings, parameters=size)
+        entry = Entrant(candidate.name, candidate.slug, candidate.settings, parameters=size)
         return replace(entry, step_seconds=0.01 * size / 10, eval_seconds=0.01) if timed else entry
 
     def describe(arm: Arm, metrics: Mapping[str, Any], wall: float) -> Outcome:
@@ -106,7 +112,7 @@ def test_a_model_is_looked_at_once_whatever_its_learning_rates(
 ) -> None:
     plain, seen = bakeoff.examine, []
 
-    def examine(candidate: Any, *args: Any, **options: Any) -> Entry:
+    def examine(candidate: Any, *args: Any, **options: Any) -> Entrant:
         seen.append(candidate.name)
         entry = plain(candidate, *args, **options)
         # Every measurement is another one.
@@ -165,7 +171,7 @@ def test_who_diverges_or_does_not_fit_loses_and_says_why(
 ) -> None:
     plain = bakeoff.examine
 
-    def examine(candidate: Any, *args: Any, **options: Any) -> Entry:
+    def examine(candidate: Any, *args: Any, **options: Any) -> Entrant:
         entry = plain(candidate, *args, **options)
         return replace(entry, reason="takes 9 GB") if candidate.model == "hip_tiny" else entry
 

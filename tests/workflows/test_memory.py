@@ -17,7 +17,7 @@ from perceivers.plan.machines import Free
 from perceivers.training.config import TrainConfig, build_config
 from perceivers.training.run_folder import TASKS
 from perceivers.workflows import starting
-from perceivers.workflows.starting import Subject, check_memory
+from perceivers.workflows.starting import EstimatedRun, check_memory
 from perceivers.workflows.task_table import tasks
 
 CPU = torch.device("cpu")
@@ -38,9 +38,9 @@ def refusal(config: TrainConfig, task: str = "classify") -> str:
     return str(found.value)
 
 
-def subject(config: TrainConfig, task: str = "classify") -> Subject:
+def subject(config: TrainConfig, task: str = "classify") -> EstimatedRun:
     prepared = tasks()[task].prepare(config)
-    return Subject(config, prepared, CPU, "float32", prepared.task, prepared.specs)
+    return EstimatedRun(config, prepared, CPU, "float32", prepared.task, prepared.specs)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_small_runs_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(starting, "free_host_memory", lambda: Free(8e9, "the machine"))
     with monkeypatch.context() as patch:
-        patch.setattr(Subject, "estimate", count)
+        patch.setattr(EstimatedRun, "estimate", count)
         check(configure())
         with pytest.raises(AssertionError, match="counted"):
             check(configure(batch_size=1024))

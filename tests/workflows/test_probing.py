@@ -12,8 +12,8 @@ from perceivers.data import Batch, Dataset
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Array, Audio, Bytes, Image, Points, Video
 from perceivers.workflows.probing import (
+    FeatureTable,
     Split,
-    Table,
     assign_roles,
     columns,
     figures_of,
@@ -24,12 +24,14 @@ from perceivers.workflows.probing import (
 )
 
 
-def blobs(seed: int, count: int = 60, spread: float = 0.1) -> Table:
+def blobs(seed: int, count: int = 60, spread: float = 0.1) -> FeatureTable:
     """Three classes far apart."""
     rng = np.random.default_rng(seed)
     y = np.arange(count) % 3
     centres = np.array([[0, 0], [5, 0], [0, 5]])
-    return Table((centres[y] + spread * rng.standard_normal((count, 2))).astype(np.float32), y)
+    return FeatureTable(
+        (centres[y] + spread * rng.standard_normal((count, 2))).astype(np.float32), y
+    )
 
 
 def test_separate_classes_are_told_apart_and_the_floor_is_the_most_common() -> None:
@@ -37,7 +39,7 @@ def test_separate_classes_are_told_apart_and_the_floor_is_the_most_common() -> N
     assert neighbours.probe == "k-NN"
     assert neighbours.figures == {"accuracy": 1.0, "macro": 1.0}
     assert linear.figures == {"accuracy": 1.0, "macro": 1.0}
-    uneven = Table(np.zeros((4, 2), np.float32), np.array([1, 1, 1, 0]))
+    uneven = FeatureTable(np.zeros((4, 2), np.float32), np.array([1, 1, 1, 0]))
     floor = fit_floor(uneven, uneven, uneven, "classes")
     assert floor.figures == {"accuracy": 0.75, "macro": 0.5}
     assert floor.probe == "majority"
@@ -47,7 +49,7 @@ def test_numbers_are_predicted_and_their_mean_explains_nothing() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((90, 3)).astype(np.float32)
     y = 2 * x[:, 0] - x[:, 1] + 4
-    fit, choose, report = (Table(x[i : i + 30], y[i : i + 30]) for i in (0, 30, 60))
+    fit, choose, report = (FeatureTable(x[i : i + 30], y[i : i + 30]) for i in (0, 30, 60))
     _, linear = fit_probes(fit, choose, report, "numbers")
     assert linear.chosen == {"alpha": 0.01}
     assert linear.figures["r2"] > 0.999
@@ -57,7 +59,7 @@ def test_numbers_are_predicted_and_their_mean_explains_nothing() -> None:
 def test_settings_are_chosen_where_they_are_told_and_nowhere_else() -> None:
     """Noise in what is fitted: one neighbour is wrong there, many are right."""
     fit, choose = blobs(0, spread=0.5), blobs(1, spread=0.5)
-    noisy = Table(fit.x, np.where(np.arange(60) % 5 == 0, (fit.y + 1) % 3, fit.y))
+    noisy = FeatureTable(fit.x, np.where(np.arange(60) % 5 == 0, (fit.y + 1) % 3, fit.y))
     chosen = fit_probes(noisy, choose, choose, "classes")[0].chosen
     assert chosen["k"] > 1
     itself = fit_probes(noisy, noisy, choose, "classes")[0]
@@ -77,7 +79,7 @@ def test_figures_are_those_counted_by_hand() -> None:
 
 
 def test_one_class_cannot_be_probed() -> None:
-    alike = Table(np.random.default_rng(0).random((8, 2), np.float32), np.zeros(8, np.int64))
+    alike = FeatureTable(np.random.default_rng(0).random((8, 2), np.float32), np.zeros(8, np.int64))
     with pytest.raises(ConfigError, match="all 8 samples to fit have the same class"):
         fit_probes(alike, alike, alike, "classes")
 

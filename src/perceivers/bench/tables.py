@@ -54,7 +54,7 @@ Key = tuple[int, str, Pass]
 
 
 @dataclass(frozen=True)
-class Spread:
+class MedianRange:
     """A median with minimum and maximum."""
 
     median: float
@@ -85,18 +85,18 @@ class Row:
     inputs: int
     name: Pass
     status: Status
-    seconds: Spread | None
-    speed: Spread | None
+    seconds: MedianRange | None
+    speed: MedianRange | None
     paper: float | str | None
     peak_bytes: int | None
     kept_bytes: int | None
     message: str
 
 
-def spread(values: Iterable[float]) -> Spread | None:
+def spread(values: Iterable[float]) -> MedianRange | None:
     """Return median, minimum and maximum of numbers; None if there are none."""
     found = list(values)
-    return Spread(median(found), min(found), max(found)) if found else None
+    return MedianRange(median(found), min(found), max(found)) if found else None
 
 
 def choose_reference(settings: BenchSettings, models: Sequence[str]) -> str:
@@ -261,7 +261,7 @@ def show_speed(row: Row) -> str:
     return f"{shown} (paper: {paper})"
 
 
-def show_spread(values: Spread) -> str:
+def show_spread(values: MedianRange) -> str:
     """Return a median with its range in three digits, such as ``7.4 [7.2-7.5]``."""
     middle, least, most = (number(v) for v in (values.median, values.least, values.most))
     return middle if least == most else f"{middle} [{least}-{most}]"

@@ -24,7 +24,7 @@ from perceivers.checkpoints.sam2 import Sam2Weights, split_trunk
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.models import HieraDet, HieraDetConfig, Perceiver, PerceiverIO
 from perceivers.models.hip import HiP
-from perceivers.models.hip.encoder import Encoded
+from perceivers.models.hip.encoder import HiPEncoded
 from perceivers.types import FIRST_BYTE, PAD
 
 # -- Comparing a converted model with the outputs stored in its parity bundle --------------------
@@ -165,7 +165,7 @@ def in_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         model.to(before)
 
 
-def official_latents(encoded: Encoded, latents: Tensor) -> Mapping[str, Tensor]:
+def official_latents(encoded: HiPEncoded, latents: Tensor) -> Mapping[str, Tensor]:
     """Cut the last latents by modality as the released code does.
 
     The released code removes as many latents as there are *padded inputs*, so latents are lost

@@ -23,7 +23,7 @@ _NUMERIC = re.compile(r"[-+\u2212]?[\d.,]+(e[-+]?\d+)?( ?%)?|-|")
 
 
 @dataclass(frozen=True)
-class Table:
+class HtmlTable:
     """Table of text cells with a header; ``note`` is a line below it."""
 
     header: Sequence[str]
@@ -47,7 +47,7 @@ class Section:
     title: str
     text: str = ""
     figures: Sequence[tuple[Path, str]] = ()
-    tables: Sequence[Table] = ()
+    tables: Sequence[HtmlTable] = ()
     code: str = ""
     facts: Sequence[tuple[str, str]] = ()
 
@@ -126,7 +126,7 @@ def _load_figure(path: Path, caption: str) -> _Figure:
     )
 
 
-def _numeric_columns(table: Table) -> list[bool]:
+def _numeric_columns(table: HtmlTable) -> list[bool]:
     """Mark the columns with numbers only; the first column has the row names."""
     return [
         index > 0

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from perceivers.errors import InputError
 from perceivers.files import real_path
-from perceivers.report.html import Table
+from perceivers.report.html import HtmlTable
 from perceivers.report.style import number, percent
 
 _UNDEFINED = "-"
 
 
-def per_class_table(matrix: NDArray[Any], classes: Sequence[str]) -> Table:
+def per_class_table(matrix: NDArray[Any], classes: Sequence[str]) -> HtmlTable:
     """Return support, recall, precision and the most common confusion of every class.
 
     Args:
@@ -55,10 +55,10 @@ def per_class_table(matrix: NDArray[Any], classes: Sequence[str]) -> Table:
         else "No samples."
     )
     header = ("class", "support", "recall", "precision", "most common confusion")
-    return Table(header=header, rows=rows, note=note)
+    return HtmlTable(header=header, rows=rows, note=note)
 
 
-def fill_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
+def fill_table(found: Mapping[str, Mapping[str, Any]]) -> HtmlTable:
     """Compare the errors of filling in each modality with those of two baselines.
 
     Args:
@@ -87,7 +87,7 @@ def fill_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
         "input has a lower error than the mean sample, and a clearly higher error with the input "
         "of another sample."
     )
-    return Table(header=header, rows=rows, note=note)
+    return HtmlTable(header=header, rows=rows, note=note)
 
 
 def check_confusion(matrix: NDArray[Any], classes: Sequence[str]) -> NDArray[np.int64]:
@@ -178,7 +178,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def differences_table(runs: Sequence[Summary]) -> Table:
+def differences_table(runs: Sequence[Summary]) -> HtmlTable:
     """List every setting, version and device in which the runs differ."""
     names = list(dict.fromkeys(name for run in runs for name in run.settings))
     names = [name for name in names if name not in _NOT_COMPARED]
@@ -189,10 +189,10 @@ def differences_table(runs: Sequence[Summary]) -> Table:
             rows.append((name, *cells))
     same = len(names) - len(rows)
     note = f"{same} other settings are the same." if rows else f"All {same} settings are the same."
-    return Table(header=("setting", *(run.name for run in runs)), rows=rows, note=note)
+    return HtmlTable(header=("setting", *(run.name for run in runs)), rows=rows, note=note)
 
 
-def results_table(runs: Sequence[Summary]) -> Table:
+def results_table(runs: Sequence[Summary]) -> HtmlTable:
     """List the metrics of every run: of its best model, its last evaluation and other splits."""
     rows: list[tuple[str, ...]] = []
     for name in _all_names([run.best for run in runs] + [run.last for run in runs]):
@@ -202,10 +202,10 @@ def results_table(runs: Sequence[Summary]) -> Table:
         held = [run.results.get(split, {}) for run in runs]
         for name in _all_names(held):
             rows.append((f"{split} {name}", *(_figure(figures.get(name)) for figures in held)))
-    return Table(header=("metric", *(run.name for run in runs)), rows=rows)
+    return HtmlTable(header=("metric", *(run.name for run in runs)), rows=rows)
 
 
-def costs_table(runs: Sequence[Summary]) -> Table:
+def costs_table(runs: Sequence[Summary]) -> HtmlTable:
     """List parameters, steps, training time and speed of every run."""
     rows = [
         ("parameters", *(_count(run.parameters) for run in runs)),
@@ -216,7 +216,7 @@ def costs_table(runs: Sequence[Summary]) -> Table:
         ("data wait, fraction", *(_figure(run.data_wait) for run in runs)),
     ]
     note = "Training time excludes evaluation and waiting for data; rates and waits are medians."
-    return Table(header=("", *(run.name for run in runs)), rows=rows, note=note)
+    return HtmlTable(header=("", *(run.name for run in runs)), rows=rows, note=note)
 
 
 def _all_names(figures: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -23,7 +23,7 @@ from perceivers.adapters.elements import is_point
 from perceivers.draws import Draws, rand_rows, sample_generators
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.masking import count_kept
-from perceivers.models.flat.trunk import Encoded
+from perceivers.models.flat.trunk import TrunkEncoded
 from perceivers.models.perceiver_io import Output, PerceiverIO
 from perceivers.models.perceiver_io.decoder import pick_rows
 from perceivers.nn.patches import space_to_depth
@@ -106,7 +106,7 @@ def as_floats(model: PerceiverIO, name: str, raw: Tensor) -> Float[Tensor, "B ..
 
 
 @torch.no_grad()
-def decode_raw(model: PerceiverIO, encoded: Encoded, name: str) -> Float[Tensor, "B ..."]:
+def decode_raw(model: PerceiverIO, encoded: TrunkEncoded, name: str) -> Float[Tensor, "B ..."]:
     """Return the decoded modality in the units of ``as_floats``, not clipped."""
     adapter = model.adapter(name)
     return adapter.restore(adapter.flatten(model.decode(encoded, name).float()))
@@ -201,7 +201,7 @@ class Autoencoding(Task):
         kept: Mapping[str, Tensor],
         drawn: Bool[Tensor, "B 1"],
         shown: Mapping[str, Tensor],
-    ) -> Encoded:
+    ) -> TrunkEncoded:
         """Encode with the ``drawn`` labels hidden: by the mask token if it exists, else as -1."""
         given = {n: x for n, x in inputs.items() if n in self.model.config.inputs}
         hidden = {}
@@ -213,7 +213,9 @@ class Autoencoding(Task):
                 given[name] = torch.where(drawn.squeeze(1), -1, given[name])
         return self.model.encode(given, hidden=hidden, kept=kept, present=shown)
 
-    def encode_whole(self, inputs: Mapping[str, Tensor], shown: Mapping[str, Tensor]) -> Encoded:
+    def encode_whole(
+        self, inputs: Mapping[str, Tensor], shown: Mapping[str, Tensor]
+    ) -> TrunkEncoded:
         """Encode all tokens of the visible modalities, with every label hidden.
 
         Args:
@@ -225,7 +227,7 @@ class Autoencoding(Task):
 
     def encode_for_display(
         self, batch: TaskBatch, generator: torch.Generator
-    ) -> tuple[Encoded, dict[str, Bool[Tensor, "B ..."]]]:
+    ) -> tuple[TrunkEncoded, dict[str, Bool[Tensor, "B ..."]]]:
         """Encode as in evaluation; also return visible elements by modality, ``[B, 1, ...]``."""
         inputs = self._inputs(batch)
         first = next(iter(inputs.values()))

@@ -83,7 +83,7 @@ def _fits(copy: Tensor, tensor: Tensor) -> bool:
     return copy.shape == tensor.shape and copy.dtype == tensor.dtype
 
 
-class Writer:
+class CheckpointWriter:
     """Runs one task at a time in a background thread.
 
     The thread is a daemon: call ``finish`` before the process exits wherever the result matters.

@@ -24,7 +24,7 @@ from perceivers.models.compiling import compile_parts
 from perceivers.models.saving import ModelInfo, save_folder
 from perceivers.tasks import Task
 from perceivers.tasks.presence import dropout_rates
-from perceivers.training.checkpoints import Checkpoints, Writer
+from perceivers.training.checkpoints import Checkpoints, CheckpointWriter
 from perceivers.training.config import TrainConfig
 from perceivers.training.events import (
     Evaluated,
@@ -131,7 +131,7 @@ class Trainer:
             lambda: self.emit(Noted("finishing this step and saving; repeat to stop at once"))
         )
         self._guard = FiniteGuard(runtime, self.checkpoints.tensors, config.log_every)
-        self._writer = Writer()
+        self._writer = CheckpointWriter()
         # Step of the last save that was started; it is on disk after ``_finish_saving``.
         self._saved_step = self._finite_step = self._evaluated_step = -1
         self._window = Window()

@@ -36,7 +36,7 @@ from perceivers.workflows.bakeoff_state import (
     write_report,
 )
 from perceivers.workflows.candidates import (
-    Entry,
+    Entrant,
     choose_survivors,
     comparable,
     drop_repeats,
@@ -75,7 +75,7 @@ class BakeoffResult:
     table: str
 
     @property
-    def winner(self) -> Entry:
+    def winner(self) -> Entrant:
         """The entry that won."""
         return self.state.entry(self.state.winner)
 
@@ -149,8 +149,8 @@ class _Runner:
         listed = list_candidates(
             study, models=asked.models, rates=asked.rates, settings=asked.settings
         )
-        entries: list[Entry] = []
-        known: dict[str, Entry] = {}
+        entries: list[Entrant] = []
+        known: dict[str, Entrant] = {}
         for candidate in listed:
             own = {key: value for key, value in candidate.settings.items() if key != "optimizer"}
             key = json.dumps(own, sort_keys=True)

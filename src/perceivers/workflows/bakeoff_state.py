@@ -8,12 +8,12 @@ from typing import Annotated, Any
 from perceivers.errors import ConfigError
 from perceivers.files import read_json_file, write_atomic, write_json
 from perceivers.models.registry import find_family
-from perceivers.report.figures.trials import Candidate, Curve, draw_bakeoff
+from perceivers.report.figures.trials import Curve, Trial, draw_bakeoff
 from perceivers.report.style import number
 from perceivers.settings import Natural, NonNegative, Positive, Range, Seed, Settings
 from perceivers.version import __version__
 from perceivers.workflows.arms import TABLE, Arm, Outcome, check_shared, read_outcome
-from perceivers.workflows.candidates import LEARNING_RATES, Entry, find_front, rank
+from perceivers.workflows.candidates import LEARNING_RATES, Entrant, find_front, rank
 
 # -- Settings and state: stored in one file, from which an interrupted bake-off continues --------
 
@@ -101,7 +101,7 @@ class Bakeoff:
     metric: str
     higher_is_better: bool
     splits: Sequence[str]
-    entries: Sequence[Entry]
+    entries: Sequence[Entrant]
     rungs: Sequence[Rung] = ()
     constant: Mapping[str, Any] = field(default_factory=dict)
     winner: str = ""
@@ -109,16 +109,16 @@ class Bakeoff:
     command: str = ""
 
     @property
-    def competing(self) -> list[Entry]:
+    def competing(self) -> list[Entrant]:
         """Entries that train in the first rung."""
         return [entry for entry in self.entries if not entry.reason]
 
-    def entry(self, slug: str) -> Entry:
+    def entry(self, slug: str) -> Entrant:
         """Return an entry by its slug."""
         return next(entry for entry in self.entries if entry.slug == slug)
 
 
-def arm_of(state: Bakeoff, folder: Path, rung: int, entry: Entry) -> Arm:
+def arm_of(state: Bakeoff, folder: Path, rung: int, entry: Entrant) -> Arm:
     """Return the training run of an entry in a rung."""
     settings, plan = state.settings, state.rungs[rung]
     every = plan.eval_every[entry.slug]
@@ -151,7 +151,7 @@ def load_state(folder: Path) -> Bakeoff | None:
     found = read_json_file(path)
     known = {each.name for each in fields(Bakeoff)}
     found = {key: value for key, value in found.items() if key in known}
-    found["entries"] = [Entry(**entry) for entry in found["entries"]]
+    found["entries"] = [Entrant(**entry) for entry in found["entries"]]
     found["rungs"] = [Rung(**rung) for rung in found["rungs"]]
     return Bakeoff(**found)
 
@@ -301,7 +301,7 @@ def _draw(state: Bakeoff, folder: Path, outcomes: Rungs) -> None:
         if outcome.curve
     ]
     candidates = [
-        Candidate(
+        Trial(
             name=state.entry(slug).name,
             family=families[slug],
             rung=max(number for number, found in enumerate(outcomes) if slug in found),

@@ -255,7 +255,7 @@ TIMED = 3
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entrant:
     """An examined candidate.
 
     Args:
@@ -287,7 +287,7 @@ def make_config(task: str, settings: Mapping[str, Any], address: str) -> TrainCo
     return build_config(TASKS[task], {**settings, "data": address, "out": ""})
 
 
-def examine(candidate: Candidate, task: str, address: str, *, timed: bool) -> Entry:
+def examine(candidate: Candidate, task: str, address: str, *, timed: bool) -> Entrant:
     """Build a candidate for the data, and check that it can be trained.
 
     Args:
@@ -311,7 +311,7 @@ def examine(candidate: Candidate, task: str, address: str, *, timed: bool) -> En
         check_memory(config, prepared, device, precision)
         if timed:
             seconds = time_candidate(prepared, config, device, half=precision == "bf16")
-    return Entry(
+    return Entrant(
         candidate.name,
         candidate.slug,
         candidate.settings,
@@ -384,7 +384,7 @@ def _time_evaluation(prepared: Prepared, config: TrainConfig, device: torch.devi
     return seconds * -(-samples // config.batch_size)
 
 
-def drop_repeats(entries: list[Entry], task: str, address: str) -> list[Entry]:
+def drop_repeats(entries: list[Entrant], task: str, address: str) -> list[Entrant]:
     """Remove entries whose complete settings equal those of an earlier entry."""
     seen: list[Any] = []
     kept = []
@@ -397,7 +397,7 @@ def drop_repeats(entries: list[Entry], task: str, address: str) -> list[Entry]:
     return kept
 
 
-def comparable(entries: list[Entry]) -> list[Entry]:
+def comparable(entries: list[Entrant]) -> list[Entrant]:
     """Exclude entries whose objective differs, since their losses cannot be compared.
 
     The objective of HiP is kept if a HiP competes, otherwise that of the first entry.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from perceivers.data import Source, open_data
 from perceivers.errors import RunError
-from perceivers.report.html import Section, Table, write_html
+from perceivers.report.html import HtmlTable, Section, write_html
 from perceivers.settings import Natural, Range, checked
 from perceivers.tasks import ClassificationConfig, MaskedAutoencodingConfig
 from perceivers.training.config import (
@@ -242,7 +242,7 @@ def write_demo_report(result: DemoResult, pretrained: Run, tuned: Run) -> None:
     if result.is_dry:
         text += "\n\nThis was a dry run: the numbers mean nothing."
     note = "All rows use the same training and test splits. Times are in seconds on this machine."
-    comparison = Table(header=("method", "test accuracy", "time"), rows=rows, note=note)
+    comparison = HtmlTable(header=("method", "test accuracy", "time"), rows=rows, note=note)
     overview = overview_section(second)
     sections = [
         Section(title="What happened", text=text, facts=overview.facts, tables=[comparison]),

@@ -25,7 +25,7 @@ from perceivers.types import Bytes
 from perceivers.workflows.comparing import average_views, check_views
 from perceivers.workflows.dense_prediction import predicts_flow
 from perceivers.workflows.numerics import Note, compile_loaded, tell
-from perceivers.workflows.task_table import FileTask, Record, Request, row_of, tasks
+from perceivers.workflows.task_table import FileRequest, FileTask, Record, row_of, tasks
 
 
 @torch.no_grad()
@@ -263,7 +263,7 @@ def predict(
         if texts:
             raise ConfigError(f"{model} {files.does}; give files, not texts (--text)")
         folder = out or files.folder
-        yield from files.answer(Request(model, loaded, paths, folder, pad, overwrite))
+        yield from files.answer(FileRequest(model, loaded, paths, folder, pad, overwrite))
         return
     compiled = compile_loaded(loaded, batch_size, views, on=compile)
     records = predict_records(

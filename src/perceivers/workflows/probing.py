@@ -155,7 +155,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Table:
+class FeatureTable:
     """Features ``[n, D]`` and targets: classes ``[n]`` or numbers ``[n, T]``, none unknown."""
 
     x: NDArray[np.float32]
@@ -193,7 +193,9 @@ def need_sklearn() -> None:
         ) from error
 
 
-def fit_probes(fit: Table, choose: Table, report: Table, kind: Kind) -> list[Fitted]:
+def fit_probes(
+    fit: FeatureTable, choose: FeatureTable, report: FeatureTable, kind: Kind
+) -> list[Fitted]:
     """Fit a k-NN and a linear probe.
 
     Features are standardised with the mean and deviation of ``fit``.
@@ -206,13 +208,13 @@ def fit_probes(fit: Table, choose: Table, report: Table, kind: Kind) -> list[Fit
     """
     mean, deviation = fit.x.mean(0), fit.x.std(0)
     scale = np.where(deviation > 1e-8, deviation, 1.0).astype(np.float32)
-    fit, choose, report = (Table((t.x - mean) / scale, t.y) for t in (fit, choose, report))
+    fit, choose, report = (FeatureTable((t.x - mean) / scale, t.y) for t in (fit, choose, report))
     neighbours = _choose(_neighbours(fit, kind), choose, report, kind, "k-NN")
     linear = _choose(_linear(fit, kind), choose, report, kind, "linear")
     return [neighbours, linear]
 
 
-def fit_floor(fit: Table, choose: Table, report: Table, kind: Kind) -> Fitted:
+def fit_floor(fit: FeatureTable, choose: FeatureTable, report: FeatureTable, kind: Kind) -> Fitted:
     """Fit a constant baseline: the most common class, or the mean."""
     constant = np.bincount(fit.y).argmax() if kind == "classes" else fit.y.mean(0)
 
@@ -228,7 +230,11 @@ Candidate = tuple[Mapping[str, Any], Answer]
 
 
 def _choose(
-    candidates: Sequence[Candidate], choose: Table, report: Table, kind: Kind, probe: str
+    candidates: Sequence[Candidate],
+    choose: FeatureTable,
+    report: FeatureTable,
+    kind: Kind,
+    probe: str,
 ) -> Fitted:
     """Return the best candidate, of equal ones the first, with its metrics."""
     best: tuple[float, Candidate] | None = None
@@ -273,7 +279,7 @@ def figures_of(answers: NDArray[Any], truth: NDArray[Any], kind: Kind) -> dict[s
     return {"r2": float(new_metric("R2Score", CPU)(*pair)), "mae": error}
 
 
-def _neighbours(fit: Table, kind: Kind) -> list[Candidate]:
+def _neighbours(fit: FeatureTable, kind: Kind) -> list[Candidate]:
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
     model: Any = KNeighborsClassifier if kind == "classes" else KNeighborsRegressor
@@ -285,7 +291,7 @@ def _neighbours(fit: Table, kind: Kind) -> list[Candidate]:
     ]
 
 
-def _linear(fit: Table, kind: Kind) -> list[Candidate]:
+def _linear(fit: FeatureTable, kind: Kind) -> list[Candidate]:
     """Return a candidate per strength of regularisation, strongest first."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression, Ridge
@@ -487,7 +493,7 @@ def probe_column(
     rows = []
     for name in ("model", "simple"):
         tables = {
-            split: Table(part.features[name][known[split]], answers[split][known[split]])
+            split: FeatureTable(part.features[name][known[split]], answers[split][known[split]])
             for split, part in parts.items()
         }
         fit, choose, report = assign_roles(
@@ -508,7 +514,9 @@ def probe_column(
     return rows
 
 
-def assign_roles(tables: Mapping[str, Table], names: list[str]) -> tuple[Table, Table, Table]:
+def assign_roles(
+    tables: Mapping[str, FeatureTable], names: list[str]
+) -> tuple[FeatureTable, FeatureTable, FeatureTable]:
     """Return disjoint data for fitting, for choosing settings, and for reporting."""
     train, val = tables["train"], tables["val"]
     if "test" in tables:
@@ -519,4 +527,8 @@ def assign_roles(tables: Mapping[str, Table], names: list[str]) -> tuple[Table, 
     order = hash_order(names, np.arange(len(names)))
     count = max(1, round(CHOOSING_SHARE * len(order)))
     choose, fit = np.sort(order[:count]), np.sort(order[count:])
-    return Table(train.x[fit], train.y[fit]), Table(train.x[choose], train.y[choose]), val
+    return (
+        FeatureTable(train.x[fit], train.y[fit]),
+        FeatureTable(train.x[choose], train.y[choose]),
+        val,
+    )

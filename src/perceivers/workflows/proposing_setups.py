@@ -21,7 +21,7 @@ SPEECH_RATE = 16_000
 
 
 @dataclass(frozen=True)
-class Room:
+class SizeLimits:
     """Maximum input sizes.
 
     Args:
@@ -40,10 +40,10 @@ class Room:
 
 
 # Several modalities together take more time per sample, so each gets smaller sizes.
-ALONE = Room(side=64, frames=16, samples=32_768, length=256, points=512)
-TOGETHER = Room(side=32, frames=8, samples=32_768, length=128, points=256)
-ALONE_CUDA = Room(side=128, frames=16, samples=131_072, length=512, points=1024)
-TOGETHER_CUDA = Room(side=64, frames=16, samples=65_536, length=256, points=512)
+ALONE = SizeLimits(side=64, frames=16, samples=32_768, length=256, points=512)
+TOGETHER = SizeLimits(side=32, frames=8, samples=32_768, length=128, points=256)
+ALONE_CUDA = SizeLimits(side=128, frames=16, samples=131_072, length=512, points=1024)
+TOGETHER_CUDA = SizeLimits(side=64, frames=16, samples=65_536, length=256, points=512)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _sooner_alone(
     return {name: inputs[name]}
 
 
-def size_input(facts: ModalityFacts, room: Room) -> dict[str, Any]:
+def size_input(facts: ModalityFacts, room: SizeLimits) -> dict[str, Any]:
     """Return spec fields for a modality, limited to maximum sizes.
 
     Args:
@@ -136,7 +136,7 @@ def size_input(facts: ModalityFacts, room: Room) -> dict[str, Any]:
     return {}
 
 
-def _size_film(facts: ModalityFacts, room: Room) -> dict[str, Any]:
+def _size_film(facts: ModalityFacts, room: SizeLimits) -> dict[str, Any]:
     """Spread the frames over a video of median length, at its own frame rate or below."""
     frames = max(2, min(room.frames, int(facts.sizes["frames"].high)) // 2 * 2)
     side = min(room.side, _up(_short_side(facts), UNIT))
@@ -147,7 +147,7 @@ def _size_film(facts: ModalityFacts, room: Room) -> dict[str, Any]:
     return sizes
 
 
-def _size_sound(facts: ModalityFacts, room: Room) -> dict[str, Any]:
+def _size_sound(facts: ModalityFacts, room: SizeLimits) -> dict[str, Any]:
     """Cover nearly the whole recording, in mono."""
     channels = facts.values["channels"]
     mono = {"channels": 1} if set(channels) != {"1"} and "seconds" in facts.sizes else {}

@@ -17,7 +17,7 @@ from perceivers.report.figures import (
     draw_curves,
     draw_positions,
 )
-from perceivers.report.html import Section, Table, write_html
+from perceivers.report.html import HtmlTable, Section, write_html
 from perceivers.report.metrics import read_metrics
 from perceivers.report.tables import fill_table
 from perceivers.training.launching import as_typed
@@ -93,7 +93,7 @@ def metrics_section(report: Report) -> Section:
     ]
     note = "" if report.results else "Not evaluated on a test split yet: perceivers evaluate RUN"
     return Section(
-        title="Metrics", tables=[Table(header=("metric", *columns), rows=rows, note=note)]
+        title="Metrics", tables=[HtmlTable(header=("metric", *columns), rows=rows, note=note)]
     )
 
 
@@ -199,7 +199,7 @@ def unreadable_section(folder: RunFolder) -> Section | None:
         f"{len(records)} samples could not be read: training took another sample instead, and "
         f"evaluation left them out. {folder.unreadable.name} lists all of them."
     )
-    return Section(title="Unreadable samples", text=text, tables=[Table(UNREADABLE, rows)])
+    return Section(title="Unreadable samples", text=text, tables=[HtmlTable(UNREADABLE, rows)])
 
 
 def settings_section(report: Report) -> Section:

@@ -258,7 +258,7 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Room:
+class FreeMemory:
     """Free memory on the device (None on a CPU) and in main memory."""
 
     device: Free | None
@@ -272,7 +272,7 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Subject:
+class EstimatedRun:
     """A run whose memory is estimated.
 
     Args:
@@ -291,7 +291,7 @@ class Subject:
     task: Task
     specs: Mapping[str, ModalitySpec]
 
-    def resized(self, specs: Mapping[str, ModalitySpec]) -> "Subject":
+    def resized(self, specs: Mapping[str, ModalitySpec]) -> "EstimatedRun":
         """Return the same run with other input sizes.
 
         Raises:
@@ -397,7 +397,7 @@ def check_memory(
     if config.memory_limit == 0 or device.type not in {"cpu", "cuda"}:
         return
     checked: Any = precision
-    subject = Subject(config, prepared, device, checked, prepared.task, prepared.specs)
+    subject = EstimatedRun(config, prepared, device, checked, prepared.task, prepared.specs)
     room = find_room(config, device)
     if config.memory_limit is None and device.type == "cpu" and subject.is_small:
         return
@@ -418,22 +418,26 @@ def part_size(config: TrainConfig) -> int:
     return -(-config.batch_size // config.accumulate)
 
 
-def find_room(config: TrainConfig, device: torch.device) -> Room:
+def find_room(config: TrainConfig, device: torch.device) -> FreeMemory:
     """Return the memory that a run may take: free memory, or the limit in its settings."""
     if config.memory_limit:
         given = Free(config.memory_limit * GIGA, "memory_limit")
-        return Room(None, given) if device.type == "cpu" else Room(given, free_host_memory())
+        return (
+            FreeMemory(None, given)
+            if device.type == "cpu"
+            else FreeMemory(given, free_host_memory())
+        )
     on_device = free_device_memory(device) if device.type == "cuda" else None
-    return Room(on_device, free_host_memory())
+    return FreeMemory(on_device, free_host_memory())
 
 
-def _advise(subject: Subject, room: Room) -> str:
+def _advise(subject: EstimatedRun, room: FreeMemory) -> str:
     fits = [words for words in _find_fits(subject, room) if words]
     return f"What fits: {'; or '.join(fits)}." if fits else "Use a smaller model or more memory."
 
 
-def _find_fits(subject: Subject, room: Room) -> Iterator[str]:
-    def fits(tried: Subject, **changes: Any) -> bool:
+def _find_fits(subject: EstimatedRun, room: FreeMemory) -> Iterator[str]:
+    def fits(tried: EstimatedRun, **changes: Any) -> bool:
         need = tried.estimate(**changes)
         return need.exact and room.shortage(need, USABLE) is None
 
@@ -469,7 +473,7 @@ def _doubled(first: int, last: int) -> Iterator[int]:
         first *= 2
 
 
-def _fit_sizes(subject: Subject, fits: Callable[[Subject], bool]) -> str:
+def _fit_sizes(subject: EstimatedRun, fits: Callable[[EstimatedRun], bool]) -> str:
     """Alternately halve the sides of images and videos and the frames of videos until they fit."""
     config, specs = subject.config, dict(subject.task.model.config.data_inputs)
     # Targets on the grid of an input would need its new size, and trained weights have a fixed one.

@@ -62,7 +62,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Request:
+class FileRequest:
     """Arguments of a prediction that is written to files."""
 
     model: str | Path
@@ -88,7 +88,7 @@ class FileTask:
 
     does: str
     folder: str
-    answer: Callable[[Request], Iterator[Record]]
+    answer: Callable[[FileRequest], Iterator[Record]]
     describe: Callable[[Record], str]
     counted: str = ""
     pads: bool = False

@@ -25,8 +25,8 @@ from perceivers.models.attention_maps import Answer, Explanation, Field
 from perceivers.models.base import SavedModule
 from perceivers.models.flat.attention import IDENTITY, trace
 from perceivers.models.flat.trunk import (
-    Encoded,
     TrunkConfig,
+    TrunkEncoded,
     check_resizable,
     config_from_json,
     config_to_json,
@@ -330,7 +330,7 @@ def read_attention(
 def _answer_choice(
     model: EntitySet,
     inputs: Mapping[str, Tensor],
-    encoded: Encoded,
+    encoded: TrunkEncoded,
     inward: Float[Tensor, "N M"],
     field: Field,
 ) -> tuple[tuple[Answer, ...], str]:

@@ -30,21 +30,23 @@ from perceivers.models.attention_maps import (
     say_heads,
     single_out,
 )
-from perceivers.models.flat.trunk import Encoded
+from perceivers.models.flat.trunk import TrunkEncoded
 
 IDENTITY = (
     "the self-attention in between is taken as the identity, as if each latent carried only what "
     "it read itself"
 )
 # The output of one sample and its route, from its inputs, encoding, attention [N, M] and layout.
-AnswerOf = Callable[[Mapping[str, Tensor], Encoded, Tensor, Field], tuple[tuple[Answer, ...], str]]
+AnswerOf = Callable[
+    [Mapping[str, Tensor], TrunkEncoded, Tensor, Field], tuple[tuple[Answer, ...], str]
+]
 
 
 def trace(
     body: Any,
     inputs: Mapping[str, Tensor],
     *,
-    encode: Callable[[Mapping[str, Tensor]], Encoded],
+    encode: Callable[[Mapping[str, Tensor]], TrunkEncoded],
     answer: AnswerOf,
     head: str | int,
     latents: int,

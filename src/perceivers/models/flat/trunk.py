@@ -35,7 +35,7 @@ from perceivers.types import ModalitySpec, spec_from_json, spec_to_json
 
 
 @dataclass(frozen=True)
-class Encoded:
+class TrunkEncoded:
     """The latents and the tokens that they attended to.
 
     Attributes:
@@ -414,7 +414,7 @@ class FlatModel(SavedModule):
 
     def forward_features(
         self, inputs: Mapping[str, Tensor] | Tensor, *, present: Mapping[str, Tensor] | None = None
-    ) -> Encoded:
+    ) -> TrunkEncoded:
         """Return the latents and the tokens that they attended to."""
         raise NotImplementedError
 

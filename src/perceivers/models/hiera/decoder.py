@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers.models.hiera.config import HieraConfig
-from perceivers.models.hiera.encoder import NORM_EPSILON, Encoded, HieraBlock
+from perceivers.models.hiera.encoder import NORM_EPSILON, HieraBlock, HieraEncoded
 from perceivers.nn.linear import Linear
 from perceivers.nn.mask_units import gather_units
 from perceivers.nn.positions import interpolate_table
@@ -85,7 +85,7 @@ class HieraPatchDecoder(nn.Module):
     def forward(
         self,
         tokens: Float[Tensor, "B K T C"],
-        encoded: Encoded,
+        encoded: HieraEncoded,
         masked: Int[Tensor, "B Q"] | None = None,
     ) -> Float[Tensor, "B q T P"]:
         """Return the values of the patches of the ``masked`` units, by default of all units."""
@@ -94,7 +94,7 @@ class HieraPatchDecoder(nn.Module):
     def decode(
         self,
         tokens: Float[Tensor, "B K T C"],
-        encoded: Encoded,
+        encoded: HieraEncoded,
         masked: Int[Tensor, "B Q"] | None = None,
     ) -> Float[Tensor, "B q T D"]:
         """Return the decoder tokens from which patches are predicted.
@@ -115,7 +115,7 @@ class HieraPatchDecoder(nn.Module):
             x = x + 0.0 * (self.latent_head.weight.sum() + self.latent_head.bias.sum())
         return self.norm(x)
 
-    def _fill(self, shown: Tensor, encoded: Encoded) -> Tensor:
+    def _fill(self, shown: Tensor, encoded: HieraEncoded) -> Tensor:
         """Place visible tokens at their units, and the mask token everywhere else."""
         if encoded.kept is None:
             # Multiplying by zero keeps the mask token in the graph: data-parallel training requires

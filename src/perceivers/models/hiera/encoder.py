@@ -201,7 +201,7 @@ CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @dataclass(frozen=True)
-class Encoded:
+class HieraEncoded:
     """Output of the encoder.
 
     Attributes:
@@ -243,7 +243,7 @@ class HieraEncoder(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "B C *size"], kept: Int[Tensor, "B K"] | None = None
-    ) -> Encoded:
+    ) -> HieraEncoded:
         """Encode all mask units, or only those in ``kept``, without information from the others."""
         units = tuple(size // unit for size, unit in zip(x.shape[2:], self.unit_size, strict=True))
         if kept is not None:
@@ -261,7 +261,7 @@ class HieraEncoder(nn.Module):
                 tokens = block(tokens)
             if index in self.stage_ends:
                 stages.append(tokens)
-        return Encoded(stages=tuple(stages), units=units, kept=kept)
+        return HieraEncoded(stages=tuple(stages), units=units, kept=kept)
 
     def _blank(self, x: Tensor, kept: Tensor, units: Sequence[int]) -> Tensor:
         """Set hidden units to zero, since overlapping patches would read across their border."""

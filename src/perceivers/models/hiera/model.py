@@ -27,8 +27,8 @@ from perceivers.models.hiera.config import HieraConfig, check_size
 from perceivers.models.hiera.decoder import HieraPatchDecoder, SegmentationHead
 from perceivers.models.hiera.encoder import (
     NORM_EPSILON,
-    Encoded,
     HieraBlock,
+    HieraEncoded,
     HieraEncoder,
     initialise,
 )
@@ -293,7 +293,7 @@ class Hiera(Backbone):
             cropped.append(crop(x, cells))
         return Pyramid(maps=tuple(cropped), strides=strides, channels=self.config.dims)
 
-    def _maps(self, encoded: Encoded) -> list[Float[Tensor, "B _ ..."]]:
+    def _maps(self, encoded: HieraEncoded) -> list[Float[Tensor, "B _ ..."]]:
         maps = []
         for stage, tokens in enumerate(encoded.stages):
             if str(stage) in self.feature_norms:
@@ -308,7 +308,7 @@ class Hiera(Backbone):
         plan: MaskPlan | None = None,
         *,
         pad: bool | None = None,
-    ) -> Encoded:
+    ) -> HieraEncoded:
         """Encode the mask units that ``plan`` leaves visible, or all without a plan.
 
         Args:
@@ -327,7 +327,7 @@ class Hiera(Backbone):
         return self.encoder(x, plan.kept[self.config.name])
 
     def reconstruct(
-        self, encoded: Encoded, plan: MaskPlan | None = None
+        self, encoded: HieraEncoded, plan: MaskPlan | None = None
     ) -> Float[Tensor, "B Q T P"]:
         """Reconstruct the patches of the masked units, or of all units without a plan.
 
@@ -343,7 +343,7 @@ class Hiera(Backbone):
         assert self.decoder is not None
         return self.decoder(tokens, encoded, self._masked(encoded, plan))
 
-    def fuse(self, encoded: Encoded) -> Float[Tensor, "B K T C"]:
+    def fuse(self, encoded: HieraEncoded) -> Float[Tensor, "B K T C"]:
         """Fuse and normalise the stages of an autoencoder.
 
         Raises:
@@ -357,7 +357,7 @@ class Hiera(Backbone):
         return self.norm(self.decoder.fusion(encoded.stages))
 
     def reconstruct_latents(
-        self, encoded: Encoded, plan: MaskPlan | None = None
+        self, encoded: HieraEncoded, plan: MaskPlan | None = None
     ) -> tuple[Float[Tensor, "B Q T P"], Float[Tensor, "B Q T C"]]:
         """Return values as in ``reconstruct``, and predicted latent tokens of the same units.
 
@@ -371,7 +371,7 @@ class Hiera(Backbone):
         x = self.decoder.decode(tokens, encoded, self._masked(encoded, plan))
         return self.decoder.predict(x), self.decoder.latent_head(x)
 
-    def _masked(self, encoded: Encoded, plan: MaskPlan | None) -> Int[Tensor, "B Q"] | None:
+    def _masked(self, encoded: HieraEncoded, plan: MaskPlan | None) -> Int[Tensor, "B Q"] | None:
         if plan is None:
             return None
         self._check_plan(plan, encoded.stages[-1].shape[0], prod(encoded.units))

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from perceivers.models.hip.config import HiPConfig
 from perceivers.models.hip.elements import share_scores
-from perceivers.models.hip.encoder import Encoded, make_block
+from perceivers.models.hip.encoder import HiPEncoded, make_block
 from perceivers.nn.blocks import Read
 from perceivers.nn.grouping import regroup
 from perceivers.nn.linear import Linear
@@ -137,11 +137,11 @@ class HiPDecoder(nn.Module):
             else None
         )
 
-    def forward(self, encoded: Encoded) -> Float[Tensor, "B G N C"]:
+    def forward(self, encoded: HiPEncoded) -> Float[Tensor, "B G N C"]:
         """Return the latents of the last level."""
         return self.levels(encoded)[-1]
 
-    def levels(self, encoded: Encoded) -> list[Float[Tensor, "B _ _ _"]]:
+    def levels(self, encoded: HiPEncoded) -> list[Float[Tensor, "B _ _ _"]]:
         """Return the latents of the processor, then of every level of the decoder."""
         found = [encoded.processor]
         for block, skip in zip(self.blocks, reversed(encoded.levels[:-1]), strict=True):
@@ -183,7 +183,7 @@ class HiPDecoder(nn.Module):
         attention.k.weight[:, places].copy_(share_scores(queries, attention.num_heads))
 
     def sources(
-        self, encoded: Encoded, latents: Float[Tensor, "B G N C"]
+        self, encoded: HiPEncoded, latents: Float[Tensor, "B G N C"]
     ) -> tuple[Float[Tensor, "B G M C"], Bool[Tensor, "#B G 1 M"] | None]:
         """Return the tokens that reconstruction queries attend to, and their mask.
 

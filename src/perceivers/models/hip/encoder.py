@@ -33,7 +33,7 @@ CHUNK_SLOTS = 1 << 17
 
 
 @dataclass(frozen=True)
-class Encoded:
+class HiPEncoded:
     """Output of the encoder.
 
     Attributes:
@@ -344,7 +344,7 @@ class HiPEncoder(nn.Module):
         inputs: Mapping[str, Tensor],
         plan: MaskPlan | None = None,
         present: Mapping[str, Tensor] | None = None,
-    ) -> Encoded:
+    ) -> HiPEncoded:
         """Encode a batch; with a ``plan``, only its visible elements.
 
         Raises:
@@ -374,7 +374,7 @@ class HiPEncoder(nn.Module):
             levels.append(x)
         if not self.config.carries_elements:
             tokens = mask = None
-        return Encoded(tuple(levels), layout, labels, tokens, mask)
+        return HiPEncoded(tuple(levels), layout, labels, tokens, mask)
 
     def _angles(
         self, layout: GroupLayout, plan: MaskPlan | None

@@ -17,7 +17,7 @@ from perceivers.models.base import SavedModule
 from perceivers.models.hip.config import HiPConfig
 from perceivers.models.hip.decoder import HiPDecoder, MeanHead, QueryHead, ReadOut
 from perceivers.models.hip.elements import ElementMixing
-from perceivers.models.hip.encoder import Encoded, HiPEncoder, gather_slots
+from perceivers.models.hip.encoder import HiPEncoded, HiPEncoder, gather_slots
 from perceivers.nn.blocks import PerceiverBlock, Read, SelfAttentionLayer
 from perceivers.nn.grouping import GroupLayout
 from perceivers.nn.linear import init_linears_, truncated_normal_
@@ -164,7 +164,7 @@ class HiP(SavedModule):
         inputs: Mapping[str, Tensor] | Tensor,
         *,
         present: Mapping[str, Tensor] | None = None,
-    ) -> Encoded:
+    ) -> HiPEncoded:
         """Return the latents of every encoder level, ``[B, G, N, C]``; arguments as ``forward``."""
         return self.encode(self.as_dict(inputs), present=present)
 
@@ -174,7 +174,7 @@ class HiP(SavedModule):
         plan: MaskPlan | None = None,
         *,
         present: Mapping[str, Tensor] | None = None,
-    ) -> Encoded:
+    ) -> HiPEncoded:
         """Encode the elements that ``plan`` leaves visible, or all without a plan.
 
         Raises:
@@ -183,7 +183,7 @@ class HiP(SavedModule):
         """
         return self.encoder(inputs, plan, present)
 
-    def decode(self, encoded: Encoded) -> Float[Tensor, "B G N C"]:
+    def decode(self, encoded: HiPEncoded) -> Float[Tensor, "B G N C"]:
         """Return the latents of the last decoder level.
 
         Raises:
@@ -197,7 +197,7 @@ class HiP(SavedModule):
 
     def reconstruct(
         self,
-        encoded: Encoded,
+        encoded: HiPEncoded,
         plan: MaskPlan | None = None,
         *,
         chunk_size: int | None = None,
@@ -357,14 +357,14 @@ class HiP(SavedModule):
         model.load_state_dict(state)
         return model.train(self.training)
 
-    def _read_label(self, name: str, encoded: Encoded) -> Float[Tensor, "B N K"]:
+    def _read_label(self, name: str, encoded: HiPEncoded) -> Float[Tensor, "B N K"]:
         assert self.encoder.labels is not None
         readout = self.head if self.decoder is None else self.decoder.label_readout
         assert isinstance(readout, ReadOut)
         rows = self.encoder.labels.positions[name]()
         return readout(name, rows[None, None], encoded.processor).squeeze(1)
 
-    def _dense(self, encoded: Encoded) -> Float[Tensor, "B ..."]:
+    def _dense(self, encoded: HiPEncoded) -> Float[Tensor, "B ..."]:
         head = self.config.head
         assert isinstance(self.head, ReadOut)
         share = next((s for s in encoded.layout.shares if s.name == head.modality), None)

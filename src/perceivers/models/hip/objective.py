@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from perceivers.adapters.elements import INDEXED, is_point
 from perceivers.draws import Draws
 from perceivers.masking import DEFAULT_MASK_RATIO, MaskKind, MaskPlan, count_kept, draw_mask_plan
-from perceivers.models.hip.encoder import Encoded, gather_slots
+from perceivers.models.hip.encoder import HiPEncoded, gather_slots
 from perceivers.models.hip.model import HiP
 from perceivers.models.masked import (
     LATENTS,
@@ -172,7 +172,7 @@ def group_statistics(
 
 
 def masked_targets(
-    model: HiP, encoded: Encoded, name: str, raw: Tensor, plan: MaskPlan, target: Target
+    model: HiP, encoded: HiPEncoded, name: str, raw: Tensor, plan: MaskPlan, target: Target
 ) -> tuple[Tensor, Tensor]:
     """Return the targets and the weight (0 or 1) of every element.
 

@@ -18,10 +18,10 @@ from perceivers.adapters.multimodal import TokenReaders
 from perceivers.models.attention_maps import Answer, Explanation, Field
 from perceivers.models.flat.attention import IDENTITY, trace
 from perceivers.models.flat.trunk import (
-    Encoded,
     FlatModel,
     Trunk,
     TrunkConfig,
+    TrunkEncoded,
     carry_tables,
     check_resizable,
     complete_tokens,
@@ -164,12 +164,12 @@ class Perceiver(FlatModel):
         *,
         valid: Mapping[str, Tensor] | None = None,
         present: Mapping[str, Tensor] | None = None,
-    ) -> Encoded:
+    ) -> TrunkEncoded:
         """Return the latents and the tokens that they attended to; arguments as in ``forward``."""
         dtype = self.trunk.latents.dtype
         given = self.as_dict(inputs)
         tokens = self.inputs(given, valid=valid, present=present, dtype=dtype)
-        return Encoded(latents=self.trunk(tokens.array, tokens.valid), tokens=tokens)
+        return TrunkEncoded(latents=self.trunk(tokens.array, tokens.valid), tokens=tokens)
 
     def resized(self, inputs: Mapping[str, ModalitySpec]) -> "Perceiver":
         """Return a copy for other input sizes, with learned positions interpolated.
@@ -209,7 +209,7 @@ def read_attention(
 def _answer_mean(
     model: Perceiver,
     inputs: Mapping[str, Tensor],
-    encoded: Encoded,
+    encoded: TrunkEncoded,
     inward: Float[Tensor, "N M"],
     field: Field,
 ) -> tuple[tuple[Answer, ...], str]:

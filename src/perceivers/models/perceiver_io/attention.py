@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from perceivers.models.attention_maps import Answer, Explanation, Field, record
 from perceivers.models.flat.attention import IDENTITY, trace
-from perceivers.models.flat.trunk import Encoded
+from perceivers.models.flat.trunk import TrunkEncoded
 from perceivers.models.perceiver_io.model import PerceiverIO
 from perceivers.types import MASK, Labels
 
@@ -34,7 +34,7 @@ def read_attention(
     )
 
 
-def encode_blind(body: PerceiverIO, inputs: Mapping[str, Tensor]) -> Encoded:
+def encode_blind(body: PerceiverIO, inputs: Mapping[str, Tensor]) -> TrunkEncoded:
     """Encode with labels hidden, as in evaluation: by mask token if there is one, else unknown."""
     given, hidden = dict(inputs), {}
     size = next(iter(inputs.values())).shape[0]
@@ -51,7 +51,7 @@ def encode_blind(body: PerceiverIO, inputs: Mapping[str, Tensor]) -> Encoded:
 def _answer_queries(
     model: PerceiverIO,
     inputs: Mapping[str, Tensor],
-    encoded: Encoded,
+    encoded: TrunkEncoded,
     inward: Float[Tensor, "N M"],
     field: Field,
 ) -> tuple[tuple[Answer, ...], str]:
@@ -79,7 +79,7 @@ def _answer_queries(
 
 
 def choose_queries(
-    model: PerceiverIO, name: str, inputs: Mapping[str, Tensor], encoded: Encoded
+    model: PerceiverIO, name: str, inputs: Mapping[str, Tensor], encoded: TrunkEncoded
 ) -> list[int]:
     """Choose the queries to trace back: those of hidden bytes, otherwise the middle valid query."""
     output = model.config.outputs[name]
@@ -102,7 +102,7 @@ def choose_queries(
 
 
 def query_weights(
-    body: PerceiverIO, encoded: Encoded, name: str, queries: list[int]
+    body: PerceiverIO, encoded: TrunkEncoded, name: str, queries: list[int]
 ) -> Float[Tensor, "O 1 N"]:
     """Return the attention of some queries to the latents, averaged over heads."""
     attention: nn.Module = body.decoder.read.attention

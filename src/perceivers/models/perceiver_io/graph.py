@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from perceivers.adapters.multimodal import Tokens
 from perceivers.errors import ConfigError, suggest
-from perceivers.models.flat.trunk import Encoded
+from perceivers.models.flat.trunk import TrunkEncoded
 from perceivers.models.graphs import BATCH, Graph, draw_raw
 from perceivers.models.perceiver_io.model import PerceiverIO
 from perceivers.types import Points
@@ -44,7 +44,7 @@ class DecoderOnly(nn.Module):
             parts[modality] = self.model.inputs.reader(modality)(raw[0], latents.dtype)
         # A placeholder for the input tokens: of these, decoding uses only ``parts``.
         tokens = Tokens(array=latents, valid=None, parts=parts, real={})
-        encoded = Encoded(latents=latents, tokens=tokens)
+        encoded = TrunkEncoded(latents=latents, tokens=tokens)
         keep = tensors[-1] if self.keep else None
         return (self.model.decode(encoded, self.output, ids=ids, keep=keep),)
 

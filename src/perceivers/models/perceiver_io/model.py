@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from perceivers.adapters.multimodal import TokenReaders
 from perceivers.errors import ConfigError, InputError, suggest
 from perceivers.models.flat.trunk import (
-    Encoded,
     FlatModel,
     Trunk,
+    TrunkEncoded,
     carry_tables,
     check_resizable,
     initialise,
@@ -114,7 +114,7 @@ class PerceiverIO(FlatModel):
         *,
         valid: Mapping[str, Tensor] | None = None,
         present: Mapping[str, Tensor] | None = None,
-    ) -> Encoded:
+    ) -> TrunkEncoded:
         """Return the latents and the tokens that they attended to; arguments as in ``forward``."""
         return self.encode(self.as_dict(inputs), valid=valid, present=present)
 
@@ -126,7 +126,7 @@ class PerceiverIO(FlatModel):
         hidden: Mapping[str, Tensor] | None = None,
         kept: Mapping[str, Tensor] | None = None,
         present: Mapping[str, Tensor] | None = None,
-    ) -> Encoded:
+    ) -> TrunkEncoded:
         """Encode a batch; arguments as in ``TokenReaders``.
 
         Raises:
@@ -136,11 +136,11 @@ class PerceiverIO(FlatModel):
         tokens = self.inputs(
             inputs, valid=valid, hidden=hidden, kept=kept, present=present, dtype=dtype
         )
-        return Encoded(latents=self.trunk(tokens.array, tokens.valid), tokens=tokens)
+        return TrunkEncoded(latents=self.trunk(tokens.array, tokens.valid), tokens=tokens)
 
     def decode(
         self,
-        encoded: Encoded,
+        encoded: TrunkEncoded,
         output: str | None = None,
         *,
         ids: Tensor | None = None,
@@ -278,7 +278,7 @@ class PerceiverIO(FlatModel):
     def _in_chunks(
         self,
         name: str,
-        encoded: Encoded,
+        encoded: TrunkEncoded,
         ids: Tensor | None,
         keep: Tensor | None,
         total: int,
@@ -312,7 +312,7 @@ class PerceiverIO(FlatModel):
     def _upsampled_patches(
         self,
         name: str,
-        encoded: Encoded,
+        encoded: TrunkEncoded,
         ids: Int[Tensor, "*#B O"],
         keep: Tensor | None,
         chunk_size: int | None,

@@ -50,7 +50,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Trial:
     """Result of a candidate in the last rung that it reached.
 
     Args:
@@ -76,7 +76,7 @@ def draw_bakeoff(
     path: Path,
     *,
     curves: Sequence[Curve],
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Trial],
     metric: str,
     higher_is_better: bool,
     constant: float | None,
@@ -211,7 +211,7 @@ def _label_ends(
         )
 
 
-def _draw_sizes(axes: Axes, candidates: Sequence[Candidate], families: Sequence[str]) -> None:
+def _draw_sizes(axes: Axes, candidates: Sequence[Trial], families: Sequence[str]) -> None:
     """Draw one point per candidate, filled for the last rung, and the Pareto front."""
     last = max((c.rung for c in candidates), default=0)
     front = sorted((c.parameters, c.value) for c in candidates if c.on_front)
@@ -252,7 +252,7 @@ def _draw_sizes(axes: Axes, candidates: Sequence[Candidate], families: Sequence[
 
 
 def _label_sizes(
-    page: Page, top: float, candidates: Sequence[Candidate], families: Sequence[str]
+    page: Page, top: float, candidates: Sequence[Trial], families: Sequence[str]
 ) -> None:
     """List the Pareto front on the right, largest model first, as far as there is room."""
     step = style.line_height(style.SMALL_SIZE)

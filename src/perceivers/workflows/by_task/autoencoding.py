@@ -16,11 +16,11 @@ from perceivers.workflows.building import fresh_or_continued
 from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.reconstructing import reconstruct
 from perceivers.workflows.task_table import (
+    FileRequest,
     FileTask,
     Prepared,
     Record,
     Report,
-    Request,
     TaskRow,
     first_batch,
     model_info,
@@ -46,7 +46,7 @@ def prepare_autoencoding(config: AutoencodeConfig) -> Prepared:
     return Prepared(task, dataset, model.config.data_inputs, info, [*dataset.notes, *notes])
 
 
-def _write_signals(request: Request) -> Iterator[Record]:
+def _write_signals(request: FileRequest) -> Iterator[Record]:
     if not request.paths:
         raise ConfigError("nothing to predict; give files or folders")
     written = reconstruct(request.model, request.paths, request.out, overwrite=request.overwrite)

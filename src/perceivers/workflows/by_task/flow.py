@@ -20,11 +20,11 @@ from perceivers.workflows.building import fresh_model, resize, with_options
 from perceivers.workflows.dense_prediction import predict_flow
 from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.task_table import (
+    FileRequest,
     FileTask,
     Prepared,
     Record,
     Report,
-    Request,
     TaskRow,
     first_batch,
     model_info,
@@ -79,7 +79,7 @@ def open_pairs(
     return dataset, {**specs, TARGET: Array((2, height), width)}
 
 
-def _write_flow(request: Request) -> Iterator[Record]:
+def _write_flow(request: FileRequest) -> Iterator[Record]:
     if len(request.paths) != 2:
         raise ConfigError(
             f"{request.model} computes flow between two images; give exactly two files, got "

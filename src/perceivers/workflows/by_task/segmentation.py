@@ -29,11 +29,11 @@ from perceivers.workflows.building import masked_modality, segmenter
 from perceivers.workflows.dense_prediction import predict_clouds, predict_masks
 from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.task_table import (
+    FileRequest,
     FileTask,
     Prepared,
     Record,
     Report,
-    Request,
     TaskRow,
     find_settings,
     model_info,
@@ -114,7 +114,7 @@ def with_mask_classes(loaded: Loaded, config: TrainConfig | None, dataset: Datas
     return replace(dataset, classes=classes, columns={})
 
 
-def _write_masks(request: Request) -> Iterator[Record]:
+def _write_masks(request: FileRequest) -> Iterator[Record]:
     for made in predict_masks(
         request.model, request.paths, request.out, overwrite=request.overwrite
     ):
@@ -125,7 +125,7 @@ def _write_masks(request: Request) -> Iterator[Record]:
             yield {"file": str(made.file), **files, "fractions": dict(made.shares or {})}
 
 
-def _write_clouds(request: Request) -> Iterator[Record]:
+def _write_clouds(request: FileRequest) -> Iterator[Record]:
     for made in predict_clouds(
         request.loaded, request.paths, request.out, overwrite=request.overwrite
     ):
