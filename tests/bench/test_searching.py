@@ -2,8 +2,7 @@
 
 import pytest
 
-from perceivers.bench.children import Measurement, Status
-from perceivers.bench.searching import GRID, LARGEST, TOLERANCE, Search
+from perceivers.bench.children import GRID, LARGEST, TOLERANCE, Measurement, Search, Status
 
 GB = 1e9
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from perceivers.bench.children import Measurement
-from perceivers.bench.searching import Largest
+from perceivers.bench.children import Largest, Measurement
 from perceivers.bench.settings import PERCEIVER_IO, BenchSettings
 from perceivers.bench.tables import (
     PAPER_LARGEST,

@@ -5,12 +5,13 @@ import pytest
 from perceivers.errors import ConfigError
 from perceivers.plan.counting import StepCounts, Weights
 from perceivers.plan.estimates import (
+    MACHINES,
     estimate_duration,
     estimate_memory,
+    find_machine,
     resident_bytes,
     spare_memory,
 )
-from perceivers.plan.machines import MACHINES, find_machine
 
 WEIGHTS = Weights(count=10, trained=10, bytes=40, gradient_bytes=40, optimizer_bytes=80)
 STEP = StepCounts(batch_size=2, forward=100, step=300, kept=500, peak=600)

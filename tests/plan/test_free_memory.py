@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from perceivers.plan.machines import free_host_memory
+from perceivers.plan.estimates import free_host_memory
 
 
 def write(root: Path, **files: str) -> Path:

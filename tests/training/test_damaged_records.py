@@ -12,7 +12,7 @@ import pytest
 
 from perceivers.errors import CheckpointError, RunError, UserError
 from perceivers.training.config import PretrainConfig
-from perceivers.training.listeners import check_records, cut_records
+from perceivers.training.events import check_records, cut_records
 from perceivers.training.run_folder import RunFolder
 from perceivers.workflows.reporting import read_start_positions
 

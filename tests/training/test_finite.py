@@ -17,12 +17,11 @@ from perceivers.cli.main import main
 from perceivers.errors import RunError
 from perceivers.finite import list_names, names_not_finite
 from perceivers.tasks import Classification
-from perceivers.training.events import Evaluated, Event, Noted
-from perceivers.training.finite import FiniteGuard, Spoiled
-from perceivers.training.listeners import JsonlWriter
+from perceivers.training.events import Evaluated, Event, JsonlWriter, Noted
 from perceivers.training.loop import Trainer
 from perceivers.training.runtime import Runtime
 from perceivers.training.state import load_state
+from perceivers.training.window import FiniteGuard, Spoiled
 from perceivers.workflows.training import pretrain, train
 
 NAN, INF = float("nan"), float("inf")

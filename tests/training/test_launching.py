@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from perceivers.errors import ConfigError, RunError
-from perceivers.training.alarm import is_lost_connection
 from perceivers.training.checkpoints import flatten, unflatten
 from perceivers.training.config import PretrainConfig
 from perceivers.training.launching import (
@@ -21,6 +20,7 @@ from perceivers.training.launching import (
 )
 from perceivers.training.optimizers import load_by_name, state_by_name
 from perceivers.training.runtime import check_devices
+from perceivers.training.watchdog import is_lost_connection
 from perceivers.workflows.training import change_processes, note_on_batches
 
 CONFIG = PretrainConfig(model="hip_nano", data="digits", out="x")

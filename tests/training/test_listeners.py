@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-from perceivers.training.events import Event, Noted, Started, Unreadable
-from perceivers.training.listeners import UnreadableWriter
+from perceivers.training.events import Event, Noted, Started, Unreadable, UnreadableWriter
 
 
 def write(path: Path, *events: Event) -> list[dict[str, object]]:

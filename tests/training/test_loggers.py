@@ -18,8 +18,7 @@ from tests.training.conftest import Settings
 from perceivers.errors import ConfigError, UserError
 from perceivers.training import loggers
 from perceivers.training.config import PretrainConfig, build_config
-from perceivers.training.events import Evaluated, Event, Finished, Started, Stepped
-from perceivers.training.listeners import JsonlWriter
+from perceivers.training.events import Evaluated, Event, Finished, JsonlWriter, Started, Stepped
 from perceivers.training.loggers import Forwarder, Sink, check_loggers, make_loggers
 
 pytestmark = [

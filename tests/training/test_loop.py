@@ -14,8 +14,7 @@ from torch import Tensor
 
 from perceivers.data import Batch
 from perceivers.errors import CheckpointError, DataError, RunError
-from perceivers.training.events import Event, Stepped
-from perceivers.training.listeners import JsonlWriter, cut_records
+from perceivers.training.events import Event, JsonlWriter, Stepped, cut_records
 from perceivers.training.loop import Interrupted, Trainer, step_generator
 from perceivers.training.state import Progress, load_state, save_state
 from perceivers.workflows.training import finetune, pretrain, resume, train

@@ -21,8 +21,7 @@ from perceivers.cli.main import main
 from perceivers.errors import FolderLostError, RunError
 from perceivers.files import append_line, make_folder, write_atomic
 from perceivers.training import run_lock
-from perceivers.training.events import Event, Stepped
-from perceivers.training.listeners import JsonlWriter
+from perceivers.training.events import Event, JsonlWriter, Stepped
 from perceivers.training.loop import Interrupted, Trainer
 from perceivers.training.run_folder import RunFolder
 from perceivers.training.run_lock import LOCK, OWNER, Owner, RunLock, process_start, read_owner

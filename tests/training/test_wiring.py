@@ -12,9 +12,9 @@ from torch import Tensor
 import perceivers as pv
 from perceivers.data import Batch
 from perceivers.tasks import Classification, MaskedAutoencoding, MaskedAutoencodingConfig
-from perceivers.training.finite import FiniteGuard
 from perceivers.training.loop import Trainer
 from perceivers.training.state import load_state
+from perceivers.training.window import FiniteGuard
 from perceivers.workflows.training import train
 
 Tensors = dict[str, Tensor]

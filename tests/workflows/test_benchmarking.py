@@ -11,7 +11,7 @@ from perceivers.bench.child import Request
 from perceivers.bench.children import Measurement, Status
 from perceivers.bench.settings import BenchSettings
 from perceivers.errors import ConfigError, RunError
-from perceivers.plan.machines import Free
+from perceivers.plan.estimates import Free
 from perceivers.workflows import benchmarking
 from perceivers.workflows.benchmarking import run_bench
 

@@ -13,7 +13,7 @@ import perceivers as pv
 from perceivers.errors import ConfigError
 from perceivers.nn.chunking import use_chunks
 from perceivers.plan.counting import StepRecorder
-from perceivers.plan.machines import Free
+from perceivers.plan.estimates import Free
 from perceivers.training.config import TrainConfig, build_config
 from perceivers.training.run_folder import TASKS
 from perceivers.workflows import starting

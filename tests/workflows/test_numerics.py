@@ -15,8 +15,8 @@ from perceivers.models.hip import encoder
 from perceivers.nn import linear as linear_module
 from perceivers.nn.linear import onednn_works
 from perceivers.training.loop import Interrupted, Trainer
-from perceivers.training.numerics import Numerics
 from perceivers.workflows import numerics as choosing
+from perceivers.workflows.numerics import Numerics
 from perceivers.workflows.task_table import tasks
 
 SETTINGS: dict[str, Any] = {

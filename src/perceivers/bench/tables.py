@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from perceivers.bench.children import Measurement, Status
-from perceivers.bench.searching import LARGEST, Largest
+from perceivers.bench.children import LARGEST, Largest, Measurement, Status
 from perceivers.bench.settings import PASSES, PERCEIVER_IO, BenchSettings, Pass
 from perceivers.bench.subjects import find_subject
 

@@ -20,8 +20,7 @@ from perceivers.errors import ConfigError, RunError, UserError, suggest
 from perceivers.files import write_atomic
 from perceivers.foreign import read_text
 from perceivers.text_names import markdown_text
-from perceivers.training.events import Event, Finished, Listener, Started
-from perceivers.training.listeners import as_record, records_up_to
+from perceivers.training.events import Event, Finished, Listener, Started, as_record, records_up_to
 
 PROJECT = "perceivers"
 LOGGERS = ("tensorboard", "trackio", "wandb")

@@ -37,7 +37,6 @@ from perceivers.training.events import (
     Stepped,
     Unreadable,
 )
-from perceivers.training.finite import SETTINGS, FiniteGuard, state_error, step_error
 from perceivers.training.optimizers import (
     WeightAverage,
     make_optimizer,
@@ -49,7 +48,7 @@ from perceivers.training.runtime import Runtime
 from perceivers.training.sharding import free_gathered
 from perceivers.training.state import Progress
 from perceivers.training.watchdog import Interrupted, StopRequest, watch
-from perceivers.training.window import Window
+from perceivers.training.window import SETTINGS, FiniteGuard, Window, state_error, step_error
 
 __all__ = ["Interrupted", "Loaders", "Trainer", "step_generator"]
 

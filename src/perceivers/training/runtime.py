@@ -21,10 +21,10 @@ from torch.nn.utils import get_total_norm
 from perceivers.errors import ConfigError
 from perceivers.models.compiling import check_compiler
 from perceivers.tasks import Task
-from perceivers.training.alarm import Alarm
 from perceivers.training.config import TrainConfig
 from perceivers.training.launching import free_port, next_port, start_processes
 from perceivers.training.sharding import check_parts_known, gather_whole, shard_task
+from perceivers.training.watchdog import Alarm
 
 Resolved = Literal["float32", "bf16", "bf16-pure"]
 FabricPrecision = Literal["32-true", "bf16-mixed", "bf16-true"]

@@ -12,8 +12,14 @@ from typing import Any
 import torch
 
 from perceivers.bench.child import Request
-from perceivers.bench.children import Measurement, describe_environment, describe_machine, run_child
-from perceivers.bench.searching import Largest, Search
+from perceivers.bench.children import (
+    Largest,
+    Measurement,
+    Search,
+    describe_environment,
+    describe_machine,
+    run_child,
+)
 from perceivers.bench.settings import PASSES, BenchSettings, Pass
 from perceivers.bench.subjects import Subject, add_peers, check_sizes, find_subject
 from perceivers.bench.tables import (
@@ -27,7 +33,7 @@ from perceivers.bench.tables import (
 )
 from perceivers.errors import ConfigError, RunError
 from perceivers.files import make_folder, write_atomic, write_json
-from perceivers.plan.machines import Free, free_device_memory, free_host_memory
+from perceivers.plan.estimates import Free, free_device_memory, free_host_memory
 from perceivers.report.figures.throughput import Line, draw_throughput
 from perceivers.version import __version__
 

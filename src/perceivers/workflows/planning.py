@@ -21,14 +21,16 @@ from perceivers.plan.counting import (
     count_weights,
 )
 from perceivers.plan.estimates import (
+    GIGA,
+    TERA,
     Duration,
     Memory,
     PlanSettings,
     estimate_duration,
     estimate_memory,
+    find_machine,
     spare_memory,
 )
-from perceivers.plan.machines import GIGA, TERA, find_machine
 from perceivers.tasks import (
     Autoencoding,
     Classification,

@@ -26,8 +26,7 @@ from perceivers.plan.counting import (
     extrapolate,
     meta_copy,
 )
-from perceivers.plan.estimates import USABLE
-from perceivers.plan.machines import GIGA, Free, free_device_memory, free_host_memory
+from perceivers.plan.estimates import GIGA, USABLE, Free, free_device_memory, free_host_memory
 from perceivers.settings import default_of, refuse_unused
 from perceivers.tasks import Autoencoding, Task
 from perceivers.training.config import TrainConfig

@@ -33,21 +33,23 @@ from perceivers.settings import (
 from perceivers.tasks import MaskedAutoencoding
 from perceivers.tasks.presence import dropout_rates
 from perceivers.training.config import TrainConfig, build_config
-from perceivers.training.events import Event, Listener, Noted, Started
-from perceivers.training.launching import as_typed, fit_to_launcher, given_processes, make_absolute
-from perceivers.training.listeners import (
+from perceivers.training.events import (
     ConsoleProgress,
+    Event,
     JsonlWriter,
+    Listener,
+    Noted,
+    Started,
     UnreadableWriter,
     check_records,
 )
+from perceivers.training.launching import as_typed, fit_to_launcher, given_processes, make_absolute
 from perceivers.training.loggers import check_installed, make_loggers
 from perceivers.training.loop import Loaders, Trainer
-from perceivers.training.numerics import recall_numerics, write_numerics
 from perceivers.training.run_folder import TASKS, RunFolder, write_fingerprint
 from perceivers.training.run_lock import RunLock, refuse_if_in_use
 from perceivers.training.runtime import Runtime
-from perceivers.workflows.numerics import choose_numerics
+from perceivers.workflows.numerics import choose_numerics, recall_numerics, write_numerics
 from perceivers.workflows.run import Run
 from perceivers.workflows.starting import (
     check_effects,
