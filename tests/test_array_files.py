@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from perceivers.array_files import load_npy, load_npz, parse_npy
 from perceivers.errors import CheckpointError, DataError
+from perceivers.reading import load_npy, load_npz, parse_npy
 
 VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from perceivers.errors import CheckpointError, ConfigError, DataError
-from perceivers.limits import LIMITS, check_limit, get_limit
+from perceivers.reading import LIMITS, check_limit, get_limit
 
 
 @pytest.mark.parametrize("name", LIMITS)

@@ -16,8 +16,7 @@ from typing import Any
 import yaml
 
 from perceivers.errors import ConfigError, DataError, UserError
-from perceivers.limits import check_limit
-from perceivers.reading import read_file
+from perceivers.reading import check_limit, read_file
 from perceivers.text_names import is_writable
 
 BYTE_ORDERS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}

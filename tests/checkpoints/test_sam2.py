@@ -25,7 +25,7 @@ from perceivers.checkpoints.sam2 import (
 )
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.models import HieraDet, create_model
-from perceivers.models.hiera_det.variants import SAM2_INPUT
+from perceivers.models.hiera_det.config import SAM2_INPUT
 from perceivers.types import Image
 
 META, HUGGING_FACE = "image_encoder.trunk.", "vision_encoder.backbone."

@@ -13,7 +13,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "perceivers"
 
-DOORS = {"reading.py", "foreign.py", "array_files.py"}
+DOORS = {"reading.py", "foreign.py"}
 # Methods that open a file by its path, on whatever they are called.
 OPENING = {"open", "read_bytes", "read_text"}
 # Functions of these libraries open a path, or parse what somebody else wrote.

@@ -14,8 +14,8 @@ import perceivers as pv
 from perceivers.checkpoints.loading import transfer_encoder
 from perceivers.errors import CheckpointError, ConfigError, InputError
 from perceivers.models import HieraDet, HieraDetConfig, HieraHead, create_model
+from perceivers.models.hiera_det.config import as_classifier
 from perceivers.models.hiera_det.model import make_window_blocks
-from perceivers.models.hiera_det.variants import as_classifier
 from perceivers.nn.attention import use_attention
 from perceivers.types import Audio, Image, Labels, Video
 

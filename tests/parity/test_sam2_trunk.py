@@ -21,7 +21,7 @@ from perceivers.checkpoints.verify import (
 )
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.models import HieraDet, HieraDetConfig, create_model
-from perceivers.models.hiera_det.variants import SAM2_INPUT
+from perceivers.models.hiera_det.config import SAM2_INPUT
 
 transformers = pytest.importorskip("transformers")
 sam2 = pytest.importorskip("transformers.models.sam2.modeling_sam2")

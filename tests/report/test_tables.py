@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from perceivers.errors import InputError
-from perceivers.report.tables import per_class_table
+from perceivers.report.html import per_class_table
 
 
 def test_numbers_by_class_are_those_worked_out_by_hand() -> None:

@@ -17,7 +17,7 @@ from perceivers.tasks import (
     MaskedAutoencoding,
     MaskedAutoencodingConfig,
 )
-from perceivers.tasks.presence import (
+from perceivers.tasks.base import (
     DROPOUT_STREAM,
     drop_modalities,
     dropout_rates,

@@ -11,7 +11,7 @@ import pytest
 from perceivers.cli.main import main
 from perceivers.errors import RunError
 from perceivers.report.figures.curves import draw_comparison
-from perceivers.report.tables import (
+from perceivers.report.html import (
     Summary,
     costs_table,
     differences_table,

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.array_files import load_npz
 from perceivers.errors import CheckpointError, suggest
 from perceivers.foreign import parse_json
-from perceivers.reading import read_file
+from perceivers.reading import load_npz, read_file
 
 # -- Reading pickles of Haiku parameters without executing code ----------------------------------
 #

@@ -18,7 +18,7 @@ from perceivers.checkpoints.torch_files import read_folder_tensors
 from perceivers.errors import CheckpointError
 from perceivers.files import read_json_file
 from perceivers.models import HieraDet, HieraDetConfig
-from perceivers.models.hiera_det.variants import SAM2_INPUT, VARIANTS
+from perceivers.models.hiera_det.config import SAM2_INPUT, VARIANTS
 from perceivers.types import IMAGENET_MEAN, IMAGENET_STD, Image, spec_from_json
 
 # -- Tensor names of SAM 2's trunk in Meta's files and in Hugging Face's folders -----------------

@@ -11,7 +11,7 @@ from perceivers.data.augment import Views
 from perceivers.errors import ConfigError
 from perceivers.exporting.files import SUFFIXES
 from perceivers.exporting.graphs import PARTS
-from perceivers.report.tables import fill_table, per_class_table
+from perceivers.report.html import fill_table, per_class_table
 from perceivers.training.run_folder import RunFolder
 from perceivers.workflows.comparing import compare_runs
 from perceivers.workflows.evaluation import SubsetFigures, evaluate_subsets

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.array_files import load_npz
 from perceivers.data.arrays import read_arrays, read_npy
 from perceivers.data.builtin import read_digits, read_selection
 from perceivers.data.clouds import OFFSETS, POINT_KEYS, Scenes, read_clouds
@@ -44,6 +43,7 @@ from perceivers.data.text_sources import (
 )
 from perceivers.data.texts import TEXT_EXTENSION, Documents, open_documents
 from perceivers.errors import DataError, suggest
+from perceivers.reading import load_npz
 from perceivers.settings import Part, checked
 from perceivers.text_names import compose
 

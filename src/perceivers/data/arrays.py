@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.array_files import load_npy
 from perceivers.data.labels import (
     DEFAULT_COLUMN,
     NO_COLUMNS,
@@ -21,6 +20,7 @@ from perceivers.data.labels import (
 )
 from perceivers.data.sources import Found, pick
 from perceivers.errors import DataError, suggest
+from perceivers.reading import load_npy
 
 # Raw layouts of samples, as defined in types.py; n is the sample axis.
 LAYOUTS = {

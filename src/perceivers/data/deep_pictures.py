@@ -29,7 +29,7 @@ from perceivers.data.pictures import (
     upright_size,
 )
 from perceivers.errors import DataError
-from perceivers.limits import check_limit
+from perceivers.reading import check_limit
 
 # ------------------------------------------------------------------------------------------------
 # TIFF files whose values Pillow would truncate: any number of bands, 16 bits, signed, and floats.

@@ -25,7 +25,7 @@ from perceivers.data.sources import (
     WindowedSource,
 )
 from perceivers.errors import ConfigError, DataError
-from perceivers.limits import check_limit
+from perceivers.reading import check_limit
 from perceivers.settings import kinds_of
 from perceivers.types import Audio, Bytes, ModalitySpec, Points, Video
 from perceivers.types import Image as ImageSpec

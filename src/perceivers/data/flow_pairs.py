@@ -23,8 +23,8 @@ from perceivers.data.sources import PictureSource, Source
 from perceivers.data.system_files import is_system_file, is_system_folder
 from perceivers.errors import ConfigError, DataError, InputError
 from perceivers.files import write_atomic
-from perceivers.limits import check_limit
 from perceivers.nn.patches import sample_pixels
+from perceivers.reading import check_limit
 from perceivers.types import Image
 
 # -- Optical-flow files: Middlebury's ``.flo`` and KITTI's 16-bit PNG ----------------------------

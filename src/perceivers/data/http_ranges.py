@@ -18,7 +18,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from perceivers.errors import RemoteError
 from perceivers.foreign import read_int
-from perceivers.limits import LIMITS, check_limit, get_limit
+from perceivers.reading import LIMITS, check_limit, get_limit
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager

@@ -23,8 +23,7 @@ from perceivers.data.pictures import read_bytes
 from perceivers.data.row_source import Part, Stored
 from perceivers.errors import DataError
 from perceivers.foreign import parse_json
-from perceivers.limits import check_limit
-from perceivers.reading import check_file
+from perceivers.reading import check_file, check_limit
 
 # Size in bytes of each process's cache of decoded row groups.
 KEPT_BYTES = 2**28

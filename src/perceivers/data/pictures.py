@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from perceivers.errors import DataError, UserError
-from perceivers.limits import LIMITS, check_limit, get_limit
-from perceivers.reading import read_file
+from perceivers.reading import LIMITS, check_limit, get_limit, read_file
 
 # -- EXIF orientation: rotating a stored image, and its mask, upright ----------------------------
 #

@@ -19,11 +19,11 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from perceivers.array_files import parse_npy
 from perceivers.data.containers import load_library, open_bytes
 from perceivers.data.sources import EncodedClip
 from perceivers.errors import DataError
 from perceivers.foreign import read_int
+from perceivers.reading import parse_npy
 from perceivers.types import Points
 
 # Default number of points sampled from a mesh, as is common on ModelNet.

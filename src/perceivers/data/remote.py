@@ -29,8 +29,7 @@ from perceivers.data.http_ranges import (
 from perceivers.errors import DataError, UserError
 from perceivers.files import write_atomic
 from perceivers.foreign import parse_json, read_int
-from perceivers.limits import check_limit
-from perceivers.reading import open_file, read_file
+from perceivers.reading import check_limit, open_file, read_file
 
 INDEX_SUFFIX = ".index.json"
 INDEX_FORMAT = "perceivers tar index 1"

@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
-from perceivers.array_files import parse_npy
 from perceivers.data.audio_clips import SILENT, Tracks, are_known, is_heard
 from perceivers.data.containers import MAX_READ, wrap_file
 from perceivers.data.http_ranges import fetch_remote, is_remote
 from perceivers.data.sources import Encoded, EncodedClip, RawSample, pick
 from perceivers.errors import DataError
-from perceivers.reading import check_file, read_file
+from perceivers.reading import check_file, parse_npy, read_file
 from perceivers.text_names import find_spelling
 
 # -- Columns of tables whose cells are media: paths to files, texts, and lists of numbers --------

@@ -48,7 +48,7 @@ from perceivers.data.sources import Encoded, EncodedClip, RawSample
 from perceivers.data.system_files import is_system_member
 from perceivers.errors import DataError
 from perceivers.foreign import decode_text, parse_json, read_int
-from perceivers.limits import check_limit
+from perceivers.reading import check_limit
 from perceivers.text_names import compose, show_name
 
 MASKS_TRIED = 3

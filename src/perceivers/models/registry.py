@@ -14,7 +14,7 @@ from perceivers.models.hiera import Hiera, HieraConfig, HieraHead
 from perceivers.models.hiera import variants as hiera
 from perceivers.models.hiera.objective import PatchErrors, PatchObjective
 from perceivers.models.hiera_det import HieraDet, HieraDetConfig
-from perceivers.models.hiera_det import variants as hiera_det
+from perceivers.models.hiera_det import config as hiera_det
 from perceivers.models.hip import HiP, HiPConfig, HiPHead
 from perceivers.models.hip import attention as hip_attention
 from perceivers.models.hip import variants as hip

@@ -28,7 +28,14 @@ from perceivers.models.perceiver_io import Output, PerceiverIO
 from perceivers.models.perceiver_io.decoder import pick_rows
 from perceivers.nn.patches import space_to_depth
 from perceivers.settings import Fraction, Natural, NonNegative, Rate, Settings
-from perceivers.tasks.base import Choices, Losses, Task, TaskBatch
+from perceivers.tasks.base import (
+    Choices,
+    Losses,
+    Task,
+    TaskBatch,
+    held_modalities,
+    shown_modalities,
+)
 from perceivers.tasks.metrics import (
     PERFECT_PSNR,
     add_mean,
@@ -40,7 +47,6 @@ from perceivers.tasks.metrics import (
     total_weight,
     update,
 )
-from perceivers.tasks.presence import held_modalities, shown_modalities
 from perceivers.types import Labels
 
 if TYPE_CHECKING:

@@ -15,7 +15,15 @@ from torch.nn import functional as F
 from perceivers.errors import DataError
 from perceivers.models.base import Model
 from perceivers.settings import Range, Rate, Settings
-from perceivers.tasks.base import Choices, Losses, Task, TaskBatch
+from perceivers.tasks.base import (
+    Choices,
+    Losses,
+    Task,
+    TaskBatch,
+    answer,
+    held_modalities,
+    shown_modalities,
+)
 from perceivers.tasks.metrics import (
     add_mean,
     device_of,
@@ -25,7 +33,6 @@ from perceivers.tasks.metrics import (
     update,
 )
 from perceivers.tasks.mixing import check_mixing, mix_samples
-from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 
 
 @dataclass(frozen=True, kw_only=True)

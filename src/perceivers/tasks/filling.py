@@ -19,8 +19,7 @@ from perceivers.models.hip import HiP
 from perceivers.models.masked import Target
 from perceivers.models.perceiver_io import PerceiverIO
 from perceivers.tasks.autoencoding import Autoencoding, AutoencodingConfig
-from perceivers.tasks.base import TaskBatch
-from perceivers.tasks.presence import held_modalities
+from perceivers.tasks.base import TaskBatch, held_modalities
 from perceivers.types import PAD, ModalitySpec
 
 # Kinds whose elements are classes, predicted as logits.

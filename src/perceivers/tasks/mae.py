@@ -27,9 +27,8 @@ from perceivers.models.masked import (
 )
 from perceivers.models.registry import FAMILIES, families_with
 from perceivers.settings import NonNegative, Part, Positive, Range, Settings, UsedIf
-from perceivers.tasks.base import Losses, Task, TaskBatch
+from perceivers.tasks.base import Losses, Task, TaskBatch, held_modalities, shown_modalities
 from perceivers.tasks.metrics import add_mean, device_of, new_means, results, total_weight
-from perceivers.tasks.presence import held_modalities, shown_modalities
 
 # These hide the same number of elements in every group, as ``thin_masked`` requires.
 THINNED: tuple[MaskKind, ...] = ("groupwise", "independent")

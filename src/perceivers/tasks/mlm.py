@@ -19,9 +19,16 @@ from perceivers.draws import Draws, rand_rows, sample_generators
 from perceivers.errors import ConfigError
 from perceivers.models.masked import byte_errors
 from perceivers.settings import Fraction, Part, Settings
-from perceivers.tasks.base import Choices, Losses, Task, TaskBatch
+from perceivers.tasks.base import (
+    Choices,
+    Losses,
+    Task,
+    TaskBatch,
+    answer,
+    held_modalities,
+    shown_modalities,
+)
 from perceivers.tasks.metrics import add_mean, device_of, new_means, results
-from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 from perceivers.types import BYTE_VOCABULARY, FIRST_BYTE, MASK
 
 WHITESPACE = tuple(FIRST_BYTE + byte for byte in b" \t\n\r\x0b\x0c")

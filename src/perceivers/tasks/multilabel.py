@@ -19,7 +19,15 @@ from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.settings import Fraction, Settings
-from perceivers.tasks.base import Choices, Losses, Task, TaskBatch
+from perceivers.tasks.base import (
+    Choices,
+    Losses,
+    Task,
+    TaskBatch,
+    answer,
+    held_modalities,
+    shown_modalities,
+)
 from perceivers.tasks.metrics import (
     UNKNOWN,
     add_mean,
@@ -32,7 +40,6 @@ from perceivers.tasks.metrics import (
     results,
     update,
 )
-from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 
 Columns = Mapping[str, tuple[str, ...]]
 

@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, DataError
-from perceivers.tasks.base import Choices, Losses, Task, TaskBatch
+from perceivers.tasks.base import (
+    Choices,
+    Losses,
+    Task,
+    TaskBatch,
+    answer,
+    held_modalities,
+    shown_modalities,
+)
 from perceivers.tasks.metrics import (
     UNKNOWN,
     add_mean,
@@ -25,7 +33,6 @@ from perceivers.tasks.metrics import (
     results,
     update,
 )
-from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 
 
 class Multitask(Task):

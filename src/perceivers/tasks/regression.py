@@ -14,9 +14,8 @@ from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, DataError
 from perceivers.settings import Positive, Settings, UsedIf
-from perceivers.tasks.base import Losses, Task, TaskBatch
+from perceivers.tasks.base import Losses, Task, TaskBatch, answer, held_modalities, shown_modalities
 from perceivers.tasks.metrics import add_mean, device_of, new_means, new_metric, result, update
-from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 
 # R2 is undefined for fewer.
 MIN_SAMPLES = 2

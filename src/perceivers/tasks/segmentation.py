@@ -14,9 +14,16 @@ from torch.nn import functional as F
 
 from perceivers.errors import ConfigError, DataError
 from perceivers.settings import Range, Settings
-from perceivers.tasks.base import Choices, Losses, Task, TaskBatch
+from perceivers.tasks.base import (
+    Choices,
+    Losses,
+    Task,
+    TaskBatch,
+    answer,
+    held_modalities,
+    shown_modalities,
+)
 from perceivers.tasks.metrics import add_mean, device_of, new_means, new_metric, result, update
-from perceivers.tasks.presence import answer, held_modalities, shown_modalities
 
 # Name of the masks in a batch, and the class id of elements left out of loss and metrics.
 TARGET = "mask"

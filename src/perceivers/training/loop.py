@@ -23,7 +23,7 @@ from perceivers.files import check_held, write_json
 from perceivers.models.compiling import compile_parts
 from perceivers.models.saving import ModelInfo, save_folder
 from perceivers.tasks import Task
-from perceivers.tasks.presence import dropout_rates
+from perceivers.tasks.base import dropout_rates
 from perceivers.training.checkpoints import Checkpoints, CheckpointWriter
 from perceivers.training.config import TrainConfig
 from perceivers.training.events import (

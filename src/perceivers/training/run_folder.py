@@ -27,8 +27,7 @@ from perceivers.data.fingerprints import FORMAT, Fingerprint
 from perceivers.errors import CheckpointError, RunError
 from perceivers.files import make_folder, read_json_file, write_atomic, write_json
 from perceivers.foreign import parse_json
-from perceivers.limits import check_limit, get_limit
-from perceivers.reading import read_file
+from perceivers.reading import check_limit, get_limit, read_file
 from perceivers.settings import tolerating
 from perceivers.text_names import check_written_path
 from perceivers.training.config import (

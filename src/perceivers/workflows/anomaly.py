@@ -28,8 +28,8 @@ from perceivers.models.registry import FAMILIES
 from perceivers.report.figures.anomaly import Heat, draw_heat
 from perceivers.settings import Count, Natural, Part, Range, Seed, Settings
 from perceivers.tasks import AutoencodingConfig
+from perceivers.tasks.base import held_modalities
 from perceivers.tasks.metrics import new_metric
-from perceivers.tasks.presence import held_modalities
 from perceivers.training.config import TrainConfig
 from perceivers.workflows.embedding import Feed, Portion, open_feed
 from perceivers.workflows.opening import run_config

@@ -18,16 +18,17 @@ from perceivers.errors import ConfigError, RunError
 from perceivers.files import read_json_file, real_path
 from perceivers.foreign import read_text
 from perceivers.report.figures.curves import draw_comparison
-from perceivers.report.html import Section, write_html
-from perceivers.report.metrics import read_metrics
-from perceivers.report.tables import (
+from perceivers.report.html import (
+    Section,
     Summary,
     costs_table,
     differences_table,
     results_table,
     short_names,
+    write_html,
 )
-from perceivers.tasks.presence import answer
+from perceivers.report.metrics import read_metrics
+from perceivers.tasks.base import answer
 from perceivers.training.run_folder import RunFolder
 from perceivers.version import __version__
 from perceivers.workflows.task_table import tasks

@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from perceivers.array_files import load_npz
 from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.data import AugmentConfig, find_files
 from perceivers.data.augment import place_view
@@ -33,6 +32,7 @@ from perceivers.data.sources import EncodedClip
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import real_path, write_atomic
 from perceivers.finite import check_answer
+from perceivers.reading import load_npz
 from perceivers.report.figures.canvases import choose_side, look_down
 from perceivers.report.figures.flow import flow_to_colour
 from perceivers.report.figures.scores import class_colours, overlay_mask

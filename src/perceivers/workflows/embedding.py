@@ -26,7 +26,7 @@ from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.finite import check_answer
 from perceivers.models.compiling import Uncompiled
 from perceivers.settings import Count, Natural, checked
-from perceivers.tasks.presence import can_lack, held_modalities
+from perceivers.tasks.base import can_lack, held_modalities
 from perceivers.text_names import show_name, write_csv
 from perceivers.training.config import TrainConfig
 from perceivers.types import ModalitySpec

@@ -15,9 +15,9 @@ from perceivers.data.augment import Views
 from perceivers.data.flow_pairs import FlowPairs
 from perceivers.errors import ConfigError, DataError
 from perceivers.settings import Count, Natural, checked
+from perceivers.tasks.base import can_lack
 from perceivers.tasks.filling import Filler
 from perceivers.tasks.flow import FlowConfig, evaluate_pairs
-from perceivers.tasks.presence import can_lack
 from perceivers.training.config import TrainConfig
 from perceivers.training.run_folder import RunFolder
 from perceivers.workflows.comparing import average_views

@@ -23,6 +23,7 @@ from perceivers.finite import check_answer
 from perceivers.report.figures.reconstruction import FilledRow, draw_filled
 from perceivers.report.figures.samples import SampleBox, draw_parts
 from perceivers.tasks import AutoencodingConfig
+from perceivers.tasks.base import can_lack, dropout_rates, held_modalities
 from perceivers.tasks.filling import (
     FREE_TARGETS,
     ElementFiller,
@@ -36,7 +37,6 @@ from perceivers.tasks.filling import (
     unit_of,
 )
 from perceivers.tasks.mae import is_masked_autoencoder
-from perceivers.tasks.presence import can_lack, dropout_rates, held_modalities
 from perceivers.text_names import show_name
 from perceivers.training.config import TrainConfig
 from perceivers.types import FIRST_BYTE, Audio, ModalitySpec, Video

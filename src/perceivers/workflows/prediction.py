@@ -18,8 +18,8 @@ from perceivers.files import write_atomic
 from perceivers.finite import NO_ANSWER, is_answer
 from perceivers.models.compiling import Uncompiled
 from perceivers.settings import Count, checked
+from perceivers.tasks.base import answer, can_lack, held_modalities
 from perceivers.tasks.mae import is_masked_autoencoder
-from perceivers.tasks.presence import answer, can_lack, held_modalities
 from perceivers.text_names import show_all, write_csv
 from perceivers.types import Bytes
 from perceivers.workflows.comparing import average_views, check_views

@@ -28,8 +28,8 @@ from perceivers.tasks.autoencoding import (
     as_floats,
     decode_raw,
 )
+from perceivers.tasks.base import can_lack, held_modalities
 from perceivers.tasks.mae import objective_of
-from perceivers.tasks.presence import can_lack, held_modalities
 from perceivers.types import FIRST_BYTE, PAD, Audio, Bytes, Image, ModalitySpec, Points, Video
 
 # -- Figures of reconstructions: one per modality ------------------------------------------------

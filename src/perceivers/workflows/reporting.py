@@ -8,18 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.array_files import load_npz
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.errors import RunError, UserError, plain_reason
 from perceivers.files import make_folder
 from perceivers.foreign import read_text
+from perceivers.reading import load_npz
 from perceivers.report.figures import (
     draw_curves,
     draw_positions,
 )
-from perceivers.report.html import HtmlTable, Section, write_html
+from perceivers.report.html import HtmlTable, Section, fill_table, write_html
 from perceivers.report.metrics import read_metrics
-from perceivers.report.tables import fill_table
 from perceivers.training.launching import as_typed
 from perceivers.training.run_folder import RunFolder
 from perceivers.version import __version__

@@ -31,7 +31,7 @@ from perceivers.settings import (
     tolerating,
 )
 from perceivers.tasks import MaskedAutoencoding
-from perceivers.tasks.presence import dropout_rates
+from perceivers.tasks.base import dropout_rates
 from perceivers.training.config import TrainConfig, build_config
 from perceivers.training.events import (
     ConsoleProgress,

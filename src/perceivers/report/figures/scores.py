@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from perceivers.errors import InputError
 from perceivers.report import style
 from perceivers.report.figures.reconstruction import to_pictures
+from perceivers.report.html import check_confusion
 from perceivers.report.style import Page, tidy
-from perceivers.report.tables import check_confusion
 
 # -- Confusion matrix: rows are true classes, columns predicted classes --------------------------
 

@@ -11,13 +11,11 @@ from perceivers.checkpoints.loading import Loaded
 from perceivers.data import Batch, make_eval_loader
 from perceivers.errors import DataError
 from perceivers.report.figures import draw_confusion, draw_mistakes
-from perceivers.report.html import Section
-from perceivers.report.tables import per_class_table
+from perceivers.report.html import Section, per_class_table
 from perceivers.tasks import Classification, ClassificationConfig, Task
-from perceivers.tasks.base import Choices
+from perceivers.tasks.base import Choices, answer, held_modalities
 from perceivers.tasks.classification import balanced_weights
 from perceivers.tasks.metrics import device_of, new_accuracies, result, results, update
-from perceivers.tasks.presence import answer, held_modalities
 from perceivers.training.config import ClassifyConfig
 from perceivers.types import Image
 from perceivers.workflows.building import classifier

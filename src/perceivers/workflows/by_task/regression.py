@@ -12,7 +12,7 @@ from perceivers.errors import DataError
 from perceivers.report.figures.scores import draw_regression
 from perceivers.report.html import Section
 from perceivers.tasks import Regression, RegressionConfig
-from perceivers.tasks.presence import answer, held_modalities
+from perceivers.tasks.base import answer, held_modalities
 from perceivers.tasks.regression import measure_targets
 from perceivers.training.config import RegressConfig
 from perceivers.workflows.building import classifier

@@ -20,7 +20,7 @@ from perceivers.report.figures.canvases import choose_side, look_down, shade_hei
 from perceivers.report.figures.scores import draw_masks
 from perceivers.report.html import Section
 from perceivers.tasks import Segmentation, SegmentationConfig
-from perceivers.tasks.presence import answer, held_modalities
+from perceivers.tasks.base import answer, held_modalities
 from perceivers.tasks.segmentation import IGNORED, element_logits, segmented_modality
 from perceivers.tasks.segmentation import TARGET as MASKS
 from perceivers.training.config import SegmentConfig, TrainConfig
