@@ -1,5 +1,6 @@
 """Interface of models, on which tasks, training and checkpoints rely in all model families."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -90,7 +91,7 @@ class Model(Protocol):
         ...
 
 
-class SavedModule(nn.Module):
+class SavedModule(nn.Module, ABC):
     """Base class of models: input handling, compilation and saving.
 
     Attributes:
@@ -154,6 +155,7 @@ class SavedModule(nn.Module):
         """Names of the tensors that a call returns; different from the names of inputs."""
         return ("output",)
 
+    @abstractmethod
     def features(
         self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
@@ -163,7 +165,6 @@ class SavedModule(nn.Module):
             inputs: Raw tensors ``[B, ...]`` by name.
             present: In which samples a modality is present, bool ``[B]``; default all.
         """
-        raise NotImplementedError
 
     def feature_tokens(
         self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None
@@ -194,9 +195,9 @@ class SavedModule(nn.Module):
         """Return the learned positions of the inputs, by modality."""
         return {}
 
+    @abstractmethod
     def describe(self) -> tuple[str, str]:
         """Return the size of the latents (or of the last tokens) and the structure, for tables."""
-        raise NotImplementedError
 
     def save_pretrained(
         self, folder: str | Path, *, info: ModelInfo | None = None, overwrite: bool = False

@@ -7,6 +7,7 @@ Legend: B batch, M tokens, N latents, C channels of a token, D channels of a lat
 Papers: Perceiver (arXiv 2103.03206) Sec. 3; Perceiver IO (arXiv 2107.14795) Sec. 3 and App. E.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
@@ -412,11 +413,11 @@ class FlatModel(SavedModule):
     inputs: TokenReaders
     trunk: Trunk
 
+    @abstractmethod
     def forward_features(
         self, inputs: Mapping[str, Tensor] | Tensor, *, present: Mapping[str, Tensor] | None = None
     ) -> TrunkEncoded:
         """Return the latents and the tokens that they attended to."""
-        raise NotImplementedError
 
     def adapter(self, name: str) -> ElementAdapter:
         """Return the adapter of a modality."""

@@ -8,6 +8,7 @@ classes, P values of a patch, L length of a text, V size of the byte vocabulary,
 Paper: Hiera (arXiv 2306.00989).
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -69,9 +70,9 @@ class Backbone(SavedModule):
     input: ElementAdapter
     encoder: Any
 
+    @abstractmethod
     def forward_features(self, inputs: Mapping[str, Tensor] | Tensor) -> Pyramid:
         """Return the feature maps of all stages."""
-        raise NotImplementedError
 
     def adapter(self, name: str) -> ElementAdapter:
         """Return the adapter of the modality.
@@ -113,8 +114,8 @@ class Backbone(SavedModule):
         tokens = f"{self._count_cells(last)} x {config.dim * 2**last}"
         return tokens, f"blocks {depths}, width {config.dim}, {self._describe_attention()}"
 
-    def _describe_attention(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _describe_attention(self) -> str: ...
 
     def _count_cells(self, stage: int) -> int:
         pairs = zip(self.config.spec.grid, self.config.stride(stage), strict=True)
