@@ -42,6 +42,15 @@ class ModalitySpec(Settings):
 
     kind: ClassVar[str]
     channels_first: ClassVar[bool] = False
+    # Type of raw samples as they are usually stored, and so of zeros in place of missing ones.
+    raw_dtype: ClassVar[str] = "float32"
+    # What integers are, for messages, if they are indices rather than values; else empty.
+    indexed: ClassVar[str] = ""
+    # Whether samples are images or frames, and whether they extend in time.
+    has_pixels: ClassVar[bool] = False
+    has_time: ClassVar[bool] = False
+    # Distance from the smallest to the largest value after scaling.
+    value_range: ClassVar[float] = 1.0
 
     channels: int
     mean: tuple[float, ...]
@@ -59,6 +68,16 @@ class ModalitySpec(Settings):
     def num_tokens(self) -> int:
         """Number of raw elements per sample, which are one token each."""
         return prod(self.grid)
+
+    @property
+    def has_order(self) -> bool:
+        """Whether the order of the elements can be changed, which labels do not support."""
+        return any(field.name == "order" for field in fields(self))
+
+    @property
+    def may_lack(self) -> bool:
+        """Whether elements may be missing: texts are padded, ragged points may be fewer."""
+        return False
 
     @property
     def raw_shape(self) -> tuple[int, ...]:
@@ -100,6 +119,8 @@ class Image(ModalitySpec):
 
     kind: ClassVar[str] = "image"
     channels_first: ClassVar[bool] = True
+    raw_dtype: ClassVar[str] = "uint8"
+    has_pixels: ClassVar[bool] = True
 
     height: Count
     width: Count
@@ -133,6 +154,9 @@ class Video(ModalitySpec):
 
     kind: ClassVar[str] = "video"
     channels_first: ClassVar[bool] = True
+    raw_dtype: ClassVar[str] = "uint8"
+    has_pixels: ClassVar[bool] = True
+    has_time: ClassVar[bool] = True
 
     frames: Count
     height: Count
@@ -166,6 +190,8 @@ class Audio(ModalitySpec):
 
     kind: ClassVar[str] = "audio"
     channels_first: ClassVar[bool] = True
+    has_time: ClassVar[bool] = True
+    value_range: ClassVar[float] = 2.0
 
     samples: Count
     channels: Count = 1
@@ -215,6 +241,11 @@ class Points(ModalitySpec):
     def grid(self) -> tuple[int, ...]:
         """Number of points."""
         return (self.points,)
+
+    @property
+    def may_lack(self) -> bool:
+        """Whether clouds may have fewer points."""
+        return self.ragged
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -267,6 +298,8 @@ class Labels(ModalitySpec):
     """
 
     kind: ClassVar[str] = "labels"
+    raw_dtype: ClassVar[str] = "int64"
+    indexed: ClassVar[str] = "labels are class indices (int64), negative where unknown"
 
     num_classes: Count
     length: Count = 1
@@ -302,6 +335,8 @@ class Bytes(ModalitySpec):
     """
 
     kind: ClassVar[str] = "bytes"
+    raw_dtype: ClassVar[str] = "int64"
+    indexed: ClassVar[str] = "texts are ids of bytes (int64): byte + 6, 0 where padded"
 
     length: Count
     wrap: Literal["none", "cls_sep"] = "none"
@@ -315,6 +350,11 @@ class Bytes(ModalitySpec):
     def grid(self) -> tuple[int, ...]:
         """Number of bytes."""
         return (self.length,)
+
+    @property
+    def may_lack(self) -> bool:
+        """Texts shorter than the length are padded."""
+        return True
 
     @property
     def raw_shape(self) -> tuple[int, ...]:

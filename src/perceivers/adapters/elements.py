@@ -14,16 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers.errors import InputError
-from perceivers.types import PAD, ModalitySpec, Points
+from perceivers.types import PAD, ModalitySpec
 
 # Divisors that map integer types to 0..1 (uint8) or -1..1 (int16).
 INTEGER_SCALE = {torch.uint8: 255.0, torch.int16: 32768.0}
-
-# Modalities whose integers are indices, and their description for error messages.
-INDEXED = {
-    "labels": "labels are class indices (int64), negative where unknown",
-    "bytes": "texts are ids of bytes (int64): byte + 6, 0 where padded",
-}
 
 
 class ElementAdapter(nn.Module):
@@ -51,7 +45,7 @@ class ElementAdapter(nn.Module):
             InputError: The shape or dtype of the tensor is not that of the modality.
         """
         self._check(raw)
-        if self.spec.kind in INDEXED:
+        if self.spec.indexed:
             return raw.reshape(raw.shape[0], -1)
         if self.spec.channels_first:
             return raw.flatten(2).transpose(1, 2)
@@ -60,14 +54,14 @@ class ElementAdapter(nn.Module):
     @property
     def may_lack(self) -> bool:
         """Whether elements may be missing: texts are padded, ragged points may be fewer."""
-        return self.spec.kind == "bytes" or (isinstance(self.spec, Points) and self.spec.ragged)
+        return self.spec.may_lack
 
     def real(self, raw: Tensor) -> Bool[Tensor, "B N"] | None:
         """Return which elements are valid (not padding or missing points); None if all are."""
         if not self.may_lack:
             return None
         values = self.flatten(raw)
-        return values != PAD if self.spec.kind == "bytes" else is_point(values)
+        return values != PAD if self.spec.indexed else is_point(values)
 
     def normalise(self, values: Tensor, dtype: torch.dtype) -> Float[Tensor, "*B C"]:
         """Normalise flattened values: scale, subtract the mean, divide by the standard deviation.
@@ -114,15 +108,13 @@ class ElementAdapter(nn.Module):
         if not isinstance(raw, Tensor):
             raise InputError(f"input {self.name!r} is a {type(raw).__name__}; it must be a tensor")
         expected, found = self.spec.raw_shape, tuple(raw.shape[1:])
-        if self.spec.kind in INDEXED:
+        if self.spec.indexed:
             if found not in {expected, ()} or (found == () and expected != (1,)):
                 raise InputError(
                     f"input {self.name!r} has shape {tuple(raw.shape)}; expected [B, {expected[0]}]"
                 )
             if raw.is_floating_point() or raw.dtype == torch.bool:
-                raise InputError(
-                    f"input {self.name!r} has dtype {raw.dtype}; {INDEXED[self.spec.kind]}"
-                )
+                raise InputError(f"input {self.name!r} has dtype {raw.dtype}; {self.spec.indexed}")
             return
         if found != expected:
             raise InputError(

@@ -24,7 +24,7 @@ from perceivers.settings import (
     UsedFor,
     UsedIf,
 )
-from perceivers.types import Audio, Image, ModalitySpec, Video
+from perceivers.types import ModalitySpec
 
 # Attempts to sample a random crop that fits in the image.
 CROP_ATTEMPTS = 10
@@ -367,11 +367,11 @@ class Views(Settings, prefix="views."):
                 without images or videos.
         """
         needs = (
-            (self.temporal, "temporal", (Video, Audio), "videos or audio"),
-            (self.spatial, "spatial", (Image, Video), "images or videos"),
+            (self.temporal, "temporal", "has_time", "videos or audio"),
+            (self.spatial, "spatial", "has_pixels", "images or videos"),
         )
-        for number, name, kinds, nouns in needs:
-            if number > 1 and not any(isinstance(spec, kinds) for spec in specs.values()):
+        for number, name, extent, nouns in needs:
+            if number > 1 and not any(getattr(spec, extent) for spec in specs.values()):
                 raise ConfigError(
                     f"views are {self}, but {number} {name} views need {nouns}, and the model "
                     f"reads {sorted(specs)}; use 1 {name} view"

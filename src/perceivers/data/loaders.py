@@ -31,9 +31,6 @@ from perceivers.types import ModalitySpec
 
 # -- Batches: samples stacked into tensors, and the names of unreadable samples ------------------
 
-# Dtype of the zeros for a modality that no sample of a batch has; float32 where not listed.
-BLANK_DTYPES = {"image": np.uint8, "video": np.uint8, "bytes": np.int64}
-
 
 @dataclass
 class Batch:
@@ -161,7 +158,7 @@ def _stack(
     if len(held) == len(samples):
         return np.stack(held)
     spec = specs[name]
-    like = held[0] if held else np.zeros(spec.raw_shape, BLANK_DTYPES.get(spec.kind, np.float32))
+    like = held[0] if held else np.zeros(spec.raw_shape, spec.raw_dtype)
     blank = np.zeros_like(like)
     return np.stack([sample.get(name, blank) for sample in samples])
 

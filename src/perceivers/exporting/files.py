@@ -27,8 +27,6 @@ SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
 TOLERANCE = 1e-4
 TRACED_BATCH = 2
 COMPARED_BATCHES = (1, 3)
-# Input types used for tracing, and required by the exported file; all others are float32.
-DTYPES = {"image": "uint8", "video": "uint8", "labels": "int64", "bytes": "int64"}
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ def describe(graph: Graph, kind: str, part: str, info: ModelInfo) -> dict[str, A
             name: {
                 **spec_to_json(spec),
                 "raw_shape": ["batch", *spec.raw_shape],
-                "dtype": DTYPES.get(spec.kind, "float32"),
+                "dtype": spec.raw_dtype,
                 "fit": "resize the shorter side to cover, then crop the centre"
                 if spec.kind == "image"
                 else "as declared",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from perceivers.types import FIRST_BYTE, PAD, ModalitySpec, Points
+from perceivers.types import FIRST_BYTE, PAD, ModalitySpec
 
 BATCH = "batch"
 
@@ -48,7 +48,7 @@ def random_raw(spec: ModalitySpec, batch: int, generator: torch.Generator) -> Te
     padding and ragged point clouds in absent points (NaN); their lengths vary by sample.
     """
     shape = (batch, *spec.raw_shape)
-    if spec.kind in {"image", "video"}:
+    if spec.has_pixels:
         return torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
     if spec.kind == "labels":
         return torch.randint(0, spec.channels, shape, generator=generator)
@@ -59,7 +59,7 @@ def random_raw(spec: ModalitySpec, batch: int, generator: torch.Generator) -> Te
         ids = torch.randint(FIRST_BYTE, spec.channels, shape, generator=generator)
         return torch.where(absent, PAD, ids)
     values = torch.randn(shape, generator=generator)
-    if isinstance(spec, Points) and spec.ragged:
+    if spec.may_lack:
         return torch.where(absent.unsqueeze(-1), torch.nan, values)
     return values
 

@@ -346,7 +346,7 @@ class Autoencoding(Task):
         return {"loss": loss, **shares, **(top1 if known["top1"] else {})}
 
     def _new_psnr(self, name: str, device: torch.device) -> "Metric":
-        peak = 2.0 if self.model.config.inputs[name].kind == "audio" else 1.0
+        peak = self.model.config.inputs[name].value_range
         return new_metric("image.PeakSignalNoiseRatio", device, data_range=peak)
 
 

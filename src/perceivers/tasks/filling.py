@@ -22,8 +22,6 @@ from perceivers.tasks.autoencoding import Autoencoding, AutoencodingConfig
 from perceivers.tasks.base import TaskBatch, held_modalities
 from perceivers.types import PAD, ModalitySpec
 
-# Kinds whose elements are classes, predicted as logits.
-SCORED_KINDS = ("labels", "bytes")
 # Targets of a masked autoencoder that can be inverted without the missing values themselves.
 FREE_TARGETS: tuple[Target, ...] = ("per-channel", "raw")
 
@@ -182,7 +180,7 @@ def element_errors(model: Any, name: str, made: Tensor, truth: Tensor) -> Float[
         made: Predicted values or logits ``[#B, N, C]``.
         truth: From ``true_elements``.
     """
-    if model.adapter(name).spec.kind in SCORED_KINDS:
+    if model.adapter(name).spec.indexed:
         # Expand, as the baseline makes one prediction for the whole batch.
         scores = F.log_softmax(made.float(), -1).expand(len(truth), -1, -1)
         return -scores.gather(-1, truth.unsqueeze(-1)).squeeze(-1)
@@ -194,7 +192,7 @@ def unit_of(spec: ModalitySpec) -> str:
 
     ``nats`` for labels and texts, ``variances`` for standardised values, ``squared`` for others.
     """
-    if spec.kind in SCORED_KINDS:
+    if spec.indexed:
         return "nats"
     return "variances" if spec.std else "squared"
 
@@ -212,7 +210,7 @@ class MeanSample:
 
     def __init__(self, model: Any, name: str) -> None:
         self.model, self.name = model, name
-        self.scored = model.adapter(name).spec.kind in SCORED_KINDS
+        self.scored = bool(model.adapter(name).spec.indexed)
         self.total: Tensor | None = None
         self.count: Tensor | None = None
 

@@ -16,10 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from perceivers.errors import ConfigError
-from perceivers.types import Image, ModalitySpec, Points, Video
-
-# Integers that are class or character ids, which cannot be averaged.
-DISCRETE_KINDS = ("bytes", "labels")
+from perceivers.types import ModalitySpec
 
 Mixed = tuple[dict[str, Tensor], Float[Tensor, "B K"]]
 
@@ -36,20 +33,20 @@ def check_mixing(specs: Mapping[str, ModalitySpec], *, mixup: bool, cutmix: bool
         ConfigError: CutMix with inputs other than images and clips, or MixUp with ids or with point
             clouds of varying size.
     """
-    seen = Image | Video
-    others = {name: spec.kind for name, spec in specs.items() if not isinstance(spec, seen)}
+    others = {name: spec.kind for name, spec in specs.items() if not spec.has_pixels}
     if cutmix and others:
         raise ConfigError(
             f"cutmix pastes boxes of images and clips, but the model reads {others} (modality: "
             f"kind); set cutmix to false"
         )
-    discrete = {name: kind for name, kind in others.items() if kind in DISCRETE_KINDS}
+    # Class or character ids cannot be averaged.
+    discrete = {name: kind for name, kind in others.items() if specs[name].indexed}
     if mixup and discrete:
         raise ConfigError(
             f"mixup blends values, but the model reads ids: {discrete} (modality: kind); set mixup "
             f"to 0"
         )
-    ragged = [name for name, spec in specs.items() if isinstance(spec, Points) and spec.ragged]
+    ragged = [name for name, spec in specs.items() if spec.may_lack and not spec.indexed]
     if mixup and ragged:
         raise ConfigError(
             f"mixup blends values, but the point clouds of {ragged} may differ in size; set mixup "

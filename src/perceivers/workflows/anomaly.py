@@ -426,7 +426,7 @@ def _draw(found: Anomalies, each: AnomalyMap, stem: Path, limits: dict[str, floa
 def _as_floats(model: Any, name: str, raw: Tensor) -> Tensor:
     """Return a raw sample as floats in its raw layout (images in 0..1); text keeps its ids."""
     adapter = model.adapter(name)
-    if adapter.spec.kind == "bytes":
+    if adapter.spec.indexed:
         return raw
     tokens = adapter.normalise(adapter.flatten(raw.unsqueeze(0)), torch.float32)
     return adapter.restore(tokens).squeeze(0)

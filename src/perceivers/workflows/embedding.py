@@ -234,7 +234,7 @@ def blank_missing(batch: Batch, missing: Mapping[str, ModalitySpec]) -> None:
         missing: Specs of the missing modalities by name.
     """
     for name, spec in missing.items():
-        dtype = torch.int64 if spec.kind == "bytes" else torch.float32
+        dtype = torch.int64 if spec.indexed else torch.float32
         batch.inputs[name] = torch.zeros(len(batch), *spec.raw_shape, dtype=dtype)
         batch.present[name] = torch.zeros(len(batch), dtype=torch.bool)
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from perceivers.data import Batch, make_train_loader
-from perceivers.data.loaders import BLANK_DTYPES
 from perceivers.errors import ConfigError, suggest
 from perceivers.models.registry import FAMILIES, find_family, list_models
 from perceivers.plan.counting import (
@@ -41,7 +40,7 @@ from perceivers.tasks import (
 from perceivers.training.config import TrainConfig, build_config
 from perceivers.training.optimizers import make_optimizer
 from perceivers.training.run_folder import TASKS
-from perceivers.types import SPECS, Labels, ModalitySpec, spec_from_json
+from perceivers.types import SPECS, ModalitySpec, spec_from_json
 from perceivers.workflows.building import fresh_autoencoder, fresh_model
 from perceivers.workflows.task_table import tasks
 
@@ -297,8 +296,7 @@ def blank_batch(specs: Mapping[str, ModalitySpec], size: int) -> Batch:
     rows = torch.arange(size)
     inputs = {}
     for name, spec in specs.items():
-        dtype = np.int64 if isinstance(spec, Labels) else BLANK_DTYPES.get(spec.kind, np.float32)
-        inputs[name] = torch.from_numpy(np.zeros((size, *spec.raw_shape), dtype))
+        inputs[name] = torch.from_numpy(np.zeros((size, *spec.raw_shape), spec.raw_dtype))
     labels = torch.zeros(size, dtype=torch.int64)
     return Batch(inputs, labels, rows, [], position=rows)
 

@@ -17,9 +17,8 @@ from perceivers.files import write_atomic, write_json
 from perceivers.report.figures.trials import draw_shuffling
 from perceivers.report.style import number
 from perceivers.settings import Count, Positive, Seed, Settings
-from perceivers.tasks.segmentation import TARGET as MASKS
 from perceivers.training.run_lock import RunLock
-from perceivers.types import ElementOrder, Labels
+from perceivers.types import ElementOrder
 from perceivers.version import __version__
 from perceivers.workflows.arms import (
     TABLE,
@@ -222,9 +221,7 @@ def shuffled_modalities(prepared: Prepared) -> list[str]:
         ConfigError: No modality has more than one element.
     """
     names = [
-        name
-        for name, spec in prepared.specs.items()
-        if name != MASKS and not isinstance(spec, Labels) and spec.num_tokens > 1
+        name for name, spec in prepared.specs.items() if spec.has_order and spec.num_tokens > 1
     ]
     if not names:
         raise ConfigError(f"{sorted(prepared.specs)} have only one element each, so no order")

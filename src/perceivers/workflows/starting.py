@@ -12,7 +12,6 @@ import torch
 
 from perceivers.data import Batch
 from perceivers.data.fingerprints import compare_fingerprints, take_fingerprint
-from perceivers.data.loaders import BLANK_DTYPES
 from perceivers.data.sources import PartialSource, TargetSource
 from perceivers.errors import ConfigError, DataError, RunError, UserError
 from perceivers.files import read_json_file
@@ -352,7 +351,7 @@ class EstimatedRun:
         """Bytes of one sample as returned by loaders."""
         return float(
             sum(
-                prod(spec.raw_shape) * np.dtype(BLANK_DTYPES.get(spec.kind, np.float32)).itemsize
+                prod(spec.raw_shape) * np.dtype(spec.raw_dtype).itemsize
                 for spec in self.specs.values()
             )
         )

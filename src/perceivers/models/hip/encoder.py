@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from perceivers.adapters import ElementAdapter
-from perceivers.adapters.elements import INDEXED, is_point
+from perceivers.adapters.elements import is_point
 from perceivers.adapters.multimodal import check_present
 from perceivers.errors import InputError, suggest
 from perceivers.masking import MaskPlan
@@ -269,7 +269,7 @@ class InputEmbedding(nn.Module):
     def _content(self, name: str, values: Shaped[Tensor, "B g K c"]) -> Float[Tensor, "B g K E"]:
         """Embed raw values of one modality; results for missing elements are finite but invalid."""
         adapter, embed = self._adapter(name), self.embed[name]
-        if adapter.spec.kind in INDEXED:
+        if adapter.spec.indexed:
             values = values.squeeze(-1)
         if isinstance(embed, nn.Embedding):
             return embed(values.long())

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from perceivers.adapters.elements import INDEXED, is_point
+from perceivers.adapters.elements import is_point
 from perceivers.draws import Draws
 from perceivers.masking import DEFAULT_MASK_RATIO, MaskKind, MaskPlan, count_kept, draw_mask_plan
 from perceivers.models.hip.encoder import HiPEncoded, gather_slots
@@ -53,7 +53,7 @@ class ElementObjective:
     def __init__(self, model: HiP) -> None:
         self.model = model
         # Vocabulary entries have no mean, so they cannot be standardised.
-        values = any(spec.kind not in INDEXED for spec in model.config.grouped_inputs.values())
+        values = any(not spec.indexed for spec in model.config.grouped_inputs.values())
         self.targets: tuple[Target, ...] = ("per-channel", "raw")
         self.targets += ("group-normalised",) if values else ()
 
@@ -185,7 +185,7 @@ def masked_targets(
     grouped = model.encoder.inputs.slots(raw, share)
     real = model.encoder.inputs.real(raw, share, raw.device)
     statistics = None
-    if target == "group-normalised" and kind not in INDEXED:
+    if target == "group-normalised" and not model.adapter(name).spec.indexed:
         statistics = group_statistics(model.adapter(name).normalise(grouped, torch.float32), real)
     if plan.is_packed:
         grouped = gather_slots(grouped, plan.masked[name])
@@ -249,7 +249,7 @@ def reconstruct_inputs(
     pictures = {}
     for share in encoded.layout.shares:
         adapter, prediction = model.adapter(share.name), predictions[share.name]
-        if target == "group-normalised" and adapter.spec.kind not in INDEXED:
+        if target == "group-normalised" and not adapter.spec.indexed:
             raw = inputs[share.name]
             tokens = adapter.normalise(model.encoder.inputs.slots(raw, share), torch.float32)
             real = model.encoder.inputs.real(raw, share, raw.device)

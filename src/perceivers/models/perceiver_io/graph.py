@@ -12,7 +12,6 @@ from perceivers.errors import ConfigError, suggest
 from perceivers.models.flat.trunk import TrunkEncoded
 from perceivers.models.graphs import BATCH, Graph, draw_raw
 from perceivers.models.perceiver_io.model import PerceiverIO
-from perceivers.types import Points
 
 QUERIES = "queries"
 
@@ -69,9 +68,7 @@ def decoder_graph(model: PerceiverIO, output: str | None) -> Graph:
     config = model.config.outputs[name]
     spec = model.config.inputs.get(config.modality)
     raw = {config.modality: spec} if spec is not None and config.queries == "tokens" else {}
-    absent = spec is not None and (
-        spec.kind == "bytes" or (isinstance(spec, Points) and spec.ragged)
-    )
+    absent = spec is not None and spec.may_lack
     keep = absent and config.mask_padding
     total, trunk = model.num_queries(name), model.config.trunk
 
