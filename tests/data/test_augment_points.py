@@ -8,7 +8,7 @@ import pytest
 from perceivers.data.arrays import Arrays
 from perceivers.data.augment import AugmentConfig, Look
 from perceivers.data.augment_signals import drop_points, move_points, turn_points
-from perceivers.data.fits import fit_points
+from perceivers.data.by_modality.points import fit_points
 from perceivers.data.fitting import SampleReader
 from perceivers.errors import ConfigError
 from perceivers.types import Audio, Points

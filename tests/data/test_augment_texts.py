@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from perceivers.data.arrays import Arrays
 from perceivers.data.augment import AugmentConfig, Look
 from perceivers.data.augment_signals import change_text, drop_words
-from perceivers.data.fits import fit_text
+from perceivers.data.by_modality.texts import fit_text
 from perceivers.data.fitting import SampleReader
 from perceivers.errors import ConfigError
 from perceivers.types import FIRST_BYTE, PAD, Audio, Bytes

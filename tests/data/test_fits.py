@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from perceivers.data.augment import Look
-from perceivers.data.fits import check_whole, fit_raw, scale_cloud
+from perceivers.data.by_modality.points import scale_cloud
+from perceivers.data.fits import fit_raw
+from perceivers.data.modality import modality_of
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Array, Audio, Bytes, Image, ModalitySpec, Points, Video
 
@@ -49,10 +51,10 @@ def test_a_text_without_room_is_refused() -> None:
 
 
 def test_a_whole_text_is_asked_for_and_a_longer_one_named() -> None:
-    check_whole(TEXT, "x/0", Bytes(8))
-    check_whole(TEXT, "x/0", Audio(1))
+    for spec in (Bytes(8), Audio(1)):
+        modality_of(spec).check_whole(TEXT, "x/0", spec)
     with pytest.raises(DataError, match=r"^x/0: the text has 8 bytes, .* at most 7 \(length 9, wr"):
-        check_whole(TEXT, "x/0", Bytes(9, "cls_sep"))
+        modality_of(Bytes(9)).check_whole(TEXT, "x/0", Bytes(9, "cls_sep"))
 
 
 def test_fewer_points_are_followed_by_rows_of_nan() -> None:

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from perceivers.data import Dataset
-from perceivers.data import fits as fits_module
-from perceivers.data import measuring as measuring_module
 from perceivers.data.arrays import Arrays
 from perceivers.data.augment import AugmentConfig, Look
+from perceivers.data.by_modality import sounds, videos
 from perceivers.data.fitting import SampleReader
 from perceivers.data.measuring import override_spec
 from perceivers.data.sources import EncodedClip
@@ -60,10 +59,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         seen.append(("audio", clip.path, look.rng))
         return np.zeros(spec.raw_shape, np.float32)
 
-    natives = {"video": native_video, "audio": lambda clip: Audio(10 * clip.data[0], 1, 8000)}
-    monkeypatch.setattr(measuring_module, "NATIVE", natives)
-    monkeypatch.setattr(fits_module, "fit_clip", fit_clip)
-    monkeypatch.setattr(fits_module, "fit_audio", fit_audio)
+    monkeypatch.setattr(videos, "native_video", native_video)
+    monkeypatch.setattr(sounds, "native_audio", lambda clip: Audio(10 * clip.data[0], 1, 8000))
+    monkeypatch.setattr(videos, "fit_clip", fit_clip)
+    monkeypatch.setattr(sounds, "fit_audio", fit_audio)
     return seen
 
 

@@ -13,17 +13,11 @@ from io import BufferedIOBase, BytesIO
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
-from perceivers.data.deep_pictures import is_deep
-from perceivers.data.pictures import (
-    PICTURE_EXTENSIONS,
-    is_picture_name,
-    read_bytes,
-    read_picture,
-)
+from perceivers.data.modality import FOLDER_ENDINGS, modalities
+from perceivers.data.pictures import read_bytes
 from perceivers.data.sources import EncodedClip
 from perceivers.errors import DataError
 from perceivers.reading import check_file, open_file
@@ -34,12 +28,6 @@ AUDIO_EXTENSIONS = (
 )
 VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 POINT_EXTENSIONS = (".off", ".ply", ".npy", ".xyz", ".obj", ".stl")
-EXTENSIONS = {
-    "image": PICTURE_EXTENSIONS,
-    "audio": AUDIO_EXTENSIONS,
-    "video": VIDEO_EXTENSIONS,
-    "points": POINT_EXTENSIONS,
-}
 # libsndfile's error codes for formats and encodings that it does not read.
 UNREAD_CODES = {1, 4, 18}
 # Containers with a time for every packet, in which seeking works everywhere.
@@ -58,14 +46,11 @@ MAX_READ = 2**23
 
 
 def name_kind(name: str) -> str | None:
-    """Return ``image``, ``audio``, ``video`` or ``points`` by a file's extension; else None."""
-    if is_picture_name(name):
-        return "image"
+    """Return the kind of a media file, such as ``image``, by its extension; None if unknown."""
     lower = name.lower()
-    for kind in ("audio", "video", "points"):
-        if not name.startswith(".") and lower.endswith(EXTENSIONS[kind]):
-            return kind
-    return None
+    if name.startswith("."):
+        return None
+    return next((kind for kind, ends in FOLDER_ENDINGS.items() if lower.endswith(ends)), None)
 
 
 @cache
@@ -234,12 +219,10 @@ def wrap_file(
 ) -> dict[str, Picture | NDArray | EncodedClip]:
     """Return what one file adds to a sample: an image, a clip, points, or the bytes of a text.
 
-    Images of 16 bits per value stay undecoded, because Pillow has no such colour modes.
-
     Args:
-        kind: ``image``, ``mask``, ``audio``, ``video``, ``points`` or ``bytes``.
+        kind: ``image``, ``mask``, ``bytes`` or another kind of files.
         path: Path of the file, for messages and for reading.
-        data: Its content; None reads it now, except audio, videos and clouds of more than
+        data: Its content; None reads it now, except streamed kinds, such as audio, of more than
             ``MAX_READ`` bytes, which are read when they are decoded.
         has_sound: Whether a video file also provides the sample's audio; None checks for a sound
             track.
@@ -248,22 +231,9 @@ def wrap_file(
         DataError: An image cannot be decoded, a file cannot be read, or a video cannot be opened
             for the check.
     """
-    if kind in {"image", "mask", "bytes"}:
-        content = read_bytes(path) if data is None else data
-        if kind == "bytes":
-            return {"bytes": np.frombuffer(content, np.uint8).copy()}
-        if kind == "image" and is_deep(content):
-            return {"image": EncodedClip(path, content, "image")}
-        return {kind: read_picture(content, path)}
-    if data is None and check_file(path).st_size <= MAX_READ:
+    row = modalities()[kind]
+    assert row.decode is not None, kind
+    if data is None and not (row.streamed and check_file(path).st_size > MAX_READ):
         data = read_bytes(path)
-    if kind == "audio":
-        return {"audio": EncodedClip(path, data, "audio")}
-    if kind == "points":
-        return {"points": EncodedClip(path, data, "points")}
-    film = EncodedClip(path, data, "video")
-    if has_sound is None:
-        with open_container(film) as container:
-            has_sound = has_track(container)
-    sample: dict[str, Picture | NDArray | EncodedClip] = {"video": film}
-    return sample | ({"audio": EncodedClip(path, data, "audio")} if has_sound else {})
+    raw = row.decode(path, data)
+    return {kind: raw, **row.beside(raw, has_sound)}

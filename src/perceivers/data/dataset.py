@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perceivers.data.augment import AugmentConfig
-from perceivers.data.clouds import PointMask
 from perceivers.data.fitting import SampleReader
-from perceivers.data.masks import MASK_NAME, Mask, kept_classes
+from perceivers.data.masks import MASK_NAME, kept_classes
 from perceivers.data.measuring import measure_specs
+from perceivers.data.modality import modality_of
 from perceivers.data.partial import keep_holding
 from perceivers.data.sources import Source
 from perceivers.errors import DataError
 from perceivers.text_names import check_class_names, check_writable, show_name
-from perceivers.types import Image, ModalitySpec, Points
+from perceivers.types import ModalitySpec
 
 # The mask class that training ignores by default.
 VOID = "void"
@@ -123,10 +123,8 @@ class Dataset:
             return specs
         classes, ignored = kept_classes(self.mask_classes, VOID)
         for spec in list(specs.values()):
-            if isinstance(spec, Image):
-                specs[MASK_NAME] = Mask(spec.height, spec.width, len(classes), ignored)
-            elif isinstance(spec, Points):
-                specs[MASK_NAME] = PointMask(spec.points, len(classes), ignored)
+            if (mask := modality_of(spec).mask) is not None:
+                specs[MASK_NAME] = mask(*spec.grid, len(classes), ignored)
         return specs
 
     def __post_init__(self) -> None:

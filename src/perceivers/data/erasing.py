@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perceivers.data.augment import Look
-from perceivers.data.fits import FULL_SCALE
+from perceivers.data.modality import FULL_SCALE
 from perceivers.types import Image, Video
 
 AREA = (0.02, 1 / 3)

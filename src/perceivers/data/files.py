@@ -12,27 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perceivers.data.augment import AugmentConfig, Views
-from perceivers.data.containers import EXTENSIONS, wrap_file
+from perceivers.data.containers import wrap_file
 from perceivers.data.fitting import SampleReader
 from perceivers.data.folders import PictureFiles
 from perceivers.data.joined import Parts
 from perceivers.data.loaders import Batch, merge_empty, read_readable
+from perceivers.data.modality import FILE_ENDINGS, PLURALS
 from perceivers.data.sources import RawSample, pick
 from perceivers.data.text_sources import walk_files
-from perceivers.data.texts import TEXT_EXTENSION
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.settings import Count, checked
 from perceivers.text_names import compose, find_spelling
 from perceivers.types import ModalitySpec
-
-ENDINGS = {**EXTENSIONS, "bytes": (TEXT_EXTENSION,)}
-NOUNS = {
-    "image": "images",
-    "audio": "audio files",
-    "video": "videos",
-    "points": "point clouds",
-    "bytes": "texts",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +62,7 @@ class LooseFiles:
         sample = self._read_parts(self.samples[index])
         if missing := [kind for kind in self.wanted if kind not in sample]:
             path = Path(self.names[index])
-            beside = [path.with_suffix(ENDINGS[kind][0]).name for kind in missing]
+            beside = [path.with_suffix(FILE_ENDINGS[kind][0]).name for kind in missing]
             raise DataError(
                 f"{path}: comes without {' and '.join(missing)}, but "
                 f"{', '.join(self.wanted)} are read together; also give files with the same "
@@ -84,7 +75,7 @@ class LooseFiles:
         for kind, path in parts.items():
             if kind not in self.wanted:
                 raise DataError(
-                    f"{path}: belongs to the {NOUNS[kind]}, but the model reads "
+                    f"{path}: belongs to the {PLURALS[kind]}, but the model reads "
                     f"{' and '.join(self.wanted)}; give it {list_endings(self.wanted)}"
                 )
             has_sound = self._gives_sound(parts) if kind == "video" else False
@@ -156,19 +147,19 @@ def pair_files(paths: Sequence[Path], wanted: Sequence[str]) -> list[dict[str, s
                 f"{path}: lies beside {Path(paired[stem][kind]).name!r}; files of several kinds "
                 f"are paired by name, so a name may have one file of each kind"
             )
-    order = [*wanted, *ENDINGS]
+    order = [*wanted, *FILE_ENDINGS]
     return [dict(sorted(parts.items(), key=lambda part: order.index(part[0]))) for parts in samples]
 
 
 def find_kind(name: str) -> str | None:
     """Return the modality that a file is read as, by its extension; None if unknown."""
     lower = name.lower()
-    return next((kind for kind, endings in ENDINGS.items() if lower.endswith(endings)), None)
+    return next((kind for kind, endings in FILE_ENDINGS.items() if lower.endswith(endings)), None)
 
 
 def list_endings(kinds: Sequence[str]) -> str:
     """Return the extensions of the files of some kinds, for messages."""
-    return ", ".join(ending for kind in kinds for ending in ENDINGS[kind])
+    return ", ".join(ending for kind in kinds for ending in FILE_ENDINGS[kind])
 
 
 def find_files(paths: Sequence[str], kinds: Sequence[str] = ("image",)) -> list[Path]:
@@ -184,12 +175,12 @@ def find_files(paths: Sequence[str], kinds: Sequence[str] = ("image",)) -> list[
         ConfigError: A kind that does not exist.
     """
     for kind in kinds:
-        if kind not in ENDINGS:
+        if kind not in FILE_ENDINGS:
             raise ConfigError(
-                f"files of kind {kind!r} do not exist; the kinds are {', '.join(ENDINGS)}"
-                + suggest(kind, ENDINGS)
+                f"files of kind {kind!r} do not exist; the kinds are {', '.join(FILE_ENDINGS)}"
+                + suggest(kind, FILE_ENDINGS)
             )
-    endings = tuple(ending for kind in kinds for ending in ENDINGS[kind])
+    endings = tuple(ending for kind in kinds for ending in FILE_ENDINGS[kind])
     found: list[Path] = []
     for given in paths:
         path = find_spelling(Path(given).expanduser())
@@ -197,9 +188,10 @@ def find_files(paths: Sequence[str], kinds: Sequence[str] = ("image",)) -> list[
             below = list(walk_files(path))
             matching = sorted(str(file) for file in below if file.name.lower().endswith(endings))
             if not matching:
+                nouns = " or ".join(PLURALS[kind] for kind in kinds)
                 raise DataError(
-                    f"{given}: no {' or '.join(NOUNS[kind] for kind in kinds)} among {len(below)} "
-                    f"files; extensions understood: {list_endings(kinds)}"
+                    f"{given}: no {nouns} among {len(below)} files; extensions understood: "
+                    f"{list_endings(kinds)}"
                 )
             found += map(Path, matching)
         elif path.exists():
@@ -240,7 +232,7 @@ def read_files(
         ConfigError: The batch size is below 1, or several views would be identical.
     """
     for name, spec in specs.items():
-        if name != spec.kind or name not in ENDINGS:
+        if name != spec.kind or name not in FILE_ENDINGS:
             raise DataError(
                 f"the specs ask for {name!r} ({spec.kind}), but image files contain only 'image', "
                 f"audio files 'audio', video files 'video' and 'audio', point files 'points', "

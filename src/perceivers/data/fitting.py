@@ -9,12 +9,10 @@ from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from perceivers.data.augment import AugmentConfig, Look, Place
-from perceivers.data.augment_signals import change_sound, check_points
-from perceivers.data.clouds import PointMask
+from perceivers.data.by_modality.texts import text_room
 from perceivers.data.drawing import fit_encoded
-from perceivers.data.erasing import erase_box
-from perceivers.data.fits import check_in_place, check_whole, fit_sample, reorder_sample, text_room
-from perceivers.data.masks import Mask
+from perceivers.data.fits import check_in_place, fit_sample, reorder_sample
+from perceivers.data.modality import modality_of
 from perceivers.data.sources import (
     EncodedClip,
     PartialSource,
@@ -27,7 +25,7 @@ from perceivers.data.sources import (
 from perceivers.errors import ConfigError, DataError
 from perceivers.reading import check_limit
 from perceivers.settings import kinds_of
-from perceivers.types import Audio, Bytes, ModalitySpec, Points, Video
+from perceivers.types import Bytes, ModalitySpec, Points
 from perceivers.types import Image as ImageSpec
 
 # Optical flow: augmenting only the frames would make it wrong.
@@ -108,14 +106,11 @@ class SampleReader:
             specs = self._held(sample, path)
             if self.strict:
                 for name, spec in specs.items():
-                    check_whole(sample[name], path, spec)
+                    modality_of(spec).check_whole(sample[name], path, spec)
             fitted = [fit_sample(sample, path, specs, look) for look in looks]
         for values, look in zip(fitted, looks, strict=True):
             for name, spec in specs.items():
-                if isinstance(spec, ImageSpec | Video):
-                    values[name] = erase_box(values[name], spec, look)
-                elif isinstance(spec, Audio):
-                    values[name] = change_sound(values[name], look)
+                values[name] = modality_of(spec).augment(values[name], spec, look)
             reorder_sample(values, specs, index if position is None else position)
         return fitted
 
@@ -146,24 +141,23 @@ def check_sizes(specs: Mapping[str, ModalitySpec]) -> None:
 
 def _check_augmentation(augment: AugmentConfig, specs: Mapping[str, ModalitySpec]) -> None:
     """Reject augmentation that applies to nothing, or that would make a target wrong."""
-    seen = {n: spec for n, spec in specs.items() if isinstance(spec, ImageSpec | Video)}
-    kinds = {spec.kind for spec in specs.values()}
+    rows = {name: modality_of(spec) for name, spec in specs.items()}
+    kinds = {kind for row in rows.values() for kind in (row.spec.kind, *row.augmented_as)}
     for name, wanted in kinds_of(augment).items():
         if not kinds & set(wanted):
             raise ConfigError(
                 f"augment.{name} changes {' and '.join(wanted)}, but the modalities are "
                 f"{sorted(specs)}, none of that kind; leave it out"
             )
-    for name, spec in specs.items():
-        if isinstance(spec, Points):
-            check_points(augment, name, spec)
+    for name, row in rows.items():
+        row.check_augment(augment, name, specs[name])
     if FLOW in specs and (augment.active or augment.copies > 1):
         raise ConfigError(
             f"augmentation changes images, but the modalities are {sorted(specs)}: the flow "
             f"would no longer match the frames, and copies would be identical; keep the "
             f"defaults of the augmentation"
         )
-    odd = [name for name, spec in seen.items() if spec.channels not in {1, 3}]
+    odd = [n for n, spec in specs.items() if spec.has_pixels and spec.channels not in {1, 3}]
     if augment.rand_augment and odd:
         raise ConfigError(
             f"RandAugment changes gray and RGB images, but {odd[0]!r} has "
@@ -234,41 +228,8 @@ def _check_raw(raw: Picture | NDArray | EncodedClip, name: str, spec: ModalitySp
                 f"modality {name!r} consists of {raw.kind} files, but the spec is of kind "
                 f"{spec.kind!r}; declare it as {raw.kind}"
             )
-    else:
-        _check_array(raw, name, spec)
-
-
-def _check_array(raw: NDArray, name: str, spec: ModalitySpec) -> None:
-    """Compare a raw array with its spec, except for what is fitted sample by sample."""
-    if isinstance(spec, Bytes):
-        text_room(spec)
-        if raw.ndim == 1 and np.issubdtype(raw.dtype, np.integer):
-            return
-    elif isinstance(spec, ImageSpec):
-        if raw.ndim == 3 and raw.shape[0] in {1, spec.channels}:
-            return
-        raise DataError(
-            f"modality {name!r} has shape {raw.shape} [C, H, W], but the spec has "
-            f"{spec.channels} channels; use the channels of the data"
-        )
-    elif isinstance(spec, Video):
-        if raw.ndim == 4 and raw.shape[0] == spec.channels:
-            return
-        raise DataError(
-            f"modality {name!r} has shape {raw.shape} [C, T, H, W], but the spec has "
-            f"{spec.channels} channels; use the channels of the data"
-        )
-    elif isinstance(spec, Mask):
-        if raw.ndim == 2 and np.issubdtype(raw.dtype, np.integer):
-            return
-    elif isinstance(spec, PointMask):
-        if raw.ndim == 1 and np.issubdtype(raw.dtype, np.integer):
-            return
-    elif isinstance(spec, Audio | Points):
-        channels = raw.shape[0 if spec.channels_first else -1]
-        if raw.ndim == 2 and channels == spec.channels:
-            return
-    elif raw.shape == spec.raw_shape:
+        return
+    if modality_of(spec).is_valid(raw, name, spec):
         return
     raise DataError(
         f"modality {name!r} has shape {raw.shape} per sample, but the spec ({spec.kind}) "

@@ -24,9 +24,10 @@ from perceivers.data.audio_clips import (
     is_heard,
     lack_sound,
 )
-from perceivers.data.containers import EXTENSIONS, has_track, name_kind, open_container, wrap_file
+from perceivers.data.containers import has_track, name_kind, open_container, wrap_file
 from perceivers.data.joined import Parts, check_pairs, kind_of, pair_paths
 from perceivers.data.masks import MASK_NAME, name_mask_classes
+from perceivers.data.modality import FOLDER_ENDINGS
 from perceivers.data.pictures import is_picture_name, read_bytes
 from perceivers.data.sources import Encoded, EncodedClip, Found, RawSample, pick
 from perceivers.data.system_files import is_system_file, is_system_folder
@@ -187,7 +188,7 @@ def read_folder(root: Path) -> FolderSplits:
     if num_stray := sum(files.num_stray for files in found.values()):
         notes.append(f"{num_stray} files that are not {ANYTHING} were ignored")
     present = {kind_of(path) for files in found.values() for path in files.paths}
-    kinds = tuple(kind for kind in EXTENSIONS if kind in present)
+    kinds = tuple(kind for kind in FOLDER_ENDINGS if kind in present)
     if kinds == ("image",):
         pictures = {
             split: PictureFiles(files.paths, _relative(files.paths, root), files.labels)
@@ -369,7 +370,7 @@ def _is(ask: Callable[[], bool]) -> bool:
 
 
 def _endings() -> str:
-    return ", ".join(ending for endings in EXTENSIONS.values() for ending in endings)
+    return ", ".join(ending for endings in FOLDER_ENDINGS.values() for ending in endings)
 
 
 def _relative(paths: Sequence[str], root: Path) -> list[str]:

@@ -35,6 +35,7 @@ from perceivers.data.inspecting_labels import (
     title_modality,
 )
 from perceivers.data.inspecting_samples import SampleFacts, measure_sample
+from perceivers.data.modality import modality_of
 from perceivers.data.sources import (
     PartialSource,
     Source,
@@ -45,11 +46,8 @@ from perceivers.data.sources import (
 from perceivers.data.texts import Documents
 from perceivers.errors import DataError, UserError
 from perceivers.settings import Count, checked
-from perceivers.types import Video
 
 LIMIT = 10_000
-# Videos are read with at most this many frames, because decoding all takes long.
-READ_FRAMES = 8
 MAX_BROKEN = 20
 MAX_GROUPS = 10
 # Decoders release Python's global lock; more threads than this wait for the disk.
@@ -191,10 +189,7 @@ def _make_readers(dataset: Dataset) -> tuple[dict[str, SampleReader], str]:
     readers: dict[str, SampleReader] = {}
     try:
         specs = {
-            name: replace(spec, frames=min(spec.frames, READ_FRAMES))
-            if isinstance(spec, Video)
-            else spec
-            for name, spec in dataset.training_specs().items()
+            name: modality_of(spec).glimpse(spec) for name, spec in dataset.training_specs().items()
         }
         for split, source in dataset.splits.items():
             if not isinstance(source, FlowPairs):  # pairs differ in size and are not resized

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from perceivers.data.containers import name_kind
 from perceivers.data.dataset import Dataset
 from perceivers.data.labels import as_integer
+from perceivers.data.modality import PLURALS
 from perceivers.data.sources import (
     UNKNOWN,
     ContentSource,
@@ -40,7 +41,6 @@ from perceivers.types import ModalitySpec, Points
 # ``cat/1.png`` and ``cat/1.wav`` form one sample. Some samples may lack a kind; but if no sample
 # has two kinds, the names were never meant to pair.
 
-NOUNS = {"image": "images", "audio": "audio files", "video": "videos", "points": "point clouds"}
 Parts = Mapping[str, str]
 
 
@@ -89,7 +89,7 @@ def check_pairs(samples: Sequence[Parts], kinds: Sequence[str], root: Path) -> s
     """
     held = Counter(tuple(kind for kind in kinds if kind in parts) for parts in samples)
     if all(len(combination) == 1 for combination in held):
-        counts = ", ".join(f"{held[(kind,)]} {NOUNS[kind]}" for kind in kinds)
+        counts = ", ".join(f"{held[(kind,)]} {PLURALS[kind]}" for kind in kinds)
         raise DataError(
             f"{root}: contains {counts}, and no two of different kinds share a name; files of "
             f"several kinds are paired by their paths without extension, such as a/1.png and "
@@ -98,7 +98,7 @@ def check_pairs(samples: Sequence[Parts], kinds: Sequence[str], root: Path) -> s
     if list(held) == [tuple(kinds)]:
         return ""
     every = ", ".join(
-        f"{count} with {' and '.join(NOUNS[kind] for kind in combination)}"
+        f"{count} with {' and '.join(PLURALS[kind] for kind in combination)}"
         for combination, count in sorted(held.items(), key=lambda item: (-len(item[0]), item[0]))
     )
     return f"files are paired by name, but not all samples have every kind: {every}"

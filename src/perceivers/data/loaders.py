@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils import data as torch_data
 
 from perceivers.data.augment import MIDDLE, AugmentConfig, Place, Views
-from perceivers.data.fits import scale_values
 from perceivers.data.fitting import SampleReader
+from perceivers.data.modality import scale_values
 from perceivers.data.sources import PartialSource, Source, TargetSource, UnsureSource
 from perceivers.errors import ConfigError, DataError
 from perceivers.settings import Count, Natural, Seed, checked

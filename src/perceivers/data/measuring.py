@@ -1,7 +1,7 @@
 """Specs measured from data: shapes of the samples, and mean and standard deviation per channel."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
-from perceivers.data.audio_clips import common_audio, native_audio
 from perceivers.data.augment import AugmentConfig
+from perceivers.data.by_modality.arrays import ARRAY
+from perceivers.data.by_modality.images import PICTURE_SIZE
 from perceivers.data.deep_pictures import count_channels
-from perceivers.data.fits import FULL_SCALE
 from perceivers.data.fitting import SampleReader
 from perceivers.data.masks import MASK_NAME
-from perceivers.data.point_files import common_points, native_points
+from perceivers.data.modality import FULL_SCALE, modalities, modality_of
 from perceivers.data.sources import (
     DeclaringSource,
     EncodedClip,
@@ -25,16 +25,12 @@ from perceivers.data.sources import (
     RawSample,
     Source,
 )
-from perceivers.data.texts import TEXT_LENGTH
-from perceivers.data.video_clips import native_video
 from perceivers.errors import ConfigError, DataError, UserError, suggest
-from perceivers.types import Array, Audio, Bytes, Image, Labels, ModalitySpec, Points, Video
+from perceivers.types import Image, ModalitySpec
 
 MAX_LOOKED_AT = 512
 # Videos and long audio are slow to decode, so fewer samples are measured.
 MAX_CLIPS = 32
-LONG_SOUND = 2**16
-PICTURE_SIZE = 64
 
 
 def measure_specs(
@@ -172,7 +168,7 @@ def _combine(source: Source, wanted: Sequence[str]) -> dict[str, ModalitySpec]:
     for name in wanted:
         if name not in specs:
             raise _never_seen(name, reasons)
-    return {name: _merge(found) for name, found in specs.items()}
+    return {name: modality_of(found[0]).merge(found) for name, found in specs.items()}
 
 
 def _native_spec(
@@ -180,54 +176,12 @@ def _native_spec(
 ) -> ModalitySpec:
     """Return the spec of one raw sample; ``ragged`` point sets may have fewer points."""
     if isinstance(raw, Picture):
-        return Image(PICTURE_SIZE, PICTURE_SIZE, 3)
-    if isinstance(raw, EncodedClip):
-        return NATIVE[raw.kind](raw)
-    if kind == "bytes":
-        return Bytes(TEXT_LENGTH)
-    shape = raw.shape
-    if kind == "image":
-        return Image(shape[1], shape[2], shape[0])
-    if kind == "video":
-        return Video(shape[1], shape[2], shape[3], shape[0])
-    if kind == "audio":
-        return Audio(shape[1], shape[0])
-    if kind == "points" and ragged:
-        return Points(shape[0], shape[1], ragged=True, scale="unit")
-    if kind == "points":
-        return Points(shape[0], shape[1])
-    return Array(shape[:-1], shape[-1])
-
-
-def _native_image(clip: EncodedClip) -> Image:
-    """Return the spec of an undecoded image; gray gets 3 channels, as other images may be RGB."""
-    bands = count_channels(clip.data or b"", clip.path)
-    return Image(PICTURE_SIZE, PICTURE_SIZE, max(bands, 3) if bands == 1 else bands)
-
-
-NATIVE: Mapping[str, Callable[[EncodedClip], ModalitySpec]] = {
-    "image": _native_image,
-    "audio": native_audio,
-    "video": native_video,
-    "points": native_points,
-}
-
-
-def _merge(found: Sequence[ModalitySpec]) -> ModalitySpec:
-    """Return one spec for several samples: the longest length, the common number of points."""
-    first = found[0]
-    if isinstance(first, Points) and first.ragged:
-        return common_points([spec for spec in found if isinstance(spec, Points)])
-    if isinstance(first, Audio):
-        return common_audio([spec for spec in found if isinstance(spec, Audio)])
-    if isinstance(first, Image):
-        # Image files may differ in their number of bands; arrays do not.
-        ((channels, _),) = Counter(spec.channels for spec in found).most_common(1)
-        return replace(first, channels=channels)
-    if isinstance(first, Video):
-        most = max(spec.frames for spec in found if isinstance(spec, Video))
-        return replace(first, frames=most)
-    return first
+        kind = "image"
+    elif isinstance(raw, EncodedClip):
+        kind = raw.kind
+    native = modalities().get(kind, ARRAY).native or ARRAY.native
+    assert native is not None, kind
+    return native(raw, ragged)
 
 
 def _asked_spec(
@@ -249,10 +203,7 @@ def _asked_spec(
 
 
 def _num_looked_at(specs: Mapping[str, ModalitySpec]) -> int:
-    slow = any(
-        isinstance(spec, Video) or (isinstance(spec, Audio) and spec.samples > LONG_SOUND)
-        for spec in specs.values()
-    )
+    slow = any(modality_of(spec).is_slow(spec) for spec in specs.values())
     return MAX_CLIPS if slow else MAX_LOOKED_AT
 
 
@@ -309,11 +260,7 @@ def _holds_arrays(source: Source, spec: Image) -> bool:
 
 def _measure(reader: SampleReader, indices: list[int]) -> dict[str, dict[str, Any]]:
     """Return mean and standard deviation per modality over the readable samples."""
-    moments = {
-        name: _Moments()
-        for name, spec in reader.specs.items()
-        if not isinstance(spec, Bytes | Labels)
-    }
+    moments = {name: _Moments() for name, spec in reader.specs.items() if not spec.indexed}
     reasons = []
     for index in indices if moments else ():
         try:

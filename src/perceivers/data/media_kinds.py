@@ -5,8 +5,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from perceivers.data.containers import EXTENSIONS, POINT_EXTENSIONS, name_kind
+from perceivers.data.containers import name_kind
 from perceivers.data.masks import MASK_ENDINGS, MASK_NAME
+from perceivers.data.modality import FOLDER_ENDINGS, NOUNS, TAR_ENDINGS, modalities
 from perceivers.data.texts import TEXT_EXTENSION
 from perceivers.errors import DataError
 
@@ -107,21 +108,7 @@ def is_number(value: Any) -> bool:
 
 # -- Which files of a tar's samples are read: the combination of kinds that most samples have ----
 
-# .npy is excluded: arrays next to other members are as often features as point clouds.
-MEMBERS = {
-    **EXTENSIONS,
-    "points": tuple(ending for ending in POINT_EXTENSIONS if ending != ".npy"),
-    "bytes": (".txt",),
-}
 MAX_NAMED = 5
-NOUNS = {
-    "image": "image",
-    "audio": "audio file",
-    "video": "video",
-    "points": "point cloud",
-    "bytes": "text",
-    MASK_NAME: "mask",
-}
 
 
 @runtime_checkable
@@ -152,7 +139,7 @@ def choose_media(parts: Mapping[str, Any]) -> dict[str, Any]:
     """
     return {
         kind: parts[present[0]]
-        for kind, extensions in MEMBERS.items()
+        for kind, extensions in TAR_ENDINGS.items()
         if (present := [e[1:] for e in extensions if e[1:] in parts])
     }
 
@@ -169,7 +156,7 @@ def choose_kinds(found: Sequence[HeldFiles], where: str) -> tuple[tuple[str, ...
     """
     # A text is usually a caption of other media, so it counts only if it is alone.
     held = Counter(
-        tuple(k for k in EXTENSIONS if k in s.media) or ("bytes",) for s in found if s.media
+        tuple(k for k in FOLDER_ENDINGS if k in s.media) or ("bytes",) for s in found if s.media
     )
     if not held:
         extensions = Counter(extension for sample in found for extension in sample.parts)
@@ -178,7 +165,7 @@ def choose_kinds(found: Sequence[HeldFiles], where: str) -> tuple[tuple[str, ...
         raise DataError(
             f"{where}: no images, audio, videos or texts; extensions found (from the first dot of "
             f"a name): {shown or 'none'}{more}; supported: "
-            f"{', '.join(e for group in MEMBERS.values() for e in group)}"
+            f"{', '.join(e for group in TAR_ENDINGS.values() for e in group)}"
         )
     kinds = held.most_common(1)[0][0]
     samples = [sample for sample in found if all(kind in sample.media for kind in kinds)]
@@ -188,7 +175,7 @@ def choose_kinds(found: Sequence[HeldFiles], where: str) -> tuple[tuple[str, ...
         ignored = [s.key for s in found if not all(kind in s.media for kind in kinds)]
         shown = ", ".join(ignored[:MAX_NAMED]) + (", ..." if len(ignored) > MAX_NAMED else "")
         notes.append(f"{where}: {len(ignored)} samples without {nouns} were ignored: {shown}")
-    for kind in (*MEMBERS, MASK_NAME):
+    for kind in (*TAR_ENDINGS, MASK_NAME):
         count = sum(kind in sample.media for sample in samples)
         if kind not in kinds and count == len(samples):
             kinds = (*kinds, kind)
@@ -197,13 +184,13 @@ def choose_kinds(found: Sequence[HeldFiles], where: str) -> tuple[tuple[str, ...
                 f"{where}: only {count} of {len(samples)} samples have {NOUNS[kind]}s, so these "
                 f"are ignored"
             )
-    for kind in (kind for kind in kinds if kind in MEMBERS):
-        endings = [extension[1:] for extension in MEMBERS[kind]]
+    for kind in (kind for kind in kinds if kind in TAR_ENDINGS):
+        endings = [extension[1:] for extension in TAR_ENDINGS[kind]]
         count = sum(sum(e in sample.parts for e in endings) > 1 for sample in samples)
         if count:
             notes.append(
                 f"{where}: {count} samples have several {NOUNS[kind]}s; the one whose extension "
-                f"comes first in {', '.join(MEMBERS[kind])} is read"
+                f"comes first in {', '.join(TAR_ENDINGS[kind])} is read"
             )
     return kinds, notes
 
@@ -218,21 +205,8 @@ def choose_kinds(found: Sequence[HeldFiles], where: str) -> tuple[tuple[str, ...
 
 LABEL_ENDINGS = ("cls", "json")
 LABEL = "label"
-MEMBER_KINDS: Mapping[str, str] = {
-    **dict.fromkeys(LABEL_ENDINGS, LABEL),
-    **dict.fromkeys(MASK_ENDINGS, MASK_NAME),
-    **{ending[1:]: kind for kind, endings in MEMBERS.items() for ending in endings},
-}
-# Extra words in an ending that identify a kind, such as "image" in KEY.image.jpg.
-WORDS: Mapping[str, tuple[str, ...]] = {
-    "image": ("image", "img", "rgb", "photo", "picture", "input"),
-    "audio": ("audio", "sound", "speech", "input"),
-    "video": ("video", "clip", "frames", "input"),
-    "points": ("points", "cloud", "input"),
-    "bytes": ("text", "caption", "input"),
-    MASK_NAME: (MASK_NAME, "seg", "target"),
-    LABEL: (LABEL, "class", "target"),
-}
+# Extra words in an ending that identify a label, as "image" in KEY.image.jpg does an image.
+LABEL_WORDS = (LABEL, "class", "target")
 MAX_NAMED_KEYS = 3
 
 
@@ -241,6 +215,19 @@ class Place(NamedTuple):
 
     key: str
     ending: str
+
+
+def _member_kinds() -> dict[str, str]:
+    """Return the kind of each known ending, without its dot."""
+    return {
+        **dict.fromkeys(LABEL_ENDINGS, LABEL),
+        **dict.fromkeys(MASK_ENDINGS, MASK_NAME),
+        **{ending[1:]: kind for kind, endings in TAR_ENDINGS.items() for ending in endings},
+    }
+
+
+def _words(kind: str) -> tuple[str, ...]:
+    return LABEL_WORDS if kind == LABEL else modalities()[kind].words
 
 
 class _Dotted(NamedTuple):
@@ -260,11 +247,12 @@ def place_members(names: Sequence[str]) -> tuple[list[Place], list[str]]:
     Args:
         names: Paths of the data files in the tar.
     """
+    kinds = _member_kinds()
     places = [_split(name) for name in names]
     dotted = {
         number: found
         for number, place in enumerate(places)
-        if place.ending not in MEMBER_KINDS and (found := _split_later(names[number])) is not None
+        if place.ending not in kinds and (found := _split_later(names[number], kinds)) is not None
     }
     if not dotted:
         return places, []
@@ -273,11 +261,11 @@ def place_members(names: Sequence[str]) -> tuple[list[Place], list[str]]:
         by_stem[places[number].key].append(number)
     plain: dict[str, set[str]] = defaultdict(set)
     for stem, ending in places:
-        if stem in by_stem and ending in MEMBER_KINDS:
+        if stem in by_stem and ending in kinds:
             plain[stem].add(ending)
     lost: list[str] = []
     for stem, numbers in by_stem.items():
-        moved = _settle({n: dotted[n] for n in numbers}, stem, plain[stem])
+        moved = _settle({n: dotted[n] for n in numbers}, stem, plain[stem], kinds)
         for number in numbers:
             if number in moved:
                 places[number] = moved[number]
@@ -309,25 +297,28 @@ def _split(name: str) -> Place:
     return Place(f"{folder}{slash}{stem}", ending.lower())
 
 
-def _split_later(name: str) -> _Dotted | None:
+def _split_later(name: str, kinds: Mapping[str, str]) -> _Dotted | None:
     """Split a name before its longest known ending; None if there is none."""
     folder, slash, base = name.rpartition("/")
     stem, *words = base.split(".")
     for count in range(1, len(words)):
         ending = ".".join(words[count:]).lower()
-        if ending in MEMBER_KINDS:
+        if ending in kinds:
             said = ".".join(words[:count])
             return _Dotted(f"{folder}{slash}{stem}.{said}", said.lower(), ending)
     return None
 
 
-def _settle(found: Mapping[int, _Dotted], stem: str, plain: set[str]) -> dict[int, Place]:
+def _settle(
+    found: Mapping[int, _Dotted], stem: str, plain: set[str], kinds: Mapping[str, str]
+) -> dict[int, Place]:
     """Assign the dotted members of one stem to samples; members that cannot be assigned are absent.
 
     Args:
         found: Names by member number.
         stem: Common part of the names up to the first dot.
         plain: Known endings at the first dot, of the same stem.
+        kinds: Kind of each known ending.
     """
     groups: dict[str, set[str]] = defaultdict(set)
     for name in found.values():
@@ -337,15 +328,15 @@ def _settle(found: Mapping[int, _Dotted], stem: str, plain: set[str]) -> dict[in
     own = {key for key, endings in groups.items() if labelled and endings == plain}
     moved = {n: Place(name.key, name.ending) for n, name in found.items() if name.key in own}
     rest = {n: name for n, name in found.items() if name.key not in own}
-    held = {MEMBER_KINDS[ending] for ending in plain}
-    if not held.isdisjoint(EXTENSIONS):
+    held = {kinds[ending] for ending in plain}
+    if not held.isdisjoint(FOLDER_ENDINGS):
         return moved  # the stem is already a complete sample
     by_kind: dict[str, list[int]] = defaultdict(list)
     for number, name in rest.items():
-        by_kind[MEMBER_KINDS[name.ending]].append(number)
+        by_kind[kinds[name.ending]].append(number)
     meant = {kind: _find_meant(kind, numbers, rest) for kind, numbers in by_kind.items()}
     keys = {name.key for name in rest.values()}
-    named = any(n is not None and rest[n].words in WORDS[k] for k, n in meant.items())
+    named = any(n is not None and rest[n].words in _words(k) for k, n in meant.items())
     divided = len(keys) > 1 and None not in meant.values()
     if not plain and not named and not divided:
         return {n: Place(name.key, name.ending) for n, name in rest.items()}
@@ -359,5 +350,5 @@ def _find_meant(kind: str, numbers: Sequence[int], found: Mapping[int, _Dotted])
     """Return the only file of a kind, or the only one named after it; None if ambiguous."""
     if len(numbers) == 1:
         return numbers[0]
-    called = [number for number in numbers if found[number].words in WORDS[kind]]
+    called = [number for number in numbers if found[number].words in _words(kind)]
     return called[0] if len(called) == 1 else None

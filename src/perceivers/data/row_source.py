@@ -17,6 +17,7 @@ from PIL.Image import Image as Picture
 from perceivers.data.audio_clips import SILENT, Tracks, are_known, is_heard
 from perceivers.data.containers import MAX_READ, wrap_file
 from perceivers.data.http_ranges import fetch_remote, is_remote
+from perceivers.data.modality import modalities
 from perceivers.data.sources import Encoded, EncodedClip, RawSample, pick
 from perceivers.errors import DataError
 from perceivers.reading import check_file, parse_npy, read_file
@@ -25,9 +26,6 @@ from perceivers.text_names import find_spelling
 # -- Columns of tables whose cells are media: paths to files, texts, and lists of numbers --------
 #
 # Legend: n rows, L bytes.
-
-# Kinds of files that can be decoded in part, so that large ones need not be read into memory.
-STREAMED = ("audio", "video", "points")
 
 
 class Stored(NamedTuple):
@@ -106,7 +104,7 @@ class PathCells:
                 raise DataError(f"{path}: no such file; it is named in {self.places[row]}")
             return Stored(path, data)
         try:
-            streamed = self.kind in STREAMED and check_file(path).st_size > MAX_READ
+            streamed = modalities()[self.kind].streamed and check_file(path).st_size > MAX_READ
             return Stored(path, None if streamed else read_file(path))
         except DataError as error:
             raise DataError(f"{error}; it is named in {self.places[row]}") from error

@@ -5,7 +5,7 @@ Legend: n samples, T label or target columns.
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ class EncodedClip(NamedTuple):
 
     path: str
     data: bytes | None
-    kind: Literal["image", "audio", "video", "points"]
+    kind: str
 
 
 RawSample: TypeAlias = "Mapping[str, Picture | NDArray | EncodedClip]"

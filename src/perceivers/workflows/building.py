@@ -10,6 +10,7 @@ import torch
 from perceivers.adapters.config import change_fields
 from perceivers.checkpoints.loading import Loaded, load_state, load_with_info, transfer_encoder
 from perceivers.data import Dataset
+from perceivers.data.modality import modality_of
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.models.registry import (
     FAMILIES,
@@ -20,7 +21,7 @@ from perceivers.models.registry import (
 )
 from perceivers.settings import change, named
 from perceivers.training.config import PretrainConfig, TrainConfig
-from perceivers.types import Image, ModalitySpec, Points
+from perceivers.types import ModalitySpec
 from perceivers.workflows.opening import data_specs
 
 # Fields of a model's config that cannot be set with model_options.
@@ -170,7 +171,7 @@ def masked_modality(specs: Mapping[str, ModalitySpec]) -> str:
     Raises:
         ConfigError: There is none, or more than one.
     """
-    names = [name for name, spec in specs.items() if isinstance(spec, Image | Points)]
+    names = [name for name, spec in specs.items() if modality_of(spec).mask is not None]
     if len(names) != 1:
         raise ConfigError(
             f"segmentation needs exactly one modality of images or points, but the modalities are "

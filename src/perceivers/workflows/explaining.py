@@ -17,8 +17,8 @@ from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.data import find_files, make_eval_loader, read_files
 from perceivers.data.address import BUILT_IN
 from perceivers.data.byte_codec import encode_text, pad_ids
-from perceivers.data.files import ENDINGS
 from perceivers.data.flow_pairs import WARPS
+from perceivers.data.modality import FILE_ENDINGS
 from perceivers.data.system_files import is_system_file
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.finite import is_answer
@@ -310,7 +310,7 @@ def read_samples(
     """
     specs = dict(loaded.model.config.data_inputs)
     kinds = [spec.kind for spec in specs.values()]
-    in_files = all(name == spec.kind and name in ENDINGS for name, spec in specs.items())
+    in_files = all(name == spec.kind and name in FILE_ENDINGS for name, spec in specs.items())
     addresses = [path for path in paths if not in_files or is_data_set(path)]
     files = find_files([path for path in paths if path not in addresses], kinds) if in_files else []
     for names, batch in read_files(files, specs, 1) if files else ():
