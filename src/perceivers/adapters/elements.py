@@ -89,6 +89,12 @@ class ElementAdapter(nn.Module):
         """
         return self.unflatten(self.denormalise(tokens))
 
+    def to_floats(self, raw: Tensor) -> Tensor:
+        """Return a raw tensor as floats in its raw layout: images in 0..1; texts keep their ids."""
+        if self.spec.kind == "bytes":
+            return raw
+        return self.restore(self.normalise(self.flatten(raw), torch.float32))
+
     def denormalise(self, tokens: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
         """Invert ``normalise`` for floating-point values."""
         if self.spec.std:

@@ -107,8 +107,7 @@ def _elements(adapter: ElementAdapter, raw: Tensor) -> Float[Tensor, "B N C"]:
 
 def as_floats(model: PerceiverIO, name: str, raw: Tensor) -> Float[Tensor, "B ..."]:
     """Return a raw tensor as floats in its raw layout: images in 0..1, audio in -1..1."""
-    adapter = model.adapter(name)
-    return adapter.restore(adapter.normalise(adapter.flatten(raw), torch.float32))
+    return model.adapter(name).to_floats(raw)
 
 
 @torch.no_grad()

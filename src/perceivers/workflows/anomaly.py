@@ -411,7 +411,7 @@ def _draw(found: Anomalies, each: AnomalyMap, stem: Path, limits: dict[str, floa
         spec: Any = specs[name]
         heat = Heat(
             kind=spec.kind,
-            signal=_as_floats(found.loaded.model, name, each.signals[name]).numpy(),
+            signal=found.loaded.model.adapter(name).to_floats(each.signals[name][None])[0].numpy(),
             errors=each.errors[name],
             rate=float(getattr(spec, "frame_rate", 0) or getattr(spec, "sample_rate", 0)),
         )
@@ -421,15 +421,6 @@ def _draw(found: Anomalies, each: AnomalyMap, stem: Path, limits: dict[str, floa
             draw_heat(path, heat, limit=limits[name], unit=found.unit, title=title, note=NOTE)
         )
     return written
-
-
-def _as_floats(model: Any, name: str, raw: Tensor) -> Tensor:
-    """Return a raw sample as floats in its raw layout (images in 0..1); text keeps its ids."""
-    adapter = model.adapter(name)
-    if adapter.spec.indexed:
-        return raw
-    tokens = adapter.normalise(adapter.flatten(raw.unsqueeze(0)), torch.float32)
-    return adapter.restore(tokens).squeeze(0)
 
 
 # -- Errors of hidden elements, by model family --------------------------------------------------

@@ -24,8 +24,8 @@ from perceivers.training.config import (
     ScheduleConfig,
 )
 from perceivers.version import __version__
+from perceivers.workflows.by_task import masked
 from perceivers.workflows.by_task.classification import classification_sections
-from perceivers.workflows.by_task.masked import pictures_section
 from perceivers.workflows.reporting import (
     curves_section,
     open_report,
@@ -246,7 +246,7 @@ def write_demo_report(result: DemoResult, pretrained: Run, tuned: Run) -> None:
     overview = overview_section(second)
     sections = [
         Section(title="What happened", text=text, facts=overview.facts, tables=[comparison]),
-        pictures_section(first),
+        *masked.sections(first),
         positions_section(first),
         *classification_sections(second),
         retitled(curves_section(first), "Pre-training curves"),

@@ -26,15 +26,9 @@ from perceivers.models.attention_maps import WORTH_SAYING, Answer, Explanation, 
 from perceivers.models.registry import FAMILIES, families_with
 from perceivers.models.saving import ModelInfo
 from perceivers.report import style
+from perceivers.report.drawings import drawing_of
 from perceivers.report.figures.attention import Panel, PanelSection, draw_attention
-from perceivers.report.figures.canvases import (
-    Canvas,
-    ClipCanvas,
-    PictureCanvas,
-    PointsCanvas,
-    TextCanvas,
-    WaveCanvas,
-)
+from perceivers.report.figures.canvases import Canvas
 from perceivers.settings import Range, checked
 from perceivers.tasks.flow import FLOW_SCALE, TARGET, FlowConfig
 from perceivers.tasks.mlm import WHITESPACE
@@ -42,13 +36,9 @@ from perceivers.training.config import TrainConfig
 from perceivers.types import (
     FIRST_BYTE,
     MASK,
-    Audio,
     Bytes,
-    Image,
     Labels,
     ModalitySpec,
-    Points,
-    Video,
 )
 from perceivers.workflows.opening import run_config
 from perceivers.workflows.task_table import find_settings, open_for_model
@@ -421,39 +411,20 @@ def make_canvases(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Canvas]
     canvases: dict[str, Canvas] = {}
     for name, raw in inputs.items():
         spec = model.config.inputs[name]
-        if isinstance(spec, Bytes):
-            canvases[name] = TextCanvas(raw[0].numpy())
-            continue
-        adapter = model.adapter(name)
-        values = adapter.restore(adapter.normalise(adapter.flatten(raw), torch.float32))[0].numpy()
-        if isinstance(spec, Image):
-            canvases[name] = PictureCanvas(values)
-        elif isinstance(spec, Video):
-            joint = _sees_both_frames(model, name)
-            words = "frame 1; each token covers both frames"
-            canvases[name] = PictureCanvas(values[:, 0], words) if joint else ClipCanvas(values)
-        elif isinstance(spec, Audio):
-            canvases[name] = WaveCanvas(values, float(spec.sample_rate))
-        elif isinstance(spec, Points):
-            canvases[name] = PointsCanvas(values)
-        elif len(spec.grid) == 1:
-            canvases[name] = WaveCanvas(np.moveaxis(values, -1, 0))
-        elif len(spec.grid) == 2:
-            low, high = float(values.min()), float(values.max())
-            canvases[name] = PictureCanvas(
-                np.moveaxis((values - low) / max(high - low, 1e-9), -1, 0)
-            )
-        else:
+        signal = model.adapter(name).to_floats(raw)[0].numpy()
+        canvas = drawing_of(spec.kind).canvas(signal, spec, _sees_both_frames(model, name, spec))
+        if canvas is None:
             raise CheckpointError(
                 f"input {name!r} is an array of {len(spec.grid)} axes {spec.grid}; attention can "
                 f"be drawn on arrays of 1 or 2 axes, images, audio, videos, points and texts"
             )
+        canvases[name] = canvas
     return canvases
 
 
-def _sees_both_frames(model: Any, name: str) -> bool:
+def _sees_both_frames(model: Any, name: str, spec: ModalitySpec) -> bool:
     """Whether a token covers both frames of a pair, so that there is only one map for them."""
-    return model.covered_grid(name) != model.config.inputs[name].grid
+    return spec.has_pixels and spec.has_time and model.covered_grid(name) != spec.grid
 
 
 def arrange(

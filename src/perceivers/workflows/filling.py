@@ -16,10 +16,11 @@ from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded
 from perceivers.data import Batch, Dataset, find_files, make_eval_loader, read_files
-from perceivers.data.byte_codec import decode_ids
 from perceivers.errors import CheckpointError, ConfigError, DataError, suggest
 from perceivers.files import make_folder, write_atomic, write_json
 from perceivers.finite import check_answer
+from perceivers.report.by_modality import fits_clip
+from perceivers.report.drawings import drawing_of
 from perceivers.report.figures.reconstruction import FilledRow, draw_filled
 from perceivers.report.figures.samples import SampleBox, draw_parts
 from perceivers.tasks import AutoencodingConfig
@@ -41,7 +42,7 @@ from perceivers.text_names import show_name
 from perceivers.training.config import TrainConfig
 from perceivers.types import FIRST_BYTE, Audio, ModalitySpec, Video
 from perceivers.workflows.numerics import Note
-from perceivers.workflows.reconstruction import fits_clip, unique_stem, write_signal
+from perceivers.workflows.reconstruction import unique_stem
 from perceivers.workflows.task_table import find_masking, find_settings
 
 # Seed of the reading order, which also decides whose input another sample is given.
@@ -459,8 +460,9 @@ class _Samples:
             paths = [write_atomic(out / f"{stem}_{name}.txt", "\n".join(lines) + "\n")]
         else:
             signal = self._restore(name, made)
-            paths = write_signal(out, stem, spec, signal, sound=self._find_sound(spec, row, given))
-            answer = decode_ids(signal.numpy()) if spec.kind == "bytes" else ""
+            sound, drawing = self._find_sound(spec, row, given), drawing_of(spec.kind)
+            paths = drawing.write(out, stem, spec, signal, 1, sound)
+            answer = drawing.words(signal.numpy())
             shown = self._draw(name, signal)
         filled = Filled(
             file=show_name(str(self.files[row])),
@@ -490,15 +492,12 @@ class _Samples:
 
     def _original(self, name: str, row: int) -> Tensor:
         """Return an input signal as floats in its raw layout; for texts, the ids."""
-        adapter, raw = self.model.adapter(name), self.inputs[name][row : row + 1]
-        if adapter.spec.kind == "bytes":
-            return raw[0]
-        return adapter.restore(adapter.normalise(adapter.flatten(raw), torch.float32))[0]
+        return self.model.adapter(name).to_floats(self.inputs[name][row : row + 1])[0]
 
     def _draw(self, name: str, signal: Tensor) -> list[NDArray[Any] | str]:
-        kind = self.model.config.inputs[name].kind
-        texts = {name: decode_ids(signal.numpy())} if kind == "bytes" else {}
-        return draw_parts(SampleBox({name: signal.numpy()}, {name: kind}, "", "", texts), 0)
+        kind, array = self.model.config.inputs[name].kind, signal.numpy()
+        texts = {name: drawing_of(kind).words(array)}
+        return draw_parts(SampleBox({name: array}, {name: kind}, "", "", texts), 0)
 
     def _find_sound(
         self, spec: ModalitySpec, row: int, given: Sequence[str]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.errors import CheckpointError, ConfigError
+from perceivers.report.by_modality import TARGET_NOTES
 from perceivers.settings import Seed, checked
 from perceivers.tasks import AutoencodingConfig
 from perceivers.tasks.autoencoding import is_autoencoder
@@ -20,11 +21,7 @@ from perceivers.workflows.filling import (
 )
 from perceivers.workflows.numerics import Note
 from perceivers.workflows.opening import run_config
-from perceivers.workflows.reconstruction import (
-    TARGET_NOTES,
-    reconstruct_masked,
-    reconstruct_signals,
-)
+from perceivers.workflows.reconstruction import reconstruct_masked, reconstruct_signals
 from perceivers.workflows.task_table import find_masking, find_settings
 
 # Tasks whose models reconstruct their input; weights without a recorded task may be of such a task.

@@ -1,27 +1,21 @@
 """Reconstruct files with masked autoencoders and Perceiver IO, and draw overview figures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image as Pillow
 from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded
 from perceivers.data import Batch, find_files, read_files
-from perceivers.data.byte_codec import decode_ids
-from perceivers.data.writing import AXES, list_sound_rates, write_clip, write_ply, write_wav
 from perceivers.errors import CheckpointError, ConfigError, DataError
-from perceivers.files import write_atomic
 from perceivers.finite import check_answer
 from perceivers.models.masked import Imagined, MaskSettings
+from perceivers.report.by_modality import SHOWN, TARGET_NOTES
+from perceivers.report.drawings import drawing_of
 from perceivers.report.figures import draw_reconstructions
-from perceivers.report.figures.reconstruction import FilledRow, SoundRow, draw_filled, draw_sounds
-from perceivers.report.figures.samples import SampleBox, draw_parts, show_points
 from perceivers.tasks.autoencoding import (
     Autoencoding,
     AutoencodingConfig,
@@ -30,227 +24,9 @@ from perceivers.tasks.autoencoding import (
 )
 from perceivers.tasks.base import can_lack, held_modalities
 from perceivers.tasks.mae import objective_of
-from perceivers.types import FIRST_BYTE, PAD, Audio, Bytes, Image, ModalitySpec, Points, Video
-
-# -- Figures of reconstructions: one per modality ------------------------------------------------
-
-# Maximum number of rows of a figure.
-SHOWN_PER_KIND = 6
-COLUMNS = ("visible input", "reconstructed", "original")
-# Values in place of hidden elements; other kinds are grey.
-BLANKS: dict[str, float] = {"audio": 0.0, "bytes": FIRST_BYTE + ord("_"), "points": float("nan")}
-GREY = 0.5
-
-
-def split_parts(imagined: Imagined, spec: ModalitySpec) -> dict[str, Tensor]:
-    """Return ``original``, ``masked`` and ``reconstructed`` signals for files and figures.
-
-    Hidden elements become grey, silence, underscores or missing points; padding of texts is kept.
-    """
-    parts = {
-        "original": imagined.original,
-        "masked": torch.where(imagined.visible, imagined.original, BLANKS.get(spec.kind, GREY)),
-        "reconstructed": imagined.reconstructed,
-    }
-    if isinstance(spec, Bytes):
-        blank = imagined.original == PAD
-        return {name: torch.where(blank, PAD, part) for name, part in parts.items()}
-    return {name: part.float() for name, part in parts.items()}
-
-
-def draw_signals(
-    path: Path,
-    batches: Sequence[tuple[Imagined, Sequence[str]]],
-    spec: ModalitySpec,
-    *,
-    title: str,
-    note: str,
-) -> Path:
-    """Draw the first samples of a modality that is neither images nor video.
-
-    Args:
-        path: Path of the PNG.
-        batches: Reconstructions of each batch, and the names of its samples.
-        spec: Spec of the modality.
-        title: Title of the figure.
-        note: Explanation below the figure.
-    """
-    first = (
-        ""
-        if sum(len(names) for _, names in batches) <= SHOWN_PER_KIND
-        else f" The first {SHOWN_PER_KIND}."
-    )
-    if isinstance(spec, Audio):
-        sounds = [row for each, names in batches for row in _sound_rows(each, names, spec)]
-        about = f"{note} Left: 40 milliseconds around the loudest sample.{first}"
-        return draw_sounds(path, sounds[:SHOWN_PER_KIND], title=title, note=about)
-    rows = [row for each, names in batches for row in _filled_rows(each, names, spec)]
-    return draw_filled(path, rows[:SHOWN_PER_KIND], columns=COLUMNS, title=title, note=note + first)
-
-
-def _sound_rows(imagined: Imagined, names: Sequence[str], spec: Audio) -> list[SoundRow]:
-    """Return one row per recording, with its first channel."""
-    rows = []
-    for row, name in enumerate(names):
-        waves = (imagined.original[row, 0], imagined.reconstructed[row, 0])
-        original, made = (wave.double().numpy() for wave in waves)
-        visible = imagined.visible[row, 0].numpy()
-        rows.append(SoundRow(name, original, made, visible, float(sound_rate(spec))))
-    return rows
-
-
-def _filled_rows(imagined: Imagined, names: Sequence[str], spec: ModalitySpec) -> list[FilledRow]:
-    parts = split_parts(imagined, spec)
-    columns = [parts[name] for name in ("masked", "reconstructed", "original")]
-    return [
-        FilledRow(name, *(_draw(column[row], parts["original"][row], spec) for column in columns))
-        for row, name in enumerate(names)
-    ]
-
-
-def _draw(signal: Tensor, original: Tensor, spec: ModalitySpec) -> list[NDArray[np.uint8] | str]:
-    """Return a text, or an image of other signals; clouds are drawn at the original's scale."""
-    if isinstance(spec, Bytes):
-        return [decode_ids(signal[signal != PAD].numpy())]
-    if isinstance(spec, Points):
-        return [show_points(signal.numpy(), None, 0, original.numpy())]
-    box = SampleBox({"x": signal.numpy()}, {"x": spec.kind}, "", "", {})
-    return draw_parts(box, 0)
-
-
-# -- Write one signal to a file ------------------------------------------------------------------
-#
-# Images are written as ``.png``, clips as ``.mp4``, audio as ``.wav``, points as ``.npy`` and,
-# with three coordinates, ``.ply``, texts as ``.txt`` and other arrays as ``.npy``.
-
-# Rates that every player supports, for data without a rate.
-DEFAULT_FRAME_RATE, DEFAULT_SAMPLE_RATE = 25.0, 16_000
-
-
-def write_signal(
-    folder: Path,
-    stem: str,
-    spec: ModalitySpec,
-    signal: Tensor,
-    *,
-    frame_step: int = 1,
-    sound: tuple[Audio, Tensor] | None = None,
-) -> list[Path]:
-    """Write one signal to a file; values outside its range are clipped.
-
-    Args:
-        folder: Output folder, which must exist.
-        stem: Name of the file without extension.
-        spec: Spec of the signal.
-        signal: Floats in the raw layout without a batch axis; for texts, ids ``[L]``. Rows of NaN
-            are missing points.
-        frame_step: Frames of the spec per frame of the clip.
-        sound: Spec and waveform of the sound of a clip.
-
-    Raises:
-        UserError: The signal or its rate cannot be written, or a library is missing.
-    """
-    if isinstance(spec, Video):
-        pixels = (signal.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-        wave, rate = None, 0
-        if sound is not None:
-            rate, wave = sound_rate(sound[0]), sound[1].clamp(-1, 1).numpy()
-        frame_rate = (spec.frame_rate or DEFAULT_FRAME_RATE) / frame_step
-        return [write_clip(folder / f"{stem}.mp4", pixels, frame_rate, wave, rate)]
-    if isinstance(spec, Audio):
-        wave = signal.clamp(-1, 1).numpy()
-        return [write_wav(folder / f"{stem}.wav", wave, sound_rate(spec))]
-    if isinstance(spec, Image):
-        return [save_picture(folder / f"{stem}.png", signal.numpy())]
-    if isinstance(spec, Bytes):
-        return [write_atomic(folder / f"{stem}.txt", decode_ids(signal.numpy()) + "\n")]
-    array = signal.numpy()
-    if isinstance(spec, Points):
-        array = array[np.isfinite(array).all(-1)]
-    path = folder / f"{stem}.npy"
-    np.save(path, array)
-    if not isinstance(spec, Points) or spec.channels < len(AXES):
-        return [path]
-    return [path, write_ply(folder / f"{stem}.ply", array)]
-
-
-def sound_rate(spec: Audio) -> int:
-    """Return the sample rate of written audio, in Hz."""
-    return spec.sample_rate or DEFAULT_SAMPLE_RATE
-
-
-def fits_clip(spec: Audio) -> bool:
-    """Return whether a clip can be written with such audio."""
-    return spec.channels <= 2 and sound_rate(spec) in list_sound_rates()
-
-
-def save_picture(path: Path, array: NDArray[np.float32]) -> Path:
-    """Write one ``[C, H, W]`` array in 0..1 as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.round(array.clip(0, 1) * 255).astype(np.uint8)
-    # Other numbers of channels have no colour format; their first channel is written in grey.
-    if pixels.shape[0] not in {1, 3, 4}:
-        pixels = pixels[:1]
-    picture = pixels[0] if pixels.shape[0] == 1 else np.moveaxis(pixels, 0, -1)
-    Pillow.fromarray(picture).save(path)
-    return path
-
+from perceivers.types import Audio, ModalitySpec, Video
 
 # -- Reconstruct files with a masked autoencoder -------------------------------------------------
-
-TARGET_NOTES: dict[str, str] = {
-    "raw": "Trained on raw values; shown as predicted.",
-    "per-channel": "Trained on channel-standardised values; shown in the original range.",
-    "group-normalised": (
-        "Trained on group-standardised values; mean and deviation of every group were borrowed "
-        "from the original."
-    ),
-    "patch-normalised": (
-        "Trained on patch-standardised values of hidden patches; mean and deviation of every patch "
-        "were borrowed from the original."
-    ),
-}
-TEXT_NOTE = "The most likely byte at every position; hidden bytes are underscores."
-SHOWN = 12
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Images ``[n, C, H, W]`` in 0..1; ``visible`` is ``[n, 1, H, W]``."""
-
-    original: NDArray[np.float32]
-    visible: NDArray[np.bool_]
-    reconstructed: NDArray[np.float32]
-
-    @property
-    def pasted(self) -> NDArray[np.float32]:
-        """The reconstruction with the visible elements pasted in."""
-        return np.where(self.visible, self.original, self.reconstructed)
-
-    @property
-    def is_pasted(self) -> bool:
-        """Whether the reconstruction already contains the visible elements."""
-        return bool(np.allclose(self.pasted, self.reconstructed, rtol=0.0, atol=1e-4))
-
-    @property
-    def masked(self) -> NDArray[np.float32]:
-        """The visible elements; hidden ones are grey."""
-        return np.where(self.visible, self.original, np.float32(GREY))
-
-
-def picture_modality(model: Any) -> str:
-    """Return the name of the model's image or video input.
-
-    Raises:
-        DataError: The model has neither.
-    """
-    for kind in (Image, Video):
-        for name, spec in model.config.data_inputs.items():
-            if isinstance(spec, kind):
-                return name
-    raise DataError(
-        f"only image and video inputs can be drawn; this model reads {list(model.config.inputs)}"
-    )
 
 
 def imagine(model: Any, batch: Batch, settings: MaskSettings, seed: int) -> dict[str, Imagined]:
@@ -260,13 +36,6 @@ def imagine(model: Any, batch: Batch, settings: MaskSettings, seed: int) -> dict
     held = held_modalities(model, batch)
     made = objective.imagine(batch.inputs, plan, settings.target, shown=held)
     return {name: each.take(held[name]) if name in held else each for name, each in made.items()}
-
-
-def as_pictures(imagined: Imagined) -> Pictures:
-    """Convert to images for a figure; clips become their middle frame."""
-    parts = (imagined.original, imagined.visible, imagined.reconstructed)
-    original, visible, made = (x[:, :, x.shape[2] // 2] if x.ndim == 5 else x for x in parts)
-    return Pictures(original.numpy(), visible.numpy(), made.float().clamp(0, 1).numpy())
 
 
 def reconstruct_masked(
@@ -340,19 +109,13 @@ def _draw_overviews(
 ) -> list[Path]:
     """Draw one figure per modality; ``overview.png`` is that of an image or video if possible."""
     drawn = [name for name in specs if shown.get(name)]
-    main = next((n for n in drawn if isinstance(specs[n], Image | Video)), drawn[0])
+    main = next((n for n in drawn if specs[n].has_pixels), drawn[0])
     written = []
     # The overview comes last, as callers expect.
     for name in sorted(drawn, key=lambda name: name == main):
         path = out / ("overview.png" if name == main else f"overview_{name}.png")
-        if isinstance(specs[name], Image | Video):
-            pictures = [as_pictures(each) for each, _ in shown[name]]
-            stems = [stem for _, stems in shown[name] for stem in stems]
-            written.append(draw_overview(path, pictures, stems, title, note))
-        else:
-            spec = specs[name]
-            about = TEXT_NOTE if isinstance(spec, Bytes) else note
-            written.append(draw_signals(path, shown[name], spec, title=title, note=about))
+        spec = specs[name]
+        written.append(drawing_of(spec.kind).overview(path, shown[name], spec, title, note))
     return written
 
 
@@ -365,48 +128,19 @@ def _stems_holding(batch: Batch, name: str, stems: Sequence[str]) -> list[str]:
 def save_imagined(
     folder: Path, stems: Sequence[str], imagined: Imagined, spec: ModalitySpec
 ) -> list[Path]:
-    """Write original, masked and reconstructed files of every sample; see ``split_parts``."""
+    """Write original, masked and reconstructed files of every sample; see ``Drawing.split``."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    written, drawing = [], drawing_of(spec.kind)
     for row, stem in enumerate(stems):
         # Missing points are NaN in the original and in the reconstruction.
         real = imagined.original[row].isfinite()
-        for kind, signals in split_parts(imagined, spec).items():
+        for kind, signals in drawing.split(imagined).items():
             signal = signals[row]
             if kind != "masked":
                 check_answer(signal[real], f"{stem}_{kind}")
             step = imagined.frame_step
-            written += write_signal(folder, f"{stem}_{kind}", spec, signal, frame_step=step)
+            written += drawing.write(folder, f"{stem}_{kind}", spec, signal, step, None)
     return written
-
-
-def draw_overview(
-    path: Path, batches: Sequence[Pictures], names: Sequence[str], title: str, note: str
-) -> Path:
-    """Draw the first images of all batches in one figure."""
-
-    def join(part: str) -> NDArray[Any]:
-        return np.concatenate([getattr(pictures, part) for pictures in batches])[:SHOWN]
-
-    shown = Pictures(join("original"), join("visible"), join("reconstructed"))
-    return draw_imagined(path, shown, names=names[:SHOWN], title=title, note=note)
-
-
-def draw_imagined(
-    path: Path, pictures: Pictures, *, names: Sequence[str] | None = None, title: str, note: str
-) -> Path:
-    """Draw original, masked and reconstructed images."""
-    pasted = pictures.is_pasted
-    return draw_reconstructions(
-        path,
-        original=pictures.original,
-        visible=pictures.visible,
-        reconstructed=pictures.reconstructed,
-        masked_only=None if pasted else pictures.pasted,
-        names=names,
-        title=title,
-        note=f"{note} Visible elements are pasted in." if pasted else note,
-    )
 
 
 def unique_stem(stem: str, taken: Sequence[str]) -> str:
@@ -459,7 +193,7 @@ def reconstruct_signals(
     drawn: list[str] = []
     bad: list[str] = []
     shown: list[tuple[np.ndarray, ...]] = []
-    frames = next((n for n in task.signals if isinstance(specs[n], Image | Video)), None)
+    frames = next((n for n in task.signals if specs[n].has_pixels), None)
     for found, batch in read_files(files, specs, 8, may_lack=can_lack(loaded.model)):
         bad += batch.bad
         if not found:
@@ -507,7 +241,7 @@ def write_signals(
     written = []
     for name, signal in signals.items():
         if sound is None or not isinstance(specs[name], Audio):
-            written += write_signal(out, stem, specs[name], signal, sound=sound)
+            written += drawing_of(specs[name].kind).write(out, stem, specs[name], signal, 1, sound)
     return written
 
 

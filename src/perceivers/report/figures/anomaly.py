@@ -3,7 +3,6 @@
 Legend: C channels, T frames, H W rows and columns, S samples, P points, L bytes.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from perceivers.errors import InputError
 from perceivers.report import style
+from perceivers.report.drawings import drawing_of
 from perceivers.report.figures.canvases import TextCanvas
 from perceivers.report.style import Page, tidy
 
@@ -67,8 +67,7 @@ def draw_heat(path: Path, heat: Heat, *, limit: float, unit: str, title: str, no
     if not limit > 0.0:
         raise InputError(f"the strongest colour stands for {limit}; it must be above 0")
     note = f"{note} Colours: {unit}."
-    draw = _DRAWERS.get(heat.kind, _draw_values)
-    return draw(heat, limit, title, note).save(path)
+    return drawing_of(heat.kind).heat(heat, limit, title, note).save(path)
 
 
 def overlay(picture: NDArray[Any], errors: NDArray[Any], limit: float) -> NDArray[np.float64]:
@@ -95,7 +94,8 @@ def _grey(picture: NDArray[Any]) -> NDArray[np.float64]:
     return values[:3].mean(0) if len(values) >= 3 else values[0]
 
 
-def _draw_picture(heat: Heat, limit: float, title: str, note: str) -> Page:
+def heat_of_picture(heat: Heat, limit: float, title: str, note: str) -> Page:
+    """Draw an image beside the same image under its errors."""
     _check(heat, heat.signal.shape[1:])
     height, width = _fit(heat.signal.shape[1:], _SIDE)
     page = Page(max(2 * width + _GAP + _BAR_ROOM, 5.0), height, title=title, note=note)
@@ -105,7 +105,8 @@ def _draw_picture(heat: Heat, limit: float, title: str, note: str) -> Page:
     return page
 
 
-def _draw_clip(heat: Heat, limit: float, title: str, note: str) -> Page:
+def heat_of_clip(heat: Heat, limit: float, title: str, note: str) -> Page:
+    """Draw a few frames under their errors, and the mean error over time."""
     step = heat.signal.shape[1] // max(len(heat.errors), 1)
     signal = heat.signal[:, :: max(step, 1)][:, : len(heat.errors)]
     _check(Heat(heat.kind, signal, heat.errors), signal.shape[1:])
@@ -131,7 +132,8 @@ def _draw_clip(heat: Heat, limit: float, title: str, note: str) -> Page:
     return page
 
 
-def _draw_wave(heat: Heat, limit: float, title: str, note: str) -> Page:
+def heat_of_wave(heat: Heat, limit: float, title: str, note: str) -> Page:
+    """Draw a waveform in the colours of its errors, and their mean over time."""
     _check(heat, heat.signal.shape[1:])
     seconds = np.arange(len(heat.errors)) / (heat.rate or 1.0)
     size = -(-len(seconds) // _SEGMENTS)
@@ -162,7 +164,8 @@ def _draw_wave(heat: Heat, limit: float, title: str, note: str) -> Page:
     return page
 
 
-def _draw_points(heat: Heat, limit: float, title: str, note: str) -> Page:
+def heat_of_points(heat: Heat, limit: float, title: str, note: str) -> Page:
+    """Draw points from above, in the colours of their errors."""
     _check(heat, heat.signal.shape[:1])
     page = Page(5.0, 4.2 + _AXES_BELOW, title=title, note=note)
     axes = page.axes(_AXES_LEFT, 0, 5.0 - _AXES_LEFT - _BAR_ROOM, 4.2)
@@ -178,7 +181,8 @@ def _draw_points(heat: Heat, limit: float, title: str, note: str) -> Page:
     return page
 
 
-def _draw_text(heat: Heat, limit: float, title: str, note: str) -> Page:
+def heat_of_text(heat: Heat, limit: float, title: str, note: str) -> Page:
+    """Draw a text with coloured bytes, and the error of each."""
     _check(heat, heat.signal.shape)
     canvas = TextCanvas(heat.signal)
     top = canvas.height(style.WIDTH) + _GAP
@@ -190,21 +194,12 @@ def _draw_text(heat: Heat, limit: float, title: str, note: str) -> Page:
     return page
 
 
-def _draw_values(heat: Heat, limit: float, title: str, note: str) -> Page:
-    # Other kinds have no natural image, so errors are plotted in element order.
+def heat_of_values(heat: Heat, limit: float, title: str, note: str) -> Page:
+    """Plot errors in element order, for kinds without a natural image."""
     page = Page(style.WIDTH, _WAVE_HEIGHT + _AXES_BELOW, title=title, note=note)
     errors = heat.errors.reshape(-1)
     _curve(page, 0, np.arange(len(errors)), errors, f"error (colours end at {limit:.3g})", "index")
     return page
-
-
-_DRAWERS: dict[str, Callable[[Heat, float, str, str], Page]] = {
-    "image": _draw_picture,
-    "video": _draw_clip,
-    "audio": _draw_wave,
-    "points": _draw_points,
-    "bytes": _draw_text,
-}
 
 
 def _curve(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from perceivers.errors import InputError
 from perceivers.report import style
+from perceivers.report.drawings import drawing_of
 from perceivers.report.figures.canvases import (
     NOTHING,
     choose_side,
@@ -20,9 +21,8 @@ from perceivers.report.figures.canvases import (
     look_down,
     shade_heights,
 )
-from perceivers.report.figures.flow import flow_to_colour
 from perceivers.report.figures.reconstruction import to_pictures
-from perceivers.report.figures.scores import IGNORED, class_colours, overlay_mask
+from perceivers.report.figures.scores import IGNORED, class_colours
 from perceivers.report.style import Page
 
 COLUMNS = 4
@@ -107,26 +107,7 @@ def draw_parts(box: SampleBox, num_classes: int) -> list[NDArray[Any] | str]:
     parts: list[NDArray[Any] | str] = []
     mask = next((box.arrays[n] for n, kind in box.kinds.items() if "mask" in kind), None)
     for name, kind in box.kinds.items():
-        array = box.arrays[name]
-        if kind == "image":
-            picture = show_picture(array)
-            parts.append(picture)
-            if mask is not None and mask.shape == picture.shape[:2]:
-                parts.append(overlay_mask(picture, mask, num_classes))
-        elif kind == "video":
-            places = np.linspace(0, array.shape[1] - 1, min(FRAMES_SHOWN, array.shape[1]))
-            frames = [show_picture(array[:, int(place)]) for place in places.round()]
-            parts.append(np.concatenate(frames, axis=1))
-        elif kind == "audio":
-            parts.append(show_wave(array))
-        elif kind == "points":
-            parts.append(show_points(array, mask, num_classes))
-        elif kind == "bytes":
-            parts.append(box.texts.get(name, ""))
-        elif name == "flow":
-            parts.append(flow_to_colour(array))
-        elif "mask" not in kind:
-            parts.append(_show_array(name, array))
+        parts += drawing_of(kind).draw(box, name, mask, num_classes)
     return parts
 
 
@@ -136,6 +117,12 @@ def show_picture(array: NDArray[Any]) -> NDArray[np.uint8]:
     if np.issubdtype(array.dtype, np.integer):
         values = values / np.iinfo(array.dtype).max
     return (to_pictures(values[None])[0] * 255).round().astype(np.uint8)
+
+
+def show_frames(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Convert a few frames of a video ``[C, T, H, W]`` to one image, side by side."""
+    places = np.linspace(0, array.shape[1] - 1, min(FRAMES_SHOWN, array.shape[1]))
+    return np.concatenate([show_picture(array[:, int(place)]) for place in places.round()], axis=1)
 
 
 def show_wave(array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -181,7 +168,7 @@ def _widen(cloud: NDArray[Any]) -> NDArray[np.float64]:
     return cloud
 
 
-def _show_array(name: str, array: NDArray[Any]) -> NDArray[Any] | str:
+def show_array(name: str, array: NDArray[Any]) -> NDArray[Any] | str:
     """Convert a 2-D array to a grey image; describe any other array by type and shape."""
     if array.ndim != 2 or not array.size:
         return f"{name}: {array.dtype} {'x'.join(map(str, array.shape))}"

@@ -11,7 +11,7 @@ from perceivers.report.html import Section
 from perceivers.tasks import Autoencoding, AutoencodingConfig
 from perceivers.tasks.autoencoding import EVALUATION_SEED, as_floats, decode_raw
 from perceivers.training.config import AutoencodeConfig
-from perceivers.types import Image, Labels, Video
+from perceivers.types import Labels
 from perceivers.workflows.building import fresh_or_continued
 from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.reconstructing import reconstruct
@@ -63,7 +63,7 @@ def _reconstructions(report: Report) -> Section | None:
         (
             n
             for n, spec in loaded.model.config.inputs.items()
-            if isinstance(spec, Image | Video) and n in loaded.model.config.outputs
+            if spec.has_pixels and n in loaded.model.config.outputs
         ),
         None,
     )

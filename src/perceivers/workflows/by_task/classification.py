@@ -20,7 +20,6 @@ from perceivers.training.config import ClassifyConfig
 from perceivers.types import Image
 from perceivers.workflows.building import classifier
 from perceivers.workflows.opening import open_dataset
-from perceivers.workflows.reconstruction import picture_modality
 from perceivers.workflows.task_table import (
     Metrics,
     Prepared,
@@ -117,12 +116,10 @@ def views_note(views: str) -> str:
 def mistakes_section(report: Report, split: str) -> Section | None:
     """Show the most confident wrong predictions; None if there are none or no images."""
     loaded, classes = report.loaded, report.loaded.info.classes
-    try:
-        name = picture_modality(loaded.model)
-    except DataError:
-        return None
+    inputs = loaded.model.config.data_inputs
+    name = next((n for n, spec in inputs.items() if isinstance(spec, Image)), None)
     dataset = open_dataset(report.config)
-    if split not in dataset.splits or not isinstance(loaded.model.config.inputs[name], Image):
+    if split not in dataset.splits or name is None:
         return None
     wrong: list[tuple[float, int, int, Any]] = []
     loader = make_eval_loader(dataset.splits[split], loaded.model.config.data_inputs, batch_size=64)

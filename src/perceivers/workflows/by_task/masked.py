@@ -1,25 +1,20 @@
 """The task ``pretrain``: masked autoencoding of raw elements (HiP) or mask units (Hiera)."""
 
 from dataclasses import asdict, replace
+from typing import Any
 
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import make_eval_loader
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.models.registry import FAMILIES, list_models
+from perceivers.report.drawings import drawings
 from perceivers.report.html import Section
 from perceivers.tasks import MaskedAutoencoding, MaskedAutoencodingConfig
 from perceivers.training.config import PretrainConfig
-from perceivers.types import Bytes, Labels
+from perceivers.types import Labels
 from perceivers.workflows.building import fresh_autoencoder, load_for, with_options
-from perceivers.workflows.by_task.mlm import list_texts
 from perceivers.workflows.opening import data_specs, open_dataset
-from perceivers.workflows.reconstruction import (
-    TARGET_NOTES,
-    as_pictures,
-    draw_imagined,
-    imagine,
-    picture_modality,
-)
+from perceivers.workflows.reconstruction import imagine
 from perceivers.workflows.task_table import (
     Prepared,
     Report,
@@ -74,63 +69,30 @@ def prepare_pretraining(config: PretrainConfig) -> Prepared:
     return Prepared(task, dataset, model.config.data_inputs, info, notes)
 
 
-def pictures_section(report: Report) -> Section | None:
-    """Show held-out images or video frames: original, masked, reconstructed; None without any."""
-    config, loaded = report.config, report.loaded
-    assert isinstance(config, PretrainConfig)
-    try:
-        name = picture_modality(loaded.model)
-    except DataError:
-        return None
-    dataset = open_dataset(config)
-    loader = make_eval_loader(
-        dataset.splits["val"], loaded.model.config.data_inputs, batch_size=SHOWN
-    )
-    batch = next(iter(loader))
-    settings = find_masking(loaded, config)
-    made = imagine(loaded.model, batch, settings, SHOWN_SEED)[name]
-    if not len(made.original):
-        return None
-    pictures = as_pictures(made)
-    share = f"{100 * (1 - settings.ratio):.0f} %"
-    path = draw_imagined(
-        report.folder.figures / "reconstructions.png",
-        pictures,
-        title=f"Reconstructed from {share} of the input",
-        note=TARGET_NOTES[settings.target],
-    )
-    text = (
-        f"Validation images, not used in training. Masking is {settings.kind}: {share} of the "
-        f"input was visible, and the model reconstructed the rest. {TARGET_NOTES[settings.target]}"
-    )
-    return Section(title="Reconstruction", text=text, figures=[(path, "Held-out images.")])
+def sections(report: Report) -> list[Section]:
+    """Return reconstructions of held-out samples: images or frames, texts, and other kinds.
 
-
-def texts_section(report: Report) -> Section | None:
-    """Show held-out texts: masked, reconstructed, original; None without a text input."""
+    Only the first modality of kinds that share a section is shown.
+    """
     config, loaded = report.config, report.loaded
     assert isinstance(config, PretrainConfig)
     specs = loaded.model.config.data_inputs
-    name = next((n for n, spec in specs.items() if isinstance(spec, Bytes)), None)
-    if name is None:
-        return None
+    chosen: dict[Any, str] = {}
+    for drawing in drawings().values():
+        for name, spec in specs.items():
+            if spec.kind == drawing.kind and drawing.example is not None:
+                chosen.setdefault(drawing.example, name)
+    if not chosen:
+        return []
     source = open_dataset(config).splits["val"]
     batch = next(iter(make_eval_loader(source, specs, batch_size=SHOWN)))
     settings = find_masking(loaded, config)
-    found = imagine(loaded.model, batch, settings, SHOWN_SEED)[name]
-    text = (
-        f"Validation texts, not used in training. Masking is {settings.kind}: "
-        f"{100 * (1 - settings.ratio):.0f} % of the input was visible; hidden bytes are "
-        f"underscores, and each is replaced by the most likely byte."
-    )
-    code = list_texts(found.original, ~found.visible, found.reconstructed)
-    return Section(title="Reconstructed texts", text=text, code=code)
-
-
-def sections(report: Report) -> list[Section]:
-    """Return reconstructed images and texts."""
-    found = (pictures_section(report), texts_section(report))
-    return [section for section in found if section]
+    found = imagine(loaded.model, batch, settings, SHOWN_SEED)
+    return [
+        example(report.folder.figures, found[name], settings)
+        for example, name in chosen.items()
+        if len(found[name].original)
+    ]
 
 
 ROW = TaskRow(

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded
 from perceivers.data import find_files
@@ -17,11 +15,12 @@ from perceivers.data.byte_codec import decode_ids, text_ids
 from perceivers.errors import DataError
 from perceivers.finite import check_answer
 from perceivers.reading import read_file
+from perceivers.report.by_modality import list_texts
 from perceivers.report.html import Section
 from perceivers.tasks import MaskedLanguage, MaskedLanguageConfig
 from perceivers.tasks.mlm import EVALUATION_SEED, hide_words, score_bytes, text_modality
 from perceivers.training.config import MlmConfig
-from perceivers.types import FIRST_BYTE, MASK, PAD
+from perceivers.types import FIRST_BYTE, MASK
 from perceivers.workflows.building import fresh_autoencoder, fresh_or_continued
 from perceivers.workflows.opening import open_dataset
 from perceivers.workflows.task_table import (
@@ -93,31 +92,6 @@ def sections(report: Report) -> list[Section]:
     )
     code = list_texts(ids, hidden.masked, best)
     return [Section(title="Masked bytes", text=text, code=code)]
-
-
-def list_texts(
-    ids: Int[Tensor, "B L"], masked: Bool[Tensor, "B L"], best: Int[Tensor, "B L"]
-) -> str:
-    """Return three lines per text: hidden bytes as underscores, filled in, and the original.
-
-    Args:
-        ids: Ids of the original texts.
-        masked: Which bytes were hidden.
-        best: Predicted ids.
-    """
-    lines = []
-    for row in range(len(ids)):
-        hidden = masked[row] & (ids[row] != PAD)
-        shaded = torch.where(hidden, FIRST_BYTE + ord("_"), ids[row])
-        filled = torch.where(hidden, best[row], ids[row])
-        for label, text in (("hidden", shaded), ("filled", filled), ("truth ", ids[row])):
-            lines.append(f"{label} | {_one_line(decode_ids(text.numpy()))}")
-        lines.append("")
-    return "\n".join(lines).rstrip()
-
-
-def _one_line(text: str, width: int = 150) -> str:
-    return " ".join(text.split("\n"))[:width]
 
 
 ROW = TaskRow(
