@@ -143,6 +143,7 @@ def _read_some(source: Source, wanted: Sequence[str], reasons: list[str]) -> Ite
         yield sample
         missing -= set(sample)
         differ |= any(isinstance(raw, EncodedClip | Picture) for raw in sample.values())
+        differ |= any(modalities().get(name, ARRAY).varies for name in sample)
         if not differ and not missing:
             # All arrays of a source have the same shape, so one sample is enough.
             return

@@ -83,6 +83,8 @@ class Modality:
         native: ``native(raw, ragged)`` returns the spec of one raw sample, without mean and
             standard deviation; ``ragged`` samples may have fewer elements. None for targets.
         merge: Returns one spec for several samples, large enough for them.
+        varies: Whether decoded arrays may differ in shape from sample to sample; those of the
+            library's kinds do not, or are undecoded files.
         is_slow: Whether samples take long to decode, so that fewer are measured.
         glimpse: Returns a spec with which a sample is read quickly, to find out whether it can be.
         is_valid: ``is_valid(raw, name, spec)`` tells whether an array can be fitted to a spec;
@@ -114,6 +116,7 @@ class Modality:
     fit: Callable[[Any, str, Any, Look], NDArray]
     native: Callable[[Any, bool], ModalitySpec] | None = None
     merge: Callable[[Sequence[Any]], ModalitySpec] = lambda found: found[0]
+    varies: bool = False
     is_slow: Callable[[Any], bool] = lambda spec: False
     glimpse: Callable[[Any], ModalitySpec] = lambda spec: spec
     is_valid: Callable[[NDArray, str, Any], bool] = has_raw_shape
