@@ -71,7 +71,7 @@ def test_labels_are_captions(data: Path) -> None:
 def test_masks_lie_over_their_images_and_points() -> None:
     mask = np.array([[0, 255], [1, 1]], np.uint8)
     image = np.full((3, 2, 2), 100, np.uint8)
-    box = SampleBox({"image": image, "mask": mask}, {"image": "image", "mask": "mask"}, "", "", {})
+    box = SampleBox({"image": image, "mask": mask}, {"image": "image", "mask": "mask"}, "", "")
     plain, over = draw_parts(box, 2)
     assert not isinstance(plain, str)
     assert not isinstance(over, str)
@@ -80,9 +80,7 @@ def test_masks_lie_over_their_images_and_points() -> None:
     assert (over[0, 0] != plain[0, 0]).any()
     cloud = np.array([[0.0, 0, 0], [1, 1, 1]], np.float32)
     arrays = {"points": cloud, "mask": np.array([0, 1], np.uint8)}
-    (view,) = draw_parts(
-        SampleBox(arrays, {"points": "points", "mask": "point_mask"}, "", "", {}), 2
-    )
+    (view,) = draw_parts(SampleBox(arrays, {"points": "points", "mask": "point_mask"}, "", ""), 2)
     assert not isinstance(view, str)
     assert len(np.unique(view.reshape(-1, 3), axis=0)) == 3  # two classes, and nothing
 

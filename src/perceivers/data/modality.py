@@ -13,8 +13,12 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
 
+from perceivers.adapters.elements import INTEGER_SCALE
 from perceivers.data.augment import AugmentConfig, Look
 from perceivers.errors import ConfigError
 from perceivers.types import SPECS, ModalitySpec
@@ -27,6 +31,23 @@ def scale_values(values: NDArray) -> NDArray:
     """Return values as models see them before normalisation: integers divided by full scale."""
     scale = FULL_SCALE.get(values.dtype)
     return values if scale is None else (values / scale).astype(np.float32)
+
+
+# Values of the features of an array.
+VALUES = 1024
+
+
+def read_values(raw: Tensor) -> Tensor:
+    """Return raw tensors as models see them before normalisation, like ``scale_values``."""
+    return raw.float() / INTEGER_SCALE.get(raw.dtype, 1.0)
+
+
+def pool_values(raw: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B D"]:
+    """Return the values, averaged to at most 1024."""
+    flat = read_values(raw).flatten(1)
+    if flat.shape[1] <= VALUES:
+        return flat
+    return F.adaptive_avg_pool1d(flat.unsqueeze(1), VALUES).squeeze(1)
 
 
 class RawFacts(NamedTuple):
@@ -98,6 +119,8 @@ class Modality:
         check_augment: ``check_augment(augment, name, spec)`` rejects settings that the spec does
             not support.
         inspect: ``inspect(raw, path, cut)`` describes a raw sample for ``perceivers data check``.
+        summarise: Returns simple features ``[B, D]`` of raw tensors, the baseline of ``perceivers
+            probe``.
         mask: Class of the specs of segmentation masks, whose first fields are the spec's grid; None
             if samples have none.
         noun: What one sample is called, for messages; the plural adds ``s``.
@@ -126,6 +149,7 @@ class Modality:
     augmented_as: tuple[str, ...] = ()
     check_augment: Callable[[AugmentConfig, str, Any], None] = lambda augment, name, spec: None
     inspect: Callable[[Any, str, Cut], RawFacts] = describe_shape
+    summarise: Callable[[Tensor], Tensor] = pool_values
     mask: type[Any] | None = None
     noun: str = ""
     endings: tuple[str, ...] = ()

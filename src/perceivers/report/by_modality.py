@@ -98,7 +98,7 @@ def draw_array(box: SampleBox, name: str, mask: NDArray[Any] | None, num_classes
 
 def compare_alone(kind: str, signal: NDArray[Any]) -> Parts:
     """Draw a reconstruction like a sample."""
-    box = SampleBox({"x": signal}, {"x": kind}, "", "", {})
+    box = SampleBox({"x": signal}, {"x": kind}, "", "")
     return drawing_of(kind).draw(box, "x", None, 0)
 
 
@@ -462,7 +462,7 @@ def write_text(
 TEXT = replace(
     ARRAY,
     kind=Bytes.kind,
-    draw=lambda box, name, mask, num_classes: [box.texts.get(name, "")],
+    draw=lambda box, name, mask, num_classes: [decode_ids(box.arrays[name])],
     compare=lambda signal, original: [decode_ids(signal[signal != PAD])],
     split=split_text,
     words=decode_ids,

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from perceivers.data import AugmentConfig, Dataset, decode_ids, open_data
+from perceivers.data import AugmentConfig, Dataset, open_data
 from perceivers.data.dataset import VOID
 from perceivers.data.fitting import SampleReader
 from perceivers.data.flow_pairs import FlowPairs, open_flow_pairs
@@ -217,19 +216,13 @@ def _read_boxes(
             continue
         specs = {} if reader is None else reader.specs
         kinds = {name: _kind(name, specs) for name in arrays}
-        texts = {n: _text(arrays[n]) for n, kind in kinds.items() if kind == "bytes"}
         caption = describe_labels(dataset, whole, place)
-        boxes.append(SampleBox(arrays, kinds, caption, str(whole.names[place]), texts))
+        boxes.append(SampleBox(arrays, kinds, caption, str(whole.names[place])))
     return boxes, bad
 
 
 def _kind(name: str, specs: dict[str, ModalitySpec] | Any) -> str:
     return specs[name].kind if name in specs else {"video": "video"}.get(name, "array")
-
-
-def _text(ids: NDArray[Any]) -> str:
-    """Decode a text without its trailing padding."""
-    return decode_ids(ids[: int(np.flatnonzero(ids).max(initial=-1)) + 1])
 
 
 def describe_labels(dataset: Dataset, source: Source, index: int) -> str:

@@ -496,8 +496,7 @@ class _Samples:
 
     def _draw(self, name: str, signal: Tensor) -> list[NDArray[Any] | str]:
         kind, array = self.model.config.inputs[name].kind, signal.numpy()
-        texts = {name: drawing_of(kind).words(array)}
-        return draw_parts(SampleBox({name: array}, {name: kind}, "", "", texts), 0)
+        return draw_parts(SampleBox({name: array}, {name: kind}, "", ""), 0)
 
     def _find_sound(
         self, spec: ModalitySpec, row: int, given: Sequence[str]

@@ -14,17 +14,15 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-from perceivers.adapters.elements import INTEGER_SCALE
 from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.data import Batch, Dataset
+from perceivers.data.modality import modality_of
 from perceivers.data.splits import hash_order
 from perceivers.errors import ConfigError, DataError
 from perceivers.settings import Count, Natural, checked
 from perceivers.tasks.metrics import new_metric
-from perceivers.types import BYTE_VOCABULARY, FIRST_BYTE, Audio, Bytes, ModalitySpec, Points, Video
-from perceivers.types import Image as ImageSpec
+from perceivers.types import ModalitySpec
 from perceivers.workflows.embedding import POOLS, Feed, Pool, feed_dataset, pooled_features
 from perceivers.workflows.opening import own_data, run_config
 from perceivers.workflows.task_table import open_for_model
@@ -32,11 +30,6 @@ from perceivers.workflows.task_table import open_for_model
 # -- Simple features: a baseline that a model's features must exceed -----------------------------
 #
 # Legend: B batch, D width of a feature.
-
-# Side of an image in pixels, bands of a spectrum, cells per side, values of an array.
-SIDE, BANDS, CELLS, VALUES = 16, 64, 12, 1024
-FRAME, HOP = 512, 256
-HASHES = 512
 
 
 def simple_features(batch: Batch, specs: Mapping[str, ModalitySpec]) -> Float[Tensor, "B D"]:
@@ -60,81 +53,11 @@ def simple_features(batch: Batch, specs: Mapping[str, ModalitySpec]) -> Float[Te
     parts = []
     for name, spec in specs.items():
         raw = batch.inputs[name]
-        part = _one(raw, spec).float()
+        part = modality_of(spec).summarise(raw).float()
         if name in batch.present:
             part = part * batch.present[name].unsqueeze(1)
         parts.append(part)
     return torch.cat(parts, 1)
-
-
-def _one(raw: Tensor, spec: ModalitySpec) -> Float[Tensor, "B D"]:
-    if isinstance(spec, Bytes):
-        return _bytes(raw)
-    if isinstance(spec, Points):
-        return _points(raw.float())
-    values = raw.float() / INTEGER_SCALE.get(raw.dtype, 1.0)
-    if isinstance(spec, ImageSpec):
-        return _small(values)
-    if isinstance(spec, Video):
-        changes = values.diff(dim=2).abs().mean(2) if values.shape[2] > 1 else values[:, :, 0]
-        return torch.cat([_small(values.mean(2)), _small(changes)], 1)
-    if isinstance(spec, Audio):
-        return _spectrum(values.mean(1))
-    flat = values.flatten(1)
-    if flat.shape[1] <= VALUES:
-        return flat
-    return F.adaptive_avg_pool1d(flat.unsqueeze(1), VALUES).squeeze(1)
-
-
-def _small(pictures: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
-    height, width = pictures.shape[-2:]
-    return F.adaptive_avg_pool2d(pictures, (min(height, SIDE), min(width, SIDE))).flatten(1)
-
-
-def _spectrum(waves: Float[Tensor, "B S"]) -> Float[Tensor, "B D"]:
-    """Return log magnitudes of overlapping windows, in bands that widen with frequency."""
-    size = min(FRAME, waves.shape[1])
-    windows = waves.unfold(1, size, min(HOP, size)) * torch.hann_window(size, periodic=False)
-    magnitude = torch.fft.rfft(windows).abs()  # [B, T, size // 2 + 1]
-    bins = magnitude.shape[-1]
-    edges = torch.logspace(0, torch.log10(torch.tensor(float(bins))).item(), BANDS + 1)
-    edges = (edges - 1).round().long().clamp(max=bins - 1)
-    bands = torch.stack(
-        [magnitude[..., a : max(int(b), int(a) + 1)].mean(-1) for a, b in edges.unfold(0, 2, 1)], -1
-    )
-    level = (bands + 1e-4).log()
-    spread = level.std(1) if level.shape[1] > 1 else torch.zeros_like(level[:, 0])
-    return torch.cat([level.mean(1), spread], 1)
-
-
-def _points(points: Float[Tensor, "B P C"]) -> Float[Tensor, "B D"]:
-    """Return a histogram and moments of each cloud; rows with NaN are missing points."""
-    rows = []
-    for cloud in points:
-        real = cloud[torch.isfinite(cloud).all(1)]
-        cells = torch.zeros(CELLS * CELLS)
-        mean = spread = torch.zeros(cloud.shape[1])
-        if len(real):
-            low, high = real.amin(0), real.amax(0)
-            place = ((real - low) / (high - low).clamp(min=1e-6) * CELLS).long().clamp(0, CELLS - 1)
-            second = place[:, min(1, place.shape[1] - 1)]
-            cells = torch.bincount(place[:, 0] * CELLS + second, minlength=CELLS * CELLS)
-            cells = cells / len(real)
-            mean, spread = real.mean(0), real.std(0, correction=0)
-        count = torch.tensor([float(len(real))])
-        rows.append(torch.cat([cells, mean, spread, count]))
-    return torch.stack(rows)
-
-
-def _bytes(ids: Tensor) -> Float[Tensor, "B D"]:
-    single = torch.zeros(len(ids), BYTE_VOCABULARY).scatter_add(
-        1, ids, (ids >= FIRST_BYTE).to(torch.float32)
-    )
-    real = ((ids[:, :-1] >= FIRST_BYTE) & (ids[:, 1:] >= FIRST_BYTE)).to(torch.float32)
-    pairs = (ids[:, :-1] * 263 + ids[:, 1:]) % HASHES
-    double = torch.zeros(len(ids), HASHES).scatter_add(1, pairs, real)
-    # The square root keeps frequent bytes from dominating.
-    return torch.cat([single, double], 1).sqrt()
 
 
 # ------------------------------------------------------------------------------------------------

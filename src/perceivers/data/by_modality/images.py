@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
+from torch import Tensor
+from torch.nn import functional as F
 
 from perceivers.data.augment import PLAIN, Look
 from perceivers.data.containers import open_bytes
@@ -24,7 +27,7 @@ from perceivers.data.deep_pictures import (
 from perceivers.data.drawing import choose_view, fit_array, fit_encoded, fit_picture
 from perceivers.data.erasing import erase_box
 from perceivers.data.masks import Mask, fit_masked
-from perceivers.data.modality import Cut, Modality, RawFacts
+from perceivers.data.modality import Cut, Modality, RawFacts, read_values
 from perceivers.data.pictures import GRAY_MODES, PICTURE_EXTENSIONS, read_picture
 from perceivers.data.rand_augment import as_picture
 from perceivers.data.sources import Encoded, EncodedClip, RawSample
@@ -32,6 +35,8 @@ from perceivers.errors import DataError
 from perceivers.types import Image, ModalitySpec
 
 PICTURE_SIZE = 64
+# Side in pixels of the images that are features.
+SIDE = 16
 
 
 def decode(path: str, data: bytes) -> Picture | EncodedClip:
@@ -146,6 +151,17 @@ def _measure_array(raw: NDArray) -> RawFacts:
     return RawFacts({"width": width, "height": height}, {"channels": str(channels)}, flags)
 
 
+def shrink(pictures: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+    """Return pixels, averaged to at most 16 x 16."""
+    height, width = pictures.shape[-2:]
+    return F.adaptive_avg_pool2d(pictures, (min(height, SIDE), min(width, SIDE))).flatten(1)
+
+
+def summarise(raw: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+    """Return the pixels of small copies."""
+    return shrink(read_values(raw))
+
+
 ROW = Modality(
     spec=Image,
     fit=fit_image,
@@ -154,6 +170,7 @@ ROW = Modality(
     is_valid=is_image,
     augment=erase_box,
     inspect=inspect,
+    summarise=summarise,
     mask=Mask,
     noun="image",
     endings=PICTURE_EXTENSIONS,

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
+from torch import Tensor
 
 from perceivers.data.augment import PLAIN, Look
 from perceivers.data.augment_signals import check_points, keep_rows, move_points, turn_points
@@ -22,6 +25,8 @@ from perceivers.types import ModalitySpec, Points
 
 # A quantile, because a few points may wrongly lie below the floor.
 FLOOR_QUANTILE = 0.02
+# Cells per side of the histogram that is a feature.
+CELLS = 12
 
 
 def fit_points(raw: Any, path: str, spec: Points, look: Look = PLAIN) -> NDArray:
@@ -176,6 +181,25 @@ def inspect(raw: NDArray | EncodedClip, path: str, cut: Cut) -> RawFacts:
     return RawFacts({"points": points}, {"values per point": str(channels)})
 
 
+def summarise(raw: Shaped[Tensor, "B P C"]) -> Float[Tensor, "B D"]:
+    """Return a histogram and moments of each cloud; rows with NaN are missing points."""
+    rows = []
+    for cloud in raw.float():
+        real = cloud[torch.isfinite(cloud).all(1)]
+        cells = torch.zeros(CELLS * CELLS)
+        mean = spread = torch.zeros(cloud.shape[1])
+        if len(real):
+            low, high = real.amin(0), real.amax(0)
+            place = ((real - low) / (high - low).clamp(min=1e-6) * CELLS).long().clamp(0, CELLS - 1)
+            second = place[:, min(1, place.shape[1] - 1)]
+            cells = torch.bincount(place[:, 0] * CELLS + second, minlength=CELLS * CELLS)
+            cells = cells / len(real)
+            mean, spread = real.mean(0), real.std(0, correction=0)
+        count = torch.tensor([float(len(real))])
+        rows.append(torch.cat([cells, mean, spread, count]))
+    return torch.stack(rows)
+
+
 ROW = Modality(
     spec=Points,
     fit=fit_points,
@@ -185,6 +209,7 @@ ROW = Modality(
     is_element=lambda values, spec: np.logical_not(np.isnan(values).any(-1)),
     check_augment=check_points,
     inspect=inspect,
+    summarise=summarise,
     mask=PointMask,
     noun="point cloud",
     endings=POINT_EXTENSIONS,

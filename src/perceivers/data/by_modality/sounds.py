@@ -6,13 +6,16 @@ Legend: C channels, S samples.
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
+from torch import Tensor
 
 from perceivers.data.audio_clips import common_audio, fit_audio, native_audio, read_sound_info
 from perceivers.data.augment import PLAIN, Look, Place
 from perceivers.data.augment_signals import change_sound
 from perceivers.data.containers import AUDIO_EXTENSIONS
-from perceivers.data.modality import Cut, Modality, RawFacts
+from perceivers.data.modality import Cut, Modality, RawFacts, read_values
 from perceivers.data.sources import EncodedClip
 from perceivers.types import Audio
 
@@ -22,6 +25,8 @@ LONG_SOUND = 2**16
 WHOLE_SOUND = 90
 PART_OF_SOUND = 30
 PLACES = (0.0, 0.5, 1.0)
+# Bands of the spectrum that is a feature, and samples of its windows and between them.
+BANDS, FRAME, HOP = 64, 512, 256
 
 
 def fit_sound(raw: Any, path: str, spec: Audio, look: Look = PLAIN) -> NDArray:
@@ -80,6 +85,27 @@ def _measure_wave(raw: NDArray) -> RawFacts:
     return RawFacts({"samples": raw.shape[1]}, {"channels": str(raw.shape[0])}, flags)
 
 
+def _spectrum(waves: Float[Tensor, "B S"]) -> Float[Tensor, "B D"]:
+    """Return log magnitudes of overlapping windows, in bands that widen with frequency."""
+    size = min(FRAME, waves.shape[1])
+    windows = waves.unfold(1, size, min(HOP, size)) * torch.hann_window(size, periodic=False)
+    magnitude = torch.fft.rfft(windows).abs()  # [B, T, size // 2 + 1]
+    bins = magnitude.shape[-1]
+    edges = torch.logspace(0, torch.log10(torch.tensor(float(bins))).item(), BANDS + 1)
+    edges = (edges - 1).round().long().clamp(max=bins - 1)
+    bands = torch.stack(
+        [magnitude[..., a : max(int(b), int(a) + 1)].mean(-1) for a, b in edges.unfold(0, 2, 1)], -1
+    )
+    level = (bands + 1e-4).log()
+    spread = level.std(1) if level.shape[1] > 1 else torch.zeros_like(level[:, 0])
+    return torch.cat([level.mean(1), spread], 1)
+
+
+def summarise(raw: Shaped[Tensor, "B C S"]) -> Float[Tensor, "B D"]:
+    """Return mean and deviation over time of the log spectrum."""
+    return _spectrum(read_values(raw).mean(1))
+
+
 ROW = Modality(
     spec=Audio,
     fit=fit_sound,
@@ -89,6 +115,7 @@ ROW = Modality(
     is_valid=is_sound,
     augment=lambda values, spec, look: change_sound(values, look),
     inspect=inspect,
+    summarise=summarise,
     noun="audio file",
     endings=AUDIO_EXTENSIONS,
     decode=lambda path, data: EncodedClip(path, data, "audio"),

@@ -8,7 +8,10 @@ import re
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
+from torch import Tensor
 
 from perceivers.data.augment import PLAIN, Look
 from perceivers.data.augment_signals import change_text
@@ -16,8 +19,10 @@ from perceivers.data.byte_codec import pad_ids, wrap_ids
 from perceivers.data.modality import Cut, Modality, RawFacts
 from perceivers.data.texts import TEXT_EXTENSION, TEXT_LENGTH
 from perceivers.errors import DataError
-from perceivers.types import FIRST_BYTE, Bytes
+from perceivers.types import BYTE_VOCABULARY, FIRST_BYTE, Bytes
 
+# Buckets of the pairs of bytes that are features.
+HASHES = 512
 # The rest of a multi-byte character that is cut at the start of a window.
 REST_OF_LETTER = re.compile(rb"\A[\x80-\xbf]{1,3}")
 
@@ -95,6 +100,18 @@ def _is_utf8(text: bytes, cut: Cut) -> bool:
     return True
 
 
+def summarise(ids: Int[Tensor, "B L"]) -> Float[Tensor, "B D"]:
+    """Return square roots of the counts of bytes, and of pairs of bytes in hash buckets."""
+    single = torch.zeros(len(ids), BYTE_VOCABULARY).scatter_add(
+        1, ids, (ids >= FIRST_BYTE).to(torch.float32)
+    )
+    real = ((ids[:, :-1] >= FIRST_BYTE) & (ids[:, 1:] >= FIRST_BYTE)).to(torch.float32)
+    pairs = (ids[:, :-1] * 263 + ids[:, 1:]) % HASHES
+    double = torch.zeros(len(ids), HASHES).scatter_add(1, pairs, real)
+    # The square root keeps frequent bytes from dominating.
+    return torch.cat([single, double], 1).sqrt()
+
+
 ROW = Modality(
     spec=Bytes,
     fit=fit_text,
@@ -103,6 +120,7 @@ ROW = Modality(
     is_element=lambda values, spec: np.greater_equal(values, FIRST_BYTE),
     check_whole=check_whole,
     inspect=inspect,
+    summarise=summarise,
     noun="text",
     endings=(TEXT_EXTENSION,),
     in_folders=False,

@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
+from torch import Tensor
 
 from perceivers.data.augment import PLAIN, Look, Place
+from perceivers.data.by_modality.images import shrink
 from perceivers.data.containers import VIDEO_EXTENSIONS, has_track, open_container
 from perceivers.data.erasing import erase_box
-from perceivers.data.modality import Cut, Modality, RawFacts
+from perceivers.data.modality import Cut, Modality, RawFacts, read_values
 from perceivers.data.sources import EncodedClip, RawSample
 from perceivers.data.video_clips import fit_clip, fit_frames, fit_video, native_video
 from perceivers.errors import DataError
@@ -126,6 +130,13 @@ def _measure_frames(raw: NDArray) -> RawFacts:
     )
 
 
+def summarise(raw: Shaped[Tensor, "B C T H W"]) -> Float[Tensor, "B D"]:
+    """Return small copies of the mean frame, and of the mean change between frames."""
+    values = read_values(raw)
+    changes = values.diff(dim=2).abs().mean(2) if values.shape[2] > 1 else values[:, :, 0]
+    return torch.cat([shrink(values.mean(2)), shrink(changes)], 1)
+
+
 ROW = Modality(
     spec=Video,
     fit=fit_film,
@@ -136,6 +147,7 @@ ROW = Modality(
     is_valid=is_video,
     augment=erase_box,
     inspect=inspect,
+    summarise=summarise,
     noun="video",
     endings=VIDEO_EXTENSIONS,
     decode=lambda path, data: EncodedClip(path, data, "video"),

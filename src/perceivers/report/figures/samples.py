@@ -46,14 +46,12 @@ class SampleBox:
         kinds: Kind of each modality, such as ``image``; a mask belongs to the image or points.
         caption: Labels or targets.
         name: Name of the sample.
-        texts: Decoded texts by modality of kind ``bytes``.
     """
 
     arrays: Mapping[str, NDArray[Any]]
     kinds: Mapping[str, str]
     caption: str
     name: str
-    texts: Mapping[str, str]
 
 
 def draw_samples(
