@@ -20,6 +20,7 @@ from PIL import Image
 import perceivers
 from perceivers.checkpoints.catalogue import own_names
 from perceivers.cli.main import VERBS, main
+from perceivers.data import modality
 from perceivers.errors import ConfigError
 from perceivers.training.run_folder import TASKS
 from perceivers.workflows import training
@@ -97,6 +98,9 @@ def test_a_runnable_snippet_runs(
     """With two steps instead of many, without reports, beside a picture ``digit.png``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(training.Run, "write_report", lambda run: run.folder.report)
+    # A modality of a snippet is forgotten after it.
+    monkeypatch.setattr(modality, "_ROWS", dict(modality.modalities()))
+    monkeypatch.setattr(modality, "SPECS", dict(modality.SPECS))
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save("digit.png")
     code = re.sub(r"\bsteps=\d+", "steps=2", code)
     exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
