@@ -49,6 +49,8 @@ class ModalitySpec(Settings):
     # Whether samples are images or frames, and whether they extend in time.
     has_pixels: ClassVar[bool] = False
     has_time: ClassVar[bool] = False
+    # Whether the settings ``size`` and ``channels`` of a run apply.
+    takes_size: ClassVar[bool] = False
     # Distance from the smallest to the largest value after scaling.
     value_range: ClassVar[float] = 1.0
 
@@ -121,6 +123,7 @@ class Image(ModalitySpec):
     channels_first: ClassVar[bool] = True
     raw_dtype: ClassVar[str] = "uint8"
     has_pixels: ClassVar[bool] = True
+    takes_size: ClassVar[bool] = True
 
     height: Count
     width: Count

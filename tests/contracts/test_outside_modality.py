@@ -1,6 +1,8 @@
 """A modality that is registered from outside is opened, trained on, drawn and written."""
 
+import io
 import json
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 import perceivers as pv
 from perceivers.cli.main import main
 from perceivers.data import modality as data_rows
 from perceivers.data.augment import Look
+from perceivers.data.fitting import SampleReader
 from perceivers.data.modality import Cut, Modality, RawFacts, register_modality
 from perceivers.errors import ConfigError, DataError
 from perceivers.models.masked import Imagined, MaskSettings
@@ -80,7 +84,7 @@ def inspect(raw: NDArray, path: str, cut: Cut) -> RawFacts:
 ROW = Modality(
     spec=Signal,
     fit=fit,
-    native=lambda raw, ragged: Signal(*raw.shape),
+    native=lambda raw, ragged: Signal(raw.shape[0], raw.shape[1]),
     merge=lambda found: max(found, key=lambda spec: spec.steps),
     varies=True,
     is_valid=lambda raw, name, spec: raw.ndim == 2 and raw.shape[1] == spec.channels,
@@ -169,17 +173,45 @@ def test_a_modality_from_outside_is_read_like_any_other(
 
 
 @pytest.mark.usefixtures("registered")
+def test_a_modality_from_outside_is_read_from_tars_and_tables(
+    signals: Path, tmp_path: Path
+) -> None:
+    """Beside images of the same names, which become a second modality."""
+    files = sorted(signals.rglob("*.toy"))
+    picture = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(picture, "png")
+    rows = ["measured,label"]
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for number, file in enumerate(files):
+            parts = {
+                "toy": file.read_bytes(),
+                "png": picture.getvalue(),
+                "cls": b"%d" % (number % 2),
+            }
+            for ending, data in parts.items():
+                info = tarfile.TarInfo(f"{number:02}.{ending}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+            rows.append(f"{file},{number % 2}")
+    (tmp_path / "x.csv").write_text("\n".join(rows) + "\n")
+    for address, names in (("x.tar", {"image", "signal"}), ("x.csv", {"signal"})):
+        data = pv.open_data(str(tmp_path / address))
+        assert data.classes == ("0", "1")
+        assert set(data.specs()) == names
+        assert np.isfinite(data.read("val", 0)["signal"]).all()
+
+
+@pytest.mark.usefixtures("registered")
 def test_a_modality_from_outside_is_augmented_by_its_own_settings(signals: Path) -> None:
     source = pv.open_data(str(signals)).splits["train"]
     spec = {"signal": Signal(16)}
-    augment = pv.AugmentConfig(invert=True)
-    reader = data_rows.import_module("perceivers.data.fitting").SampleReader(source, spec, augment)
+    reader = SampleReader(source, spec, pv.AugmentConfig(invert=True))
     means = {float(np.sign(reader(0, np.random.default_rng(n))["signal"][0, 0])) for n in range(20)}
     assert means == {-1.0, 1.0}
     plain = reader(0)["signal"]
     assert np.array_equal(plain, reader(0)["signal"])
     with pytest.raises(ConfigError, match=r"augment\.flip changes image and video"):
-        type(reader)(source, spec, pv.AugmentConfig(flip=True))
+        SampleReader(source, spec, pv.AugmentConfig(flip=True))
 
 
 @pytest.mark.usefixtures("registered")
@@ -200,13 +232,8 @@ def test_a_modality_from_outside_is_reconstructed_and_written(
     kinds = {f"{file.stem}_{kind}.toy" for kind in ("original", "masked", "reconstructed")}
     assert {path.name for path in written} == {*kinds, "overview.png"}
     original = decode("x", (tmp_path / "made" / f"{file.stem}_original.toy").read_bytes())
-    assert np.allclose(
-        original,
-        data_rows.modality_of(Signal(36)).fit(
-            decode("x", file.read_bytes()), "x", Signal(36), Look()
-        ),
-        atol=1e-5,
-    )
+    whole = fit(decode("x", file.read_bytes()), "x", Signal(36), Look())
+    assert np.allclose(original, whole, atol=1e-5)
 
 
 @pytest.mark.usefixtures("registered")

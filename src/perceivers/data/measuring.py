@@ -188,7 +188,7 @@ def _native_spec(
 def _asked_spec(
     source: Source, spec: ModalitySpec, size: int | tuple[int, int] | None, channels: int | None
 ) -> ModalitySpec:
-    if not isinstance(spec, Image):
+    if not spec.takes_size:
         return spec
     if channels is not None and channels != spec.channels:
         if spec.channels != 1 and _holds_arrays(source, spec):
@@ -199,7 +199,7 @@ def _asked_spec(
         spec = replace(spec, channels=channels)
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
-        spec = replace(spec, height=height, width=width)
+        spec = replace(spec, **{"height": height, "width": width})
     return spec
 
 
@@ -245,7 +245,7 @@ def _common_channels(source: PictureSource, indices: list[int]) -> int:
     return found.most_common(1)[0][0]
 
 
-def _holds_arrays(source: Source, spec: Image) -> bool:
+def _holds_arrays(source: Source, spec: ModalitySpec) -> bool:
     """Return whether images are arrays, whose channels are fixed, rather than files."""
     if isinstance(source, PictureSource):
         return False

@@ -175,7 +175,7 @@ def describe(graph: Graph, kind: str, part: str, info: ModelInfo) -> dict[str, A
                 "raw_shape": ["batch", *spec.raw_shape],
                 "dtype": spec.raw_dtype,
                 "fit": "resize the shorter side to cover, then crop the centre"
-                if spec.kind == "image"
+                if spec.takes_size
                 else "as declared",
                 "normalisation": "inside the graph",
             }

@@ -197,7 +197,7 @@ def load_for(config: TrainConfig, dataset: Dataset) -> Loaded:
     changes = {name: dict(config.inputs.get(name, {})) for name in wanted}
     if config.size is not None:
         for name, spec in wanted.items():
-            if spec.kind == "image":
+            if spec.takes_size:
                 changes[name] |= {"height": config.size, "width": config.size}
     return resize(loaded, changes)
 

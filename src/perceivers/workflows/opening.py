@@ -13,7 +13,7 @@ from perceivers.errors import ConfigError, DataError, RunError, suggest
 from perceivers.files import write_atomic
 from perceivers.training.config import FlowTrainConfig, RegressConfig, TrainConfig
 from perceivers.training.run_folder import RunFolder
-from perceivers.types import Image, ModalitySpec
+from perceivers.types import ModalitySpec
 
 
 def open_dataset(
@@ -64,7 +64,7 @@ def data_specs(config: TrainConfig, dataset: Dataset) -> dict[str, ModalitySpec]
     )
     for name in ("size", "channels"):
         if getattr(config, name) is not None and not any(
-            isinstance(spec, Image) for spec in specs.values()
+            spec.takes_size for spec in specs.values()
         ):
             raise ConfigError(
                 f"{name}={getattr(config, name)} applies to images, but {config.data} holds "

@@ -31,7 +31,7 @@ from perceivers.tasks import Autoencoding, Task
 from perceivers.training.config import TrainConfig
 from perceivers.training.launching import ADDRESSES
 from perceivers.training.run_folder import RunFolder, read_fingerprint, write_fingerprint
-from perceivers.types import Image, ModalitySpec
+from perceivers.types import ModalitySpec
 from perceivers.workflows.planning import blank_batch
 from perceivers.workflows.task_table import Prepared, tasks
 
@@ -75,7 +75,7 @@ def never_patient(config: TrainConfig, prepared: Prepared) -> str:
 def other_size(config: TrainConfig, prepared: Prepared) -> str:
     """Explain why ``size`` has no effect: ``inputs`` sets the size of images."""
     side = config.size
-    read = {n: s.grid for n, s in prepared.specs.items() if isinstance(s, Image)}
+    read = {n: s.grid for n, s in prepared.specs.items() if s.takes_size}
     if not read or any(grid == (side, side) for grid in read.values()):
         return ""
     return f"because inputs set the image size to {read}"
@@ -83,7 +83,7 @@ def other_size(config: TrainConfig, prepared: Prepared) -> str:
 
 def other_channels(config: TrainConfig, prepared: Prepared) -> str:
     """Explain why ``channels`` has no effect: the trained model determines them."""
-    read = {n: s.channels for n, s in prepared.specs.items() if isinstance(s, Image)}
+    read = {n: s.channels for n, s in prepared.specs.items() if s.takes_size}
     if not read or config.channels in read.values():
         return ""
     return f"on {config.model}, which reads {read} channels"
