@@ -11,14 +11,12 @@ import re
 import typing
 from collections.abc import Iterator
 from functools import cache
-from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
-from unittest.mock import patch
+from typing import Any
 
 import perceivers
-from perceivers.cli.main import VERBS
-from perceivers.cli.parser import VerbParser, describe_flags
+from perceivers.cli.main import VERBS, open_command
+from perceivers.cli.parser import VerbParser
 from perceivers.workflows.task_table import tasks_of
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -79,33 +77,11 @@ API_SECTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-class _Stopped(Exception):  # noqa: N818
-    """Carries the parser out of a verb that would run next."""
-
-    def __init__(self, parser: VerbParser) -> None:
-        self.parser = parser
-
-
-def parser_of(verb: str, arguments: list[str]) -> VerbParser:
-    """Return the parser that a verb builds for some arguments, without running the verb."""
-
-    def stop(self: VerbParser, *args: Any, **kwargs: Any) -> NoReturn:
-        raise _Stopped(self)
-
-    module, function, _ = VERBS[verb]
-    describe_flags(["--help"])
-    with patch.object(VerbParser, "parse_args", stop):
-        try:
-            getattr(import_module(f"perceivers.cli.{module}"), function)(arguments)
-        except _Stopped as caught:
-            return caught.parser
-    raise AssertionError(f"{verb} parses nothing")
-
-
 @cache
 def options_of(verb: str, task: str | None = None) -> list[Option]:
     """Return (flag, default, values, meaning) of every option of a verb."""
-    return list(_options(parser_of(verb, ["--task", task] if task else [])))
+    arguments = ["--task", task, "--help"] if task else ["--help"]
+    return list(_options(open_command(verb, arguments).parser))
 
 
 def _options(parser: VerbParser) -> Iterator[Option]:
@@ -194,9 +170,9 @@ def training_options(task: str | None) -> list[Option]:
 def verb_table() -> str:
     """Return every verb with its line of help, linked to its section."""
     lines = ["| verb | what it does |", "|---|---|"]
-    for verb, (_, _, line) in VERBS.items():
+    for verb, row in VERBS.items():
         section = "pretrain-finetune-train" if verb in TRAINING else verb
-        lines.append(f"| [`{verb}`](#{section}) | {line} |")
+        lines.append(f"| [`{verb}`](#{section}) | {row.line} |")
     return "\n".join(lines) + "\n"
 
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from perceivers.bench.settings import PERCEIVER_IO, BenchSettings
-from perceivers.cli.benchmarking import parse
-from perceivers.cli.main import main
+from perceivers.cli.main import main, open_command
 
 
 @pytest.fixture(autouse=True)
@@ -20,8 +19,8 @@ def test_lists_are_separated_by_spaces_or_commas() -> None:
     words = "--models hip_16,hip_256 hip_nano --sizes 224 384,512 --passes forward,step"
     words += " --memory_limit 4,16 --no-peers --rounds 3 --threads 2 --precision bf16 --out x"
     argv: list[str] = [*words.split()]
-    settings, out, overwrite, quiet = parse(argv)
-    assert settings == BenchSettings(
+    given = open_command("bench", argv).parse()
+    assert given["settings"] == BenchSettings(
         models=("hip_16", "hip_256", "hip_nano"),
         sizes=(224, 384, 512),
         memory_limit=(4.0, 16.0),
@@ -30,15 +29,16 @@ def test_lists_are_separated_by_spaces_or_commas() -> None:
         threads=2,
         precision="bf16",
     )
-    assert (out, overwrite, quiet) == ("x", False, False)
+    assert (given["out"], given["overwrite"], given["quiet"]) == ("x", False, False)
+    assert given["command"] == f"perceivers bench {words}"
 
 
 def test_defaults_compare_hip_with_perceiver_io() -> None:
-    settings = parse([])[0]
+    settings = open_command("bench", []).parse()["settings"]
     assert settings == BenchSettings()
     assert settings.models == ("hip_16", "hip_256", PERCEIVER_IO)
     assert settings.peers
-    assert parse(["--peers"])[0] == settings
+    assert open_command("bench", ["--peers"]).parse()["settings"] == settings
     assert (settings.computes_on, settings.computes_in) == ("cpu", "float32")
 
 

@@ -1,15 +1,12 @@
 """Numbers on the command line that are no training settings: every flag of every verb is walked."""
 
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.cli.conftest import Outcome
 
-from perceivers.cli.main import VERBS
-from perceivers.cli.parser import VerbParser
+from perceivers.cli.main import VERBS, open_command
 
 # What a verb needs before it looks at a number; the weights come with the package.
 NEEDED: dict[str, list[str]] = {
@@ -32,27 +29,11 @@ NEEDED: dict[str, list[str]] = {
 TRAINING = {"pretrain", "finetune", "train"}
 
 
-class Seen(Exception):  # noqa: N818
-    """Carries a parser out of its verb."""
-
-
-def numbers(verb: str, patch: pytest.MonkeyPatch) -> Iterator[tuple[str, type]]:
+def numbers(verb: str) -> Iterator[tuple[str, type]]:
     """The flags of a verb that take a number, with its type."""
-
-    def stop(self: VerbParser, *arguments: Any, **options: Any) -> Any:
-        raise Seen(self)
-
-    module, function, _ = VERBS[verb]
-    with patch.context() as inner:
-        inner.setattr(VerbParser, "parse_args", stop)
-        try:
-            getattr(import_module(f"perceivers.cli.{module}"), function)([])
-        except Seen as seen:
-            parser = seen.args[0]
-        else:  # pragma: no cover
-            raise AssertionError(f"{verb} parses nothing")
+    parser = open_command(verb, []).parser
     for action in parser._actions:
-        hint = getattr(action, "_typehint", None) or action.type
+        hint: Any = getattr(action, "_typehint", None) or action.type
         kind = getattr(hint, "__origin__", hint)
         if action.option_strings and kind in {int, float}:
             yield action.option_strings[-1], kind
@@ -62,7 +43,7 @@ def numbers(verb: str, patch: pytest.MonkeyPatch) -> Iterator[tuple[str, type]]:
 def test_a_number_that_makes_no_sense_is_refused_by_name(
     call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: str
 ) -> None:
-    flags = list(numbers(verb, monkeypatch))
+    flags = list(numbers(verb))
     assert bool(flags) == (verb in NEEDED)
     monkeypatch.chdir(tmp_path)
     for flag, kind in flags:

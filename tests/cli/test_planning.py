@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from perceivers.cli.main import main
-from perceivers.cli.planning import scaled
+from perceivers.workflows.planning import scaled
 
 INPUTS = '{"image": {"height": 16, "width": 16, "channels": 1}}'
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import perceivers as pv
-from perceivers.cli import main as main_module
 from perceivers.errors import is_users
 from perceivers.files import write_atomic
+from perceivers.workflows import inspection
 
 Call = Callable[..., Any]
 START = ["train", "--model", "hip_nano", "--data", "digits", "--steps", "2", "--batch_size", "4"]
@@ -25,7 +25,7 @@ def test_every_error_that_names_a_file_is_the_users(
     def fail(*_: Any) -> int:
         raise OSError(number, "is wrong", "here.bin")
 
-    monkeypatch.setattr(main_module, "import_module", lambda _: type("M", (), {"models": fail}))
+    monkeypatch.setattr(inspection, "list_models", fail)
     outcome = call("models")
     assert outcome.code == 2
     assert outcome.err == f"perceivers: [Errno {number}] is wrong: 'here.bin'\n"

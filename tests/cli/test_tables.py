@@ -2,7 +2,7 @@
 
 import pytest
 
-from perceivers.cli.parser import print_table
+from perceivers.cli.printing import print_table
 
 
 def test_brackets_in_a_table_are_text(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tests.workflows import making
 
-from perceivers.cli.data import data
+from perceivers.cli.main import main
 from perceivers.data import open_data
 from perceivers.data.inspecting import (
     DataFacts,
@@ -65,7 +65,11 @@ FILM = modality("video", {"seconds": 3.0, "frames": 75, "width": 144, "height": 
 
 
 def test_a_report_is_plain_data(tmp_path: Path) -> None:
-    report = check_data(str(making.write_sounds(tmp_path / "sounds", 5)), limit=4)
+    sounds, file = str(making.write_sounds(tmp_path / "sounds", 5)), tmp_path / "report.json"
+    report = check_data(sounds, limit=4, json=file)
+    assert json.loads(file.read_text()) == json.loads(json.dumps(report.to_json()))
+    with pytest.raises(ConfigError, match=r"report\.json exists; pass --overwrite"):
+        check_data(sounds, json=file)
     assert report.is_usable
     assert report.facts.splits["train"].looked_at < report.facts.splits["train"].samples == 8
     plain = json.loads(json.dumps(report.to_json()))
@@ -133,7 +137,7 @@ def test_scenes_are_printed_as_tiles_with_classes_of_points(
             xyz=xyz,
             label=rng.integers(2, size=len(xyz)),
         )
-    assert data(["check", str(tmp_path)]) == 0
+    assert main(["data", "check", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in printed.splitlines()]
     assert f"{tmp_path}: 4 tiles of 3 scenes; counts by split and modality:" in printed

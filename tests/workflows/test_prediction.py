@@ -36,7 +36,7 @@ def test_texts_are_classified_as_they_are_given(text_run: pv.Run) -> None:
         assert record["class"] == record["top"][0]["class"]
         assert record["class"] in {"home", "sky", "wood"}
         assert len(record["top"]) == 2
-    every = next(iter(pv.predict(text_run.path, texts=["green tree"], top=9)))
+    every = next(iter(pv.predict(text_run.path, texts="green tree", top=9)))
     assert sum(entry["probability"] for entry in every["top"]) == pytest.approx(1.0, abs=1e-5)
 
 

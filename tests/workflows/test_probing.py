@@ -1,5 +1,6 @@
 """Probes: known figures, choices made where they may be, floors beside them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ def test_a_probe_of_digits_knows_more_than_nothing(tmp_path: Path) -> None:
     source = pv.open_data("digits").splits["train"]
     pictures = np.stack([np.asarray(source.read(i)["image"]) for i in range(200)])
     data = write_arrays(tmp_path / "d.npz", image=pictures, label=np.asarray(source.labels)[:200])
-    found = pv.probe("hip_digits", data=str(data))
+    found = pv.probe("hip_digits", data=str(data), out=tmp_path / "probe.json")
+    assert json.loads((tmp_path / "probe.json").read_text())["counts"] == found.counts
     assert (found.reported, found.chosen_on) == ("val", "a fifth of train")
     figures = {(row.features, row.probe): row.figures["accuracy"] for row in found.rows}
     assert figures["model", "linear"] > 0.9  # it was trained on these

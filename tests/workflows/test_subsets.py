@@ -47,6 +47,9 @@ def test_every_combination_is_evaluated(run: Any) -> None:
     assert alone in ([{"audio"}, {"image"}], [{"image"}, {"audio"}])
     whole = pv.evaluate(run.path, split="train").figures
     assert subsets[0].figures["top1"] == whole["top1"]
+    assert list(pv.evaluate(run.path, split="train", subsets=True).subsets) == subsets
+    with pytest.raises(ConfigError, match="--subsets evaluates one view per sample"):
+        pv.evaluate(run.path, subsets=True, views=pv.Views(spatial=2))
     found = {each.modalities: each for each in subsets}
     assert found["audio",].samples == whole["samples"]
     assert found["audio",].figures["top1"] > 0.9  # the sound alone suffices,

@@ -4,48 +4,25 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from perceivers.errors import LicenseWarning, UserError, is_users, suggest
+from perceivers.cli.verbs import ACTIONS, VERBS
+from perceivers.errors import ConfigError, LicenseWarning, UserError, is_users, suggest
 from perceivers.text_names import check_written_path, show_name
 from perceivers.version import __version__
 
-# verb -> (module, function, one line)
-VERBS: dict[str, tuple[str, str, str]] = {
-    "demo": ("training", "demo", "pre-train, fine-tune and test on built-in real data"),
-    "models": ("tools", "models", "list the named models"),
-    "recipes": ("tools", "recipes", "list, show or copy packaged training settings"),
-    "pretrain": ("training", "pretrain", "learn from unlabelled data"),
-    "finetune": ("training", "finetune", "fine-tune a trained model for a task"),
-    "train": ("training", "train", "train a model for a task from scratch"),
-    "resume": ("training", "resume", "resume a stopped run from its last checkpoint"),
-    "bakeoff": ("comparing", "bakeoff", "find the best small model for some data"),
-    "shuffle": ("comparing", "shuffle", "measure how much a model depends on element order"),
-    "evaluate": ("using", "evaluate", "compute metrics on a held-out split"),
-    "predict": ("using", "predict", "classify files, fill in masked text, compute flow"),
-    "embed": ("features", "embed", "write the features of files or a data set"),
-    "probe": ("features", "probe", "evaluate frozen features with k-NN and a linear probe"),
-    "anomaly": ("features", "anomaly", "score files by masked reconstruction error"),
-    "reconstruct": ("using", "reconstruct", "reconstruct files with a masked autoencoder"),
-    "explain": ("explaining", "explain", "draw attention maps"),
-    "report": ("using", "report", "regenerate a run's report, or compare runs"),
-    "export": ("using", "export", "write ONNX or torch.export, run it and compare"),
-    "plan": ("planning", "plan", "estimate operations, memory, hours and the largest batch"),
-    "bench": ("benchmarking", "bench", "compare time and memory of models on this machine"),
-    "data": ("data", "data", "check the data at an address and propose commands"),
-    "convert": ("tools", "convert", "convert released weights and verify them"),
-    "doctor": ("tools", "doctor", "check this machine and installation"),
-}
+if TYPE_CHECKING:
+    from perceivers.cli.signatures import Command
+
 INTERRUPTED = 130
 
 
 def usage() -> str:
     """Return the top-level help."""
     width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {line}" for verb, (_, _, line) in VERBS.items()]
+    lines = [f"  {verb:<{width}}  {row.line}" for verb, row in VERBS.items()]
     return "\n".join(
         [
             "perceivers: general perception in PyTorch, from raw elements of any signal",
@@ -85,7 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_verb(verb: str, arguments: list[str]) -> int:
     """Run a verb, and print licence warnings as plain notes."""
-    module, function, _ = VERBS[verb]
     plain = warnings.showwarning
 
     def show(message: Any, category: Any, *rest: Any) -> None:
@@ -97,21 +73,47 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("always", LicenseWarning)
         warnings.showwarning = show
-        return _run_verb(verb, module, function, arguments)
+        return _run_verb(verb, arguments)
 
 
-def _run_verb(verb: str, module: str, function: str, arguments: list[str]) -> int:
+def open_command(verb: str, arguments: list[str]) -> "Command":
+    """Return a verb with its parser, which parses nothing yet.
+
+    Raises:
+        ConfigError: The second word of a verb such as ``data`` is unknown.
+    """
+    from perceivers.cli.parser import describe_flags
+
+    describe_flags(arguments)
+    row, name = VERBS[verb], verb
+    if verb in ACTIONS:
+        action = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+        if action and action not in ACTIONS[verb]:
+            raise ConfigError(
+                f"{verb}: {action!r} is unknown; choose from {' and '.join(ACTIONS[verb])}"
+                f"{suggest(action, ACTIONS[verb])}"
+            )
+        arguments = arguments[1:] if action else arguments
+        action = action or next(iter(ACTIONS[verb]))
+        row, name = ACTIONS[verb][action], f"{verb} {action}"
+    if row.trains:
+        from perceivers.cli.training import TrainingCommand
+
+        return TrainingCommand(name, row, arguments)
+    from perceivers.cli.signatures import Command
+
+    return Command(name, row, arguments)
+
+
+def _run_verb(verb: str, arguments: list[str]) -> int:
     try:
-        from perceivers.cli.parser import describe_flags
-
-        run: Callable[[list[str]], int] = getattr(
-            import_module(f"perceivers.cli.{module}"), function
-        )
         for flag, value in pairwise([*arguments, ""]):
             if flag == "--out" or flag.startswith("--out="):
                 check_written_path(flag.partition("=")[2] or value, "--out")
-        describe_flags(arguments)
-        return run(arguments)
+        command = open_command(verb, arguments)
+        from perceivers.cli.printing import print_shown
+
+        return print_shown(command.run())
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("perceivers"):
             raise

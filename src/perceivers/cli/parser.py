@@ -7,39 +7,6 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, set_parsing_settings
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-# -- Tables on the terminal ----------------------------------------------------------------------
-
-
-NUMBER = re.compile(r"-?[\d,.]+ ?%?")
-
-
-def print_table(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    title: str = "",
-    plain: bool = False,
-) -> None:
-    """Print a table; columns of numbers are right-aligned, and ``plain`` tables have no borders."""
-    table = Table(title=title or None, title_justify="left")
-    if plain:
-        table.box, table.pad_edge = None, False
-    for index, name in enumerate(header):
-        numeric = all(NUMBER.fullmatch(row[index]) for row in rows)
-        table.add_column(name, justify="right" if numeric and rows else "left")
-    for row in rows:
-        table.add_row(*map(escape, row))  # rich reads brackets as styles
-    console = Console(highlight=False)
-    if not console.is_terminal:  # rich would cut to 80 columns
-        console.width = 200
-    console.print(table)
-
-
-# -- Argument parsing ----------------------------------------------------------------------------
 
 USER_MISTAKE = 2
 
@@ -115,13 +82,17 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(USER_MISTAKE)
 
 
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Return whether help is asked for; help texts are read only then, because it takes long."""
+    return not {"-h", "--help"}.isdisjoint(arguments)
+
+
 def describe_flags(arguments: Sequence[str]) -> None:
     """Let jsonargparse read the attribute docstrings only if ``--help`` is given.
 
     Reading them takes longer than the rest of parsing.
     """
-    wanted = not {"-h", "--help"}.isdisjoint(arguments)
-    set_parsing_settings(docstring_parse_attribute_docstrings=wanted)
+    set_parsing_settings(docstring_parse_attribute_docstrings=wants_help(arguments))
 
 
 def settings_of(args: Any) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class AugmentConfig(Settings, prefix="augment."):
     """
 
     crop_scale: Annotated[tuple[Fraction, Fraction], PICTURES] = (1.0, 1.0)
-    """Area of a random crop as a fraction of ``crop_from``, sampled uniformly from this range in
+    """Area of a random crop as a fraction of crop_from, sampled uniformly from this range in
     0..1; (1, 1) with crop_ratio (1, 1) is the centre crop used for evaluation."""
     crop_ratio: Annotated[tuple[Positive, Positive], PICTURES] = (1.0, 1.0)
     """Aspect ratio (width by height) of a random crop relative to the model's input, sampled
@@ -91,9 +91,9 @@ class AugmentConfig(Settings, prefix="augment."):
     """Flip the sign of a waveform with probability 1/2, which is inaudible."""
     turn: Annotated[Degrees, POINTS] = 0.0
     """Rotation of points in degrees, sampled uniformly from plus to minus this, in 0..180, about
-    ``turn_axis`` through their mean, before a spec scales them."""
+    turn_axis through their mean, before a spec scales them."""
     turn_axis: Annotated[Literal["x", "y", "z"], POINTS, UsedIf("turn", above=0)] = "z"
-    """The axis of ``turn``; points in the plane rotate about z."""
+    """The axis of turn; points in the plane rotate about z."""
     point_scale: Annotated[tuple[Positive, Positive], POINTS] = (1.0, 1.0)
     """Factor on all coordinates of a cloud, sampled uniformly from this range, after a spec's
     scaling; so (0.8, 1.25) may exceed -1..1."""

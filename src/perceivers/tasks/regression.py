@@ -26,7 +26,7 @@ class RegressionConfig(Settings, prefix="regress."):
     """The loss, in units of each target's standard deviation."""
 
     loss: Literal["mse", "huber", "mae"] = "mse"
-    """mse: mean squared error; mae: mean absolute error; huber: squared up to ``delta``, then
+    """mse: mean squared error; mae: mean absolute error; huber: squared up to delta, then
     linear, so that outliers have less influence."""
     delta: Annotated[Positive, UsedIf("loss", "huber")] = 1.0
     """huber: error at which the loss becomes linear, in standard deviations."""

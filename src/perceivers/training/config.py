@@ -43,6 +43,7 @@ from perceivers.training.loggers import check_loggers
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+Strategy = Literal["auto", "ddp", "fsdp"]
 Precision = Literal["auto", "float32", "bf16", "bf16-pure"]
 C = TypeVar("C", bound="TrainConfig")
 # Limits of the operating system's timers (30 years) and of process-group timeouts (one year).
@@ -156,7 +157,7 @@ class TrainConfig(Settings, prefix=""):
     """Number of devices per machine, each with its own process."""
     nodes: Count = 1
     """Number of machines; each runs the same command (torchrun, Slurm)."""
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    strategy: Strategy = "auto"
     """ddp (every process holds the whole model), fsdp (the model is sharded over the processes), or
     auto (ddp if there are several processes)."""
     timeout_minutes: Annotated[float, Range(above=0, most=MOST_MINUTES)] = 10.0

@@ -25,6 +25,7 @@ from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import write_atomic, write_json
 from perceivers.models.masked import ErrorMaps, MaskSettings
 from perceivers.models.registry import FAMILIES
+from perceivers.report.console import Grid, Shown, name_skipped
 from perceivers.report.figures.anomaly import Heat, draw_heat
 from perceivers.settings import Count, Natural, Part, Range, Seed, Settings
 from perceivers.tasks import AutoencodingConfig
@@ -48,7 +49,8 @@ class AnomalySettings(Settings, prefix=""):
     repeats: Count = 8
     """How often each element is hidden, at least 1; more gives smoother maps but takes longer."""
     ratio: Part | None = None
-    """Fraction hidden in each pass, between 0 and 1; None uses the ratio of the training."""
+    """Fraction hidden in each pass, between 0 and 1;
+    by default the ratio of the training."""
     top: Annotated[float, Range(above=0, most=1)] = 0.1
     """The score averages this fraction of the elements, those with the largest errors; 1 uses
     all."""
@@ -340,6 +342,76 @@ def describe(row: AnomalyRow) -> dict[str, Any]:
 NOTE = "Left or above: the original; then the reconstruction error of hidden elements."
 # Quantile of the drawn errors that gets the strongest colour.
 STRONGEST = 0.995
+
+
+# Rows of the printed table.
+PRINTED = 10
+
+
+def score_files(
+    model: str | Path,
+    data: str | Path | Sequence[str | Path],
+    out: str | Path = "anomalies",
+    *,
+    split: str | None = None,
+    reference: str | None = None,
+    normal: str | None = None,
+    settings: AnomalySettings | None = None,
+    overwrite: bool = False,
+) -> Anomalies:
+    """Score samples by the error of a masked autoencoder on hidden elements, and draw the errors.
+
+    Args:
+        model: As for ``find_anomalies``.
+        data: As for ``find_anomalies``.
+        out: Folder for tables, maps and figures.
+        split: As for ``find_anomalies``.
+        reference: As for ``find_anomalies``.
+        normal: Normal classes, separated by commas, to compute the AUROC of separating all other
+            classes from them.
+        settings: As for ``find_anomalies``.
+        overwrite: Replace earlier files.
+
+    Raises:
+        UserError: As for ``find_anomalies``, or ``out`` holds scores already.
+    """
+    check_folder(Path(out), overwrite=overwrite)
+    classes = tuple(normal.split(",")) if normal else ()
+    options = {"split": split, "reference": reference, "normal": classes}
+    found = find_anomalies(model, data, settings=settings, **options)
+    write_anomalies(found, Path(out))
+    return found
+
+
+def show(found: Anomalies, *, out: str | Path) -> Shown:
+    """Show the highest scores.
+
+    Args:
+        found: From ``score_files``.
+        out: As for ``score_files``.
+    """
+    rows = [
+        (
+            row.name,
+            row.known_class,
+            f"{row.score:.3f}",
+            "" if row.percentile is None else f"{row.percentile:.1f}",
+        )
+        for row in found.rows[:PRINTED]
+    ]
+    relative = (
+        f"scores are deviations above the median of {found.reference} normal samples"
+        if found.reference
+        else "scores are plain errors; give --reference to make them relative to normal samples"
+    )
+    lines: list[str | Grid] = [
+        Grid(("sample", "class", "score", "percentile"), rows, title="Highest scores first"),
+        f"{relative}; {found.passes} passes over each sample",
+    ]
+    if found.auroc is not None:
+        lines.append(f"auroc: {found.auroc:.4f}")
+    lines.append(f"{len(found.rows)} samples scored, see {Path(out) / 'scores.csv'}")
+    return Shown(lines, name_skipped(found.skipped))
 
 
 def check_folder(out: Path, *, overwrite: bool) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 
 from perceivers.errors import ConfigError, RunError
 from perceivers.files import write_json
+from perceivers.report.console import Shown
 from perceivers.training.run_lock import RunLock
 from perceivers.workflows.arms import (
+    TABLE,
     Outcome,
     describe_constant,
     metric_of,
@@ -25,6 +27,7 @@ from perceivers.workflows.arms import (
     verb_of,
 )
 from perceivers.workflows.bakeoff_state import (
+    FIGURE,
     RECORD,
     Bakeoff,
     BakeoffSettings,
@@ -93,10 +96,13 @@ def bakeoff(
     report: Say | None = None,
     **options: Any,
 ) -> BakeoffResult:
-    """Compare candidate models on a data set, or continue an interrupted comparison.
+    """Find the best model for some data: small models of every family train for equal time.
+
+    The best on validation continue, and the winner is evaluated once on the test split. After an
+    interruption, the same call or command continues.
 
     Args:
-        data: A data address.
+        data: Data address, as for training.
         out: Folder for the runs, ``bakeoff.json``, ``table.md`` and ``bakeoff.png``.
         overwrite: Replace an earlier bake-off in ``out`` instead of continuing it.
         report: Called with one line per candidate.
@@ -289,3 +295,8 @@ class _Runner:
         if outcome.has_failed:
             return f"failed: {outcome.reason}"
         return f"{state.metric} {outcome.value:.4g} after {outcome.seconds:.1f} s"
+
+
+def show(result: BakeoffResult) -> Shown:
+    """Show the tables, and the files."""
+    return Shown([result.table, *(str(result.folder / name) for name in (RECORD, TABLE, FIGURE))])

@@ -34,6 +34,7 @@ from perceivers.bench.tables import (
 from perceivers.errors import ConfigError, RunError
 from perceivers.files import make_folder, write_atomic, write_json
 from perceivers.plan.estimates import Free, free_device_memory, free_host_memory
+from perceivers.report.console import Shown
 from perceivers.report.figures.throughput import Line, draw_throughput
 from perceivers.version import __version__
 
@@ -70,13 +71,16 @@ class Bench:
 
 def run_bench(
     settings: BenchSettings,
-    out: str | Path,
+    out: str | Path = "runs/bench",
     *,
     overwrite: bool = False,
     command: str = "",
     report: Report | None = None,
 ) -> Bench:
-    """Benchmark models side by side, and write the results after every round.
+    """Compare models, each in its own process: time and peak memory of forward passes and steps.
+
+    A step is a forward and a backward pass, without an optimizer. Results are written after every
+    round.
 
     Args:
         settings: Models, sizes, passes and number of rounds.
@@ -314,3 +318,9 @@ def lines_of(rows: Sequence[Row], name: Pass) -> Mapping[str, Line]:
             stopped=min(out, default=None),
         )
     return lines
+
+
+def show(done: Bench) -> Shown:
+    """Show the tables, and the files; the status is 1 if a measurement failed."""
+    files = [str(done.folder / name) for name in (RECORD, TABLE, FIGURE)]
+    return Shown([done.table, *files], status=1 if done.failures else 0)

@@ -1,6 +1,6 @@
 """Inspect a data set, propose a training command for it, and draw preview sheets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,14 @@ from perceivers.data.dataset import VOID
 from perceivers.data.fitting import SampleReader
 from perceivers.data.flow_pairs import FlowPairs, open_flow_pairs
 from perceivers.data.inspecting import LIMIT, DataFacts, Progress, inspect_data
+from perceivers.data.inspecting_labels import LabelFacts, ModalityFacts, title_modality
 from perceivers.data.masks import kept_classes
+from perceivers.data.remote import write_shard_index
+from perceivers.data.shards import expand_braces
 from perceivers.data.sources import Source, TargetSource
 from perceivers.errors import ConfigError, DataError
+from perceivers.files import write_json
+from perceivers.report.console import Grid, Shown
 from perceivers.report.figures.samples import SampleBox, draw_samples
 from perceivers.report.html import Section, write_html
 from perceivers.settings import Count, Part, checked
@@ -65,28 +70,33 @@ def check_data(
     limit: Count = LIMIT,
     threads: Count | None = None,
     progress: Progress | None = None,
+    json: str | Path | None = None,
     preview: str | Path | None = None,
     overwrite: bool = False,
 ) -> DataReport:
-    """Inspect a data set and propose how to train on it; writes nothing but the preview.
+    """Check the data at an address: contents, problems and the commands to run.
 
     Args:
-        address: Data address, as for ``open_data``.
-        labels: Label columns to read.
+        address: Data address, as in training.
+        labels: Label columns to read, such as '["topic"]' on the command line.
         targets: Numeric columns to predict.
         val_share: Fraction held out for validation, as in training.
         limit: Number of samples to decode, spread evenly over the splits; classes are counted over
             all samples.
         threads: Number of samples decoded in parallel; default: the number of CPUs, at most 8.
         progress: Called with the number of finished samples and the total.
+        json: Also write the report to this ``.json`` file.
         preview: Folder for sheets of model inputs, one PNG per split, and ``index.html``; nothing
             is written if not given.
-        overwrite: Replace an earlier preview.
+        overwrite: Replace an existing file or an earlier preview.
 
     Raises:
         DataError: The address is not understood, or the data violate their format.
-        ConfigError: A label column does not exist, a number is out of range, or ``preview`` exists.
+        ConfigError: A label column does not exist, a number is out of range, or ``json`` or
+            ``preview`` exists.
     """
+    if json is not None and Path(json).exists() and not overwrite:
+        raise ConfigError(f"{json} exists; pass --overwrite or another --json")
     if preview is not None:
         check_preview(Path(preview), overwrite=overwrite)
     pairs = _open_flow(address, val_share) if not labels and not targets else None
@@ -96,15 +106,18 @@ def check_data(
     if preview is not None and facts.is_usable:
         written = write_preview(dataset, preview, overwrite=overwrite)
         sheets = tuple(map(str, written))
-    if not facts.is_usable:
-        return DataReport(address, facts, None, sheets)
-    asked = {"labels": list(labels), "targets": list(targets)}
-    proposal = (
-        propose(facts, dataset, asked, cuda=torch.cuda.is_available())
-        if pairs is None
-        else propose_flow(address)
-    )
-    return DataReport(address, facts, proposal, sheets)
+    proposal = None
+    if facts.is_usable:
+        asked = {"labels": list(labels), "targets": list(targets)}
+        proposal = (
+            propose(facts, dataset, asked, cuda=torch.cuda.is_available())
+            if pairs is None
+            else propose_flow(address)
+        )
+    report = DataReport(address, facts, proposal, sheets)
+    if json is not None:
+        write_json(Path(json), report.to_json())
+    return report
 
 
 def _open_flow(address: str, val_share: float) -> Dataset | None:
@@ -239,3 +252,151 @@ def describe_labels(dataset: Dataset, source: Source, index: int) -> str:
     if targets is not None:
         words += [f"{n}: {v:.4g}" for n, v in zip(dataset.targets, targets[index], strict=True)]
     return ", ".join(words)
+
+
+# -- What ``data check`` prints, and ``data index`` ----------------------------------------------
+
+# Smaller classes are summed up in one row.
+SHOWN_CLASSES = 30
+SHOWN_VALUES = 4
+UNITS = {"width": "pixels", "height": "pixels"}
+UNUSABLE = 2
+
+
+def index_shards(tars: Sequence[str]) -> Shown:
+    """Write x.tar.index.json next to each tar; upload both to the same place.
+
+    Args:
+        tars: Tar files, or ranges such as 'x-{000..012}.tar'.
+
+    Raises:
+        DataError: A file is not an uncompressed tar.
+    """
+    paths = [path for address in tars for path in expand_braces(address)]
+    return Shown(str(write_shard_index(Path(path))) for path in paths)
+
+
+def show(report: DataReport) -> Shown:
+    """Show the report; the status is 2 if no model can be trained on the data."""
+    return Shown(_show_report(report), status=0 if report.is_usable else UNUSABLE)
+
+
+def _show_report(report: DataReport) -> Iterator[str | Grid]:
+    facts = report.facts
+    total = sum(split.samples for split in facts.splits.values())
+    what = f"tiles of {facts.scenes:,} scenes" if facts.scenes else "samples"
+    yield f"{report.address}: {total:,} {what}; counts by split and modality:"
+    yield _show_splits(facts)
+    if facts.modalities:
+        yield _show_modalities(facts)
+    for column in facts.labels:
+        yield from _show_classes(column)
+    if facts.targets:
+        yield _grid(
+            ("target", "min", "median", "max", "unknown"),
+            [
+                (t.name, f"{t.least:.4g}", f"{t.median:.4g}", f"{t.most:.4g}", str(t.unknown))
+                for t in facts.targets
+            ],
+        )
+    for text in facts.broken:
+        yield f"broken: {text}"
+    if facts.num_broken > len(facts.broken):
+        yield f"broken: {facts.num_broken - len(facts.broken)} more"
+    for group in facts.repeats.groups:
+        yield f"identical: {' = '.join(group[:3])}{' = ...' if len(group) > 3 else ''}"
+    for text in facts.notes:
+        yield f"note: {text}"
+    for text in facts.problems:
+        yield f"problem: {text}"
+    if report.proposal is None:
+        yield "no training sample can be read, so there is nothing to propose"
+    else:
+        yield from _show_proposal(report.proposal)
+    if report.sheets:
+        yield f"\npreview: {report.sheets[-1]} and {len(report.sheets) - 1} sheets"
+
+
+def _show_proposal(proposal: Proposal) -> Iterator[str]:
+    recipe = f", based on the recipe {proposal.recipe}" if proposal.recipe else ""
+    yield f"\nproposed: task {proposal.task}{recipe}. {proposal.reason}\n"
+    yield from proposal.commands
+    for text in proposal.hints:
+        yield f"\nhint: {text}"
+
+
+def _show_splits(facts: DataFacts) -> Grid:
+    combinations = list(
+        dict.fromkeys(name for split in facts.splits.values() for name in split.combinations)
+    )
+    counted = ("tiles", "scenes") if facts.scenes else ("samples",)
+    titles = {name: title_modality(name, found) for name, found in facts.modalities.items()}
+    held = [" + ".join(titles.get(n, n) for n in c.split(" + ")) for c in combinations]
+    return _grid(
+        ("split", *counted, "checked", "broken", *held),
+        [
+            (
+                name,
+                f"{split.samples:,}",
+                *([f"{split.scenes:,}"] if facts.scenes else []),
+                f"{split.looked_at:,}",
+                f"{split.broken:,}",
+                *(f"{split.combinations.get(c, 0):,}" for c in combinations),
+            )
+            for name, split in facts.splits.items()
+        ],
+    )
+
+
+def _show_modalities(facts: DataFacts) -> Grid:
+    rows = [row for name, found in facts.modalities.items() for row in _modality_rows(name, found)]
+    return _grid(("modality", "property", "min", "median", "max", "values"), rows)
+
+
+def _modality_rows(name: str, facts: ModalityFacts) -> list[tuple[str, ...]]:
+    """Return one row per size, and one per property with counts of its values."""
+    title = title_modality(name, facts)
+    rows = [
+        (
+            title,
+            f"{what} in {UNITS[what]}" if what in UNITS else what,
+            _number(size.least),
+            _number(size.median),
+            _number(size.most),
+            "",
+        )
+        for what, size in facts.sizes.items()
+    ]
+    for what, counts in facts.values.items():
+        shown = list(counts.items())[:SHOWN_VALUES]
+        listed = ", ".join(f"{value} ({count:,})" for value, count in shown)
+        more = f", {len(counts) - len(shown)} more" if len(counts) > len(shown) else ""
+        rows.append((title, what, "", "", "", listed + more))
+    return rows
+
+
+def _show_classes(column: LabelFacts) -> Iterator[str | Grid]:
+    splits = list(column.counts)
+    order = sorted(range(len(column.classes)), key=lambda k: -column.counts["train"][k])
+    rows = [
+        (column.classes[k], *(f"{column.counts[split][k]:,}" for split in splits))
+        for k in order[:SHOWN_CLASSES]
+    ]
+    rest = order[SHOWN_CLASSES:]
+    if rest:
+        sums = (f"{sum(column.counts[split][k] for k in rest):,}" for split in splits)
+        rows.append((f"{len(rest)} more classes", *sums))
+    yield (
+        f"{column.name}: {len(column.classes)} classes; the largest has {column.imbalance:.1f} "
+        f"times the training samples of the smallest"
+    )
+    yield _grid(("class", *splits), rows)
+
+
+def _number(value: float) -> str:
+    """Format whole numbers without decimals."""
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.2f}"
+
+
+def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Grid:
+    return Grid(header, rows, bare=True)

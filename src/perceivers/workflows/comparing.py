@@ -17,6 +17,7 @@ from perceivers.data.augment import Views
 from perceivers.errors import ConfigError, RunError
 from perceivers.files import read_json_file, real_path
 from perceivers.foreign import read_text
+from perceivers.report.console import Shown
 from perceivers.report.figures.curves import draw_comparison
 from perceivers.report.html import (
     Section,
@@ -31,6 +32,7 @@ from perceivers.report.metrics import read_metrics
 from perceivers.tasks.base import answer
 from perceivers.training.run_folder import RunFolder
 from perceivers.version import __version__
+from perceivers.workflows.reporting import write_run_report
 from perceivers.workflows.task_table import tasks
 
 # More panels would be hard to read; the tables contain all metrics.
@@ -117,6 +119,30 @@ def summarise(folder: RunFolder, name: str) -> Summary:
         results={split: entry.get("figures", {}) for split, entry in results.items()},
         parameters=parameters,
     )
+
+
+def report(
+    runs: Sequence[str | Path], *, out: str | Path | None = None, overwrite: bool = False
+) -> Shown:
+    """Regenerate a run's report.html, or write one page that compares several runs.
+
+    Args:
+        runs: Run folder; two or more are compared.
+        out: Page for several runs; by default comparison.html.
+        overwrite: Replace an existing page.
+
+    Raises:
+        ConfigError: ``out`` is given for a single run.
+        RunError: As for ``compare_runs``.
+    """
+    if len(runs) > 1:
+        page = compare_runs(runs, out or "comparison.html", overwrite=overwrite)
+        return Shown([f"comparison: {page}"])
+    if out is not None:
+        raise ConfigError(
+            f"--out {out} is for several runs; the report of one run is always its report.html"
+        )
+    return Shown([f"report: {write_run_report(RunFolder(Path(runs[0])))}"])
 
 
 def _check(folders: Sequence[RunFolder], out: Path, *, overwrite: bool) -> None:

@@ -37,6 +37,7 @@ from perceivers.checkpoints.verify import (
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.files import read_json_file
 from perceivers.models.saving import ModelInfo
+from perceivers.report.console import Shown
 from perceivers.workflows.foreign_sources import (
     FOLDERS,
     Opened,
@@ -382,3 +383,24 @@ def _export(
     notes = writer.write(loaded.model, out, loaded.info)
     found = writer.verify(out, loaded.model, dtype) if verify and writer.verify else []
     return Conversion(out, _count(loaded.model), found, tuple(notes))
+
+
+def show(done: Conversion, *, verify: bool) -> Shown:
+    """Show what was written and how its outputs compare; the status is 1 if they disagree.
+
+    Args:
+        done: From ``convert``.
+        verify: Whether a comparison was asked for.
+    """
+    lines = [f"{done.folder}: {done.parameters:,} parameters"]
+    lines += [f"note: {note}" for note in done.notes]
+    for each in done.differences:
+        if each.is_empty:
+            lines.append(f"{each.output}: empty on both sides, not compared")
+            continue
+        verdict = "ok" if each.is_within else "TOO LARGE"
+        lines.append(
+            f"{each.output}: largest difference {each.largest:.3g}, allowed {each.allowed:.3g}: "
+            f"{verdict}"
+        )
+    return Shown(lines, status=0 if not verify or done.is_verified else 1)

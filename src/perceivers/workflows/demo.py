@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from perceivers.data import Source, open_data
 from perceivers.errors import RunError
+from perceivers.report.console import Shown
 from perceivers.report.html import HtmlTable, Section, write_html
 from perceivers.settings import Natural, Range, checked
 from perceivers.tasks import ClassificationConfig, MaskedAutoencodingConfig
@@ -59,8 +60,8 @@ class DemoResult:
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)
     is_dry: bool = False
 
-    def summary(self) -> str:
-        """Return the results as text for the console."""
+    def summary(self) -> list[str]:
+        """Return the results as lines for the console."""
         width = max(map(len, self.scores))
         lines = [f"test accuracy on {DATA}, the same held-out split for all:"]
         lines += [
@@ -69,8 +70,12 @@ class DemoResult:
         ]
         if self.is_dry:
             lines.append("(a dry run: these numbers mean nothing)")
-        lines.append(f"report: {self.report}")
-        return "\n".join(lines) + "\n"
+        return [*lines, f"report: {self.report}"]
+
+
+def show(result: DemoResult) -> Shown:
+    """Show the test accuracies."""
+    return Shown(result.summary())
 
 
 def pretrain_config(out: Path, seed: int, limit: int) -> PretrainConfig:
@@ -122,7 +127,7 @@ def run_demo(
     overwrite: bool = False,
     quiet: bool = False,
 ) -> DemoResult:
-    """Run the demo and write its report.
+    """Pre-train, fine-tune and test a small HiP on scikit-learn's scanned digits.
 
     Args:
         out: Folder for the runs and ``report.html``.

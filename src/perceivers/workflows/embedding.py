@@ -25,6 +25,7 @@ from perceivers.data.text_sources import walk_files
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.finite import check_answer
 from perceivers.models.compiling import Uncompiled
+from perceivers.report.console import Shown, name_skipped
 from perceivers.settings import Count, Natural, checked
 from perceivers.tasks.base import can_lack, held_modalities
 from perceivers.text_names import show_name, write_csv
@@ -340,8 +341,8 @@ def embed(
 @checked
 def write_features(
     model: str | Path,
-    data: str | Path | Sequence[str | Path] | None,
-    out: str | Path,
+    data: str | Path | Sequence[str | Path] | None = None,
+    out: str | Path = "features.npz",
     *,
     split: str | None = None,
     pool: Pool = "mean",
@@ -523,3 +524,9 @@ def _join(parts: Sequence[Tensor | None]) -> NDArray[Any] | None:
     if len(known) != len(parts):
         raise DataError("some splits are labelled and others not; choose one with --split")
     return np.concatenate(known)
+
+
+def show(done: Written) -> Shown:
+    """Show what was written."""
+    line = f"{done.path}: {done.count} features of {done.width} values"
+    return Shown([line], name_skipped(done.skipped))

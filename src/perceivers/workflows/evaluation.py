@@ -14,6 +14,8 @@ from perceivers.data import Batch, Dataset, make_eval_loader
 from perceivers.data.augment import Views
 from perceivers.data.flow_pairs import FlowPairs
 from perceivers.errors import ConfigError, DataError
+from perceivers.report.console import Grid, Shown, name_skipped
+from perceivers.report.html import fill_table, per_class_table
 from perceivers.settings import Count, Natural, checked
 from perceivers.tasks.base import can_lack
 from perceivers.tasks.filling import Filler
@@ -29,6 +31,7 @@ from perceivers.workflows.filling import (
 )
 from perceivers.workflows.numerics import Note, compile_loaded, tell
 from perceivers.workflows.opening import own_data, run_config
+from perceivers.workflows.reporting import write_run_report
 from perceivers.workflows.task_table import (
     find_settings,
     open_for_model,
@@ -198,6 +201,7 @@ class Evaluation:
             than single-label classification.
         skipped: Samples that could not be read, as ``path: reason``.
         fill: Errors of predicting each modality from the others, if requested.
+        subsets: Metrics for every combination of modalities, if requested.
     """
 
     figures: dict[str, Any]
@@ -205,6 +209,7 @@ class Evaluation:
     matrix: Tensor | None
     skipped: list[str]
     fill: tuple[FillFigures, ...] = ()
+    subsets: tuple[SubsetFigures, ...] = ()
 
 
 @checked
@@ -217,6 +222,7 @@ def evaluate(
     workers: Natural = 0,
     limit: Natural = 0,
     views: Views | None = None,
+    subsets: bool = False,
     fill: bool = False,
     compile: bool = False,  # noqa: A002 - the setting's name, as in training
     note: Note | None = None,
@@ -235,6 +241,7 @@ def evaluate(
         limit: Dry run: at most this many batches; 0 means all.
         views: Crops or clips of each sample over which a classifier's probabilities are averaged,
             such as ``Views(temporal=5, spatial=3)``; default: one central view.
+        subsets: Also compute metrics for every combination of modalities.
         fill: Also predict each modality from all others, and compare with two baselines: the mean
             of the training split, and predictions from the input of another sample.
         compile: Compile the model for full batches; worthwhile for many batches.
@@ -245,37 +252,62 @@ def evaluate(
             model cannot fill in missing modalities.
     """
     views = views or Views()
+    reading: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
+    combined: list[SubsetFigures] = []
+    if subsets:  # first, because it rejects models of one modality
+        _check_subsets(views, compiled=compile)
+        combined = evaluate_subsets(model, data=data, split=split, limit=limit, **reading)
     loaded = load_with_info(model)
     config = run_config(model)
     filler = _open_filler(loaded, config, views, compile, note) if fill else None
     single, loaded = loaded, average_views(loaded, views, batch_size)
-    path, which = split_address(model)
     recorded = None
-    if config is not None and which != "last" and data is None and not limit:
-        # The stored results and the report describe the best model only.
-        recorded = RunFolder(Path(path))
-        recorded.read_results()  # fails on a damaged file now, not after a long evaluation
+    if config is not None and data is None and not limit:
+        recorded = _open_record(model)
     dataset, specs = open_for_model(loaded, config, data or own_data(model, config))
     source = choose_split(dataset, split)
     check_classes(loaded, dataset, config)
     skipped: list[str] = []
     if isinstance(source, FlowPairs):
         return _evaluate_flow(loaded, config, source, dataset.address, limit, compile)
-    loader = make_eval_loader(source, specs, batch_size=batch_size, workers=workers, views=views)
+    loader = make_eval_loader(source, specs, views=views, **reading)
     compiled = compile_loaded(single, batch_size, views, on=compile)
     batches = compiled.batches(_collect_bad(loader, skipped, limit))
     task = rebuild_task(loaded, config)
     metrics, matrix = tasks()[loaded.info.task].metrics(loaded, task, batches)
     classes = () if matrix is None else loaded.info.classes
-    result = Evaluation(metrics, classes, matrix, skipped)
+    result = Evaluation(metrics, classes, matrix, skipped, subsets=tuple(combined))
     tell(compiled, note)
     if filler is not None:
-        options = {"batch_size": batch_size, "workers": workers, "limit": limit}
-        found = measure_fill(filler, dataset, specs, split, **options)
+        found = measure_fill(filler, dataset, specs, split, limit=limit, **reading)
         result = replace(result, fill=tuple(found))
     if recorded is not None:
         _record(recorded, split, result, views)
     return result
+
+
+def _check_subsets(views: Views, *, compiled: bool) -> None:
+    if compiled:
+        raise ConfigError(
+            "--compile has no effect with --subsets, whose batch sizes vary; leave one of them out"
+        )
+    if views.count > 1:
+        raise ConfigError(
+            f"views are {views}, but --subsets evaluates one view per sample; leave one of them out"
+        )
+
+
+def _open_record(model: str | Path) -> RunFolder | None:
+    """Return the run that stores results; None for its last model.
+
+    Stored results and the report describe the best model only.
+    """
+    path, which = split_address(model)
+    if which == "last":
+        return None
+    folder = RunFolder(Path(path))
+    folder.read_results()  # fails on a damaged file now, not after a long evaluation
+    return folder
 
 
 def _record(folder: RunFolder, split: str, result: Evaluation, views: Views) -> None:
@@ -346,3 +378,68 @@ def _collect_bad(loader: Iterable[Batch], skipped: list[str], limit: int) -> Ite
         skipped.extend(batch.bad)
         if len(batch.index):
             yield batch
+
+
+# -- What the verb prints ------------------------------------------------------------------------
+
+
+def show(
+    result: Evaluation,
+    *,
+    model: str | Path,
+    data: str | None,
+    split: str,
+    limit: int,
+    views: Views | None,
+) -> Shown:
+    """Show metrics and tables; then write the report of the run again if it has new results.
+
+    Args:
+        result: From ``evaluate``.
+        model: As for ``evaluate``.
+        data: As for ``evaluate``.
+        split: As for ``evaluate``.
+        limit: As for ``evaluate``.
+        views: As for ``evaluate``.
+    """
+    folder = RunFolder(Path(split_address(model)[0]))
+    has_new = folder.config.is_file() and data is None and not limit
+
+    def lines() -> Iterator[str | Grid]:
+        yield from _show_figures(result, split, views or Views())
+        if has_new:
+            yield f"report: {write_run_report(folder)}"
+
+    return Shown(lines(), name_skipped(result.skipped))
+
+
+def _show_figures(result: Evaluation, split: str, views: Views) -> Iterator[str | Grid]:
+    for name, value in result.figures.items():
+        shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+        yield f"{name}: {shown}"
+    if views.count > 1:
+        yield f"views: {views} of each sample, probabilities averaged"
+    if result.subsets:
+        yield _show_subsets(result.subsets, split)
+    if result.fill:
+        table = fill_table({each.modality: each.to_json() for each in result.fill})
+        yield Grid(table.header, table.rows, title=f"Filled in, {split}")
+        yield table.note
+    if result.matrix is not None:
+        table = per_class_table(result.matrix.numpy(), result.classes)
+        yield Grid(table.header, table.rows, title=f"Per class, {split}")
+
+
+def _show_subsets(found: Sequence[SubsetFigures], split: str) -> Grid:
+    """Return a row for each combination of modalities that was visible to the model."""
+    names = list(dict.fromkeys(name for each in found for name in each.figures))
+    rows = [
+        [
+            " + ".join(each.modalities),
+            str(each.samples),
+            *(f"{each.figures[name]:.4f}" if name in each.figures else "" for name in names),
+        ]
+        for each in found
+    ]
+    header = ["visible modalities", "samples with any", *names]
+    return Grid(header, rows, title=f"By modality, {split}")

@@ -26,6 +26,7 @@ from perceivers.models.attention_maps import WORTH_SAYING, Answer, Explanation, 
 from perceivers.models.registry import FAMILIES, families_with
 from perceivers.models.saving import ModelInfo
 from perceivers.report import style
+from perceivers.report.console import Shown, name_skipped
 from perceivers.report.drawings import drawing_of
 from perceivers.report.figures.attention import Panel, PanelSection, draw_attention
 from perceivers.report.figures.canvases import Canvas
@@ -242,11 +243,11 @@ def explain(
 def draw_all(
     model: str | Path,
     paths: Sequence[str | Path],
-    out: str | Path,
+    out: str | Path = "explained",
     *,
-    head: str | int,
-    latents: Latents,
-    overwrite: bool,
+    head: str | int = "mean",
+    latents: Latents = 4,
+    overwrite: bool = False,
 ) -> Drawn:
     """Run ``explain``, and also return the unreadable samples.
 
@@ -478,3 +479,12 @@ def _overview_panel(
     assert answer.map is not None
     words = f"{sample.name}: {speaker.say(answer, sample.hidden)}"
     return make_panel(canvases, answer.map, words, answer)
+
+
+def show(drawn: Drawn) -> Shown:
+    """Show where the figures are, and what they do not show."""
+    lines = [
+        f"{len(drawn.written) - 1} figures in {drawn.out}; see {drawn.written[-1]}",
+        "Attention shows where information was read, not what determined the output.",
+    ]
+    return Shown(lines, name_skipped(drawn.bad))

@@ -7,6 +7,7 @@ from perceivers.errors import ConfigError
 from perceivers.exporting import Exported, export_model
 from perceivers.exporting.files import SUFFIXES, Format
 from perceivers.exporting.graphs import Part
+from perceivers.report.console import Shown
 from perceivers.tasks import MaskedAutoencodingConfig
 from perceivers.tasks.mae import is_masked_autoencoder
 from perceivers.workflows.opening import run_config
@@ -57,4 +58,15 @@ def export(
         output=output,
         mask=find_settings(MaskedAutoencodingConfig, loaded, run_config(model)),
         info=loaded.info,
+    )
+
+
+def show(done: Exported) -> Shown:
+    """Show the file and its largest difference from the model."""
+    return Shown(
+        [
+            f"{done.path}: ran at batch sizes 1 and 3; largest difference {done.largest:.3g} "
+            f"(largest output {done.absmax:.3g})",
+            f"preprocessing: {done.description}",
+        ]
     )

@@ -316,6 +316,12 @@ class Filled:
     error: float | None
     unit: str
 
+    def row(self) -> list[str]:
+        """Return the cells for a table: file, modality, from what, error, and result."""
+        error = "unknown" if self.error is None else f"{self.error:.4f} {self.unit}"
+        result = self.answer or Path(self.written[0]).name
+        return [Path(self.file).name, self.modality, " + ".join(self.given), error, result]
+
 
 def check_fill(filler: Filler, names: Sequence[str], out: Path, *, overwrite: bool) -> None:
     """Check the modalities and the output folder, before anything is written.

@@ -2,7 +2,7 @@
 
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from perceivers.checkpoints.catalogue import CATALOGUE, ReleasedWeights
+from perceivers.checkpoints.catalogue import (
+    CATALOGUE,
+    OwnWeights,
+    ReleasedWeights,
+    list_own_weights,
+)
 from perceivers.errors import ConfigError
 from perceivers.machine import core_count, cpu_name
 from perceivers.models.registry import FAMILIES, create_model, find_family, list_models
@@ -22,6 +27,7 @@ from perceivers.nn.linear import (
     multiply_half,
     onednn_works,
 )
+from perceivers.report.console import Grid, Shown
 from perceivers.types import Image
 from perceivers.version import __version__
 
@@ -147,3 +153,79 @@ def try_model() -> tuple[str, bool]:
     loss.backward()
     fine = bool(torch.isfinite(loss))
     return ("works" if fine else f"loss is {float(loss)}"), fine
+
+
+# -- The verbs models and doctor -----------------------------------------------------------------
+
+
+def tabulate_models(pattern: str = "*", *, weights: bool = False) -> Shown:
+    """List the named models with their sizes.
+
+    Args:
+        pattern: Shell pattern such as 'hip_*'.
+        weights: List the packaged weights, and the released weights that convert reads.
+
+    Raises:
+        ConfigError: Nothing matches.
+    """
+    if weights:
+        return _tabulate_weights(pattern)
+    rows = describe_models(pattern)
+    if not rows:
+        raise ConfigError(f"no model matches {pattern!r}; available: {', '.join(list_models())}")
+    header = ("model", "paper", "parameters", "encoder", "latents", "structure", "input size")
+    cells = [
+        (r.name, r.paper, f"{r.total:,}", f"{r.core:,}", r.latents, r.structure, r.inputs)
+        for r in rows
+    ]
+    return Shown([Grid(header, cells)])
+
+
+def _tabulate_weights(pattern: str) -> Shown:
+    own, released = list_own_weights(pattern), describe_weights(pattern)
+    if not own and not released:
+        raise ConfigError(f"no released weights match {pattern!r}; '*' lists all")
+    return Shown(
+        [*([_grid_of_own(own)] if own else []), *([_grid_of(released)] if released else [])]
+    )
+
+
+def _grid_of_own(own: Sequence[OwnWeights]) -> Grid:
+    header = ("name", "model", "task", "parameters", "size", "licence", "trained on", "metrics")
+    rows = [
+        (
+            w.name,
+            w.variant,
+            w.task,
+            f"{w.parameters:,}",
+            f"{w.size / 1e6:.1f} MB",
+            w.license,
+            w.data,
+            ", ".join(f"{name} {value:.4g}" for name, value in w.figures.items()),
+        )
+        for w in own
+    ]
+    return Grid(header, rows, title="Packaged weights")
+
+
+def _grid_of(released: Sequence[ReleasedWeights]) -> Grid:
+    header = ("weights", "model", "parameters", "licence", "read as", "sha256", "in")
+    rows = [
+        (
+            w.name,
+            w.variant,
+            f"{w.parameters:,}",
+            w.license,
+            w.converter,
+            w.sha256[:12] if w.sha256 else "unknown",
+            w.source.removesuffix(f"/{w.name}"),
+        )
+        for w in released
+    ]
+    return Grid(header, rows)
+
+
+def check_installation() -> Shown:
+    """Check this machine and installation."""
+    rows = [(what, text, "ok" if ok else "!") for what, text, ok in diagnose()]
+    return Shown([Grid(("what", "finding", ""), rows)])

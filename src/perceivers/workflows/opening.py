@@ -11,6 +11,7 @@ from perceivers.data.flow_pairs import WARPS, make_warps, open_flow_pairs
 from perceivers.data.sources import Source
 from perceivers.errors import ConfigError, DataError, RunError, suggest
 from perceivers.files import write_atomic
+from perceivers.report.console import Grid, Shown
 from perceivers.training.config import FlowTrainConfig, RegressConfig, TrainConfig
 from perceivers.training.run_folder import RunFolder
 from perceivers.types import ModalitySpec
@@ -153,6 +154,30 @@ def copy_recipe(name: str, folder: Path, *, overwrite: bool = False) -> Path:
         raise ConfigError(f"{path} exists; pass --overwrite or copy into another folder")
     write_atomic(path, recipe.text)
     return path
+
+
+def show_recipes(name: str | None = None, *, copy: bool = False, overwrite: bool = False) -> Shown:
+    """List, show or copy packaged training settings.
+
+    Args:
+        name: A recipe; without it, list all.
+        copy: Write NAME.yaml to this folder.
+        overwrite: Replace an existing NAME.yaml.
+
+    Raises:
+        ConfigError: There is no such recipe, or the file exists and ``overwrite`` is off.
+    """
+    if name is None:
+        if copy:
+            raise ConfigError("--copy needs the name of a recipe")
+        return Shown(
+            [Grid(("recipe", "what it trains"), [(r.name, r.title) for r in list_recipes()])]
+        )
+    if copy:
+        return Shown(
+            [str(copy_recipe(name, Path(), overwrite=overwrite)), find_recipe(name).command]
+        )
+    return Shown([find_recipe(name).text.removesuffix("\n")])
 
 
 def settings_file(name: str) -> Path:

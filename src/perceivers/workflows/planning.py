@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from perceivers.data import Batch, make_train_loader
 from perceivers.errors import ConfigError, suggest
+from perceivers.files import write_json
 from perceivers.models.registry import FAMILIES, find_family, list_models
 from perceivers.plan.counting import (
     ModalityTokens,
@@ -22,6 +24,7 @@ from perceivers.plan.counting import (
 from perceivers.plan.estimates import (
     GIGA,
     TERA,
+    USABLE,
     Duration,
     Memory,
     PlanSettings,
@@ -30,6 +33,7 @@ from perceivers.plan.estimates import (
     find_machine,
     spare_memory,
 )
+from perceivers.report.console import Grid, Shown
 from perceivers.tasks import (
     Autoencoding,
     Classification,
@@ -37,11 +41,12 @@ from perceivers.tasks import (
     MaskedLanguage,
     Task,
 )
-from perceivers.training.config import TrainConfig, build_config
+from perceivers.training.config import TrainConfig, build_config, read_yaml
 from perceivers.training.optimizers import make_optimizer
 from perceivers.training.run_folder import TASKS
 from perceivers.types import SPECS, ModalitySpec, spec_from_json
 from perceivers.workflows.building import fresh_autoencoder, fresh_model
+from perceivers.workflows.opening import settings_file
 from perceivers.workflows.task_table import tasks
 
 # Tasks that can be planned from the sizes of inputs alone.
@@ -375,3 +380,133 @@ def settings_from_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     left_out = {"out", "device", "devices", "nodes", "strategy", "precision", "overwrite", "quiet"}
     rest = {key: value for key, value in recipe.items() if key not in known | left_out}
     return {**found, "settings": rest}
+
+
+# -- The verb plan -------------------------------------------------------------------------------
+
+UNITS = ("", "k", "M", "G", "T", "P", "E")
+LEAST = 1000.0
+
+
+def plan(
+    *,
+    model: str | None = None,
+    recipe: str | None = None,
+    json: str | Path | None = None,
+    **options: Any,
+) -> Plan:
+    """Estimate what a training run needs, without training.
+
+    Tokens, parameters, operations, memory, the largest batch that fits, hours and cost.
+
+    Args:
+        model: A variant name ('perceivers models'); with ``data`` also a model or run folder.
+        recipe: YAML file of a training verb, or a packaged recipe; other arguments override it.
+        json: File to write the plan to.
+        options: Fields of ``PlanSettings``.
+
+    Raises:
+        UserError: There is no model, or as for ``plan_training``.
+    """
+    given = {**options} if model is None else {**options, "model": model}
+    if recipe is not None:
+        read = settings_from_recipe(read_yaml(settings_file(recipe)))
+        if "epochs" in given:
+            read.pop("steps", None)  # steps in the file would make the argument unused
+        given = {**read, **given}
+    if not given.get("model"):
+        raise ConfigError("nothing to plan; required: --model, or a --recipe that has one")
+    found = plan_training(PlanSettings(**given))
+    if json is not None:
+        write_json(Path(json), plan_to_json(found))
+    return found
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """Return a plan for JSON, in bytes, operations, hours and seconds.
+
+    Args:
+        plan: From ``plan_training``.
+    """
+    data: Mapping[str, Any] = asdict(plan)
+    return {**data, "tokens": [modality._asdict() for modality in plan.tokens]}
+
+
+def scaled(value: float, unit: str) -> str:
+    """Format a number with a decimal unit prefix, such as ``1.5 GB``.
+
+    Args:
+        value: Not negative.
+        unit: For example ``B`` or ``FLOP``.
+    """
+    power = 0
+    while value >= LEAST and power < len(UNITS) - 1:
+        value, power = value / LEAST, power + 1
+    return f"{value:.3g} {UNITS[power]}{unit}".strip()
+
+
+def show(plan: Plan, *, json: str | Path | None) -> Shown:
+    """Show the tokens of each modality, and all estimates.
+
+    Args:
+        plan: From ``plan_training``.
+        json: File that the plan was written to, if any.
+    """
+    settings = plan.settings
+    rows = [(t.name, f"{t.elements:,}", f"{t.tokens:,}", str(t.groups)) for t in plan.tokens]
+    tokens = Grid(("modality", "elements", "tokens", "groups"), rows)
+    part = settings.batch_size // settings.accumulate
+    split = f" in {settings.accumulate} parts" if settings.accumulate > 1 else ""
+    recomputed = ", layers recomputed" if settings.recompute else ""
+    counted = "counted by torch" if plan.exact else "counted by torch on 2 and 4 samples"
+    per_sample = plan.step.step / part
+    memory, where = plan.memory, f"of {scaled(plan.device_memory, 'B')}"
+    shared = f", divided by {settings.devices}" if settings.sharded else ""
+    what = [
+        ("task", plan.task, f"{settings.model}, {settings.precision}{recomputed}"),
+        ("parameters", f"{plan.weights.count:,}", f"{plan.weights.trained:,} trained"),
+        ("forward pass", scaled(plan.step.forward / part, "FLOP"), f"per sample, {counted}"),
+        ("training step", scaled(per_sample, "FLOP"), "per sample, forward and backward"),
+        ("batch", f"{settings.batch_size:,}", f"per device{split}, on {settings.devices} devices"),
+        ("weights", scaled(memory.weights, "B"), f"per device{shared}"),
+        ("gradients", scaled(memory.gradients, "B"), f"per device{shared}"),
+        ("optimizer", scaled(memory.optimizer, "B"), f"per device{shared}: two moments"),
+        ("activations", scaled(memory.kept, "B"), "stored for the backward pass"),
+        ("peak memory", scaled(memory.peak, "B"), where + _too_much(plan)),
+        ("largest batch", f"{plan.largest_batch:,}", f"at one time, in {USABLE:.0%} {where}"),
+    ]
+    estimates = Grid(("what", "value", "note"), [*what, *_run_rows(plan)])
+    return Shown([tokens, estimates, *([] if json is None else [str(json)])])
+
+
+def _too_much(plan: Plan) -> str:
+    fits = plan.memory.peak <= USABLE * plan.device_memory
+    return "" if fits else ": too much; use --accumulate, --recompute true or a smaller batch"
+
+
+def _run_rows(plan: Plan) -> list[tuple[str, str, str]]:
+    settings, run = plan.settings, plan.duration
+    how = f"{settings.utilisation:.0%} of the peak, assumed (--utilisation)"
+    if plan.seconds:
+        how = f"{plan.seconds:.3g} s per step, measured on this machine"
+    rows = [("speed", scaled(plan.rate, "FLOP/s"), f"per device: {how}")]
+    if run is None:
+        return [*rows, ("run", "-", "give --samples or --steps to estimate hours and cost")]
+    rows += [
+        (
+            "run",
+            scaled(run.operations, "FLOP"),
+            f"{plan.samples:,.0f} samples, {run.steps:,} steps",
+        ),
+        ("samples per second", f"{run.samples_per_second:,.1f}", "needed from the data loaders"),
+        ("hours", f"{run.hours:,.3g}", f"{run.hours * settings.devices:,.3g} device hours"),
+    ]
+    if run.bandwidth:
+        rows += [
+            ("bandwidth", scaled(run.bandwidth, "B/s"), "of all loaders"),
+            ("storage", scaled(run.storage, "B"), f"{plan.stored:,.0f} samples"),
+        ]
+    if settings.hourly_cost:
+        formula = f"hours x {settings.devices} devices x {settings.hourly_cost:g}"
+        rows.append(("cost", f"{run.cost:,.0f}", formula))
+    return rows

@@ -17,6 +17,7 @@ from perceivers.errors import CheckpointError, ConfigError
 from perceivers.files import write_atomic
 from perceivers.finite import NO_ANSWER, is_answer
 from perceivers.models.compiling import Uncompiled
+from perceivers.report.console import Shown
 from perceivers.settings import Count, checked
 from perceivers.tasks.base import answer, can_lack, held_modalities
 from perceivers.tasks.mae import is_masked_autoencoder
@@ -209,7 +210,7 @@ def predict(
     model: str | Path,
     paths: Sequence[str | Path] = (),
     *,
-    texts: Sequence[str] = (),
+    texts: str | Sequence[str] = (),
     top: Count = 5,
     batch_size: Count = 32,
     views: Views | None = None,
@@ -219,23 +220,25 @@ def predict(
     compile: bool = False,  # noqa: A002 - the setting's name, as in training
     note: Note | None = None,
 ) -> Iterator[Record]:
-    """Yield a record per file and per text; unreadable files have ``error`` instead.
+    """Classify files, predict numbers, fill in texts, segment, compute flow, or reconstruct files.
 
-    A classifier returns ``class``, ``probability`` and ``top``; multi-label classification
-    ``labels`` and ``top``; a multitask model a class and probability per task; regression a number
-    per target, in its original unit; masked language modelling the text with every ``[MASK]``
-    filled in.
+    Yields a record per file and per text; unreadable files have ``"error"`` instead. A classifier
+    returns ``"class"``, ``"probability"`` and ``"top"``; multi-label classification ``"labels"``
+    and ``"top"``; a multitask model a class and probability per task; regression a number per
+    target, in its original unit; masked language modelling the text with every ``[MASK]`` filled
+    in.
 
-    Other tasks write files into the folder ``out``. Segmentation returns ``mask`` and ``overlay``
-    for an image, ``labelled`` and ``views`` for a point cloud, and ``fractions`` by class. Optical
-    flow between two images returns ``flow``, ``picture``, ``tiles``, ``mean_motion`` and
-    ``largest_motion`` in pixels. An autoencoder returns one record, with ``written``.
+    Other tasks write files into the folder ``out``. Segmentation returns ``"mask"`` and
+    ``"overlay"`` for an image, ``"labelled"`` and ``"views"`` for a point cloud, and
+    ``"fractions"`` by class. Optical flow between two images returns ``"flow"``, ``"picture"``,
+    ``"tiles"``, ``"mean_motion"`` and ``"largest_motion"`` in pixels. An autoencoder returns one
+    record, with ``"written"``.
 
     Args:
         model: Run folder, ``RUN@last`` or model folder.
         paths: Files of the kinds that the model reads, or folders searched for them; two images for
             flow; or one table, ``.npz`` file or tar, whose samples are all predicted.
-        texts: Texts, for models that read bytes.
+        texts: A text, for models that read bytes; in Python also several.
         top: Number of classes listed per file.
         batch_size: Files per batch; with several views of each file, views per batch.
         views: Views of each file over which a classifier's probabilities are averaged; default: one
@@ -253,6 +256,7 @@ def predict(
             is too long, the views do not fit, or ``out`` exists.
     """
     loaded, views = load_with_info(model), views or Views()
+    texts = [texts] if isinstance(texts, str) else texts
     check_views(loaded, views)
     files = find_files_task(loaded, model)
     if pad and not (files and files.pads):
@@ -339,23 +343,29 @@ def find_files_task(loaded: Loaded, model: str | Path) -> FileTask | None:
     )
 
 
-def describe_predictions(
-    model: str | Path, records: Sequence[Record], out: str | Path | None
-) -> str:
-    """Return the console output of ``predict``: the records, or a summary of the written files.
+def show(records: Iterable[Record], *, model: str | Path, out: str | Path | None) -> Shown:
+    """Show the records, or a summary of the written files; the status is 2 if all files failed.
 
     Args:
+        records: From ``predict``.
         model: As for ``predict``.
-        records: Records from ``predict``.
         out: As for ``predict``.
     """
+    found = list(records)
+    failed = [record for record in found if "error" in record]
+    remarks = [f"skipped {record['file']}: {record['error']}" for record in failed]
+    status = 2 if len(failed) == len(found) else 0
+    return Shown(_describe(found, model, out), remarks, status)
+
+
+def _describe(found: Sequence[Record], model: str | Path, out: str | Path | None) -> list[str]:
     files = find_files_task(load_with_info(model), model)
-    read = [record for record in records if "error" not in record]
+    read = [record for record in found if "error" not in record]
     if files is None:
-        if out is None:
-            return write_predictions(records, None)
-        return f"{len(read)} files predicted, see {out}\n"
+        if out is not None:
+            return [f"{len(read)} files predicted, see {out}"]
+        return [write_predictions(found, None).removesuffix("\n")] if found else []
     lines = [files.describe(record) for record in read]
     if files.counted:
         lines.append(f"{len(read)} {files.counted}, see {out or files.folder}")
-    return "".join(f"{line}\n" for line in lines)
+    return lines

@@ -20,6 +20,8 @@ from perceivers.data import Batch, Dataset
 from perceivers.data.modality import modality_of
 from perceivers.data.splits import hash_order
 from perceivers.errors import ConfigError, DataError
+from perceivers.files import write_json
+from perceivers.report.console import Grid, Shown, name_skipped
 from perceivers.settings import Count, Natural, checked
 from perceivers.tasks.metrics import new_metric
 from perceivers.types import ModalitySpec
@@ -304,11 +306,13 @@ def probe(
     model: str | Path,
     *,
     data: str | None = None,
+    out: str | Path | None = None,
     pool: Pool = "mean",
     batch_size: Count = 64,
     workers: Natural = 0,
+    overwrite: bool = False,
 ) -> Probed:
-    """Fit k-NN and a linear model to frozen features of labelled data.
+    """Fit k-NN and a linear model to frozen features of labelled data, and to simple features.
 
     Probes are fitted on ``train``, their settings are chosen on ``val``, and metrics are reported
     on ``test``. Without a test split, metrics are reported on ``val``, and settings are chosen on a
@@ -317,13 +321,18 @@ def probe(
     Args:
         model: Run folder, ``RUN@last``, model folder, or the name of packaged weights.
         data: Address of data with labels or with numbers to predict; default: the data of the run.
-        pool: As for ``embed``.
+        out: File for the metrics, ``.json``; nothing is written if not given.
+        pool: Pooling over the latents, or over the cells of a Hiera's last feature map, as for
+            ``embed``; ``flat`` concatenates them.
         batch_size: Samples per batch.
         workers: Number of processes that read data.
+        overwrite: Replace an existing file.
 
     Raises:
-        UserError: The data have no labels or numbers, or do not fit the model.
+        UserError: The data have no labels or numbers, or do not fit the model; or ``out`` exists or
+            has another extension.
     """
+    path = None if out is None else _check_out(Path(out), overwrite=overwrite)
     if pool not in POOLS:
         raise ConfigError(f"pool {pool!r} is unknown; use {', '.join(POOLS)}")
     need_sklearn()
@@ -343,13 +352,24 @@ def probe(
         raise DataError(
             f"{address} has neither labels nor numbers to predict; a probe needs one of them"
         )
-    return Probed(
+    probed = Probed(
         rows=tuple(rows),
         counts={split: len(part.names) for split, part in parts.items()},
         reported="test" if "test" in parts else "val",
         chosen_on="val" if "test" in parts else "a fifth of train",
         skipped=skipped,
     )
+    if path is not None:
+        write_json(path, probed.to_json())
+    return probed
+
+
+def _check_out(path: Path, *, overwrite: bool) -> Path:
+    if path.suffix != ".json":
+        raise ConfigError(f"--out is {path}, but metrics are written as .json; give a .json file")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists; pass --overwrite or another --out")
+    return path
 
 
 def _read_split(
@@ -455,3 +475,41 @@ def assign_roles(
         FeatureTable(train.x[choose], train.y[choose]),
         val,
     )
+
+
+def show(found: Probed, *, out: str | Path | None) -> Shown:
+    """Show the metrics of all probes.
+
+    Args:
+        found: From ``probe``.
+        out: File that they were written to, if any.
+    """
+    # Classification and regression have different metrics, so each gets its own table.
+    kinds = dict.fromkeys(tuple(row.figures) for row in found.rows)
+    counts = ", ".join(f"{split} {count}" for split, count in found.counts.items())
+    text = (
+        f"samples: {counts}; fitted by scikit-learn on train, settings chosen on "
+        f"{found.chosen_on}, metrics by torchmetrics"
+    )
+    tables = [_tabulate(found, figures) for figures in kinds]
+    return Shown([*tables, text, *([str(out)] if out else [])], name_skipped(found.skipped))
+
+
+def _tabulate(found: Probed, figures: Sequence[str]) -> Grid:
+    """Return a table of the probes with these metrics; an unnamed column is left out."""
+    rows = [
+        (
+            row.column,
+            row.features if row.features == "none" else f"{row.features} ({row.width})",
+            row.probe,
+            ", ".join(f"{name} {value}" for name, value in row.chosen.items()),
+            f"{row.chosen_figure:.4f}",
+            *(f"{row.figures[name]:.4f}" for name in figures),
+        )
+        for row in found.rows
+        if tuple(row.figures) == tuple(figures)
+    ]
+    names = [f"{found.reported} {name}" for name in figures]
+    header = ("column", "features", "probe", "chosen", f"on {found.chosen_on}", *names)
+    first = 0 if any(row[0] for row in rows) else 1
+    return Grid(header[first:], [row[first:] for row in rows])

@@ -7,6 +7,7 @@ from pathlib import Path
 from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.report.by_modality import TARGET_NOTES
+from perceivers.report.console import Grid, Shown
 from perceivers.settings import Seed, checked
 from perceivers.tasks import AutoencodingConfig
 from perceivers.tasks.autoencoding import is_autoencoder
@@ -85,7 +86,7 @@ def reconstruct(
 def reconstruct_files(
     model: str | Path,
     paths: Sequence[str | Path],
-    out: str | Path,
+    out: str | Path = "reconstructed",
     *,
     fill: Sequence[str] = (),
     seed: Seed = 0,
@@ -148,3 +149,19 @@ def describe_target(model: str | Path) -> str:
         return ""
     target = find_masking(loaded, run_config(model)).target
     return f"target space: {target}. {TARGET_NOTES[target]}"
+
+
+def show(done: Reconstruction, *, model: str | Path, out: str | Path) -> Shown:
+    """Show the written files, the filled-in modalities, and the target space of the model.
+
+    Args:
+        done: From ``reconstruct_files``.
+        model: As for ``reconstruct``.
+        out: As for ``reconstruct``.
+    """
+    lines: list[str | Grid] = [f"{len(done.written)} files in {out}; see {done.written[-1]}"]
+    if done.filled:
+        header = ("file", "filled in", "from", "error", "as")
+        lines.append(Grid(header, [each.row() for each in done.filled]))
+    note = describe_target(model)
+    return Shown([*lines, note] if note else lines)

@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from perceivers.errors import ConfigError
 from perceivers.files import write_atomic, write_json
+from perceivers.report.console import Shown
 from perceivers.report.figures.trials import draw_shuffling
 from perceivers.report.style import number
 from perceivers.settings import Count, Positive, Seed, Settings
@@ -137,12 +138,13 @@ def shuffle(
     report: Say | None = None,
     **options: Any,
 ) -> Shuffle:
-    """Compare training with elements in place, in one fixed order, and in an order per sample.
+    """Measure how much a model depends on the order of elements.
 
-    The same call continues an interrupted comparison.
+    It is trained on the original order, on one permutation for all samples, and on a different
+    permutation per sample. After an interruption, the same call or command continues.
 
     Args:
-        data: A data address.
+        data: Data address, as for training.
         out: Folder for the runs, ``shuffle.json``, ``table.md`` and ``shuffle.png``.
         overwrite: Replace an earlier comparison in ``out`` instead of continuing it.
         report: Called with one line per run.
@@ -355,3 +357,8 @@ def _write(
             + conclusion,
         )
     return Shuffle(folder, metric, higher, arms, conclusion, table)
+
+
+def show(result: Shuffle) -> Shown:
+    """Show the tables, and the files."""
+    return Shown([result.table, *(str(result.folder / name) for name in (RECORD, TABLE, FIGURE))])

@@ -22,6 +22,7 @@ from perceivers.data.fitting import SampleReader
 from perceivers.errors import ConfigError, RunError, is_users, suggest
 from perceivers.files import make_folder, real_path, remove_leftovers
 from perceivers.models.registry import FAMILIES, find_family, list_models
+from perceivers.report.console import Shown
 from perceivers.settings import (
     all_unused,
     check_again,
@@ -32,7 +33,7 @@ from perceivers.settings import (
 )
 from perceivers.tasks import MaskedAutoencoding
 from perceivers.tasks.base import dropout_rates
-from perceivers.training.config import TrainConfig, build_config
+from perceivers.training.config import Strategy, TrainConfig, build_config
 from perceivers.training.events import (
     ConsoleProgress,
     Event,
@@ -43,7 +44,13 @@ from perceivers.training.events import (
     UnreadableWriter,
     check_records,
 )
-from perceivers.training.launching import as_typed, fit_to_launcher, given_processes, make_absolute
+from perceivers.training.launching import (
+    as_typed,
+    fit_to_launcher,
+    given_processes,
+    is_main_process,
+    make_absolute,
+)
 from perceivers.training.loggers import check_installed, make_loggers
 from perceivers.training.loop import Loaders, Trainer
 from perceivers.training.run_folder import TASKS, RunFolder, write_fingerprint
@@ -161,29 +168,52 @@ def _check_model(verb: str, model: str) -> None:
 def resume(
     run: str | Path,
     *,
+    devices: int | None = None,
+    nodes: int | None = None,
+    strategy: Strategy | None = None,
+    batch_size: int | None = None,
+    accumulate: int | None = None,
+    data: str | None = None,
+    model: str | Path | None = None,
+    accept_changed_data: bool = False,
     quiet: bool = False,
     report: bool = True,
-    accept_changed_data: bool = False,
-    **changes: Any,
+    **others: Any,
 ) -> Run:
     """Resume a run exactly from its last checkpoint.
 
+    Settings that may change are saved in the run's config.
+
     Args:
         run: Run folder.
-        quiet: Print nothing.
-        report: Write ``report.html`` at the end.
-        accept_changed_data: Continue although samples, labels or classes have changed since the run
+        devices: Resume with this number of devices per node.
+        nodes: Resume with this number of machines.
+        strategy: How to distribute the work.
+        batch_size: New number of samples per step and process.
+        accumulate: Number of micro-batches per step.
+        data: New address of the data, if they moved.
+        model: New path of the initial model, if it moved.
+        accept_changed_data: Resume although samples, labels or classes have changed since the run
             was started; the changes are recorded in the run's ``data.json``.
-        changes: ``devices``, ``nodes``, ``strategy``, ``batch_size`` or ``accumulate``, to continue
-            with other processes; ``data`` or ``model``, if the data or the initial model have
-            moved. They are saved in the run's config.
+        quiet: Print no progress, only errors.
+        report: Write ``report.html`` at the end.
+        others: Other settings cannot change.
 
     Raises:
         UserError: The folder is not a run or has no checkpoint, the data have changed, or another
             setting is given.
     """
+    changes = {
+        "devices": devices,
+        "nodes": nodes,
+        "strategy": strategy,
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        **others,
+    }
     asked = {name: value for name, value in changes.items() if value is not None}
-    moved = {name: str(asked.pop(name)) for name in MOVABLE if name in asked}
+    given = zip(MOVABLE, (data, model), strict=True)
+    moved = {name: str(value) for name, value in given if value is not None}
     check_changes(asked)
     folder = RunFolder(Path(run))
     task, before = folder.read_config()
@@ -417,6 +447,11 @@ def _finish(folder: RunFolder, runtime: Runtime, *, report: bool) -> Run:
     if report and runtime.is_main:
         run.write_report()
     return run
+
+
+def show(run: Run) -> Shown:
+    """Show the run and its report; only the main process prints."""
+    return Shown([f"run: {run.path}", f"report: {run.folder.report}"] if is_main_process() else [])
 
 
 def call_at_start(record: Sequence[Callable[[], object]], event: Event) -> None:
