@@ -14,6 +14,7 @@ from perceivers.data import Batch, Dataset, make_eval_loader
 from perceivers.data.augment import Views
 from perceivers.data.flow_pairs import FlowPairs
 from perceivers.errors import ConfigError, DataError
+from perceivers.models.compiling import Uncompiled
 from perceivers.report.console import Grid, Shown, name_skipped
 from perceivers.report.html import fill_table, per_class_table
 from perceivers.settings import Count, Natural, checked
@@ -261,29 +262,35 @@ def evaluate(
     config = run_config(model)
     filler = _open_filler(loaded, config, views, compile, note) if fill else None
     single, loaded = loaded, average_views(loaded, views, batch_size)
-    recorded = None
-    if config is not None and data is None and not limit:
-        recorded = _open_record(model)
+    recorded = _open_record(model) if config and data is None and not limit else None
     dataset, specs = open_for_model(loaded, config, data or own_data(model, config))
     source = choose_split(dataset, split)
     check_classes(loaded, dataset, config)
-    skipped: list[str] = []
     if isinstance(source, FlowPairs):
         return _evaluate_flow(loaded, config, source, dataset.address, limit, compile)
     loader = make_eval_loader(source, specs, views=views, **reading)
     compiled = compile_loaded(single, batch_size, views, on=compile)
-    batches = compiled.batches(_collect_bad(loader, skipped, limit))
-    task = rebuild_task(loaded, config)
-    metrics, matrix = tasks()[loaded.info.task].metrics(loaded, task, batches)
-    classes = () if matrix is None else loaded.info.classes
-    result = Evaluation(metrics, classes, matrix, skipped, subsets=tuple(combined))
+    result = _evaluate_batches(loaded, config, islice(loader, limit or None), compiled)
     tell(compiled, note)
+    filled: list[FillFigures] = []
     if filler is not None:
-        found = measure_fill(filler, dataset, specs, split, limit=limit, **reading)
-        result = replace(result, fill=tuple(found))
+        filled = measure_fill(filler, dataset, specs, split, limit=limit, **reading)
+    result = replace(result, fill=tuple(filled), subsets=tuple(combined))
     if recorded is not None:
         _record(recorded, split, result, views)
     return result
+
+
+def _evaluate_batches(
+    loaded: Loaded, config: TrainConfig | None, batches: Iterable[Batch], compiled: Uncompiled
+) -> Evaluation:
+    """Evaluate batches in the way of the model's task."""
+    skipped: list[str] = []
+    task = rebuild_task(loaded, config)
+    readable = compiled.batches(_collect_bad(batches, skipped))
+    metrics, matrix = tasks()[loaded.info.task].metrics(loaded, task, readable)
+    classes = () if matrix is None else loaded.info.classes
+    return Evaluation(metrics, classes, matrix, skipped)
 
 
 def _check_subsets(views: Views, *, compiled: bool) -> None:
@@ -371,10 +378,8 @@ def choose_split(dataset: Dataset, split: str) -> Any:
     return dataset.splits[split]
 
 
-def _collect_bad(loader: Iterable[Batch], skipped: list[str], limit: int) -> Iterator[Batch]:
-    for number, batch in enumerate(loader):
-        if limit and number >= limit:
-            return
+def _collect_bad(batches: Iterable[Batch], skipped: list[str]) -> Iterator[Batch]:
+    for batch in batches:
         skipped.extend(batch.bad)
         if len(batch.index):
             yield batch

@@ -263,23 +263,15 @@ def predict(
         raise ConfigError(f"{model} computes no flow, so there is nothing to pad; leave out pad")
     if compile:
         check_compiled(loaded, model, files)
+    if files is not None and texts:
+        raise ConfigError(f"{model} {files.does}; give files, not texts (--text)")
     if files is not None:
-        if texts:
-            raise ConfigError(f"{model} {files.does}; give files, not texts (--text)")
         folder = out or files.folder
         yield from files.answer(FileRequest(model, loaded, paths, folder, pad, overwrite))
         return
     compiled = compile_loaded(loaded, batch_size, views, on=compile)
-    records = predict_records(
-        loaded,
-        model,
-        paths,
-        texts=texts,
-        top=top,
-        batch_size=batch_size,
-        views=views,
-        compiled=compiled,
-    )
+    options: dict[str, Any] = {"texts": texts, "top": top, "batch_size": batch_size, "views": views}
+    records = predict_records(loaded, model, paths, compiled=compiled, **options)
     if out is None:
         yield from records
         tell(compiled, note)

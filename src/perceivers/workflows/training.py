@@ -223,6 +223,22 @@ def resume(
             f"{run} stopped before its first checkpoint; start it again with --overwrite"
         )
     check_again(before)
+    options = {"accept": accept_changed_data, "quiet": quiet, "report": report}
+    return _resume(folder, task, before, asked, moved, **options)
+
+
+def _resume(
+    folder: RunFolder,
+    task: str,
+    before: TrainConfig,
+    asked: Mapping[str, Any],
+    moved: Mapping[str, str],
+    *,
+    accept: bool,
+    quiet: bool,
+    report: bool,
+) -> Run:
+    """Resume a run with changed settings and addresses."""
     with tolerating("unused"):  # the run's settings without effect are only noted, below
         typed = as_typed(change_processes(before, asked), folder.read_addresses())
         typed = replace(typed, **moved)
@@ -240,7 +256,7 @@ def resume(
             prepared.notes.extend(all_unused(config))
             record: list[Callable[[], object]] = []
             if runtime.is_main:
-                record.append(compare_data(folder, prepared, accept=accept_changed_data))
+                record.append(compare_data(folder, prepared, accept=accept))
                 remove_leftovers(folder.path)
                 prepared.notes.extend(check_records(folder.metrics))
                 if config != before:
