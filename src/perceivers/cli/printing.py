@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -29,32 +29,20 @@ def print_shown(shown: Shown) -> int:
 
 def print_grid(grid: Grid) -> None:
     """Print a table; a bare one has no borders in a file or pipe, and a blank line below it."""
-    plain = grid.bare and not sys.stdout.isatty()
-    print_table(grid.header, grid.rows, title=grid.title, plain=plain)
-    if grid.bare:
-        sys.stdout.write("\n")
-
-
-def print_table(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    title: str = "",
-    plain: bool = False,
-) -> None:
-    """Print a table; columns of numbers are right-aligned, and ``plain`` tables have no borders."""
-    table = Table(title=title or None, title_justify="left")
-    if plain:
+    table = Table(title=grid.title or None, title_justify="left")
+    if grid.bare and not sys.stdout.isatty():
         table.box, table.pad_edge = None, False
-    for index, name in enumerate(header):
-        numeric = all(NUMBER.fullmatch(row[index]) for row in rows)
-        table.add_column(name, justify="right" if numeric and rows else "left")
-    for row in rows:
+    for index, name in enumerate(grid.header):
+        numeric = all(NUMBER.fullmatch(row[index]) for row in grid.rows)
+        table.add_column(name, justify="right" if numeric and grid.rows else "left")
+    for row in grid.rows:
         table.add_row(*map(escape, row))  # rich reads brackets as styles
     console = Console(highlight=False)
     if not console.is_terminal:  # rich would cut to 80 columns
         console.width = 200
     console.print(table)
+    if grid.bare:
+        sys.stdout.write("\n")
 
 
 def say(text: str) -> None:
