@@ -12,7 +12,7 @@ from tests.checkpoints import hiera_making as making
 from torch import Tensor
 
 import perceivers as pv
-from perceivers.checkpoints.formats import find_layout
+from perceivers.checkpoints.formats import Source, find_format
 from perceivers.checkpoints.hiera_files import (
     hiera_from_tensors,
     save_official,
@@ -147,7 +147,7 @@ def test_whose_names_they_are_is_told(library: str, name: str, tmp_path: Path) -
     _, path = write(library, name, tmp_path)
     tensors = read_tensor_file(path)
     assert tell_library(tensors) == library
-    assert find_layout(tensors, "x").title.startswith(library)
+    assert find_format(Source(path)).name == library
 
 
 def test_tensors_of_nobody_are_refused(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 import perceivers as pv
 from perceivers.checkpoints import verify_hiera as verifying
+from perceivers.checkpoints.formats import Source, find_format
 from perceivers.checkpoints.hiera_files import hiera_from_tensors, save_official
 from perceivers.checkpoints.torch_files import read_tensor_file
 from perceivers.checkpoints.verify_hiera import hiera_outputs, verify_hiera_tensors
 from perceivers.errors import CheckpointError
-from perceivers.workflows.foreign_sources import open_archive
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 BUNDLES = sorted(path.name for path in GOLDEN.glob("hiera_*.npz"))
@@ -59,10 +59,11 @@ def test_every_stored_output_is_reproduced_in_float64(name: str, tmp_path: Path)
 
 @pytest.mark.parametrize("name", BUNDLES)
 def test_one_wrong_weight_is_noticed(name: str) -> None:
-    opened = open_archive(GOLDEN / name)
-    assert opened is not None
-    making.flip(opened.model)
-    assert not all(d.is_within for d in opened.verify(opened.model, "float64"))
+    source = Source(GOLDEN / name)
+    row = find_format(source)
+    model = row.build(source).model
+    making.flip(model)
+    assert not all(d.is_within for d in row.verify(source, model, "float64"))
 
 
 @pytest.mark.parametrize("name", ["hiera_official_image.npz", "hiera_official_mae.npz"])
@@ -93,9 +94,8 @@ def test_a_bundle_of_an_unknown_library_is_refused(tmp_path: Path) -> None:
 def test_the_two_window_bundles_differ_in_what_they_cover(tmp_path: Path) -> None:
     """One widens by a Linear and enlarges its table; the other widens by pooling and shrinks it."""
     for name, shortcut, grid in (("window", "project", (5, 5)), ("window_pool", "pool", (20, 20))):
-        opened = open_archive(GOLDEN / f"hiera_timm_{name}.npz")
-        assert opened is not None
-        config = opened.model.config
+        source = Source(GOLDEN / f"hiera_timm_{name}.npz")
+        config = find_format(source).build(source).model.config
         assert (config.shortcut, config.position_grid, config.native_grid) == (
             shortcut,
             grid,

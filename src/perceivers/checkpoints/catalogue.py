@@ -10,8 +10,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
-from perceivers.errors import LicenseWarning
+from perceivers.errors import CheckpointError, LicenseWarning
 from perceivers.files import read_json_file
+from perceivers.models.saving import ModelInfo
+from perceivers.reading import read_file
 
 # -- Small weights shipped with the package, loaded by name --------------------------------------
 #
@@ -272,6 +274,45 @@ def find_weights(name: str) -> ReleasedWeights | None:
     """Return the released weights with this file or folder name, or None; parents are ignored."""
     last = name.rstrip("/").rpartition("/")[2]
     return next((w for w in CATALOGUE if w.name.rpartition("/")[2] == last), None)
+
+
+# -- Licences of converted weights ---------------------------------------------------------------
+
+UNSTATED = "as stated by the source of the parameters"
+# File names that say nothing about their content; the name of the folder may.
+GENERIC = {"model", "pytorch_model"}
+
+
+def describe_source(source: Path, kind: str, flavour: str | None, **more: Any) -> ModelInfo:
+    """Return metadata for converted weights; released weights are recognised by name.
+
+    Args:
+        source: File or folder.
+        kind: Description of the source format.
+        flavour: Implementation whose arithmetic the model follows; None if there is only one.
+        more: Further fields of ``ModelInfo``.
+    """
+    # A file with a generic name belongs to a folder, whose name and model card describe it.
+    folder = source.parent if source.stem in GENERIC else source
+    name = folder.name
+    released = find_weights(name)
+    provenance = {"source": name, "converted_from": kind}
+    if flavour is not None:
+        provenance["flavour"] = flavour
+    known = released.license if released else UNSTATED
+    settings = {"license": card_license(folder) or known, **more}
+    return ModelInfo(**{**settings, "provenance": {**provenance, **more.get("provenance", {})}})
+
+
+def card_license(folder: Path) -> str:
+    """Return the licence from the header of the folder's model card; empty if there is none."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return ""
+    head = read_file(card, error=CheckpointError).decode(errors="replace").split("---")
+    lines = head[1].splitlines() if len(head) > 2 and not head[0].strip() else []
+    found = [line.partition(":")[2].strip() for line in lines if line.startswith("license:")]
+    return found[0] if found else ""
 
 
 NON_COMMERCIAL = re.compile(

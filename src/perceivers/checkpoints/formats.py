@@ -1,18 +1,37 @@
-"""Third-party formats: detection, loading, writing and verification.
+"""The table of third-party formats: how each is recognised, read, verified and written.
 
-To support another format, add a row to ``FOREIGN_LAYOUTS``, and to ``WRITERS`` to write it.
+``FORMATS`` has one row per library and model family, and everything that reads or writes foreign
+weights walks it. To support another format, add a row (``register``); its tensor names, and the
+code that compares outputs, belong in a file of its own.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from perceivers.checkpoints.haiku_perceiver import save_haiku
+from perceivers.checkpoints.bundle import (
+    Archive,
+    check_bundle,
+    parse_datasets,
+    read_archive,
+    read_parameter_pickle,
+    require,
+)
+from perceivers.checkpoints.catalogue import describe_source
+from perceivers.checkpoints.haiku import model_from_haiku
+from perceivers.checkpoints.haiku_kinds import config_from_kind
+from perceivers.checkpoints.haiku_perceiver import (
+    model_from_entries,
+    model_from_release,
+    save_haiku,
+)
 from perceivers.checkpoints.hiera_files import (
+    hiera_from_hugging_face,
     hiera_from_tensors,
     read_hiera_folder,
     save_hiera_folder,
@@ -21,156 +40,586 @@ from perceivers.checkpoints.hiera_files import (
     tell_library,
     with_hiera_task,
 )
-from perceivers.checkpoints.hiera_names import Library
-from perceivers.checkpoints.hugging_face import save_hugging_face
-from perceivers.checkpoints.sam2 import find_trunk, sam2_from_tensors
-from perceivers.checkpoints.torch_files import read_tensor_file
+from perceivers.checkpoints.hiera_names import Library, stated_by_hub
+from perceivers.checkpoints.hugging_face import (
+    model_from_hugging_face,
+    read_hugging_face,
+    save_hugging_face,
+)
+from perceivers.checkpoints.names import Flavour, Kind, kind_of
+from perceivers.checkpoints.sam2 import (
+    SAM2_FOLDERS,
+    find_trunk,
+    model_from_sam2,
+    read_sam2_folder,
+    sam2_from_tensors,
+)
+from perceivers.checkpoints.torch_files import (
+    TENSOR_FILES,
+    find_folder_file,
+    is_tensor_file,
+    read_known_weights,
+)
 from perceivers.checkpoints.verify import (
     Difference,
     Precision,
+    verify_archive,
+    verify_bundle,
     verify_hugging_face,
+    verify_sam2,
     verify_sam2_tensors,
 )
-from perceivers.checkpoints.verify_hiera import verify_hiera_folder, verify_hiera_tensors
-from perceivers.errors import CheckpointError
+from perceivers.checkpoints.verify_hiera import (
+    verify_hiera_archive,
+    verify_hiera_folder,
+    verify_hiera_tensors,
+)
+from perceivers.errors import CheckpointError, ConfigError
+from perceivers.files import read_json_file
 from perceivers.models.saving import ModelInfo
 
-Tensors = Mapping[str, Tensor]
+PICKLES = {".pickle", ".pkl", ".pystate"}
 
 
-@runtime_checkable
-class Verify(Protocol):
-    """Compare a model with another library's model of the same tensors."""
-
-    def __call__(self, tensors: Tensors, model: Any, *, dtype: Precision) -> list[Difference]:
-        """Return one difference per output."""
-        ...
+# -- What a row reads, and what it returns -------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class ForeignLayout:
-    """One third-party state-dict format.
+class Source:
+    """A file or folder of weights and how to read it; its contents are read once, when needed.
 
     Attributes:
-        title: What is converted, for the model card.
-        tells: Returns whether tensor names have this format.
-        build: Builds our model from tensors, given fields of its config and the source (for
-            messages); returns it with notes on unused tensors.
-        verify: Runs both implementations and compares their outputs.
-        complete: Adds the variant, task and classes of a model to its metadata.
+        path: The file or folder.
+        config: JSON file with what the source does not state itself.
+        flavour: Implementation to reproduce with published weights; None: that of the source.
+        weights: Which of several sets of weights to read; None: the raw ones.
     """
 
-    title: str
-    tells: Callable[[Mapping[str, Any]], bool]
-    build: Callable[[Tensors, Mapping[str, Any], Path], tuple[Any, list[str]]]
-    verify: Verify
-    complete: Callable[[Any, ModelInfo], ModelInfo] = lambda model, info: info
+    path: Path
+    config: Path | None = None
+    flavour: Flavour | None = None
+    weights: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @cached_property
+    def stated(self) -> Mapping[str, Any] | None:
+        """Content of a folder's ``config.json``; None for a file."""
+        return read_json_file(self.path / "config.json") if self.path.is_dir() else None
+
+    @cached_property
+    def model_type(self) -> Any:
+        """The ``model_type`` of a Hugging Face folder; "" for files and for other folders."""
+        if self.stated is None or self.is_hub_folder:
+            return ""
+        return self.stated.get("model_type", "perceiver")
+
+    @property
+    def is_hub_folder(self) -> bool:
+        """Whether this is a folder as the official Hiera package and timm write for the hub."""
+        stated = self.stated or {}
+        return not stated.get("model_type", "") and bool(
+            {"embed_dim", "pretrained_cfg"} & {*stated}
+        )
+
+    @cached_property
+    def given(self) -> Mapping[str, Any]:
+        """Content of ``config``; empty without it."""
+        return {} if self.config is None else read_json_file(self.config)
+
+    @cached_property
+    def archive(self) -> Archive | None:
+        """Content of an ``.npz`` file; None for anything else."""
+        is_npz = self.path.suffix == ".npz" and not self.path.is_dir()
+        return read_archive(self.path) if is_npz else None
+
+    @property
+    def is_pickle(self) -> bool:
+        """Whether this is a pickle of Haiku parameters."""
+        return self.path.suffix in PICKLES and not self.path.is_dir()
+
+    @property
+    def description(self) -> Mapping[str, Any] | None:
+        """Description of the model of Haiku parameters; None if there is none."""
+        if self.archive is not None:
+            return self.archive.config
+        return None if self.config is None else self.given
+
+    @cached_property
+    def found(self) -> tuple[Mapping[str, Tensor], tuple[str, ...]] | None:
+        """Tensors of a known format in a PyTorch or safetensors file, and notes on the others.
+
+        None for anything but a file of tensors or a hub folder, which contains one.
+        """
+        if self.is_hub_folder:
+            return read_known_weights(find_folder_file(self.path), self.weights, is_known)
+        if self.path.is_dir() or not is_tensor_file(self.path):
+            return None
+        return read_known_weights(self.path, self.weights, is_known)
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Tensors by name, as in ``found``; empty if there are none."""
+        return self.found[0] if self.found else {}
 
 
-def _hiera(library: Library, title: str) -> ForeignLayout:
-    def build(tensors: Tensors, stated: Mapping[str, Any], source: Path) -> tuple[Any, list[str]]:
-        return hiera_from_tensors(tensors, library, stated, str(source)), []
+class Built(NamedTuple):
+    """Our model of third-party weights, in evaluation mode.
 
-    return ForeignLayout(
-        title=title,
-        tells=lambda tensors: tell_library(tensors) == library,
-        build=build,
-        verify=partial(verify_hiera_tensors, library=library),
-        complete=with_hiera_task,
+    Attributes:
+        model: The model.
+        info: Metadata to save with it.
+        notes: Remarks, such as parts of the source that are not used.
+    """
+
+    model: Any
+    info: ModelInfo
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A row of the table: one library's format of the models of one or more families.
+
+    Attributes:
+        name: Name of the library, and value of ``--to`` if the format can be written.
+        families: Model families that it stores.
+        tells: Returns whether a source has this format; at most one row may.
+        build: Builds our model.
+        verify: Compares a model of ours with a source in this format: with the library itself on
+            random inputs, or with outputs that the source contains.
+        title: What tensor files of this format contain, for messages.
+        knows: Returns whether tensor names have this format, by which the weights are found in the
+            file of a training script; None if it is not a format of such files.
+        options: Options of ``convert`` that are accepted: ``weights``, ``flavour``, ``positions``,
+            and ``config``, which has no effect on sources that describe the model completely.
+        objection: Returns why a source cannot be verified; "" if it can.
+        write: Writes a model and returns notes on what the library computes differently; None if
+            the format can only be read.
+        suffix: Required ending of a written file; empty if any is allowed.
+        is_folder: Whether a folder is written, not a file.
+        is_live: Whether ``verify`` runs the library itself, so that what was written can be
+            verified.
+    """
+
+    name: str
+    families: tuple[str, ...]
+    tells: Callable[[Source], bool]
+    build: Callable[[Source], Built]
+    verify: Callable[[Source, Any, Precision], list[Difference]]
+    title: str = ""
+    knows: Callable[[Mapping[str, Any]], bool] | None = None
+    options: Collection[str] = ()
+    objection: Callable[[Source], str] = lambda source: ""
+    write: Callable[[Any, Path, ModelInfo], list[str]] | None = None
+    suffix: str = ""
+    is_folder: bool = False
+    is_live: bool = True
+
+    def check_options(self, source: Source, *, windows: bool) -> None:
+        """Refuse options that have no meaning for this format.
+
+        Raises:
+            ConfigError: There are such options.
+        """
+        refusals = {
+            "weights": (
+                source.weights,
+                f"{source} holds one set of weights; leave out weights={source.weights}",
+            ),
+            "positions": (
+                windows or None,
+                f"positions=window is for Hiera models; {source} does not hold one",
+            ),
+            "flavour": (
+                source.flavour,
+                f"all libraries compute the same with the weights of {source}; leave out "
+                f"flavour={source.flavour}",
+            ),
+            "config": (
+                source.config,
+                f"{source} contains its own config; leave out config={source.config}",
+            ),
+        }
+        for name, (value, message) in refusals.items():
+            if value is not None and name not in self.options:
+                raise ConfigError(message)
+
+
+# Tasks of released models, which ``predict`` and ``reconstruct`` need.
+TASKS_OF_KINDS: Mapping[Kind, str] = {
+    "language": "mlm",
+    "text_classes": "classify",
+    "image_classes": "classify",
+    "classic": "classify",
+    "flow": "flow",
+    "multimodal": "autoencode",
+}
+
+
+def _with_task(model: Any, info: ModelInfo) -> ModelInfo:
+    if info.task:
+        return info
+    try:
+        task = TASKS_OF_KINDS[kind_of(model.config)]
+    except CheckpointError:  # no released model
+        return info
+    classes = info.classes
+    if task == "classify" and not classes:
+        # The published files contain no class names, so classes are numbered.
+        classes = tuple(str(number) for number in range(model.config.num_classes))
+    return replace(info, task=task, classes=classes)
+
+
+# -- Hugging Face folders ------------------------------------------------------------------------
+
+
+def _build_perceiver_folder(source: Source) -> Built:
+    flavour = source.flavour or "hf"
+    read = read_hugging_face(source.path)
+    model = model_from_hugging_face(read, flavour)
+    # Affects training only and has no equivalent here.
+    rate = read.stated.get("attention_probs_dropout_prob", 0.0)
+    lost = {"left behind": f"attention_probs_dropout_prob={rate}"} if rate else {}
+    more: dict[str, Any] = {"provenance": lost}
+    if read.classes and kind_of(model.config).endswith("classes"):
+        more |= {"task": "classify", "classes": read.classes}
+    info = describe_source(source.path, f"Hugging Face {read.name}", flavour, **more)
+    return Built(model, _with_task(model, info))
+
+
+def _refuse_other_flavour(source: Source) -> str:
+    if source.flavour in {None, "hf"}:
+        return ""
+    return (
+        f"flavour={source.flavour} differs from the Hugging Face implementation on purpose; verify "
+        f"with flavour=hf"
     )
 
 
-FOREIGN_LAYOUTS: Mapping[str, ForeignLayout] = {
-    "official": _hiera("official", "official Hiera"),
-    "timm": _hiera("timm", "timm Hiera"),
-    "sam2": ForeignLayout(
-        title="trunk of SAM 2",
-        tells=lambda tensors: find_trunk(tensors) is not None,
-        build=lambda tensors, stated, source: sam2_from_tensors(tensors, stated, str(source)),
-        verify=verify_sam2_tensors,
+BACKBONE_NOTE = (
+    "HieraBackbone has no norm of the mean token, so ours has no effect. Its forward pass in "
+    "transformers 5.23 skips the reordering of tokens into mask units, so its feature maps do not "
+    "match the weights; the comparison runs its parts in the right order"
+)
+
+
+def _build_hiera_folder(source: Source) -> Built:
+    read = read_hiera_folder(source.path)
+    model = hiera_from_hugging_face(read)
+    more: dict[str, Any] = {}
+    if read.classes and model.config.head.kind == "mean":
+        more["classes"] = read.classes
+    if not read.stated.get("normalize_pixel_loss", True):
+        more["target"] = "per-channel"
+    info = describe_source(source.path, f"Hugging Face {read.name}", None, **more)
+    notes = (BACKBONE_NOTE,) if read.name == "HieraBackbone" else ()
+    return Built(model, with_hiera_task(model, info), notes)
+
+
+def _build_sam2_folder(source: Source) -> Built:
+    read = read_sam2_folder(source.path)
+    info = describe_source(source.path, "Hugging Face trunk of SAM 2", None)
+    return Built(model_from_sam2(read), info, tuple(read.notes))
+
+
+# -- Parity bundles (.npz) and pickles of Haiku parameters ---------------------------------------
+
+
+def _is_haiku(source: Source) -> bool:
+    if source.archive is not None:
+        return source.archive.config.get("kind") != "hiera"
+    return source.is_pickle
+
+
+def _is_hip(source: Source) -> bool:
+    return _is_haiku(source) and source.description is not None and "kind" not in source.description
+
+
+def _build_hip(source: Source) -> Built:
+    stated, where = _described(source)
+    if source.archive is not None:
+        bundle = check_bundle(source.archive, str(source))
+        given = (bundle.params, bundle.model, bundle.kwargs, bundle.datasets)
+    else:
+        given = (
+            read_parameter_pickle(source.path),
+            require(stated, "model", where),
+            require(stated, "kwargs", where),
+            parse_datasets(stated, where),
+        )
+    info = describe_source(source.path, "Haiku parameters", None)
+    return Built(model_from_haiku(*given), info)
+
+
+def _verify_hip(source: Source, model: Any, _dtype: Precision) -> list[Difference]:
+    assert source.archive is not None
+    return verify_bundle(model, check_bundle(source.archive, str(source)))
+
+
+def _build_perceiver(source: Source) -> Built:
+    path, info = source.path, describe_source(source.path, "Haiku parameters", source.flavour)
+    if source.description is None:
+        flavour = source.flavour or "official"
+        model = model_from_release(read_parameter_pickle(path), str(path), flavour)
+        return Built(model, _with_task(model, info))
+    stated, where = _described(source)
+    if source.archive is not None:
+        shapes = {name: array.shape for name, array in source.archive.inputs.items()}
+        arrays = {**source.archive.params, **source.archive.state}
+    else:
+        shapes, arrays = stated.get("shapes", {}), read_parameter_pickle(path)
+    model = model_from_entries(config_from_kind(stated, shapes, where), arrays, str(path))
+    return Built(model, _with_task(model, info))
+
+
+def _described(source: Source) -> tuple[Mapping[str, Any], str]:
+    """Return the description of Haiku parameters and the file that contains it."""
+    where = str(source.path if source.archive is not None else source.config)
+    if source.flavour is not None:
+        raise ConfigError(
+            f"{where} defines the computation itself; leave out flavour={source.flavour}"
+        )
+    return source.description or {}, where
+
+
+def _verify_perceiver(source: Source, model: Any, _dtype: Precision) -> list[Difference]:
+    assert source.archive is not None
+    return verify_archive(model, source.archive, str(source))
+
+
+def _refuse_pickle(source: Source) -> str:
+    if source.archive is not None:
+        return ""
+    return "a parameter pickle holds no outputs to verify against; use a parity bundle (.npz)"
+
+
+# Libraries whose Hieras are stored as files, and what these are called in messages.
+HIERA_FILES: Mapping[Library, str] = {"official": "official Hiera", "timm": "timm Hiera"}
+
+
+def _build_hiera_bundle(source: Source) -> Built:
+    """Build the model of a bundle, which names the library and the settings."""
+    assert source.archive is not None
+    where = f"{source}: config_json"
+    name, stated = (require(source.archive.config, key, where) for key in ("library", "config"))
+    if name not in HIERA_FILES:
+        raise CheckpointError(f"{source}: library is {name!r}; expected one of {list(HIERA_FILES)}")
+    arrays = source.archive.params.items()
+    tensors = {key: torch.from_numpy(array).float() for key, array in arrays}
+    model = hiera_from_tensors(tensors, name, stated, str(source))
+    info = describe_source(source.path, HIERA_FILES[name], None)
+    return Built(model, with_hiera_task(model, info))
+
+
+def _verify_hiera_bundle(source: Source, model: Any, _dtype: Precision) -> list[Difference]:
+    assert source.archive is not None
+    return verify_hiera_archive(model, source.archive, str(source))
+
+
+# -- Files of tensors, recognised by their names -------------------------------------------------
+
+
+def _settings(source: Source) -> Mapping[str, Any]:
+    """Return fields of our config that are given beside the tensors."""
+    if source.stated is None:
+        return source.given
+    return {**stated_by_hub(source.stated, str(source)), **source.given}
+
+
+def _build_hiera_file(library: Library, source: Source) -> Built:
+    assert source.found is not None
+    tensors, notes = source.found
+    model = hiera_from_tensors(tensors, library, _settings(source), str(source))
+    info = describe_source(source.path, HIERA_FILES[library], None)
+    return Built(model, with_hiera_task(model, info), notes)
+
+
+def _hiera_file(library: Library, save: Callable[[Any, Path], list[str]]) -> Format:
+    def knows(tensors: Mapping[str, Any]) -> bool:
+        return tell_library(tensors) == library
+
+    return Format(
+        name=library,
+        families=("hiera",),
+        title=HIERA_FILES[library],
+        knows=knows,
+        tells=lambda source: knows(source.tensors),
+        build=partial(_build_hiera_file, library),
+        verify=lambda source, model, dtype: verify_hiera_tensors(
+            source.tensors, model, library, dtype=dtype
+        ),
+        options=("config", "weights", "positions"),
+        write=lambda model, path, info: save(model, path),
+    )
+
+
+def _knows_sam2(tensors: Mapping[str, Any]) -> bool:
+    return find_trunk(tensors) is not None
+
+
+def _build_sam2_file(source: Source) -> Built:
+    assert source.found is not None
+    tensors, notes = source.found
+    model, more = sam2_from_tensors(tensors, _settings(source), str(source))
+    info = describe_source(source.path, "trunk of SAM 2", None)
+    return Built(model, info, (*notes, *more))
+
+
+# -- The table -----------------------------------------------------------------------------------
+
+FORMATS: list[Format] = [
+    Format(
+        name="hf",
+        families=("perceiver_io",),
+        tells=lambda source: source.model_type == "perceiver",
+        build=_build_perceiver_folder,
+        verify=lambda source, model, dtype: verify_hugging_face(source.path, model, dtype=dtype),
+        options=("flavour", "config"),
+        objection=_refuse_other_flavour,
+        write=save_hugging_face,
+        is_folder=True,
     ),
-}
+    Format(
+        name="hf",
+        families=("hiera",),
+        tells=lambda source: source.model_type == "hiera",
+        build=_build_hiera_folder,
+        verify=lambda source, model, dtype: verify_hiera_folder(
+            read_hiera_folder(source.path), model, dtype=dtype
+        ),
+        options=("positions",),
+        write=save_hiera_folder,
+        is_folder=True,
+    ),
+    Format(
+        name="hf",
+        families=("hiera_det",),
+        tells=lambda source: source.model_type in SAM2_FOLDERS,
+        build=_build_sam2_folder,
+        verify=lambda source, model, dtype: verify_sam2(
+            read_sam2_folder(source.path), model, dtype=dtype
+        ),
+        options=("positions",),
+    ),
+    Format(
+        name="haiku",
+        families=("hip",),
+        tells=_is_hip,
+        build=_build_hip,
+        verify=_verify_hip,
+        options=("flavour", "config"),
+        objection=_refuse_pickle,
+        is_live=False,
+    ),
+    Format(
+        name="haiku",
+        families=("perceiver", "perceiver_io"),
+        tells=lambda source: _is_haiku(source) and not _is_hip(source),
+        build=_build_perceiver,
+        verify=_verify_perceiver,
+        options=("flavour", "config"),
+        objection=_refuse_pickle,
+        write=lambda model, path, info: save_haiku(model, path),
+        suffix=".npz",
+        is_live=False,
+    ),
+    _hiera_file("official", save_official),
+    _hiera_file("timm", save_timm),
+    Format(
+        name="sam2",
+        families=("hiera_det",),
+        title="trunk of SAM 2",
+        knows=_knows_sam2,
+        tells=lambda source: _knows_sam2(source.tensors),
+        build=_build_sam2_file,
+        verify=lambda source, model, dtype: verify_sam2_tensors(source.tensors, model, dtype=dtype),
+        options=("config", "weights", "positions"),
+    ),
+    Format(
+        name="bundle",
+        families=("hiera",),
+        tells=lambda source: source.archive is not None and not _is_haiku(source),
+        build=_build_hiera_bundle,
+        verify=_verify_hiera_bundle,
+        options=("positions",),
+        is_live=False,
+    ),
+]
 
 
-@dataclass(frozen=True)
-class Writer:
-    """How models of one family are written in a third-party format.
-
-    Attributes:
-        write: Writes a model and returns notes on what the other library computes differently.
-        verify: Compares what was written with the model; None if it cannot be run here.
-        suffix: Required ending of the file; empty if any is allowed.
-        is_folder: Whether a folder is written, not a file.
-    """
-
-    write: Callable[[Any, Path, ModelInfo], list[str]]
-    verify: Callable[[Path, Any, Precision], list[Difference]] | None = None
-    suffix: str = ""
-    is_folder: bool = False
-
-
-def _file(library: str, save: Callable[[Any, Path], list[str]]) -> Writer:
-    def verify(path: Path, model: Any, dtype: Precision) -> list[Difference]:
-        return FOREIGN_LAYOUTS[library].verify(read_tensor_file(path), model, dtype=dtype)
-
-    return Writer(lambda model, path, info: save(model, path), verify)
-
-
-def _verify_hiera(folder: Path, model: Any, dtype: Precision) -> list[Difference]:
-    return verify_hiera_folder(read_hiera_folder(folder), model, dtype=dtype)
-
-
-def _verify_perceiver(folder: Path, model: Any, dtype: Precision) -> list[Difference]:
-    return verify_hugging_face(folder, model, dtype=dtype)
-
-
-_HAIKU = Writer(lambda model, path, info: save_haiku(model, path), suffix=".npz")
-# Formats that can be written, with the model families that each supports.
-WRITERS: Mapping[str, Mapping[str, Writer]] = {
-    "hf": {
-        "perceiver_io": Writer(save_hugging_face, _verify_perceiver, is_folder=True),
-        "hiera": Writer(save_hiera_folder, _verify_hiera, is_folder=True),
-    },
-    "haiku": {"perceiver": _HAIKU, "perceiver_io": _HAIKU},
-    "official": {"hiera": _file("official", save_official)},
-    "timm": {"hiera": _file("timm", save_timm)},
-}
-
-
-def find_writer(to: str, model: Any) -> Writer:
-    """Return the writer of a format for a model.
+def register(row: Format) -> None:
+    """Add a format to ``convert``.
 
     Raises:
-        CheckpointError: The format has no place for models of this family.
+        ConfigError: The library has a format for one of these families already.
     """
-    able = WRITERS[to]
-    writer = able.get(model.family)
-    if writer is None:
-        raise CheckpointError(
-            f"format {to!r} does not support models of family {model.family!r}, only of "
-            f"{' and '.join(able)}"
-        )
-    return writer
+    for other in FORMATS:
+        if other.name == row.name and set(other.families) & set(row.families):
+            raise ConfigError(
+                f"format {row.name!r} exists already for {other.families}; choose another name"
+            )
+    FORMATS.append(row)
 
 
 def is_known(tensors: Mapping[str, Any]) -> bool:
     """Return whether the tensor names have a known format."""
-    return any(layout.tells(tensors) for layout in FOREIGN_LAYOUTS.values())
+    return any(row.knows(tensors) for row in FORMATS if row.knows is not None)
 
 
-def find_layout(tensors: Tensors, source: str) -> ForeignLayout:
-    """Return the format of a file's tensors.
+def find_format(source: Source) -> Format:
+    """Return the format of a source.
 
     Raises:
-        CheckpointError: The format is unknown.
+        CheckpointError: It does not exist, is damaged, or its format is unknown.
     """
-    for layout in FOREIGN_LAYOUTS.values():
-        if layout.tells(tensors):
-            return layout
-    first = ", ".join(sorted(tensors)[:4]) or "nothing"
-    titles = ", ".join(layout.title for layout in FOREIGN_LAYOUTS.values())
+    path = source.path
+    if not path.is_dir() and not path.is_file():
+        raise CheckpointError(f"{path} does not exist or is not a file")
+    for row in FORMATS:
+        if row.tells(source):
+            return row
+    if source.found is not None:
+        first = ", ".join(sorted(source.tensors)[:4]) or "nothing"
+        titles = ", ".join(row.title for row in FORMATS if row.knows is not None)
+        raise CheckpointError(
+            f"{path} holds {len(source.tensors)} tensors ({first}, ...) of no known layout; "
+            f"expected one of {titles}. To convert a Hugging Face file, give its folder; a model "
+            f"of this library is a folder with config.json"
+        )
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path}: model_type is {source.model_type!r}; only 'perceiver' is converted"
+        )
     raise CheckpointError(
-        f"{source} holds {len(tensors)} tensors ({first}, ...) of no known layout; expected one of "
-        f"{titles}. To convert a Hugging Face file, give its folder; a model of this library is a "
-        f"folder with config.json"
+        f"{path}: cannot convert '{path.suffix}' files; give a parity bundle (.npz), a Haiku "
+        f"parameter pickle ({', '.join(sorted(PICKLES))}), a file of tensors "
+        f"({', '.join(sorted(TENSOR_FILES))}) or a Hugging Face folder"
     )
+
+
+def list_targets() -> tuple[str, ...]:
+    """Return the formats that can be written; ``perceivers`` is a model folder of this library."""
+    return ("perceivers", *dict.fromkeys(row.name for row in FORMATS if row.write is not None))
+
+
+def find_writer(to: str, model: Any) -> Format:
+    """Return the format in which a model is written.
+
+    Raises:
+        CheckpointError: The format has no place for models of this family.
+    """
+    able = {
+        family: row
+        for row in FORMATS
+        if row.name == to and row.write is not None
+        for family in row.families
+    }
+    row = able.get(model.family)
+    if row is None:
+        raise CheckpointError(
+            f"format {to!r} does not support models of family {model.family!r}, only of "
+            f"{' and '.join(able)}"
+        )
+    return row
