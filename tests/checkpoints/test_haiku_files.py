@@ -159,3 +159,73 @@ def test_a_release_of_other_sizes_is_refused_with_the_remedy(tmp_path: Path) -> 
     ):
         pv.convert(source, tmp_path / "a")
     assert pv.convert(source, tmp_path / "a", config=stated).parameters > 0
+
+
+# -- HiP -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hip3_two_datasets", "hip5_two_transpose", "hipcb3_two_modalities_two_labels", "io_two"],
+)
+def test_a_hip_goes_out_and_back_bit_by_bit(name: str, tmp_path: Path) -> None:
+    """A bundle, our folder, Haiku parameters, our folder: names, values and configuration."""
+    pv.convert(GOLDEN / f"{name}.npz", tmp_path / "a")
+    done = pv.convert(tmp_path / "a", tmp_path / "b.npz", to="haiku")
+    assert done.notes == ()
+    _, original, _ = stored(GOLDEN / f"{name}.npz")
+    _, written, _ = stored(tmp_path / "b.npz")
+    assert written.keys() == original.keys()
+    assert all(np.array_equal(written[key], original[key]) for key in original)
+    pv.convert(tmp_path / "b.npz", tmp_path / "c")
+    ours, again = load_with_info(tmp_path / "a"), load_with_info(tmp_path / "c")
+    assert again.model.config == ours.model.config
+    assert again.info.provenance["converted_from"] == "Haiku parameters"
+    other = again.model.state_dict()
+    assert all(torch.equal(x, other[key]) for key, x in ours.model.state_dict().items())
+
+
+def test_a_hip_of_our_own_goes_out_with_notes_and_back(tmp_path: Path) -> None:
+    inputs = {"image": pv.Image(8, 8, 3), "audio": pv.Audio(50)}
+    model = pv.create_model("hip_nano", inputs=inputs).eval()
+    model.save_pretrained(tmp_path / "a")
+    done = pv.convert(tmp_path / "a", tmp_path / "b.npz", to="haiku")
+    prefix = "DeepMind's code runs these weights differently: "
+    assert [note.removeprefix(prefix) for note in done.notes] == [
+        "deal_over is 'declared' here and 'present' there",
+        "mask_padding is True here and False there",
+    ]
+    assert done.parameters == sum(p.numel() for p in model.parameters())
+    pv.convert(tmp_path / "b.npz", tmp_path / "c")
+    again = pv.load(tmp_path / "c")
+    assert again.config == model.config
+    other = again.state_dict()
+    assert all(torch.equal(x, other[key]) for key, x in model.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"b\.npz holds no output/\.\.\. to compare with"):
+        pv.convert(tmp_path / "b.npz", tmp_path / "d", verify=True)
+    arrays = dict(np.load(tmp_path / "b.npz"))
+    key = next(key for key in arrays if key.endswith("query_linear:w"))
+    np.savez(tmp_path / "e.npz", **{k: x for k, x in arrays.items() if k != key})
+    with pytest.raises(CheckpointError, match=rf"missing: {key.removeprefix('param/')}"):
+        pv.convert(tmp_path / "e.npz", tmp_path / "f")
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"num_classes": 3}, r"no name for \['head\."),
+        ({"query_heads": 2}, r"support this model: query_heads is 2 here and 1 there"),
+        ({"element_order": "morton"}, r"element_order is 'morton' here and 'raster' there"),
+        ({"positions": "fourier"}, r"the model lacks \['encoder\.inputs\.positions\.image\.table"),
+        ({"query_product": True}, r"no name for \["),
+        ({"inputs": {"points": pv.Points(40, 3, ragged=True)}}, r"elements of \['points'\] may be"),
+    ],
+)
+def test_a_hip_that_the_released_code_cannot_hold_is_not_written(
+    settings: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    model = pv.create_model("hip_nano", **{"inputs": {"image": pv.Image(8, 8, 3)}, **settings})
+    model.save_pretrained(tmp_path / "a")
+    with pytest.raises(CheckpointError, match=text):
+        pv.convert(tmp_path / "a", tmp_path / "b.npz", to="haiku")
+    assert not (tmp_path / "b.npz").exists()

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from perceivers.checkpoints.bundle import Bundle, read_bundle
 from perceivers.checkpoints.haiku import (
     config_from_haiku,
+    hip_entries,
+    label_places,
     model_from_haiku,
     state_from_haiku,
 )
+from perceivers.checkpoints.names import take_from_model
 from perceivers.checkpoints.verify import Difference, official_latents, verify_bundle
 from perceivers.errors import CheckpointError
 from perceivers.models import HiP
@@ -84,6 +87,15 @@ def test_every_stored_output_is_reproduced(name: str) -> None:
     assert empty == {key for key, stored in bundle.outputs.items() if stored.size == 0}
     assert all("/latents/" in key for key in empty)
     assert len(empty) < len(differences)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_parameters_go_back_bit_by_bit(name: str) -> None:
+    model, bundle = load(name)
+    entries = hip_entries(model.config, label_places(model.config, bundle.datasets))
+    written = take_from_model(model, entries)
+    assert written.keys() == bundle.params.keys()
+    assert all(np.array_equal(written[key].numpy(), bundle.params[key]) for key in written)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -5,6 +5,7 @@ constructor arguments and the inputs of every data set; required entries are nev
 """
 
 import io
+import json
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -16,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perceivers.errors import CheckpointError, suggest
+from perceivers.files import write_atomic
 from perceivers.foreign import parse_json
+from perceivers.models.registry import FAMILIES
 from perceivers.reading import load_npz, read_file
 
 # -- Reading pickles of Haiku parameters without executing code ----------------------------------
@@ -140,6 +143,9 @@ def _flatten(tree: Any, path: Path, *, kinds: str) -> dict[str, NDArray[Any]]:
 
 Inputs = tuple[tuple[str, tuple[int, int, int]], ...]
 
+# Written by this library: the file contains our complete configuration.
+OWN_KIND = "perceivers export"
+
 # Relative: a bundle stores its largest output rounded to a few digits.
 STATED_TOLERANCE = 1e-3
 
@@ -245,6 +251,41 @@ def read_archive(path: Path) -> Archive:
         if part in parts:
             parts[part][name] = array
     return Archive(config, parts["param"], parts["state"], parts["input"], parts["output"])
+
+
+def write_parameters(model: Any, arrays: Mapping[str, NDArray[Any]], path: Path) -> None:
+    """Write Haiku parameters and state as an ``.npz`` file without pickles.
+
+    Keys are ``param/MODULE:NAME`` and ``state/MODULE:NAME``, as in a parity bundle. ``config_json``
+    contains our configuration, so that ``convert`` can read the file again.
+
+    Args:
+        model: The model that the parameters are those of.
+        arrays: Arrays by ``module/path:name``.
+        path: The file.
+    """
+    stated = {
+        "kind": OWN_KIND,
+        "family": model.family,
+        "config": model.config.to_json(),
+        "is_training": False,
+    }
+    named = {f"{'state' if '_ema:' in name else 'param'}/{name}": x for name, x in arrays.items()}
+    file = io.BytesIO()
+    np.savez(file, config_json=np.array(json.dumps(stated)), **named)  # pyright: ignore[reportArgumentType]
+    write_atomic(path, file.getvalue())
+
+
+def own_config(stated: Mapping[str, Any], source: str) -> Any:
+    """Return the configuration in a file that ``write_parameters`` wrote.
+
+    Raises:
+        CheckpointError: The model family is unknown, or the configuration is missing.
+    """
+    family = FAMILIES.get(str(require(stated, "family", source)))
+    if family is None:
+        raise CheckpointError(f"{source}: family {stated['family']!r} is unknown")
+    return family.config.from_json(dict(require(stated, "config", source)))
 
 
 def check_comparable(archive: Archive, source: str) -> None:

@@ -6,7 +6,7 @@ code that compares outputs, belong in a file of its own.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,15 +15,18 @@ import torch
 from torch import Tensor
 
 from perceivers.checkpoints.bundle import (
+    OWN_KIND,
     Archive,
     check_bundle,
+    check_comparable,
+    own_config,
     parse_datasets,
     read_archive,
     read_parameter_pickle,
     require,
 )
 from perceivers.checkpoints.catalogue import describe_source
-from perceivers.checkpoints.haiku import model_from_haiku
+from perceivers.checkpoints.haiku import hip_from_entries, model_from_haiku, save_hip
 from perceivers.checkpoints.haiku_kinds import config_from_kind
 from perceivers.checkpoints.haiku_perceiver import (
     model_from_entries,
@@ -46,7 +49,7 @@ from perceivers.checkpoints.hugging_face import (
     read_hugging_face,
     save_hugging_face,
 )
-from perceivers.checkpoints.names import Flavour, Kind, kind_of
+from perceivers.checkpoints.names import Flavour, kind_of, with_task
 from perceivers.checkpoints.sam2 import (
     SAM2_FOLDERS,
     find_trunk,
@@ -119,20 +122,13 @@ class Source:
     def is_hub_folder(self) -> bool:
         """Whether this is a folder as the official Hiera package and timm write for the hub."""
         stated = self.stated or {}
-        return not stated.get("model_type", "") and bool(
-            {"embed_dim", "pretrained_cfg"} & {*stated}
-        )
+        told = "embed_dim" in stated or "pretrained_cfg" in stated
+        return told and not stated.get("model_type", "")
 
     @cached_property
     def given(self) -> Mapping[str, Any]:
         """Content of ``config``; empty without it."""
         return {} if self.config is None else read_json_file(self.config)
-
-    @cached_property
-    def archive(self) -> Archive | None:
-        """Content of an ``.npz`` file; None for anything else."""
-        is_npz = self.path.suffix == ".npz" and not self.path.is_dir()
-        return read_archive(self.path) if is_npz else None
 
     @property
     def is_pickle(self) -> bool:
@@ -140,11 +136,18 @@ class Source:
         return self.path.suffix in PICKLES and not self.path.is_dir()
 
     @property
-    def description(self) -> Mapping[str, Any] | None:
-        """Description of the model of Haiku parameters; None if there is none."""
-        if self.archive is not None:
-            return self.archive.config
-        return None if self.config is None else self.given
+    def is_bare(self) -> bool:
+        """Whether this is such a pickle without a description, hence of a released Perceiver IO."""
+        return self.is_pickle and self.config is None
+
+    @cached_property
+    def archive(self) -> Archive | None:
+        """Content of a parity bundle, or of a pickle described by ``config``; None otherwise."""
+        if self.is_pickle:
+            given = self.given  # read first: without it, there is no need to read the pickle
+            return Archive(given, read_parameter_pickle(self.path), {}, {}, {})
+        is_bundle = self.path.suffix == ".npz" and not self.path.is_dir()
+        return read_archive(self.path) if is_bundle else None
 
     @cached_property
     def found(self) -> tuple[Mapping[str, Tensor], tuple[str, ...]] | None:
@@ -247,31 +250,6 @@ class Format:
                 raise ConfigError(message)
 
 
-# Tasks of released models, which ``predict`` and ``reconstruct`` need.
-TASKS_OF_KINDS: Mapping[Kind, str] = {
-    "language": "mlm",
-    "text_classes": "classify",
-    "image_classes": "classify",
-    "classic": "classify",
-    "flow": "flow",
-    "multimodal": "autoencode",
-}
-
-
-def _with_task(model: Any, info: ModelInfo) -> ModelInfo:
-    if info.task:
-        return info
-    try:
-        task = TASKS_OF_KINDS[kind_of(model.config)]
-    except CheckpointError:  # no released model
-        return info
-    classes = info.classes
-    if task == "classify" and not classes:
-        # The published files contain no class names, so classes are numbered.
-        classes = tuple(str(number) for number in range(model.config.num_classes))
-    return replace(info, task=task, classes=classes)
-
-
 # -- Hugging Face folders ------------------------------------------------------------------------
 
 
@@ -286,7 +264,7 @@ def _build_perceiver_folder(source: Source) -> Built:
     if read.classes and kind_of(model.config).endswith("classes"):
         more |= {"task": "classify", "classes": read.classes}
     info = describe_source(source.path, f"Hugging Face {read.name}", flavour, **more)
-    return Built(model, _with_task(model, info))
+    return Built(model, with_task(model, info))
 
 
 def _refuse_other_flavour(source: Source) -> str:
@@ -327,70 +305,69 @@ def _build_sam2_folder(source: Source) -> Built:
 # -- Parity bundles (.npz) and pickles of Haiku parameters ---------------------------------------
 
 
-def _is_haiku(source: Source) -> bool:
-    if source.archive is not None:
-        return source.archive.config.get("kind") != "hiera"
-    return source.is_pickle
+def _described_family(source: Source) -> str:
+    """Return the family of models that an archive describes; "" if there is no archive."""
+    if source.archive is None:
+        return ""
+    stated = source.archive.config
+    kind = stated.get("kind")
+    if kind is None:
+        return "perceiver" if source.is_bare else "hip"
+    if kind == OWN_KIND and stated.get("family") == "hip":
+        return "hip"
+    return "hiera" if kind == "hiera" and not source.is_pickle else "perceiver"
 
 
-def _is_hip(source: Source) -> bool:
-    return _is_haiku(source) and source.description is not None and "kind" not in source.description
-
-
-def _build_hip(source: Source) -> Built:
-    stated, where = _described(source)
-    if source.archive is not None:
-        bundle = check_bundle(source.archive, str(source))
-        given = (bundle.params, bundle.model, bundle.kwargs, bundle.datasets)
-    else:
-        given = (
-            read_parameter_pickle(source.path),
-            require(stated, "model", where),
-            require(stated, "kwargs", where),
-            parse_datasets(stated, where),
-        )
-    info = describe_source(source.path, "Haiku parameters", None)
-    return Built(model_from_haiku(*given), info)
-
-
-def _verify_hip(source: Source, model: Any, _dtype: Precision) -> list[Difference]:
+def _described(source: Source) -> tuple[Archive, str]:
+    """Return an archive and the file that describes it."""
     assert source.archive is not None
-    return verify_bundle(model, check_bundle(source.archive, str(source)))
-
-
-def _build_perceiver(source: Source) -> Built:
-    path, info = source.path, describe_source(source.path, "Haiku parameters", source.flavour)
-    if source.description is None:
-        flavour = source.flavour or "official"
-        model = model_from_release(read_parameter_pickle(path), str(path), flavour)
-        return Built(model, _with_task(model, info))
-    stated, where = _described(source)
-    if source.archive is not None:
-        shapes = {name: array.shape for name, array in source.archive.inputs.items()}
-        arrays = {**source.archive.params, **source.archive.state}
-    else:
-        shapes, arrays = stated.get("shapes", {}), read_parameter_pickle(path)
-    model = model_from_entries(config_from_kind(stated, shapes, where), arrays, str(path))
-    return Built(model, _with_task(model, info))
-
-
-def _described(source: Source) -> tuple[Mapping[str, Any], str]:
-    """Return the description of Haiku parameters and the file that contains it."""
-    where = str(source.path if source.archive is not None else source.config)
-    if source.flavour is not None:
+    where = str(source.config if source.is_pickle and source.config else source.path)
+    if source.flavour is not None and not source.is_bare:
         raise ConfigError(
             f"{where} defines the computation itself; leave out flavour={source.flavour}"
         )
-    return source.description or {}, where
+    return source.archive, where
+
+
+def _build_hip(source: Source) -> Built:
+    archive, where = _described(source)
+    info = describe_source(source.path, "Haiku parameters", None)
+    if "kind" in archive.config:
+        config = own_config(archive.config, where)
+        return Built(hip_from_entries(config, archive.params, where), info)
+    if not source.is_pickle:
+        check_bundle(archive, where)
+    model, kwargs = (require(archive.config, key, where) for key in ("model", "kwargs"))
+    datasets = parse_datasets(archive.config, where)
+    return Built(model_from_haiku(archive.params, str(model), kwargs, datasets), info)
+
+
+def _verify_hip(source: Source, model: Any, _dtype: Precision) -> list[Difference]:
+    archive, where = _described(source)
+    check_comparable(archive, where)
+    return verify_bundle(model, check_bundle(archive, where))
+
+
+def _build_perceiver(source: Source) -> Built:
+    archive, where = _described(source)
+    info = describe_source(source.path, "Haiku parameters", source.flavour)
+    if source.is_bare:
+        flavour = source.flavour or "official"
+        model = model_from_release(archive.params, str(source), flavour)
+        return Built(model, with_task(model, info))
+    shapes = {name: array.shape for name, array in archive.inputs.items()}
+    config = config_from_kind(archive.config, archive.config.get("shapes", shapes), where)
+    model = model_from_entries(config, {**archive.params, **archive.state}, str(source))
+    return Built(model, with_task(model, info))
 
 
 def _verify_perceiver(source: Source, model: Any, _dtype: Precision) -> list[Difference]:
-    assert source.archive is not None
-    return verify_archive(model, source.archive, str(source))
+    archive, where = _described(source)
+    return verify_archive(model, archive, where)
 
 
 def _refuse_pickle(source: Source) -> str:
-    if source.archive is not None:
+    if not source.is_pickle:
         return ""
     return "a parameter pickle holds no outputs to verify against; use a parity bundle (.npz)"
 
@@ -401,21 +378,20 @@ HIERA_FILES: Mapping[Library, str] = {"official": "official Hiera", "timm": "tim
 
 def _build_hiera_bundle(source: Source) -> Built:
     """Build the model of a bundle, which names the library and the settings."""
-    assert source.archive is not None
-    where = f"{source}: config_json"
-    name, stated = (require(source.archive.config, key, where) for key in ("library", "config"))
+    archive, where = _described(source)
+    where = f"{where}: config_json"
+    name, stated = (require(archive.config, key, where) for key in ("library", "config"))
     if name not in HIERA_FILES:
         raise CheckpointError(f"{source}: library is {name!r}; expected one of {list(HIERA_FILES)}")
-    arrays = source.archive.params.items()
-    tensors = {key: torch.from_numpy(array).float() for key, array in arrays}
+    tensors = {key: torch.from_numpy(x).float() for key, x in archive.params.items()}
     model = hiera_from_tensors(tensors, name, stated, str(source))
     info = describe_source(source.path, HIERA_FILES[name], None)
     return Built(model, with_hiera_task(model, info))
 
 
 def _verify_hiera_bundle(source: Source, model: Any, _dtype: Precision) -> list[Difference]:
-    assert source.archive is not None
-    return verify_hiera_archive(model, source.archive, str(source))
+    archive, where = _described(source)
+    return verify_hiera_archive(model, archive, where)
 
 
 # -- Files of tensors, recognised by their names -------------------------------------------------
@@ -505,23 +481,25 @@ FORMATS: list[Format] = [
     ),
     Format(
         name="haiku",
-        families=("hip",),
-        tells=_is_hip,
-        build=_build_hip,
-        verify=_verify_hip,
-        options=("flavour", "config"),
-        objection=_refuse_pickle,
-        is_live=False,
-    ),
-    Format(
-        name="haiku",
         families=("perceiver", "perceiver_io"),
-        tells=lambda source: _is_haiku(source) and not _is_hip(source),
+        tells=lambda source: _described_family(source) == "perceiver",
         build=_build_perceiver,
         verify=_verify_perceiver,
         options=("flavour", "config"),
         objection=_refuse_pickle,
         write=lambda model, path, info: save_haiku(model, path),
+        suffix=".npz",
+        is_live=False,
+    ),
+    Format(
+        name="haiku",
+        families=("hip",),
+        tells=lambda source: _described_family(source) == "hip",
+        build=_build_hip,
+        verify=_verify_hip,
+        options=("flavour", "config"),
+        objection=_refuse_pickle,
+        write=lambda model, path, info: save_hip(model, path),
         suffix=".npz",
         is_live=False,
     ),
@@ -540,7 +518,7 @@ FORMATS: list[Format] = [
     Format(
         name="bundle",
         families=("hiera",),
-        tells=lambda source: source.archive is not None and not _is_haiku(source),
+        tells=lambda source: _described_family(source) == "hiera",
         build=_build_hiera_bundle,
         verify=_verify_hiera_bundle,
         options=("positions",),

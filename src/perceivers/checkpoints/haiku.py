@@ -5,9 +5,9 @@ padding, deals the groups to the modalities present in a call, chooses a positio
 the place of a modality in the call, and ignores ``activation_name``; the config reproduces this.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from perceivers.checkpoints.bundle import Inputs, require
+from perceivers.checkpoints.bundle import Inputs, require, write_parameters
+from perceivers.checkpoints.names import (
+    Entry,
+    Part,
+    Scheme,
+    Turn,
+    expand,
+    fill_model,
+    take_from_model,
+)
 from perceivers.errors import CheckpointError, suggest
 from perceivers.models.hip import HiP, HiPConfig, HiPLevel
 from perceivers.settings import settle
@@ -154,31 +163,142 @@ def _levels(given: Mapping[str, Any], *, flat: bool) -> tuple[HiPLevel, ...]:
     return tuple(settle(HiPLevel, row) for row in rows)
 
 
-# Haiku module to ours, by kind of block. A number after # is the position of the query, key or
-# value in our fused projection.
-READ_NAMES = {
-    "layer_norm": "norm_query",
-    "layer_norm_1": "norm_tokens",
-    "layer_norm_2": "norm_mlp",
-    "attention/query_linear": "attention.q",
-    "attention/key_linear": "attention.k",
-    "attention/value_linear": "attention.v",
-    "attention/attention_output_linear": "attention.out",
-    "dense/mlp_hidden_linear": "mlp.hidden",
-    "dense/mlp_output_linear": "mlp.out",
-    "pre_attention_residual_linear": "skip",
-}
-LAYER_NAMES = {
-    "layer_norm": "norm_attention",
-    "layer_norm_1": "norm_mlp",
-    "attention/query_linear": "attention.qkv#0",
-    "attention/key_linear": "attention.qkv#1",
-    "attention/value_linear": "attention.qkv#2",
-    "attention/attention_output_linear": "attention.out",
-    "dense/mlp_hidden_linear": "mlp.hidden",
-    "dense/mlp_output_linear": "mlp.out",
-}
-PARAMETER_NAMES = {"w": "weight", "b": "bias", "scale": "weight", "offset": "bias"}
+# -- Tensor names --------------------------------------------------------------------------------
+
+MLP = {"mlp.hidden": "/dense/mlp_hidden_linear", "mlp.out": "/dense/mlp_output_linear"}
+OUT = {"attention.out": "/attention/attention_output_linear"}
+SCHEME = Scheme(
+    parameter=":",
+    linear=("w", "b"),
+    norm=("scale", "offset"),
+    weight="turned",
+    read={
+        "norm_query": "/layer_norm",
+        "norm_tokens": "/layer_norm_1",
+        "norm_mlp": "/layer_norm_2",
+        "attention.q": "/attention/query_linear",
+        "attention.k": "/attention/key_linear",
+        "attention.v": "/attention/value_linear",
+        **OUT,
+        **MLP,
+    },
+    layer={
+        "norm_attention": "/layer_norm",
+        "norm_mlp": "/layer_norm_1",
+        "attention.qkv#0": "/attention/query_linear",
+        "attention.qkv#1": "/attention/key_linear",
+        "attention.qkv#2": "/attention/value_linear",
+        **OUT,
+        **MLP,
+    },
+    index=str,
+)
+# Name of the root module in released files; files with another one are read, too.
+ROOT = "perceiver"
+READ = "hi_p_cross_attention"
+
+
+def hip_entries(config: HiPConfig, places: Mapping[str, int] | None = None) -> list[Entry]:
+    """Return the name table of a configuration, one entry per tensor.
+
+    Args:
+        config: The model's configuration.
+        places: Number of each label within its call, counted from 1; the default is its number
+            among all labels.
+    """
+    if places is None:
+        places = {name: place for place, name in enumerate(config.labels, start=1)}
+    entries = _block_entries(config)
+    for name in config.inputs:
+        entries += _modality_entries(config, name, places.get(name, 0))
+    if config.project_positions == "slot":
+        for slot in range(config.position_slots):
+            theirs = f"{ROOT}/position_encoder/position_encoding_linear{_number(slot)}:w"
+            entries.append(Entry(f"encoder.inputs.project.{slot}.weight", theirs, "turned"))
+    # The first head that is constructed is that of the labels, if there are any.
+    heads = ["label_readout"] * bool(config.labels) + ["readout"]
+    for number, head in enumerate(heads if config.decoder else ()):
+        theirs = f"{ROOT}/reconstruction_head{_number(number)}/{READ}"
+        entries += expand([Part("read", f"decoder.{head}.read", theirs)], SCHEME, 0, ())
+    return entries
+
+
+def _number(index: int) -> str:
+    # Haiku numbers modules of the same name from the second one on.
+    return f"_{index}" if index else ""
+
+
+def _block_entries(config: HiPConfig) -> list[Entry]:
+    entries = []
+    prefix = "perceiver_block" if config.labels else "block"
+    for index, level in enumerate(config.levels):
+        after = index - config.processor - 1
+        if after >= 0 and not config.decoder:
+            break
+        ours = f"encoder.blocks.{index}" if after < 0 else f"decoder.blocks.{after}"
+        theirs = f"{ROOT}/{prefix}_{index}/~"
+        parts = [
+            Part("read", f"{ours}.read", f"{theirs}/{READ}"),
+            Part("layers", f"{ours}.layers", f"{theirs}/self_attend_id_{{}}"),
+        ]
+        # The skip connection of an upper level is projected if its width changes.
+        if after >= 0 and config.levels[-1 - index].latent_dim != level.latent_dim:
+            skip = f"{theirs}/{READ}/pre_attention_residual_linear"
+            parts.append(Part("linear", f"{ours}.read.skip", skip))
+        width = level.latent_dim
+        fused = [(third * width, (third + 1) * width) for third in range(3)]
+        latents = f"{theirs}/{READ}/query_inputs:pos_embs"
+        entries.append(Entry(f"{ours}.latents", latents, _grouped(level.num_groups)))
+        entries += expand(parts, SCHEME, level.depth, fused)
+    return entries
+
+
+def _modality_entries(config: HiPConfig, name: str, place: int) -> list[Entry]:
+    # The k-th label of a call has an embedder and a position encoder of its own; the other
+    # modalities share the first.
+    home, readout = ("labels", "label_readout") if place else ("inputs", "readout")
+    embedder = f"{ROOT}/embedder{_number(place)}"
+    parts = [Part("linear", f"encoder.{home}.embed.{name}", f"{embedder}/~embed/embed_{name}")]
+    if config.decoder:
+        theirs = f"{embedder}/~unembed/unembed_{name}"
+        parts.append(Part("linear", f"decoder.{readout}.unembed.{name}", theirs))
+    table = f"{ROOT}/position_encoder{_number(place)}/pos_emb_mae_{name}:pos_embs"
+    parts.append(Part("array", f"encoder.{home}.positions.{name}.table", table))
+    return expand(parts, SCHEME, 0, ())
+
+
+def _grouped(groups: int) -> Turn:
+    """Return the conversion of latents from ``[G N, C]`` to our ``[G, N, C]``."""
+
+    def into(x: Tensor) -> Tensor:
+        if len(x) % groups:
+            raise CheckpointError(f"has {len(x)} rows for {groups} groups")
+        return x.unflatten(0, (groups, -1))
+
+    return Turn(into, lambda x: x.flatten(0, 1))
+
+
+def label_places(config: HiPConfig, datasets: Datasets) -> dict[str, int]:
+    """Return the number of each label within its call, counted from 1.
+
+    In the released code the k-th label of a call uses ``embedder_k``, whatever its name.
+
+    Raises:
+        CheckpointError: A label has different numbers in two calls.
+    """
+    places: dict[str, int] = {}
+    for _, modalities in datasets:
+        labels = [name for name, _ in modalities if name in config.labels]
+        for place, name in enumerate(labels, start=1):
+            if places.setdefault(name, place) != place:
+                raise CheckpointError(
+                    f"label {name!r} is number {places[name]} in one call and {place} in another; "
+                    f"the release then uses two sets of weights for it, which one model cannot hold"
+                )
+    return places
+
+
+# -- Reading and writing -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -198,108 +318,33 @@ def state_from_haiku(
         CheckpointError: A label modality would need two sets of weights, the latents do not divide
             into the groups, or a part of a fused projection is missing.
     """
-    places = _label_places(config, datasets)
     state: dict[str, Tensor] = {}
-    fused: dict[str, dict[int, Tensor]] = {}
-    unexpected = []
-    for key, array in params.items():
-        ours = _our_name(key, config, places)
-        if ours is None:
-            unexpected.append(key)
+    fused: dict[str, list[Tensor]] = {}
+    left = {_plain(key): key for key in params}
+    for entry in hip_entries(config, label_places(config, datasets)):
+        key = left.pop(_plain(entry.theirs), None)
+        if key is None:
             continue
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if key.endswith(":w"):  # Haiku's Linear weights are [in, out]
-            tensor = tensor.T.contiguous()
-        if ours.endswith(".latents"):
-            index = int(re.findall(r"block_(\d+)/", key)[0])
-            groups = config.levels[index].num_groups
-            if len(tensor) % groups:
-                raise CheckpointError(f"{key} has {len(tensor)} rows for {groups} groups")
-            tensor = tensor.unflatten(0, (groups, -1))
-        if "#" in ours:
-            name, _, rest = ours.partition("#")
-            fused.setdefault(f"{name}.{rest[2:]}", {})[int(rest[0])] = tensor
+        tensor = torch.from_numpy(np.ascontiguousarray(params[key]))
+        try:
+            tensor = entry.turn.into(tensor).contiguous()
+        except CheckpointError as error:
+            raise CheckpointError(f"{key} {error}") from error
+        if entry.rows is None:
+            state[entry.ours] = tensor
         else:
-            state[ours] = tensor
+            fused.setdefault(entry.ours, []).append(tensor)
     for name, parts in fused.items():
         if len(parts) != 3:
             raise CheckpointError(f"{name} needs query, key and value; found {len(parts)} of 3")
-        state[name] = torch.cat([parts[i] for i in range(3)])
-    return Converted(state=state, unexpected=unexpected)
+        state[name] = torch.cat(parts)
+    return Converted(state=state, unexpected=list(left.values()))
 
 
-def _label_places(config: HiPConfig, datasets: Datasets) -> dict[int, set[str]]:
-    # In the released code the k-th label of a call uses ``embedder_k``, whatever its name. Returns
-    # k -> names; each name must have one k only.
-    places: dict[int, set[str]] = {}
-    seen: dict[str, int] = {}
-    for _, modalities in datasets:
-        labels = [name for name, _ in modalities if name in config.labels]
-        for place, name in enumerate(labels, start=1):
-            if seen.setdefault(name, place) != place:
-                raise CheckpointError(
-                    f"label {name!r} is number {seen[name]} in one call and {place} in another; "
-                    f"the release then uses two sets of weights for it, which one model cannot hold"
-                )
-            places.setdefault(place, set()).add(name)
-    return places
-
-
-def _our_name(key: str, config: HiPConfig, places: Mapping[int, set[str]]) -> str | None:
-    """Translate one parameter name; None if the model has no such parameter."""
-    module, _, parameter = key.rpartition(":")
-    _, _, path = module.partition("/")  # drop the root module's name
-    suffix = PARAMETER_NAMES.get(parameter, parameter)
-    if match := re.fullmatch(r"(?:perceiver_)?block_(\d+)/~/(.+)", path):
-        return _block_name(int(match[1]), match[2], suffix, config)
-    if match := re.fullmatch(r"embedder(?:_(\d+))?/~(un)?embed/(?:un)?embed_(.+)", path):
-        home = _home(match[1], match[3], config, places)
-        if home is None:
-            return None
-        if match[2]:
-            readout = "readout" if home == "inputs" else "label_readout"
-            return f"decoder.{readout}.unembed.{match[3]}.{suffix}"
-        return f"encoder.{home}.embed.{match[3]}.{suffix}"
-    if match := re.fullmatch(r"position_encoder(?:_(\d+))?/pos_emb_mae_(.+)", path):
-        home = _home(match[1], match[2], config, places)
-        return home and f"encoder.{home}.positions.{match[2]}.table"
-    if match := re.fullmatch(r"position_encoder/position_encoding_linear(?:_(\d+))?", path):
-        return f"encoder.inputs.project.{match[1] or 0}.{suffix}"
-    if match := re.fullmatch(r"reconstruction_head(_1)?/hi_p_cross_attention/(.+)", path):
-        # With bottleneck labels, the first head that is constructed is that of the labels.
-        labels = bool(config.labels) and not match[1]
-        name = READ_NAMES.get(match[2])
-        return name and f"decoder.{'label_readout' if labels else 'readout'}.read.{name}.{suffix}"
-    return None
-
-
-def _home(
-    place: str | None, name: str, config: HiPConfig, places: Mapping[int, set[str]]
-) -> str | None:
-    # The submodule (``inputs`` or ``labels``) with a modality's embedding and positions.
-    if place is None:
-        return "inputs" if name in config.grouped_inputs else None
-    return "labels" if name in places.get(int(place), set()) else None
-
-
-def _block_name(index: int, path: str, suffix: str, config: HiPConfig) -> str | None:
-    if index >= len(config.levels):
-        return None
-    after = index - config.processor - 1
-    block = f"encoder.blocks.{index}" if after < 0 else f"decoder.blocks.{after}"
-    part, _, rest = path.partition("/")
-    if part == "hi_p_cross_attention":
-        if rest == "query_inputs":
-            return f"{block}.latents"
-        return f"{block}.read.{READ_NAMES[rest]}.{suffix}" if rest in READ_NAMES else None
-    if match := re.fullmatch(r"self_attend_id_(\d+)", part):
-        name = LAYER_NAMES.get(rest)
-        if name is None:
-            return None
-        if "#" in name:
-            return f"{block}.layers.{match[1]}.{name}.{suffix}"
-        return f"{block}.layers.{match[1]}.{name}.{suffix}"
-    return None
+def _plain(key: str) -> str:
+    """Return a name without the root module; blocks have the same name in all classes."""
+    path = key.partition("/")[2]
+    return path.removeprefix("perceiver_") if path.startswith("perceiver_block_") else path
 
 
 def model_from_haiku(
@@ -328,3 +373,66 @@ def model_from_haiku(
         )
     built.load_state_dict(converted.state)
     return built.eval()
+
+
+# Settings that tensors do not show, with their values in the released code. The first two may
+# differ in a written file, which the notes then say.
+NOTED: Mapping[str, Any] = {"deal_over": "present", "mask_padding": False}
+FIXED: Mapping[str, Any] = {
+    "position_stride": 1,
+    "element_order": "raster",
+    "query_residual": False,
+    "query_heads": 1,
+    "activation": "squared_relu",
+}
+
+
+def save_hip(model: HiP, path: Path) -> list[str]:
+    """Write Haiku parameters, as ``write_parameters`` does.
+
+    Labels are numbered as in a call with all modalities.
+
+    Returns:
+        Notes on what DeepMind's code computes differently with these weights.
+
+    Raises:
+        CheckpointError: DeepMind's code does not support the model.
+    """
+    config = model.config
+    wrong = _describe(config, FIXED)
+    for index, level in enumerate(config.levels):
+        below = config.levels[index - 1].latent_dim if index else config.input_dim
+        if level.cross_dim not in {None, below}:
+            wrong.append(f"levels.{index}.cross_dim is {level.cross_dim} here and {below} there")
+    if config.position_dim != config.token_dim:
+        wrong.append(f"position_dim is {config.position_dim} here and {config.token_dim} there")
+    lacking = [name for name in config.inputs if model.adapter(name).may_lack]
+    if lacking:
+        wrong.append(f"elements of {lacking} may be missing here and not there")
+    if wrong:
+        raise CheckpointError(f"DeepMind's code does not support this model: {'; '.join(wrong)}")
+    taken = take_from_model(model, hip_entries(config))
+    write_parameters(model, {name: tensor.numpy() for name, tensor in taken.items()}, path)
+    # A flat model has one group, for which these settings have no meaning.
+    noted = _describe(config, NOTED) if config.grouping == "deal" else []
+    return [f"DeepMind's code runs these weights differently: {line}" for line in noted]
+
+
+def _describe(config: HiPConfig, released: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} is {getattr(config, name)!r} here and {value!r} there"
+        for name, value in released.items()
+        if getattr(config, name) != value
+    ]
+
+
+def hip_from_entries(config: HiPConfig, params: Mapping[str, NDArray[Any]], source: str) -> HiP:
+    """Build a model in evaluation mode and load the parameters that ``save_hip`` wrote.
+
+    Raises:
+        CheckpointError: Parameters are missing, unexpected or have another shape (all listed).
+    """
+    model = HiP(config)
+    found = {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in params.items()}
+    fill_model(model, hip_entries(config), found, source=source)
+    return model.eval()

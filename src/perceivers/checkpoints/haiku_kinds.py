@@ -9,19 +9,15 @@ from math import log
 from typing import Any
 
 from perceivers.adapters.config import PositionConfig, TokenConfig
-from perceivers.checkpoints.bundle import require
+from perceivers.checkpoints.bundle import OWN_KIND, own_config, require
 from perceivers.errors import CheckpointError, UserError, suggest
 from perceivers.models import DecoderConfig, Output, PerceiverConfig, PerceiverIOConfig
 from perceivers.models.flat.trunk import TrunkConfig
-from perceivers.models.registry import FAMILIES
 from perceivers.settings import change, tolerating
 from perceivers.types import Array, Audio, Bytes, Image, Video
 
 AnyConfig = PerceiverConfig | PerceiverIOConfig
 Shapes = Mapping[str, Sequence[int]]
-
-# Written by this library: the file contains our complete configuration.
-OWN_KIND = "perceivers export"
 
 
 def config_from_kind(stated: Mapping[str, Any], shapes: Shapes, source: str) -> AnyConfig:
@@ -37,10 +33,7 @@ def config_from_kind(stated: Mapping[str, Any], shapes: Shapes, source: str) -> 
     """
     kind = require(stated, "kind", source)
     if kind == OWN_KIND:
-        family = FAMILIES.get(str(require(stated, "family", source)))
-        if family is None:
-            raise CheckpointError(f"{source}: family {stated['family']!r} is unknown")
-        return family.config.from_json(dict(require(stated, "config", source)))
+        return own_config(stated, source)
     if kind not in KINDS:
         raise CheckpointError(
             f"{source}: kind {kind!r} is unknown; expected one of {sorted(KINDS)}"

@@ -5,8 +5,6 @@ numbers modules with the same name (``linear``, ``linear_1``; in attention: quer
 output) and marks modules created in a constructor with ``~``.
 """
 
-import io
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from perceivers.checkpoints.haiku_kinds import OWN_KIND
+from perceivers.checkpoints.bundle import write_parameters
 from perceivers.checkpoints.names import (
     Entry,
     Flavour,
@@ -26,13 +24,13 @@ from perceivers.checkpoints.names import (
     describe_differences,
     expand,
     fill_model,
+    fused_rows,
     kind_of,
     modality_role,
     take_from_model,
     with_flavour,
 )
 from perceivers.errors import CheckpointError
-from perceivers.files import write_atomic
 from perceivers.models import Perceiver, PerceiverConfig, PerceiverIO, PerceiverIOConfig
 from perceivers.models.perceiver_io.variants import VARIANTS, configure
 
@@ -95,9 +93,9 @@ def haiku_entries(config: PerceiverConfig | PerceiverIOConfig) -> list[Entry]:
     Raises:
         CheckpointError: No model of this kind was released.
     """
-    kind = kind_of(config)
+    kind, fused = kind_of(config), fused_rows(config.trunk)
     if isinstance(config, PerceiverConfig):
-        return expand(_classic(config), CLASSIC_SCHEME, config.trunk)
+        return expand(_classic(config), CLASSIC_SCHEME, config.trunk.depth, fused)
     if kind == "text_classes":
         raise CheckpointError(
             "no Haiku parameters of a text classifier were released, so their names are unknown; "
@@ -115,7 +113,7 @@ def haiku_entries(config: PerceiverConfig | PerceiverIOConfig) -> list[Entry]:
         "flow": _flow,
         "multimodal": _multimodal,
     }
-    return expand(parts + makers[kind](config), SCHEME, config.trunk)
+    return expand(parts + makers[kind](config), SCHEME, config.trunk.depth, fused)
 
 
 def _classic(config: PerceiverConfig) -> list[Part]:
@@ -289,10 +287,7 @@ def params_from_model(model: Perceiver | PerceiverIO) -> dict[str, NDArray[Any]]
 
 
 def save_haiku(model: Perceiver | PerceiverIO, path: Path) -> list[str]:
-    """Write Haiku parameters as an ``.npz`` file without pickles.
-
-    Keys are ``param/MODULE:NAME`` and ``state/MODULE:NAME``, as in a parity bundle. ``config_json``
-    contains our configuration, so that ``convert`` can read the file again.
+    """Write Haiku parameters and state, as ``write_parameters`` does.
 
     Returns:
         Notes on what DeepMind's code computes differently with these weights.
@@ -304,17 +299,5 @@ def save_haiku(model: Perceiver | PerceiverIO, path: Path) -> list[str]:
     if isinstance(model.config, PerceiverIOConfig):
         official = with_flavour(model.config, "official")
         notes = describe_differences(model.config, official, "DeepMind's code")
-    stated = {
-        "kind": OWN_KIND,
-        "family": model.family,
-        "config": model.config.to_json(),
-        "is_training": False,
-    }
-    arrays = {
-        f"{'state' if '_ema:' in name else 'param'}/{name}": array
-        for name, array in params_from_model(model).items()
-    }
-    file = io.BytesIO()
-    np.savez(file, config_json=np.array(json.dumps(stated)), **arrays)  # pyright: ignore[reportArgumentType]
-    write_atomic(path, file.getvalue())
+    write_parameters(model, params_from_model(model), path)
     return notes

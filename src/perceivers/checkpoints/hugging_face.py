@@ -27,6 +27,7 @@ from perceivers.checkpoints.names import (
     describe_differences,
     expand,
     fill_model,
+    fused_rows,
     kind_of,
     modality_role,
     take_from_model,
@@ -90,8 +91,9 @@ def hugging_face_entries(config: PerceiverIOConfig) -> list[Entry]:
         Part("layers", "trunk.blocks.0", "perceiver.encoder.self_attends.{}"),
         Part("read", "decoder.read", f"{decoder}.decoding_cross_attention"),
     ]
+    fused = fused_rows(config.trunk)
     if kind == "multimodal":
-        return expand(parts + _multimodal(config), SCHEME, config.trunk)
+        return expand(parts + _multimodal(config), SCHEME, config.trunk.depth, fused)
     (name,), (out,) = config.inputs, config.outputs
     reader = f"inputs.readers.{name}"
     if kind in {"language", "text_classes"}:
@@ -113,7 +115,7 @@ def hugging_face_entries(config: PerceiverIOConfig) -> list[Entry]:
         parts.append(Part("array", f"decoder.heads.{out}.bias", "embedding_decoder.bias"))
     else:
         parts.append(Part("linear", f"decoder.heads.{out}", f"{decoder}.final_layer"))
-    return expand(parts, SCHEME, config.trunk)
+    return expand(parts, SCHEME, config.trunk.depth, fused)
 
 
 def _pixels(config: PerceiverIOConfig, reader: str) -> list[Part]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from perceivers.errors import CheckpointError
 from perceivers.models import PerceiverConfig, PerceiverIOConfig
 from perceivers.models.flat.trunk import TrunkConfig
+from perceivers.models.saving import ModelInfo
 from perceivers.settings import change
 from perceivers.types import Array, Audio, Bytes, Image, Labels, Video
 
@@ -54,6 +55,31 @@ def kind_of(config: Any) -> Kind:
         f"model (masked bytes, classes of texts or images, flow, video with audio and label, the "
         f"classic Perceiver); only those can be stored in another library's layout"
     )
+
+
+TASKS_OF_KINDS: Mapping[Kind, str] = {
+    "language": "mlm",
+    "text_classes": "classify",
+    "image_classes": "classify",
+    "classic": "classify",
+    "flow": "flow",
+    "multimodal": "autoencode",
+}
+
+
+def with_task(model: Any, info: ModelInfo) -> ModelInfo:
+    """Add the task of a released model, which ``predict`` and ``reconstruct`` need."""
+    if info.task:
+        return info
+    try:
+        task = TASKS_OF_KINDS[kind_of(model.config)]
+    except CheckpointError:  # no released model
+        return info
+    classes = info.classes
+    if task == "classify" and not classes:
+        # The published files contain no class names, so classes are numbered.
+        classes = tuple(str(number) for number in range(model.config.num_classes))
+    return replace(info, task=task, classes=classes)
 
 
 def modality_role(spec: Any) -> str:
@@ -184,6 +210,9 @@ LAYOUTS: Mapping[Layout, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Te
 }
 
 
+Rows = tuple[int, int]
+
+
 class Part(NamedTuple):
     """A module or array of ours (a prefix of names) and its name in the foreign file."""
 
@@ -199,7 +228,7 @@ class Entry:
     ours: str
     theirs: str
     layout: Layout | Turn = "same"
-    rows: tuple[int, int] | None = None
+    rows: Rows | None = None
 
     @property
     def turn(self) -> Turn:
@@ -207,7 +236,7 @@ class Entry:
         return self.layout if isinstance(self.layout, Turn) else Turn(*LAYOUTS[self.layout])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scheme:
     """Naming conventions of a foreign library.
 
@@ -216,36 +245,37 @@ class Scheme:
         linear: Names of weight and bias of a Linear.
         norm: Names of weight and bias of a norm.
         weight: Layout of a Linear's weight.
-        pixel: Layout of a 1x1 convolution's weight.
-        kernel: Layout of a convolution's weight.
-        vector: Layout of a batch norm's vectors.
-        averages: Names of the running mean and variance of a batch norm.
         read: Our names to theirs inside a cross-attention block.
         layer: Our names to theirs inside a self-attention layer; ``qkv#0`` to ``qkv#2`` are query,
             key and value.
         index: Formats the number of a layer, which replaces ``{}`` in its name.
+        pixel: Layout of a 1x1 convolution's weight.
+        kernel: Layout of a convolution's weight.
+        vector: Layout of a batch norm's vectors.
+        averages: Names of the running mean and variance of a batch norm.
     """
 
     parameter: str
     linear: tuple[str, str]
     norm: tuple[str, str]
     weight: Layout
-    pixel: Layout
-    kernel: Layout
-    vector: Layout
-    averages: tuple[str, str]
     read: Mapping[str, str]
     layer: Mapping[str, str]
     index: Callable[[int], str]
+    pixel: Layout = "same"
+    kernel: Layout = "same"
+    vector: Layout = "same"
+    averages: tuple[str, str] = ("", "")
 
 
-def expand(parts: Iterable[Part], scheme: Scheme, trunk: TrunkConfig) -> list[Entry]:
+def expand(parts: Iterable[Part], scheme: Scheme, depth: int, fused: Sequence[Rows]) -> list[Entry]:
     """Expand parts to one entry per tensor.
 
     Args:
         parts: The modules and arrays of the model.
         scheme: Naming conventions of the foreign library.
-        trunk: Determines the number of layers and the widths in a fused projection.
+        depth: Number of self-attention layers in a part of kind ``layers``.
+        fused: Row ranges of query, key and value in a layer's fused projection.
     """
     entries: list[Entry] = []
     for what, ours, theirs in parts:
@@ -260,11 +290,11 @@ def expand(parts: Iterable[Part], scheme: Scheme, trunk: TrunkConfig) -> list[En
         elif what == "batch_norm":
             entries += _batch_norm(scheme, ours, theirs)
         elif what == "read":
-            entries += _block(scheme, scheme.read, ours, theirs, None)
+            entries += _block(scheme, scheme.read, ours, theirs, fused)
         else:
-            for i in range(trunk.depth):
+            for i in range(depth):
                 layer = theirs.format(scheme.index(i))
-                entries += _block(scheme, scheme.layer, f"{ours}.{i}", layer, trunk)
+                entries += _block(scheme, scheme.layer, f"{ours}.{i}", layer, fused)
     return entries
 
 
@@ -276,7 +306,7 @@ def _pair(
     theirs: str,
     *,
     bias: Layout = "same",
-    rows: tuple[int, int] | None = None,
+    rows: Rows | None = None,
 ) -> list[Entry]:
     own = (f"{ours}.weight", f"{ours}.bias")
     foreign = tuple(f"{theirs}{scheme.parameter}{name}" for name in names)
@@ -292,12 +322,12 @@ def _batch_norm(scheme: Scheme, ours: str, theirs: str) -> list[Entry]:
 
 
 def _block(
-    scheme: Scheme, names: Mapping[str, str], ours: str, theirs: str, trunk: TrunkConfig | None
+    scheme: Scheme, names: Mapping[str, str], ours: str, theirs: str, fused: Sequence[Rows]
 ) -> list[Entry]:
     entries = []
     for own, foreign in names.items():
         name, _, third = own.partition("#")
-        rows = fused_rows(trunk)[int(third)] if trunk is not None and third else None
+        rows = fused[int(third)] if third else None
         is_norm = name.startswith("norm")
         parameters = scheme.norm if is_norm else scheme.linear
         weight: Layout = "same" if is_norm else scheme.weight
@@ -307,7 +337,7 @@ def _block(
     return entries
 
 
-def fused_rows(trunk: TrunkConfig) -> list[tuple[int, int]]:
+def fused_rows(trunk: TrunkConfig) -> list[Rows]:
     """Return the row ranges of query, key and value in a fused self-attention projection."""
     qk = trunk.qk_dim or trunk.latent_dim
     value = trunk.v_dim or trunk.qk_dim or trunk.latent_dim
