@@ -22,7 +22,7 @@ from perceivers.checkpoints.formats import (
 )
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.checkpoints.names import Entry, fill_model, take_from_model
-from perceivers.checkpoints.verify import Difference, Precision, compare_live
+from perceivers.checkpoints.parity import Difference, Precision, compare_live
 from perceivers.cli.main import main
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.models.entity_set import EntitySet, EntitySetConfig

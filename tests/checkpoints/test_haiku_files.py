@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 import perceivers as pv
 from perceivers.checkpoints import haiku_perceiver
-from perceivers.checkpoints.bundle import read_parameter_pickle
 from perceivers.checkpoints.haiku_perceiver import (
     RELEASES,
     find_release,
@@ -20,6 +19,7 @@ from perceivers.checkpoints.haiku_perceiver import (
     params_from_model,
 )
 from perceivers.checkpoints.loading import load_with_info
+from perceivers.checkpoints.pickles import read_parameter_pickle
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.models import PerceiverIO, create_model
 

@@ -27,7 +27,7 @@ from perceivers.checkpoints.hiera_names import (
 )
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.checkpoints.torch_files import read_tensor_file
-from perceivers.checkpoints.verify_hiera import import_package
+from perceivers.checkpoints.verify import import_package
 from perceivers.errors import CheckpointError, ConfigError, LicenseWarning
 from perceivers.models.hiera import Hiera, HieraConfig, HieraDecoder
 
@@ -330,7 +330,7 @@ def test_how_to_get_the_other_package_is_said(monkeypatch: pytest.MonkeyPatch) -
     def broken(name: str) -> Any:
         raise RuntimeError(f"operator torchvision::nms does not exist ({name})")
 
-    monkeypatch.setattr("perceivers.checkpoints.verify_hiera.import_module", broken)
+    monkeypatch.setattr("perceivers.checkpoints.verify.import_module", broken)
     with pytest.raises(
         ConfigError, match=r"cannot be imported \(operator .*pip install hiera-transformer"
     ):

@@ -16,14 +16,14 @@ from tests.checkpoints import hiera_making as making
 from torch import Tensor
 
 import perceivers as pv
-from perceivers.checkpoints import verify_hiera as verifying
+from perceivers.checkpoints import verify as verifying
 from perceivers.checkpoints.hiera_files import (
     class_of_hiera,
     hiera_from_hugging_face,
     read_hiera_folder,
 )
 from perceivers.checkpoints.loading import load_with_info
-from perceivers.checkpoints.verify_hiera import verify_hiera_folder
+from perceivers.checkpoints.verify import verify_hiera_folder
 from perceivers.errors import CheckpointError, ConfigError, LicenseWarning
 from perceivers.models.hiera import Hiera, HieraConfig, HieraHead
 

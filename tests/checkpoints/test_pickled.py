@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from perceivers.checkpoints.torch_archive import check_dense, read_pickled
+from perceivers.checkpoints.pickles import check_dense, read_pickled
 from perceivers.checkpoints.torch_files import read_tensor_file
 from perceivers.errors import CheckpointError, plain_reason
 

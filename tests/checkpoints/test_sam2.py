@@ -12,7 +12,7 @@ from torch import Tensor
 import perceivers as pv
 from perceivers.checkpoints.formats import FORMATS
 from perceivers.checkpoints.loading import load_with_info
-from perceivers.checkpoints.names import take_from_model
+from perceivers.checkpoints.names import grid_layout, take_from_model
 from perceivers.checkpoints.sam2 import (
     Sam2Naming,
     find_trunk,
@@ -21,7 +21,6 @@ from perceivers.checkpoints.sam2 import (
     sam2_entries,
     sam2_from_tensors,
     split_trunk,
-    turn_table,
 )
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.models import HieraDet, create_model
@@ -136,7 +135,7 @@ def test_names_are_these(ours: str, meta: str, hugging_face: str) -> None:
 
 
 def test_tables_are_turned_row_by_row() -> None:
-    turn = turn_table((2, 3))
+    turn = grid_layout((2, 3))
     theirs = torch.arange(24.0).reshape(1, 4, 2, 3)
     ours = turn.into(theirs)
     assert ours.shape == (6, 4)

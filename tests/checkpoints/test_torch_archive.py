@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from perceivers.checkpoints.torch_archive import Inert, StoredTensor, TorchArchive
+from perceivers.checkpoints.pickles import Inert, StoredTensor, TorchArchive
 from perceivers.checkpoints.torch_files import find_sets, read_tensor_file
 from perceivers.errors import CheckpointError
 

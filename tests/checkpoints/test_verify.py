@@ -8,8 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from perceivers.checkpoints.bundle import Archive, check_comparable, largest_output
-from perceivers.checkpoints.verify import Difference, compare_live, compare_output
+from perceivers.checkpoints.parity import (
+    Archive,
+    Difference,
+    check_comparable,
+    compare_live,
+    compare_output,
+    largest_output,
+)
 from perceivers.errors import CheckpointError
 from perceivers.exporting.files import compare
 from perceivers.models.graphs import Graph

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from perceivers.checkpoints.bundle import read_bundle
+from perceivers.checkpoints.parity import read_bundle
 from perceivers.errors import CheckpointError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -14,11 +14,11 @@ from tests.checkpoints import hiera_making as making
 from torch import Tensor, nn
 
 import perceivers as pv
-from perceivers.checkpoints import verify_hiera as verifying
+from perceivers.checkpoints import verify as verifying
 from perceivers.checkpoints.formats import Source, find_format
 from perceivers.checkpoints.hiera_files import hiera_from_tensors, save_official
 from perceivers.checkpoints.torch_files import read_tensor_file
-from perceivers.checkpoints.verify_hiera import hiera_outputs, verify_hiera_tensors
+from perceivers.checkpoints.verify import hiera_outputs, verify_hiera_tensors
 from perceivers.errors import CheckpointError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

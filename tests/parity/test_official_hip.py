@@ -12,16 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from perceivers.checkpoints.bundle import Bundle, read_bundle
 from perceivers.checkpoints.haiku import (
     config_from_haiku,
     hip_entries,
     label_places,
     model_from_haiku,
+    official_latents,
     state_from_haiku,
+    verify_bundle,
 )
 from perceivers.checkpoints.names import take_from_model
-from perceivers.checkpoints.verify import Difference, official_latents, verify_bundle
+from perceivers.checkpoints.parity import Bundle, Difference, read_bundle
 from perceivers.errors import CheckpointError
 from perceivers.models import HiP
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 import perceivers as pv
-from perceivers.checkpoints.bundle import Archive, read_archive
-from perceivers.checkpoints.haiku_kinds import config_from_kind
 from perceivers.checkpoints.haiku_perceiver import (
+    config_from_kind,
     haiku_entries,
     model_from_entries,
     params_from_model,
 )
 from perceivers.checkpoints.names import kind_of, with_flavour
-from perceivers.checkpoints.verify import Difference, verify_archive
+from perceivers.checkpoints.parity import Archive, Difference, read_archive
+from perceivers.checkpoints.verify import verify_archive
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.models import Output, PerceiverIO, PerceiverIOConfig
 

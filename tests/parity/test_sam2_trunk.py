@@ -10,13 +10,16 @@ import torch
 from safetensors.torch import save_file
 
 import perceivers as pv
-from perceivers.checkpoints import verify as verifying
+from perceivers.checkpoints import sam2 as verifying
 from perceivers.checkpoints.names import take_from_model
-from perceivers.checkpoints.sam2 import Sam2Weights, model_from_sam2, sam2_entries, split_trunk
-from perceivers.checkpoints.verify import (
+from perceivers.checkpoints.sam2 import (
+    Sam2Weights,
     describe_trunk,
     load_hugging_face_trunk,
+    model_from_sam2,
     picture_size,
+    sam2_entries,
+    split_trunk,
     verify_sam2,
 )
 from perceivers.errors import CheckpointError, ConfigError

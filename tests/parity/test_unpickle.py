@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perceivers.checkpoints.bundle import read_parameter_pickle
+from perceivers.checkpoints.pickles import read_parameter_pickle
 from perceivers.errors import CheckpointError
 
 TREE: dict[str, dict[str, Any]] = {

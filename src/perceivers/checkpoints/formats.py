@@ -14,21 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from perceivers.checkpoints.bundle import (
-    OWN_KIND,
-    Archive,
-    check_bundle,
-    check_comparable,
-    own_config,
-    parse_datasets,
-    read_archive,
-    read_parameter_pickle,
-    require,
-)
 from perceivers.checkpoints.catalogue import describe_source
-from perceivers.checkpoints.haiku import hip_from_entries, model_from_haiku, save_hip
-from perceivers.checkpoints.haiku_kinds import config_from_kind
+from perceivers.checkpoints.haiku import hip_from_entries, model_from_haiku, save_hip, verify_bundle
 from perceivers.checkpoints.haiku_perceiver import (
+    config_from_kind,
     model_from_entries,
     model_from_release,
     save_haiku,
@@ -50,12 +39,27 @@ from perceivers.checkpoints.hugging_face import (
     save_hugging_face,
 )
 from perceivers.checkpoints.names import Flavour, kind_of, with_task
+from perceivers.checkpoints.parity import (
+    OWN_KIND,
+    Archive,
+    Difference,
+    Precision,
+    check_bundle,
+    check_comparable,
+    own_config,
+    parse_datasets,
+    read_archive,
+    require,
+)
+from perceivers.checkpoints.pickles import read_parameter_pickle
 from perceivers.checkpoints.sam2 import (
     SAM2_FOLDERS,
     find_trunk,
     model_from_sam2,
     read_sam2_folder,
     sam2_from_tensors,
+    verify_sam2,
+    verify_sam2_tensors,
 )
 from perceivers.checkpoints.torch_files import (
     TENSOR_FILES,
@@ -64,18 +68,11 @@ from perceivers.checkpoints.torch_files import (
     read_known_weights,
 )
 from perceivers.checkpoints.verify import (
-    Difference,
-    Precision,
     verify_archive,
-    verify_bundle,
-    verify_hugging_face,
-    verify_sam2,
-    verify_sam2_tensors,
-)
-from perceivers.checkpoints.verify_hiera import (
     verify_hiera_archive,
     verify_hiera_folder,
     verify_hiera_tensors,
+    verify_hugging_face,
 )
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.files import read_json_file

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from perceivers.checkpoints.bundle import Inputs, require, write_parameters
 from perceivers.checkpoints.names import (
     Entry,
     Part,
@@ -25,8 +24,18 @@ from perceivers.checkpoints.names import (
     fill_model,
     take_from_model,
 )
+from perceivers.checkpoints.parity import (
+    RELATIVE_TOLERANCE,
+    Bundle,
+    Difference,
+    Inputs,
+    compare_output,
+    require,
+    write_parameters,
+)
 from perceivers.errors import CheckpointError, suggest
 from perceivers.models.hip import HiP, HiPConfig, HiPLevel
+from perceivers.models.hip.encoder import HiPEncoded
 from perceivers.settings import settle
 from perceivers.types import Array, ModalitySpec
 
@@ -436,3 +445,72 @@ def hip_from_entries(config: HiPConfig, params: Mapping[str, NDArray[Any]], sour
     found = {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in params.items()}
     fill_model(model, hip_entries(config), found, source=source)
     return model.eval()
+
+
+# -- Comparing a model with the outputs in its parity bundle -------------------------------------
+
+
+@torch.no_grad()
+def verify_bundle(model: HiP, bundle: Bundle) -> list[Difference]:
+    """Run the model on the stored inputs and compare every stored output.
+
+    Raises:
+        CheckpointError: Outputs of the bundle and of the model differ in names or shapes, or an
+            output is empty.
+    """
+    allowed = RELATIVE_TOLERANCE * bundle.absmax
+    differences = []
+    compared = set()
+    for dataset, modalities in bundle.datasets:
+        inputs = {
+            name: torch.from_numpy(bundle.inputs[f"{dataset}/{name}"]) for name, _ in modalities
+        }
+        encoded = model.encode(inputs)
+        made = {
+            "input_reconstruction": model.reconstruct(encoded),
+            "latents": official_latents(encoded, model.decode(encoded)),
+        }
+        for kind, outputs in made.items():
+            for name, tensor in outputs.items():
+                key = f"{dataset}/{kind}/{name}"
+                if key not in bundle.outputs:
+                    raise CheckpointError(
+                        f"the bundle lacks output/{key}, which the model computes"
+                    )
+                compared.add(key)
+                if kind == "latents" and tensor.numel() == bundle.outputs[key].size == 0:
+                    # The released code may cut off all latents (see official_latents); the other
+                    # outputs still depend on them.
+                    differences.append(Difference(key, 0.0, allowed, is_empty=True))
+                    continue
+                differences.append(compare_output(key, tensor, bundle.outputs[key], allowed))
+    unknown = sorted(bundle.outputs.keys() - compared)
+    if unknown:
+        raise CheckpointError(
+            f"the bundle stores outputs that the model does not compute: {unknown}"
+        )
+    return differences
+
+
+def official_latents(encoded: HiPEncoded, latents: Tensor) -> Mapping[str, Tensor]:
+    """Cut the last latents by modality as the released code does.
+
+    The released code removes as many latents as there are *padded inputs*, so latents are lost
+    whenever there is padding. A negative end counts from the back, as in any slice. The model
+    itself returns all latents.
+    """
+    cut = {}
+    start = 0
+    for share in encoded.layout.shares:
+        if encoded.layout.axis == "slots":
+            cut[share.name] = latents[:, 0, start : start + share.length]
+            start += share.length
+            continue
+        own = encoded.layout.part(latents, share.name)  # [B, g, N, C]
+        if share.group_padding:
+            own = own[:, :, : own.shape[2] - share.group_padding]
+        own = own.flatten(1, 2)
+        if share.final_padding:
+            own = own[:, : own.shape[1] - share.final_padding]
+        cut[share.name] = own
+    return cut

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from perceivers.checkpoints.names import Entry, Layout, Turn
+from perceivers.checkpoints.names import Entry, Layout, Turn, grid_layout
 from perceivers.errors import CheckpointError, ConfigError, suggest
 from perceivers.models.hiera import HieraConfig
 from perceivers.models.hiera.variants import VARIANTS, configure
@@ -203,18 +203,6 @@ def _decoder(config: HieraConfig, names: _Names) -> Iterator[Entry]:
         yield from _block(names, f"decoder.blocks.{index}", theirs)
     for module in ("embed", "norm", "predict"):
         yield from _pair(f"decoder.{module}", names[f"decoder.{module}"])
-
-
-def grid_layout(grid: tuple[int, ...]) -> Turn:
-    """Return the conversion of position embeddings from ``[1, C, *grid]`` to our ``[N, C]``."""
-
-    def into(x: Tensor) -> Tensor:
-        return x[0].flatten(1).T
-
-    def back(x: Tensor) -> Tensor:
-        return x.T.reshape(1, -1, *grid)
-
-    return Turn(into, back)
 
 
 def fusion_layout(pool: tuple[int, ...], levels: int) -> Turn:

@@ -210,6 +210,18 @@ LAYOUTS: Mapping[Layout, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Te
 }
 
 
+def grid_layout(grid: Sequence[int]) -> Turn:
+    """Return the conversion of position embeddings from ``[1, C, *grid]`` to our ``[N, C]``."""
+
+    def into(x: Tensor) -> Tensor:
+        return x[0].flatten(1).T
+
+    def back(x: Tensor) -> Tensor:
+        return x.T.reshape(1, -1, *grid)
+
+    return Turn(into, back)
+
+
 Rows = tuple[int, int]
 
 

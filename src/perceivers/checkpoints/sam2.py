@@ -7,15 +7,26 @@ released trunk, or these settings must be given.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
+from importlib.util import find_spec
+from math import lcm
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from perceivers.adapters.config import build_nested
-from perceivers.checkpoints.names import Entry, Turn, fill_model
+from perceivers.checkpoints.names import Entry, fill_model, grid_layout
+from perceivers.checkpoints.parity import (
+    Difference,
+    Precision,
+    compare_live,
+    in_precision,
+    normalise,
+)
 from perceivers.checkpoints.torch_files import read_folder_tensors
-from perceivers.errors import CheckpointError
+from perceivers.errors import CheckpointError, ConfigError
 from perceivers.files import read_json_file
 from perceivers.models import HieraDet, HieraDetConfig
 from perceivers.models.hiera_det.config import SAM2_INPUT, VARIANTS
@@ -87,26 +98,14 @@ def sam2_entries(config: HieraDetConfig, naming: Sam2Naming) -> list[Entry]:
     ]
     positions = "encoder.positions"
     return [
-        Entry(f"{positions}.table", TABLE, turn_table(config.position_grid)),
-        Entry(f"{positions}.window", WINDOW, turn_table([config.windows[0]] * rank)),
+        Entry(f"{positions}.table", TABLE, grid_layout(config.position_grid)),
+        Entry(f"{positions}.window", WINDOW, grid_layout([config.windows[0]] * rank)),
         *(
             Entry(f"{own}.{kind}", f"{foreign}.{kind}")
             for own, foreign in modules
             for kind in ("weight", "bias")
         ),
     ]
-
-
-def turn_table(grid: Sequence[int]) -> Turn:
-    """Return the conversion of position embeddings from ``[1, C, *grid]`` to our ``[N, C]``."""
-
-    def into(x: Tensor) -> Tensor:
-        return x[0].flatten(1).T
-
-    def back(x: Tensor) -> Tensor:
-        return x.T.reshape(1, -1, *grid)
-
-    return Turn(into, back)
 
 
 # -- Reading the trunk ---------------------------------------------------------------------------
@@ -385,3 +384,137 @@ def _check_implied(said: Mapping[str, Any]) -> None:
 
 def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+# -- Comparing a converted SAM 2 trunk with its Hugging Face class on a random image -------------
+#
+# Needs transformers, as above. Meta's names are translated to Hugging Face's without our name
+# table, so that an error in it cannot cancel out.
+
+# Minimum size of the shorter side, rounded up to whole windows. At this size, windows of later
+# stages need padding, which is compared as well; the released 1024 takes minutes in float64.
+LEAST_PIXELS = 192
+META_TO_HUGGING_FACE = (
+    ("patch_embed.proj.", "patch_embed.projection."),
+    (".norm1.", ".layer_norm1."),
+    (".norm2.", ".layer_norm2."),
+    (".mlp.layers.0.", ".mlp.proj_in."),
+    (".mlp.layers.1.", ".mlp.proj_out."),
+)
+
+
+def load_hugging_face_trunk(read: Sam2Weights, config: HieraDetConfig) -> Any:
+    """Build Hugging Face's class of the trunk and load the weights; all names must match.
+
+    Args:
+        read: The trunk's weights.
+        config: Our configuration, used if ``read`` comes from a file without ``config.json``.
+
+    Raises:
+        ConfigError: transformers is not installed.
+        CheckpointError: The weights do not fit its class.
+    """
+    if find_spec("transformers") is None:
+        raise ConfigError(
+            "comparing with Hugging Face needs transformers: pip install 'transformers>=4.57'; "
+            "converting does not"
+        )
+    library = import_module("transformers.models.sam2.modeling_sam2")
+    settings = import_module("transformers").Sam2HieraDetConfig
+    model = library.Sam2HieraDetModel(settings(**(read.stated or describe_trunk(config))))
+    state = dict(read.trunk)
+    if read.naming == "meta":
+        state = {_rename(name): tensor for name, tensor in state.items()}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{read.source} does not fit Sam2HieraDetModel: {error}") from error
+    return model.eval()
+
+
+def _rename(name: str) -> str:
+    for meta, theirs in META_TO_HUGGING_FACE:
+        name = name.replace(meta, theirs)
+    return name
+
+
+def describe_trunk(config: HieraDetConfig) -> dict[str, Any]:
+    """Translate our config to the settings of Hugging Face's ``Sam2HieraDetConfig``."""
+    stages = range(len(config.depths))
+    return {
+        "hidden_size": config.dim,
+        "num_attention_heads": config.num_heads,
+        "num_channels": config.spec.channels,
+        "image_size": list(config.spec.grid),
+        "patch_kernel_size": list(config.patch_kernel),
+        "patch_stride": list(config.patch_stride),
+        "patch_padding": [size // 2 for size in config.patch_kernel],
+        "query_stride": list(config.pool),
+        "window_positional_embedding_background_size": list(config.position_grid),
+        "num_query_pool_stages": len(stages) - 1,
+        "blocks_per_stage": list(config.depths),
+        "embed_dim_per_stage": list(config.dims),
+        "num_attention_heads_per_stage": [config.num_heads * 2**stage for stage in stages],
+        "window_size_per_stage": list(config.windows),
+        "global_attention_blocks": list(config.global_blocks),
+        "mlp_ratio": float(config.mlp_ratio),
+    }
+
+
+@torch.no_grad()
+def verify_sam2(
+    read: Sam2Weights, model: HieraDet, *, dtype: Precision = "float64", seed: int = 0
+) -> list[Difference]:
+    """Compare the feature maps of every stage with Hugging Face's on a random image.
+
+    Args:
+        read: The weights that the model was converted from.
+        model: The converted model; its precision is restored afterwards.
+        dtype: Precision of both models.
+        seed: Seed of the image.
+
+    Raises:
+        ConfigError: transformers is not installed.
+        CheckpointError: Feature maps differ in shape, or the weights do not fit the class.
+    """
+    precision = getattr(torch, dtype)
+    theirs = load_hugging_face_trunk(read, model.config).to(precision)
+    spec, size = model.config.spec, picture_size(model.config)
+    draw = torch.Generator().manual_seed(seed)
+    raw = torch.rand(1, spec.channels, *size, generator=draw, dtype=precision)
+    stored = theirs(normalise(raw, spec)).intermediate_hidden_states
+    with in_precision(model, precision):
+        maps = model.forward_features(raw).maps
+    return compare_live(
+        {f"stage {stage}": x for stage, x in enumerate(maps)},
+        {f"stage {stage}": x.movedim(-1, 1) for stage, x in enumerate(stored)},
+        dtype,
+    )
+
+
+def verify_sam2_tensors(
+    tensors: Mapping[str, Tensor], model: HieraDet, *, dtype: Precision = "float64"
+) -> list[Difference]:
+    """Run ``verify_sam2`` on the tensors of a file.
+
+    Raises:
+        ConfigError: transformers is not installed.
+        CheckpointError: There is no trunk, or as for ``verify_sam2``.
+    """
+    return verify_sam2(split_trunk(tensors, "the file"), model, dtype=dtype)
+
+
+def picture_size(config: HieraDetConfig) -> tuple[int, ...]:
+    """Return an input size that both implementations accept.
+
+    It consists of whole windows of the first stage, and stays divisible in every pooling step.
+    """
+    pools = len(config.depths) - 1
+    units = [
+        stride * lcm(config.windows[0], pool**pools)
+        for stride, pool in zip(config.patch_stride, config.pool, strict=True)
+    ]
+    # Not square, so that swapped rows and columns are detected.
+    counts = [-(-LEAST_PIXELS // unit) for unit in units]
+    counts[-1] += 1
+    return tuple(unit * count for unit, count in zip(units, counts, strict=True))

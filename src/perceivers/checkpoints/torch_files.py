@@ -1,6 +1,6 @@
 """Reading named tensors from PyTorch and safetensors files, without executing code.
 
-Also finds the weights of a model in the file of a training script; ``torch_archive`` reads files.
+Also finds the weights of a model in the file of a training script; ``pickles`` reads files.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from perceivers.checkpoints.loading import read_tensors
-from perceivers.checkpoints.torch_archive import (
+from perceivers.checkpoints.pickles import (
     Inert,
     StoredTensor,
     TorchArchive,

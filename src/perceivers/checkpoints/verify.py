@@ -1,193 +1,41 @@
-"""Comparing converted models with outputs of the official code and of Hugging Face's classes.
+"""Comparing converted models with other libraries, live, or with the outputs in a bundle.
 
-Hieras are compared in ``verify_hiera``.
+Legend: B batch, U mask units, N tokens of the last stage, P values of a patch.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from math import isfinite, lcm
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
+from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.checkpoints.bundle import Archive, Bundle, check_comparable, largest_output
-from perceivers.checkpoints.hugging_face import read_hugging_face
+from perceivers.checkpoints.hiera_files import has_norm
+from perceivers.checkpoints.hiera_names import Library, constructor_arguments
+from perceivers.checkpoints.hugging_face import HuggingFaceFolder, read_hugging_face
 from perceivers.checkpoints.names import kind_of
-from perceivers.checkpoints.sam2 import Sam2Weights, split_trunk
+from perceivers.checkpoints.parity import (
+    RELATIVE_TOLERANCE,
+    TOLERANCES,
+    Archive,
+    Difference,
+    Precision,
+    check_comparable,
+    compare_live,
+    compare_output,
+    in_precision,
+    largest_output,
+    normalise,
+)
 from perceivers.errors import CheckpointError, ConfigError
-from perceivers.models import HieraDet, HieraDetConfig, Perceiver, PerceiverIO
-from perceivers.models.hip import HiP
-from perceivers.models.hip.encoder import HiPEncoded
+from perceivers.masking import MaskPlan, draw_units
+from perceivers.models import Perceiver, PerceiverIO
+from perceivers.models.hiera import Hiera
 from perceivers.types import FIRST_BYTE, PAD
-
-# -- Comparing a converted model with the outputs stored in its parity bundle --------------------
-
-RELATIVE_TOLERANCE = 1e-5
-Precision = Literal["float64", "float32"]
-# Tolerances against another library's live outputs: in float64 relative to the largest output or
-# to 1, whichever is larger; in float32 relative to the largest output, because rounding errors grow
-# with depth.
-TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Largest absolute difference of one output, and the tolerance.
-
-    Attributes:
-        output: Name of the output.
-        largest: Largest absolute difference.
-        allowed: Absolute tolerance.
-        is_empty: Whether the output has no values in either model, so that nothing was compared.
-    """
-
-    output: str
-    largest: float
-    allowed: float
-    is_empty: bool = False
-
-    @property
-    def is_within(self) -> bool:
-        """Whether the output agrees; False for empty outputs and for NaN or infinite values."""
-        return not self.is_empty and isfinite(self.allowed) and self.largest <= self.allowed
-
-
-@torch.no_grad()
-def verify_bundle(model: HiP, bundle: Bundle) -> list[Difference]:
-    """Run the model on the stored inputs and compare every stored output.
-
-    Raises:
-        CheckpointError: Outputs of the bundle and of the model differ in names or shapes, or an
-            output is empty.
-    """
-    allowed = RELATIVE_TOLERANCE * bundle.absmax
-    differences = []
-    compared = set()
-    for dataset, modalities in bundle.datasets:
-        inputs = {
-            name: torch.from_numpy(bundle.inputs[f"{dataset}/{name}"]) for name, _ in modalities
-        }
-        encoded = model.encode(inputs)
-        made = {
-            "input_reconstruction": model.reconstruct(encoded),
-            "latents": official_latents(encoded, model.decode(encoded)),
-        }
-        for kind, outputs in made.items():
-            for name, tensor in outputs.items():
-                key = f"{dataset}/{kind}/{name}"
-                if key not in bundle.outputs:
-                    raise CheckpointError(
-                        f"the bundle lacks output/{key}, which the model computes"
-                    )
-                compared.add(key)
-                if kind == "latents" and tensor.numel() == bundle.outputs[key].size == 0:
-                    # The released code may cut off all latents (see official_latents); the other
-                    # outputs still depend on them.
-                    differences.append(Difference(key, 0.0, allowed, is_empty=True))
-                    continue
-                differences.append(compare_output(key, tensor, bundle.outputs[key], allowed))
-    unknown = sorted(bundle.outputs.keys() - compared)
-    if unknown:
-        raise CheckpointError(
-            f"the bundle stores outputs that the model does not compute: {unknown}"
-        )
-    return differences
-
-
-def compare_output(key: str, ours: Tensor, theirs: np.ndarray, allowed: float) -> Difference:
-    """Compare one output with a reference array.
-
-    Args:
-        key: Name of the output.
-        ours: Output of our model.
-        theirs: The reference.
-        allowed: Absolute tolerance.
-
-    Raises:
-        CheckpointError: The shapes differ, or there are no values to compare.
-    """
-    if tuple(ours.shape) != theirs.shape:
-        raise CheckpointError(
-            f"output {key} has shape {tuple(ours.shape)}, the reference has {theirs.shape}"
-        )
-    if theirs.size == 0:
-        raise CheckpointError(
-            f"output {key} is empty (shape {theirs.shape}), so nothing can be compared; use inputs "
-            f"for which it has values"
-        )
-    with np.errstate(invalid="ignore"):  # inf - inf is NaN, which never agrees
-        gap = np.abs(ours.double().numpy() - theirs.astype(np.float64))
-    return Difference(output=key, largest=float(gap.max()), allowed=allowed)
-
-
-def compare_live(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], dtype: Precision
-) -> list[Difference]:
-    """Compare every output with that of another library for the same inputs.
-
-    Raises:
-        CheckpointError: The outputs differ in names or shapes, or there are no values to compare.
-    """
-    if not theirs:
-        raise CheckpointError("the reference model has no outputs, so nothing can be compared")
-    if ours.keys() != theirs.keys():
-        raise CheckpointError(
-            f"the model has the outputs {sorted(ours)}, the reference model {sorted(theirs)}; they "
-            f"must be the same"
-        )
-    differences = []
-    for name, stored in theirs.items():
-        largest = float(stored.abs().max()) if stored.numel() else 0.0
-        scale = max(1.0, largest) if dtype == "float64" else largest
-        allowed = TOLERANCES[dtype] * scale
-        differences.append(compare_output(name, ours[name], stored.numpy(), allowed))
-    return differences
-
-
-@contextmanager
-def in_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Cast a model to ``dtype`` within a ``with`` block.
-
-    Casting to a wider type and back is exact; casting to a narrower type loses precision.
-    """
-    before = next(model.parameters()).dtype
-    try:
-        model.to(dtype)
-        yield
-    finally:
-        model.to(before)
-
-
-def official_latents(encoded: HiPEncoded, latents: Tensor) -> Mapping[str, Tensor]:
-    """Cut the last latents by modality as the released code does.
-
-    The released code removes as many latents as there are *padded inputs*, so latents are lost
-    whenever there is padding. A negative end counts from the back, as in any slice. The model
-    itself returns all latents.
-    """
-    cut = {}
-    start = 0
-    for share in encoded.layout.shares:
-        if encoded.layout.axis == "slots":
-            cut[share.name] = latents[:, 0, start : start + share.length]
-            start += share.length
-            continue
-        own = encoded.layout.part(latents, share.name)  # [B, g, N, C]
-        if share.group_padding:
-            own = own[:, :, : own.shape[2] - share.group_padding]
-        own = own.flatten(1, 2)
-        if share.final_padding:
-            own = own[:, : own.shape[1] - share.final_padding]
-        cut[share.name] = own
-    return cut
-
 
 # -- Comparing a converted Perceiver or Perceiver IO with the outputs in its parity bundle -------
 #
@@ -330,21 +178,13 @@ def verify_hugging_face(
     return compare_live(ours, reference, dtype)
 
 
-Outputs = tuple[dict[str, Tensor], dict[str, Tensor]]
+Named = dict[str, Tensor]
+# Our outputs and those of the other library.
+Outputs = tuple[Named, Named]
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
     return next(model.parameters()).dtype
-
-
-def _normalised(raw: Tensor, model: PerceiverIO, name: str) -> Tensor:
-    """Normalise as the image processor does; channels are on axis 1."""
-    spec = model.config.inputs[name]
-    shape = (1, -1, *[1] * (raw.ndim - 2))
-    # Round the statistics to float32, as our adapters do.
-    given = (spec.mean or (0.0,), spec.std or (1.0,))
-    mean, std = (torch.tensor(values).to(raw.dtype).reshape(shape) for values in given)
-    return (raw - mean) / std
 
 
 def _texts(model: PerceiverIO, theirs: Any, batch: int, draw: torch.Generator) -> Outputs:
@@ -359,7 +199,7 @@ def _texts(model: PerceiverIO, theirs: Any, batch: int, draw: torch.Generator) -
 def _images(model: PerceiverIO, theirs: Any, batch: int, draw: torch.Generator) -> Outputs:
     ((name, spec),) = model.config.inputs.items()
     raw = torch.rand(batch, *spec.raw_shape, generator=draw, dtype=_dtype(model))
-    answer = theirs(inputs=_normalised(raw, model, name)).logits
+    answer = theirs(inputs=normalise(raw, spec)).logits
     return {"logits": model({name: raw})}, {"logits": answer}
 
 
@@ -367,7 +207,7 @@ def _flow(model: PerceiverIO, theirs: Any, batch: int, draw: torch.Generator) ->
     # The Hugging Face class expects the 3 x 3 windows of every pixel as input, channels fastest.
     ((name, spec),) = model.config.inputs.items()
     raw = torch.rand(batch, *spec.raw_shape, generator=draw, dtype=_dtype(model))
-    frames = _normalised(raw, model, name).transpose(1, 2).flatten(0, 1)  # [B T, C, H, W]
+    frames = normalise(raw, spec).transpose(1, 2).flatten(0, 1)  # [B T, C, H, W]
     windows = F.unfold(frames, 3, padding=1).unflatten(1, (spec.channels, 9))  # [B T, C, 9, H W]
     patches = windows.transpose(1, 2).reshape(batch, 2, -1, *spec.grid[1:])
     answer = theirs(inputs=patches).logits  # [B, H, W, 2]
@@ -401,140 +241,307 @@ def _multimodal(model: PerceiverIO, theirs: Any, batch: int, draw: torch.Generat
     return ours, {name: answer[name] for name in ours}
 
 
-# -- Comparing a converted SAM 2 trunk with its Hugging Face class on a random image -------------
+# -- Comparing a converted Hiera with Hugging Face, the official package, timm, or a bundle ------
 #
-# Needs transformers, as above. Meta's names are translated to Hugging Face's without our name
-# table, so that an error in it cannot cancel out.
+# The reference model gets the same random input, normalised without our adapters, and the same
+# mask. Compared are the feature maps of all stages and the logits (or the mean token), or for
+# autoencoders the loss and every predicted patch.
 
-# Minimum size of the shorter side, rounded up to whole windows. At this size, windows of later
-# stages need padding, which is compared as well; the released 1024 takes minutes in float64.
-LEAST_PIXELS = 192
-META_TO_HUGGING_FACE = (
-    ("patch_embed.proj.", "patch_embed.projection."),
-    (".norm1.", ".layer_norm1."),
-    (".norm2.", ".layer_norm2."),
-    (".mlp.layers.0.", ".mlp.proj_in."),
-    (".mlp.layers.1.", ".mlp.proj_out."),
-)
+# From normalised input and one random number per mask unit to the reference outputs and, for
+# autoencoders, the visible units.
+Answer = Callable[[Tensor, Tensor], tuple[Named, Tensor | None]]
+# Fraction of hidden mask units.
+HIDDEN = 0.6
+# Added to the variance of a patch, in all three libraries.
+EPSILON = 1e-6
+PACKAGES: Mapping[Library, tuple[str, str, str]] = {
+    "official": ("hiera", "MaskedAutoencoderHiera", "hiera-transformer"),
+    "timm": ("timm.models.hiera", "Hiera", "timm"),
+}
 
 
-def load_hugging_face_trunk(read: Sam2Weights, config: HieraDetConfig) -> Any:
-    """Build Hugging Face's class of the trunk and load the weights; all names must match.
+def verify_hiera_folder(
+    read: HuggingFaceFolder,
+    model: Hiera,
+    *,
+    dtype: Precision = "float64",
+    batch: int = 2,
+    seed: int = 0,
+) -> list[Difference]:
+    """Compare a model with the Hugging Face class loaded from a folder.
 
     Args:
-        read: The trunk's weights.
-        config: Our configuration, used if ``read`` comes from a file without ``config.json``.
+        read: Contents of the folder.
+        model: The model converted from it or written to it.
+        dtype: Precision of both models.
+        batch: Number of samples.
+        seed: Seed of the inputs and of the mask.
 
     Raises:
         ConfigError: transformers is not installed.
-        CheckpointError: The weights do not fit its class.
+        CheckpointError: Named differ in names or shapes, or the folder does not fit its class.
     """
-    if find_spec("transformers") is None:
-        raise ConfigError(
-            "comparing with Hugging Face needs transformers: pip install 'transformers>=4.57'; "
-            "converting does not"
-        )
-    library = import_module("transformers.models.sam2.modeling_sam2")
-    settings = import_module("transformers").Sam2HieraDetConfig
-    model = library.Sam2HieraDetModel(settings(**(read.stated or describe_trunk(config))))
-    state = dict(read.trunk)
-    if read.naming == "meta":
-        state = {_rename(name): tensor for name, tensor in state.items()}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"{read.source} does not fit Sam2HieraDetModel: {error}") from error
-    return model.eval()
-
-
-def _rename(name: str) -> str:
-    for meta, theirs in META_TO_HUGGING_FACE:
-        name = name.replace(meta, theirs)
-    return name
-
-
-def describe_trunk(config: HieraDetConfig) -> dict[str, Any]:
-    """Translate our config to the settings of Hugging Face's ``Sam2HieraDetConfig``."""
-    stages = range(len(config.depths))
-    return {
-        "hidden_size": config.dim,
-        "num_attention_heads": config.num_heads,
-        "num_channels": config.spec.channels,
-        "image_size": list(config.spec.grid),
-        "patch_kernel_size": list(config.patch_kernel),
-        "patch_stride": list(config.patch_stride),
-        "patch_padding": [size // 2 for size in config.patch_kernel],
-        "query_stride": list(config.pool),
-        "window_positional_embedding_background_size": list(config.position_grid),
-        "num_query_pool_stages": len(stages) - 1,
-        "blocks_per_stage": list(config.depths),
-        "embed_dim_per_stage": list(config.dims),
-        "num_attention_heads_per_stage": [config.num_heads * 2**stage for stage in stages],
-        "window_size_per_stage": list(config.windows),
-        "global_attention_blocks": list(config.global_blocks),
-        "mlp_ratio": float(config.mlp_ratio),
+    theirs = load_hugging_face(Path(read.path), read.name).to(getattr(torch, dtype))
+    answers: dict[str, Callable[[Any, Tensor, Tensor], tuple[Named, Tensor | None]]] = {
+        "HieraForPreTraining": _hugging_face_autoencoder,
+        "HieraBackbone": _hugging_face_backbone,
     }
+    answer = answers.get(read.name, _hugging_face_encoder)
+    settings = {"whole": read.name != "HieraBackbone" and model.norm is not None}
+    if read.name == "HieraModel":
+        settings["whole"] = "pooler.layernorm.weight" in read.tensors
+    normalised = bool(read.stated.get("normalize_pixel_loss", True))
+    return _compare(
+        model,
+        lambda x, noise: answer(theirs, x, noise),
+        dtype,
+        batch,
+        seed,
+        normalised=normalised,
+        **settings,
+    )
+
+
+def verify_hiera_tensors(
+    tensors: Mapping[str, Tensor],
+    model: Hiera,
+    library: Library,
+    *,
+    dtype: Precision = "float64",
+    batch: int = 2,
+    seed: int = 0,
+) -> list[Difference]:
+    """Compare a model with the class of the official package or of timm with the same weights.
+
+    Args:
+        tensors: Tensors by name.
+        model: The model converted from them or written to them.
+        library: ``official`` or ``timm``.
+        dtype: Precision of both models.
+        batch: Number of samples.
+        seed: Seed of the inputs and of the mask.
+
+    Raises:
+        ConfigError: The package cannot be imported.
+        CheckpointError: Named differ in names or shapes, or the tensors do not fit the class.
+    """
+    package = import_package(library)
+    arguments = constructor_arguments(model.config, library)
+    masked = model.config.decoder is not None and library == "official"
+    theirs = (package.MaskedAutoencoderHiera if masked else package.Hiera)(**arguments)
+    whole = has_norm(model.config, tensors, library)
+    if library == "official" and not masked:
+        if model.config.head.kind == "none":
+            theirs.head = nn.Identity()
+        else:
+            # In evaluation mode the official head outputs probabilities; compare logits.
+            theirs.head.act_func = nn.Identity()
+    if not whole:
+        theirs.head.norm = nn.Identity()
+    try:
+        theirs.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise CheckpointError(f"the file does not fit the {library} class: {error}") from error
+    theirs = theirs.to(getattr(torch, dtype)).train(False)
+    answer = _official_autoencoder if masked else _official_encoder
+    if library == "timm":
+        answer = _timm_encoder
+    return _compare(
+        model, lambda x, noise: answer(theirs, x, noise), dtype, batch, seed, whole=whole
+    )
+
+
+def import_package(library: Library) -> Any:
+    """Import the official package or timm.
+
+    Raises:
+        ConfigError: The package is not installed or cannot be imported.
+    """
+    module, needed, name = PACKAGES[library]
+    try:
+        package = import_module(module)
+        getattr(package, needed)
+    # With an incompatible torchvision, importing timm raises errors other than ImportError.
+    except (ImportError, AttributeError, RuntimeError) as error:
+        raise ConfigError(
+            f"comparing with the {library} code needs its package, which cannot be imported "
+            f"({error}): pip install {name}, with a torchvision that fits this torch; converting "
+            f"needs neither"
+        ) from error
+    return package
 
 
 @torch.no_grad()
-def verify_sam2(
-    read: Sam2Weights, model: HieraDet, *, dtype: Precision = "float64", seed: int = 0
+def verify_hiera_archive(model: Hiera, archive: Archive, source: str) -> list[Difference]:
+    """Compare a model with the outputs stored in a bundle, in float64.
+
+    The bundle contains ``input/raw`` in 0..1 and, for an autoencoder, ``input/keep`` (visible mask
+    units).
+
+    Raises:
+        CheckpointError: Inputs differ in names, or outputs in names or shapes.
+    """
+    check_comparable(archive, source)
+    needed = {"raw", "keep"} if model.config.decoder is not None else {"raw"}
+    if archive.inputs.keys() != needed:
+        raise CheckpointError(
+            f"{source} holds the inputs {sorted(archive.inputs)}, expected {sorted(needed)}"
+        )
+    inputs = {name: torch.from_numpy(array) for name, array in archive.inputs.items()}
+    with in_precision(model, torch.float64):
+        made = hiera_outputs(model, inputs["raw"].double(), inputs.get("keep"))
+    if made.keys() != archive.outputs.keys():
+        raise CheckpointError(
+            f"{source} stores the outputs {sorted(archive.outputs)}, the model has {sorted(made)}"
+        )
+    allowed = TOLERANCES["float64"] * max(1.0, largest_output(archive, source))
+    return [compare_output(key, made[key], archive.outputs[key], allowed) for key in made]
+
+
+# -- Our outputs ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _compare(
+    model: Hiera,
+    answer: Answer,
+    dtype: Precision,
+    batch: int,
+    seed: int,
+    *,
+    whole: bool = True,
+    normalised: bool = True,
 ) -> list[Difference]:
-    """Compare the feature maps of every stage with Hugging Face's on a random image.
+    """Run both models on the same random input, with the mask that the reference model chose."""
+    draw = torch.Generator().manual_seed(seed)
+    spec = model.config.spec
+    shape = (batch, *spec.raw_shape)
+    raw = torch.rand(shape, generator=draw, dtype=getattr(torch, dtype))
+    noise = torch.rand(batch, model.num_units(), generator=draw)
+    x = raw if spec.channels_first else raw.movedim(-1, 1)
+    theirs, keep = answer(normalise(x, spec), noise)
+    with in_precision(model, getattr(torch, dtype)):
+        ours = hiera_outputs(model, raw, keep, whole=whole, normalised=normalised)
+    if model.config.feature_norms:
+        # A backbone outputs only the stages that it normalises.
+        ours = {name: x for name, x in ours.items() if name in theirs or "stage" not in name}
+    return compare_live(ours, theirs, dtype)
+
+
+def hiera_outputs(
+    model: Hiera,
+    raw: Tensor,
+    keep: Bool[Tensor, "B U"] | None = None,
+    *,
+    whole: bool = True,
+    normalised: bool = True,
+) -> dict[str, Tensor]:
+    """Return the outputs of our model that are compared, by name.
 
     Args:
-        read: The weights that the model was converted from.
-        model: The converted model; its precision is restored afterwards.
-        dtype: Precision of both models.
-        seed: Seed of the image.
-
-    Raises:
-        ConfigError: transformers is not installed.
-        CheckpointError: Feature maps differ in shape, or the weights do not fit the class.
+        model: The model in evaluation mode.
+        raw: Raw input of its native size.
+        keep: Visible units of an autoencoder, the same number in every sample.
+        whole: Include the logits or the normalised mean token, which backbones lack.
+        normalised: Normalise target patches by their own mean and deviation.
     """
-    precision = getattr(torch, dtype)
-    theirs = load_hugging_face_trunk(read, model.config).to(precision)
-    spec, size = model.config.spec, picture_size(model.config)
-    draw = torch.Generator().manual_seed(seed)
-    raw = torch.rand(1, spec.channels, *size, generator=draw, dtype=precision)
-    # Round the statistics to float32, as our adapters do.
-    mean, std = (
-        torch.tensor(values).to(precision).reshape(1, -1, 1, 1)
-        for values in (spec.mean or (0.0,), spec.std or (1.0,))
-    )
-    stored = theirs((raw - mean) / std).intermediate_hidden_states
-    with in_precision(model, precision):
-        maps = model.forward_features(raw).maps
-    return compare_live(
-        {f"stage {stage}": x for stage, x in enumerate(maps)},
-        {f"stage {stage}": x.movedim(-1, 1) for stage, x in enumerate(stored)},
-        dtype,
-    )
+    if keep is not None:
+        return _autoencoder_outputs(model, raw, keep, normalised)
+    maps = model.forward_features(raw).maps
+    outputs = {f"stage{number}": x for number, x in enumerate(maps, start=1)}
+    if whole:
+        outputs["pooled" if model.head is None else "logits"] = model(raw)
+    return outputs
 
 
-def verify_sam2_tensors(
-    tensors: Mapping[str, Tensor], model: HieraDet, *, dtype: Precision = "float64"
-) -> list[Difference]:
-    """Run ``verify_sam2`` on the tensors of a file.
+def _autoencoder_outputs(model: Hiera, raw: Tensor, keep: Tensor, normalised: bool) -> Named:
+    """Return the loss and the predictions of hidden patches in the raster order of the input."""
+    config, name = model.config, model.config.name
+    kept, masked = (mask.nonzero()[:, 1].view(len(mask), -1) for mask in (keep, ~keep))
+    plan = MaskPlan(kept={name: kept}, masked={name: masked}, axis="unit")
+    encoded = model.encode({name: raw}, plan)
 
-    Raises:
-        ConfigError: transformers is not installed.
-        CheckpointError: There is no trunk, or as for ``verify_sam2``.
+    def rows(x: Tensor) -> Shaped[Tensor, "B N P"]:
+        return config.layout.merge(x, encoded.units, config.pools).flatten(1, -2)
+
+    tokens = config.layout.tokens(config.pools)
+    hidden = rows((~keep)[:, :, None, None].expand(-1, -1, tokens, 1))[..., 0]
+    predicted = rows(model.reconstruct(encoded))[hidden]
+    wanted = rows(model.patches(raw))[hidden]
+    if normalised:
+        spread = (wanted.var(-1, keepdim=True) + EPSILON).sqrt()
+        wanted = (wanted - wanted.mean(-1, keepdim=True)) / spread
+    return {"loss": (predicted - wanted).square().mean(), "prediction": predicted}
+
+
+# -- Reference outputs ---------------------------------------------------------------------------
+
+
+def _maps(stages: Any) -> Named:
+    """Return feature maps by name, with channels moved from the last axis to axis 1."""
+    return {f"stage{i}": x.movedim(-1, 1) for i, x in enumerate(stages, start=1)}
+
+
+def _shown(noise: Tensor) -> Bool[Tensor, "B U"]:
+    """Return a mask that is True for visible units: those with the smallest noise."""
+    kept = draw_units(noise, HIDDEN)[0]
+    return torch.zeros_like(noise, dtype=torch.bool).scatter(1, kept, True)
+
+
+def _official_encoder(theirs: Any, x: Tensor, _noise: Tensor) -> tuple[Named, None]:
+    answer, stages = theirs(x, return_intermediates=True)
+    name = "pooled" if isinstance(theirs.head, nn.Identity) else "logits"
+    return {**_maps(stages), name: answer}, None
+
+
+def _official_autoencoder(theirs: Any, x: Tensor, noise: Tensor) -> tuple[Named, Tensor]:
+    keep = _shown(noise)
+    loss, predicted, _, _ = theirs(x, mask=keep)
+    return {"loss": loss, "prediction": predicted}, keep
+
+
+def _timm_encoder(theirs: Any, x: Tensor, _noise: Tensor) -> tuple[Named, None]:
+    tokens, stages = theirs.forward_features(x, return_intermediates=True)
+    outputs = _maps(stages)
+    if isinstance(theirs.head.fc, nn.Linear):
+        outputs["logits"] = theirs.forward_head(tokens)
+    elif not isinstance(theirs.head.norm, nn.Identity):
+        outputs["pooled"] = theirs.forward_head(tokens)
+    return outputs, None
+
+
+def _hugging_face_encoder(theirs: Any, x: Tensor, _noise: Tensor) -> tuple[Named, None]:
+    found = theirs(x, output_hidden_states=True)
+    outputs = _maps(found.reshaped_hidden_states[1:])
+    if hasattr(found, "logits"):
+        outputs["pooled" if isinstance(theirs.classifier, nn.Identity) else "logits"] = found.logits
+    elif found.pooler_output is not None:
+        outputs["pooled"] = found.pooler_output
+    return outputs, None
+
+
+def _hugging_face_autoencoder(theirs: Any, x: Tensor, noise: Tensor) -> tuple[Named, Tensor]:
+    keep, _ = theirs.hiera.embeddings.patch_embeddings.random_masking(x, noise=noise)
+    if not keep.any():
+        raise CheckpointError(
+            f"{keep.shape[1]} mask units are too few: Hugging Face's class would hide all of them"
+        )
+    found = theirs(x, noise=noise)
+    return {"loss": found.loss, "prediction": found.logits[~found.bool_masked_pos]}, keep
+
+
+def _hugging_face_backbone(theirs: Any, x: Tensor, _noise: Tensor) -> tuple[Named, None]:
+    """Run the backbone's modules in the order used by the other Hugging Face classes.
+
+    Its own forward pass (transformers 5.23) does not reorder the tokens into mask units, so local
+    attention covers rows of the image instead, and the feature maps are wrong for the weights.
     """
-    return verify_sam2(split_trunk(tensors, "the file"), model, dtype=dtype)
-
-
-def picture_size(config: HieraDetConfig) -> tuple[int, ...]:
-    """Return an input size that both implementations accept.
-
-    It consists of whole windows of the first stage, and stays divisible in every pooling step.
-    """
-    pools = len(config.depths) - 1
-    units = [
-        stride * lcm(config.windows[0], pool**pools)
-        for stride, pool in zip(config.patch_stride, config.pool, strict=True)
-    ]
-    # Not square, so that swapped rows and columns are detected.
-    counts = [-(-LEAST_PIXELS // unit) for unit in units]
-    counts[-1] += 1
-    return tuple(unit * count for unit, count in zip(units, counts, strict=True))
+    unroll = import_module("transformers.models.hiera.modeling_hiera").unroll
+    config = theirs.config
+    schedule = [config.query_stride] * (len(config.depths) - 1)
+    tokens = unroll(theirs.embeddings(x)[0], tuple(x.shape[2:]), config.patch_stride, schedule)
+    stages = theirs.encoder(tokens, output_hidden_states=True).reshaped_hidden_states[1:]
+    maps = {}
+    for stage, norm in theirs.hidden_states_norms.items():
+        maps[stage] = norm(stages[int(stage.removeprefix("stage")) - 1]).movedim(-1, 1)
+    return maps, None

@@ -9,7 +9,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from perceivers.checkpoints.torch_archive import read_pickled
+from perceivers.checkpoints.pickles import read_pickled
 from perceivers.errors import CheckpointError
 from perceivers.files import write_atomic
 from perceivers.training.optimizers import StateLayout, group_rates, state_layout

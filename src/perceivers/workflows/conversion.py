@@ -8,7 +8,7 @@ from perceivers.checkpoints.catalogue import warn_of_license
 from perceivers.checkpoints.formats import Source, find_format, find_writer, list_targets
 from perceivers.checkpoints.loading import check_finite, load, load_with_info
 from perceivers.checkpoints.names import FLAVOURS, Flavour
-from perceivers.checkpoints.verify import Difference, Precision
+from perceivers.checkpoints.parity import Difference, Precision
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.files import read_json_file
 from perceivers.models.saving import ModelInfo

@@ -1,142 +1,141 @@
-"""Parity bundles: a configuration, Haiku parameters, inputs and outputs of the official code.
+"""Parity with other code: comparing outputs, and bundles that store those of the official code.
 
-A bundle is an ``.npz`` file without pickles. Its ``config_json`` names the released class, its
-constructor arguments and the inputs of every data set; required entries are never guessed.
+A bundle is an ``.npz`` file without pickles, with Haiku parameters, inputs and outputs. Its
+``config_json`` names the released class, its constructor arguments and the inputs of every data
+set; required entries are never guessed.
 """
 
 import io
 import json
-import pickle
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from perceivers.errors import CheckpointError, suggest
 from perceivers.files import write_atomic
 from perceivers.foreign import parse_json
 from perceivers.models.registry import FAMILIES
-from perceivers.reading import load_npz, read_file
+from perceivers.reading import load_npz
+from perceivers.types import ModalitySpec
 
-# -- Reading pickles of Haiku parameters without executing code ----------------------------------
-#
-# A pickle names functions to call. This reader accepts a few that build arrays and dictionaries,
-# and rejects every other name before anything is called.
+# -- Comparing outputs ---------------------------------------------------------------------------
 
-
-def _array_from_jax(build: Any, args: tuple[Any, ...], state: Any, _aval: Any = None) -> Any:
-    # A JAX array pickles the NumPy array inside it. ``build`` is safe to call: it was looked up in
-    # ALLOWED as well.
-    array = build(*args)
-    array.__setstate__(state)
-    return array
+RELATIVE_TOLERANCE = 1e-5
+Precision = Literal["float64", "float32"]
+# Tolerances against another library's live outputs: in float64 relative to the largest output or
+# to 1, whichever is larger; in float32 relative to the largest output, because rounding errors grow
+# with depth.
+TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    # Pickles of protocol 2 and older store bytes as latin-1 text.
-    if encoding != "latin1":
-        raise CheckpointError(f"the pickle encodes bytes as {encoding!r}; only latin1 is accepted")
-    return text.encode("latin1")
+@dataclass(frozen=True)
+class Difference:
+    """Largest absolute difference of one output, and the tolerance.
+
+    Attributes:
+        output: Name of the output.
+        largest: Largest absolute difference.
+        allowed: Absolute tolerance.
+        is_empty: Whether the output has no values in either model, so that nothing was compared.
+    """
+
+    output: str
+    largest: float
+    allowed: float
+    is_empty: bool = False
+
+    @property
+    def is_within(self) -> bool:
+        """Whether the output agrees; False for empty outputs and for NaN or infinite values."""
+        return not self.is_empty and isfinite(self.allowed) and self.largest <= self.allowed
 
 
-def _reconstruct(kind: type, shape: tuple[int, ...], code: bytes) -> NDArray[Any]:
-    """Return an uninitialised array, which the pickled state then fills."""
-    if kind is not np.ndarray:
-        raise CheckpointError(
-            f"the pickle asks for an array of type {kind}; only ndarray is accepted"
-        )
-    return np.ndarray.__new__(np.ndarray, shape, code.decode("ascii"))
+def compare_output(key: str, ours: Tensor, theirs: np.ndarray, allowed: float) -> Difference:
+    """Compare one output with a reference array.
 
-
-def _from_buffer(
-    data: bytes | bytearray, dtype: Any, shape: Any, order: Any, axes: Any = None
-) -> NDArray[Any]:
-    """Rebuild an array from a protocol 5 pickle; ``axes`` overrides the memory order."""
-    array = np.frombuffer(data, dtype)
-    if axes is not None:
-        return array.reshape(shape).transpose(axes)
-    return array.reshape(shape, order=order)
-
-
-def _scalar(dtype: Any, data: bytes) -> NDArray[Any]:
-    """Rebuild a scalar, such as the step counter of a batch norm, as a 0-d array."""
-    if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(data, bytes):
-        raise CheckpointError(
-            f"the pickle asks for a scalar of type {dtype}; only numbers are accepted"
-        )
-    return np.frombuffer(data, dtype, count=1).reshape(())
-
-
-ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _encode,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("jax._src.array", "_reconstruct_array"): _array_from_jax,
-    ("haiku._src.data_structures", "FlatMapping"): dict,
-    ("haiku._src.data_structures", "FlatMap"): dict,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
-}
-
-
-class _Reader(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise CheckpointError(
-                f"the pickle asks for {module}.{name}, which no parameter file needs; nothing was "
-                f"executed. Only arrays and dictionaries are read"
-            )
-        return ALLOWED[module, name]
-
-
-def read_parameter_pickle(path: Path) -> dict[str, NDArray[Any]]:
-    """Read a pickle of Haiku parameters as ``{"module/path:name": array}``.
-
-    Parameters and state of a ``{"params": ..., "state": ...}`` file are merged into one
-    dictionary; their names do not clash.
+    Args:
+        key: Name of the output.
+        ours: Output of our model.
+        theirs: The reference.
+        allowed: Absolute tolerance.
 
     Raises:
-        CheckpointError: The file is truncated, asks for anything but arrays and dictionaries, or
-            is not a mapping of module -> name -> array.
+        CheckpointError: The shapes differ, or there are no values to compare.
     """
-    data = read_file(path, error=CheckpointError)
+    if tuple(ours.shape) != theirs.shape:
+        raise CheckpointError(
+            f"output {key} has shape {tuple(ours.shape)}, the reference has {theirs.shape}"
+        )
+    if theirs.size == 0:
+        raise CheckpointError(
+            f"output {key} is empty (shape {theirs.shape}), so nothing can be compared; use inputs "
+            f"for which it has values"
+        )
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN, which never agrees
+        gap = np.abs(ours.double().numpy() - theirs.astype(np.float64))
+    return Difference(output=key, largest=float(gap.max()), allowed=allowed)
+
+
+def compare_live(
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], dtype: Precision
+) -> list[Difference]:
+    """Compare every output with that of another library for the same inputs.
+
+    Raises:
+        CheckpointError: The outputs differ in names or shapes, or there are no values to compare.
+    """
+    if not theirs:
+        raise CheckpointError("the reference model has no outputs, so nothing can be compared")
+    if ours.keys() != theirs.keys():
+        raise CheckpointError(
+            f"the model has the outputs {sorted(ours)}, the reference model {sorted(theirs)}; they "
+            f"must be the same"
+        )
+    differences = []
+    for name, stored in theirs.items():
+        largest = float(stored.abs().max()) if stored.numel() else 0.0
+        scale = max(1.0, largest) if dtype == "float64" else largest
+        allowed = TOLERANCES[dtype] * scale
+        differences.append(compare_output(name, ours[name], stored.numpy(), allowed))
+    return differences
+
+
+@contextmanager
+def in_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Cast a model to ``dtype`` within a ``with`` block.
+
+    Casting to a wider type and back is exact; casting to a narrower type loses precision.
+    """
+    before = next(model.parameters()).dtype
     try:
-        tree = _Reader(io.BytesIO(data)).load()
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    # A damaged or forged pickle raises any of a dozen exception classes; the message must name
-    # the file in every case.
-    except Exception as error:
-        raise CheckpointError(f"{path} is not a readable pickle: {error}") from error
-    if not isinstance(tree, Mapping) or not tree:
-        raise CheckpointError(f"{path} holds a {type(tree).__name__}, not module -> name -> array")
-    if set(tree) == {"params", "state"} and isinstance(tree["state"], Mapping):
-        state = _flatten(tree["state"], path, kinds="fiu") if tree["state"] else {}
-        return {**_flatten(tree["params"], path, kinds="f"), **state}
-    return _flatten(tree, path, kinds="f")
+        model.to(dtype)
+        yield
+    finally:
+        model.to(before)
 
 
-def _flatten(tree: Any, path: Path, *, kinds: str) -> dict[str, NDArray[Any]]:
-    """Join module and parameter names; ``kinds`` lists the accepted ``dtype.kind`` letters."""
-    if not isinstance(tree, Mapping):
-        raise CheckpointError(f"{path} holds a {type(tree).__name__}, not module -> name -> array")
-    arrays: dict[str, NDArray[Any]] = {}
-    for module, entries in tree.items():
-        if not isinstance(module, str) or not isinstance(entries, Mapping):
-            raise CheckpointError(
-                f"{path}: entry {module!r} is not a module's dictionary of arrays"
-            )
-        for name, array in entries.items():
-            if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds:
-                raise CheckpointError(f"{path}: {module}:{name} is not an array of floats")
-            arrays[f"{module}:{name}"] = array
-    return arrays
+def normalise(x: Tensor, spec: ModalitySpec) -> Tensor:
+    """Normalise by the mean and deviation of an input, without our adapters.
+
+    So an error in the adapters cannot cancel out in a comparison.
+
+    Args:
+        x: Raw values with channels on axis 1.
+        spec: The input.
+    """
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    # Round the statistics to float32, as our adapters do.
+    given = (spec.mean or (0.0,), spec.std or (1.0,))
+    mean, std = (torch.tensor(values).to(x.dtype).reshape(shape) for values in given)
+    return (x - mean) / std
 
 
 # -- Parity bundles ------------------------------------------------------------------------------

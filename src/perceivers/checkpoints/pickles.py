@@ -1,8 +1,9 @@
-"""Reading ``torch.save`` files without executing code in them.
+"""Reading pickles without executing code: ``torch.save`` files and Haiku parameters.
 
-The pickle in such a file names classes and functions. Those that rebuild tensors and dictionaries
-are replaced by safe equivalents; every other name becomes an inert class, so that settings of a
-training script (``argparse.Namespace``) do not prevent reading the weights.
+A pickle names classes and functions. Those that rebuild tensors, arrays and dictionaries are
+replaced by safe equivalents. In a ``torch.save`` file, every other name becomes an inert class, so
+that settings of a training script (``argparse.Namespace``) do not prevent reading the weights; a
+file of Haiku parameters with another name is rejected.
 """
 
 import io
@@ -17,11 +18,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from perceivers.errors import CheckpointError, plain_reason
-from perceivers.reading import open_file
+from perceivers.reading import open_file, read_file
 from perceivers.text_names import is_writable, show_name
+
+# -- ``torch.save`` files ------------------------------------------------------------------------
 
 STORAGES = {
     "FloatStorage": torch.float32,
@@ -411,3 +415,120 @@ def _dense_problem(tensor: Any) -> str:
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return f"declares the shape {tuple(tensor.shape)}, but the file holds fewer values"
     return ""
+
+
+# -- Reading pickles of Haiku parameters without executing code ----------------------------------
+#
+# A pickle names functions to call. This reader accepts a few that build arrays and dictionaries,
+# and rejects every other name before anything is called.
+
+
+def _array_from_jax(build: Any, args: tuple[Any, ...], state: Any, _aval: Any = None) -> Any:
+    # A JAX array pickles the NumPy array inside it. ``build`` is safe to call: it was looked up in
+    # ALLOWED as well.
+    array = build(*args)
+    array.__setstate__(state)
+    return array
+
+
+def _encode_bytes(text: str, encoding: str) -> bytes:
+    # Pickles of protocol 2 and older store bytes as latin-1 text.
+    if encoding != "latin1":
+        raise CheckpointError(f"the pickle encodes bytes as {encoding!r}; only latin1 is accepted")
+    return text.encode("latin1")
+
+
+def _reconstruct(kind: type, shape: tuple[int, ...], code: bytes) -> NDArray[Any]:
+    """Return an uninitialised array, which the pickled state then fills."""
+    if kind is not np.ndarray:
+        raise CheckpointError(
+            f"the pickle asks for an array of type {kind}; only ndarray is accepted"
+        )
+    return np.ndarray.__new__(np.ndarray, shape, code.decode("ascii"))
+
+
+def _from_buffer(
+    data: bytes | bytearray, dtype: Any, shape: Any, order: Any, axes: Any = None
+) -> NDArray[Any]:
+    """Rebuild an array from a protocol 5 pickle; ``axes`` overrides the memory order."""
+    array = np.frombuffer(data, dtype)
+    if axes is not None:
+        return array.reshape(shape).transpose(axes)
+    return array.reshape(shape, order=order)
+
+
+def _scalar(dtype: Any, data: bytes) -> NDArray[Any]:
+    """Rebuild a scalar, such as the step counter of a batch norm, as a 0-d array."""
+    if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(data, bytes):
+        raise CheckpointError(
+            f"the pickle asks for a scalar of type {dtype}; only numbers are accepted"
+        )
+    return np.frombuffer(data, dtype, count=1).reshape(())
+
+
+ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _encode_bytes,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("jax._src.array", "_reconstruct_array"): _array_from_jax,
+    ("haiku._src.data_structures", "FlatMapping"): dict,
+    ("haiku._src.data_structures", "FlatMap"): dict,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
+}
+
+
+class _ParameterReader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ALLOWED:
+            raise CheckpointError(
+                f"the pickle asks for {module}.{name}, which no parameter file needs; nothing was "
+                f"executed. Only arrays and dictionaries are read"
+            )
+        return ALLOWED[module, name]
+
+
+def read_parameter_pickle(path: Path) -> dict[str, NDArray[Any]]:
+    """Read a pickle of Haiku parameters as ``{"module/path:name": array}``.
+
+    Parameters and state of a ``{"params": ..., "state": ...}`` file are merged into one
+    dictionary; their names do not clash.
+
+    Raises:
+        CheckpointError: The file is truncated, asks for anything but arrays and dictionaries, or
+            is not a mapping of module -> name -> array.
+    """
+    data = read_file(path, error=CheckpointError)
+    try:
+        tree = _ParameterReader(io.BytesIO(data)).load()
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    # A damaged or forged pickle raises any of a dozen exception classes; the message must name
+    # the file in every case.
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a readable pickle: {error}") from error
+    if not isinstance(tree, Mapping) or not tree:
+        raise CheckpointError(f"{path} holds a {type(tree).__name__}, not module -> name -> array")
+    if set(tree) == {"params", "state"} and isinstance(tree["state"], Mapping):
+        state = _flatten_tree(tree["state"], path, kinds="fiu") if tree["state"] else {}
+        return {**_flatten_tree(tree["params"], path, kinds="f"), **state}
+    return _flatten_tree(tree, path, kinds="f")
+
+
+def _flatten_tree(tree: Any, path: Path, *, kinds: str) -> dict[str, NDArray[Any]]:
+    """Join module and parameter names; ``kinds`` lists the accepted ``dtype.kind`` letters."""
+    if not isinstance(tree, Mapping):
+        raise CheckpointError(f"{path} holds a {type(tree).__name__}, not module -> name -> array")
+    arrays: dict[str, NDArray[Any]] = {}
+    for module, entries in tree.items():
+        if not isinstance(module, str) or not isinstance(entries, Mapping):
+            raise CheckpointError(
+                f"{path}: entry {module!r} is not a module's dictionary of arrays"
+            )
+        for name, array in entries.items():
+            if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds:
+                raise CheckpointError(f"{path}: {module}:{name} is not an array of floats")
+            arrays[f"{module}:{name}"] = array
+    return arrays
