@@ -41,11 +41,11 @@ from measuring import (
 )
 from perceivers.bench.child import saved_bytes
 from perceivers.bench.children import describe_machine
-from perceivers.checkpoints.hugging_face import save_hugging_face
-from perceivers.checkpoints.hugging_face_config import (
+from perceivers.checkpoints.hugging_face import (
     class_of,
     config_from_hugging_face,
     config_to_hugging_face,
+    save_hugging_face,
 )
 from perceivers.checkpoints.names import kind_of, with_flavour
 from perceivers.checkpoints.verify import load_hugging_face

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from perceivers.checkpoints.haiku_perceiver import haiku_entries
-from perceivers.checkpoints.hugging_face import hugging_face_entries
-from perceivers.checkpoints.hugging_face_config import config_from_hugging_face
+from perceivers.checkpoints.hugging_face import config_from_hugging_face, hugging_face_entries
 from perceivers.checkpoints.names import fused_rows
 from perceivers.errors import CheckpointError
 from perceivers.models import PerceiverIO

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from perceivers.checkpoints.hiera_files import class_of_hiera, config_to_hiera
 from perceivers.checkpoints.hiera_names import constructor_arguments
-from perceivers.checkpoints.hugging_face_config import class_of, config_to_hugging_face
+from perceivers.checkpoints.hugging_face import class_of, config_to_hugging_face
 from perceivers.checkpoints.names import kind_of, with_flavour
 from perceivers.errors import ConfigError, UserError, suggest
 from perceivers.models.hiera import HieraConfig

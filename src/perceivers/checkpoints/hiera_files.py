@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from perceivers.checkpoints.hiera_names import (
@@ -24,12 +23,19 @@ from perceivers.checkpoints.hiera_names import (
     hiera_entries,
     name_variant,
 )
-from perceivers.checkpoints.hugging_face import HuggingFaceFolder
-from perceivers.checkpoints.hugging_face_config import count_labels
 from perceivers.checkpoints.names import fill_model, take_from_model
-from perceivers.checkpoints.torch_files import PICKLED, read_folder_tensors
-from perceivers.errors import CheckpointError, ConfigError, suggest
-from perceivers.files import read_json_file, write_atomic, write_json
+from perceivers.checkpoints.torch_files import (
+    PICKLED,
+    HuggingFaceFolder,
+    count_labels,
+    describe_preprocessor,
+    name_labels,
+    read_hugging_face_folder,
+    write_hugging_face_folder,
+    write_safetensors,
+)
+from perceivers.errors import CheckpointError, ConfigError
+from perceivers.files import write_atomic
 from perceivers.models.hiera import Hiera, HieraConfig, HieraDecoder, HieraHead
 from perceivers.models.saving import ModelInfo
 from perceivers.settings import change
@@ -37,13 +43,12 @@ from perceivers.types import IMAGENET_MEAN, IMAGENET_STD, Image
 
 # -- Hugging Face folders of the four Hiera classes ----------------------------------------------
 #
-# transformers is not imported: a folder is ``config.json`` and ``model.safetensors`` (or
-# ``pytorch_model.bin``, read without executing code). The format is that of transformers 5.23
-# (Apache-2.0), whose Hieras support images only.
+# The format is that of transformers 5.23 (Apache-2.0), whose Hieras support images only.
 
 NORMS = "hidden_states_norms.stage"
-# Tensors that identify the class if config.json does not name it.
+# Beginnings of tensor names that identify the class if config.json does not name it.
 TELLING = {
+    NORMS: "HieraBackbone",
     "classifier.weight": "HieraForImageClassification",
     "decoder.mask_token": "HieraForPreTraining",
     "embeddings.position_embeddings": "HieraModel",
@@ -85,35 +90,7 @@ def read_hiera_folder(folder: Path) -> HuggingFaceFolder:
     Raises:
         CheckpointError: A file is missing or damaged, or the class is not one of the four.
     """
-    stated = read_json_file(folder / "config.json")
-    tensors = read_folder_tensors(folder)
-    named = stated.get("architectures") or []
-    name = str(named[0]) if named else _tell_class(tensors, str(folder))
-    if name not in PREFIXES:
-        raise CheckpointError(
-            f"{folder}: class {name!r} is unknown; expected one of {list(PREFIXES)}"
-            + suggest(name, PREFIXES)
-        )
-    preprocessor = folder / "preprocessor_config.json"
-    return HuggingFaceFolder(
-        path=folder,
-        name=name,
-        stated=stated,
-        preprocessor=read_json_file(preprocessor) if preprocessor.is_file() else {},
-        tensors=tensors,
-    )
-
-
-def _tell_class(tensors: Mapping[str, Tensor], source: str) -> str:
-    if any(name.startswith(NORMS) for name in tensors):
-        return "HieraBackbone"
-    for key, name in TELLING.items():
-        if key in tensors:
-            return name
-    raise CheckpointError(
-        f"{source}: config.json names no class under 'architectures', and the tensor names do not "
-        f"identify one"
-    )
+    return read_hugging_face_folder(folder, PREFIXES, TELLING)
 
 
 def hiera_from_hugging_face(read: HuggingFaceFolder) -> Hiera:
@@ -250,11 +227,8 @@ def save_hiera_folder(model: Hiera, folder: Path, info: ModelInfo) -> list[str]:
     entries = hiera_entries(config, "hf", prefix=PREFIXES[name], with_norm=normed)
     besides = () if normed else [key for key in NORM if key in state]
     tensors = take_from_model(model, entries, besides=besides)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
-    write_json(folder / "preprocessor_config.json", preprocessor)
-    header = {"architectures": [name], "model_type": "hiera", "dtype": "float32"}
-    write_json(folder / "config.json", {**header, **stated})
+    header = {"architectures": [name], "model_type": "hiera"}
+    write_hugging_face_folder(folder, {**header, **stated}, tensors, preprocessor)
     return [f"{name} has no norm of the mean token: {', '.join(besides)} are not written"] * bool(
         besides
     )
@@ -311,9 +285,7 @@ def config_to_hiera(config: HieraConfig, name: str, info: ModelInfo) -> dict[str
     if name == "HieraBackbone":
         stated["out_features"] = [f"stage{stage + 1}" for stage in sorted(config.feature_norms)]
     if name == "HieraForImageClassification":
-        labels = info.classes or tuple(f"LABEL_{i}" for i in range(config.head.num_outputs))
-        stated["id2label"] = {str(i): label for i, label in enumerate(labels)}
-        stated["label2id"] = {label: i for i, label in enumerate(labels)}
+        stated |= name_labels(info.classes, config.head.num_outputs)
     return stated
 
 
@@ -351,19 +323,12 @@ def _preprocessor(config: HieraConfig) -> dict[str, Any]:
     spec = config.spec
     assert isinstance(spec, Image)
     height, width = spec.grid
-    return {
-        "image_processor_type": "BitImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": min(height, width) * 256 // 224},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": height, "width": width},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(spec.mean or (0.0,) * spec.channels),
-        "image_std": list(spec.std or (1.0,) * spec.channels),
-    }
+    return describe_preprocessor(
+        "BitImageProcessor",
+        spec,
+        size={"shortest_edge": min(height, width) * 256 // 224},
+        crop_size={"height": height, "width": width},
+    )
 
 
 # -- State dicts: official ``.pth`` files and timm files -----------------------------------------
@@ -480,7 +445,7 @@ def save_timm(model: Any, path: Path) -> list[str]:
         notes = [f"timm has no decoder: {len(left)} tensors are not written"]
     tensors = take_from_model(model, hiera_entries(config, "timm"), besides=left)
     if path.suffix == ".safetensors":
-        write_atomic(path, save(tensors, metadata={"format": "pt"}))
+        write_safetensors(path, tensors)
     else:
         _write_pickled(path, tensors)
     return notes

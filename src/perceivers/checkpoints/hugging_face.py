@@ -1,27 +1,20 @@
-"""Reading and writing Hugging Face folders of the seven Perceiver classes.
+"""Hugging Face's seven Perceiver classes: tensor names, configurations and folders.
 
-transformers is not imported: a folder is ``config.json`` and ``model.safetensors`` (or
-``pytorch_model.bin``, read without executing code). ``hugging_face_config`` translates configs.
+Many values are not in ``config.json`` but fixed in the classes, such as decoder heads and
+residuals, Fourier bands and patch widths; they are constants here (transformers 5.23, Apache-2.0).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
-from torch import Tensor
 
-from perceivers.checkpoints.hugging_face_config import (
-    CLASSES,
-    class_of,
-    config_from_hugging_face,
-    config_to_hugging_face,
-)
+from perceivers.adapters.config import PositionConfig, TokenConfig
 from perceivers.checkpoints.names import (
     Entry,
     Flavour,
+    Kind,
     Part,
     Scheme,
     describe_differences,
@@ -33,11 +26,30 @@ from perceivers.checkpoints.names import (
     take_from_model,
     with_flavour,
 )
-from perceivers.checkpoints.torch_files import read_folder_tensors
+from perceivers.checkpoints.torch_files import (
+    HuggingFaceFolder,
+    count_labels,
+    describe_preprocessor,
+    name_labels,
+    read_hugging_face_folder,
+    write_hugging_face_folder,
+)
 from perceivers.errors import CheckpointError, suggest
-from perceivers.files import read_json_file, write_atomic, write_json
-from perceivers.models import PerceiverIO, PerceiverIOConfig
+from perceivers.files import write_json
+from perceivers.models import DecoderConfig, Output, PerceiverIO, PerceiverIOConfig
+from perceivers.models.flat.trunk import TrunkConfig
 from perceivers.models.saving import ModelInfo
+from perceivers.settings import tolerating
+from perceivers.types import (
+    BYTE_VOCABULARY,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Audio,
+    Bytes,
+    Image,
+    Labels,
+    Video,
+)
 
 # -- Tensor names in Hugging Face's seven Perceiver classes --------------------------------------
 
@@ -93,7 +105,7 @@ def hugging_face_entries(config: PerceiverIOConfig) -> list[Entry]:
     ]
     fused = fused_rows(config.trunk)
     if kind == "multimodal":
-        return expand(parts + _multimodal(config), SCHEME, config.trunk.depth, fused)
+        return expand(parts + _multimodal_parts(config), SCHEME, config.trunk.depth, fused)
     (name,), (out,) = config.inputs, config.outputs
     reader = f"inputs.readers.{name}"
     if kind in {"language", "text_classes"}:
@@ -137,7 +149,7 @@ def _pixels(config: PerceiverIOConfig, reader: str) -> list[Part]:
     return []
 
 
-def _multimodal(config: PerceiverIOConfig) -> list[Part]:
+def _multimodal_parts(config: PerceiverIOConfig) -> list[Part]:
     parts = [Part("linear", "decoder.project", "perceiver.decoder.decoder.final_layer")]
     for name, spec in config.inputs.items():
         role = modality_role(spec)
@@ -152,6 +164,329 @@ def _multimodal(config: PerceiverIOConfig) -> list[Part]:
             theirs = f"perceiver.decoder.modalities.label.decoder.{QUERIES}"
             parts.append(Part("array", f"decoder.queries.{name}.table", theirs))
     return parts
+
+
+# -- Configurations ------------------------------------------------------------------------------
+
+CLASSES: Mapping[str, Kind] = {
+    "PerceiverForMaskedLM": "language",
+    "PerceiverForSequenceClassification": "text_classes",
+    "PerceiverForImageClassificationLearned": "image_classes",
+    "PerceiverForImageClassificationFourier": "image_classes",
+    "PerceiverForImageClassificationConvProcessing": "image_classes",
+    "PerceiverForOpticalFlow": "flow",
+    "PerceiverForMultimodalAutoencoding": "multimodal",
+}
+# Values of settings that a config.json omits.
+DEFAULTS: Mapping[str, Any] = {
+    "num_latents": 256,
+    "d_latents": 1280,
+    "d_model": 768,
+    "num_blocks": 1,
+    "num_self_attends_per_block": 26,
+    "num_self_attention_heads": 8,
+    "num_cross_attention_heads": 8,
+    "qk_channels": None,
+    "v_channels": None,
+    "cross_attention_shape_for_attention": "kv",
+    "self_attention_widening_factor": 1,
+    "cross_attention_widening_factor": 1,
+    "hidden_act": "gelu",
+    "use_query_residual": True,
+    "vocab_size": BYTE_VOCABULARY,
+    "max_position_embeddings": 2048,
+    "image_size": 56,
+    "train_size": (368, 496),
+    "num_frames": 16,
+    "audio_samples_per_frame": 1920,
+    "samples_per_patch": 16,
+    "output_shape": (1, 16, 224, 224),
+    "output_num_channels": 512,
+    "_label_trainable_num_channels": 1024,
+}
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "squared_relu",
+    "silu": "silu",
+}
+# Values fixed in the Hugging Face classes.
+LANGUAGE_HEADS, LANGUAGE_QK = 8, 256
+IMAGE_BANDS, IMAGE_RESOLUTION, CONV_RESOLUTION = 64, (224, 224), (56, 56)
+PIXEL_WIDTH, CONV_WIDTH, FLOW_WIDTH = 256, 64, 64
+FLOW_DIVISOR = 100.0
+VIDEO_BANDS, AUDIO_BANDS, VIDEO_PATCH = 32, 192, 4
+INPUT_PADDING, QUERY_PADDING = 4, 2
+# Input size of the released vision models, which config.json does not contain.
+IMAGE_SIZE = 224
+
+
+def config_from_hugging_face(
+    name: str, stated: Mapping[str, Any], preprocessor: Mapping[str, Any], source: str
+) -> PerceiverIOConfig:
+    """Translate a ``config.json`` to our config in flavour ``hf``.
+
+    Args:
+        name: Name of the Hugging Face class.
+        stated: Content of ``config.json``.
+        preprocessor: Content of ``preprocessor_config.json`` (image size, mean and deviation).
+        source: File name for error messages.
+
+    Raises:
+        CheckpointError: A value is invalid or not supported.
+    """
+    given = {key: stated.get(key, default) for key, default in DEFAULTS.items()}
+    if given["vocab_size"] != BYTE_VOCABULARY:
+        raise CheckpointError(
+            f"{source}: vocab_size is {given['vocab_size']}; texts are bytes here, with exactly "
+            f"{BYTE_VOCABULARY} ids (6 special ones and 256 bytes)"
+        )
+    makers = {
+        "language": _language,
+        "text_classes": _text_classes,
+        "image_classes": _image_classes,
+        "flow": _flow,
+        "multimodal": _multimodal,
+    }
+    given |= {"class": name, "num_labels": count_labels(stated), "preprocessor": preprocessor}
+    try:
+        # config.json may contain settings that have no effect.
+        with tolerating("unused"):
+            return PerceiverIOConfig(
+                trunk=_trunk(given, source), init="paper", **makers[CLASSES[name]](given, source)
+            )
+    except CheckpointError:
+        raise
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: config.json does not fit {name}: {error}") from error
+
+
+def _trunk(given: Mapping[str, Any], source: str) -> TrunkConfig:
+    act, shape = given["hidden_act"], given["cross_attention_shape_for_attention"]
+    if act not in ACTIVATIONS:
+        raise CheckpointError(
+            f"{source}: hidden_act is {act!r}; expected one of {sorted(ACTIVATIONS)}"
+            + suggest(str(act), ACTIVATIONS)
+        )
+    if shape not in {"kv", "q"}:
+        raise CheckpointError(
+            f"{source}: cross_attention_shape_for_attention is {shape!r}, not kv or q"
+        )
+    return TrunkConfig(
+        num_latents=given["num_latents"],
+        latent_dim=given["d_latents"],
+        depth=given["num_self_attends_per_block"],
+        num_blocks=given["num_blocks"],
+        num_heads=given["num_self_attention_heads"],
+        num_cross_heads=given["num_cross_attention_heads"],
+        qk_dim=given["qk_channels"],
+        v_dim=given["v_channels"],
+        attention_width="tokens" if shape == "kv" else "latents",
+        mlp_ratio=given["self_attention_widening_factor"],
+        cross_mlp_ratio=given["cross_attention_widening_factor"],
+        residual=bool(given["use_query_residual"]),
+        activation=ACTIVATIONS[act],
+    )
+
+
+def _decoder(given: Mapping[str, Any], query_dim: int, **settings: Any) -> DecoderConfig:
+    # One head. Its width is that of the latents or, for shape "q", that of the queries.
+    by_query = given["cross_attention_shape_for_attention"] == "q"
+    return DecoderConfig(qk_dim=query_dim if by_query else None, **settings)
+
+
+def _text(given: Mapping[str, Any]) -> dict[str, Any]:
+    positions = PositionConfig(kind="learned", dim=given["d_model"], combine="add")
+    tokens = TokenConfig(content="embedding", dim=given["d_model"], positions=positions)
+    return {
+        "inputs": {"bytes": Bytes(given["max_position_embeddings"], wrap="cls_sep")},
+        "tokens": {"bytes": tokens},
+    }
+
+
+def _language(given: Mapping[str, Any], _source: str) -> dict[str, Any]:
+    output = Output(
+        length=given["max_position_embeddings"],
+        dim=given["d_model"],
+        modality="bytes",
+        head="tied",
+        mask_padding=False,
+    )
+    decoder = DecoderConfig(num_heads=LANGUAGE_HEADS, qk_dim=LANGUAGE_QK, v_dim=given["d_model"])
+    return {**_text(given), "outputs": {"bytes": output}, "decoder": decoder}
+
+
+def _classes(given: Mapping[str, Any]) -> dict[str, Any]:
+    width = given["d_latents"]
+    output = Output(dim=width, channels=given["num_labels"])
+    return {"outputs": {"classes": output}, "decoder": _decoder(given, width, residual=True)}
+
+
+def _text_classes(given: Mapping[str, Any], _source: str) -> dict[str, Any]:
+    return {**_text(given), **_classes(given)}
+
+
+def _image_classes(given: Mapping[str, Any], source: str) -> dict[str, Any]:
+    size = _sides(given["preprocessor"].get("size", IMAGE_SIZE), source)
+    waves: dict[str, Any] = {"kind": "fourier", "num_bands": IMAGE_BANDS}
+    if given["class"].endswith("Learned"):
+        size = _sides(given["image_size"], source)
+        positions = PositionConfig(kind="learned", dim=PIXEL_WIDTH, project=PIXEL_WIDTH)
+        tokens = TokenConfig(dim=PIXEL_WIDTH, positions=positions)
+    elif given["class"].endswith("ConvProcessing"):
+        positions = PositionConfig(max_resolution=CONV_RESOLUTION, **waves)
+        tokens = TokenConfig(content="conv", dim=CONV_WIDTH, padding="hf", positions=positions)
+    else:
+        positions = PositionConfig(max_resolution=IMAGE_RESOLUTION, **waves)
+        tokens = TokenConfig(positions=positions)
+    mean = tuple(given["preprocessor"].get("image_mean", IMAGENET_MEAN))
+    std = tuple(given["preprocessor"].get("image_std", IMAGENET_STD))
+    return {
+        "inputs": {"image": Image(*size, 3, mean=mean, std=std)},
+        "tokens": {"image": tokens},
+        **_classes(given),
+    }
+
+
+def _sides(size: Any, source: str) -> tuple[int, int]:
+    """Return height and width; files give one number, or a mapping of both."""
+    if isinstance(size, Mapping) and {"height", "width"} <= size.keys():
+        return int(size["height"]), int(size["width"])
+    if isinstance(size, int):
+        return size, size
+    raise CheckpointError(
+        f"{source}: the image size is {size!r}; give one number, or height and width"
+    )
+
+
+def _flow(given: Mapping[str, Any], _source: str) -> dict[str, Any]:
+    height, width = given["train_size"]
+    positions = PositionConfig(
+        kind="fourier", num_bands=IMAGE_BANDS, max_resolution=(height, width)
+    )
+    tokens = TokenConfig(content="frame_patches", dim=FLOW_WIDTH, positions=positions)
+    output = Output(
+        queries="tokens",
+        modality="video",
+        channels=2,
+        divide_by=FLOW_DIVISOR,
+    )
+    return {
+        "inputs": {"video": Video(2, height, width, 3, mean=(0.5,) * 3, std=(0.5,) * 3)},
+        "tokens": {"video": tokens},
+        "outputs": {"flow": output},
+        "decoder": _decoder(given, FLOW_WIDTH + 2 + 4 * IMAGE_BANDS),
+    }
+
+
+def _multimodal(given: Mapping[str, Any], source: str) -> dict[str, Any]:
+    _, frames, height, width = given["output_shape"]
+    if frames != given["num_frames"]:
+        raise CheckpointError(
+            f"{source}: num_frames is {given['num_frames']}, but output_shape "
+            f"{given['output_shape']} has {frames}; they must be equal"
+        )
+    samples = frames * given["audio_samples_per_frame"]
+    size, patch = given["image_size"], (given["samples_per_patch"],)
+    audio = PositionConfig(kind="fourier", num_bands=AUDIO_BANDS, max_resolution=(samples,))
+    video = PositionConfig(
+        kind="fourier", num_bands=VIDEO_BANDS, max_resolution=(frames, size, size)
+    )
+    asked: dict[str, Any] = {"queries": "positions", "sampled": "cell"}
+    label = given["_label_trainable_num_channels"]
+    query_dim = max(1 + 2 * AUDIO_BANDS, 3 + 6 * VIDEO_BANDS, label) + QUERY_PADDING
+    return {
+        "inputs": {
+            "audio": Audio(samples, sample_rate=48000),
+            "video": Video(frames, height, width, 3, frame_rate=25.0),
+            "label": Labels(given["num_labels"]),
+        },
+        "tokens": {
+            "audio": TokenConfig(content="patches", patch=patch, positions=audio),
+            "video": TokenConfig(
+                content="patches",
+                patch=(1, VIDEO_PATCH, VIDEO_PATCH),
+                positions=video,
+            ),
+            "label": TokenConfig(mask_rate=1.0),
+        },
+        "outputs": {
+            "audio": Output(modality="audio", positions=audio, patch=patch, channels=1, **asked),
+            "video": Output(modality="video", positions=video, channels=3, **asked),
+            "label": Output(dim=label, channels=given["num_labels"]),
+        },
+        "decoder": _decoder(
+            given, query_dim, project=given["output_num_channels"], min_padding=QUERY_PADDING
+        ),
+        "min_padding": INPUT_PADDING,
+        "mask_tokens": True,
+    }
+
+
+def class_of(config: PerceiverIOConfig, kind: Kind) -> str:
+    """Return the name of the Hugging Face class for a model of this kind."""
+    if kind == "image_classes":
+        (tokens,) = config.tokens.values()
+        if tokens.content == "conv":
+            return "PerceiverForImageClassificationConvProcessing"
+        learned = tokens.positions.kind == "learned"
+        return f"PerceiverForImageClassification{'Learned' if learned else 'Fourier'}"
+    return next(name for name, other in CLASSES.items() if other == kind)
+
+
+def config_to_hugging_face(config: PerceiverIOConfig, kind: Kind) -> dict[str, Any]:
+    """Translate our config to the values of a ``config.json``.
+
+    Settings that the file cannot store are dropped silently; to find them, translate the result
+    back with ``config_from_hugging_face`` and compare.
+    """
+    trunk, specs = config.trunk, list(config.inputs.values())
+    acts = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    values: dict[str, Any] = {
+        "num_latents": trunk.num_latents,
+        "d_latents": trunk.latent_dim,
+        "num_blocks": trunk.num_blocks,
+        "num_self_attends_per_block": trunk.depth,
+        "num_self_attention_heads": trunk.num_heads,
+        "num_cross_attention_heads": trunk.num_cross_heads,
+        "qk_channels": trunk.qk_dim,
+        "v_channels": trunk.v_dim,
+        "cross_attention_shape_for_attention": "kv" if trunk.attention_width == "tokens" else "q",
+        "self_attention_widening_factor": trunk.mlp_ratio,
+        "cross_attention_widening_factor": trunk.cross_mlp_ratio,
+        "hidden_act": acts.get(trunk.activation, trunk.activation),
+        "use_query_residual": trunk.residual,
+        "attention_probs_dropout_prob": 0.0,
+        "vocab_size": BYTE_VOCABULARY,
+    }
+    for spec, tokens in zip(specs, config.tokens.values(), strict=True):
+        if isinstance(spec, Bytes):
+            values |= {"max_position_embeddings": spec.length, "d_model": tokens.dim}
+        elif isinstance(spec, Image):
+            values["image_size"] = spec.height
+    if kind == "flow":
+        values["train_size"] = list(specs[0].grid[1:])
+    if kind == "multimodal":
+        values |= _multimodal_values(config)
+    return values
+
+
+def _multimodal_values(config: PerceiverIOConfig) -> dict[str, Any]:
+    named = {modality_role(spec): name for name, spec in config.inputs.items()}
+    audio, video, label = (named[role] for role in ("audio", "image", "label"))
+    frames, height, width = config.inputs[video].grid
+    return {
+        "num_frames": frames,
+        "audio_samples_per_frame": config.inputs[audio].num_tokens // frames,
+        "samples_per_patch": (config.tokens[audio].patch or (0,))[0],
+        "image_size": (config.tokens[video].positions.max_resolution or (0, height))[1],
+        "output_shape": [1, frames, height, width],
+        "output_num_channels": config.decoder.project,
+        "_label_trainable_num_channels": config.outputs[label].dim,
+    }
 
 
 # -- Reading folders -----------------------------------------------------------------------------
@@ -172,62 +507,13 @@ TELLING = {
 }
 
 
-@dataclass(frozen=True)
-class HuggingFaceFolder:
-    """Contents of a Hugging Face folder: class name, JSON files and weights."""
-
-    path: Path
-    name: str
-    stated: Mapping[str, Any]
-    preprocessor: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the logits; empty if ``config.json`` has none."""
-        labels = self.stated.get("id2label")
-        if not isinstance(labels, Mapping):
-            return ()
-        return tuple(str(labels.get(str(i), labels.get(i, ""))) for i in range(len(labels)))
-
-
 def read_hugging_face(folder: Path) -> HuggingFaceFolder:
     """Read a folder whose ``model_type`` is ``perceiver``.
 
     Raises:
         CheckpointError: A file is missing or damaged, or the class is not one of the seven.
     """
-    stated = read_json_file(folder / "config.json")
-    if stated.get("model_type", "perceiver") != "perceiver":
-        raise CheckpointError(
-            f"{folder}: model_type is {stated['model_type']!r}; only 'perceiver' is converted"
-        )
-    tensors = read_folder_tensors(folder)
-    named = stated.get("architectures") or []
-    name = str(named[0]) if named else _tell_class(tensors, str(folder))
-    if name not in CLASSES:
-        raise CheckpointError(
-            f"{folder}: class {name!r} is unknown; expected one of {list(CLASSES)}"
-            + suggest(name, CLASSES)
-        )
-    preprocessor = folder / "preprocessor_config.json"
-    return HuggingFaceFolder(
-        path=folder,
-        name=name,
-        stated=stated,
-        preprocessor=read_json_file(preprocessor) if preprocessor.is_file() else {},
-        tensors=tensors,
-    )
-
-
-def _tell_class(tensors: Mapping[str, Tensor], source: str) -> str:
-    for key, name in TELLING.items():
-        if key in tensors:
-            return name
-    raise CheckpointError(
-        f"{source}: config.json names no class under 'architectures', and the tensor names do not "
-        f"identify one"
-    )
+    return read_hugging_face_folder(folder, CLASSES, TELLING)
 
 
 def model_from_hugging_face(read: HuggingFaceFolder, flavour: Flavour = "hf") -> PerceiverIO:
@@ -271,45 +557,31 @@ def save_hugging_face(model: PerceiverIO, folder: Path, info: ModelInfo) -> list
     stated = config_to_hugging_face(model.config, kind)
     channels = list(model.config.outputs.values())[-1].channels
     if kind in {"text_classes", "image_classes", "multimodal"}:
-        labels = info.classes or tuple(f"LABEL_{i}" for i in range(channels))
-        stated["id2label"] = {str(i): label for i, label in enumerate(labels)}
-        stated["label2id"] = {label: i for i, label in enumerate(labels)}
+        stated |= name_labels(info.classes, channels)
     preprocessor = _preprocessor(model.config) if kind == "image_classes" else {}
     # Translated back and compared, so that no setting is lost silently.
     again = config_from_hugging_face(name, stated, preprocessor, "the written config.json")
     notes = describe_differences(model.config, again, name)
     tensors = take_from_model(model, hugging_face_entries(model.config))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
-    if preprocessor:
-        write_json(folder / "preprocessor_config.json", preprocessor)
+    header = {"architectures": [name], "model_type": "perceiver"}
+    write_hugging_face_folder(folder, {**header, **stated}, tensors, preprocessor)
     if kind in {"language", "text_classes"}:
         length = stated["max_position_embeddings"]
         tokenizer = {"tokenizer_class": "PerceiverTokenizer", "model_max_length": length}
         write_json(folder / "tokenizer_config.json", tokenizer)
-    write_json(
-        folder / "config.json",
-        {"architectures": [name], "model_type": "perceiver", "dtype": "float32", **stated},
-    )
     return notes
 
 
 def _preprocessor(config: PerceiverIOConfig) -> dict[str, Any]:
     (spec,) = config.inputs.values()
+    assert isinstance(spec, Image)
     height, width = spec.grid
     # PerceiverImageProcessor crops before it resizes, to size / crop_size of the shorter side; the
     # released fraction is 224/256.
     crop = {"height": height * 256 // 224, "width": width * 256 // 224}
-    return {
-        "image_processor_type": "PerceiverImageProcessor",
-        "do_center_crop": True,
-        "crop_size": crop,
-        "do_resize": True,
-        "size": {"height": height, "width": width},
-        "resample": 3,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(spec.mean or (0.0,) * spec.channels),
-        "image_std": list(spec.std or (1.0,) * spec.channels),
-    }
+    return describe_preprocessor(
+        "PerceiverImageProcessor",
+        spec,
+        size={"height": height, "width": width},
+        crop_size=crop,
+    )

@@ -25,7 +25,7 @@ from perceivers.checkpoints.parity import (
     in_precision,
     normalise,
 )
-from perceivers.checkpoints.torch_files import read_folder_tensors
+from perceivers.checkpoints.torch_files import read_folder_tensors, read_preprocessor
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.files import read_json_file
 from perceivers.models import HieraDet, HieraDetConfig
@@ -235,10 +235,8 @@ def read_sam2_folder(folder: Path) -> Sam2Weights:
         CheckpointError: A file is missing or damaged, or there is no trunk in it.
     """
     stated = _trunk_settings(read_json_file(folder / "config.json"), folder)
-    path = folder / "preprocessor_config.json"
-    preprocessor = read_json_file(path) if path.is_file() else {}
     read = split_trunk(read_folder_tensors(folder), str(folder))
-    return replace(read, stated=stated, preprocessor=preprocessor)
+    return replace(read, stated=stated, preprocessor=read_preprocessor(folder))
 
 
 def _trunk_settings(stated: Mapping[str, Any], path: Path) -> dict[str, Any]:

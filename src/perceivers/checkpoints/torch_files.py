@@ -1,13 +1,15 @@
-"""Reading named tensors from PyTorch and safetensors files, without executing code.
+"""Reading named tensors from PyTorch and safetensors files and from Hugging Face folders.
 
 Also finds the weights of a model in the file of a training script; ``pickles`` reads files.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors.torch import save
 from torch import Tensor
 
 from perceivers.checkpoints.loading import read_tensors
@@ -19,7 +21,9 @@ from perceivers.checkpoints.pickles import (
     is_archive,
     read_pickled,
 )
-from perceivers.errors import CheckpointError, ConfigError
+from perceivers.errors import CheckpointError, ConfigError, suggest
+from perceivers.files import read_json_file, write_atomic, write_json
+from perceivers.types import Image
 
 # -- Finding the model's weights in a training script's file -------------------------------------
 #
@@ -365,3 +369,129 @@ def _read_old(path: Path) -> dict[str, Tensor]:
         raise _without_tensors(path, found, {})
     check_dense(str(path), tensors)
     return tensors
+
+
+# -- Hugging Face folders ------------------------------------------------------------------------
+#
+# transformers is not imported: a folder is ``config.json`` and ``model.safetensors`` (or
+# ``pytorch_model.bin``, read without executing code), and ``preprocessor_config.json`` for images.
+
+
+@dataclass(frozen=True)
+class HuggingFaceFolder:
+    """Contents of a Hugging Face folder: class name, JSON files and weights."""
+
+    path: Path
+    name: str
+    stated: Mapping[str, Any]
+    preprocessor: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits; empty if ``config.json`` has none."""
+        labels = self.stated.get("id2label")
+        if not isinstance(labels, Mapping):
+            return ()
+        return tuple(str(labels.get(str(i), labels.get(i, ""))) for i in range(len(labels)))
+
+
+def read_hugging_face_folder(
+    folder: Path, classes: Collection[str], telling: Mapping[str, str]
+) -> HuggingFaceFolder:
+    """Read a folder of one of some classes.
+
+    Args:
+        folder: The folder.
+        classes: Names of the accepted classes.
+        telling: Beginnings of tensor names that identify a class if ``config.json`` does not name
+            it; the first match decides.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or the class is unknown.
+    """
+    stated = read_json_file(folder / "config.json")
+    tensors = read_folder_tensors(folder)
+    named = stated.get("architectures") or []
+    told = [name for start, name in telling.items() if any(n.startswith(start) for n in tensors)]
+    if not named and not told:
+        raise CheckpointError(
+            f"{folder}: config.json names no class under 'architectures', and the tensor names do "
+            f"not identify one"
+        )
+    name = str(named[0]) if named else told[0]
+    if name not in classes:
+        raise CheckpointError(
+            f"{folder}: class {name!r} is unknown; expected one of {list(classes)}"
+            + suggest(name, classes)
+        )
+    return HuggingFaceFolder(folder, name, stated, read_preprocessor(folder), tensors)
+
+
+def read_preprocessor(folder: Path) -> dict[str, Any]:
+    """Return the content of ``preprocessor_config.json``; empty without it."""
+    path = folder / "preprocessor_config.json"
+    return read_json_file(path) if path.is_file() else {}
+
+
+def write_hugging_face_folder(
+    folder: Path,
+    stated: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    preprocessor: Mapping[str, Any],
+) -> None:
+    """Write a folder that a Hugging Face class can load.
+
+    Args:
+        folder: The folder.
+        stated: Content of ``config.json``, with ``architectures`` and ``model_type``.
+        tensors: Tensors by name.
+        preprocessor: Content of ``preprocessor_config.json``, which is not written if empty.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / "model.safetensors", tensors)
+    if preprocessor:
+        write_json(folder / "preprocessor_config.json", dict(preprocessor))
+    write_json(folder / "config.json", {"dtype": "float32", **stated})
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file as other libraries do."""
+    write_atomic(path, save(tensors, metadata={"format": "pt"}))
+
+
+def count_labels(stated: Mapping[str, Any]) -> int:
+    """Return the number of classes: length of ``id2label``, else ``num_labels``, else 2."""
+    labels = stated.get("id2label")
+    return len(labels) if isinstance(labels, Mapping) else int(stated.get("num_labels", 2))
+
+
+def name_labels(classes: Sequence[str], count: int) -> dict[str, Any]:
+    """Return the entries of ``config.json`` that name the classes; unnamed ones are numbered."""
+    labels = classes or [f"LABEL_{i}" for i in range(count)]
+    return {
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+
+
+def describe_preprocessor(name: str, spec: Image, **sizes: Any) -> dict[str, Any]:
+    """Return the content of ``preprocessor_config.json`` for images that are resized and cropped.
+
+    Args:
+        name: Class of the image processor.
+        spec: The input.
+        sizes: ``size`` and ``crop_size``.
+    """
+    return {
+        "image_processor_type": name,
+        "do_resize": True,
+        "resample": 3,
+        "do_center_crop": True,
+        **sizes,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(spec.mean or (0.0,) * spec.channels),
+        "image_std": list(spec.std or (1.0,) * spec.channels),
+    }

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from perceivers.checkpoints.hiera_files import has_norm
 from perceivers.checkpoints.hiera_names import Library, constructor_arguments
-from perceivers.checkpoints.hugging_face import HuggingFaceFolder, read_hugging_face
+from perceivers.checkpoints.hugging_face import read_hugging_face
 from perceivers.checkpoints.names import kind_of
 from perceivers.checkpoints.parity import (
     RELATIVE_TOLERANCE,
@@ -31,6 +31,7 @@ from perceivers.checkpoints.parity import (
     largest_output,
     normalise,
 )
+from perceivers.checkpoints.torch_files import HuggingFaceFolder
 from perceivers.errors import CheckpointError, ConfigError
 from perceivers.masking import MaskPlan, draw_units
 from perceivers.models import Perceiver, PerceiverIO
