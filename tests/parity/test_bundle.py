@@ -11,11 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from perceivers.checkpoints.parity import read_bundle
+from perceivers.checkpoints.parity import Bundle, check_bundle, read_archive
 from perceivers.errors import CheckpointError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WHOLE = (GOLDEN / "io_single.npz").read_bytes()
+
+
+def read_bundle(path: Path) -> Bundle:
+    return check_bundle(read_archive(path), str(path))
 
 
 @pytest.fixture

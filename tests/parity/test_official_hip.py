@@ -22,7 +22,7 @@ from perceivers.checkpoints.haiku import (
     verify_bundle,
 )
 from perceivers.checkpoints.names import take_from_model
-from perceivers.checkpoints.parity import Bundle, Difference, read_bundle
+from perceivers.checkpoints.parity import Bundle, Difference, check_bundle, read_archive
 from perceivers.errors import CheckpointError
 from perceivers.models import HiP
 
@@ -40,6 +40,10 @@ WITH_GRADIENTS = [
     "io_single",
 ]
 FIRST = "hip5_single_reshape"
+
+
+def read_bundle(path: Path) -> Bundle:
+    return check_bundle(read_archive(path), str(path))
 
 
 def load(name: str) -> tuple[HiP, Bundle]:

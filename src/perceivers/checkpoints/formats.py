@@ -58,8 +58,8 @@ from perceivers.checkpoints.sam2 import (
     model_from_sam2,
     read_sam2_folder,
     sam2_from_tensors,
+    split_trunk,
     verify_sam2,
-    verify_sam2_tensors,
 )
 from perceivers.checkpoints.torch_files import (
     TENSOR_FILES,
@@ -178,6 +178,17 @@ class Built(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+# Why an option of ``convert`` is refused, by its name.
+REFUSALS = {
+    "weights": "{source} holds one set of weights; leave out weights={value}",
+    "positions": "positions={value} is for Hiera models; {source} does not hold one",
+    "flavour": (
+        "all libraries compute the same with the weights of {source}; leave out flavour={value}"
+    ),
+    "config": "{source} contains its own config; leave out config={value}",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """A row of the table: one library's format of the models of one or more families.
@@ -223,28 +234,15 @@ class Format:
         Raises:
             ConfigError: There are such options.
         """
-        refusals = {
-            "weights": (
-                source.weights,
-                f"{source} holds one set of weights; leave out weights={source.weights}",
-            ),
-            "positions": (
-                windows or None,
-                f"positions=window is for Hiera models; {source} does not hold one",
-            ),
-            "flavour": (
-                source.flavour,
-                f"all libraries compute the same with the weights of {source}; leave out "
-                f"flavour={source.flavour}",
-            ),
-            "config": (
-                source.config,
-                f"{source} contains its own config; leave out config={source.config}",
-            ),
+        given = {
+            "weights": source.weights,
+            "positions": "window" if windows else None,
+            "flavour": source.flavour,
+            "config": source.config,
         }
-        for name, (value, message) in refusals.items():
+        for name, value in given.items():
             if value is not None and name not in self.options:
-                raise ConfigError(message)
+                raise ConfigError(REFUSALS[name].format(source=source, value=value))
 
 
 # -- Hugging Face folders ------------------------------------------------------------------------
@@ -353,14 +351,11 @@ def _build_perceiver(source: Source) -> Built:
         model = model_from_release(archive.params, str(source), flavour)
         return Built(model, with_task(model, info))
     shapes = {name: array.shape for name, array in archive.inputs.items()}
-    config = config_from_kind(archive.config, archive.config.get("shapes", shapes), where)
+    if source.is_pickle:
+        shapes = archive.config.get("shapes", {})
+    config = config_from_kind(archive.config, shapes, where)
     model = model_from_entries(config, {**archive.params, **archive.state}, str(source))
     return Built(model, with_task(model, info))
-
-
-def _verify_perceiver(source: Source, model: Any, _dtype: Precision) -> list[Difference]:
-    archive, where = _described(source)
-    return verify_archive(model, archive, where)
 
 
 def _refuse_pickle(source: Source) -> str:
@@ -384,11 +379,6 @@ def _build_hiera_bundle(source: Source) -> Built:
     model = hiera_from_tensors(tensors, name, stated, str(source))
     info = describe_source(source.path, HIERA_FILES[name], None)
     return Built(model, with_hiera_task(model, info))
-
-
-def _verify_hiera_bundle(source: Source, model: Any, _dtype: Precision) -> list[Difference]:
-    archive, where = _described(source)
-    return verify_hiera_archive(model, archive, where)
 
 
 # -- Files of tensors, recognised by their names -------------------------------------------------
@@ -469,7 +459,7 @@ FORMATS: list[Format] = [
     Format(
         name="hf",
         families=("hiera_det",),
-        tells=lambda source: source.model_type in SAM2_FOLDERS,
+        tells=lambda source: source.model_type in list(SAM2_FOLDERS),  # it may be any JSON
         build=_build_sam2_folder,
         verify=lambda source, model, dtype: verify_sam2(
             read_sam2_folder(source.path), model, dtype=dtype
@@ -481,7 +471,7 @@ FORMATS: list[Format] = [
         families=("perceiver", "perceiver_io"),
         tells=lambda source: _described_family(source) == "perceiver",
         build=_build_perceiver,
-        verify=_verify_perceiver,
+        verify=lambda source, model, dtype: verify_archive(model, *_described(source)),
         options=("flavour", "config"),
         objection=_refuse_pickle,
         write=lambda model, path, info: save_haiku(model, path),
@@ -509,7 +499,9 @@ FORMATS: list[Format] = [
         knows=_knows_sam2,
         tells=lambda source: _knows_sam2(source.tensors),
         build=_build_sam2_file,
-        verify=lambda source, model, dtype: verify_sam2_tensors(source.tensors, model, dtype=dtype),
+        verify=lambda source, model, dtype: verify_sam2(
+            split_trunk(source.tensors, str(source)), model, dtype=dtype
+        ),
         options=("config", "weights", "positions"),
     ),
     Format(
@@ -517,7 +509,7 @@ FORMATS: list[Format] = [
         families=("hiera",),
         tells=lambda source: _described_family(source) == "hiera",
         build=_build_hiera_bundle,
-        verify=_verify_hiera_bundle,
+        verify=lambda source, model, dtype: verify_hiera_archive(model, *_described(source)),
         options=("positions",),
         is_live=False,
     ),

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from perceivers.checkpoints.catalogue import find_own_weights, own_names, warn_of_license
+from perceivers.checkpoints.names import list_problems
 from perceivers.errors import CheckpointError, plain_reason, suggest
 from perceivers.files import read_json_file
 from perceivers.finite import list_names, names_not_finite
@@ -240,11 +241,7 @@ def compare_states(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
             if found[name].is_floating_point() != wanted[name].is_floating_point()
         ],
     }
-    return [
-        f"{kind}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
-        for kind, names in groups.items()
-        if names
-    ]
+    return list_problems(groups)
 
 
 @dataclass(frozen=True)

@@ -212,14 +212,7 @@ LAYOUTS: Mapping[Layout, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Te
 
 def grid_layout(grid: Sequence[int]) -> Turn:
     """Return the conversion of position embeddings from ``[1, C, *grid]`` to our ``[N, C]``."""
-
-    def into(x: Tensor) -> Tensor:
-        return x[0].flatten(1).T
-
-    def back(x: Tensor) -> Tensor:
-        return x.T.reshape(1, -1, *grid)
-
-    return Turn(into, back)
+    return Turn(lambda x: x[0].flatten(1).T, lambda x: x.T.reshape(1, -1, *grid))
 
 
 Rows = tuple[int, int]
@@ -399,18 +392,20 @@ def fill_model(
             problems["another shape"].append(f"{entry.theirs} (file {shape}, model {expected})")
         targets.append(target)
     if any(problems.values()):
-        raise CheckpointError(f"{source} does not fit the model: {list_problems(problems)}")
+        raise CheckpointError(
+            f"{source} does not fit the model: {'; '.join(list_problems(problems))}"
+        )
     for entry, target in zip(entries, targets, strict=True):
         target.copy_(entry.turn.into(found[entry.theirs]))
 
 
-def list_problems(problems: Mapping[str, Sequence[str]]) -> str:
+def list_problems(problems: Mapping[str, Sequence[str]]) -> list[str]:
     """Format problems for an error message, with the first eight names of each kind."""
-    return "; ".join(
+    return [
         f"{kind}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
         for kind, names in problems.items()
         if names
-    )
+    ]
 
 
 def take_from_model(

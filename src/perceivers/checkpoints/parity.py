@@ -320,16 +320,6 @@ def largest_output(archive: Archive, source: str) -> float:
     return float(stated)
 
 
-def read_bundle(path: Path) -> Bundle:
-    """Read and check a bundle of the HiP release.
-
-    Raises:
-        CheckpointError: The file is not a bundle, a field is missing, or an array does not match
-            its declared shape.
-    """
-    return check_bundle(read_archive(path), str(path))
-
-
 def check_bundle(archive: Archive, source: str) -> Bundle:
     """Check an archive of the HiP release against its own configuration.
 

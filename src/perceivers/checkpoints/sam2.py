@@ -490,18 +490,6 @@ def verify_sam2(
     )
 
 
-def verify_sam2_tensors(
-    tensors: Mapping[str, Tensor], model: HieraDet, *, dtype: Precision = "float64"
-) -> list[Difference]:
-    """Run ``verify_sam2`` on the tensors of a file.
-
-    Raises:
-        ConfigError: transformers is not installed.
-        CheckpointError: There is no trunk, or as for ``verify_sam2``.
-    """
-    return verify_sam2(split_trunk(tensors, "the file"), model, dtype=dtype)
-
-
 def picture_size(config: HieraDetConfig) -> tuple[int, ...]:
     """Return an input size that both implementations accept.
 
