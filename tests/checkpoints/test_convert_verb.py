@@ -39,7 +39,7 @@ def test_differences_and_notes_are_printed(
 def test_unknown_formats_and_flavours_are_refused(tmp_path: Path) -> None:
     source = GOLDEN / "dmr_flow.npz"
     with pytest.raises(ConfigError, match=r"to is 'tf'; choose from \['perceivers', 'hf', 'haiku'"):
-        pv.convert(source, tmp_path / "x", to="tf")  # pyright: ignore[reportArgumentType]
+        pv.convert(source, tmp_path / "x", to="tf")
     with pytest.raises(ConfigError, match=r"flavour is 'deepmind'; choose from \['official', 'hf'"):
         pv.convert(source, tmp_path / "x", flavour="deepmind")  # pyright: ignore[reportArgumentType]
     pv.convert(source, tmp_path / "x")

@@ -1,7 +1,8 @@
 """The table of formats: one row recognises a source, and a row from outside is like any other."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,42 @@ def test_a_wrong_weight_of_the_toy_is_noticed(model: EntitySet, tmp_path: Path) 
     next(iter(tensors.values())).add_(1e-3)
     save_file(tensors, tmp_path / "toy" / "toy.safetensors")
     assert not all(d.is_within for d in TOY.verify(source, model, "float64"))
+
+
+def test_tensor_names_from_outside_are_found_in_a_training_checkpoint(
+    model: EntitySet, tmp_path: Path
+) -> None:
+    def knows(tensors: Mapping[str, Any]) -> bool:
+        return all(name.startswith("toy/") for name in tensors)
+
+    def build(source: Source) -> Built:
+        ours = EntitySet(EntitySetConfig.from_json(dict(source.given)))
+        fill_model(ours, entries(ours), source.tensors, source=str(source))
+        notes = source.found[1] if source.found else ()
+        return Built(ours.eval(), describe_source(source.path, "toy", None), notes)
+
+    row = replace(
+        TOY,
+        title="toys",
+        knows=knows,
+        tells=lambda source: bool(source.tensors) and knows(source.tensors),
+        build=build,
+        options=("config", "weights"),
+    )
+    tensors = take_from_model(model, entries(model))
+    saved = {"state_dict": {f"model.{name}": x for name, x in tensors.items()}, "epoch": 3}
+    torch.save(saved, tmp_path / "x.ckpt")
+    (tmp_path / "x.json").write_text(json.dumps(model.config.to_json()))
+    with pytest.raises(CheckpointError, match=r"of no known layout; expected one of official Hier"):
+        pv.convert(tmp_path / "x.ckpt", tmp_path / "ours", config=tmp_path / "x.json")
+    register(row)
+    try:
+        done = pv.convert(tmp_path / "x.ckpt", tmp_path / "ours", config=tmp_path / "x.json")
+    finally:
+        FORMATS.remove(row)
+    assert any("'model.' stripped from the names" in note for note in done.notes)
+    state = pv.load(tmp_path / "ours").state_dict()
+    assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
 
 
 def test_without_the_row_the_format_is_unknown(tmp_path: Path) -> None:

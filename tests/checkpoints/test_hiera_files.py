@@ -292,7 +292,7 @@ def test_settings_without_meaning_here_are_refused(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "ours")
     for to, text in (("official", r"written to a \.pth file"), ("timm", r"written to \.safetens")):
         with pytest.raises(ConfigError, match=text):
-            pv.convert(tmp_path / "ours", tmp_path / "x.npz", to=to)  # pyright: ignore[reportArgumentType]
+            pv.convert(tmp_path / "ours", tmp_path / "x.npz", to=to)
     with pytest.raises(CheckpointError, match=r"x\.pth exists; choose another file, or pass"):
         pv.convert(tmp_path / "ours", path, to="official")
     pv.create_model("hip_nano", inputs={"image": pv.Image(4, 4, 3)}).save_pretrained(

@@ -68,8 +68,8 @@ def convert(
             bundle, or with the settings of a Hiera that cannot be inferred from its shapes.
         flavour: Implementation to reproduce with published weights, ``official`` or ``hf``;
             default: that of the source.
-        to: Format to write: ``perceivers`` (a model folder), ``hf`` (a folder for transformers),
-            ``haiku``, ``official``, ``timm``, or a format that was added.
+        to: Format to write: ``perceivers``, ``hf``, ``haiku``, ``official``, ``timm``, or one that
+            was registered.
         positions: ``window`` splits a Hiera's absolute position embeddings into a part that can be
             interpolated and a part that is tiled; at the native size the model stays the same.
         dtype: Precision of the comparison with another library, ``float64`` or ``float32``.
