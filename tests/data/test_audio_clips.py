@@ -19,7 +19,7 @@ from perceivers.data.audio_clips import (
 )
 from perceivers.data.augment import Look
 from perceivers.data.containers import wrap_file
-from perceivers.data.sources import EncodedClip
+from perceivers.data.sources import Encoded
 from perceivers.errors import DataError
 from perceivers.types import Audio
 
@@ -39,8 +39,8 @@ def noise(samples: int, seed: int = 0) -> np.ndarray:
     return 0.3 * np.convolve(values, np.ones(8) / 8, "valid")[None].astype(np.float32)
 
 
-def clip(data: bytes, name: str = "a.flac") -> EncodedClip:
-    return EncodedClip(name, data, "audio")
+def clip(data: bytes, name: str = "a.flac") -> Encoded:
+    return Encoded(name, data, "audio")
 
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC"])
@@ -199,8 +199,8 @@ def test_a_long_file_stays_on_the_disk_but_for_the_part_that_is_read(
     path = tmp_path / "long.wav"
     soundfile.write(path, np.tile(ramp(16000)[0], 300), 16000)  # 9.6 MB
     sample = wrap_file("audio", str(path), None, has_sound=False)["audio"]
-    assert sample == EncodedClip(str(path), None, "audio")
-    assert isinstance(sample, EncodedClip)
+    assert sample == Encoded(str(path), None, "audio")
+    assert isinstance(sample, Encoded)
     tracemalloc.start()
     found = fit_audio(sample, Audio(8000, 1, 8000))
     _, peak = tracemalloc.get_traced_memory()

@@ -9,7 +9,8 @@ from tests.data.serving import serve
 
 from perceivers.data import make_eval_loader, open_data
 from perceivers.data import row_source as cells_module
-from perceivers.data.row_source import ArrayCells, PathCells, Stored, TextCells
+from perceivers.data.row_source import ArrayCells, PathCells, TextCells
+from perceivers.data.sources import Encoded
 from perceivers.errors import DataError
 
 PLACES = ["x.csv: line 2", "x.csv: line 3", "x.csv: line 4"]
@@ -19,7 +20,7 @@ def test_paths_are_relative_or_absolute(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(b"abc")
     cells = PathCells(str(tmp_path), ["a.wav", "", str(tmp_path / "a.wav")], PLACES, "audio")
     assert cells.present.tolist() == [True, False, True]
-    stored = Stored(str(tmp_path / "a.wav"), b"abc")
+    stored = Encoded(str(tmp_path / "a.wav"), b"abc")
     assert [cells.load(0), cells.load(2)] == [stored, stored]
 
 
@@ -27,8 +28,8 @@ def test_long_clips_stay_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cells_module, "MAX_READ", 2)
     (tmp_path / "a.wav").write_bytes(b"abc")
     path = str(tmp_path / "a.wav")
-    assert PathCells("", [path], PLACES, "audio").load(0) == Stored(path, None)
-    assert PathCells("", [path], PLACES, "image").load(0) == Stored(path, b"abc")
+    assert PathCells("", [path], PLACES, "audio").load(0) == Encoded(path, None)
+    assert PathCells("", [path], PLACES, "image").load(0) == Encoded(path, b"abc")
 
 
 @pytest.mark.parametrize(

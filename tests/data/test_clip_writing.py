@@ -9,15 +9,15 @@ import pytest
 import soundfile
 
 from perceivers.data.audio_clips import fit_audio, native_audio
-from perceivers.data.sources import EncodedClip
+from perceivers.data.sources import Encoded
 from perceivers.data.video_clips import fit_video, native_video
 from perceivers.data.writing import write_clip, write_wav
 from perceivers.errors import ConfigError, InputError
 from perceivers.types import Audio, Video
 
 
-def read(path: Path) -> EncodedClip:
-    return EncodedClip(str(path), path.read_bytes(), "video")
+def read(path: Path) -> Encoded:
+    return Encoded(str(path), path.read_bytes(), "video")
 
 
 @pytest.mark.parametrize("frame_rate", [25.0, 12.5, 30000 / 1001])

@@ -17,11 +17,11 @@ from perceivers.data.containers import (
     open_sound,
     wrap_file,
 )
-from perceivers.data.sources import EncodedClip
+from perceivers.data.sources import Encoded
 from perceivers.errors import DataError
 
 
-def read_all(clip: EncodedClip) -> bytes:
+def read_all(clip: Encoded) -> bytes:
     with open_bytes(clip) as file:
         return file.read()
 
@@ -55,7 +55,7 @@ def test_contents_tell_who_reads_a_file(
     encode_sound: Callable[..., bytes], kind: str, by_soundfile: bool
 ) -> None:
     data = encode_sound(np.zeros((1, 3000)), kind=kind)
-    with open_sound(EncodedClip("x", data, "audio")) as file:
+    with open_sound(Encoded("x", data, "audio")) as file:
         assert (file is not None) == by_soundfile
     assert is_packed(data[:8]) != by_soundfile
 
@@ -65,12 +65,12 @@ def test_what_soundfile_does_not_know_is_left_to_av(
 ) -> None:
     avi = encode_video(numbered(3), kind="avi", codec="mpeg4")
     for data in (encode_video(numbered(2)), avi, b"OggS" + bytes(100), b"x" * 100, b"\xff"):
-        with open_sound(EncodedClip("x", data, "audio")) as file:
+        with open_sound(Encoded("x", data, "audio")) as file:
             assert file is None
     # A sound that is merely damaged is not.
     with (
         pytest.raises(DataError, match=r"^x: cannot be decoded"),
-        open_sound(EncodedClip("x", b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0", "audio")),
+        open_sound(Encoded("x", b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0", "audio")),
     ):
         pass
 
@@ -92,8 +92,8 @@ def test_a_video_gives_its_sound_when_it_has_one(
 ) -> None:
     both = wrap_file("video", "a.mp4", b"x", has_sound=True)
     assert both == {
-        "video": EncodedClip("a.mp4", b"x", "video"),
-        "audio": EncodedClip("a.mp4", b"x", "audio"),
+        "video": Encoded("a.mp4", b"x", "video"),
+        "audio": Encoded("a.mp4", b"x", "audio"),
     }
     assert set(wrap_file("video", "a.mp4", b"x", has_sound=False)) == {"video"}
     silent, loud = encode_video(numbered(2)), encode_video(numbered(2), 25, np.zeros((1, 2000)))
@@ -111,17 +111,17 @@ def test_small_files_are_read_at_once_and_large_ones_stay_on_the_disk(
     path.write_bytes(b"x" * 20)
     monkeypatch.setattr(containers, "MAX_READ", 20)
     small = wrap_file("video", str(path), None, has_sound=True)
-    assert small["audio"] == EncodedClip(str(path), b"x" * 20, "audio")
+    assert small["audio"] == Encoded(str(path), b"x" * 20, "audio")
     path.write_bytes(b"y" * 21)
     large = wrap_file("video", str(path), None, has_sound=True)
-    assert large == {kind: EncodedClip(str(path), None, kind) for kind in ("video", "audio")}
+    assert large == {kind: Encoded(str(path), None, kind) for kind in ("video", "audio")}
     (clip, _) = large.values()
-    assert isinstance(clip, EncodedClip)
+    assert isinstance(clip, Encoded)
     assert read_all(clip) == b"y" * 21
     version = file_version(clip)
     assert version is not None
     assert version[:2] == (str(path), 21)
-    assert file_version(EncodedClip("a.mp4", b"x", "video")) is None
+    assert file_version(Encoded("a.mp4", b"x", "video")) is None
     path.write_bytes(b"")
     with pytest.raises(DataError, match=r"a\.mp4: the file is empty \(0 bytes\)"):
         read_all(clip)

@@ -8,7 +8,7 @@ import pytest
 
 from perceivers.data import find_files, make_eval_loader, open_data, read_files
 from perceivers.data.folders import ClipFiles, read_folder
-from perceivers.data.sources import EncodedClip, PartialSource
+from perceivers.data.sources import Encoded, PartialSource
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Audio, Image
 
@@ -193,7 +193,7 @@ def test_sounds_in_class_folders_are_clips(write_folder: WriteFolder, encode_sou
     part = source.subset(np.array([3, 0]))
     assert part.labels is not None
     assert (list(part.names), part.labels.tolist()) == (["b/1.WAV", "a/0.flac"], [1, 0])
-    assert part.read(0) == {"audio": EncodedClip(f"{folder}/b/1.WAV", data[1], "audio")}
+    assert part.read(0) == {"audio": Encoded(f"{folder}/b/1.WAV", data[1], "audio")}
     (folder / "b/1.WAV").unlink()
     with pytest.raises(DataError, match=r"b/1\.WAV: cannot be read \(No such file"):
         part.read(0)
@@ -208,8 +208,8 @@ def test_videos_in_folders_give_their_sound(
     sources = read_folder(folder).sources
     clip = (f"{folder}/val/b.mkv", loud)
     assert sources["val"].read(0) == {
-        "video": EncodedClip(*clip, "video"),
-        "audio": EncodedClip(*clip, "audio"),
+        "video": Encoded(*clip, "video"),
+        "audio": Encoded(*clip, "audio"),
     }
     assert sources["train"].labels is None
     write_folder({"train/a.mp4": encode_video(frames)})
@@ -235,7 +235,7 @@ def test_files_of_several_kinds_are_paired_by_name(
     assert source.labels.tolist() == [0, 0, 1, 1]
     sample = source.read(3)
     assert set(sample) == {"image", "audio"}
-    assert sample["audio"] == EncodedClip(f"{folder}/b/2.wav", sound, "audio")
+    assert sample["audio"] == Encoded(f"{folder}/b/2.wav", sound, "audio")
     write_folder({"b/2.flac": sound})
     with pytest.raises(
         DataError, match=r"b/2\.wav: has the same name as '2\.flac'; .*one file of each kind"

@@ -13,7 +13,7 @@ import pytest
 from PIL.Image import Image as Picture
 
 from perceivers.data import hugging_face, make_eval_loader, open_data
-from perceivers.data.sources import EncodedClip, PartialSource, PictureSource
+from perceivers.data.sources import Encoded, PartialSource, PictureSource
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Bytes
 
@@ -105,7 +105,7 @@ def test_what_is_missing_and_targets(save: Save, encode: Any, encode_sound: Any)
     assert bytes(sample["bytes"]) == b"one"  # pyright: ignore[reportArgumentType]
     (name,) = test.read(1)
     clip = test.read(1)[name]
-    assert isinstance(clip, EncodedClip)
+    assert isinstance(clip, Encoded)
     assert clip.data == sound
     assert test.targets is not None  # pyright: ignore[reportAttributeAccessIssue]
     np.testing.assert_array_equal(test.targets, [[1.0], [np.nan]])  # pyright: ignore[reportAttributeAccessIssue]

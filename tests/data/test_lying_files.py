@@ -21,7 +21,7 @@ from perceivers.data.pictures import read_picture
 from perceivers.data.point_files import native_points
 from perceivers.data.remote import open_shards, write_shard_index
 from perceivers.data.shards import expand_braces
-from perceivers.data.sources import EncodedClip
+from perceivers.data.sources import Encoded
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Image
 
@@ -168,7 +168,7 @@ def test_points_that_promise_more_than_they_hold_are_refused(
     name: str, data: bytes, reason: str
 ) -> None:
     with pytest.raises(DataError, match=rf"^{name}: .*{reason}"):
-        native_points(EncodedClip(name, data, "points"))
+        native_points(Encoded(name, data, "points"))
 
 
 def make_tar(path: Path, size: bytes, kind: bytes = b"0") -> Path:

@@ -20,7 +20,7 @@ from perceivers.data import (
 )
 from perceivers.data.sources import (
     DivisibleSource,
-    EncodedClip,
+    Encoded,
     PartialSource,
     PictureSource,
     Source,
@@ -213,7 +213,7 @@ def test_a_film_gives_its_sound(
         frozenset(s) for s in ({"video", "bytes", "audio"}, {"video", "audio"}, {"bytes"})
     }
     clips = [train.read(i)["audio"] for i in range(len(train)) if "audio" in train.read(i)]
-    assert all(isinstance(clip, EncodedClip) and clip.kind == "audio" for clip in clips)
+    assert all(isinstance(clip, Encoded) and clip.kind == "audio" for clip in clips)
     assert clips
 
 

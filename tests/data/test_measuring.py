@@ -11,7 +11,7 @@ from perceivers.data.augment import AugmentConfig, Look
 from perceivers.data.by_modality import sounds, videos
 from perceivers.data.fitting import SampleReader
 from perceivers.data.measuring import override_spec
-from perceivers.data.sources import EncodedClip
+from perceivers.data.sources import Encoded
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Audio, Bytes, Image, ModalitySpec, Points, Video
 
@@ -33,7 +33,7 @@ class Clips:
     def read(self, index: int) -> Any:
         """Return both clips of one film."""
         data = bytes([index + 1])
-        return {kind: EncodedClip(f"{index}.mp4", data, kind) for kind in ("video", "audio")}
+        return {kind: Encoded(f"{index}.mp4", data, kind) for kind in ("video", "audio")}
 
 
 def dataset(source: Any) -> Dataset:
@@ -45,7 +45,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Replace the decoders; the list tells which were called, and how."""
     seen: list[Any] = []
 
-    def native_video(clip: EncodedClip) -> Video:
+    def native_video(clip: Encoded) -> Video:
         assert clip.data is not None
         if clip.data == b"\4":
             raise DataError(f"{clip.path}: damaged")

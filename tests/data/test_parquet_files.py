@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from perceivers.data import make_eval_loader, open_data, parquet_files
-from perceivers.data.sources import EncodedClip, PartialSource, PictureSource
+from perceivers.data.sources import Encoded, PartialSource, PictureSource
 from perceivers.errors import DataError
 
 
@@ -69,7 +69,7 @@ def test_embedded_files_are_read_group_by_group(
     assert list(forget.held) == [(path, Path(path).stat().st_mtime_ns, "photo", 1)]
     clip = rows[6][0].read(rows[6][1])
     assert set(clip) == {"audio"}
-    assert clip["audio"] == EncodedClip(f"{path}/6/audio", sound, "audio")
+    assert clip["audio"] == Encoded(f"{path}/6/audio", sound, "audio")
     held = {row: sorted(source.read(i)) for row, (source, i) in rows.items()}
     assert held == {i: ["audio", "image"] if i in {0, 2} else ["image"] for i in range(6)} | {
         6: ["audio"]

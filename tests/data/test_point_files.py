@@ -11,7 +11,7 @@ from perceivers.data import find_files, make_eval_loader, open_data, read_files
 from perceivers.data.augment import AugmentConfig
 from perceivers.data.fitting import SampleReader
 from perceivers.data.point_files import common_points, native_points, read_points
-from perceivers.data.sources import EncodedClip
+from perceivers.data.sources import Encoded
 from perceivers.errors import DataError
 from perceivers.types import Image, ModalitySpec, Points
 
@@ -41,8 +41,8 @@ def npy(values: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def clip(data: bytes, name: str) -> EncodedClip:
-    return EncodedClip(name, data, "points")
+def clip(data: bytes, name: str) -> Encoded:
+    return Encoded(name, data, "points")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from perceivers.data.shards import (
     expand_braces,
     read_shards,
 )
-from perceivers.data.sources import EncodedClip
+from perceivers.data.sources import Encoded
 from perceivers.errors import ConfigError, DataError
 
 WriteTar = Callable[[Path, Mapping[str, bytes]], Path]
@@ -215,7 +215,7 @@ def test_sounds_pictures_and_texts_of_one_key_are_one_sample(
     assert (source.kinds, source.tracks, notes) == (("audio",), None, [])
     source = pickle.loads(pickle.dumps(source)).subset(np.array([2, 0]))
     assert (source.names, source.labels.tolist()) == (["x.tar/2", "x.tar/0"], [1, 1])
-    assert source.read(0) == {"audio": EncodedClip(f"{path}/2.flac", sounds["2.flac"], "audio")}
+    assert source.read(0) == {"audio": Encoded(f"{path}/2.flac", sounds["2.flac"], "audio")}
 
     pictures = {f"{i}.png": encode(i) for i in range(3)}
     source, notes = read_shards([write_tar(path, sounds | pictures | texts)], ())
@@ -237,7 +237,7 @@ def test_sounds_beside_videos_are_their_sound(
     path = write_tar(tmp_path / "x.tar", members)
     found, notes = add_tracks({"train": read_shards([path], ())[0]})
     assert notes == []
-    assert found["train"].read(0)["audio"] == EncodedClip(f"{path}/a.wav", sound, "audio")
+    assert found["train"].read(0)["audio"] == Encoded(f"{path}/a.wav", sound, "audio")
 
 
 def test_samples_without_what_most_have_are_left_out_and_noted(

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from perceivers.data.audio_clips import check_ogg_end, fit_audio, native_audio
-from perceivers.data.sources import EncodedClip
+from perceivers.data.sources import Encoded
 from perceivers.errors import DataError
 from perceivers.types import Audio
 
@@ -21,7 +21,7 @@ def noise(samples: int) -> np.ndarray:
 
 
 def check(data: bytes, path: str) -> int:
-    return native_audio(EncodedClip(path, data, "audio")).samples
+    return native_audio(Encoded(path, data, "audio")).samples
 
 
 def with_size(wav: bytes, size: int) -> bytes:
@@ -37,8 +37,8 @@ def test_a_wav_that_was_cut_short_is_named(encode_sound: EncodeSound) -> None:
     message = r"^a\.wav: ends after 1256 of 2000 bytes of audio; the file is damaged or cut short$"
     for read in (native_audio, lambda clip: fit_audio(clip, Audio(10))):
         with pytest.raises(DataError, match=message):
-            read(EncodedClip("a.wav", wav[:1300], "audio"))
-    assert native_audio(EncodedClip("a.wav", wav, "audio")).samples == 1000
+            read(Encoded("a.wav", wav[:1300], "audio"))
+    assert native_audio(Encoded("a.wav", wav, "audio")).samples == 1000
 
 
 def test_chunks_before_the_samples_are_passed_over(encode_sound: EncodeSound) -> None:
@@ -69,7 +69,7 @@ def test_an_ogg_that_was_cut_short_is_named(subtype: str) -> None:
     soundfile.write(file, noise(96000)[0], 48000, format="OGG", subtype=subtype)
     ogg = file.getvalue()
     check(ogg, "a.ogg")
-    assert native_audio(EncodedClip("a.ogg", ogg, "audio")).samples == 96000
+    assert native_audio(Encoded("a.ogg", ogg, "audio")).samples == 96000
     for length in (len(ogg) - 1, ogg.rfind(b"OggS"), ogg.rfind(b"OggS") + 10, len(ogg) // 2):
         message = rf"^a\.ogg: the last page of audio is missing after {length} bytes; the file is"
         with pytest.raises(DataError, match=message):
@@ -97,11 +97,11 @@ def test_an_mp3_that_was_cut_short_ends_within_a_frame(
 ) -> None:
     mp3 = encode_sound(noise(5 * rate), rate, "MP3")
     for whole in (mp3, with_tag(mp3)):
-        assert native_audio(EncodedClip("a.mp3", whole, "audio")).samples >= 5 * rate
+        assert native_audio(Encoded("a.mp3", whole, "audio")).samples >= 5 * rate
         cut = whole[: middle_frame(whole) + 40]
         message = r"^a\.mp3: ends within a frame after 2\.\d\d of 5\.\d\d s; .*cut short$"
         with pytest.raises(DataError, match=message):
-            native_audio(EncodedClip("a.mp3", cut, "audio"))
+            native_audio(Encoded("a.mp3", cut, "audio"))
 
 
 def test_an_mp3_that_an_editor_cut_between_frames_is_merely_shorter(
@@ -109,9 +109,9 @@ def test_an_mp3_that_an_editor_cut_between_frames_is_merely_shorter(
 ) -> None:
     mp3 = encode_sound(noise(80000), 16000, "MP3")
     middle = middle_frame(mp3)
-    assert 35000 < native_audio(EncodedClip("a.mp3", mp3[:middle], "audio")).samples < 45000
+    assert 35000 < native_audio(Encoded("a.mp3", mp3[:middle], "audio")).samples < 45000
     with pytest.raises(DataError, match="ends within a frame"):
-        native_audio(EncodedClip("a.mp3", mp3[: middle - 3], "audio"))
+        native_audio(Encoded("a.mp3", mp3[: middle - 3], "audio"))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_sounds_of_every_container_that_were_cut_short_are_named(
     data = file.getvalue()
     assert check(data, "x") == 2000
     with pytest.raises(DataError, match=r"^x: (ends after \d+ of \d+ bytes|cannot be decoded)"):
-        fit_audio(EncodedClip("x", data[: len(data) * 3 // 5], "audio"), Audio(2000))
+        fit_audio(Encoded("x", data[: len(data) * 3 // 5], "audio"), Audio(2000))
 
 
 @pytest.mark.parametrize("samples", [2000, 400_000])

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from perceivers.data.audio_clips import fit_audio, fit_audio_from, read_sound_info
-from perceivers.data.sources import EncodedClip
+from perceivers.data.sources import Encoded
 from perceivers.types import Audio
 
 RATE = 8000
@@ -54,7 +54,7 @@ def test_samples_are_those_that_soundfile_gives(kind: str, subtype: str, endian:
     data = encode(kind, subtype, endian, tone(RATE))
     with soundfile.SoundFile(io.BytesIO(data)) as file:
         expected = file.read(file.frames, dtype="float32", always_2d=True).T
-    clip = EncodedClip("x", data, "audio")
+    clip = Encoded("x", data, "audio")
     info = read_sound_info(clip)
     found = fit_audio(clip, Audio(info.samples, info.channels, 0))
     assert found.shape == expected.shape
@@ -82,7 +82,7 @@ def test_lossy_sounds_begin_at_once_and_are_cut_to_the_sample(kind: str, rate: i
     wave = np.concatenate([0.2 * rng.standard_normal(rate), tone(3 * rate, rate)])
     data = encode(kind, "VORBIS" if kind == "OGG" else "MPEG_LAYER_III", "FILE", wave, rate)
     expected, _ = soundfile.read(io.BytesIO(data), dtype="float32")
-    clip = EncodedClip("x", data, "audio")
+    clip = Encoded("x", data, "audio")
     info = read_sound_info(clip)
     whole = fit_audio(clip, Audio(info.samples, 1, 0))[0]
     assert len(whole) == len(expected) == 4 * rate
@@ -123,7 +123,7 @@ def test_tracks_are_cut_to_the_sample_also_where_times_are_rounded(
         for part in (*resampler.resample(frame), *resampler.resample(None)):
             container.mux(stream.encode(part))
         container.mux(stream.encode(None))
-    clip = EncodedClip("x", file.getvalue(), "audio")
+    clip = Encoded("x", file.getvalue(), "audio")
     info = read_sound_info(clip)
     whole = fit_audio(clip, Audio(info.samples, 1, 0))
     assert np.abs(whole).max() > 0.2

@@ -13,7 +13,7 @@ import pytest
 
 from perceivers.data import video_clips
 from perceivers.data.augment import AugmentConfig, Look, Place
-from perceivers.data.sources import EncodedClip
+from perceivers.data.sources import Encoded
 from perceivers.data.video_clips import FrameTimes, fit_clip, fit_video, native_video
 from perceivers.errors import DataError
 from perceivers.types import Audio, Video
@@ -31,8 +31,8 @@ CONTAINERS = [
 ]
 
 
-def clip(data: bytes, name: str = "a.mp4") -> EncodedClip:
-    return EncodedClip(name, data, "video")
+def clip(data: bytes, name: str = "a.mp4") -> Encoded:
+    return Encoded(name, data, "video")
 
 
 def noise(samples: int) -> np.ndarray:
@@ -287,7 +287,7 @@ def test_sound_may_lie_in_a_file_of_its_own(
     encode_video: EncodeVideo, encode_sound: EncodeSound, numbered: Numbered, numbers_of: NumbersOf
 ) -> None:
     wave = (np.arange(16000, dtype=np.float32) / 2**15)[None]
-    track = EncodedClip("a.flac", encode_sound(wave, 8000), "audio")
+    track = Encoded("a.flac", encode_sound(wave, 8000), "audio")
     picture = clip(encode_video(numbered(50), 25))
     frames, sound = fit_clip(
         picture, Video(5, 32, 64), Audio(1600), Look(np.random.default_rng(0)), sound=track
@@ -410,7 +410,7 @@ def test_a_long_film_stays_on_the_disk_and_its_times_are_read_once(
         return read(container, path)
 
     monkeypatch.setattr(video_clips, "read_frame_times", count)
-    film = EncodedClip(str(path), None, "video")
+    film = Encoded(str(path), None, "video")
     specs = Video(8, 32, 64), Audio(2560, 1, 8000)
     for seed in range(3):
         found = fit_clip(film, *specs, Look(np.random.default_rng(seed)))

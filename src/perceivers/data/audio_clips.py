@@ -30,7 +30,7 @@ from perceivers.data.containers import (
     open_sound,
 )
 from perceivers.data.resampling import read_resampled, resampled_length
-from perceivers.data.sources import EncodedClip
+from perceivers.data.sources import Encoded
 from perceivers.errors import DataError
 from perceivers.types import Audio
 
@@ -297,7 +297,7 @@ class SoundInfo:
     findable: int = 0
 
 
-def native_audio(clip: EncodedClip) -> Audio:
+def native_audio(clip: Encoded) -> Audio:
     """Return the spec of an audio file, or of a video's first sound track, from its headers.
 
     Raises:
@@ -326,7 +326,7 @@ def common_audio(found: Sequence[Audio]) -> Audio:
     return replace(found[0], samples=max(lengths), channels=channels, sample_rate=rate)
 
 
-def fit_audio(clip: EncodedClip, spec: Audio, look: Look = PLAIN) -> NDArray[np.float32]:
+def fit_audio(clip: Encoded, spec: Audio, look: Look = PLAIN) -> NDArray[np.float32]:
     """Decode a part of an audio file, or of the sound track of a video file.
 
     Mono is repeated to fill more channels, several channels are averaged to mono, and audio that is
@@ -351,7 +351,7 @@ def fit_audio(clip: EncodedClip, spec: Audio, look: Look = PLAIN) -> NDArray[np.
 
 
 def fit_audio_from(
-    clip: EncodedClip, info: SoundInfo, spec: Audio, seconds: float
+    clip: Encoded, info: SoundInfo, spec: Audio, seconds: float
 ) -> NDArray[np.float32]:
     """Decode audio from a given time, with zeros where there is none; otherwise as ``fit_audio``.
 
@@ -372,7 +372,7 @@ def read_rate(info: SoundInfo, spec: Audio) -> int:
     return spec.sample_rate or info.sample_rate
 
 
-def read_sound_info(clip: EncodedClip) -> SoundInfo:
+def read_sound_info(clip: Encoded) -> SoundInfo:
     """Return length, channels and rate; only containers without a stated length are scanned.
 
     Raises:
@@ -384,10 +384,10 @@ def read_sound_info(clip: EncodedClip) -> SoundInfo:
 
 @lru_cache(maxsize=4096)
 def _remember_info(version: tuple[str, int, int]) -> SoundInfo:
-    return _read_info(EncodedClip(version[0], None, "audio"))
+    return _read_info(Encoded(version[0], None, "audio"))
 
 
-def _read_info(clip: EncodedClip) -> SoundInfo:
+def _read_info(clip: Encoded) -> SoundInfo:
     with open_sound(clip) as file:
         info = None if file is None else _read_file_info(file, clip)
     if info is None:
@@ -404,7 +404,7 @@ def _read_info(clip: EncodedClip) -> SoundInfo:
     return info
 
 
-def _read_file_info(file: Any, clip: EncodedClip) -> SoundInfo:
+def _read_file_info(file: Any, clip: Encoded) -> SoundInfo:
     """Return soundfile's facts about a file, after checking that it was not cut short."""
     check_stated_size(file.extra_info, clip.path)
     findable = file.frames if file.subtype.startswith(FOUND_ENCODINGS) else 0
@@ -417,7 +417,7 @@ def _read_file_info(file: Any, clip: EncodedClip) -> SoundInfo:
     return SoundInfo(file.frames, file.channels, file.samplerate, 0.0, True, findable)
 
 
-def _fit_part(clip: EncodedClip, info: SoundInfo, spec: Audio, first: int) -> NDArray[np.float32]:
+def _fit_part(clip: Encoded, info: SoundInfo, spec: Audio, first: int) -> NDArray[np.float32]:
     """Decode ``[first, first + S)`` of a file, with zeros where it has no samples."""
     _check_fit(clip, info, spec)
     rates = info.sample_rate, read_rate(info, spec)
@@ -439,7 +439,7 @@ def _fit_part(clip: EncodedClip, info: SoundInfo, spec: Audio, first: int) -> ND
     return fitted
 
 
-def _check_fit(clip: EncodedClip, info: SoundInfo, spec: Audio) -> None:
+def _check_fit(clip: Encoded, info: SoundInfo, spec: Audio) -> None:
     if info.channels != spec.channels and 1 not in {info.channels, spec.channels}:
         raise DataError(
             f"{clip.path}: {info.channels} channels, but the spec declares {spec.channels}; only "
@@ -447,7 +447,7 @@ def _check_fit(clip: EncodedClip, info: SoundInfo, spec: Audio) -> None:
         )
 
 
-def _read_file(clip: EncodedClip, info: SoundInfo, begin: int, end: int) -> NDArray[np.float32]:
+def _read_file(clip: Encoded, info: SoundInfo, begin: int, end: int) -> NDArray[np.float32]:
     with open_sound(clip) as file:
         place = min(begin, info.findable)
         # Some encodings do not support seeking, not even to the start.
@@ -467,7 +467,7 @@ def _read_file(clip: EncodedClip, info: SoundInfo, begin: int, end: int) -> NDAr
     return values.T
 
 
-def _read_track(clip: EncodedClip, info: SoundInfo, begin: int, end: int) -> NDArray[np.float32]:
+def _read_track(clip: Encoded, info: SoundInfo, begin: int, end: int) -> NDArray[np.float32]:
     """Decode samples of a sound track, positioned by the times of its packets."""
     with open_container(clip) as container:
         stream = first_stream(container, "audio", clip.path)
@@ -545,7 +545,7 @@ def _begin(stream: Any) -> float:
     return float((stream.start_time or 0) * stream.time_base)
 
 
-def _length(container: Any, stream: Any, clip: EncodedClip) -> float:
+def _length(container: Any, stream: Any, clip: Encoded) -> float:
     """Return the duration of a stream in seconds without decoding it."""
     stated = None if stream.duration is None else float(stream.duration * stream.time_base)
     if stated is not None and is_timed(container):

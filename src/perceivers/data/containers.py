@@ -18,7 +18,7 @@ from PIL.Image import Image as Picture
 
 from perceivers.data.modality import FOLDER_ENDINGS, modalities
 from perceivers.data.pictures import read_bytes
-from perceivers.data.sources import EncodedClip
+from perceivers.data.sources import Encoded
 from perceivers.errors import DataError
 from perceivers.reading import check_file, open_file
 
@@ -85,7 +85,7 @@ def is_packed(head: bytes) -> bool:
 
 
 @contextmanager
-def open_bytes(clip: EncodedClip) -> Iterator[BufferedIOBase]:
+def open_bytes(clip: Encoded) -> Iterator[BufferedIOBase]:
     """Open a file, or its bytes if they were loaded, for reading.
 
     Raises:
@@ -102,7 +102,7 @@ def open_bytes(clip: EncodedClip) -> Iterator[BufferedIOBase]:
         yield file
 
 
-def file_version(clip: EncodedClip) -> tuple[str, int, int] | None:
+def file_version(clip: Encoded) -> tuple[str, int, int] | None:
     """Return path, size and modification time of a file; None if its bytes were loaded.
 
     Facts about the file may be cached as long as these are the same.
@@ -117,7 +117,7 @@ def file_version(clip: EncodedClip) -> tuple[str, int, int] | None:
 
 
 @contextmanager
-def open_container(clip: EncodedClip) -> Iterator[Any]:
+def open_container(clip: Encoded) -> Iterator[Any]:
     """Open a container with PyAV; any of its errors inside the block becomes ``path: reason``.
 
     Raises:
@@ -144,7 +144,7 @@ def open_stream(file: BufferedIOBase, path: str) -> Iterator[Any]:
 
 
 @contextmanager
-def open_sound(clip: EncodedClip) -> Iterator[Any]:
+def open_sound(clip: Encoded) -> Iterator[Any]:
     """Open an audio file with soundfile, or yield None for PyAV to read it; errors name the file.
 
     Raises:
@@ -216,7 +216,7 @@ def has_track(container: Any) -> bool:
 
 def wrap_file(
     kind: str, path: str, data: bytes | None, *, has_sound: bool | None
-) -> dict[str, Picture | NDArray | EncodedClip]:
+) -> dict[str, Picture | NDArray | Encoded]:
     """Return what one file adds to a sample: an image, a clip, points, or the bytes of a text.
 
     Args:

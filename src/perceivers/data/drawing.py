@@ -37,9 +37,10 @@ def fit_encoded(
     Raises:
         DataError: The file is damaged, not an image, or too large.
     """
-    if is_deep(encoded.data):
-        return _fit_deep(encoded, spec, look)
-    picture = open_picture(encoded.data, encoded.path)
+    data = encoded.load()
+    if is_deep(data):
+        return _fit_deep(data, encoded.path, spec, look)
+    picture = open_picture(data, encoded.path)
     size, target = upright_size(picture), (spec.width, spec.height)
     view = choose_view(size, target, look)
     enlarge = DRAFT_MARGIN * max(
@@ -54,13 +55,13 @@ def fit_encoded(
 
 
 def _fit_deep(
-    encoded: Encoded, spec: ImageSpec, look: Look
+    data: bytes, path: str, spec: ImageSpec, look: Look
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
-    values = read_deep(encoded.data, encoded.path, spec.channels)
+    values = read_deep(data, path, spec.channels)
     view = choose_view((values.shape[2], values.shape[1]), (spec.width, spec.height), look)
     if look.rng is not None and look.augment.rand_augment:
-        eight = to_augmented(values, encoded.path)
-        return fit_picture(as_picture(eight), encoded.path, spec, view, look)
+        eight = to_augmented(values, path)
+        return fit_picture(as_picture(eight), path, spec, view, look)
     return fit_array(values, spec, view)
 
 

@@ -17,7 +17,7 @@ from perceivers.data.by_modality.images import fit_segmented
 from perceivers.data.by_modality.points import fit_classed
 from perceivers.data.by_modality.videos import fit_together
 from perceivers.data.modality import modality_of
-from perceivers.data.sources import EncodedClip, RawSample
+from perceivers.data.sources import Encoded, RawSample
 from perceivers.errors import ConfigError
 from perceivers.types import ModalitySpec
 
@@ -156,7 +156,7 @@ def fit_sample(
 
 
 def fit_raw(
-    raw: Picture | NDArray | EncodedClip, path: str, spec: ModalitySpec, look: Look = PLAIN
+    raw: Picture | NDArray | Encoded, path: str, spec: ModalitySpec, look: Look = PLAIN
 ) -> NDArray:
     """Fit one modality of a raw sample to its spec.
 

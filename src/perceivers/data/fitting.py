@@ -14,7 +14,7 @@ from perceivers.data.drawing import fit_encoded
 from perceivers.data.fits import check_in_place, fit_sample, reorder_sample
 from perceivers.data.modality import modality_of
 from perceivers.data.sources import (
-    EncodedClip,
+    Encoded,
     PartialSource,
     PictureSource,
     RawSample,
@@ -218,11 +218,11 @@ def check_specs(source: Source, specs: Mapping[str, ModalitySpec]) -> None:
         _check_raw(raw, name, spec)
 
 
-def _check_raw(raw: Picture | NDArray | EncodedClip, name: str, spec: ModalitySpec) -> None:
+def _check_raw(raw: Picture | NDArray | Encoded, name: str, spec: ModalitySpec) -> None:
     if isinstance(raw, Picture):
         # Each image states its own number of bands.
         return
-    if isinstance(raw, EncodedClip):
+    if isinstance(raw, Encoded):
         if raw.kind != spec.kind:
             raise DataError(
                 f"modality {name!r} consists of {raw.kind} files, but the spec is of kind "

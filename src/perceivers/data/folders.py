@@ -29,7 +29,7 @@ from perceivers.data.joined import Parts, check_pairs, kind_of, pair_paths
 from perceivers.data.masks import MASK_NAME, name_mask_classes
 from perceivers.data.modality import FOLDER_ENDINGS
 from perceivers.data.pictures import is_picture_name, read_bytes
-from perceivers.data.sources import Encoded, EncodedClip, Found, RawSample, pick
+from perceivers.data.sources import Encoded, Found, RawSample, pick
 from perceivers.data.system_files import is_system_file, is_system_folder
 from perceivers.errors import DataError
 from perceivers.text_names import (
@@ -69,7 +69,7 @@ class PictureFiles:
     def encoded(self, index: int) -> Encoded:
         """Return the bytes of one file."""
         path = self.paths[index]
-        return Encoded(path, read_bytes(path))
+        return Encoded(path, read_bytes(path), "image")
 
     def read(self, index: int) -> RawSample:
         """Return one whole image, upright, in its own mode; undecoded if it ``is_deep``."""
@@ -110,7 +110,7 @@ class ClipFiles:
         Raises:
             DataError: A file cannot be read, or an image cannot be decoded.
         """
-        sample: dict[str, Picture | NDArray | EncodedClip] = {}
+        sample: dict[str, Picture | NDArray | Encoded] = {}
         for kind, path in zip(self.kinds, self.paths[index], strict=True):
             if path:
                 sample |= wrap_file(kind, path, None, has_sound=is_heard(self.tracks, index))
@@ -343,7 +343,7 @@ def _look_at(
 
     def look(split: str, index: int) -> bool:
         path = arranged[split]["paths"][index][kinds.index("video")]
-        with open_container(EncodedClip(path, None, "video")) as container:
+        with open_container(Encoded(path, None, "video")) as container:
             return has_track(container)
 
     return look

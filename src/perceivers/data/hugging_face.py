@@ -19,8 +19,8 @@ from perceivers.data.labels import DEFAULT_COLUMN, Chosen
 from perceivers.data.manifests import add_sound, as_array, describe_missing, label_rows
 from perceivers.data.media_kinds import KINDS, LISTED, TEXT, name_modalities
 from perceivers.data.pictures import read_bytes
-from perceivers.data.row_source import Cells, Part, RowSource, Stored, make_sources
-from perceivers.data.sources import Found
+from perceivers.data.row_source import Cells, Part, RowSource, make_sources
+from perceivers.data.sources import Encoded, Found
 from perceivers.data.tables import SPLIT_WORDS, Table
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.foreign import read_int
@@ -51,7 +51,7 @@ class FeatureCells:
     where: str
     present: NDArray[np.bool_]
 
-    def load(self, row: int) -> Stored | NDArray:
+    def load(self, row: int) -> Encoded | NDArray:
         """Return one cell: the bytes of a file, a text, or an array.
 
         Raises:
@@ -63,8 +63,8 @@ class FeatureCells:
             return np.frombuffer(cell.encode("utf-8", "surrogateescape"), np.uint8)
         if isinstance(cell, dict):
             if cell["bytes"] is None:
-                return Stored(cell["path"], read_bytes(cell["path"]))
-            return Stored(f"{place} ({cell['path']})" if cell["path"] else place, cell["bytes"])
+                return Encoded(cell["path"], read_bytes(cell["path"]))
+            return Encoded(f"{place} ({cell['path']})" if cell["path"] else place, cell["bytes"])
         array = as_array(cell, self.kind, place)
         assert array is not None, place
         return array

@@ -20,7 +20,7 @@ from perceivers.data.joined import JoinedSource
 from perceivers.data.masks import MASK_NAME, find_pair_turn, picture_orientation
 from perceivers.data.modality import WHOLE, Cut, RawFacts, modalities
 from perceivers.data.pictures import ORIENTATION_TAG, load_picture, open_picture
-from perceivers.data.sources import Encoded, EncodedClip, KindedSource, PictureSource, Source
+from perceivers.data.sources import Encoded, KindedSource, PictureSource, Source
 from perceivers.data.texts import Documents
 from perceivers.errors import DataError
 
@@ -72,7 +72,7 @@ def measure_sample(source: Source, index: int) -> SampleFacts:
         raw = {n: value for n, value in source.read(index).items() if n != INSIDE}
         stated = source.kind_by_modality if isinstance(source, KindedSource) else {}
         kinds = {n: stated.get(n) or find_raw_kind(n, value) for n, value in raw.items()}
-        paths = {value.path if isinstance(value, EncodedClip) else "" for value in raw.values()}
+        paths = {value.path if isinstance(value, Encoded) else "" for value in raw.values()}
         name, cut = source.names[index], _find_cut(source, index, raw)
         found = {n: measure_raw(value, kinds[n], name, cut) for n, value in raw.items()}
         return SampleFacts(
@@ -123,7 +123,7 @@ def measure_raw(raw: Any, kind: str, path: str, cut: Cut = WHOLE) -> RawFacts:
     Raises:
         DataError: It cannot be decoded.
     """
-    if isinstance(raw, EncodedClip):
+    if isinstance(raw, Encoded):
         kind = raw.kind
     elif isinstance(raw, Picture) and kind != MASK_NAME:
         kind = "image"
@@ -132,7 +132,7 @@ def measure_raw(raw: Any, kind: str, path: str, cut: Cut = WHOLE) -> RawFacts:
 
 def find_raw_kind(name: str, raw: Any) -> str:
     """Return the kind of spec that a raw modality is read with, as in ``types.SPECS``."""
-    if isinstance(raw, EncodedClip):
+    if isinstance(raw, Encoded):
         return raw.kind
     if name == MASK_NAME:
         return MASK_NAME
@@ -143,21 +143,18 @@ def find_raw_kind(name: str, raw: Any) -> str:
 
 
 def _measure_encoded(encoded: Encoded) -> SampleFacts:
-    if is_deep(encoded.data):
-        facts = measure_deep(EncodedClip(encoded.path, encoded.data, "image"))
-        return SampleFacts(
-            {"image": facts}, {"image": "image"}, _digest_bytes(encoded.data), encoded.path
-        )
-    picture = open_picture(encoded.data, encoded.path)
+    data = encoded.load()
+    if is_deep(data):
+        facts = measure_deep(encoded)
+        return SampleFacts({"image": facts}, {"image": "image"}, _digest_bytes(data), encoded.path)
+    picture = open_picture(data, encoded.path)
     turned = picture.getexif().get(ORIENTATION_TAG, 1) not in {0, 1}
     facts = measure_picture(load_picture(picture, encoded.path))
-    if (layout := read_layout(encoded.data)) is not None and layout.unread:
+    if (layout := read_layout(data)) is not None and layout.unread:
         facts = facts._replace(flags=(*facts.flags, "of several pages, of which the first is read"))
     if turned:
         facts = facts._replace(flags=(*facts.flags, "turned upright by EXIF"))
-    return SampleFacts(
-        {"image": facts}, {"image": "image"}, _digest_bytes(encoded.data), encoded.path
-    )
+    return SampleFacts({"image": facts}, {"image": "image"}, _digest_bytes(data), encoded.path)
 
 
 def _digest_bytes(data: bytes) -> bytes:
@@ -170,7 +167,7 @@ def _digest(raw: Mapping[str, Any]) -> bytes:
     seen: set[str] = set()
     for name in sorted(raw):
         value = raw[name]
-        if isinstance(value, EncodedClip):
+        if isinstance(value, Encoded):
             # One file may be both video and audio of a sample.
             if value.path not in seen:
                 with open_bytes(value) as file:

@@ -25,12 +25,11 @@ from perceivers.data.row_source import (
     Part,
     PathCells,
     RowSource,
-    Stored,
     TextCells,
     TrackCells,
     make_sources,
 )
-from perceivers.data.sources import EncodedClip, Found
+from perceivers.data.sources import Encoded, Found
 from perceivers.data.tables import SPLIT, Table, divide_table, read_table
 from perceivers.data.text_sources import encode_cell, read_text_tables
 from perceivers.errors import DataError
@@ -218,11 +217,11 @@ def add_sound(parts: Mapping[str, Mapping[str, Part]]) -> dict[str, dict[str, Pa
         """Return whether a video has a soundtrack."""
         held = cells[split]
         if isinstance(held, PathCells) and not is_remote(held.paths[row]):
-            film = Stored(held.resolve(row), None)
+            film = Encoded(held.resolve(row), None)
         else:
             film = held.load(row)
-        assert isinstance(film, Stored)
-        with open_container(EncodedClip(film.path, film.data, "video")) as container:
+        assert isinstance(film, Encoded)
+        with open_container(Encoded(film.path, film.data, "video")) as container:
             return has_track(container)
 
     local = all(

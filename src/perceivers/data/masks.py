@@ -35,7 +35,7 @@ from perceivers.data.pictures import (
     turn_array,
 )
 from perceivers.data.rand_augment import apply, as_picture
-from perceivers.data.sources import EncodedClip, Source, number_classes
+from perceivers.data.sources import Encoded, Source, number_classes
 from perceivers.errors import DataError
 from perceivers.settings import Count, Finite, Positive, Range
 from perceivers.types import Image, ModalitySpec
@@ -227,7 +227,7 @@ def fit_masked(
     """
     colours = look.rng is not None and look.augment.rand_augment > 0
     mask = upright_mask(raw, mask, path, mask_spec.exif)
-    if isinstance(raw, EncodedClip):
+    if isinstance(raw, Encoded):
         assert raw.data is not None, path
         deep = read_deep(raw.data, raw.path, spec.channels)
         raw = to_augmented(deep, path) if colours else deep
@@ -275,7 +275,7 @@ def find_pair_turn(raw: Any, mask: Any, path: str) -> MaskTurn | None:
     """
     if isinstance(raw, Picture):
         size = raw.size
-    elif isinstance(raw, EncodedClip):
+    elif isinstance(raw, Encoded):
         assert raw.data is not None, path
         size = deep_size(raw.data, raw.path)
     else:
@@ -289,7 +289,7 @@ def find_pair_turn(raw: Any, mask: Any, path: str) -> MaskTurn | None:
 
 def picture_orientation(raw: Any) -> int:
     """Return the EXIF orientation of an image in its file; 1 is upright."""
-    if isinstance(raw, EncodedClip):
+    if isinstance(raw, Encoded):
         return stored_orientation(raw.data or b"")
     return read_orientation(raw) if isinstance(raw, Picture) else 1
 

@@ -18,7 +18,7 @@ from perceivers.data.masks import MASK_NAME
 from perceivers.data.modality import FULL_SCALE, modalities, modality_of
 from perceivers.data.sources import (
     DeclaringSource,
-    EncodedClip,
+    Encoded,
     KindedSource,
     PartialSource,
     PictureSource,
@@ -142,7 +142,7 @@ def _read_some(source: Source, wanted: Sequence[str], reasons: list[str]) -> Ite
             continue
         yield sample
         missing -= set(sample)
-        differ |= any(isinstance(raw, EncodedClip | Picture) for raw in sample.values())
+        differ |= any(isinstance(raw, Encoded | Picture) for raw in sample.values())
         differ |= any(modalities().get(name, ARRAY).varies for name in sample)
         if not differ and not missing:
             # All arrays of a source have the same shape, so one sample is enough.
@@ -173,12 +173,12 @@ def _combine(source: Source, wanted: Sequence[str]) -> dict[str, ModalitySpec]:
 
 
 def _native_spec(
-    kind: str, raw: Picture | NDArray | EncodedClip, *, ragged: bool = False
+    kind: str, raw: Picture | NDArray | Encoded, *, ragged: bool = False
 ) -> ModalitySpec:
     """Return the spec of one raw sample; ``ragged`` point sets may have fewer points."""
     if isinstance(raw, Picture):
         kind = "image"
-    elif isinstance(raw, EncodedClip):
+    elif isinstance(raw, Encoded):
         kind = raw.kind
     native = modalities().get(kind, ARRAY).native or ARRAY.native
     assert native is not None, kind
@@ -236,7 +236,7 @@ def _common_channels(source: PictureSource, indices: list[int]) -> int:
     for index in indices:
         try:
             encoded = source.encoded(index)
-            found[count_channels(encoded.data, encoded.path)] += 1
+            found[count_channels(encoded.load(), encoded.path)] += 1
         except DataError:
             continue
     if set(found) == {1}:

@@ -94,7 +94,7 @@ class Modality:
     """What the data layer knows of one kind of modality.
 
     A raw sample is what a source reads: an array in the raw layout, a decoded image, or an
-    undecoded file (``EncodedClip``), as ``decode`` returns it.
+    undecoded file (``Encoded``), as ``decode`` returns it.
 
     Attributes:
         spec: Class of the specs; its ``kind`` names the row.

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from perceivers.data.media_kinds import KINDS, kind_of_name
 from perceivers.data.pictures import read_bytes
-from perceivers.data.row_source import Part, Stored
+from perceivers.data.row_source import Part
+from perceivers.data.sources import Encoded
 from perceivers.errors import DataError
 from perceivers.foreign import parse_json
 from perceivers.reading import check_file, check_limit
@@ -60,7 +61,7 @@ class EmbeddedCells:
     starts: NDArray[np.int64]
     present: NDArray[np.bool_]
 
-    def load(self, row: int) -> Stored:
+    def load(self, row: int) -> Encoded:
         """Return the bytes in one cell, or of the file that it names.
 
         Raises:
@@ -72,9 +73,9 @@ class EmbeddedCells:
         data, name = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, "")
         if data is None:
             place = str(Path(self.path).parent / str(name))
-            return Stored(place, read_bytes(place))
+            return Encoded(place, read_bytes(place))
         where = f"{self.path}/{row}/{self.column}"
-        return Stored(f"{where} ({name})" if name else where, data)
+        return Encoded(f"{where} ({name})" if name else where, data)
 
 
 def read_parquet(path: Path) -> ParquetContent:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from perceivers.data.containers import load_library, open_bytes
-from perceivers.data.sources import EncodedClip
+from perceivers.data.sources import Encoded
 from perceivers.errors import DataError
 from perceivers.foreign import read_int
 from perceivers.reading import parse_npy
@@ -34,7 +34,7 @@ POINTS_STEP = 8
 COMMENT = r"(#|//)[^\n]*"
 
 
-def native_points(clip: EncodedClip) -> Points:
+def native_points(clip: Encoded) -> Points:
     """Return the spec of a point file: all points of a cloud, 1024 of a mesh.
 
     Raises:
@@ -57,7 +57,7 @@ def common_points(found: Sequence[Points]) -> Points:
 
 
 def read_points(
-    clip: EncodedClip, spec: Points, rng: np.random.Generator | None = None
+    clip: Encoded, spec: Points, rng: np.random.Generator | None = None
 ) -> Float[np.ndarray, "P C"]:
     """Return all points of a cloud, or ``spec.points`` points sampled from the surface of a mesh.
 
@@ -81,7 +81,7 @@ def read_points(
     return found
 
 
-def _decode(clip: EncodedClip) -> Any:
+def _decode(clip: Encoded) -> Any:
     """Return the points of a cloud ``[P, C]``, or a trimesh mesh."""
     with open_bytes(clip) as file:
         data = file.read()

@@ -18,7 +18,7 @@ from perceivers.data.audio_clips import SILENT, Tracks, are_known, is_heard
 from perceivers.data.containers import MAX_READ, wrap_file
 from perceivers.data.http_ranges import fetch_remote, is_remote
 from perceivers.data.modality import modalities
-from perceivers.data.sources import Encoded, EncodedClip, RawSample, pick
+from perceivers.data.sources import Encoded, RawSample, pick
 from perceivers.errors import DataError
 from perceivers.reading import check_file, parse_npy, read_file
 from perceivers.text_names import find_spelling
@@ -26,13 +26,6 @@ from perceivers.text_names import find_spelling
 # -- Columns of tables whose cells are media: paths to files, texts, and lists of numbers --------
 #
 # Legend: n rows, L bytes.
-
-
-class Stored(NamedTuple):
-    """An undecoded file: its path, and its bytes, or None if a large file stays on disk."""
-
-    path: str
-    data: bytes | None
 
 
 @runtime_checkable
@@ -44,7 +37,7 @@ class Cells(Protocol):
         """Which cells are not empty ``[n]``."""
         ...
 
-    def load(self, row: int) -> Stored | NDArray:
+    def load(self, row: int) -> Encoded | NDArray:
         """Return a file, or an array.
 
         Raises:
@@ -90,7 +83,7 @@ class PathCells:
         path = self.paths[row]
         return path if is_remote(path) else str(find_spelling(Path(self.folder, path)))
 
-    def load(self, row: int) -> Stored:
+    def load(self, row: int) -> Encoded:
         """Return one file.
 
         Raises:
@@ -102,10 +95,10 @@ class PathCells:
             data = fetch_remote(path)
             if data is None:
                 raise DataError(f"{path}: no such file; it is named in {self.places[row]}")
-            return Stored(path, data)
+            return Encoded(path, data)
         try:
             streamed = modalities()[self.kind].streamed and check_file(path).st_size > MAX_READ
-            return Stored(path, None if streamed else read_file(path))
+            return Encoded(path, None if streamed else read_file(path))
         except DataError as error:
             raise DataError(f"{error}; it is named in {self.places[row]}") from error
 
@@ -190,7 +183,7 @@ class TrackCells:
     def _present(self) -> NDArray[np.bool_]:
         return self.tracks != SILENT
 
-    def load(self, row: int) -> Stored | NDArray:
+    def load(self, row: int) -> Encoded | NDArray:
         """Return the video file of one row."""
         return self.videos.load(row)
 
@@ -234,8 +227,8 @@ class RowSource:
         """
         row = int(self.rows[index])
         # A video and its soundtrack are in the same file, which is read once.
-        loaded: dict[int, Stored | NDArray] = {}
-        sample: dict[str, Picture | NDArray | EncodedClip] = {}
+        loaded: dict[int, Encoded | NDArray] = {}
+        sample: dict[str, Picture | NDArray | Encoded] = {}
         for name, (kind, cells) in self.parts.items():
             if not cells.present[row]:
                 continue
@@ -244,7 +237,7 @@ class RowSource:
             raw = loaded.get(origin)
             raw = loaded[origin] = cells.load(row) if raw is None else raw
             if tracked:
-                assert isinstance(raw, Stored), name
+                assert isinstance(raw, Encoded), name
                 has_sound = is_heard(cells.tracks, row)
                 held = wrap_file("video", raw.path, raw.data, has_sound=has_sound)
                 sample |= {name: held["audio"]} if "audio" in held else {}
@@ -294,9 +287,8 @@ class PictureRows(RowSource):
         """
         (part,) = self.parts.values()
         raw = part.cells.load(int(self.rows[index]))
-        assert isinstance(raw, Stored)
-        assert raw.data is not None
-        return Encoded(raw.path, raw.data)
+        assert isinstance(raw, Encoded)
+        return raw._replace(kind="image")
 
 
 def make_sources(rows: Mapping[str, RowSource]) -> dict[str, RowSource]:
@@ -339,16 +331,16 @@ def _are_unsure(source: RowSource) -> bool:
     return not are_known(c.tracks[source.rows] for c in cells if isinstance(c, TrackCells))
 
 
-def _unwrap(kind: str, raw: Stored | NDArray) -> Picture | NDArray | EncodedClip:
+def _unwrap(kind: str, raw: Encoded | NDArray) -> Picture | NDArray | Encoded:
     """Decode a file as far as its kind requires; arrays are returned unchanged."""
-    if not isinstance(raw, Stored):
+    if not isinstance(raw, Encoded):
         return raw
     if kind == "array":
         return _load_array(raw)
     return wrap_file(kind, raw.path, raw.data, has_sound=False)[kind]
 
 
-def _load_array(raw: Stored) -> NDArray[np.float32]:
+def _load_array(raw: Encoded) -> NDArray[np.float32]:
     """Return the array ``[*grid, C]`` in an ``.npy`` file; ``[N]`` becomes ``[N, 1]``."""
     values = parse_npy(raw.data or b"", raw.path)
     try:

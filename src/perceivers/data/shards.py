@@ -44,7 +44,7 @@ from perceivers.data.masks import MASK_NAME, find_mask, holds_ids
 from perceivers.data.media_kinds import choose_kinds, choose_media, describe_lost, place_members
 from perceivers.data.partial import PackedTexts
 from perceivers.data.remote import Member, Shard, open_member, open_shards, read_member
-from perceivers.data.sources import Encoded, EncodedClip, RawSample
+from perceivers.data.sources import Encoded, RawSample
 from perceivers.data.system_files import is_system_member
 from perceivers.errors import DataError
 from perceivers.foreign import decode_text, parse_json, read_int
@@ -85,7 +85,7 @@ class TarPictures:
         number, offset, size = (int(value) for value in self.places[index])
         shard = self.shards[number]
         path = f"{shard}/{self.members[index]}"
-        return Encoded(path, read_member(shard, offset, size, path))
+        return Encoded(path, read_member(shard, offset, size, path), "image")
 
     def read(self, index: int) -> RawSample:
         """Return one image at full size, upright, in its own mode; undecoded if it ``is_deep``."""
@@ -140,7 +140,7 @@ class TarClips:
         Raises:
             DataError: The bytes cannot be read, or an image cannot be decoded.
         """
-        sample: dict[str, Picture | NDArray | EncodedClip] = {}
+        sample: dict[str, Picture | NDArray | Encoded] = {}
         for number, kind in enumerate(self.kinds):
             encoded = self._load(index, number)
             has_sound = is_heard(self.tracks, index)

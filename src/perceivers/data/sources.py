@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from perceivers.errors import DataError
+from perceivers.reading import read_file
 from perceivers.types import ModalitySpec
 
 # No data set has more classes; a larger label is an id or a damaged value.
@@ -20,19 +21,31 @@ UNKNOWN = -1
 Item = TypeVar("Item")
 
 
-class EncodedClip(NamedTuple):
-    """An undecoded file: its path, its bytes, and the kind to decode.
+class Encoded(NamedTuple):
+    """An undecoded file.
 
-    A video file with sound appears twice, once as each kind. If ``data`` is None, the file is
-    opened when it is decoded, so that only the needed part of a long file is read.
+    Args:
+        path: Path of the file, for messages and for reading.
+        data: Its bytes; None leaves the file on disk until it is decoded, so that only the needed
+            part of a long file is read.
+        kind: The kind to decode; a video file with sound appears twice, once as each kind. ``file``
+            stands for the kind of the column that it comes from.
     """
 
     path: str
-    data: bytes | None
-    kind: str
+    data: bytes | None = None
+    kind: str = "file"
+
+    def load(self) -> bytes:
+        """Return the bytes; a file that was left on disk is read now.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        return read_file(self.path) if self.data is None else self.data
 
 
-RawSample: TypeAlias = "Mapping[str, Picture | NDArray | EncodedClip]"
+RawSample: TypeAlias = "Mapping[str, Picture | NDArray | Encoded]"
 
 
 @runtime_checkable
@@ -94,13 +107,6 @@ class TargetSource(Source, Protocol):
     def targets(self) -> NDArray[np.float32] | None:
         """Numbers to predict ``[n, T]``, NaN where unknown; None without targets."""
         ...
-
-
-class Encoded(NamedTuple):
-    """An undecoded image: its path, for messages, and its bytes."""
-
-    path: str
-    data: bytes
 
 
 @runtime_checkable

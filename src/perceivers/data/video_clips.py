@@ -29,7 +29,7 @@ from perceivers.data.containers import (
 from perceivers.data.drawing import choose_view, draw_view, fit_array
 from perceivers.data.pictures import convert_channels
 from perceivers.data.rand_augment import as_picture, augment_crop
-from perceivers.data.sources import EncodedClip
+from perceivers.data.sources import Encoded
 from perceivers.errors import DataError
 from perceivers.types import Audio, Image, Video
 
@@ -239,7 +239,7 @@ TURNS = {
 MAX_PIXEL_RATIO = 16
 
 
-def native_video(clip: EncodedClip) -> Video:
+def native_video(clip: Encoded) -> Video:
     """Return the spec of a video file: all frames, upright, at the native frame rate.
 
     Raises:
@@ -252,7 +252,7 @@ def native_video(clip: EncodedClip) -> Video:
     return Video(len(times), height, width, 3, frame_rate=float(f"{times.rate:.6g}"))
 
 
-def fit_video(clip: EncodedClip, spec: Video, look: Look = PLAIN) -> NDArray[np.uint8]:
+def fit_video(clip: Encoded, spec: Video, look: Look = PLAIN) -> NDArray[np.uint8]:
     """Decode a clip from a video file.
 
     Frames are the nearest ones to times at ``spec.frame_rate``, or consecutive ones if it is 0. The
@@ -277,12 +277,12 @@ def fit_video(clip: EncodedClip, spec: Video, look: Look = PLAIN) -> NDArray[np.
 
 
 def fit_clip(
-    clip: EncodedClip,
+    clip: Encoded,
     video_spec: Video,
     audio_spec: Audio,
     look: Look = PLAIN,
     *,
-    sound: EncodedClip | None = None,
+    sound: Encoded | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Decode video and audio that start at the same time, the time of a frame.
 
@@ -313,7 +313,7 @@ def fit_clip(
     return video, fit_audio_from(sound, info, audio_spec, float(seconds))
 
 
-def _frame_times(container: Any, clip: EncodedClip) -> FrameTimes:
+def _frame_times(container: Any, clip: Encoded) -> FrameTimes:
     """Return the times of all frames, cached for files that stay on disk."""
     version = file_version(clip)
     return read_frame_times(container, clip.path) if version is None else _remember_times(version)
@@ -322,7 +322,7 @@ def _frame_times(container: Any, clip: EncodedClip) -> FrameTimes:
 # Two hours of video take 3 MB.
 @lru_cache(maxsize=32)
 def _remember_times(version: tuple[str, int, int]) -> FrameTimes:
-    clip = EncodedClip(version[0], None, "video")
+    clip = Encoded(version[0], None, "video")
     with open_container(clip) as container:
         return read_frame_times(container, clip.path)
 
@@ -341,7 +341,7 @@ def _choose_start(times: FrameTimes, spec: Video, span: float, look: Look) -> in
 
 
 def _draw(
-    container: Any, clip: EncodedClip, spec: Video, times: FrameTimes, first: int, look: Look
+    container: Any, clip: Encoded, spec: Video, times: FrameTimes, first: int, look: Look
 ) -> NDArray[np.uint8]:
     if spec.channels not in {1, 3}:
         raise DataError(
@@ -359,9 +359,7 @@ def _draw(
     return np.stack([frames[place] for place in places], axis=1)
 
 
-def _decode(
-    container: Any, clip: EncodedClip, times: FrameTimes, numbers: list[int]
-) -> Iterator[Any]:
+def _decode(container: Any, clip: Encoded, times: FrameTimes, numbers: list[int]) -> Iterator[Any]:
     """Yield the frames at ascending indices."""
     frames = _decode_from(container, clip.path, times, times.key_before(numbers[0]))
     number, frame = next(frames)

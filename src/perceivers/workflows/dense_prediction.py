@@ -28,7 +28,7 @@ from perceivers.data.flow_pairs import write_flow
 from perceivers.data.loaders import stack_batch
 from perceivers.data.pictures import convert_channels, read_bytes, read_picture
 from perceivers.data.point_files import read_points
-from perceivers.data.sources import EncodedClip
+from perceivers.data.sources import Encoded
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.files import real_path, write_atomic
 from perceivers.finite import check_answer
@@ -237,7 +237,7 @@ def _read_cloud(file: Path, spec: Points) -> Scenes:
             raise DataError(f"{file}: keys are {sorted(content)}; ragged clouds need {OFFSETS!r}")
         points, spans = read_ragged(file, content)
     else:
-        points = read_points(EncodedClip(str(file), None, "points"), spec)
+        points = read_points(Encoded(str(file), None, "points"), spec)
         spans = np.array([[0, len(points)]])
     if points.shape[1] != spec.channels:
         raise DataError(

@@ -30,7 +30,7 @@ from perceivers.data.masks import Mask, fit_masked
 from perceivers.data.modality import Cut, Modality, RawFacts, read_values
 from perceivers.data.pictures import GRAY_MODES, PICTURE_EXTENSIONS, read_picture
 from perceivers.data.rand_augment import as_picture
-from perceivers.data.sources import Encoded, EncodedClip, RawSample
+from perceivers.data.sources import Encoded, RawSample
 from perceivers.errors import DataError
 from perceivers.types import Image, ModalitySpec
 
@@ -39,19 +39,19 @@ PICTURE_SIZE = 64
 SIDE = 16
 
 
-def decode(path: str, data: bytes) -> Picture | EncodedClip:
+def decode(path: str, data: bytes) -> Picture | Encoded:
     """Decode an image; one of 16 bits per value stays undecoded: Pillow has no such colour modes.
 
     Raises:
         DataError: It cannot be decoded.
     """
-    return EncodedClip(path, data, "image") if is_deep(data) else read_picture(data, path)
+    return Encoded(path, data, "image") if is_deep(data) else read_picture(data, path)
 
 
 def fit_image(raw: Any, path: str, spec: Image, look: Look = PLAIN) -> NDArray:
     """Fit an image, decoded or not, or an array ``[C, H, W]`` of any size."""
     target = (spec.width, spec.height)
-    if isinstance(raw, EncodedClip):
+    if isinstance(raw, Encoded):
         assert raw.data is not None, path
         return fit_encoded(Encoded(raw.path, raw.data), spec, look)
     if isinstance(raw, Picture):
@@ -75,11 +75,11 @@ def fit_segmented(
     return {name: picture, mask_name: ids}
 
 
-def native_image(raw: Picture | NDArray | EncodedClip, ragged: bool) -> Image:
+def native_image(raw: Picture | NDArray | Encoded, ragged: bool) -> Image:
     """Return the spec of an image; gray files get 3 channels, as others may be RGB."""
     if isinstance(raw, Picture):
         return Image(PICTURE_SIZE, PICTURE_SIZE, 3)
-    if isinstance(raw, EncodedClip):
+    if isinstance(raw, Encoded):
         bands = count_channels(raw.data or b"", raw.path)
         return Image(PICTURE_SIZE, PICTURE_SIZE, max(bands, 3) if bands == 1 else bands)
     channels, height, width = raw.shape
@@ -106,9 +106,9 @@ def is_image(raw: NDArray, name: str, spec: Image) -> bool:
     )
 
 
-def inspect(raw: Picture | NDArray | EncodedClip, path: str, cut: Cut) -> RawFacts:
+def inspect(raw: Picture | NDArray | Encoded, path: str, cut: Cut) -> RawFacts:
     """Describe an image, decoded or not."""
-    if isinstance(raw, EncodedClip):
+    if isinstance(raw, Encoded):
         return measure_deep(raw)
     return measure_picture(raw) if isinstance(raw, Picture) else _measure_array(raw)
 
@@ -132,7 +132,7 @@ def _colours(picture: Picture) -> str:
     return "RGB" if picture.mode in {"RGB", "P"} else picture.mode
 
 
-def measure_deep(clip: EncodedClip) -> RawFacts:
+def measure_deep(clip: Encoded) -> RawFacts:
     """Describe an image that Pillow cannot hold."""
     with open_bytes(clip) as file:
         data = file.read()

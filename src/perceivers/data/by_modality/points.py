@@ -19,7 +19,7 @@ from perceivers.data.containers import POINT_EXTENSIONS
 from perceivers.data.masks import IGNORED, number_ids, read_ids
 from perceivers.data.modality import Cut, Modality, RawFacts, scale_values
 from perceivers.data.point_files import common_points, native_points, read_points
-from perceivers.data.sources import EncodedClip, RawSample
+from perceivers.data.sources import Encoded, RawSample
 from perceivers.errors import DataError
 from perceivers.types import ModalitySpec, Points
 
@@ -41,7 +41,7 @@ def fit_points(raw: Any, path: str, spec: Points, look: Look = PLAIN) -> NDArray
         DataError: Fewer points than the spec has, and the spec is not ``ragged``; or a file that
             cannot be decoded.
     """
-    if isinstance(raw, EncodedClip):
+    if isinstance(raw, Encoded):
         raw = read_points(raw, spec, look.rng)
     return pick_points(raw, path, spec, look)[0]
 
@@ -107,7 +107,7 @@ def fit_classed(
         return {}
     name, spec = clouds[0]
     raw = sample[name]
-    if isinstance(raw, EncodedClip):
+    if isinstance(raw, Encoded):
         raw = read_points(raw, spec, look.rng)
     cloud = np.asarray(raw)
     tiled = INSIDE in sample
@@ -155,9 +155,9 @@ def scale_cloud(cloud: NDArray) -> NDArray[np.float32]:
     return (np.where(flat, 0.0, centred) / np.where(flat, 1.0, reach)).astype(np.float32)
 
 
-def native_cloud(raw: NDArray | EncodedClip, ragged: bool) -> Points:
+def native_cloud(raw: NDArray | Encoded, ragged: bool) -> Points:
     """Return the spec of a file, or of points ``[P, C]``."""
-    if isinstance(raw, EncodedClip):
+    if isinstance(raw, Encoded):
         return native_points(raw)
     points, channels = raw.shape
     return (
@@ -175,9 +175,9 @@ def is_cloud(raw: NDArray, name: str, spec: Points) -> bool:
     return raw.ndim == 2 and raw.shape[-1] == spec.channels
 
 
-def inspect(raw: NDArray | EncodedClip, path: str, cut: Cut) -> RawFacts:
+def inspect(raw: NDArray | Encoded, path: str, cut: Cut) -> RawFacts:
     """Describe a cloud ``[P, C]``, or a mesh from which points will be sampled."""
-    points, channels = native_points(raw).raw_shape if isinstance(raw, EncodedClip) else raw.shape
+    points, channels = native_points(raw).raw_shape if isinstance(raw, Encoded) else raw.shape
     return RawFacts({"points": points}, {"values per point": str(channels)})
 
 
@@ -215,7 +215,7 @@ ROW = Modality(
     endings=POINT_EXTENSIONS,
     # Arrays next to other members are as often features as point clouds.
     tar_endings=tuple(ending for ending in POINT_EXTENSIONS if ending != ".npy"),
-    decode=lambda path, data: EncodedClip(path, data, "points"),
+    decode=lambda path, data: Encoded(path, data, "points"),
     streamed=True,
     words=("points", "cloud", "input"),
 )

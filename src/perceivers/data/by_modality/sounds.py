@@ -16,7 +16,7 @@ from perceivers.data.augment import PLAIN, Look, Place
 from perceivers.data.augment_signals import change_sound
 from perceivers.data.containers import AUDIO_EXTENSIONS
 from perceivers.data.modality import Cut, Modality, RawFacts, read_values
-from perceivers.data.sources import EncodedClip
+from perceivers.data.sources import Encoded
 from perceivers.types import Audio
 
 # Audio of more samples is slow to decode.
@@ -35,7 +35,7 @@ def fit_sound(raw: Any, path: str, spec: Audio, look: Look = PLAIN) -> NDArray:
     Raises:
         DataError: The clip cannot be decoded.
     """
-    if isinstance(raw, EncodedClip):
+    if isinstance(raw, Encoded):
         return fit_audio(raw, spec, look)
     spare = raw.shape[1] - spec.samples
     if spare <= 0:
@@ -45,9 +45,9 @@ def fit_sound(raw: Any, path: str, spec: Audio, look: Look = PLAIN) -> NDArray:
     return raw[:, first : first + spec.samples]
 
 
-def native_sound(raw: NDArray | EncodedClip, ragged: bool) -> Audio:
+def native_sound(raw: NDArray | Encoded, ragged: bool) -> Audio:
     """Return the spec of a file, or of samples ``[C, S]``."""
-    if isinstance(raw, EncodedClip):
+    if isinstance(raw, Encoded):
         return native_audio(raw)
     channels, samples = raw.shape
     return Audio(samples, channels)
@@ -58,12 +58,12 @@ def is_sound(raw: NDArray, name: str, spec: Audio) -> bool:
     return raw.ndim == 2 and raw.shape[0] == spec.channels
 
 
-def inspect(raw: NDArray | EncodedClip, path: str, cut: Cut) -> RawFacts:
+def inspect(raw: NDArray | Encoded, path: str, cut: Cut) -> RawFacts:
     """Describe a recording."""
-    return _measure_sound(raw) if isinstance(raw, EncodedClip) else _measure_wave(raw)
+    return _measure_sound(raw) if isinstance(raw, Encoded) else _measure_wave(raw)
 
 
-def _measure_sound(clip: EncodedClip) -> RawFacts:
+def _measure_sound(clip: Encoded) -> RawFacts:
     info = read_sound_info(clip)
     whole = info.samples <= WHOLE_SOUND * info.sample_rate
     count = info.samples if whole else PART_OF_SOUND * info.sample_rate
@@ -118,7 +118,7 @@ ROW = Modality(
     summarise=summarise,
     noun="audio file",
     endings=AUDIO_EXTENSIONS,
-    decode=lambda path, data: EncodedClip(path, data, "audio"),
+    decode=lambda path, data: Encoded(path, data, "audio"),
     streamed=True,
     words=("audio", "sound", "speech", "input"),
 )

@@ -17,7 +17,7 @@ from perceivers.data.by_modality.images import shrink
 from perceivers.data.containers import VIDEO_EXTENSIONS, has_track, open_container
 from perceivers.data.erasing import erase_box
 from perceivers.data.modality import Cut, Modality, RawFacts, read_values
-from perceivers.data.sources import EncodedClip, RawSample
+from perceivers.data.sources import Encoded, RawSample
 from perceivers.data.video_clips import fit_clip, fit_frames, fit_video, native_video
 from perceivers.errors import DataError
 from perceivers.types import Audio, ModalitySpec, Video
@@ -28,7 +28,7 @@ PLACES = (0.0, 0.5, 1.0)
 READ_FRAMES = 8
 
 
-def find_sound(clip: EncodedClip, has_sound: bool | None) -> dict[str, EncodedClip]:
+def find_sound(clip: Encoded, has_sound: bool | None) -> dict[str, Encoded]:
     """Return the audio of a video file, if it has a sound track; None looks for one.
 
     Raises:
@@ -37,7 +37,7 @@ def find_sound(clip: EncodedClip, has_sound: bool | None) -> dict[str, EncodedCl
     if has_sound is None:
         with open_container(clip) as container:
             has_sound = has_track(container)
-    return {"audio": EncodedClip(clip.path, clip.data, "audio")} if has_sound else {}
+    return {"audio": Encoded(clip.path, clip.data, "audio")} if has_sound else {}
 
 
 def fit_film(raw: Any, path: str, spec: Video, look: Look = PLAIN) -> NDArray:
@@ -46,7 +46,7 @@ def fit_film(raw: Any, path: str, spec: Video, look: Look = PLAIN) -> NDArray:
     Raises:
         DataError: The clip cannot be decoded, or the frames have other channels.
     """
-    if isinstance(raw, EncodedClip):
+    if isinstance(raw, Encoded):
         return fit_video(raw, spec, look)
     if raw.ndim != 4 or raw.shape[0] != spec.channels:
         raise DataError(
@@ -63,9 +63,9 @@ def fit_together(
     film, sound = None, None
     for name, spec in specs.items():
         raw = sample[name]
-        if isinstance(raw, EncodedClip) and isinstance(spec, Video):
+        if isinstance(raw, Encoded) and isinstance(spec, Video):
             film = (name, raw, spec)
-        elif isinstance(raw, EncodedClip) and isinstance(spec, Audio):
+        elif isinstance(raw, Encoded) and isinstance(spec, Audio):
             sound = (name, raw, spec)
     if film is None or sound is None:
         return {}
@@ -75,9 +75,9 @@ def fit_together(
     return {film_name: frames, sound_name: waves}
 
 
-def native_clip(raw: NDArray | EncodedClip, ragged: bool) -> Video:
+def native_clip(raw: NDArray | Encoded, ragged: bool) -> Video:
     """Return the spec of a file, or of frames ``[C, T, H, W]``."""
-    if isinstance(raw, EncodedClip):
+    if isinstance(raw, Encoded):
         return native_video(raw)
     channels, frames, height, width = raw.shape
     return Video(frames, height, width, channels)
@@ -102,12 +102,12 @@ def is_video(raw: NDArray, name: str, spec: Video) -> bool:
     )
 
 
-def inspect(raw: NDArray | EncodedClip, path: str, cut: Cut) -> RawFacts:
+def inspect(raw: NDArray | Encoded, path: str, cut: Cut) -> RawFacts:
     """Describe a video."""
-    return _measure_film(raw) if isinstance(raw, EncodedClip) else _measure_frames(raw)
+    return _measure_film(raw) if isinstance(raw, Encoded) else _measure_frames(raw)
 
 
-def _measure_film(clip: EncodedClip) -> RawFacts:
+def _measure_film(clip: Encoded) -> RawFacts:
     spec = native_video(clip)
     for time in PLACES:
         fit_video(clip, Video(1, 8, 8), Look(place=Place(time)))
@@ -150,7 +150,7 @@ ROW = Modality(
     summarise=summarise,
     noun="video",
     endings=VIDEO_EXTENSIONS,
-    decode=lambda path, data: EncodedClip(path, data, "video"),
+    decode=lambda path, data: Encoded(path, data, "video"),
     streamed=True,
     beside=find_sound,
     words=("video", "clip", "frames", "input"),
