@@ -14,19 +14,16 @@ from numpy.typing import NDArray
 from perceivers.data import fingerprints, open_data
 from perceivers.data.dataset import Dataset
 from perceivers.data.fingerprints import Fingerprint, compare_fingerprints, take_fingerprint
-from perceivers.data.sources import RawSample
+from perceivers.data.sources import RawSample, Source
 
 
 @dataclass
-class Listed:
+class Listed(Source):
     """Names and labels without samples."""
 
     names: list[str]
     labels: NDArray[np.int64] | None = None
     targets: NDArray[np.float32] | None = None
-
-    def __len__(self) -> int:
-        return len(self.names)
 
     def read(self, index: int) -> RawSample:
         """Fail."""

@@ -8,7 +8,7 @@ import pytest
 
 from perceivers.data import find_files, make_eval_loader, open_data, read_files
 from perceivers.data.folders import ClipFiles, read_folder
-from perceivers.data.sources import Encoded, PartialSource
+from perceivers.data.sources import Encoded
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Audio, Image
 
@@ -268,7 +268,7 @@ def test_samples_may_lack_a_file_of_some_kind(
     )
     seen = {}
     for source in dataset.splits.values():
-        assert isinstance(source, PartialSource)
+        assert source.present
         for index, name in enumerate(source.names):
             held = {kind for kind, rows in source.present.items() if rows[index]}
             assert set(source.read(index)) == held
@@ -294,7 +294,7 @@ def test_videos_that_lack_sound_files_and_pictures(
     loud = encode_video(frames, 25, np.zeros((1, 2000)))
     folder = write_folder({"1.mp4": loud, "2.mp4": loud, "2.png": encode(), "3.png": encode()})
     source = read_folder(folder).sources["train"]
-    assert isinstance(source, PartialSource)
+    assert source.present
     assert {kind: rows.tolist() for kind, rows in source.present.items()} == {
         "image": [False, True, True],
         "video": [True, True, False],

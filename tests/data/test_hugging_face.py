@@ -13,7 +13,7 @@ import pytest
 from PIL.Image import Image as Picture
 
 from perceivers.data import hugging_face, make_eval_loader, open_data
-from perceivers.data.sources import Encoded, PartialSource, PictureSource
+from perceivers.data.sources import Encoded
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Bytes
 
@@ -66,7 +66,7 @@ def test_pictures_with_classes(save: Save, encode: Any) -> None:
     assert "test: has no labels, so it is left out" in dataset.notes
     assert "splits that are left out: extra" in dataset.notes
     train = dataset.splits["train"]
-    assert isinstance(train, PictureSource)
+    assert train.is_pictures
     assert train.encoded(3).data == encode(3, (8, 8))
     assert list(train.names[:2]) == ["train/0", "train/1"]
     assert train.labels is not None
@@ -94,7 +94,7 @@ def test_what_is_missing_and_targets(save: Save, encode: Any, encode_sound: Any)
     address = save(features, train=columns, test={k: v[:2] for k, v in columns.items()})
     dataset = open_data(f"{address}", targets=("age",), val_share=0.5)
     test = dataset.splits["test"]
-    assert isinstance(test, PartialSource)
+    assert test.present
     assert {name: held.tolist() for name, held in test.present.items()} == {
         "image": [True, False],
         "audio": [False, True],

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from perceivers.data import Source
 from perceivers.data.address import open_data
 from perceivers.data.dataset import Dataset
 from perceivers.data.inspecting import DataFacts, inspect_data
@@ -266,15 +267,12 @@ def test_progress_is_told(photographs: Path) -> None:
     assert told == [(k, 9) for k in range(1, 10)]
 
 
-class Labelled:
+class Labelled(Source):
     """A source of labels alone."""
 
     def __init__(self, labels: list[Any]) -> None:
         self.labels = np.array(labels, np.int64)
         self.names = [str(k) for k in range(len(labels))]
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def read(self, index: int) -> dict[str, Any]:
         """Return nothing: only labels are looked at."""

@@ -19,10 +19,7 @@ from perceivers.data import (
     open_data,
 )
 from perceivers.data.sources import (
-    DivisibleSource,
     Encoded,
-    PartialSource,
-    PictureSource,
     Source,
 )
 from perceivers.errors import ConfigError, DataError
@@ -62,8 +59,7 @@ def test_rows_may_lack_modalities(mixed: Path) -> None:
     assert dataset.classes == ("a", "b")
     assert dataset.notes[0] == "of 12 training rows, samples with: image 8, audio 8"
     train = dataset.splits["train"]
-    assert isinstance(train, PartialSource)
-    assert isinstance(train, DivisibleSource)
+    assert train.present
     for place, row in enumerate(rows_of(train)):
         held = {"image"} if row % 3 else set()
         held |= {"audio"} if row % 2 or row % 3 == 0 else set()
@@ -77,7 +73,7 @@ def test_rows_may_lack_modalities(mixed: Path) -> None:
 def test_validation_keeps_the_classes_and_what_is_missing(mixed: Path) -> None:
     dataset = open_data(str(mixed), val_share=0.34)
     val = dataset.splits["val"]
-    assert isinstance(val, PartialSource)
+    assert val.present
     assert val.labels is not None
     assert sorted(val.labels) == [0, 0, 1, 1]
     assert val.present["image"].tolist() == [row % 3 > 0 for row in rows_of(val)]
@@ -103,7 +99,7 @@ def test_batches_say_what_is_present_and_are_zero_elsewhere(
 ) -> None:
     dataset = open_data(str(mixed), targets=("age",))
     train = dataset.splits["train"]
-    assert isinstance(train, PartialSource)
+    assert train.present
     specs = dataset.specs(size=8)
     seen = []
     for batch in make_eval_loader(train, specs, batch_size=size, workers=workers):
@@ -151,13 +147,14 @@ def test_a_manifest_without_gaps_is_an_ordinary_source(
         | {"both.csv": write_rows("image,audio", *both), "alone.csv": write_rows("photo", *alone)}
     )
     train = open_data(str(folder / "both.csv")).splits["train"]
-    assert not isinstance(train, PartialSource | PictureSource)
+    assert not train.present
+    assert not train.is_pictures
     assert set(train.read(0)) == {"image", "audio"}
     dataset = open_data(str(folder / "alone.csv"))
     train = dataset.splits["train"]
     # Picture files are decoded no larger than needed.
-    assert isinstance(train, PictureSource)
-    assert not isinstance(train, PartialSource)
+    assert train.is_pictures
+    assert not train.present
     assert "column 'photo' is read as modality 'image'" in dataset.notes
     assert dataset.specs()["image"].channels == 3
     picture = train.read(0)["image"]
@@ -180,7 +177,7 @@ def test_a_split_that_lacks_a_modality_makes_all_partial(
         "test": [5],
     }
     assert "splits are taken from the column 'split': train 3 / val 2 / test 1" in dataset.notes
-    assert all(isinstance(source, PartialSource) for source in dataset.splits.values())
+    assert all(source.present for source in dataset.splits.values())
     # Even where no sample of a batch holds a modality, it has its shape.
     (batch,) = make_eval_loader(dataset.splits["test"], dataset.specs(size=8), batch_size=4)
     assert batch.inputs["audio"].shape == (1, 1, 20)
@@ -336,7 +333,7 @@ def test_masks_are_a_column(write_folder: WriteFolder, encode: Any) -> None:
     np.testing.assert_array_equal(np.asarray(source.read(1)["mask"]), halves() + row)
     # A row without a mask is legal; segmentation ignores its pixels.
     partial = open_data(str(folder / "gap.csv")).splits["train"]
-    assert isinstance(partial, PartialSource)
+    assert partial.present
     rows = rows_of(partial)
     assert partial.present["mask"].tolist() == [row != 3 for row in rows]
 
@@ -400,7 +397,7 @@ def test_columns_that_are_almost_files_are_noted(write_folder: WriteFolder, enco
 def test_joined_manifests_keep_what_is_missing(mixed: Path, write_folder: WriteFolder) -> None:
     dataset = open_data(f"{mixed} + {mixed}")
     train = dataset.splits["train"]
-    assert isinstance(train, PartialSource)
+    assert train.present
     rows = rows_of(train)
     assert train.present["image"].tolist() == [row % 3 > 0 for row in rows]
     assert len(rows) == 20

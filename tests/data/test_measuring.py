@@ -11,7 +11,7 @@ from perceivers.data.augment import AugmentConfig, Look
 from perceivers.data.by_modality import sounds, videos
 from perceivers.data.fitting import SampleReader
 from perceivers.data.measuring import override_spec
-from perceivers.data.sources import Encoded
+from perceivers.data.sources import Encoded, Source
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Audio, Bytes, Image, ModalitySpec, Points, Video
 
@@ -21,14 +21,10 @@ ARRAYS = {
 }
 
 
-class Clips:
+class Clips(Source):
     """Four films of 1 to 4 frames with sound, undecoded; the bytes are the length."""
 
     names = ("0", "1", "2", "3")
-    labels = None
-
-    def __len__(self) -> int:
-        return 4
 
     def read(self, index: int) -> Any:
         """Return both clips of one film."""

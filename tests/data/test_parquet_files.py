@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from perceivers.data import make_eval_loader, open_data, parquet_files
-from perceivers.data.sources import Encoded, PartialSource, PictureSource
+from perceivers.data.sources import Encoded
 from perceivers.errors import DataError
 
 
@@ -39,7 +39,7 @@ def test_paths_and_labels(tmp_path: Path, encode: Any) -> None:
     columns = {"image": [f"{i}.png" for i in range(4)], "label": [0, 1, 0, 1], "age": [1.5] * 4}
     dataset = open_data(write(tmp_path / "x.parquet", columns), targets=("age",))
     train = dataset.splits["train"]
-    assert isinstance(train, PictureSource)
+    assert train.is_pictures
     assert train.names[0].startswith("x.parquet/")
     assert (dataset.classes, dataset.targets) == (("0", "1"), ("age",))
     assert train.encoded(0).path.startswith(str(tmp_path))
@@ -62,7 +62,7 @@ def test_embedded_files_are_read_group_by_group(
         for i, n in enumerate(s.names)
     }
     source, place = rows[3]
-    assert isinstance(source, PartialSource)
+    assert source.present
     picture = source.read(place)["image"]
     np.testing.assert_array_equal(np.asarray(picture), np.asarray(open_picture(encode(3))))
     # Of all that was read to find out what is there, one group is left.
@@ -99,7 +99,7 @@ def test_a_file_that_is_written_anew_is_read_anew(tmp_path: Path, encode: Any) -
     for seed in range(2):
         columns = {"image": [encode(seed, (8, 8))] * 2}
         train = open_data(write(tmp_path / "x.parquet", columns)).splits["train"]
-        assert isinstance(train, PictureSource)
+        assert train.is_pictures
         found.append(train.encoded(0).data)
     assert found == [encode(0, (8, 8)), encode(1, (8, 8))]
 

@@ -22,7 +22,6 @@ from perceivers.data.dataset import Dataset
 from perceivers.data.fitting import SampleReader
 from perceivers.data.inspecting import inspect_data
 from perceivers.data.loaders import read_readable
-from perceivers.data.sources import PartialSource
 from perceivers.errors import DataError
 from perceivers.types import Audio, Video
 
@@ -85,7 +84,7 @@ def test_every_sample_says_whether_it_has_sound(
     expected = [letter == "s" for letter in sounds]
     for split in ("train", "val"):
         source = pickle.loads(pickle.dumps(dataset.splits[split]))
-        assert isinstance(source, PartialSource)
+        assert source.present
         assert source.present["audio"].tolist() == expected
         assert source.present["video"].all()
         assert [("audio" in source.read(i)) for i in range(4)] == expected
@@ -107,7 +106,7 @@ def test_videos_that_are_alike_lack_nothing(
 ) -> None:
     dataset = open_data(write(kind, sounds))
     source = dataset.splits["train"]
-    assert not isinstance(source, PartialSource)
+    assert not source.present
     assert set(source.read(0)) == ({"video", "audio"} if "s" in sounds else {"video"})
     assert not any("sound" in note for note in dataset.notes)
 
@@ -120,7 +119,7 @@ def test_what_was_not_looked_at_is_looked_at_when_it_is_read(
         monkeypatch.setattr(module, "MAX_OPENED", 2)
     dataset = open_data(write(kind, "s.ss"))
     source = dataset.splits["train"]
-    assert isinstance(source, PartialSource)
+    assert source.present
     assert source.present["audio"].all()
     expected = [True, False, True, True]
     assert [("audio" in source.read(i)) for i in range(4)] == expected

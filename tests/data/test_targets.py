@@ -10,7 +10,6 @@ import pytest
 
 from perceivers.data import make_eval_loader, open_data
 from perceivers.data.labels import Chosen, check_known, read_targets
-from perceivers.data.sources import TargetSource
 from perceivers.errors import ConfigError, DataError
 
 PLACES = ["x: line 2", "x: line 3", "x: line 4"]
@@ -59,7 +58,7 @@ def targets_by_name(address: str, names: tuple[str, ...], **options: Any) -> dic
     found = {}
     specs = dataset.specs()
     for source in dataset.splits.values():
-        assert isinstance(source, TargetSource)
+        assert source.targets is not None
         (batch,) = make_eval_loader(source, specs, batch_size=99)
         assert batch.targets is not None
         found |= {

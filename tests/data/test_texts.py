@@ -10,7 +10,7 @@ import torch
 
 from perceivers.data import AugmentConfig, make_eval_loader, make_train_loader, open_data
 from perceivers.data.byte_codec import decode_ids
-from perceivers.data.sources import Source, WindowedSource
+from perceivers.data.sources import Source
 from perceivers.data.texts import Documents, Texts, open_documents
 from perceivers.errors import DataError
 from perceivers.types import Bytes, ModalitySpec
@@ -34,9 +34,9 @@ def evaluate(source: Source, length: int, **options: Any) -> list[str]:
 
 def test_documents_are_a_source_of_windows(documents: Documents) -> None:
     assert isinstance(documents, Source)
-    assert isinstance(documents, WindowedSource)
+    assert documents.cut_by == "bytes"
     assert len(documents) == 2
-    smaller = documents.with_window(8)
+    smaller = documents.cut(8)
     assert len(smaller) == 4 + 2
     assert list(smaller.names) == [
         "a.txt@0",

@@ -13,7 +13,7 @@ from tests.workflows import making
 
 import perceivers as pv
 from perceivers.checkpoints.loading import load_with_info
-from perceivers.data import Batch, Dataset
+from perceivers.data import Batch, Dataset, Source
 from perceivers.errors import ConfigError, DataError, RunError
 from perceivers.types import Audio, Image
 from perceivers.workflows.embedding import are_files, feed_dataset, pooled_features, write_features
@@ -148,21 +148,16 @@ def test_a_single_folder_is_a_data_set_and_several_paths_are_files(tmp_path: Pat
 
 
 @dataclass
-class Mixed:
+class Mixed(Source):
     """Three samples of two modalities, the second without sound."""
 
     names: tuple[str, ...] = ("a", "b", "c")
     labels: Any = field(default_factory=lambda: np.array([0, 1, -1]))
-    present: Any = field(
-        default_factory=lambda: {
-            "image": np.array([True, True, True]),
-            "audio": np.array([True, False, True]),
-        }
-    )
 
-    def __len__(self) -> int:
-        """Count the samples."""
-        return 3
+    @property
+    def present(self) -> Any:
+        """Which samples have each modality."""
+        return {"image": np.array([True, True, True]), "audio": np.array([True, False, True])}
 
     def read(self, index: int) -> dict[str, np.ndarray]:
         """Return what the sample holds."""

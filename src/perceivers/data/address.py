@@ -31,7 +31,7 @@ from perceivers.data.shards import (
     read_class_names,
     read_shards,
 )
-from perceivers.data.sources import UNKNOWN, DivisibleSource, Found, Source
+from perceivers.data.sources import UNKNOWN, Found, Source
 from perceivers.data.splits import carve_validation
 from perceivers.data.system_files import is_system_file
 from perceivers.data.tables import TABLE_EXTENSIONS
@@ -432,7 +432,6 @@ def _finish(address: str, found: Found, val_share: float) -> Dataset:
         if isinstance(train, Documents | Scenes):
             splits["train"], splits["val"], note = train.divide(val_share, address)
         else:
-            assert isinstance(train, DivisibleSource)
             kept, carved, note = carve_validation(train.names, train.labels, val_share, address)
             splits |= {"train": train.subset(kept), "val": train.subset(carved)}
         notes = (*notes, note)

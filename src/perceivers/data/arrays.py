@@ -18,7 +18,7 @@ from perceivers.data.labels import (
     index_labels,
     read_targets,
 )
-from perceivers.data.sources import Found, pick
+from perceivers.data.sources import Found, Source, pick
 from perceivers.errors import DataError, suggest
 from perceivers.reading import load_npy
 
@@ -35,7 +35,7 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, eq=False)
-class Arrays:
+class Arrays(Source):
     """A source whose samples are rows of arrays.
 
     Args:

@@ -23,7 +23,7 @@ from perceivers.data.labels import (
     read_targets,
 )
 from perceivers.data.masks import IGNORED, MASK_NAME, class_table, name_mask_classes
-from perceivers.data.sources import Found, RawSample, pick
+from perceivers.data.sources import Found, RawSample, Source, pick
 from perceivers.data.splits import carve_validation
 from perceivers.errors import DataError
 from perceivers.settings import Count, Finite, Positive, Range
@@ -90,7 +90,7 @@ class Tile(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Scenes:
+class Scenes(Source):
     """A source of tiles of scenes.
 
     Args:
@@ -106,7 +106,7 @@ class Scenes:
     spans: NDArray[np.int64]
     scenes: Sequence[str]
     tile_points: int = TILE_POINTS
-    labels: None = field(default=None, init=False)
+    cut_by = "points"
 
     @cached_property
     def tiles(self) -> Sequence[Tile]:
@@ -157,9 +157,9 @@ class Scenes:
         count = min(TILE_POINTS, -(-most // POINTS_STEP) * POINTS_STEP)
         return {"points": Points(count, self.points.shape[1], ragged=True, scale="centre")}
 
-    def with_points(self, points: int) -> "Scenes":
-        """Return the same scenes in tiles of at most ``points`` points."""
-        return self if points == self.tile_points else replace(self, tile_points=points)
+    def cut(self, length: int) -> "Scenes":
+        """Return the same scenes in tiles of at most ``length`` points."""
+        return self if length == self.tile_points else replace(self, tile_points=length)
 
     def divide(self, share: float, address: str) -> tuple["Scenes", "Scenes", str]:
         """Set a part aside for validation: whole scenes, or one end of the only one.
@@ -274,7 +274,7 @@ WHOLE_PERCENT = 95
 
 
 @dataclass(frozen=True, eq=False)
-class Clouds:
+class Clouds(Source):
     """A source of point sets of different sizes.
 
     Args:

@@ -33,7 +33,7 @@ class Dataset:
             columns.
         notes: Sentences on what was decided while opening.
         columns: Class names by label column, in the columns' order; empty with a single label.
-        targets: Names of the numbers to predict, in the order of ``TargetSource.targets``.
+        targets: Names of the numbers to predict, in the order of ``Source.targets``.
         mask_classes: Names of the ids in masks, from 0; empty without masks.
         carved: Whether ``val`` was set aside from ``train``, because the data had none.
     """

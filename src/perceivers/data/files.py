@@ -4,7 +4,7 @@ Legend: n samples.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from perceivers.data.folders import PictureFiles
 from perceivers.data.joined import Parts
 from perceivers.data.loaders import Batch, merge_empty, read_readable
 from perceivers.data.modality import FILE_ENDINGS, PLURALS
-from perceivers.data.sources import RawSample, pick
+from perceivers.data.sources import RawSample, Source, pick
 from perceivers.data.text_sources import walk_files
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.settings import Count, checked
@@ -27,7 +27,7 @@ from perceivers.types import ModalitySpec
 
 
 @dataclass(frozen=True, eq=False)
-class LooseFiles:
+class LooseFiles(Source):
     """A source of files given one by one, each read according to its extension.
 
     Args:
@@ -38,7 +38,6 @@ class LooseFiles:
 
     samples: Sequence[Parts]
     wanted: Sequence[str]
-    labels: None = field(default=None, init=False)
 
     @property
     def names(self) -> Sequence[str]:

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perceivers.data.dataset import Dataset
-from perceivers.data.sources import ContentSource, Source, TargetSource
 from perceivers.text_names import compose, show_name
 
 FORMAT = 1
@@ -41,9 +40,8 @@ def take_fingerprint(dataset: Dataset) -> Fingerprint:
     splits: dict[str, Any] = {}
     samples: dict[str, Any] = {}
     for split, source in dataset.splits.items():
-        stated = source.contents if isinstance(source, ContentSource) else source.names
-        names = [compose(show_name(name)) for name in stated]
-        labels, targets = source.labels, _targets(source)
+        names = [compose(show_name(name)) for name in source.contents]
+        labels, targets = source.labels, source.targets
         splits[split] = {
             "samples": len(names),
             "names": _digest("\0".join(names).encode()),
@@ -180,10 +178,6 @@ def _compare_lists(noun: str, old: Sequence[str], new: Sequence[str]) -> list[st
 
 def _list(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-
-
-def _targets(source: Source) -> NDArray[np.float32] | None:
-    return source.targets if isinstance(source, TargetSource) else None
 
 
 def _digest(data: bytes) -> str:

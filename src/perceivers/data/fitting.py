@@ -13,15 +13,7 @@ from perceivers.data.by_modality.texts import text_room
 from perceivers.data.drawing import fit_encoded
 from perceivers.data.fits import check_in_place, fit_sample, reorder_sample
 from perceivers.data.modality import modality_of
-from perceivers.data.sources import (
-    Encoded,
-    PartialSource,
-    PictureSource,
-    RawSample,
-    Source,
-    TiledSource,
-    WindowedSource,
-)
+from perceivers.data.sources import Encoded, RawSample, Source
 from perceivers.errors import ConfigError, DataError
 from perceivers.reading import check_limit
 from perceivers.settings import kinds_of
@@ -95,7 +87,7 @@ class SampleReader:
     def _read(
         self, index: int, looks: Sequence[Look], position: int | None = None
     ) -> list[dict[str, NDArray]]:
-        if isinstance(self.source, PictureSource):
+        if self.source.is_pictures:
             encoded = self.source.encoded(index)
             specs = {n: spec for n, spec in self.specs.items() if isinstance(spec, ImageSpec)}
             fitted = [
@@ -116,7 +108,7 @@ class SampleReader:
 
     def _held(self, sample: RawSample, path: str) -> Mapping[str, ModalitySpec]:
         """Return the specs of the modalities that are present in a sample."""
-        if not isinstance(self.source, PartialSource):
+        if not self.source.present:
             return self.specs
         held = {name: spec for name, spec in self.specs.items() if name in sample}
         if not held:
@@ -167,13 +159,10 @@ def _check_augmentation(augment: AugmentConfig, specs: Mapping[str, ModalitySpec
 
 def cut_windows(source: Source, specs: Mapping[str, ModalitySpec]) -> Source:
     """Cut documents into windows, and scenes into tiles, of the spec's size; else no change."""
-    texts = [spec for spec in specs.values() if isinstance(spec, Bytes)]
-    if texts and isinstance(source, WindowedSource):
-        return source.with_window(text_room(texts[0]))
-    clouds = [spec for spec in specs.values() if isinstance(spec, Points)]
-    if clouds and isinstance(source, TiledSource):
-        return source.with_points(clouds[0].points)
-    return source
+    spec = next((spec for spec in specs.values() if spec.kind == source.cut_by), None)
+    if isinstance(spec, Bytes):
+        return source.cut(text_room(spec))
+    return source.cut(spec.points) if isinstance(spec, Points) else source
 
 
 def check_specs(source: Source, specs: Mapping[str, ModalitySpec]) -> None:
@@ -186,7 +175,7 @@ def check_specs(source: Source, specs: Mapping[str, ModalitySpec]) -> None:
         raise DataError("no modality is asked for; give at least one spec")
     if len(source) == 0:
         raise DataError("the source contains no samples; at least 1 is needed")
-    if isinstance(source, PictureSource):
+    if source.is_pictures:
         for name, spec in specs.items():
             if name != "image" or not isinstance(spec, ImageSpec):
                 raise DataError(
@@ -194,7 +183,7 @@ def check_specs(source: Source, specs: Mapping[str, ModalitySpec]) -> None:
                     f"'image'; name the modality 'image' and declare it as Image"
                 )
         return
-    known = source.present if isinstance(source, PartialSource) else None
+    known = source.present or None
     try:
         sample = source.read(0)
     except DataError:

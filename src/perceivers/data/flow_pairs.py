@@ -1,7 +1,7 @@
 """Optical flow: its file formats, folders of measured pairs, and pairs generated from images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from math import ceil, isfinite
@@ -19,7 +19,7 @@ from perceivers.data.deep_pictures import to_eight_bits
 from perceivers.data.drawing import fit_encoded
 from perceivers.data.motions import Motion, draw_blob, draw_motion, frame_places
 from perceivers.data.pictures import convert_channels, is_picture_name, read_bytes, read_picture
-from perceivers.data.sources import PictureSource, Source
+from perceivers.data.sources import Source
 from perceivers.data.system_files import is_system_file, is_system_folder
 from perceivers.errors import ConfigError, DataError, InputError
 from perceivers.files import write_atomic
@@ -192,7 +192,7 @@ def _encode_kitti(flow: NDArray[np.float64], known: NDArray[np.bool_]) -> bytes:
 
 
 @dataclass(frozen=True, eq=False)
-class FlowPairs:
+class FlowPairs(Source):
     """A source of frame pairs, each of its own size.
 
     A sample contains ``video``, uint8 ``[3, 2, H, W]`` (frame 1, frame 2), and ``flow``, float32
@@ -206,7 +206,7 @@ class FlowPairs:
 
     names: Sequence[str]
     files: Sequence[tuple[str, str, str]]
-    labels: None = field(default=None, init=False)
+    is_fitted = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -317,7 +317,7 @@ JITTER_NOISE = 3.0
 
 
 @dataclass(frozen=True, eq=False)
-class WarpedPairs:
+class WarpedPairs(Source):
     """A source of generated frame pairs; an index always gives the same pair.
 
     A sample contains ``video``, uint8 ``[3, 2, H, W]`` (frame 1, frame 2), and ``flow``, float32
@@ -348,7 +348,6 @@ class WarpedPairs:
     repeats: int = 1
     layered: float = 0.5
     jitter: bool = True
-    labels: None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < MIN_SIDE:
@@ -368,7 +367,7 @@ class WarpedPairs:
             )
         if not 0 <= self.layered <= 1:
             raise ConfigError(f"layered is {self.layered}; it is a fraction and must lie in 0..1")
-        if not isinstance(self.photographs, PictureSource):
+        if not self.photographs.is_pictures:
             raise DataError(
                 f"flow pairs are made from image files, not from "
                 f"{type(self.photographs).__name__}; give a folder of images or tars of them"
@@ -421,7 +420,6 @@ class WarpedPairs:
 
     def _canvas(self, index: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         """Return a crop of an image with a margin around the frame: ``[3, H + .., W + ..]``."""
-        assert isinstance(self.photographs, PictureSource)
         room = 2 * self._margin
         spec = Image(self.height + room, self.width + room)
         return to_eight_bits(fit_encoded(self.photographs.encoded(index), spec, Look(rng, CROPS)))

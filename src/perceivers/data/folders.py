@@ -29,7 +29,7 @@ from perceivers.data.joined import Parts, check_pairs, kind_of, pair_paths
 from perceivers.data.masks import MASK_NAME, name_mask_classes
 from perceivers.data.modality import FOLDER_ENDINGS
 from perceivers.data.pictures import is_picture_name, read_bytes
-from perceivers.data.sources import Encoded, Found, RawSample, pick
+from perceivers.data.sources import Encoded, Found, RawSample, Source, pick
 from perceivers.data.system_files import is_system_file, is_system_folder
 from perceivers.errors import DataError
 from perceivers.text_names import (
@@ -50,7 +50,7 @@ SPLIT_FOLDERS = {
 
 
 @dataclass(frozen=True, eq=False)
-class PictureFiles:
+class PictureFiles(Source):
     """A source of image files.
 
     Args:
@@ -62,9 +62,7 @@ class PictureFiles:
     paths: Sequence[str]
     names: Sequence[str]
     labels: NDArray[np.int64] | None = None
-
-    def __len__(self) -> int:
-        return len(self.paths)
+    is_pictures = True
 
     def encoded(self, index: int) -> Encoded:
         """Return the bytes of one file."""
@@ -83,7 +81,7 @@ class PictureFiles:
 
 
 @dataclass(frozen=True, eq=False)
-class ClipFiles:
+class ClipFiles(Source):
     """A source of audio, videos and points, and of files of several kinds that form samples.
 
     Args:

@@ -19,7 +19,6 @@ from perceivers.data.augment import AugmentConfig
 from perceivers.data.clouds import Scenes
 from perceivers.data.dataset import Dataset
 from perceivers.data.fitting import SampleReader
-from perceivers.data.flow_pairs import FlowPairs
 from perceivers.data.inspecting_labels import (
     Choices,
     LabelFacts,
@@ -37,11 +36,7 @@ from perceivers.data.inspecting_labels import (
 from perceivers.data.inspecting_samples import SampleFacts, measure_sample
 from perceivers.data.modality import modality_of
 from perceivers.data.sources import (
-    PartialSource,
     Source,
-    TiledSource,
-    UnsureSource,
-    WindowedSource,
 )
 from perceivers.data.texts import Documents
 from perceivers.errors import DataError, UserError
@@ -192,7 +187,7 @@ def _make_readers(dataset: Dataset) -> tuple[dict[str, SampleReader], str]:
             name: modality_of(spec).glimpse(spec) for name, spec in dataset.training_specs().items()
         }
         for split, source in dataset.splits.items():
-            if not isinstance(source, FlowPairs):  # pairs differ in size and are not resized
+            if source.is_fitted:
                 readers[split] = SampleReader(source, specs, AugmentConfig())
     except UserError as error:
         return readers, str(error)
@@ -204,7 +199,7 @@ def _places_to_read(reader: SampleReader | None, indices: Sequence[int]) -> list
     if reader is None:
         return list(indices)
     last = len(reader.source) - 1
-    if indices[-1] <= last and not isinstance(reader.source, WindowedSource | TiledSource):
+    if indices[-1] <= last and not reader.source.cut_by:
         return list(indices)
     return np.linspace(0, last, len(indices)).round().astype(int).tolist()
 
@@ -286,9 +281,9 @@ def _combine_names(
     source: Source, names: Sequence[str], looked: Sequence[tuple[int, SampleFacts]]
 ) -> dict[str, int]:
     """Count all samples of a split by the modalities that they contain."""
-    if not isinstance(source, PartialSource):
+    if not source.present:
         return {" + ".join(names): len(source)} if names else {}
-    if isinstance(source, UnsureSource) and not source.is_sure:
+    if not source.is_sure:
         # The modalities are known only after reading, so only inspected samples are counted.
         found = Counter(" + ".join(sorted(f.modalities)) for _, f in looked if not f.problem)
         return dict(found.most_common())

@@ -16,7 +16,7 @@ from perceivers.data.clouds import Scenes
 from perceivers.data.dataset import Dataset
 from perceivers.data.inspecting_samples import SampleFacts
 from perceivers.data.masks import MASK_NAME
-from perceivers.data.sources import UNKNOWN, TargetSource
+from perceivers.data.sources import UNKNOWN
 from perceivers.errors import ConfigError, DataError
 
 # Fewer training samples than this teach little about a class.
@@ -129,11 +129,7 @@ def describe_targets(dataset: Dataset) -> tuple[TargetFacts, ...]:
 
 def _join_targets(dataset: Dataset) -> NDArray[np.float32]:
     """Return the targets of all splits, ``[n, T]``."""
-    held = [
-        source.targets
-        for source in dataset.splits.values()
-        if isinstance(source, TargetSource) and source.targets is not None
-    ]
+    held = [source.targets for source in dataset.splits.values() if source.targets is not None]
     return np.concatenate(held) if held else np.zeros((0, len(dataset.targets)), np.float32)
 
 

@@ -20,7 +20,10 @@ from perceivers.data.joined import JoinedSource
 from perceivers.data.masks import MASK_NAME, find_pair_turn, picture_orientation
 from perceivers.data.modality import WHOLE, Cut, RawFacts, modalities
 from perceivers.data.pictures import ORIENTATION_TAG, load_picture, open_picture
-from perceivers.data.sources import Encoded, KindedSource, PictureSource, Source
+from perceivers.data.sources import (
+    Encoded,
+    Source,
+)
 from perceivers.data.texts import Documents
 from perceivers.errors import DataError
 
@@ -67,10 +70,10 @@ def measure_sample(source: Source, index: int) -> SampleFacts:
         The facts, or ``problem`` alone if the sample cannot be read.
     """
     try:
-        if isinstance(source, PictureSource):
+        if source.is_pictures:
             return _measure_encoded(source.encoded(index))
         raw = {n: value for n, value in source.read(index).items() if n != INSIDE}
-        stated = source.kind_by_modality if isinstance(source, KindedSource) else {}
+        stated = source.kind_by_modality
         kinds = {n: stated.get(n) or find_raw_kind(n, value) for n, value in raw.items()}
         paths = {value.path if isinstance(value, Encoded) else "" for value in raw.values()}
         name, cut = source.names[index], _find_cut(source, index, raw)

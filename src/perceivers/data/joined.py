@@ -19,19 +19,7 @@ from perceivers.data.containers import name_kind
 from perceivers.data.dataset import Dataset
 from perceivers.data.labels import as_integer
 from perceivers.data.modality import PLURALS
-from perceivers.data.sources import (
-    UNKNOWN,
-    ContentSource,
-    DeclaringSource,
-    Encoded,
-    KindedSource,
-    PartialSource,
-    PictureSource,
-    RawSample,
-    Source,
-    UnsureSource,
-    WindowedSource,
-)
+from perceivers.data.sources import UNKNOWN, Encoded, RawSample, Source
 from perceivers.errors import DataError
 from perceivers.text_names import compose
 from perceivers.types import ModalitySpec, Points
@@ -184,7 +172,7 @@ ENDINGS = {".npz", ".npy", ".csv", ".jsonl", ".parquet", ".txt", ".tar"}
 
 
 @dataclass(frozen=True, eq=False)
-class JoinedSource:
+class JoinedSource(Source):
     """Concatenation of several sources.
 
     Args:
@@ -196,12 +184,12 @@ class JoinedSource:
     prefixes: Sequence[str]
     parts: Sequence[Source]
     labels: NDArray[np.int64] | None = None
+    is_alike = False
 
     @property
     def kind_by_modality(self) -> Mapping[str, str]:
         """Kind of each modality, as declared by the first part."""
-        first = self.parts[0]
-        return first.kind_by_modality if isinstance(first, KindedSource) else {}
+        return self.parts[0].kind_by_modality
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
@@ -227,7 +215,7 @@ class JoinedSource:
         return [
             f"{prefix}/{name}"
             for prefix, part in zip(self.prefixes, self.parts, strict=True)
-            for name in (part.contents if isinstance(part, ContentSource) else part.names)
+            for name in part.contents
         ]
 
     def __len__(self) -> int:
@@ -249,19 +237,19 @@ class JoinedSource:
 
     def declare(self) -> Mapping[str, ModalitySpec]:
         """Return the specs of the first part, with the largest number of points of all parts."""
-        declared = [
-            part.declare() if isinstance(part, DeclaringSource) else {} for part in self.parts
-        ]
+        declared = [part.declare() for part in self.parts]
         if not all(declared):
             return {}
         return {name: _widest([d[name] for d in declared]) for name in declared[0]}
 
-    def with_window(self, window: int) -> "JoinedSource":
-        """Return the same samples, with documents cut into windows of ``window`` bytes."""
-        parts = [
-            part.with_window(window) if isinstance(part, WindowedSource) else part
-            for part in self.parts
-        ]
+    @property
+    def cut_by(self) -> str:
+        """``bytes`` if documents are among the parts; tiles keep their size."""
+        return "bytes" if any(part.cut_by == "bytes" for part in self.parts) else ""
+
+    def cut(self, length: int) -> "JoinedSource":
+        """Return the same samples, with documents cut into windows of ``length`` bytes."""
+        parts = [part.cut(length) if part.cut_by == "bytes" else part for part in self.parts]
         return replace(self, parts=parts)
 
 
@@ -278,9 +266,7 @@ class JoinedPartial(JoinedSource):
         return {
             name: np.concatenate(
                 [
-                    part.present[name]
-                    if isinstance(part, PartialSource)
-                    else np.ones(len(part), np.bool_)
+                    part.present[name] if part.present else np.ones(len(part), np.bool_)
                     for part in self.parts
                 ]
             )
@@ -290,11 +276,13 @@ class JoinedPartial(JoinedSource):
     @cached_property
     def is_sure(self) -> bool:
         """Whether ``present`` is known for every sample of every part."""
-        return all(part.is_sure for part in self.parts if isinstance(part, UnsureSource))
+        return all(part.is_sure for part in self.parts)
 
 
 class JoinedPictures(JoinedSource):
     """Concatenation of several sources of image files, decoded no larger than needed."""
+
+    is_pictures = True
 
     def encoded(self, index: int) -> Encoded:
         """Return the undecoded image.
@@ -303,7 +291,6 @@ class JoinedPictures(JoinedSource):
             DataError: The bytes cannot be read.
         """
         part, place = self.locate(index)
-        assert isinstance(part, PictureSource)
         return part.encoded(place)
 
 
@@ -360,9 +347,9 @@ def _join_split(
             rows.append(row)
     labels = np.concatenate(rows) if rows else None
     chosen = JoinedSource
-    if all(isinstance(source, PictureSource) for source in sources):
+    if all(source.is_pictures for source in sources):
         chosen = JoinedPictures
-    elif any(isinstance(part.splits["train"], PartialSource) for part in parts):
+    elif any(part.splits["train"].present for part in parts):
         # Then every split declares what is present, even a split where nothing is missing.
         chosen = JoinedPartial
     return chosen([names[number] for number in members], sources, labels)
@@ -387,14 +374,14 @@ def _name_columns(addresses: Sequence[str]) -> list[str]:
 
 def _describe_modalities(source: Source) -> list[str]:
     """Return the modalities of a source, with image files distinguished from image arrays."""
-    if isinstance(source, PictureSource):
+    if source.is_pictures:
         return ["image (files)"]
     return sorted(_list_modalities(source))
 
 
 def _list_modalities(source: Source) -> list[str]:
     """Return the modalities of a source, in order, from the first readable sample."""
-    if isinstance(source, PartialSource):
+    if source.present:
         return list(source.present)
     reasons: list[DataError] = []
     for index in range(min(len(source), MAX_TRIED)):

@@ -24,7 +24,7 @@ from torch.utils import data as torch_data
 from perceivers.data.augment import MIDDLE, AugmentConfig, Place, Views
 from perceivers.data.fitting import SampleReader
 from perceivers.data.modality import scale_values
-from perceivers.data.sources import PartialSource, Source, TargetSource, UnsureSource
+from perceivers.data.sources import Source
 from perceivers.errors import ConfigError, DataError
 from perceivers.settings import Count, Natural, Seed, checked
 from perceivers.types import ModalitySpec
@@ -125,8 +125,8 @@ def stack_batch(
         positions: Position of each sample in the stream; defaults to ``indices``.
     """
     index = np.array(indices, np.int64)
-    partial = isinstance(reader.source, PartialSource)
-    if isinstance(reader.source, UnsureSource) and not reader.source.is_sure:
+    partial = bool(reader.source.present)
+    if not reader.source.is_sure:
         # Only reading tells what is missing; a complete batch looks like one of complete data.
         partial = any(len(sample) < len(reader.specs) for sample in samples)
     inputs, present = {}, {}
@@ -135,7 +135,7 @@ def stack_batch(
         if partial:
             present[name] = torch.tensor([name in sample for sample in samples])
     labels = reader.source.labels
-    targets = reader.source.targets if isinstance(reader.source, TargetSource) else None
+    targets = reader.source.targets
     return Batch(
         inputs,
         None if labels is None else torch.from_numpy(labels[index]),

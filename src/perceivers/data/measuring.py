@@ -16,15 +16,7 @@ from perceivers.data.deep_pictures import count_channels
 from perceivers.data.fitting import SampleReader
 from perceivers.data.masks import MASK_NAME
 from perceivers.data.modality import FULL_SCALE, modalities, modality_of
-from perceivers.data.sources import (
-    DeclaringSource,
-    Encoded,
-    KindedSource,
-    PartialSource,
-    PictureSource,
-    RawSample,
-    Source,
-)
+from perceivers.data.sources import Encoded, RawSample, Source
 from perceivers.errors import ConfigError, DataError, UserError, suggest
 from perceivers.types import Image, ModalitySpec
 
@@ -66,7 +58,7 @@ def measure_specs(
     reader = SampleReader(source, specs, AugmentConfig())
     indices = _choose(reader.source, _num_looked_at(specs), list(specs))
     may_be_gray = channels is None and "channels" not in overrides.get("image", {})
-    if isinstance(source, PictureSource) and may_be_gray:
+    if source.is_pictures and may_be_gray:
         specs["image"] = replace(specs["image"], channels=_common_channels(source, indices))
         reader = SampleReader(source, specs, AugmentConfig())
     measured = _measure(reader, indices)
@@ -114,10 +106,10 @@ def override_spec(name: str, spec: ModalitySpec, values: Mapping[str, Any] | Non
 
 def _native_specs(source: Source, modalities: Sequence[str]) -> dict[str, ModalitySpec]:
     """Return specs by modality, as declared by the source or else inferred from samples."""
-    if isinstance(source, PictureSource):
+    if source.is_pictures:
         return {"image": Image(PICTURE_SIZE, PICTURE_SIZE, 3)}
-    declared = source.declare() if isinstance(source, DeclaringSource) else {}
-    known = list(source.present) if isinstance(source, PartialSource) else []
+    declared = source.declare()
+    known = list(source.present)
     if declared and all(name in declared for name in known):
         return dict(declared)
     wanted = [name for name in known if name in modalities or not modalities]
@@ -131,7 +123,7 @@ def _read_some(source: Source, wanted: Sequence[str], reasons: list[str]) -> Ite
     Raises:
         DataError: No sample can be read.
     """
-    differ = isinstance(source, KindedSource)
+    differ = not source.is_alike
     missing = set(wanted)
     indices = _choose(source, MAX_CLIPS, wanted)
     for index in indices:
@@ -153,7 +145,7 @@ def _read_some(source: Source, wanted: Sequence[str], reasons: list[str]) -> Ite
 
 def _combine(source: Source, wanted: Sequence[str]) -> dict[str, ModalitySpec]:
     """Infer specs large enough for all inspected samples, at least for the wanted modalities."""
-    kinds = source.kind_by_modality if isinstance(source, KindedSource) else {}
+    kinds = source.kind_by_modality
     specs: dict[str, list[ModalitySpec]] = {}
     reasons: list[str] = []
     for sample in _read_some(source, wanted, reasons):
@@ -214,7 +206,7 @@ def _choose(source: Source, count: int, names: Sequence[str]) -> list[int]:
     Raises:
         DataError: No sample has one of the modalities.
     """
-    if not isinstance(source, PartialSource):
+    if not source.present:
         return _spread(len(source), count)
     places: set[int] = set()
     for name in names:
@@ -230,7 +222,7 @@ def _spread(length: int, count: int) -> list[int]:
     return np.unique(np.linspace(0, length - 1, count).round().astype(int)).tolist()
 
 
-def _common_channels(source: PictureSource, indices: list[int]) -> int:
+def _common_channels(source: Source, indices: list[int]) -> int:
     """Return the most common channel count of readable images; a mix of gray and RGB gives 3."""
     found: Counter[int] = Counter()
     for index in indices:
@@ -247,7 +239,7 @@ def _common_channels(source: PictureSource, indices: list[int]) -> int:
 
 def _holds_arrays(source: Source, spec: ModalitySpec) -> bool:
     """Return whether images are arrays, whose channels are fixed, rather than files."""
-    if isinstance(source, PictureSource):
+    if source.is_pictures:
         return False
     for index in _spread(len(source), MAX_CLIPS):
         try:

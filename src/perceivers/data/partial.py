@@ -11,17 +11,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.data.sources import (
-    DeclaringSource,
-    DivisibleSource,
-    KindedSource,
-    PartialSource,
-    RawSample,
-    Source,
-    TargetSource,
-    UnsureSource,
-    pick,
-)
+from perceivers.data.sources import RawSample, Source, pick
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.types import ModalitySpec
 
@@ -84,7 +74,7 @@ class PackedTexts(Sequence[str]):
 
 
 @dataclass(frozen=True, eq=False)
-class SomeSamples:
+class SomeSamples(Source):
     """Subset of a source that does not implement ``subset``.
 
     Args:
@@ -92,7 +82,8 @@ class SomeSamples:
         rows: Index of each sample in the whole source ``[n]``.
     """
 
-    source: PartialSource
+    source: Source
+    is_alike = False
     rows: NDArray[np.int64]
 
     @property
@@ -113,7 +104,7 @@ class SomeSamples:
     @property
     def targets(self) -> NDArray[np.float32] | None:
         """Numbers to predict ``[n, T]``, NaN where unknown; None without targets."""
-        targets = self.source.targets if isinstance(self.source, TargetSource) else None
+        targets = self.source.targets
         return None if targets is None else targets[self.rows]
 
     @property
@@ -128,12 +119,12 @@ class SomeSamples:
     @cached_property
     def is_sure(self) -> bool:
         """Whether ``present`` is known for every sample."""
-        return self.source.is_sure if isinstance(self.source, UnsureSource) else True
+        return self.source.is_sure
 
     @property
     def kind_by_modality(self) -> Mapping[str, str]:
         """Kind of each modality, as declared by the whole source."""
-        return self.source.kind_by_modality if isinstance(self.source, KindedSource) else {}
+        return self.source.kind_by_modality
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -148,7 +139,7 @@ class SomeSamples:
 
     def declare(self) -> Mapping[str, ModalitySpec]:
         """Return the specs that the whole source declares."""
-        return self.source.declare() if isinstance(self.source, DeclaringSource) else {}
+        return self.source.declare()
 
     def subset(self, indices: NDArray[np.int64]) -> "SomeSamples":
         """Select samples by index."""
@@ -166,9 +157,9 @@ def keep_holding(source: Source, names: Sequence[str]) -> Source:
         DataError: No sample has any of the modalities.
         ConfigError: ``names`` is empty, or the source does not have one of the modalities.
     """
-    if not isinstance(source, PartialSource):
-        return source
     present = source.present
+    if not present:
+        return source
     for name in names:
         if name not in present:
             raise ConfigError(
@@ -186,6 +177,7 @@ def keep_holding(source: Source, names: Sequence[str]) -> Source:
     if held.all():
         return source
     rows = np.flatnonzero(held)
-    if isinstance(source, DivisibleSource):
+    try:
         return source.subset(rows)
-    return SomeSamples(source, rows)
+    except NotImplementedError:
+        return SomeSamples(source, rows)

@@ -18,7 +18,7 @@ from perceivers.data.audio_clips import SILENT, Tracks, are_known, is_heard
 from perceivers.data.containers import MAX_READ, wrap_file
 from perceivers.data.http_ranges import fetch_remote, is_remote
 from perceivers.data.modality import modalities
-from perceivers.data.sources import Encoded, RawSample, pick
+from perceivers.data.sources import Encoded, RawSample, Source, pick
 from perceivers.errors import DataError
 from perceivers.reading import check_file, parse_npy, read_file
 from perceivers.text_names import find_spelling
@@ -194,7 +194,7 @@ AnyRows = TypeVar("AnyRows", bound="RowSource")
 
 
 @dataclass(frozen=True, eq=False)
-class RowSource:
+class RowSource(Source):
     """A source of samples that have every modality.
 
     Args:
@@ -210,6 +210,7 @@ class RowSource:
     names: Sequence[str]
     labels: NDArray[np.int64] | None = None
     targets: NDArray[np.float32] | None = None
+    is_alike = False
 
     @property
     def kind_by_modality(self) -> Mapping[str, str]:
@@ -278,6 +279,8 @@ class PartialRows(RowSource):
 @dataclass(frozen=True, eq=False)
 class PictureRows(RowSource):
     """A source of single images, which can be decoded at a reduced size."""
+
+    is_pictures = True
 
     def encoded(self, index: int) -> Encoded:
         """Return the undecoded image.

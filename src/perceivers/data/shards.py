@@ -44,7 +44,7 @@ from perceivers.data.masks import MASK_NAME, find_mask, holds_ids
 from perceivers.data.media_kinds import choose_kinds, choose_media, describe_lost, place_members
 from perceivers.data.partial import PackedTexts
 from perceivers.data.remote import Member, Shard, open_member, open_shards, read_member
-from perceivers.data.sources import Encoded, RawSample
+from perceivers.data.sources import Encoded, RawSample, Source
 from perceivers.data.system_files import is_system_member
 from perceivers.errors import DataError
 from perceivers.foreign import decode_text, parse_json, read_int
@@ -56,7 +56,7 @@ BRACES = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 
 
 @dataclass(frozen=True, eq=False)
-class TarPictures:
+class TarPictures(Source):
     """A source of images inside uncompressed tars.
 
     Args:
@@ -76,9 +76,7 @@ class TarPictures:
     labels: NDArray[np.int64] | None = None
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     targets: NDArray[np.float32] | None = None
-
-    def __len__(self) -> int:
-        return len(self.names)
+    is_pictures = True
 
     def encoded(self, index: int) -> Encoded:
         """Return the undecoded image."""
@@ -105,7 +103,7 @@ class TarPictures:
 
 
 @dataclass(frozen=True, eq=False)
-class TarClips:
+class TarClips(Source):
     """A source of samples with one or several media kinds, inside uncompressed tars.
 
     Args:

@@ -1,11 +1,11 @@
-"""Protocols of data sources: random access to the raw samples of one split.
+"""Data sources: random access to the raw samples of one split.
 
 Legend: n samples, T label or target columns.
 """
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,24 +48,37 @@ class Encoded(NamedTuple):
 RawSample: TypeAlias = "Mapping[str, Picture | NDArray | Encoded]"
 
 
-@runtime_checkable
-class Source(Protocol):
-    """Random access to the samples of one split; cheap to pickle, safe in forked workers."""
+class Source:
+    """Random access to the samples of one split; cheap to pickle, safe in forked workers.
 
-    @property
-    def names(self) -> Sequence[str]:
-        """One stable id per sample, such as a relative path."""
-        ...
+    A source has ``names`` and implements ``read``; everything else has a default.
 
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """Class indices ``[n]``, or ``[n, T]`` for several columns, -1 where unknown.
+    Attributes:
+        names: One stable id per sample, such as a relative path.
+        labels: Class indices ``[n]``, or ``[n, T]`` for several columns, -1 where unknown; None if
+            the data are unlabelled.
+        targets: Numbers to predict ``[n, T]``, NaN where unknown; None without targets.
+        is_sure: Whether ``present`` is exact for every sample. Otherwise, modalities that it lists
+            may turn out to be missing when a sample is read.
+        is_pictures: Whether every sample is one undecoded image, which ``encoded`` returns, so that
+            it can be decoded at a reduced size.
+        is_alike: Whether all arrays of a modality have the same shape.
+        is_fitted: Whether samples are fitted to specs; pairs with measured flow keep their size.
+        cut_by: Kind of the spec that determines the length of samples, if they are windows of texts
+            (``bytes``) or tiles of clouds (``points``); otherwise empty.
+    """
 
-        None if the data are unlabelled.
-        """
-        ...
+    names: Sequence[str]
+    labels: NDArray[np.int64] | None = None
+    targets: NDArray[np.float32] | None = None
+    is_sure: bool = True
+    is_pictures: bool = False
+    is_alike: bool = True
+    is_fitted: bool = True
+    cut_by: str = ""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.names)
 
     def read(self, index: int) -> RawSample:
         """Return one sample: images, arrays in the raw layout or undecoded clips, by modality.
@@ -73,100 +86,45 @@ class Source(Protocol):
         Raises:
             DataError: The sample cannot be read; the message is ``path: reason``.
         """
-        ...
-
-
-@runtime_checkable
-class PartialSource(Source, Protocol):
-    """A source whose samples may lack modalities; ``read`` omits missing ones."""
-
-    @property
-    def present(self) -> Mapping[str, NDArray[np.bool_]]:
-        """Which samples have each modality ``[n]``, known without reading.
-
-        Every sample has at least one; modalities that all samples have are listed too.
-        """
-        ...
-
-
-@runtime_checkable
-class UnsureSource(PartialSource, Protocol):
-    """A partial source where ``present`` may be True for modalities that turn out to be missing."""
-
-    @property
-    def is_sure(self) -> bool:
-        """Whether ``present`` is exact for every sample."""
-        ...
-
-
-@runtime_checkable
-class TargetSource(Source, Protocol):
-    """A source whose samples have numbers to predict."""
-
-    @property
-    def targets(self) -> NDArray[np.float32] | None:
-        """Numbers to predict ``[n, T]``, NaN where unknown; None without targets."""
-        ...
-
-
-@runtime_checkable
-class PictureSource(Protocol):
-    """A source of image files that gives access to the bytes, for decoding at a reduced size."""
+        raise NotImplementedError
 
     def encoded(self, index: int) -> Encoded:
-        """Return the undecoded image of modality ``image``.
+        """Return the undecoded image of a source that ``is_pictures``.
 
         Raises:
             DataError: The bytes cannot be read.
         """
-        ...
+        raise NotImplementedError
 
+    @property
+    def present(self) -> Mapping[str, NDArray[np.bool_]]:
+        """Which samples have each modality ``[n]``, known without reading; empty if all have all.
 
-@runtime_checkable
-class DeclaringSource(Protocol):
-    """A source that declares specs, because a single sample would be misleading."""
-
-    def declare(self) -> Mapping[str, ModalitySpec]:
-        """Return specs by modality, without mean and std; empty to infer them from samples."""
-        ...
-
-
-@runtime_checkable
-class KindedSource(Protocol):
-    """A source whose modalities can have any name, and whose arrays can differ in length."""
+        Every sample has at least one; modalities that all samples have are listed too.
+        """
+        return {}
 
     @property
     def kind_by_modality(self) -> Mapping[str, str]:
-        """Kind of each modality, such as ``image``; several may have the same kind."""
-        ...
-
-
-@runtime_checkable
-class WindowedSource(Protocol):
-    """A source of texts whose samples are windows of adjustable length."""
-
-    def with_window(self, window: int) -> Source:
-        """Return the same texts in windows of ``window`` bytes, at least 1."""
-        ...
-
-
-@runtime_checkable
-class ContentSource(Protocol):
-    """A source whose samples are cut from larger items, such as documents or scenes."""
+        """Kind of each modality, such as ``image``, where modalities can have any name."""
+        return {}
 
     @property
     def contents(self) -> Sequence[str]:
-        """Ids of these items with their extents, independent of how samples are cut."""
-        ...
+        """Ids of the samples, or of the larger items that they are cut from, with their extents."""
+        return self.names
 
+    def declare(self) -> Mapping[str, ModalitySpec]:
+        """Return specs by modality, without mean and std; empty to infer them from samples."""
+        return {}
 
-@runtime_checkable
-class TiledSource(Protocol):
-    """A source of point clouds whose samples are tiles with an adjustable number of points."""
+    def cut(self, length: int) -> "Source":
+        """Return the same data in windows of ``length`` bytes, or tiles of ``length`` points."""
+        raise NotImplementedError
 
-    def with_points(self, points: int) -> Source:
-        """Return the same clouds in tiles of ``points`` points, at least 1."""
-        ...
+    def subset(self, indices: NDArray[np.int64]) -> "Source":
+        """Select samples by index."""
+        raise NotImplementedError
 
 
 def pick(values: Sequence[Item], indices: NDArray[np.int64]) -> list[Item]:
@@ -188,15 +146,6 @@ def number_classes(highest: int, where: str) -> tuple[str, ...]:
     return tuple(str(label) for label in range(highest + 1))
 
 
-@runtime_checkable
-class DivisibleSource(Source, Protocol):
-    """A source that supports subsets."""
-
-    def subset(self, indices: NDArray[np.int64]) -> "DivisibleSource":
-        """Select samples by index."""
-        ...
-
-
 class Found(NamedTuple):
     """The data at an address.
 
@@ -205,7 +154,7 @@ class Found(NamedTuple):
         classes: Class names, if there is one label column.
         notes: Sentences that report decisions to the user.
         columns: Class names by label column, if there are several.
-        targets: Names of the columns of ``TargetSource.targets``.
+        targets: Names of the columns of ``Source.targets``.
         mask_classes: Class names of the ids in masks, from 0.
     """
 

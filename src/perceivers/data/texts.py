@@ -7,7 +7,7 @@ Legend: n texts, T label columns, L bytes.
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perceivers.data.pictures import read_bytes
-from perceivers.data.sources import pick
+from perceivers.data.sources import Source, pick
 from perceivers.data.splits import carve_validation
 from perceivers.errors import DataError
 from perceivers.reading import check_file, open_file
@@ -28,7 +28,7 @@ TEXT_LENGTH = 512
 
 
 @dataclass(frozen=True, eq=False)
-class Texts:
+class Texts(Source):
     """A source of texts concatenated in memory.
 
     Args:
@@ -70,7 +70,7 @@ class Texts:
 
 
 @dataclass(frozen=True, eq=False)
-class TextFiles:
+class TextFiles(Source):
     """A source of text files, one text per file.
 
     Args:
@@ -115,7 +115,7 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Documents:
+class Documents(Source):
     """A source of long texts, cut into consecutive windows of the spec's length.
 
     Sample k of a piece is its window k plus the following ``window - 1`` bytes. Evaluation uses the
@@ -129,7 +129,7 @@ class Documents:
 
     pieces: Sequence[Piece]
     window: int = TEXT_LENGTH
-    labels: None = field(default=None, init=False)
+    cut_by = "bytes"
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
@@ -174,9 +174,9 @@ class Documents:
         """Return the default spec."""
         return {"bytes": Bytes(TEXT_LENGTH)}
 
-    def with_window(self, window: int) -> "Documents":
-        """Return the same documents in windows of ``window`` bytes."""
-        return replace(self, window=window)
+    def cut(self, length: int) -> "Documents":
+        """Return the same documents in windows of ``length`` bytes."""
+        return replace(self, window=length)
 
     def divide(self, share: float, address: str) -> tuple["Documents", "Documents", str]:
         """Hold out a part for validation: whole documents if there are enough, else their ends.

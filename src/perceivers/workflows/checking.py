@@ -11,13 +11,13 @@ import torch
 from perceivers.data import AugmentConfig, Dataset, open_data
 from perceivers.data.dataset import VOID
 from perceivers.data.fitting import SampleReader
-from perceivers.data.flow_pairs import FlowPairs, open_flow_pairs
+from perceivers.data.flow_pairs import open_flow_pairs
 from perceivers.data.inspecting import LIMIT, DataFacts, Progress, inspect_data
 from perceivers.data.inspecting_labels import LabelFacts, ModalityFacts, title_modality
 from perceivers.data.masks import kept_classes
 from perceivers.data.remote import write_shard_index
 from perceivers.data.shards import expand_braces
-from perceivers.data.sources import Source, TargetSource
+from perceivers.data.sources import Source
 from perceivers.errors import ConfigError, DataError
 from perceivers.files import write_json
 from perceivers.report.console import Grid, Shown
@@ -209,7 +209,7 @@ def check_preview(folder: Path, *, overwrite: bool) -> None:
 
 def _reader(dataset: Dataset, source: Source) -> SampleReader | None:
     """Return the reader used in training; None for real flow data, whose pairs differ in size."""
-    if isinstance(source, FlowPairs):
+    if not source.is_fitted:
         return None
     return SampleReader(source, dataset.training_specs(), AugmentConfig())
 
@@ -248,7 +248,7 @@ def describe_labels(dataset: Dataset, source: Source, index: int) -> str:
         ):
             known = classes[label] if label >= 0 else "unknown"
             words.append(known if len(columns) == 1 else f"{name}: {known}")
-    targets = source.targets if isinstance(source, TargetSource) else None
+    targets = source.targets
     if targets is not None:
         words += [f"{n}: {v:.4g}" for n, v in zip(dataset.targets, targets[index], strict=True)]
     return ", ".join(words)

@@ -20,7 +20,6 @@ from perceivers.checkpoints.loading import Loaded, load_with_info
 from perceivers.data import Batch, Dataset, Source, find_files, make_eval_loader, read_files
 from perceivers.data.files import find_kind, pair_files
 from perceivers.data.fitting import cut_windows
-from perceivers.data.sources import PartialSource, PictureSource
 from perceivers.data.text_sources import walk_files
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.finite import check_answer
@@ -212,9 +211,9 @@ def find_missing(source: Source, read_by_model: Sequence[str]) -> list[str]:
     Returns none if the data contain nothing that the model reads, or if the first sample cannot be
     read: the loader then raises the proper error.
     """
-    if isinstance(source, PictureSource):
+    if source.is_pictures:
         held = {"image"}
-    elif isinstance(source, PartialSource):
+    elif source.present:
         held = set(source.present)
     elif len(read_by_model) > 1:
         try:

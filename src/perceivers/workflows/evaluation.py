@@ -12,7 +12,7 @@ from torch import Tensor
 from perceivers.checkpoints.loading import Loaded, load_with_info, split_address
 from perceivers.data import Batch, Dataset, make_eval_loader
 from perceivers.data.augment import Views
-from perceivers.data.flow_pairs import FlowPairs
+from perceivers.data.sources import Source
 from perceivers.errors import ConfigError, DataError
 from perceivers.models.compiling import Uncompiled
 from perceivers.report.console import Grid, Shown, name_skipped
@@ -266,7 +266,7 @@ def evaluate(
     dataset, specs = open_for_model(loaded, config, data or own_data(model, config))
     source = choose_split(dataset, split)
     check_classes(loaded, dataset, config)
-    if isinstance(source, FlowPairs):
+    if not source.is_fitted:
         return _evaluate_flow(loaded, config, source, dataset.address, limit, compile)
     loader = make_eval_loader(source, specs, views=views, **reading)
     compiled = compile_loaded(single, batch_size, views, on=compile)
@@ -329,7 +329,7 @@ def _record(folder: RunFolder, split: str, result: Evaluation, views: Views) -> 
 def _evaluate_flow(
     loaded: Loaded,
     config: TrainConfig | None,
-    source: FlowPairs,
+    source: Source,
     address: str,
     limit: int,
     compiled: bool,

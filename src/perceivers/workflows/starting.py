@@ -12,7 +12,6 @@ import torch
 
 from perceivers.data import Batch
 from perceivers.data.fingerprints import compare_fingerprints, take_fingerprint
-from perceivers.data.sources import PartialSource, TargetSource
 from perceivers.errors import ConfigError, DataError, RunError, UserError
 from perceivers.files import read_json_file
 from perceivers.models.registry import FAMILIES, list_models
@@ -371,9 +370,9 @@ class EstimatedRun:
         labels, targets, present = None, None, {}
         if source.labels is not None:
             labels = torch.zeros(size, *source.labels.shape[1:], dtype=torch.int64)
-        if isinstance(source, TargetSource) and source.targets is not None:
+        if source.targets is not None:
             targets = torch.zeros(size, *source.targets.shape[1:])
-        if isinstance(source, PartialSource):
+        if source.present:
             present = {name: torch.ones(size, dtype=torch.bool) for name in self.specs}
         return replace(batch, labels=labels, targets=targets, present=present)
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from perceivers.checkpoints.loading import Loaded
 from perceivers.data import make_eval_loader
-from perceivers.data.sources import TargetSource
 from perceivers.errors import DataError
 from perceivers.report.figures.scores import draw_regression
 from perceivers.report.html import Section
@@ -35,7 +34,7 @@ def prepare_regression(config: RegressConfig) -> Prepared:
     """Prepare regression of one or more numbers per sample."""
     dataset = open_dataset(config)
     source = dataset.splits["train"]
-    targets = source.targets if isinstance(source, TargetSource) else None
+    targets = source.targets
     if targets is None or not dataset.targets:
         raise DataError(
             f"{config.data} has no targets; name the table columns with the numbers to predict, "
