@@ -302,7 +302,7 @@ def _mean_point_iou(
 
 def _scenes(data: Dataset, split: str) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
     """Yield whole clouds ``[P, 3]`` and the class of every point ``[P]``."""
-    source = data.splits[split]
+    source = data.splits[split].items
     assert isinstance(source, Scenes)
     assert source.ids is not None
     for first, end in source.spans:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perceivers.data.arrays import Arrays
+from perceivers.data.arrays import hold_arrays
 from perceivers.data.augment import AugmentConfig, Look
 from perceivers.data.augment_signals import drop_points, move_points, turn_points
 from perceivers.data.by_modality.points import fit_points
@@ -122,7 +122,7 @@ def test_a_setting_out_of_range_is_refused(values: dict[str, Any], message: str)
 
 def test_what_does_not_fit_the_points_is_refused() -> None:
     def reader(channels: int, **values: Any) -> SampleReader:
-        source = Arrays({"points": np.zeros((2, 8, channels), np.float32)}, ["a", "b"])
+        source = hold_arrays({"points": np.zeros((2, 8, channels), np.float32)}, ["a", "b"])
         return SampleReader(source, {"points": Points(8, channels)}, AugmentConfig(**values))
 
     reader(2, turn=10.0)
@@ -131,7 +131,7 @@ def test_what_does_not_fit_the_points_is_refused() -> None:
         reader(2, turn=10.0, turn_axis="y")
     with pytest.raises(ConfigError, match=r"'points' has 6 channels, and the others"):
         reader(6, jitter=0.1)
-    sounds = Arrays({"audio": np.zeros((2, 1, 8), np.float32)}, ["a", "b"])
+    sounds = hold_arrays({"audio": np.zeros((2, 1, 8), np.float32)}, ["a", "b"])
     message = r"augment.jitter changes points, but the modalities are \['audio'\]"
     with pytest.raises(ConfigError, match=message):
         SampleReader(sounds, {"audio": Audio(8)}, AugmentConfig(jitter=0.1))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from perceivers.data.arrays import Arrays
+from perceivers.data.arrays import hold_arrays
 from perceivers.data.augment import AugmentConfig, Look
 from perceivers.data.augment_signals import change_sound, draw_noise, shift_wave
 from perceivers.data.fitting import SampleReader
@@ -79,7 +79,7 @@ def test_evaluation_and_defaults_change_nothing_and_draw_nothing() -> None:
 
 def test_batches_do_not_depend_on_workers_and_differ_between_epochs() -> None:
     sounds = np.random.default_rng(0).standard_normal((3, 1, 32)).astype(np.float32)
-    source = Arrays({"audio": sounds}, list("abc"))
+    source = hold_arrays({"audio": sounds}, list("abc"))
     augment = AugmentConfig(gain=(-6.0, 6.0), time_shift=0.5, noise=0.5, invert=True)
 
     def read(workers: int, start: int = 0) -> list[torch.Tensor]:
@@ -128,7 +128,7 @@ def test_an_unknown_filling_is_refused() -> None:
 
 
 def test_sounds_must_be_read_to_be_changed() -> None:
-    source = Arrays({"image": np.zeros((2, 1, 8, 8), np.uint8)}, ["a", "b"])
+    source = hold_arrays({"image": np.zeros((2, 1, 8, 8), np.uint8)}, ["a", "b"])
     message = r"changes audio, but the modalities are \['image'\], none of that kind"
     settings: tuple[dict[str, Any], ...] = (
         {"gain": (-6.0, 6.0)},

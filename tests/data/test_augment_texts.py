@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from perceivers.data.arrays import Arrays
+from perceivers.data.arrays import hold_arrays
 from perceivers.data.augment import AugmentConfig, Look
 from perceivers.data.augment_signals import change_text, drop_words
 from perceivers.data.by_modality.texts import fit_text
@@ -101,6 +101,6 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], said: str) 
 
 
 def test_without_texts_they_are_refused() -> None:
-    sounds = Arrays({"audio": np.zeros((2, 1, 8), np.float32)}, ["a", "b"])
+    sounds = hold_arrays({"audio": np.zeros((2, 1, 8), np.float32)}, ["a", "b"])
     with pytest.raises(ConfigError, match=r"augment.word_drop changes bytes, but"):
         SampleReader(sounds, {"audio": Audio(8)}, AugmentConfig(word_drop=0.1))

@@ -9,8 +9,9 @@ from tests.data.serving import serve
 
 from perceivers.data import make_eval_loader, open_data
 from perceivers.data import row_source as cells_module
-from perceivers.data.row_source import ArrayCells, PathCells, TextCells
+from perceivers.data.row_source import ArrayCells, PathCells
 from perceivers.data.sources import Encoded
+from perceivers.data.texts import TextCells
 from perceivers.errors import DataError
 
 PLACES = ["x.csv: line 2", "x.csv: line 3", "x.csv: line 4"]

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image as Pillow
 
 from perceivers.data import Dataset, open_data
-from perceivers.data.arrays import Arrays
+from perceivers.data.arrays import hold_arrays
+from perceivers.data.row_source import RowSource
+from perceivers.data.sources import RawSample, Source
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Audio, Image
 
@@ -20,7 +22,7 @@ Encode = Callable[..., bytes]
 
 def arrays(**modalities: np.ndarray) -> Dataset:
     count = len(next(iter(modalities.values())))
-    source = Arrays(modalities, [f"x/{i}" for i in range(count)])
+    source = hold_arrays(modalities, [f"x/{i}" for i in range(count)])
     return Dataset("x", {"train": source, "val": source}, (), ())
 
 
@@ -68,13 +70,13 @@ def test_at_most_512_samples_spread_over_the_data_are_looked_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dataset, seen = arrays(image=np.zeros((2000, 1, 1, 1), np.uint8)), set[int]()
-    read = Arrays.read
+    read = RowSource.read
 
-    def count(self: Arrays, index: int) -> dict[str, np.ndarray]:
+    def count(self: RowSource, index: int) -> RawSample:
         seen.add(index)
         return read(self, index)
 
-    monkeypatch.setattr(Arrays, "read", count)
+    monkeypatch.setattr(RowSource, "read", count)
     dataset.specs()
     assert len(seen) == 512
     assert {0, 1999} <= seen
@@ -132,10 +134,12 @@ def test_measured_specs_are_plain_numbers() -> None:
 
 
 def test_decoded_pictures_are_fitted_to_64_pixels() -> None:
-    class Decoded(Arrays):
+    class Decoded(Source):
+        names = ("a",)
+
         def read(self, index: int) -> Any:
             return {"image": Pillow.new("RGB", (4, 4), (0, 51, 255))}
 
-    source = Decoded({}, ["a"])
+    source = Decoded()
     spec = Dataset("x", {"train": source, "val": source}, (), ()).specs()["image"]
     assert spec == Image(64, 64, 3, mean=(0.0, 0.2, 1.0), std=(1.0, 1.0, 1.0))

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from perceivers.data import AugmentConfig, make_eval_loader, make_train_loader
-from perceivers.data.arrays import Arrays
+from perceivers.data.arrays import hold_arrays
 from perceivers.data.fits import reorder_sample
 from perceivers.data.fitting import SampleReader
 from perceivers.data.masks import Mask
+from perceivers.data.row_source import RowSource
 from perceivers.errors import ConfigError
 from perceivers.types import (
     CLS,
@@ -114,9 +115,9 @@ def test_a_mask_moves_with_its_picture() -> None:
     assert np.array_equal(values["image"][0], values["mask"])
 
 
-def source(count: int = 6) -> Arrays:
+def source(count: int = 6) -> RowSource:
     image = np.random.default_rng(0).integers(0, 256, (count, 1, 4, 4), np.uint8)
-    return Arrays({"image": image}, [f"x/{i}" for i in range(count)])
+    return hold_arrays({"image": image}, [f"x/{i}" for i in range(count)])
 
 
 def read_training(spec: Image, start: int, steps: int, workers: int = 0) -> list[np.ndarray]:
@@ -165,7 +166,7 @@ def test_a_fixed_order_is_that_of_training_and_evaluation() -> None:
 
 def test_optical_flow_needs_frames_in_place() -> None:
     video = Video(2, 4, 4, 3, order="fixed")
-    arrays = Arrays(
+    arrays = hold_arrays(
         {"video": np.zeros((1, 3, 2, 4, 4), np.uint8), "flow": np.zeros((1, 2, 4, 4), np.float32)},
         ["x/0"],
     )

@@ -10,7 +10,7 @@ import pytest
 
 from perceivers.data import find_files, read_files
 from perceivers.data.byte_codec import decode_ids
-from perceivers.data.files import LooseFiles, pair_files
+from perceivers.data.files import hold_loose_files, pair_files
 from perceivers.data.sources import RawSample
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Audio, Bytes, Image, ModalitySpec, Points, Video
@@ -93,7 +93,7 @@ def test_a_video_gives_both_of_its_modalities(write_folder: WriteFolder) -> None
     path = write_folder({"a.mp4": b"x"}) / "a.mp4"
 
     def read(*wanted: str) -> RawSample:
-        return LooseFiles(pair_files([path], wanted), wanted).read(0)
+        return hold_loose_files(pair_files([path], wanted), wanted).read(0)
 
     assert set(read("video", "audio")) == {"video", "audio"}
     assert set(read("video")) == {"video"}

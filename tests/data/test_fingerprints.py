@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from perceivers.data.sources import RawSample, Source
 class Listed(Source):
     """Names and labels without samples."""
 
-    names: list[str]
+    names: Sequence[str]
     labels: NDArray[np.int64] | None = None
     targets: NDArray[np.float32] | None = None
 

@@ -5,16 +5,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perceivers.data.arrays import Arrays
+from perceivers.data.arrays import hold_arrays
 from perceivers.data.augment import AugmentConfig, Views
 from perceivers.data.fitting import SampleReader
+from perceivers.data.row_source import ArrayCells, Part, RowSource
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Array, Audio, ModalitySpec, Video
 
 
 def test_the_flow_of_frames_cannot_be_augmented(numpy_rng: np.random.Generator) -> None:
     video = numpy_rng.integers(0, 256, (2, 3, 2, 8, 8), np.uint8)
-    source = Arrays({"video": video, "flow": np.zeros((2, 2, 8, 8), np.float32)}, ["a", "b"])
+    source = hold_arrays({"video": video, "flow": np.zeros((2, 2, 8, 8), np.float32)}, ["a", "b"])
     specs: dict[str, ModalitySpec] = {"video": Video(2, 8, 8), "flow": Array((2, 8), 8)}
     assert set(SampleReader(source, specs, AugmentConfig())(0)) == {"video", "flow"}
     for augment in (AugmentConfig(flip=True), AugmentConfig(copies=2)):
@@ -26,7 +27,7 @@ def test_the_flow_of_frames_cannot_be_augmented(numpy_rng: np.random.Generator) 
 
 def test_ready_clips_are_augmented_and_their_sound_is_not(numpy_rng: np.random.Generator) -> None:
     video = numpy_rng.integers(0, 256, (4, 3, 3, 8, 8), np.uint8)
-    source = Arrays({"video": video, "audio": np.ones((4, 1, 8), np.float32)}, list("abcd"))
+    source = hold_arrays({"video": video, "audio": np.ones((4, 1, 8), np.float32)}, list("abcd"))
     specs: dict[str, ModalitySpec] = {"video": Video(3, 8, 8), "audio": Audio(8)}
     settings: tuple[dict[str, Any], ...] = (
         {"flip": True},
@@ -46,7 +47,7 @@ def test_ready_clips_are_augmented_and_their_sound_is_not(numpy_rng: np.random.G
 
 
 def test_operations_need_gray_or_colour_clips() -> None:
-    source = Arrays({"video": np.zeros((2, 2, 3, 8, 8), np.uint8)}, ["a", "b"])
+    source = hold_arrays({"video": np.zeros((2, 2, 3, 8, 8), np.uint8)}, ["a", "b"])
     specs: dict[str, ModalitySpec] = {"video": Video(3, 8, 8, 2)}
     message = r"'video' has 2 channels; use augment\.rand_augment: 0"
     with pytest.raises(ConfigError, match=message):
@@ -54,21 +55,22 @@ def test_operations_need_gray_or_colour_clips() -> None:
     SampleReader(source, specs, AugmentConfig(flip=True))
 
 
-class Counting(Arrays):
+class Counting(ArrayCells):
     """Arrays that count how often they are read."""
 
     reads: int = 0
 
-    def read(self, index: int) -> Any:
+    def load(self, row: int) -> Any:
         """Count, and read."""
         Counting.reads += 1
-        return super().read(index)
+        return super().load(row)
 
 
 def test_all_views_come_from_one_reading() -> None:
     video = np.arange(6, dtype=np.uint8).reshape(1, 1, 6, 1, 1)
     sound = np.arange(12, dtype=np.float32).reshape(1, 1, 12)
-    source = Counting({"video": video, "audio": sound}, ["a"])
+    parts = {"video": Part("video", Counting(video)), "audio": Part("audio", ArrayCells(sound))}
+    source = RowSource(parts, np.arange(1), ["a"])
     reader = SampleReader(source, {"video": Video(2, 1, 1, 1), "audio": Audio(4)}, AugmentConfig())
     Counting.reads = 0
     seen = reader.read_views(0, Views(temporal=3).places)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.data.samples import read_arrays
 
 from perceivers.data.flow_pairs import open_flow_pairs, write_flow
 from perceivers.data.sources import Source
@@ -37,7 +38,7 @@ def test_pairs_of_several_folders_are_read(encode: Encode, write_folder: WriteFo
     assert list(source.names) == ["a", "b"]
     assert len(source) == 2
     assert source.labels is None
-    samples = [source.read(index) for index in range(2)]
+    samples = [read_arrays(source, index) for index in range(2)]
     for sample, flow in zip(samples, flows, strict=True):
         assert sample["video"].dtype == np.uint8
         assert sample["video"].shape == (3, 2, 10, 12)
@@ -52,7 +53,7 @@ def test_frame_1_is_the_first_by_name(encode: Encode, write_folder: WriteFolder)
     add_flow(root / "flow.flo")
     swapped = write_folder({"s/frame1.png": encode(2), "s/frame2.png": encode(1)}) / "s"
     add_flow(swapped / "flow.flo")
-    here, there = open_flow_pairs(root).read(0), open_flow_pairs(swapped).read(0)
+    here, there = read_arrays(open_flow_pairs(root), 0), read_arrays(open_flow_pairs(swapped), 0)
     assert list(open_flow_pairs(swapped).names) == ["."]
     assert np.array_equal(here["video"], there["video"][:, ::-1])
     assert not np.array_equal(here["video"], there["video"])
@@ -64,7 +65,7 @@ def test_a_kitti_picture_is_the_flow_and_no_frame(
     pytest.importorskip("av")
     root = write_folder({"000_10.png": encode(1), "000_11.png": encode(2)})
     flow = add_flow(root / "flow_000_10.png")
-    sample = open_flow_pairs(root).read(0)
+    sample = read_arrays(open_flow_pairs(root), 0)
     np.testing.assert_allclose(sample["flow"], flow, atol=1 / 128)
 
 
@@ -72,7 +73,7 @@ def test_frames_of_another_size_are_refused(encode: Encode, write_folder: WriteF
     root = write_folder({"1.png": encode(1), "2.png": encode(2)})
     add_flow(root / "flow.flo", 10, 11)
     with pytest.raises(DataError, match=r"flow of \(10, 11\) pixels for frames of \(10, 12\)"):
-        open_flow_pairs(root).read(0)
+        read_arrays(open_flow_pairs(root), 0)
 
 
 def test_folders_that_hold_no_pair_are_refused(encode: Encode, write_folder: WriteFolder) -> None:

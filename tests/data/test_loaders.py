@@ -11,8 +11,8 @@ import torch
 
 from perceivers.data import AugmentConfig, Batch, Dataset, make_eval_loader, make_train_loader
 from perceivers.data import open_data as open_address
-from perceivers.data.arrays import Arrays
-from perceivers.data.folders import PictureFiles
+from perceivers.data.arrays import hold_arrays
+from perceivers.data.row_source import RowSource, hold_pictures
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Array, Audio, Image, ModalitySpec
 
@@ -23,10 +23,10 @@ SPECS: dict[str, ModalitySpec] = {"image": Image(8, 8, 1)}
 
 
 @pytest.fixture
-def source(numpy_rng: np.random.Generator) -> Arrays:
+def source(numpy_rng: np.random.Generator) -> RowSource:
     """Ten labelled pictures."""
     image = numpy_rng.integers(0, 256, (10, 1, 8, 8), np.uint8)
-    return Arrays({"image": image}, [f"x/{i}" for i in range(10)], np.arange(10) % 3)
+    return hold_arrays({"image": image}, [f"x/{i}" for i in range(10)], np.arange(10) % 3)
 
 
 def train(source: Any, **options: Any) -> list[Batch]:
@@ -51,12 +51,16 @@ def equal(left: list[Batch], right: list[Batch]) -> bool:
     )
 
 
-def files(folder: Path, count: int) -> PictureFiles:
+def images_of(source: RowSource) -> np.ndarray:
+    return np.stack([np.asarray(source.read(i)["image"]) for i in range(len(source))])
+
+
+def files(folder: Path, count: int) -> RowSource:
     names = [f"{i}.png" for i in range(count)]
-    return PictureFiles([str(folder / name) for name in names], names, np.arange(count))
+    return hold_pictures([str(folder / name) for name in names], names, np.arange(count))
 
 
-def test_the_same_seed_gives_the_same_batches_and_another_does_not(source: Arrays) -> None:
+def test_the_same_seed_gives_the_same_batches_and_another_does_not(source: RowSource) -> None:
     assert equal(train(source), train(source))
     assert not equal(train(source), train(source, seed=1))
     plain = {"augment": AugmentConfig()}
@@ -64,26 +68,26 @@ def test_the_same_seed_gives_the_same_batches_and_another_does_not(source: Array
 
 
 @pytest.mark.parametrize("start", [1, 3, 5, 6])
-def test_resuming_at_any_step_continues_the_stream(source: Arrays, start: int) -> None:
+def test_resuming_at_any_step_continues_the_stream(source: RowSource, start: int) -> None:
     whole = train(source)
     assert equal(train(source, start_step=start), whole[start:])
     assert not equal(train(source, start_step=5), whole[4:5])
 
 
-def test_workers_do_not_change_the_batches(source: Arrays) -> None:
+def test_workers_do_not_change_the_batches(source: RowSource) -> None:
     whole = train(source)
     assert equal(train(source, workers=2), whole)
     assert equal(train(source, workers=2, start_step=3), whole[3:])
     assert not equal(train(source, workers=2, seed=1), whole)
 
 
-def test_every_epoch_sees_every_sample_once_in_a_new_order(source: Arrays) -> None:
+def test_every_epoch_sees_every_sample_once_in_a_new_order(source: RowSource) -> None:
     stream = torch.cat([batch.index for batch in train(source, num_steps=5)]).tolist()
     assert sorted(stream[:10]) == sorted(stream[10:]) == list(range(10))
     assert stream[:10] != stream[10:]
 
 
-def test_the_augmentation_changes_with_the_epoch_and_keeps_the_label(source: Arrays) -> None:
+def test_the_augmentation_changes_with_the_epoch_and_keeps_the_label(source: RowSource) -> None:
     assert source.labels is not None
     batches = train(source, num_steps=5)
     indices = torch.cat([batch.index for batch in batches])
@@ -98,14 +102,14 @@ def test_the_augmentation_changes_with_the_epoch_and_keeps_the_label(source: Arr
         assert batch.inputs["image"].dtype == torch.uint8
 
 
-def test_without_augmentation_the_values_are_those_of_the_source(source: Arrays) -> None:
+def test_without_augmentation_the_values_are_those_of_the_source(source: RowSource) -> None:
     for batch in train(source, augment=AugmentConfig()):
-        expected = source.modalities["image"][batch.index.numpy()]
+        expected = images_of(source)[batch.index.numpy()]
         assert np.array_equal(batch.inputs["image"].numpy(), expected)
         assert not np.array_equal(batch.inputs["image"].numpy(), expected[::-1])
 
 
-def test_a_batch_may_be_larger_than_the_data(source: Arrays) -> None:
+def test_a_batch_may_be_larger_than_the_data(source: RowSource) -> None:
     small = source.subset(np.arange(3))
     batches = train(small, batch_size=7, num_steps=3)
     assert [len(batch) for batch in batches] == [7, 7, 7]
@@ -113,7 +117,7 @@ def test_a_batch_may_be_larger_than_the_data(source: Arrays) -> None:
     assert equal(batches[2:], train(small, batch_size=7, num_steps=3, start_step=2))
 
 
-def test_two_ranks_share_out_the_batch_of_one(source: Arrays) -> None:
+def test_two_ranks_share_out_the_batch_of_one(source: RowSource) -> None:
     whole = train(source, batch_size=4)
     ranks = [train(source, batch_size=2, rank=rank, world_size=2) for rank in (0, 1)]
     joined = [
@@ -129,14 +133,14 @@ def test_two_ranks_share_out_the_batch_of_one(source: Arrays) -> None:
     assert not equal(joined[::-1], whole)
 
 
-def test_the_global_generator_is_left_alone(source: Arrays) -> None:
+def test_the_global_generator_is_left_alone(source: RowSource) -> None:
     before = torch.random.get_rng_state()
     train(source, workers=1, num_steps=1)
     list(make_eval_loader(source, SPECS, batch_size=4))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_the_length_of_a_loader_is_its_number_of_steps(source: Arrays) -> None:
+def test_the_length_of_a_loader_is_its_number_of_steps(source: RowSource) -> None:
     loader = make_train_loader(
         source, SPECS, batch_size=4, seed=0, augment=AUGMENT, start_step=2, num_steps=9
     )
@@ -175,16 +179,16 @@ def test_training_stops_with_a_plain_message_when_nothing_can_be_read(
         train(source, workers=workers)
 
 
-def test_evaluation_reads_every_sample_once_in_order(source: Arrays) -> None:
+def test_evaluation_reads_every_sample_once_in_order(source: RowSource) -> None:
     batches = list(make_eval_loader(source, SPECS, batch_size=4))
     assert [batch.index.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     values = torch.cat([batch.inputs["image"] for batch in batches]).numpy()
-    assert np.array_equal(values, source.modalities["image"])
-    assert not np.array_equal(values[::-1], source.modalities["image"])
+    assert np.array_equal(values, images_of(source))
+    assert not np.array_equal(values[::-1], images_of(source))
     assert equal(batches, list(make_eval_loader(source, SPECS, batch_size=4, workers=2)))
 
 
-def test_ranks_share_out_the_batches_of_an_evaluation(source: Arrays) -> None:
+def test_ranks_share_out_the_batches_of_an_evaluation(source: RowSource) -> None:
     ranks = [
         [
             b.index.tolist()
@@ -200,13 +204,14 @@ def test_evaluation_leaves_unreadable_samples_out_and_loses_no_name(
     write_folder: WriteFolder, encode: Encode, bad: tuple[int, ...]
 ) -> None:
     content = {f"{i}.png": b"" if i in bad else encode(i) for i in range(6)}
-    source = files(write_folder(content), 6)
+    folder = write_folder(content)
+    source = files(folder, 6)
     batches = list(make_eval_loader(source, SPECS, batch_size=2))
     assert all(len(batch) for batch in batches)
     read = [i for batch in batches for i in batch.index.tolist()]
     assert read == [i for i in range(6) if i not in bad]
     named = [reason.split(": ")[0] for batch in batches for reason in batch.bad]
-    assert named == [source.paths[i] for i in bad]
+    assert named == [str(folder / source.names[i]) for i in bad]
 
 
 def test_evaluating_only_unreadable_samples_names_the_first(write_folder: WriteFolder) -> None:
@@ -226,26 +231,26 @@ def test_evaluating_only_unreadable_samples_names_the_first(write_folder: WriteF
     ],
 )
 def test_numbers_that_make_no_loader_are_refused(
-    source: Arrays, options: dict[str, int], message: str
+    source: RowSource, options: dict[str, int], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         train(source, **options)
 
 
-def test_specs_that_do_not_fit_are_refused_before_reading(source: Arrays) -> None:
+def test_specs_that_do_not_fit_are_refused_before_reading(source: RowSource) -> None:
     for specs, message in (
         ({}, "no modality is asked for"),
         ({"audio": Audio(4)}, r"'audio' is requested, but the data contain image;"),
     ):
         with pytest.raises(DataError, match=message):
             train(source, specs=specs, augment=AugmentConfig())
-    five = Arrays({"image": np.zeros((2, 5, 4, 4), np.uint8)}, ["a", "b"])
+    five = hold_arrays({"image": np.zeros((2, 5, 4, 4), np.uint8)}, ["a", "b"])
     with pytest.raises(DataError, match=r"shape \(5, 4, 4\) \[C, H, W\], but the spec has 3"):
         train(five, specs={"image": Image(4, 4, 3)})
-    sound = Arrays({"audio": np.zeros((2, 1, 9), np.float32)}, ["a", "b"])
+    sound = hold_arrays({"audio": np.zeros((2, 1, 9), np.float32)}, ["a", "b"])
     with pytest.raises(DataError, match=r"shape \(1, 9\) per sample, .* expects \(2, 9\)"):
         train(sound, specs={"audio": Audio(9, 2)}, augment=AugmentConfig())
-    grid = Arrays({"array": np.zeros((2, 3, 1), np.float32)}, ["a", "b"])
+    grid = hold_arrays({"array": np.zeros((2, 3, 1), np.float32)}, ["a", "b"])
     with pytest.raises(DataError, match=r"shape \(3, 1\) per sample, .* expects \(4, 1\)"):
         train(grid, specs={"array": Array(4)}, augment=AugmentConfig())
     with pytest.raises(
@@ -253,22 +258,22 @@ def test_specs_that_do_not_fit_are_refused_before_reading(source: Arrays) -> Non
     ):
         train(sound, specs={"audio": Audio(9)})
     with pytest.raises(DataError, match="none of 1 training samples could be read"):
-        train(PictureFiles(["a"], ["a"]), specs={"image": Image(4, 4, 2)})
+        train(hold_pictures(["a"], ["a"]), specs={"image": Image(4, 4, 2)})
     with pytest.raises(DataError, match="the source contains no samples"):
-        train(PictureFiles([], []))
+        train(hold_pictures([], []))
 
 
 def test_modalities_that_are_no_pictures_pass_through(numpy_rng: np.random.Generator) -> None:
     audio = numpy_rng.random((4, 2, 9), np.float32)
-    source = Arrays({"audio": audio}, list("abcd"))
+    source = hold_arrays({"audio": audio}, list("abcd"))
     (batch,) = make_eval_loader(source, {"audio": Audio(9, 2)}, batch_size=8)
     assert np.array_equal(batch.inputs["audio"].numpy(), audio)
     assert batch.labels is None
 
 
-def test_label_columns_follow_into_batches(source: Arrays) -> None:
+def test_label_columns_follow_into_batches(source: RowSource) -> None:
     columns = np.stack([np.arange(10), np.full(10, -1)], axis=1)
-    several = Arrays(source.modalities, source.names, columns)
+    several = replace(source, labels=columns)
     for batch in (*train(several), *make_eval_loader(several, SPECS, batch_size=4)):
         assert batch.labels is not None
         assert batch.labels.tolist() == [[i, -1] for i in batch.index.tolist()]
@@ -276,7 +281,7 @@ def test_label_columns_follow_into_batches(source: Arrays) -> None:
 
 def test_parts_are_drawn_anew_in_every_epoch_without_augmentation() -> None:
     sound = np.arange(100, dtype=np.float32).reshape(1, 1, 100)
-    source = Arrays({"audio": sound}, ["a"])
+    source = hold_arrays({"audio": sound}, ["a"])
     options = {"specs": {"audio": Audio(10)}, "augment": AugmentConfig(), "batch_size": 1}
     first, again = train(source, **options), train(source, **options)
     assert equal(first, again)
@@ -287,7 +292,7 @@ def test_parts_are_drawn_anew_in_every_epoch_without_augmentation() -> None:
     assert batch.inputs["audio"][0, 0].tolist() == list(range(45, 55))
 
 
-def test_a_batch_moves_its_tensors_and_keeps_its_names(source: Arrays) -> None:
+def test_a_batch_moves_its_tensors_and_keeps_its_names(source: RowSource) -> None:
     (batch, *_) = train(source)
     moved = batch.to("meta")
     assert moved.inputs["image"].device.type == "meta"
@@ -322,7 +327,7 @@ def with_copies(copies: int, **settings: Any) -> AugmentConfig:
     return AugmentConfig(crop_scale=(0.5, 1.0), flip=True, copies=copies, **settings)
 
 
-def test_every_sample_of_a_batch_stands_in_it_as_often_as_asked(source: Arrays) -> None:
+def test_every_sample_of_a_batch_stands_in_it_as_often_as_asked(source: RowSource) -> None:
     """The samples are those of the stream without copies, each several times and each other."""
     plain = train(source, augment=with_copies(1), batch_size=2)
     batches = train(source, augment=with_copies(3), batch_size=6)
@@ -342,7 +347,7 @@ def test_every_sample_of_a_batch_stands_in_it_as_often_as_asked(source: Arrays) 
     assert all(different)
 
 
-def test_an_epoch_of_copies_is_as_many_times_as_long(source: Arrays) -> None:
+def test_an_epoch_of_copies_is_as_many_times_as_long(source: RowSource) -> None:
     stream = torch.cat(
         [b.index for b in train(source, augment=with_copies(2), num_steps=10)]
     ).tolist()
@@ -351,7 +356,7 @@ def test_an_epoch_of_copies_is_as_many_times_as_long(source: Arrays) -> None:
 
 
 @pytest.mark.parametrize("start", [1, 4, 6])
-def test_copies_resume_exactly_whatever_the_workers(source: Arrays, start: int) -> None:
+def test_copies_resume_exactly_whatever_the_workers(source: RowSource, start: int) -> None:
     options: dict[str, Any] = {"augment": with_copies(2, erase=0.5, rand_augment=1)}
     whole = train(source, **options)
     assert equal(train(source, start_step=start, **options), whole[start:])
@@ -360,7 +365,7 @@ def test_copies_resume_exactly_whatever_the_workers(source: Arrays, start: int) 
         assert equal(train(source, start_step=start, workers=2, **options), whole[start:])
 
 
-def test_two_ranks_share_out_the_copies_of_one(source: Arrays) -> None:
+def test_two_ranks_share_out_the_copies_of_one(source: RowSource) -> None:
     augment = with_copies(2)
     whole = torch.cat([b.inputs["image"] for b in train(source, augment=augment)])
     ranks = [train(source, augment=augment, batch_size=2, rank=r, world_size=2) for r in (0, 1)]
@@ -371,19 +376,19 @@ def test_two_ranks_share_out_the_copies_of_one(source: Arrays) -> None:
 
 def test_copies_read_other_parts_of_what_is_no_picture() -> None:
     sound = np.arange(1000, dtype=np.float32).reshape(1, 1, 1000)
-    source = Arrays({"audio": sound}, ["a"])
+    source = hold_arrays({"audio": sound}, ["a"])
     specs: dict[str, ModalitySpec] = {"audio": Audio(10)}
     augment = AugmentConfig(copies=4)
     batches = train(source, specs=specs, augment=augment, batch_size=4)
     assert all(len(set(batch.inputs["audio"][:, 0, 0].tolist())) > 2 for batch in batches)
 
 
-def test_a_batch_holds_all_copies_of_a_sample(source: Arrays) -> None:
+def test_a_batch_holds_all_copies_of_a_sample(source: RowSource) -> None:
     with pytest.raises(ConfigError, match=r"batch_size is 4 and augment.copies 3; .* a multiple"):
         train(source, augment=with_copies(3))
 
 
-def test_erasing_changes_nothing_else(source: Arrays) -> None:
+def test_erasing_changes_nothing_else(source: RowSource) -> None:
     plain, erased = train(source), train(source, augment=replace(AUGMENT, erase=0.5))
     shares = []
     for before, after in zip(plain, erased, strict=True):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from perceivers.data import Dataset
-from perceivers.data.arrays import Arrays
+from perceivers.data.arrays import hold_arrays
 from perceivers.data.augment import AugmentConfig, Look
 from perceivers.data.by_modality import sounds, videos
 from perceivers.data.fitting import SampleReader
@@ -63,7 +63,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_overrides_come_before_measuring() -> None:
-    specs = dataset(Arrays(ARRAYS, list("abcd"))).specs(
+    specs = dataset(hold_arrays(ARRAYS, list("abcd"))).specs(
         overrides={"image": {"height": 2, "channels": 3}, "audio": {"samples": 2, "mean": [0.25]}}
     )
     assert specs["image"] == Image(2, 4, 3, mean=(0.2,) * 3, std=(1.0,) * 3)
@@ -72,7 +72,7 @@ def test_overrides_come_before_measuring() -> None:
 
 
 def test_only_chosen_modalities_are_described() -> None:
-    opened = dataset(Arrays(ARRAYS, list("abcd")))
+    opened = dataset(hold_arrays(ARRAYS, list("abcd")))
     assert set(opened.specs()) == {"image", "audio"}
     assert set(opened.specs(modalities=("audio",))) == {"audio"}
 
@@ -95,7 +95,7 @@ def test_only_chosen_modalities_are_described() -> None:
 )
 def test_what_there_is_not_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        dataset(Arrays(ARRAYS, list("abcd"))).specs(**options)
+        dataset(hold_arrays(ARRAYS, list("abcd"))).specs(**options)
 
 
 @pytest.mark.unhooked
@@ -116,11 +116,11 @@ def test_fields_that_are_derived_cannot_be_set() -> None:
 
 
 def test_arrays_that_cannot_be_resized_say_so() -> None:
-    films = Arrays({"video": np.zeros((2, 1, 3, 2, 2), np.uint8)}, ["a", "b"])
+    films = hold_arrays({"video": np.zeros((2, 1, 3, 2, 2), np.uint8)}, ["a", "b"])
     assert dataset(films).specs(overrides={"video": {"frames": 2}})["video"].grid == (2, 2, 2)
     with pytest.raises(DataError, match=r"shape \(1, 3, 2, 2\) \[C, T, H, W\], .* 2 channels"):
         dataset(films).specs(overrides={"video": {"channels": 2}})
-    grids = Arrays({"array": np.zeros((2, 3, 1), np.uint8)}, ["a", "b"])
+    grids = hold_arrays({"array": np.zeros((2, 3, 1), np.uint8)}, ["a", "b"])
     with pytest.raises(DataError, match=r"'array' has shape \(3, 1\) per sample, .*expects"):
         dataset(grids).specs(overrides={"array": {"shape": 2}})
 
@@ -163,6 +163,6 @@ def test_clips_need_specs_of_their_kind() -> None:
 def test_what_cannot_be_fitted_is_refused_before_reading(
     name: str, shape: tuple[int, ...], spec: ModalitySpec
 ) -> None:
-    source = Arrays({name: np.zeros((2, *shape), np.float32)}, ["a", "b"])
+    source = hold_arrays({name: np.zeros((2, *shape), np.float32)}, ["a", "b"])
     with pytest.raises(DataError, match=rf"modality '{name}' has shape \({shape[0]}, {shape[1]}\)"):
         SampleReader(source, {name: spec}, AugmentConfig())

@@ -66,13 +66,13 @@ def test_keys_with_dots_are_samples_and_what_is_lost_is_named(
     data = open_data(str(write_tar(tmp_path / "x.tar", members | labels)))
     assert sum(len(split) for split in data.splits.values()) == 20
     assert len(data.classes) == 2
-    source, notes = read_shards([tmp_path / "x.tar"], ())
+    source, _, notes = read_shards([tmp_path / "x.tar"], ())
     assert source.names[11] == "x.tar/img.v1.11"
     assert source.labels is not None
     assert source.labels.tolist() == [0, 1] * 10
     assert notes == []
     beside = {"a.png": encode(0), "a.cls": b"0", "a.depth.png": encode(1)}
-    source, notes = read_shards([write_tar(tmp_path / "y.tar", beside)], ())
+    source, _, notes = read_shards([write_tar(tmp_path / "y.tar", beside)], ())
     assert source.names == ["y.tar/a"]
     assert len(notes) == 1
     assert "1 files are not read" in notes[0]

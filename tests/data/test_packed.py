@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perceivers.data.partial import PackedTexts
+from perceivers.data.sources import PackedTexts
 
 
 @given(st.lists(st.text(max_size=9), max_size=9))

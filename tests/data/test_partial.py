@@ -1,17 +1,15 @@
 """Samples that hold at least one of some modalities, of sources with and without gaps."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from perceivers.data import Dataset, make_eval_loader
-from perceivers.data.arrays import Arrays
-from perceivers.data.partial import SomeSamples, keep_holding
-from perceivers.data.sources import Source
+from perceivers.data.arrays import hold_arrays
+from perceivers.data.dataset import keep_holding
+from perceivers.data.row_source import ArrayCells, Part, RowSource
 from perceivers.errors import ConfigError, DataError
 from perceivers.types import Array, Audio, Image
 
@@ -22,38 +20,23 @@ HELD = {
 }
 
 
-@dataclass(frozen=True)
-class Gaps(Source):
+def make_gaps(held: Mapping[str, NDArray[np.bool_]]) -> RowSource:
     """Four samples; what they hold is their number."""
-
-    held: Mapping[str, NDArray[np.bool_]]
-    labels: NDArray[np.int64] | None = None
-    targets: NDArray[np.float32] | None = None
-    names: tuple[str, ...] = ("a", "b", "c", "d")
-
-    @property
-    def present(self) -> Mapping[str, NDArray[np.bool_]]:
-        """Which samples have each modality."""
-        return self.held
-
-    def read(self, index: int) -> Any:
-        """Return arrays that are the number of the sample."""
-        shapes = {"image": (1, 2, 2), "audio": (1, 3), "array": (2, 1)}
-        return {
-            name: np.full(shapes[name], index, np.uint8 if name == "image" else np.float32)
-            for name, held in self.present.items()
-            if held[index]
-        }
+    shapes = {"image": (1, 2, 2), "audio": (1, 3), "array": (2, 1)}
+    parts: dict[str, Part] = {}
+    for name, rows in held.items():
+        dtype = np.uint8 if name == "image" else np.float32
+        values = [np.full(shapes[name], i, dtype) if has else None for i, has in enumerate(rows)]
+        parts[name] = Part(name, ArrayCells(values))
+    targets = np.array([[0.5], [1.5], [2.5], [3.5]], np.float32)
+    return RowSource(parts, np.arange(4), list("abcd"), np.arange(4), targets, may_lack=True)
 
 
-GAPS = Gaps(HELD, np.arange(4), np.array([[0.5], [1.5], [2.5], [3.5]], np.float32))
+GAPS = make_gaps(HELD)
 
 
 def test_samples_without_any_of_the_modalities_are_left_out() -> None:
     kept = keep_holding(GAPS, ["image", "array"])
-    assert isinstance(kept, SomeSamples)
-    assert kept.present
-    assert kept.targets is not None
     assert list(kept.names) == ["a", "c", "d"]
     assert kept.labels is not None
     assert kept.labels.tolist() == [0, 2, 3]
@@ -73,22 +56,8 @@ def test_samples_without_any_of_the_modalities_are_left_out() -> None:
 
 def test_what_everything_holds_is_the_source_itself() -> None:
     assert keep_holding(GAPS, ["image", "audio", "array"]) is GAPS
-    full = Arrays({"image": np.zeros((2, 1, 2, 2), np.uint8)}, ["a", "b"])
+    full = hold_arrays({"image": np.zeros((2, 1, 2, 2), np.uint8)}, ["a", "b"])
     assert keep_holding(full, ["image"]) is full
-
-
-def test_a_source_that_divides_itself_does_so() -> None:
-    class Divisible(Gaps):
-        def subset(self, indices: NDArray[np.int64]) -> Any:
-            """Return some rows."""
-            held = {name: values[indices] for name, values in self.present.items()}
-            names = tuple(self.names[int(i)] for i in indices)
-            assert self.labels is not None
-            return replace(self, held=held, labels=self.labels[indices], names=names)
-
-    kept = keep_holding(Divisible(HELD, np.arange(4)), ["audio"])
-    assert isinstance(kept, Divisible)
-    assert kept.names == ("b", "c")
 
 
 def test_errors_name_the_modality() -> None:
@@ -96,13 +65,13 @@ def test_errors_name_the_modality() -> None:
         keep_holding(GAPS, ["imag"])
     with pytest.raises(ConfigError, match=r"no modality is asked for; name some of \['array'"):
         keep_holding(GAPS, [])
-    none = Gaps({**HELD, "array": np.zeros(4, np.bool_)}, np.arange(4))
+    none = make_gaps({**HELD, "array": np.zeros(4, np.bool_)})
     with pytest.raises(DataError, match="none of the 4 samples has any of array"):
         keep_holding(none, ["array"])
 
 
 def test_a_data_set_holds_less() -> None:
-    lost = Gaps({**HELD, "array": np.zeros(4, np.bool_)}, np.arange(4))
+    lost = make_gaps({**HELD, "array": np.zeros(4, np.bool_)})
     splits = {"train": GAPS, "val": GAPS, "test": lost}
     dataset = Dataset("x", splits, ("0", "1", "2", "3"), ("first",))
     assert dataset.holding([]) is dataset
@@ -138,7 +107,7 @@ def test_specs_and_batches_of_gaps() -> None:
 
 
 def test_a_modality_that_training_lacks_is_named() -> None:
-    none = Gaps({**HELD, "array": np.zeros(4, np.bool_)}, np.arange(4))
+    none = make_gaps({**HELD, "array": np.zeros(4, np.bool_)})
     dataset = Dataset("x", {"train": none, "val": GAPS}, (), ())
     with pytest.raises(DataError, match="no training sample has 'array'; add some, or leave"):
         dataset.specs()

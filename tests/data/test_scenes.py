@@ -12,6 +12,7 @@ from perceivers.data.clouds import PointMask, Scenes, choose_block, divide_scene
 from perceivers.data.fits import fit_sample
 from perceivers.data.inspecting_samples import measure_sample
 from perceivers.data.masks import count_pixels
+from perceivers.data.row_source import RowSource
 from perceivers.errors import DataError
 from perceivers.types import Points
 
@@ -123,7 +124,7 @@ def test_a_block_is_a_square_around_a_point() -> None:
 
 def test_context_is_near_and_not_counted() -> None:
     scenes = make_scenes()
-    sample = scenes.read(0)
+    sample = scenes.as_source().read(0)
     assert len(np.asarray(sample["points"])) == 50
     inside = np.asarray(sample["inside"])
     fitted = fit_sample(sample, "a", {"points": SPEC, "mask": MASK})
@@ -149,14 +150,17 @@ def test_centred_points_keep_their_unit() -> None:
 def test_validation_is_whole_scenes_or_one_end(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", **make_content())
     dataset = open_data(str(tmp_path / "x.npz"), val_share=0.4)
-    parts = [dataset.splits[name] for name in ("train", "val")]
+    parts = [dataset.splits[name].items for name in ("train", "val")]
     assert all(isinstance(part, Scenes) for part in parts)
     scenes = [set(part.scenes) for part in parts if isinstance(part, Scenes)]
     assert scenes[0] | scenes[1] == {f"x.npz/{row}" for row in range(3)}
     assert not scenes[0] & scenes[1]
     whole = make_scenes()
     one = Scenes(whole.points, whole.ids, np.array([[0, 50]]), ["a"], 16)
-    kept, carved, note = one.divide(0.2, "x")
+    *divided, note = one.divide(0.2, "x")
+    kept, carved = (part.items for part in divided if isinstance(part, RowSource))
+    assert isinstance(kept, Scenes)
+    assert isinstance(carved, Scenes)
     assert (len(kept.points), len(carved.points)) == (40, 10)
     assert kept.points[:, 0].max() <= carved.points[:, 0].min()
     assert "10 of 50" in note
@@ -184,10 +188,10 @@ def test_wrong_classes_are_named(tmp_path: Path) -> None:
 
 
 def test_tiles_are_described_and_counted() -> None:
-    facts = measure_sample(make_scenes(), 0)
+    facts = measure_sample(make_scenes().as_source(), 0)
     assert not facts.problem
     assert set(facts.modalities) == {"points", "mask"}
     assert facts.modalities["mask"].numbers == {"points": 50, "classes in it": 2}
     one_tile = Scenes(make_scenes().points, make_scenes().ids, np.array([[0, 50]]), ["a"], 50)
     truth = np.bincount(make_content()["label"][:50])
-    assert count_pixels(one_tile, MASK).tolist() == truth.tolist()
+    assert count_pixels(one_tile.as_source(), MASK).tolist() == truth.tolist()

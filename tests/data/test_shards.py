@@ -11,13 +11,8 @@ import pytest
 
 from perceivers.data import open_data
 from perceivers.data.pictures import read_picture
-from perceivers.data.shards import (
-    TarClips,
-    TarPictures,
-    add_tracks,
-    expand_braces,
-    read_shards,
-)
+from perceivers.data.row_source import add_sound
+from perceivers.data.shards import expand_braces, read_shards
 from perceivers.data.sources import Encoded
 from perceivers.errors import ConfigError, DataError
 
@@ -210,21 +205,20 @@ def test_sounds_pictures_and_texts_of_one_key_are_one_sample(
     texts = {f"{i}.txt": f"text {i}".encode() for i in range(3)}
     labels = {f"{i}.cls": b"1" for i in range(3)}
     path = write_tar(tmp_path / "x.tar", sounds | labels)
-    source, notes = read_shards([path], ())
-    assert isinstance(source, TarClips)
-    assert (source.kinds, source.tracks, notes) == (("audio",), None, [])
+    source, _, notes = read_shards([path], ())
+    assert (list(source.parts), notes) == (["audio"], [])
     source = pickle.loads(pickle.dumps(source)).subset(np.array([2, 0]))
     assert (source.names, source.labels.tolist()) == (["x.tar/2", "x.tar/0"], [1, 1])
     assert source.read(0) == {"audio": Encoded(f"{path}/2.flac", sounds["2.flac"], "audio")}
 
     pictures = {f"{i}.png": encode(i) for i in range(3)}
-    source, notes = read_shards([write_tar(path, sounds | pictures | texts)], ())
+    source, _, notes = read_shards([write_tar(path, sounds | pictures | texts)], ())
     sample = source.read(1)
     assert set(sample) == {"image", "audio", "bytes"}
     assert bytes(np.asarray(sample["bytes"])) == b"text 1"
     assert np.array_equal(np.asarray(sample["image"]), np.asarray(read_picture(encode(1), "a")))
 
-    alone, _ = read_shards([write_tar(path, texts)], ())
+    alone, *_ = read_shards([write_tar(path, texts)], ())
     assert set(alone.read(0)) == {"bytes"}
 
 
@@ -235,9 +229,10 @@ def test_sounds_beside_videos_are_their_sound(
     sound = encode_sound(np.zeros((1, 20)))
     members = {"a.mp4": loud, "b.mp4": loud, "a.wav": sound, "b.wav": sound}
     path = write_tar(tmp_path / "x.tar", members)
-    found, notes = add_tracks({"train": read_shards([path], ())[0]})
-    assert notes == []
-    assert found["train"].read(0)["audio"] == Encoded(f"{path}/a.wav", sound, "audio")
+    source = read_shards([path], ()).source
+    found, notes = add_sound({"train": source.parts})
+    assert (found, notes) == ({"train": source.parts}, [])
+    assert source.read(0)["audio"] == Encoded(f"{path}/a.wav", sound, "audio")
 
 
 def test_samples_without_what_most_have_are_left_out_and_noted(
@@ -245,13 +240,13 @@ def test_samples_without_what_most_have_are_left_out_and_noted(
 ) -> None:
     sound = encode_sound(np.zeros((1, 20)))
     members = {f"{i}.wav": sound for i in range(3)} | {f"{i}.png": encode(i) for i in range(5)}
-    source, notes = read_shards([write_tar(tmp_path / "x.tar", members)], ())
+    source, _, notes = read_shards([write_tar(tmp_path / "x.tar", members)], ())
     assert source.names == [f"x.tar/{i}" for i in range(3)]
     assert notes == [f"{tmp_path}/x.tar: 2 samples without image and audio file were ignored: 3, 4"]
     texts = {"0.txt": b"a", "1.txt": b"b"}
     pictures = {f"{i}.png": encode(i) for i in range(3)}
-    source, notes = read_shards([write_tar(tmp_path / "y.tar", pictures | texts)], ())
-    assert isinstance(source, TarPictures)
+    source, _, notes = read_shards([write_tar(tmp_path / "y.tar", pictures | texts)], ())
+    assert source.is_pictures
     assert notes == [f"{tmp_path}/y.tar: only 2 of 3 samples have texts, so these are ignored"]
 
 
@@ -260,8 +255,8 @@ def test_label_columns_come_from_json(tmp_path: Path, write_tar: WriteTar, encod
     files = {f"{i}.json": json.dumps(value).encode() for i, value in enumerate(values)}
     pictures = {f"{i}.png": encode(i) for i in range(3)}
     path = write_tar(tmp_path / "x.tar", files | pictures | {f"{i}.cls": b"0" for i in range(3)})
-    source, notes = read_shards([path], (), ["who", "digit"])
-    assert source.columns == {"who": ("ant", "cat"), "digit": ("2", "10")}
+    source, columns, notes = read_shards([path], (), ["who", "digit"])
+    assert columns == {"who": ("ant", "cat"), "digit": ("2", "10")}
     assert source.labels is not None
     assert source.labels.tolist() == [[1, 0], [0, 1], [1, -1]]
     assert notes == [
@@ -269,13 +264,13 @@ def test_label_columns_come_from_json(tmp_path: Path, write_tar: WriteTar, encod
     ]
     part = source.subset(np.array([1]))
     assert part.labels is not None
-    assert (part.labels.tolist(), part.columns) == ([[0, 1]], source.columns)
-    one, _ = read_shards([path], (), ["who"], {"who": ("cat", "dog")})
+    assert part.labels.tolist() == [[0, 1]]
+    one, *_ = read_shards([path], (), ["who"], {"who": ("cat", "dog")})
     assert one.labels is not None
     assert one.labels.tolist() == [0, -1, 0]
-    plain, _ = read_shards([path], ())
+    plain, columns, _ = read_shards([path], ())
     assert plain.labels is not None
-    assert (plain.labels.tolist(), plain.columns) == ([0, 0, 0], {})
+    assert (plain.labels.tolist(), columns) == ([0, 0, 0], {})
     with pytest.raises(ConfigError, match="label column 'where' is asked for"):
         read_shards([path], (), ["where"])
     dataset = open_data(str(path), val_share=0.4, labels=["who"])
@@ -287,16 +282,14 @@ def test_masks_of_some_pictures_alone_are_left_out_and_noted(
 ) -> None:
     pictures = {f"{n}.jpg": encode(n, kind="JPEG") for n in range(4)}
     masks = {f"{n}.png": encode(n, mode="L") for n in range(4)}
-    whole, notes = read_shards([write_tar(tmp_path / "x.tar", {**pictures, **masks})], ())
-    assert isinstance(whole, TarClips)
-    assert (whole.kinds, notes) == (("image", "mask"), [])
+    whole, _, notes = read_shards([write_tar(tmp_path / "x.tar", {**pictures, **masks})], ())
+    assert (list(whole.parts), notes) == (["image", "mask"], [])
     # A damaged first mask does not make pictures of the others.
     damaged = {**pictures, **masks, "0.png": b"x"}
-    found, _ = read_shards([write_tar(tmp_path / "y.tar", damaged)], ())
-    assert isinstance(found, TarClips)
-    assert found.kinds == ("image", "mask")
+    found, *_ = read_shards([write_tar(tmp_path / "y.tar", damaged)], ())
+    assert list(found.parts) == ["image", "mask"]
     del masks["2.png"]
-    some, notes = read_shards([write_tar(tmp_path / "z.tar", {**pictures, **masks})], ())
-    assert isinstance(some, TarPictures)
+    some, _, notes = read_shards([write_tar(tmp_path / "z.tar", {**pictures, **masks})], ())
+    assert some.is_pictures
     assert "only 3 of 4 images have a mask" in notes[0]
     assert notes[0].endswith("one without a mask is z.tar/2")

@@ -10,8 +10,9 @@ import torch
 
 from perceivers.data import AugmentConfig, make_eval_loader, make_train_loader, open_data
 from perceivers.data.byte_codec import decode_ids
+from perceivers.data.row_source import Part, RowSource
 from perceivers.data.sources import Source
-from perceivers.data.texts import Documents, Texts, open_documents
+from perceivers.data.texts import TextCells, open_documents
 from perceivers.errors import DataError
 from perceivers.types import Bytes, ModalitySpec
 
@@ -19,7 +20,7 @@ LETTERS = b"abcdefghijklmnopqrstuvwxyz"
 
 
 @pytest.fixture
-def documents(tmp_path: Path) -> Documents:
+def documents(tmp_path: Path) -> RowSource:
     """Two documents of 26 and 10 bytes."""
     (tmp_path / "a.txt").write_bytes(LETTERS)
     (tmp_path / "b.txt").write_bytes(b"0123456789")
@@ -32,7 +33,7 @@ def evaluate(source: Source, length: int, **options: Any) -> list[str]:
     return [decode_ids(row) for batch in batches for row in batch.inputs["bytes"].numpy()]
 
 
-def test_documents_are_a_source_of_windows(documents: Documents) -> None:
+def test_documents_are_a_source_of_windows(documents: RowSource) -> None:
     assert isinstance(documents, Source)
     assert documents.cut_by == "bytes"
     assert len(documents) == 2
@@ -49,20 +50,20 @@ def test_documents_are_a_source_of_windows(documents: Documents) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 5, 8, 26, 100])
-def test_evaluation_reads_every_byte_once(documents: Documents, length: int) -> None:
+def test_evaluation_reads_every_byte_once(documents: RowSource, length: int) -> None:
     windows = evaluate(documents, length)
     assert "".join(windows).encode() == LETTERS + b"0123456789"
     assert len(windows) == -(-26 // length) + -(-10 // length)
     assert evaluate(documents, length, workers=1) == windows
 
 
-def test_ranks_share_out_the_windows_of_the_specs_length(documents: Documents) -> None:
+def test_ranks_share_out_the_windows_of_the_specs_length(documents: RowSource) -> None:
     ranks = [evaluate(documents, 5, rank=rank, world_size=2) for rank in (0, 1)]
     assert sorted(ranks[0] + ranks[1]) == sorted(evaluate(documents, 5))
     assert len(ranks[0]) == len(ranks[1]) == 4
 
 
-def test_training_begins_anywhere_within_a_window(documents: Documents) -> None:
+def test_training_begins_anywhere_within_a_window(documents: RowSource) -> None:
     loader = make_train_loader(
         documents,
         {"bytes": Bytes(4)},
@@ -82,15 +83,16 @@ def test_training_begins_anywhere_within_a_window(documents: Documents) -> None:
     assert counts.tolist() == [60] * 10
 
 
-def test_wrapping_takes_room_from_the_text(documents: Documents) -> None:
+def test_wrapping_takes_room_from_the_text(documents: RowSource) -> None:
     loader = make_eval_loader(documents, {"bytes": Bytes(10, "cls_sep")}, batch_size=9)
     (batch,) = loader
     assert decode_ids(batch.inputs["bytes"][0].numpy()) == "abcdefgh"
     assert batch.inputs["bytes"][3].tolist() == [4, 127, 128, 5, 0, 0, 0, 0, 0, 0]
 
 
-def test_the_end_of_few_documents_is_set_aside(documents: Documents) -> None:
-    train, val, note = documents.divide(0.25, "x")
+def test_the_end_of_few_documents_is_set_aside(documents: RowSource) -> None:
+    assert documents.items is not None
+    train, val, note = documents.items.divide(0.25, "x")
     # A quarter of 26 is 6.5, which rounds to the even 6, and 2.5 to 2.
     assert "".join(evaluate(train, 4)) == "abcdefghijklmnopqrst" + "01234567"
     assert "".join(evaluate(val, 4)) == "uvwxyz" + "89"
@@ -113,7 +115,7 @@ def test_a_single_byte_cannot_be_divided(tmp_path: Path) -> None:
         open_data(str(tmp_path / "a.txt"))
 
 
-def test_empty_and_changed_documents_are_refused(tmp_path: Path, documents: Documents) -> None:
+def test_empty_and_changed_documents_are_refused(tmp_path: Path, documents: RowSource) -> None:
     (tmp_path / "c.txt").write_bytes(b"")
     with pytest.raises(
         DataError, match=r"c\.txt: the file is empty \(0 bytes\); fill or remove it"
@@ -127,8 +129,10 @@ def test_empty_and_changed_documents_are_refused(tmp_path: Path, documents: Docu
 
 
 def test_an_empty_text_is_named_when_it_is_read() -> None:
-    texts = Texts(b"ab", np.array([[0, 2], [2, 2]]), ["x.csv/0", "x.csv/1"])
-    assert texts.read(0)["bytes"].tolist() == [97, 98]
+    names = ["x.csv/0", "x.csv/1"]
+    cells = TextCells(b"ab", np.array([[0, 2], [2, 2]]), names)
+    texts = RowSource({"bytes": Part("bytes", cells)}, np.arange(2), names)
+    assert np.asarray(texts.read(0)["bytes"]).tolist() == [97, 98]
     with pytest.raises(DataError, match=r"^x\.csv/1: the text is empty"):
         texts.read(1)
     (batch,) = make_eval_loader(texts, {"bytes": Bytes(4)}, batch_size=2)

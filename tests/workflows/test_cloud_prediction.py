@@ -65,7 +65,7 @@ def test_training_learns_and_every_point_is_counted(terrain_run: pv.Run) -> None
 
 def test_a_points_answer_is_that_of_evaluation(terrain: Path, terrain_run: pv.Run) -> None:
     loaded = load_with_info(terrain_run.path)
-    source = open_data(str(terrain)).splits["test"]
+    source = open_data(str(terrain)).splits["test"].items
     assert isinstance(source, Scenes)
     found = find_classes_of(loaded.model, source)
     assert set(np.unique(found)) <= {0, 1}

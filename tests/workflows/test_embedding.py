@@ -1,6 +1,7 @@
 """Features: of every family, of files and data sets, the same in memory and on disk."""
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ def test_a_single_folder_is_a_data_set_and_several_paths_are_files(tmp_path: Pat
 class Mixed(Source):
     """Three samples of two modalities, the second without sound."""
 
-    names: tuple[str, ...] = ("a", "b", "c")
+    names: Sequence[str] = ("a", "b", "c")
     labels: Any = field(default_factory=lambda: np.array([0, 1, -1]))
 
     @property

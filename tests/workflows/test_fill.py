@@ -19,7 +19,8 @@ from torch import Tensor, nn
 import perceivers as pv
 from perceivers.checkpoints.loading import load_with_info
 from perceivers.data import Dataset
-from perceivers.data.arrays import Arrays
+from perceivers.data.arrays import hold_arrays
+from perceivers.data.row_source import ArrayCells, Part, RowSource
 from perceivers.data.writing import write_clip, write_wav
 from perceivers.errors import CheckpointError, ConfigError, DataError
 from perceivers.models.saving import ModelInfo
@@ -243,25 +244,18 @@ def draw_pairs(count: int, seed: int = 0) -> dict[str, Any]:
     return {"image": image[:, None].astype(np.float32), "audio": audio[:, None].astype(np.float32)}
 
 
-class Partial(Arrays):
-    """Pairs of which the first sample lacks its sound and the second its image."""
-
-    @property
-    def present(self) -> dict[str, Any]:
-        """Which samples hold each modality."""
-        places = np.arange(len(self))
-        return {"image": places != 1, "audio": places != 0}
-
-    def read(self, index: int) -> dict[str, Any]:
-        """Return what a sample holds."""
-        return {n: x for n, x in super().read(index).items() if self.present[n][index]}
-
-
 def to_dataset(train: dict[str, Any], test: dict[str, Any]) -> Dataset:
-    def source(kind: type[Arrays], arrays: dict[str, Any]) -> Arrays:
-        return kind(arrays, [str(i) for i in range(len(arrays["image"]))])
-
-    splits = {"train": source(Arrays, train), "test": source(Partial, test)}
+    """Return pairs; the first test sample lacks its sound and the second its image."""
+    gaps = {"image": 1, "audio": 0}
+    parts = {
+        name: Part(name, ArrayCells([None if i == gaps[name] else x for i, x in enumerate(rows)]))
+        for name, rows in test.items()
+    }
+    numbers = np.arange(len(test["image"]))
+    splits = {
+        "train": hold_arrays(train, [str(i) for i in range(len(train["image"]))]),
+        "test": RowSource(parts, numbers, [str(i) for i in numbers], may_lack=True),
+    }
     return Dataset("pairs", splits, (), ())
 
 
@@ -303,7 +297,7 @@ def test_classes_are_measured_in_nats(tmp_path: Path) -> None:
     specs = {**PAIR, "mood": pv.Labels(2)}
     loaded = load_with_info(save_model(tmp_path / "model", specs, labels=("mood",)))
     labels = np.array([0, 0, 1, 0])
-    source = Arrays(draw_pairs(4), list("abcd"), labels)
+    source = hold_arrays(draw_pairs(4), list("abcd"), labels)
     dataset = Dataset("pairs", {"test": source}, ("sad", "glad"), ())
     found = measure_fill(open_filler(loaded, None), dataset, PAIR, "test", batch_size=3)
     (mood,) = [each for each in found if each.modality == "mood"]

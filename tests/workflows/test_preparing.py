@@ -311,7 +311,7 @@ def test_flow_needs_photographs_or_measured_pairs(made: Path, tmp_path: Path) ->
     for data, message in (
         ("digits", r"generate pairs from images, use 'warps:digits'"),
         (str(made / "photographs"), r"no flow file .*use 'warps:"),
-        ("warps:digits", r"flow pairs are made from image files, not from Arrays"),
+        ("warps:digits", r"flow pairs are made from image files, not from arrays of images"),
         (f"warps:{tmp_path / 'no'}", r"no such file or folder"),
     ):
         with pytest.raises(DataError, match=message):

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from perceivers.data.arrays import read_arrays, read_npy
 from perceivers.data.builtin import read_digits, read_selection
-from perceivers.data.clouds import OFFSETS, POINT_KEYS, Scenes, read_clouds
+from perceivers.data.clouds import OFFSETS, POINT_KEYS, read_clouds
 from perceivers.data.dataset import Dataset
 from perceivers.data.flow_pairs import WARPS
 from perceivers.data.folders import find_mask_folders, read_folder, read_mask_folders
@@ -23,15 +22,15 @@ from perceivers.data.labels import Chosen, IntegerLabels, check_known, settle_in
 from perceivers.data.manifests import names_media, read_tables
 from perceivers.data.masks import MASK_NAME, name_mask_classes
 from perceivers.data.remote import fetch_beside
+from perceivers.data.row_source import Found, RowSource, add_sound, settle_missing
 from perceivers.data.shards import (
     BRACES,
-    TarClips,
-    add_tracks,
+    ShardSamples,
     expand_braces,
     read_class_names,
     read_shards,
 )
-from perceivers.data.sources import UNKNOWN, Found, Source
+from perceivers.data.sources import UNKNOWN, Source
 from perceivers.data.splits import carve_validation
 from perceivers.data.system_files import is_system_file
 from perceivers.data.tables import TABLE_EXTENSIONS
@@ -41,7 +40,7 @@ from perceivers.data.text_sources import (
     holds_texts,
     read_text_folder,
 )
-from perceivers.data.texts import TEXT_EXTENSION, Documents, open_documents
+from perceivers.data.texts import TEXT_EXTENSION, open_documents
 from perceivers.errors import DataError, suggest
 from perceivers.reading import load_npz
 from perceivers.settings import Part, checked
@@ -341,8 +340,7 @@ def _find_shards(
 ) -> Found:
     """Index tars by split, with the names of sample classes and of pixel classes."""
     found = _index_shards(address, shards, folder, chosen)
-    train = found.sources["train"]
-    if not isinstance(train, TarClips) or MASK_NAME not in train.kinds:
+    if MASK_NAME not in found.sources["train"].kind_by_modality:
         return found
     pixels, noted = name_mask_classes(folder, found.sources, address)
     return found._replace(notes=(*found.notes, *noted), mask_classes=pixels)
@@ -354,20 +352,19 @@ def _index_shards(
     """Index tars by split, with the names of sample classes only."""
     labels = chosen.labels
     classes = read_class_names(folder)
-    sources: dict[str, Any] = {}
-    notes: list[str] = []
+    read: dict[str, ShardSamples] = {}
     for split, paths in shards.items():
         # The training split comes first, and determines how classes are numbered.
-        known = sources["train"].columns if labels and sources else None
-        sources[split], noted = read_shards(
-            paths, classes, labels, known, chosen.targets, bare=chosen.bare
-        )
-        notes += noted
-    sources, noted = add_tracks(sources)
-    notes += noted
+        known = read["train"].columns if labels and read else None
+        read[split] = read_shards(paths, classes, labels, known, chosen.targets, bare=chosen.bare)
+    parts, told = add_sound({split: each.source.parts for split, each in read.items()})
+    notes = [*(note for each in read.values() for note in each.notes), *told]
+    sources = settle_missing(
+        {split: replace(each.source, parts=parts[split]) for split, each in read.items()}
+    )
     check_known(sources["train"].targets, chosen.targets, address)
     if labels:
-        columns = dict(sources["train"].columns)
+        columns = read["train"].columns
         if len(columns) > 1:
             return Found(sources, (), tuple(notes), columns, chosen.targets)
         _check_known(address, labels[0], sources)
@@ -376,7 +373,7 @@ def _index_shards(
     if any((value is None) != (found["train"] is None) for value in found.values()):
         states = {s: "unlabelled" if v is None else "labelled" for s, v in found.items()}
         raise DataError(f"{address}: splits are {states}; label all of them, or none")
-    if isinstance(sources["train"], TarClips) and MASK_NAME in sources["train"].kinds:
+    if MASK_NAME in sources["train"].parts:
         classes = ()  # classes.txt names the classes of pixels
     known = {split: value for split, value in found.items() if value is not None}
     if not known:
@@ -394,12 +391,15 @@ def _index_shards(
     return Found(sources, classes, tuple(notes), targets=chosen.targets)
 
 
-def _place(source: Any, places: Mapping[int, int], classes: Sequence[str]) -> NDArray[np.int64]:
+def _place(
+    source: RowSource, places: Mapping[int, int], classes: Sequence[str]
+) -> NDArray[np.int64]:
     """Map the labels of a tar's samples to class indices.
 
     Raises:
         DataError: A label does not occur in training.
     """
+    assert source.labels is not None
     found = [places.get(value, UNKNOWN) for value in source.labels.tolist()]
     if UNKNOWN in found:
         row = found.index(UNKNOWN)
@@ -410,7 +410,7 @@ def _place(source: Any, places: Mapping[int, int], classes: Sequence[str]) -> ND
     return np.array(found, np.int64)
 
 
-def _check_known(address: str, column: str, sources: Mapping[str, Any]) -> None:
+def _check_known(address: str, column: str, sources: Mapping[str, RowSource]) -> None:
     """Reject samples without a label where there is only one label column."""
     for split, source in sources.items():
         unknown = np.flatnonzero(source.labels == UNKNOWN)
@@ -429,8 +429,8 @@ def _finish(address: str, found: Found, val_share: float) -> Dataset:
     lacking = "val" not in splits
     if lacking:
         train = found.sources["train"]
-        if isinstance(train, Documents | Scenes):
-            splits["train"], splits["val"], note = train.divide(val_share, address)
+        if train.items is not None:
+            splits["train"], splits["val"], note = train.items.divide(val_share, address)
         else:
             kept, carved, note = carve_validation(train.names, train.labels, val_share, address)
             splits |= {"train": train.subset(kept), "val": train.subset(carved)}

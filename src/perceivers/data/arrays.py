@@ -1,7 +1,7 @@
 """In-memory arrays, such as those of ``.npz`` files whose keys are kinds of modalities."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from perceivers.data.labels import (
     index_labels,
     read_targets,
 )
-from perceivers.data.sources import Found, Source, pick
+from perceivers.data.row_source import ArrayCells, Found, Part, RowSource
+from perceivers.data.sources import pick
 from perceivers.errors import DataError, suggest
 from perceivers.reading import load_npy
 
@@ -34,9 +35,13 @@ KEYS = (*LAYOUTS, "label", "classes", "split")
 SPLITS = ("train", "val", "test")
 
 
-@dataclass(frozen=True, eq=False)
-class Arrays(Source):
-    """A source whose samples are rows of arrays.
+def hold_arrays(
+    modalities: Mapping[str, NDArray],
+    names: Sequence[str],
+    labels: NDArray[np.int64] | None = None,
+    targets: NDArray[np.float32] | None = None,
+) -> RowSource:
+    """Return a source whose samples are rows of arrays.
 
     Args:
         modalities: Arrays ``[n, ...]`` in the raw layouts, by modality.
@@ -44,28 +49,8 @@ class Arrays(Source):
         labels: Class of each row ``[n]``, ``[n, T]`` for several columns, or None.
         targets: Numbers to predict ``[n, T]``, NaN where unknown, or None.
     """
-
-    modalities: Mapping[str, NDArray]
-    names: Sequence[str]
-    labels: NDArray[np.int64] | None = None
-    targets: NDArray[np.float32] | None = None
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def read(self, index: int) -> dict[str, NDArray]:
-        """Return one row of each modality, as views."""
-        return {name: values[index] for name, values in self.modalities.items()}
-
-    def subset(self, indices: NDArray[np.int64]) -> "Arrays":
-        """Return a source with copies of some of the rows."""
-        labels = None if self.labels is None else self.labels[indices]
-        return Arrays(
-            {name: values[indices] for name, values in self.modalities.items()},
-            pick(self.names, indices),
-            labels,
-            None if self.targets is None else self.targets[indices],
-        )
+    parts = {name: Part(name, ArrayCells(values)) for name, values in modalities.items()}
+    return RowSource(parts, np.arange(len(names)), names, labels, targets)
 
 
 def read_arrays(path: Path, content: Mapping[str, NDArray], chosen: Chosen = NO_COLUMNS) -> Found:
@@ -113,7 +98,7 @@ def read_arrays(path: Path, content: Mapping[str, NDArray], chosen: Chosen = NO_
     check_known(targets, chosen.targets, str(path))
     classed = {key: v for key, v in content.items() if key not in chosen.targets}
     labelling = _read_labels(path, classed, chosen, names)
-    everything = Arrays(modalities, names, labelling.labels["train"], targets)
+    everything = hold_arrays(modalities, names, labelling.labels["train"], targets)
     rows = _rows_by_split(path, own.get("split"), len(names))
     splits = {split: everything.subset(places) for split, places in rows.items()}
     if list(splits) == ["train"]:

@@ -3,8 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.data.arrays import Arrays
-from perceivers.data.clouds import Clouds
+from perceivers.data.arrays import hold_arrays
+from perceivers.data.clouds import CloudCells, hold_clouds
+from perceivers.data.row_source import RowSource
 from perceivers.data.splits import hash_order
 from perceivers.errors import DataError
 from perceivers.types import Points
@@ -17,7 +18,7 @@ FULL_SCALE = 16.0
 SHARES = {"test": 0.2, "val": 0.1}
 
 
-def read_digits() -> tuple[dict[str, Arrays], tuple[str, ...], str]:
+def read_digits() -> tuple[dict[str, RowSource], tuple[str, ...], str]:
     """Return the splits, class names and a note.
 
     The split is fixed: 20 % of each class for test and 10 % for validation, in the order of a hash
@@ -39,7 +40,7 @@ def read_digits() -> tuple[dict[str, Arrays], tuple[str, ...], str]:
     )
     names = [f"digits/{index}" for index in range(len(images))]
     labels = np.asarray(targets, np.int64)
-    everything = Arrays({"image": images}, names, labels)
+    everything = hold_arrays({"image": images}, names, labels)
     parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     for label in np.unique(labels):
         members = hash_order(names, np.flatnonzero(labels == label)).tolist()
@@ -84,7 +85,7 @@ READY_RATE = 0.7
 MARGIN = 0.03
 
 
-def read_selection() -> tuple[dict[str, Clouds], tuple[str, ...], str]:
+def read_selection() -> tuple[dict[str, RowSource], tuple[str, ...], str]:
     """Generate the splits; return them with the class names (rows 0 to 31) and a note."""
     splits = {
         split: draw_sets(np.random.default_rng((SEED, number)), count, f"selection/{split}")
@@ -95,7 +96,7 @@ def read_selection() -> tuple[dict[str, Clouds], tuple[str, ...], str]:
     return splits, tuple(str(row) for row in range(NUM_ROWS)), note
 
 
-def draw_sets(rng: np.random.Generator, count: int, name: str) -> Clouds:
+def draw_sets(rng: np.random.Generator, count: int, name: str) -> RowSource:
     """Generate labelled sets.
 
     Args:
@@ -112,13 +113,13 @@ def draw_sets(rng: np.random.Generator, count: int, name: str) -> Clouds:
             kept.append(entities[index][present[index]])
             labels.append(int(chosen[index]))
     ends = np.cumsum([0, *map(len, kept)])
-    return Clouds(
+    cells = CloudCells(
         np.concatenate(kept),
         np.stack([ends[:-1], ends[1:]], axis=1),
-        [f"{name}/{index}" for index in range(count)],
-        np.array(labels, np.int64),
         Points(NUM_ROWS, len(CHANNELS), ragged=True),
     )
+    names = [f"{name}/{index}" for index in range(count)]
+    return hold_clouds(cells, names, np.array(labels, np.int64))
 
 
 def choose_entities(
@@ -149,7 +150,7 @@ def choose_entities(
     return distance.argmin(axis=1), clear
 
 
-def measure_guesses(source: Clouds) -> dict[str, float]:
+def measure_guesses(source: RowSource) -> dict[str, float]:
     """Return the accuracy (0..1) of baselines that consider each entity alone.
 
     ``random`` picks any entity, ``random ready`` any that can move, and ``nearest to the middle``
@@ -158,7 +159,7 @@ def measure_guesses(source: Clouds) -> dict[str, float]:
     hits: dict[str, list[float]] = {"random": [], "random ready": [], "nearest to the middle": []}
     assert source.labels is not None
     for index, label in enumerate(source.labels):
-        rows = source.read(index)["points"]
+        rows = np.asarray(source.read(index)["points"])
         ready = rows[:, 5] > 0
         distance = np.where(ready, np.linalg.norm(rows[:, :2], axis=1), np.inf)
         hits["random"].append(1 / len(rows))

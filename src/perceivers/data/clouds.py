@@ -23,7 +23,8 @@ from perceivers.data.labels import (
     read_targets,
 )
 from perceivers.data.masks import IGNORED, MASK_NAME, class_table, name_mask_classes
-from perceivers.data.sources import Found, RawSample, Source, pick
+from perceivers.data.row_source import Column, Found, Part, RowSource
+from perceivers.data.sources import Names, RawSample, pick
 from perceivers.data.splits import carve_validation
 from perceivers.errors import DataError
 from perceivers.settings import Count, Finite, Positive, Range
@@ -90,8 +91,8 @@ class Tile(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Scenes(Source):
-    """A source of tiles of scenes.
+class Scenes(Column):
+    """Tiles of scenes: each cell gives points, their classes, and which of them are its own.
 
     Args:
         points: Points of all scenes ``[total, C]``, floats; x and y come first.
@@ -106,7 +107,6 @@ class Scenes(Source):
     spans: NDArray[np.int64]
     scenes: Sequence[str]
     tile_points: int = TILE_POINTS
-    cut_by = "points"
 
     @cached_property
     def tiles(self) -> Sequence[Tile]:
@@ -117,18 +117,52 @@ class Scenes(Source):
             for rows in divide_scene(self.points[first:end], self.tile_points)
         ]
 
-    @property
-    def names(self) -> Sequence[str]:
-        """One id per tile: the scene's id and the tile's number, ``train.npz/3@17``."""
-        return self._names
+    def as_source(self) -> RowSource:
+        """Return a source with one sample per tile."""
+        kinds = ("points", INSIDE) if self.ids is None else ("points", INSIDE, MASK_NAME)
+        count = len(self.tiles)
+        return RowSource(
+            {kind: Part(kind, self) for kind in kinds},
+            np.arange(count),
+            Names(count, self.name_tile),
+        )
+
+    def name_tile(self, row: int) -> str:
+        """Return the id of a tile: the scene's id and the tile's number, ``train.npz/3@17``."""
+        scene = self.tiles[row].scene
+        return f"{self.scenes[scene]}@{row - self._firsts[scene]}"
 
     @cached_property
-    def _names(self) -> Sequence[str]:
-        firsts: dict[int, int] = {}
-        return [
-            f"{self.scenes[tile.scene]}@{place - firsts.setdefault(tile.scene, place)}"
-            for place, tile in enumerate(self.tiles)
-        ]
+    def _firsts(self) -> Mapping[int, int]:
+        """Index of the first tile of each scene."""
+        return {tile.scene: row for row, tile in reversed([*enumerate(self.tiles)])}
+
+    def find_present(self) -> NDArray[np.bool_]:
+        """Return that no tile is missing ``[n]``."""
+        return np.ones(len(self.tiles), np.bool_)
+
+    def load(self, row: int) -> Mapping[str, NDArray]:
+        """Return the points ``[Q, C]``, their ids ``[Q]``, and which lie in the tile ``[Q]``.
+
+        The tile's own points come first, then those around it, nearest first.
+        """
+        tile = self.tiles[row]
+        first, end = self.spans[tile.scene]
+        scene = self.points[first:end]
+        rows = np.concatenate([tile.rows, _around(scene, tile.rows, REACH * self.tile_points)])
+        found = {"points": scene[rows], INSIDE: np.arange(len(rows)) < len(tile.rows)}
+        return found if self.ids is None else {**found, MASK_NAME: self.ids[first:end][rows]}
+
+    def declare(self, rows: NDArray[np.int64]) -> Mapping[str, ModalitySpec]:
+        """Return a spec of up to 4,096 points, centred per tile but not scaled."""
+        most = int(np.diff(self.spans, axis=1).max())
+        count = min(TILE_POINTS, -(-most // POINTS_STEP) * POINTS_STEP)
+        return {"points": Points(count, self.points.shape[1], ragged=True, scale="centre")}
+
+    @property
+    def cut_by(self) -> str:
+        """The spec of points."""
+        return "points"
 
     @property
     def contents(self) -> Sequence[str]:
@@ -136,32 +170,12 @@ class Scenes(Source):
         sizes = np.diff(self.spans, axis=1)[:, 0].tolist()
         return [f"{name}:{size}" for name, size in zip(self.scenes, sizes, strict=True)]
 
-    def __len__(self) -> int:
-        return len(self.tiles)
+    def cut(self, length: int) -> RowSource:
+        """Return a source of the same scenes in tiles of at most ``length`` points."""
+        same = length == self.tile_points
+        return (self if same else replace(self, tile_points=length)).as_source()
 
-    def read(self, index: int) -> RawSample:
-        """Return the points ``[Q, C]``, their ids ``[Q]``, and which lie in the tile ``[Q]``.
-
-        The tile's own points come first, then those around it, nearest first.
-        """
-        tile = self.tiles[index]
-        first, end = self.spans[tile.scene]
-        scene = self.points[first:end]
-        rows = np.concatenate([tile.rows, _around(scene, tile.rows, REACH * self.tile_points)])
-        found = {"points": scene[rows], INSIDE: np.arange(len(rows)) < len(tile.rows)}
-        return found if self.ids is None else {**found, MASK_NAME: self.ids[first:end][rows]}
-
-    def declare(self) -> Mapping[str, ModalitySpec]:
-        """Return a spec of up to 4,096 points, centred per tile but not scaled."""
-        most = int(np.diff(self.spans, axis=1).max())
-        count = min(TILE_POINTS, -(-most // POINTS_STEP) * POINTS_STEP)
-        return {"points": Points(count, self.points.shape[1], ragged=True, scale="centre")}
-
-    def cut(self, length: int) -> "Scenes":
-        """Return the same scenes in tiles of at most ``length`` points."""
-        return self if length == self.tile_points else replace(self, tile_points=length)
-
-    def divide(self, share: float, address: str) -> tuple["Scenes", "Scenes", str]:
+    def divide(self, share: float, address: str) -> tuple[RowSource, RowSource, str]:
         """Set a part aside for validation: whole scenes, or one end of the only one.
 
         Args:
@@ -193,14 +207,15 @@ class Scenes(Source):
                 points=self.points[rows],
                 ids=None if self.ids is None else self.ids[rows],
                 spans=np.array([[0, len(rows)]]),
-            )
+            ).as_source()
             for rows in (order[:cut], order[cut:])
         ]
         note = f"val: the {size - cut} of {size} points at one end of the only scene"
         return parts[0], parts[1], note
 
-    def _some(self, chosen: NDArray[np.int64]) -> "Scenes":
-        return replace(self, spans=self.spans[chosen], scenes=pick(self.scenes, chosen))
+    def _some(self, chosen: NDArray[np.int64]) -> RowSource:
+        spans, scenes = self.spans[chosen], pick(self.scenes, chosen)
+        return replace(self, spans=spans, scenes=scenes).as_source()
 
 
 def divide_scene(scene: NDArray, tile_points: int) -> list[NDArray[np.int64]]:
@@ -234,7 +249,7 @@ def choose_block(sample: RawSample, points: int, look: Look) -> NDArray[np.int64
     """Return which points of a tile and around it to read.
 
     Args:
-        sample: From ``Scenes.read``.
+        sample: A tile of a scene.
         points: Maximum number of points.
         look: In training, the points of the square around a random point of the tile; in
             evaluation, the tile's own points, then the nearest around it.
@@ -274,48 +289,47 @@ WHOLE_PERCENT = 95
 
 
 @dataclass(frozen=True, eq=False)
-class Clouds(Source):
-    """A source of point sets of different sizes.
+class CloudCells(Column):
+    """Cells that are point sets of different sizes.
 
     Args:
         points: Points of all clouds ``[total, C]``, floats.
         spans: ``[n, 2]``: start and end of each cloud in ``points``.
-        names: Stable id per cloud.
-        labels: Class per cloud ``[n]``, ``[n, T]`` for several columns, or None.
         spec: Preferred spec; None derives it from the sizes.
-        targets: Numbers to predict ``[n, T]``, NaN where unknown, or None.
     """
 
     points: NDArray
     spans: NDArray[np.int64]
-    names: Sequence[str]
-    labels: NDArray[np.int64] | None = None
     spec: Points | None = None
-    targets: NDArray[np.float32] | None = None
 
-    def __len__(self) -> int:
-        return len(self.names)
+    def find_present(self) -> NDArray[np.bool_]:
+        """Return that no cloud is missing ``[n]``."""
+        return np.ones(len(self.spans), np.bool_)
 
-    def read(self, index: int) -> dict[str, NDArray]:
+    def load(self, row: int) -> NDArray:
         """Return one cloud ``[P, C]``, as a view."""
-        first, end = self.spans[index]
-        return {"points": self.points[first:end]}
+        first, end = self.spans[row]
+        return self.points[first:end]
 
-    def declare(self) -> Mapping[str, ModalitySpec]:
+    def declare(self, rows: NDArray[np.int64]) -> Mapping[str, ModalitySpec]:
         """Return the spec, or one that fits 95 % of the clouds and scales each into -1..1."""
         if self.spec is not None:
             return {"points": self.spec}
-        sizes = np.diff(self.spans, axis=1)
+        sizes = np.diff(self.spans[rows], axis=1)
         most = int(np.ceil(np.percentile(sizes, WHOLE_PERCENT)))
         count = -(-most // POINTS_STEP) * POINTS_STEP
         return {"points": Points(count, self.points.shape[1], ragged=True, scale="unit")}
 
-    def subset(self, indices: NDArray[np.int64]) -> "Clouds":
-        """Return a source of some of the clouds."""
-        labels = None if self.labels is None else self.labels[indices]
-        targets = None if self.targets is None else self.targets[indices]
-        names, spans = pick(self.names, indices), self.spans[indices]
-        return replace(self, spans=spans, names=names, labels=labels, targets=targets)
+
+def hold_clouds(
+    cells: CloudCells,
+    names: Sequence[str],
+    labels: NDArray[np.int64] | None = None,
+    targets: NDArray[np.float32] | None = None,
+) -> RowSource:
+    """Return a source of point sets; see ``hold_arrays`` for the other arguments."""
+    parts = {"points": Part("points", cells)}
+    return RowSource(parts, np.arange(len(names)), names, labels, targets)
 
 
 def read_clouds(
@@ -346,21 +360,23 @@ def read_clouds(
     """
     if any(_class_keys(content) for _, content in files.values()) and not (chosen or targets):
         return _read_scenes(files, where)
-    clouds: dict[str, Clouds] = {}
+    clouds: dict[str, RowSource] = {}
+    values: dict[str, NDArray] = {}
     tables: dict[str, LabelTable] = {}
     for split, (path, content) in files.items():
         points, spans = read_ragged(path, content)
         names = [f"{path.name}/{row}" for row in range(len(spans))]
         others = {
-            key: values
-            for key, values in content.items()
-            if key != OFFSETS and values.shape == (len(spans),)
+            key: held
+            for key, held in content.items()
+            if key != OFFSETS and held.shape == (len(spans),)
         }
         numbers = read_targets(others, targets, names, where)
-        clouds[split] = Clouds(points, spans, names, targets=numbers)
+        values[split] = points
+        clouds[split] = hold_clouds(CloudCells(points, spans), names, targets=numbers)
         columns = {k: v.astype(str).tolist() for k, v in others.items() if k not in targets}
         tables[split] = LabelTable(names, columns)
-    _check_widths({split: source.points for split, source in clouds.items()}, where)
+    _check_widths(values, where)
     check_known(clouds["train"].targets, targets, where)
     folder = files["train"][0].parent
     labelling = index_labels(tables, chosen, folder, where, integers=integers)
@@ -383,9 +399,10 @@ def _read_scenes(files: Mapping[str, tuple[Path, Mapping[str, NDArray]]], where:
             )
         names = [f"{path.name}/{row}" for row in range(len(spans))]
         scenes[split] = Scenes(points, content[keys[0]], spans, names)
-    _check_widths({split: source.points for split, source in scenes.items()}, where)
-    classes, notes = name_mask_classes(files["train"][0].parent, scenes, where)
-    return Found(scenes, notes=notes, mask_classes=classes)
+    _check_widths({split: held.points for split, held in scenes.items()}, where)
+    sources = {split: held.as_source() for split, held in scenes.items()}
+    classes, notes = name_mask_classes(files["train"][0].parent, sources, where)
+    return Found(sources, notes=notes, mask_classes=classes)
 
 
 def read_ragged(path: Path, content: Mapping[str, NDArray]) -> tuple[NDArray, NDArray[np.int64]]:

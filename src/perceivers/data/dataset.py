@@ -12,9 +12,8 @@ from perceivers.data.fitting import SampleReader
 from perceivers.data.masks import MASK_NAME, kept_classes
 from perceivers.data.measuring import measure_specs
 from perceivers.data.modality import modality_of
-from perceivers.data.partial import keep_holding
 from perceivers.data.sources import Source
-from perceivers.errors import DataError
+from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.text_names import check_class_names, check_writable, show_name
 from perceivers.types import ModalitySpec
 
@@ -203,3 +202,36 @@ class Dataset:
             overrides=overrides,
             modalities=modalities,
         )
+
+
+def keep_holding(source: Source, names: Sequence[str]) -> Source:
+    """Select the samples that have at least one of the given modalities.
+
+    Args:
+        source: A split; it is returned unchanged if all of its samples qualify.
+        names: The modalities to read, at least one.
+
+    Raises:
+        DataError: No sample has any of the modalities.
+        ConfigError: ``names`` is empty, or the source does not have one of the modalities.
+    """
+    present = source.present
+    if not present:
+        return source
+    for name in names:
+        if name not in present:
+            raise ConfigError(
+                f"modality {name!r} is asked for, but the data hold {sorted(present)}"
+                + suggest(name, present)
+            )
+    if not names:
+        raise ConfigError(f"no modality is asked for; name some of {sorted(present)}")
+    held = np.any([present[name] for name in names], axis=0)
+    if not held.any():
+        raise DataError(
+            f"none of the {len(source)} samples has any of {', '.join(names)}; read other "
+            f"modalities, or add samples with these"
+        )
+    if held.all():
+        return source
+    return source.subset(np.flatnonzero(held))

@@ -4,116 +4,80 @@ Legend: n samples.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from perceivers.data.audio_clips import HEARD, SILENT, UNSEEN
 from perceivers.data.augment import AugmentConfig, Views
-from perceivers.data.containers import wrap_file
 from perceivers.data.fitting import SampleReader
-from perceivers.data.folders import PictureFiles
 from perceivers.data.joined import Parts
 from perceivers.data.loaders import Batch, merge_empty, read_readable
 from perceivers.data.modality import FILE_ENDINGS, PLURALS
-from perceivers.data.sources import RawSample, Source, pick
+from perceivers.data.row_source import FileCells, Part, RowSource, TrackCells, hold_pictures
+from perceivers.data.sources import pick
 from perceivers.data.text_sources import walk_files
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.settings import Count, checked
 from perceivers.text_names import compose, find_spelling
 from perceivers.types import ModalitySpec
 
+# Decoders report empty files themselves, but an empty text would be accepted.
+EMPTY_FILE = "the file is empty (0 bytes)"
 
-@dataclass(frozen=True, eq=False)
-class LooseFiles(Source):
-    """A source of files given one by one, each read according to its extension.
+
+def hold_loose_files(
+    samples: Sequence[Parts], wanted: Sequence[str], *, may_lack: bool = False
+) -> RowSource:
+    """Return a source of files given one by one, each read according to its extension.
 
     Args:
         samples: Files of each sample by kind, from ``pair_files``.
-        wanted: Modalities that every sample must provide; a video without an audio file of the same
-            name provides its audio too.
+        wanted: Modalities to read; a video without an audio file of the same name provides its
+            audio too.
+        may_lack: Whether samples may lack some of the modalities; otherwise such samples cannot be
+            read.
     """
+    parts = {
+        kind: Part(kind, FileCells([held.get(kind, "") for held in samples], kind, EMPTY_FILE))
+        for kind in wanted
+    }
+    if "audio" in wanted and "video" in wanted:
+        # Where samples may lack audio, videos are checked for a sound track when they are read.
+        codes = {"audio": HEARD, "video": UNSEEN if may_lack else HEARD}
+        first = [next((k for k in codes if k in held), "") for held in samples]
+        files = FileCells(
+            [held.get(k, "") for held, k in zip(samples, first, strict=True)], "audio"
+        )
+        tracks = np.array([codes.get(kind, SILENT) for kind in first], np.int8)
+        parts["audio"] = Part("audio", TrackCells(files, tracks, assumed=True))
+    flaws = {
+        row: flaw
+        for row, held in enumerate(samples)
+        if (flaw := _find_flaw(held, wanted, may_lack=may_lack))
+    }
+    names = [next(iter(held.values())) for held in samples]
+    return RowSource(parts, np.arange(len(names)), names, may_lack=may_lack, flaws=flaws)
 
-    samples: Sequence[Parts]
-    wanted: Sequence[str]
 
-    @property
-    def names(self) -> Sequence[str]:
-        """The first file of each sample."""
-        return self._names
-
-    @cached_property
-    def _names(self) -> Sequence[str]:
-        return [next(iter(parts.values())) for parts in self.samples]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def read(self, index: int) -> RawSample:
-        """Return the modalities of one sample.
-
-        Raises:
-            DataError: A file cannot be read, is empty, or is of another kind; or a modality is
-                missing.
-        """
-        sample = self._read_parts(self.samples[index])
-        if missing := [kind for kind in self.wanted if kind not in sample]:
-            path = Path(self.names[index])
-            beside = [path.with_suffix(FILE_ENDINGS[kind][0]).name for kind in missing]
-            raise DataError(
-                f"{path}: comes without {' and '.join(missing)}, but "
-                f"{', '.join(self.wanted)} are read together; also give files with the same "
-                f"folder and name, such as {' and '.join(beside)}"
+def _find_flaw(held: Parts, wanted: Sequence[str], *, may_lack: bool) -> str:
+    """Return why a sample is not what a model reads; empty if it is."""
+    for kind, path in held.items():
+        if kind not in wanted:
+            return (
+                f"{path}: belongs to the {PLURALS[kind]}, but the model reads "
+                f"{' and '.join(wanted)}; give it {list_endings(wanted)}"
             )
-        return sample
-
-    def _read_parts(self, parts: Parts) -> RawSample:
-        sample = {}
-        for kind, path in parts.items():
-            if kind not in self.wanted:
-                raise DataError(
-                    f"{path}: belongs to the {PLURALS[kind]}, but the model reads "
-                    f"{' and '.join(self.wanted)}; give it {list_endings(self.wanted)}"
-                )
-            has_sound = self._gives_sound(parts) if kind == "video" else False
-            held = wrap_file(kind, path, None, has_sound=has_sound)
-            # Decoders report empty files themselves, but an empty text would be accepted.
-            if isinstance(text := held.get("bytes"), np.ndarray) and not len(text):
-                raise DataError(f"{path}: the file is empty (0 bytes)")
-            sample |= held
-        return sample
-
-    def _gives_sound(self, parts: Parts) -> bool | None:
-        """Tell whether a video also provides the sample's audio; None checks for a sound track."""
-        return "audio" in self.wanted and "audio" not in parts
-
-
-class PartialLooseFiles(LooseFiles):
-    """Files given one by one, whose samples may lack some modalities."""
-
-    @cached_property
-    def present(self) -> Mapping[str, NDArray[np.bool_]]:
-        """Which samples have each modality ``[n]``; every video counts as one with sound."""
-        return {
-            kind: np.array(
-                [kind in parts or ("video" in parts and kind == "audio") for parts in self.samples]
-            )
-            for kind in self.wanted
-        }
-
-    def read(self, index: int) -> RawSample:
-        """Return the modalities that are present in one sample.
-
-        Raises:
-            DataError: A file cannot be read, is empty, or is of another kind.
-        """
-        return self._read_parts(self.samples[index])
-
-    def _gives_sound(self, parts: Parts) -> bool | None:
-        """Check a video that may provide audio for a sound track, because it may be silent."""
-        return None if super()._gives_sound(parts) else False
+    given = {*held, *(["audio"] if "video" in held else [])}
+    missing = [kind for kind in wanted if kind not in given]
+    if may_lack or not missing:
+        return ""
+    path = Path(next(iter(held.values())))
+    beside = [path.with_suffix(FILE_ENDINGS[kind][0]).name for kind in missing]
+    return (
+        f"{path}: comes without {' and '.join(missing)}, but {', '.join(wanted)} are read "
+        f"together; also give files with the same folder and name, such as {' and '.join(beside)}"
+    )
 
 
 def pair_files(paths: Sequence[Path], wanted: Sequence[str]) -> list[dict[str, str]]:
@@ -244,10 +208,10 @@ def read_files(
     if wanted == ["image"]:
         # Images have a source of their own, which decodes them no larger than needed.
         names = [str(path) for path in paths]
-        source = PictureFiles(names, names)
+        source = hold_pictures(names, names)
     else:
-        choose = PartialLooseFiles if may_lack and len(wanted) > 1 else LooseFiles
-        source = choose(pair_files(paths, wanted), wanted)
+        may_lack = may_lack and len(wanted) > 1
+        source = hold_loose_files(pair_files(paths, wanted), wanted, may_lack=may_lack)
     reader = SampleReader(source, specs, AugmentConfig(), strict=True)
     batches = (
         read_readable(reader, range(first, min(len(source), first + step)), views.places)

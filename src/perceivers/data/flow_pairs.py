@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from math import ceil, isfinite
 from os import PathLike
 from pathlib import Path
@@ -19,7 +18,8 @@ from perceivers.data.deep_pictures import to_eight_bits
 from perceivers.data.drawing import fit_encoded
 from perceivers.data.motions import Motion, draw_blob, draw_motion, frame_places
 from perceivers.data.pictures import convert_channels, is_picture_name, read_bytes, read_picture
-from perceivers.data.sources import Source
+from perceivers.data.row_source import Column, Part, RowSource
+from perceivers.data.sources import Names, Source
 from perceivers.data.system_files import is_system_file, is_system_folder
 from perceivers.errors import ConfigError, DataError, InputError
 from perceivers.files import write_atomic
@@ -192,32 +192,35 @@ def _encode_kitti(flow: NDArray[np.float64], known: NDArray[np.bool_]) -> bytes:
 
 
 @dataclass(frozen=True, eq=False)
-class FlowPairs(Source):
-    """A source of frame pairs, each of its own size.
+class FlowCells(Column):
+    """Cells that are frame pairs with measured flow, each of its own size.
 
-    A sample contains ``video``, uint8 ``[3, 2, H, W]`` (frame 1, frame 2), and ``flow``, float32
+    A cell gives ``video``, uint8 ``[3, 2, H, W]`` (frame 1, frame 2), and ``flow``, float32
     ``[2, H, W]`` in pixels from frame 1 to frame 2, channel 0 = u (to the right), 1 = v (down); NaN
     where it is unknown.
 
     Args:
-        names: Stable ids.
         files: Paths of frame 1, frame 2 and the flow of each pair.
     """
 
-    names: Sequence[str]
     files: Sequence[tuple[str, str, str]]
-    is_fitted = False
 
-    def __len__(self) -> int:
-        return len(self.files)
+    @property
+    def is_fitted(self) -> bool:
+        """Pairs keep their size, so that their flow stays as it was measured."""
+        return False
 
-    def read(self, index: int) -> dict[str, NDArray]:
+    def find_present(self) -> NDArray[np.bool_]:
+        """Return that no pair is missing ``[n]``."""
+        return np.ones(len(self.files), np.bool_)
+
+    def load(self, row: int) -> Mapping[str, NDArray]:
         """Return one pair and its flow.
 
         Raises:
             DataError: A file cannot be read, or the three differ in size.
         """
-        *paths, flow_path = self.files[index]
+        *paths, flow_path = self.files[row]
         frames = [_read_frame(path) for path in paths]
         flow, _ = read_flow(flow_path)
         sizes = {array.shape[1:] for array in (*frames, flow)}
@@ -229,7 +232,13 @@ class FlowPairs(Source):
         return {"video": np.stack(frames, axis=1), "flow": flow}
 
 
-def open_flow_pairs(folder: str | PathLike[str]) -> FlowPairs:
+def _hold_pairs(cells: Column, names: Sequence[str]) -> RowSource:
+    """Return a source of frame pairs and their flow."""
+    parts = {"video": Part("video", cells), "flow": Part("array", cells)}
+    return RowSource(parts, np.arange(len(names)), names)
+
+
+def open_flow_pairs(folder: str | PathLike[str]) -> RowSource:
     """Find the frame pairs in a folder and in its direct sub-folders.
 
     A pair is a folder with one flow file, ``*.flo`` or ``flow*.png`` (KITTI's 16-bit format), and
@@ -253,7 +262,7 @@ def open_flow_pairs(folder: str | PathLike[str]) -> FlowPairs:
             f"each pair is a folder with two images and their flow"
         )
     names = ["." if path == root else path.name for path in found]
-    return FlowPairs(names, list(found.values()))
+    return _hold_pairs(FlowCells(list(found.values())), names)
 
 
 def _find_pair(folder: Path) -> tuple[str, str, str] | None:
@@ -317,14 +326,14 @@ JITTER_NOISE = 3.0
 
 
 @dataclass(frozen=True, eq=False)
-class WarpedPairs(Source):
-    """A source of generated frame pairs; an index always gives the same pair.
+class WarpCells(Column):
+    """Cells that are generated frame pairs; a row always gives the same pair.
 
-    A sample contains ``video``, uint8 ``[3, 2, H, W]`` (frame 1, frame 2), and ``flow``, float32
+    A cell gives ``video``, uint8 ``[3, 2, H, W]`` (frame 1, frame 2), and ``flow``, float32
     ``[2, H, W]`` in pixels from frame 1 to frame 2, channel 0 = u (to the right), 1 = v (down).
 
     Args:
-        photographs: A source of image files; it must have names as well.
+        photographs: A source of image files.
         height: Rows H of the frames.
         width: Columns W of the frames.
         max_flow: Longest motion in pixels, at most half the shorter side.
@@ -369,33 +378,38 @@ class WarpedPairs(Source):
             raise ConfigError(f"layered is {self.layered}; it is a fraction and must lie in 0..1")
         if not self.photographs.is_pictures:
             raise DataError(
-                f"flow pairs are made from image files, not from "
-                f"{type(self.photographs).__name__}; give a folder of images or tars of them"
+                f"flow pairs are made from image files, not from {self._describe_source()}; give a "
+                f"folder of images or tars of them"
             )
         if not len(self.photographs):
             raise DataError("flow pairs need at least 1 image, and the source contains none")
 
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """The image's name and the number of its pair."""
-        return tuple(
-            f"{name}#warp{copy}" for copy in range(self.repeats) for name in self.photographs.names
-        )
+    @property
+    def is_alike(self) -> bool:
+        """All pairs have the same shape."""
+        return True
 
-    def __len__(self) -> int:
-        return len(self.photographs) * self.repeats
+    def as_source(self) -> RowSource:
+        """Return a source of all pairs."""
+        return _hold_pairs(self, Names(len(self.photographs) * self.repeats, self.name_pair))
 
-    def read(self, index: int) -> dict[str, NDArray]:
+    def name_pair(self, row: int) -> str:
+        """Return the image's name and the number of its pair."""
+        copy, photograph = divmod(row, len(self.photographs))
+        return f"{self.photographs.names[photograph]}#warp{copy}"
+
+    def find_present(self) -> NDArray[np.bool_]:
+        """Return that no pair is missing ``[n]``."""
+        return np.ones(len(self.photographs) * self.repeats, np.bool_)
+
+    def load(self, row: int) -> Mapping[str, NDArray]:
         """Return one pair and its flow.
 
         Raises:
             DataError: An image cannot be read.
-            IndexError: The pair does not exist.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"pair {index} of {len(self)}")
-        rng = np.random.default_rng((self.seed, index))
-        photograph = index % len(self.photographs)
+        rng = np.random.default_rng((self.seed, row))
+        photograph = row % len(self.photographs)
         places = frame_places(self.height, self.width)
         canvas = self._canvas(photograph, rng)
         motion = draw_motion(rng, self.height, self.width, self.max_flow)
@@ -412,6 +426,10 @@ class WarpedPairs(Source):
             frame2 += after * (self._seen(canvas, None) - frame2)
         frames = [self._develop(frame, rng) for frame in (frame1, frame2)]
         return {"video": np.stack(frames, axis=1), "flow": flow.astype(np.float32)}
+
+    def _describe_source(self) -> str:
+        kinds = sorted(set(self.photographs.kind_by_modality.values()))
+        return "arrays of images" if kinds == ["image"] else f"data of {' and '.join(kinds)}"
 
     @property
     def _margin(self) -> int:
@@ -454,7 +472,7 @@ def make_warps(
     max_flow: float = DEFAULT_MAX_FLOW,
     seed: int = 0,
     repeats: int = 1,
-) -> dict[str, WarpedPairs]:
+) -> dict[str, RowSource]:
     """Turn every split of a data set of images into a split of frame pairs with flow.
 
     Args:
@@ -471,13 +489,13 @@ def make_warps(
         DataError: A split does not consist of image files.
     """
     return {
-        split: WarpedPairs(
+        split: WarpCells(
             source,
             height,
             width,
             max_flow=max_flow,
             seed=seed,
             repeats=repeats if split == "train" else 1,
-        )
+        ).as_source()
         for split, source in splits.items()
     }

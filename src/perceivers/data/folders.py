@@ -5,31 +5,18 @@ Files of several kinds are paired by their names without extension: ``cat/1.mp4`
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Image as Picture
 
-from perceivers.data.audio_clips import (
-    MAX_OPENED,
-    SILENT,
-    Tracks,
-    are_known,
-    describe_tracks,
-    find_tracks,
-    is_heard,
-    lack_sound,
-)
-from perceivers.data.containers import has_track, name_kind, open_container, wrap_file
+from perceivers.data.containers import name_kind
 from perceivers.data.joined import Parts, check_pairs, kind_of, pair_paths
 from perceivers.data.masks import MASK_NAME, name_mask_classes
 from perceivers.data.modality import FOLDER_ENDINGS
-from perceivers.data.pictures import is_picture_name, read_bytes
-from perceivers.data.sources import Encoded, Found, RawSample, Source, pick
+from perceivers.data.pictures import is_picture_name
+from perceivers.data.row_source import FileCells, Found, Part, RowSource, add_sound, settle_missing
 from perceivers.data.system_files import is_system_file, is_system_folder
 from perceivers.errors import DataError
 from perceivers.text_names import (
@@ -49,105 +36,11 @@ SPLIT_FOLDERS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class PictureFiles(Source):
-    """A source of image files.
-
-    Args:
-        paths: Path of each image.
-        names: Stable ids, relative to the data's folder.
-        labels: Class per image, or None.
-    """
-
-    paths: Sequence[str]
-    names: Sequence[str]
-    labels: NDArray[np.int64] | None = None
-    is_pictures = True
-
-    def encoded(self, index: int) -> Encoded:
-        """Return the bytes of one file."""
-        path = self.paths[index]
-        return Encoded(path, read_bytes(path), "image")
-
-    def read(self, index: int) -> RawSample:
-        """Return one whole image, upright, in its own mode; undecoded if it ``is_deep``."""
-        encoded = self.encoded(index)
-        return wrap_file("image", encoded.path, encoded.data, has_sound=False)
-
-    def subset(self, indices: NDArray[np.int64]) -> "PictureFiles":
-        """Return a source of some of the images."""
-        labels = None if self.labels is None else self.labels[indices]
-        return PictureFiles(pick(self.paths, indices), pick(self.names, indices), labels)
-
-
-@dataclass(frozen=True, eq=False)
-class ClipFiles(Source):
-    """A source of audio, videos and points, and of files of several kinds that form samples.
-
-    Args:
-        paths: Paths of the files of each sample, in the order of ``kinds``.
-        names: Stable ids, relative to the data's folder.
-        kinds: What every sample contains: some of ``image``, ``mask``, ``audio``, ``video`` and
-            ``points``.
-        tracks: Which videos also provide their samples' audio ``[n]``; None if none does.
-        labels: Class per sample ``[n]``, or None.
-    """
-
-    paths: Sequence[tuple[str, ...]]
-    names: Sequence[str]
-    kinds: tuple[str, ...]
-    tracks: Tracks | None = None
-    labels: NDArray[np.int64] | None = None
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, index: int) -> RawSample:
-        """Return undecoded clips and points, and decoded images.
-
-        Raises:
-            DataError: A file cannot be read, or an image cannot be decoded.
-        """
-        sample: dict[str, Picture | NDArray | Encoded] = {}
-        for kind, path in zip(self.kinds, self.paths[index], strict=True):
-            if path:
-                sample |= wrap_file(kind, path, None, has_sound=is_heard(self.tracks, index))
-        return sample
-
-    def subset(self, indices: NDArray[np.int64]) -> "ClipFiles":
-        """Return a source of some of the samples."""
-        return replace(
-            self,
-            paths=pick(self.paths, indices),
-            names=pick(self.names, indices),
-            tracks=None if self.tracks is None else self.tracks[indices],
-            labels=None if self.labels is None else self.labels[indices],
-        )
-
-
-class PartialFiles(ClipFiles):
-    """Files of several kinds, of which a sample may lack some; their paths are empty."""
-
-    @cached_property
-    def present(self) -> Mapping[str, NDArray[np.bool_]]:
-        """Which samples have each modality ``[n]``."""
-        held = {
-            kind: np.array([bool(paths[place]) for paths in self.paths], bool)
-            for place, kind in enumerate(self.kinds)
-        }
-        return held if self.tracks is None else {**held, "audio": self.tracks != SILENT}
-
-    @cached_property
-    def is_sure(self) -> bool:
-        """Whether all videos were checked for sound."""
-        return are_known([self.tracks])
-
-
 @dataclass(frozen=True)
 class FolderSplits:
     """The sources of a folder by split, its class names, and notes."""
 
-    sources: Mapping[str, PictureFiles | ClipFiles]
+    sources: Mapping[str, RowSource]
     classes: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -187,30 +80,33 @@ def read_folder(root: Path) -> FolderSplits:
         notes.append(f"{num_stray} files that are not {ANYTHING} were ignored")
     present = {kind_of(path) for files in found.values() for path in files.paths}
     kinds = tuple(kind for kind in FOLDER_ENDINGS if kind in present)
-    if kinds == ("image",):
-        pictures = {
-            split: PictureFiles(files.paths, _relative(files.paths, root), files.labels)
-            for split, files in found.items()
-        }
-        return FolderSplits(pictures, classes, tuple(notes))
+    paths = {split: files.paths for split, files in found.items()}
+    labels = {split: files.labels for split, files in found.items()}
     if len(kinds) == 1:
-        paired = {s: {path: {kinds[0]: path} for path in f.paths} for s, f in found.items()}
-        missing = ""
+        held = {s: {kinds[0]: Part(kinds[0], FileCells(p, kinds[0]))} for s, p in paths.items()}
     else:
         paired = {split: pair_paths(files.paths) for split, files in found.items()}
         every = [parts for samples in paired.values() for parts in samples.values()]
-        missing = check_pairs(every, kinds, root)
-    arranged = {split: _arrange(f, paired[split], kinds, root) for split, f in found.items()}
-    videos = {s: _have_kind("video", kinds, given["paths"]) for s, given in arranged.items()}
+        if missing := check_pairs(every, kinds, root):
+            notes.append(missing)
+        held = {split: _hold_files(samples, kinds) for split, samples in paired.items()}
+        paths = {split: list(samples) for split, samples in paired.items()}
+        labels = {split: _pair_labels(files, paired[split]) for split, files in found.items()}
     # Audio files take precedence over the sound tracks of videos.
-    tracks = (
-        None if "audio" in kinds else find_tracks(videos, _look_at(arranged, kinds), MAX_OPENED)
-    )
-    notes += [missing] * bool(missing) + describe_tracks(videos, tracks)
-    heard: dict[str, Tracks | None] = {s: tracks[s] if tracks else None for s in arranged}
-    make = PartialFiles if missing or lack_sound(heard.values()) else ClipFiles
-    clips = {s: make(**given, tracks=heard[s]) for s, given in arranged.items()}
-    return FolderSplits(clips, classes, tuple(notes))
+    parts, told = add_sound(held)
+    sources = {
+        split: RowSource(parts[split], np.arange(len(p)), _relative(p, root), labels[split])
+        for split, p in paths.items()
+    }
+    return FolderSplits(settle_missing(sources), classes, (*notes, *told))
+
+
+def _hold_files(samples: Mapping[str, Parts], kinds: Sequence[str]) -> dict[str, Part]:
+    """Return a column of files for each kind, from the files of each sample by kind."""
+    return {
+        kind: Part(kind, FileCells([parts.get(kind, "") for parts in samples.values()], kind))
+        for kind in kinds
+    }
 
 
 def _find_splits(root: Path) -> dict[str, Path]:
@@ -309,42 +205,13 @@ def _unlabelled(folder: Path) -> _Files:
     return _Files(paths, None, num_stray)
 
 
-def _arrange(
-    files: _Files, samples: Mapping[str, Parts], kinds: tuple[str, ...], root: Path
-) -> dict[str, Any]:
-    """Return the arguments of ``ClipFiles`` for one split."""
-    paths = [tuple(parts.get(kind, "") for kind in kinds) for parts in samples.values()]
-    labels = None
-    if files.labels is not None:
-        # Files of one sample lie in one folder, so they have the same class.
-        known = dict(zip(files.paths, files.labels.tolist(), strict=True))
-        firsts = [next(iter(parts.values())) for parts in samples.values()]
-        labels = np.array([known[path] for path in firsts], np.int64)
-    names = _relative(files.paths if len(kinds) == 1 else list(samples), root)
-    return {"paths": paths, "names": names, "kinds": kinds, "labels": labels}
-
-
-def _have_kind(
-    kind: str, kinds: Sequence[str], paths: Sequence[tuple[str, ...]]
-) -> NDArray[np.bool_]:
-    """Tell which samples have a file of a kind ``[n]``."""
-    if kind not in kinds:
-        return np.zeros(len(paths), np.bool_)
-    place = kinds.index(kind)
-    return np.array([bool(parts[place]) for parts in paths])
-
-
-def _look_at(
-    arranged: Mapping[str, Mapping[str, Any]], kinds: Sequence[str]
-) -> Callable[[str, int], bool]:
-    """Return a function that tells whether the video of a split's sample has sound."""
-
-    def look(split: str, index: int) -> bool:
-        path = arranged[split]["paths"][index][kinds.index("video")]
-        with open_container(Encoded(path, None, "video")) as container:
-            return has_track(container)
-
-    return look
+def _pair_labels(files: _Files, samples: Mapping[str, Parts]) -> NDArray[np.int64] | None:
+    """Return the class of each sample; its files lie in one folder, so they have the same."""
+    if files.labels is None:
+        return None
+    known = dict(zip(files.paths, files.labels.tolist(), strict=True))
+    firsts = [next(iter(parts.values())) for parts in samples.values()]
+    return np.array([known[path] for path in firsts], np.int64)
 
 
 def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
@@ -457,7 +324,7 @@ def _list_files(folder: Path, ending: str = "") -> dict[str, str]:
     return found
 
 
-def _read_split(root: Path, images: Path, masks: Path) -> ClipFiles:
+def _read_split(root: Path, images: Path, masks: Path) -> RowSource:
     pictures, ids = _list_files(images), _list_files(masks, MASK_EXTENSION)
     for stem in list(ids):
         bare = next(
@@ -474,5 +341,5 @@ def _read_split(root: Path, images: Path, masks: Path) -> ClipFiles:
             f"unpaired): {what}they are paired by their names without extension, masks as .png"
         )
     names = [show_name(Path(os.path.relpath(path, root)).as_posix()) for path in pictures.values()]
-    paths = [(pictures[stem], ids[stem]) for stem in pictures]
-    return ClipFiles(paths, names, ("image", MASK_NAME))
+    pairs = {stem: {"image": path, MASK_NAME: ids[stem]} for stem, path in pictures.items()}
+    return RowSource(_hold_files(pairs, ("image", MASK_NAME)), np.arange(len(pairs)), names)

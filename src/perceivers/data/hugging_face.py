@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perceivers.data.labels import DEFAULT_COLUMN, Chosen
-from perceivers.data.manifests import add_sound, as_array, describe_missing, label_rows
+from perceivers.data.manifests import as_array, describe_missing, label_rows
 from perceivers.data.media_kinds import KINDS, LISTED, TEXT, name_modalities
 from perceivers.data.pictures import read_bytes
-from perceivers.data.row_source import Cells, Part, RowSource, make_sources
-from perceivers.data.sources import Encoded, Found
+from perceivers.data.row_source import Column, Found, Part, RowSource, add_sound, settle_missing
+from perceivers.data.sources import Encoded
 from perceivers.data.tables import SPLIT_WORDS, Table
 from perceivers.errors import ConfigError, DataError, suggest
 from perceivers.foreign import read_int
@@ -34,7 +34,7 @@ SLICE = re.compile(r"(?P<name>[^\[]+)(?:\[(?P<first>-?\d+%?)?:(?P<end>-?\d+%?)?\
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureCells:
+class FeatureCells(Column):
     """Cells of one column of a data set.
 
     Args:
@@ -42,14 +42,23 @@ class FeatureCells:
         column: Name of the column.
         kind: Kind of modality.
         where: Address and split, for messages.
-        present: Which cells are not empty ``[n]``.
+        held: Which cells are not empty ``[n]``.
     """
 
     table: Any
     column: str
     kind: str
     where: str
-    present: NDArray[np.bool_]
+    held: NDArray[np.bool_]
+
+    @property
+    def is_files(self) -> bool:
+        """Whether cells are undecoded files."""
+        return self.kind not in {"bytes", *LISTED} or self.kind == "audio"
+
+    def find_present(self) -> NDArray[np.bool_]:
+        """Return which cells are not empty ``[n]``."""
+        return self.held
 
     def load(self, row: int) -> Encoded | NDArray:
         """Return one cell: the bytes of a file, a text, or an array.
@@ -99,7 +108,7 @@ def read_hugging_face(address: str, chosen: Chosen) -> Found:
         }
         for split, data in splits.items()
     }
-    parts = add_sound(parts)
+    parts, _ = add_sound(parts, last=True)
     chosen, told = _choose_labels(splits["train"], list(kinds), chosen)
     tables = {s: _read_plain(data, s, list(kinds), chosen) for s, data in splits.items()}
     for split in [split for split in tables if split != "train"]:
@@ -107,7 +116,7 @@ def read_hugging_face(address: str, chosen: Chosen) -> Found:
             del tables[split]
             told.append(f"{split}: has no labels, so it is left out")
     rows = {s: RowSource(parts[s], table.rows, table.names) for s, table in tables.items()}
-    sources = make_sources(rows)
+    sources = settle_missing(rows)
     found = label_rows(sources, tables, list(kinds), chosen, address)
     every = (*notes, *noted, *told, *describe_missing(sources), *found.notes)
     return found._replace(notes=every)
@@ -249,7 +258,7 @@ def _is_list(feature: Any) -> bool:
     )
 
 
-def _make_cells(data: Any, column: str, kind: str, where: str) -> Cells:
+def _make_cells(data: Any, column: str, kind: str, where: str) -> Column:
     feature = data.features[column]
     if type(feature).__name__ in FEATURES:
         # The library would decode whole files; our readers decode only what is needed.

@@ -233,12 +233,13 @@ def _collect(
     everything = [facts for found in looked.values() for _, facts in found]
     problems = [facts.problem for facts in everything if facts.problem]
     modalities = join_modalities(facts for facts in everything if not facts.problem)
-    scenes = [s for s in dataset.splits.values() if isinstance(s, Scenes)]
+    items = [source.items for source in dataset.splits.values()]
+    scenes = [held for held in items if isinstance(held, Scenes)]
     if scenes and modalities:
         modalities = describe_scenes(scenes, modalities)
-    if documents := [s for s in dataset.splits.values() if isinstance(s, Documents)]:
+    if documents := [held for held in items if isinstance(held, Documents)]:
         # The samples are windows, whose length depends on the model, so measure documents instead.
-        sizes = [float(piece.end - piece.first) for source in documents for piece in source.pieces]
+        sizes = [float(piece.end - piece.first) for held in documents for piece in held.pieces]
         per_document = {"bytes per document": spread_sizes(sizes)}
         modalities = {n: replace(m, sizes=per_document) for n, m in modalities.items()}
     splits = {
@@ -274,7 +275,8 @@ def _collect(
 
 def _count_scenes(sources: Iterable[Source]) -> int:
     """Count the scenes behind tiles; parts of one scene count once."""
-    return len({name for s in sources if isinstance(s, Scenes) for name in s.scenes})
+    scenes = [held for source in sources if isinstance(held := source.items, Scenes)]
+    return len({name for held in scenes for name in held.scenes})
 
 
 def _combine_names(

@@ -5,7 +5,6 @@ How one modality is described is in its row, see ``perceivers.data.modality``.
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,6 @@ from perceivers.data.by_modality.images import measure_deep, measure_picture
 from perceivers.data.clouds import INSIDE
 from perceivers.data.containers import open_bytes
 from perceivers.data.deep_pictures import is_deep, read_layout
-from perceivers.data.joined import JoinedSource
 from perceivers.data.masks import MASK_NAME, find_pair_turn, picture_orientation
 from perceivers.data.modality import WHOLE, Cut, RawFacts, modalities
 from perceivers.data.pictures import ORIENTATION_TAG, load_picture, open_picture
@@ -24,7 +22,6 @@ from perceivers.data.sources import (
     Encoded,
     Source,
 )
-from perceivers.data.texts import Documents
 from perceivers.errors import DataError
 
 DIGEST_SIZE = 16
@@ -76,7 +73,7 @@ def measure_sample(source: Source, index: int) -> SampleFacts:
         stated = source.kind_by_modality
         kinds = {n: stated.get(n) or find_raw_kind(n, value) for n, value in raw.items()}
         paths = {value.path if isinstance(value, Encoded) else "" for value in raw.values()}
-        name, cut = source.names[index], _find_cut(source, index, raw)
+        name, cut = source.names[index], Cut(*source.find_ends(index))
         found = {n: measure_raw(value, kinds[n], name, cut) for n, value in raw.items()}
         return SampleFacts(
             _flag_turned_masks(found, kinds, raw, name),
@@ -101,17 +98,6 @@ def _flag_turned_masks(
     flag = MASK_FLAGS[lies]
     own = found[MASK_NAME]
     return {**found, MASK_NAME: own._replace(flags=(*own.flags, flag))}
-
-
-def _find_cut(source: Source, index: int, raw: Mapping[str, Any]) -> Cut:
-    """Tell which ends of a sample's text are not ends of its document."""
-    while isinstance(source, JoinedSource):
-        source, index = source.locate(index)
-    if not isinstance(source, Documents):
-        return WHOLE
-    piece = source.pieces[int(np.searchsorted(source.ends, index, side="right"))]
-    first = int(source.names[index].rpartition("@")[2])
-    return Cut(first > 0, first + len(raw["bytes"]) < Path(piece.path).stat().st_size)
 
 
 def measure_raw(raw: Any, kind: str, path: str, cut: Cut = WHOLE) -> RawFacts:

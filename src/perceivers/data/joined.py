@@ -19,7 +19,8 @@ from perceivers.data.containers import name_kind
 from perceivers.data.dataset import Dataset
 from perceivers.data.labels import as_integer
 from perceivers.data.modality import PLURALS
-from perceivers.data.sources import UNKNOWN, Encoded, RawSample, Source
+from perceivers.data.row_source import Column, Part, Raw, RowSource
+from perceivers.data.sources import UNKNOWN, Source
 from perceivers.errors import DataError
 from perceivers.text_names import compose
 from perceivers.types import ModalitySpec, Points
@@ -152,8 +153,6 @@ def _place(source: Source, pairs: Sequence[tuple[Sequence[str], Sequence[str]]])
     labels: Any = source.labels
     if labels is None or not is_dataclass(source) or isinstance(source, type):
         return source
-    if isinstance(whole := getattr(source, "source", None), Source):
-        return replace(source, **{"source": _place(whole, pairs)})
     rows: NDArray[np.int64] = labels.reshape(len(labels), -1)
     # Label -1 (unknown) indexes the last entry, which maps it to -1 again.
     tables = [np.array([*(list(b).index(name) for name in a), -1], np.int64) for a, b in pairs]
@@ -164,134 +163,122 @@ def _place(source: Source, pairs: Sequence[tuple[Sequence[str], Sequence[str]]])
 # -- Several data sets joined into one, with a label column for each of them ---------------------
 
 SEPARATOR = " + "
-# Samples that are tried before a whole part counts as unreadable.
-MAX_TRIED = 16
 # Files and folders with these names identify a split, not a data set.
 SPLIT_NAMES = {"train", "val", "test"}
 ENDINGS = {".npz", ".npy", ".csv", ".jsonl", ".parquet", ".txt", ".tar"}
 
 
 @dataclass(frozen=True, eq=False)
-class JoinedSource(Source):
-    """Concatenation of several sources.
+class JoinedCells(Column):
+    """One modality of several sources, one after the other; a row is a sample.
 
     Args:
+        name: Name of the modality.
         prefixes: One word per source, prepended to the ids of its samples.
-        parts: The sources.
-        labels: Class per data set ``[n, T]``, -1 in the columns of the other data sets; or None.
+        sources: The sources, which have the same modalities.
     """
 
+    name: str
     prefixes: Sequence[str]
-    parts: Sequence[Source]
-    labels: NDArray[np.int64] | None = None
-    is_alike = False
-
-    @property
-    def kind_by_modality(self) -> Mapping[str, str]:
-        """Kind of each modality, as declared by the first part."""
-        return self.parts[0].kind_by_modality
+    sources: Sequence[RowSource]
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
-        """Cumulative number of samples up to the end of each part."""
-        return np.cumsum([len(part) for part in self.parts])
+        """Cumulative number of samples up to the end of each source."""
+        return np.cumsum([len(source) for source in self.sources])
 
     @property
-    def names(self) -> Sequence[str]:
-        """One id per sample."""
-        return self._names
+    def columns(self) -> list[Column]:
+        """The column of each source."""
+        return [source.parts[self.name].cells for source in self.sources]
 
-    @cached_property
-    def _names(self) -> Sequence[str]:
-        return [
-            f"{prefix}/{name}"
-            for prefix, part in zip(self.prefixes, self.parts, strict=True)
-            for name in part.names
-        ]
+    def find_present(self) -> NDArray[np.bool_]:
+        """Return which samples have the modality ``[n]``."""
+        pairs = zip(self.columns, self.sources, strict=True)
+        return np.concatenate([cells.present[source.rows] for cells, source in pairs])
 
-    @property
-    def contents(self) -> Sequence[str]:
-        """One id per sample, or per content that a part's samples are cut from."""
-        return [
-            f"{prefix}/{name}"
-            for prefix, part in zip(self.prefixes, self.parts, strict=True)
-            for name in part.contents
-        ]
+    def locate(self, row: int) -> tuple[Column, int]:
+        """Return the column and row of a sample in its source."""
+        cells, place = self._find(row)
+        return cells.locate(place)
 
-    def __len__(self) -> int:
-        return int(self.ends[-1])
+    def derive(self, row: int, raw: Raw) -> Raw | None:
+        """Return what the sample's own column makes of its content."""
+        cells, place = self._find(row)
+        return cells.derive(place, raw)
 
-    def locate(self, index: int) -> tuple[Source, int]:
-        """Return the part that contains a sample, and the sample's index in it."""
-        number = int(np.searchsorted(self.ends, index, side="right"))
-        return self.parts[number], index - (int(self.ends[number - 1]) if number else 0)
+    def are_sure(self, rows: NDArray[np.int64]) -> bool:
+        """Return whether ``present`` is exact for all samples of all sources."""
+        return all(source.is_sure for source in self.sources)
 
-    def read(self, index: int) -> RawSample:
-        """Read one sample from its part.
-
-        Raises:
-            DataError: The sample cannot be read.
-        """
-        part, place = self.locate(index)
-        return part.read(place)
-
-    def declare(self) -> Mapping[str, ModalitySpec]:
-        """Return the specs of the first part, with the largest number of points of all parts."""
-        declared = [part.declare() for part in self.parts]
+    def declare(self, rows: NDArray[np.int64]) -> Mapping[str, ModalitySpec]:
+        """Return the specs of the first source, with the largest number of points of all."""
+        pairs = zip(self.columns, self.sources, strict=True)
+        declared = [cells.declare(source.rows) for cells, source in pairs]
         if not all(declared):
             return {}
-        return {name: _widest([d[name] for d in declared]) for name in declared[0]}
+        return {kind: _widest([specs[kind] for specs in declared]) for kind in declared[0]}
+
+    @property
+    def is_files(self) -> bool:
+        """Whether all cells are undecoded files."""
+        return all(cells.is_files for cells in self.columns)
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether point sets of the first source may differ in size."""
+        return self.columns[0].is_ragged
 
     @property
     def cut_by(self) -> str:
-        """``bytes`` if documents are among the parts; tiles keep their size."""
-        return "bytes" if any(part.cut_by == "bytes" for part in self.parts) else ""
-
-    def cut(self, length: int) -> "JoinedSource":
-        """Return the same samples, with documents cut into windows of ``length`` bytes."""
-        parts = [part.cut(length) if part.cut_by == "bytes" else part for part in self.parts]
-        return replace(self, parts=parts)
-
-
-class JoinedPartial(JoinedSource):
-    """Concatenation of several sources, some of whose samples lack modalities."""
+        """``bytes`` if there are documents; tiles keep their size."""
+        return "bytes" if any(cells.cut_by == "bytes" for cells in self.columns) else ""
 
     @property
-    def present(self) -> Mapping[str, NDArray[np.bool_]]:
-        """Which samples have each modality ``[n]``."""
-        return self._present
+    def contents(self) -> Sequence[str]:
+        """One id per sample, or per item that a source's samples are cut from."""
+        pairs = zip(self.prefixes, self.sources, strict=True)
+        return [f"{prefix}/{name}" for prefix, source in pairs for name in source.contents]
 
-    @cached_property
-    def _present(self) -> Mapping[str, NDArray[np.bool_]]:
-        return {
-            name: np.concatenate(
-                [
-                    part.present[name] if part.present else np.ones(len(part), np.bool_)
-                    for part in self.parts
-                ]
-            )
-            for name in _list_modalities(self.parts[0])
-        }
+    def cut(self, length: int) -> RowSource:
+        """Return the joined source, with documents cut into windows of ``length`` bytes."""
+        return join_sources(self.prefixes, [source.cut(length) for source in self.sources])
 
-    @cached_property
-    def is_sure(self) -> bool:
-        """Whether ``present`` is known for every sample of every part."""
-        return all(part.is_sure for part in self.parts)
+    def find_ends(self, row: int) -> tuple[bool, bool]:
+        """Return whether the first and the last byte of a sample lie inside a larger text."""
+        cells, place = self._find(row)
+        return cells.find_ends(place)
+
+    def _find(self, row: int) -> tuple[Column, int]:
+        """Return the column of a sample's source, and the row there."""
+        number = int(np.searchsorted(self.ends, row, side="right"))
+        source = self.sources[number]
+        place = row - (int(self.ends[number - 1]) if number else 0)
+        return source.parts[self.name].cells, int(source.rows[place])
 
 
-class JoinedPictures(JoinedSource):
-    """Concatenation of several sources of image files, decoded no larger than needed."""
+def join_sources(
+    prefixes: Sequence[str],
+    sources: Sequence[RowSource],
+    labels: NDArray[np.int64] | None = None,
+    *,
+    may_lack: bool = False,
+) -> RowSource:
+    """Return the samples of several sources of the same modalities, one after the other.
 
-    is_pictures = True
-
-    def encoded(self, index: int) -> Encoded:
-        """Return the undecoded image.
-
-        Raises:
-            DataError: The bytes cannot be read.
-        """
-        part, place = self.locate(index)
-        return part.encoded(place)
+    Args:
+        prefixes: One word per source, prepended to the ids of its samples.
+        sources: The sources.
+        labels: Class per data set ``[n, T]``, -1 in the columns of the other data sets; or None.
+        may_lack: Whether samples may lack modalities.
+    """
+    parts = {
+        name: Part(part.kind, JoinedCells(name, prefixes, sources))
+        for name, part in sources[0].parts.items()
+    }
+    pairs = zip(prefixes, sources, strict=True)
+    names = [f"{prefix}/{name}" for prefix, source in pairs for name in source.names]
+    return RowSource(parts, np.arange(len(names)), names, labels, may_lack=may_lack)
 
 
 def join_datasets(address: str, addresses: Sequence[str], parts: Sequence[Dataset]) -> Dataset:
@@ -337,8 +324,8 @@ def join_datasets(address: str, addresses: Sequence[str], parts: Sequence[Datase
 
 def _join_split(
     names: Sequence[str], parts: Sequence[Dataset], members: Sequence[int], split: str
-) -> JoinedSource:
-    sources = [parts[number].splits[split] for number in members]
+) -> RowSource:
+    sources = [_rows_of(parts[number].splits[split]) for number in members]
     rows = []
     for number, source in zip(members, sources, strict=True):
         if source.labels is not None:
@@ -346,13 +333,14 @@ def _join_split(
             row[:, number] = source.labels
             rows.append(row)
     labels = np.concatenate(rows) if rows else None
-    chosen = JoinedSource
-    if all(source.is_pictures for source in sources):
-        chosen = JoinedPictures
-    elif any(part.splits["train"].present for part in parts):
-        # Then every split declares what is present, even a split where nothing is missing.
-        chosen = JoinedPartial
-    return chosen([names[number] for number in members], sources, labels)
+    # All splits declare what is present, even a split where nothing is missing.
+    may_lack = any(_rows_of(part.splits["train"]).may_lack for part in parts)
+    return join_sources([names[number] for number in members], sources, labels, may_lack=may_lack)
+
+
+def _rows_of(source: Source) -> RowSource:
+    assert isinstance(source, RowSource)
+    return source
 
 
 def _name_columns(addresses: Sequence[str]) -> list[str]:
@@ -374,22 +362,7 @@ def _name_columns(addresses: Sequence[str]) -> list[str]:
 
 def _describe_modalities(source: Source) -> list[str]:
     """Return the modalities of a source, with image files distinguished from image arrays."""
-    if source.is_pictures:
-        return ["image (files)"]
-    return sorted(_list_modalities(source))
-
-
-def _list_modalities(source: Source) -> list[str]:
-    """Return the modalities of a source, in order, from the first readable sample."""
-    if source.present:
-        return list(source.present)
-    reasons: list[DataError] = []
-    for index in range(min(len(source), MAX_TRIED)):
-        try:
-            return list(source.read(index))
-        except DataError as error:
-            reasons.append(error)
-    raise reasons[0]
+    return ["image (files)"] if source.is_pictures else sorted(source.kind_by_modality)
 
 
 def _widest(specs: Sequence[ModalitySpec]) -> ModalitySpec:

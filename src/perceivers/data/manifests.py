@@ -13,25 +13,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.data.audio_clips import MAX_LOADED, MAX_OPENED, find_tracks
-from perceivers.data.containers import has_track, open_container
 from perceivers.data.http_ranges import is_remote
 from perceivers.data.labels import Chosen, LabelTable, check_known, index_labels, read_targets
 from perceivers.data.masks import MASK_NAME, name_mask_classes
 from perceivers.data.media_kinds import KINDS, LISTED, TEXT, find_kinds, is_empty, name_modalities
 from perceivers.data.row_source import (
     ArrayCells,
-    Cells,
+    Column,
+    Found,
     Part,
     PathCells,
     RowSource,
-    TextCells,
-    TrackCells,
-    make_sources,
+    add_sound,
+    settle_missing,
 )
-from perceivers.data.sources import Encoded, Found
 from perceivers.data.tables import SPLIT, Table, divide_table, read_table
 from perceivers.data.text_sources import encode_cell, read_text_tables
+from perceivers.data.texts import TextCells
 from perceivers.errors import DataError
 
 # Number of paths to try before reporting that none of a column's files exists.
@@ -69,12 +67,12 @@ def read_tables(files: Mapping[str, Path], chosen: Chosen, where: str) -> Found:
         if column.lower() != name and (column.lower(), name) != (TEXT, "bytes")
     ]
     parts = {split: _make_parts(table, kinds, names) for split, table in whole.items()}
-    parts = add_sound(parts)
+    parts, _ = add_sound(parts, last=True)
     rows = {
         split: RowSource(parts[split if split in parts else "train"], table.rows, table.names)
         for split, table in tables.items()
     }
-    sources = make_sources(rows)
+    sources = settle_missing(rows)
     found = label_rows(sources, tables, list(kinds), chosen, where)
     told = (*notes, *describe_missing(sources), *_split_notes(tables, whole), *found.notes)
     if MASK_NAME in kinds.values():
@@ -137,7 +135,7 @@ def _make_parts(
     return parts
 
 
-def _make_cells(table: Table, column: str, kind: str, values: Sequence[Any]) -> Cells:
+def _make_cells(table: Table, column: str, kind: str, values: Sequence[Any]) -> Column:
     """Return the cells of one column as arrays, texts or paths."""
     held = [value for value in values if not is_empty(value)]
     if kind in LISTED and held and all(isinstance(value, list) for value in held):
@@ -199,40 +197,6 @@ def as_array(value: Any, kind: str, place: str) -> NDArray[np.float32] | None:
             f"{place}: {kind} has shape {array.shape}; it must be finite numbers of shape {layout}"
         )
     return array
-
-
-def add_sound(parts: Mapping[str, Mapping[str, Part]]) -> dict[str, dict[str, Part]]:
-    """Add the soundtracks of videos as ``audio``, if there is one video column and no audio.
-
-    Raises:
-        DataError: None of the inspected videos can be opened.
-    """
-    found = {split: dict(held) for split, held in parts.items()}
-    kinds = [part.kind for part in found["train"].values()]
-    if "video" not in found["train"] or kinds.count("video") > 1 or "audio" in kinds:
-        return found
-    cells = {split: held["video"].cells for split, held in found.items()}
-
-    def look(split: str, row: int) -> bool:
-        """Return whether a video has a soundtrack."""
-        held = cells[split]
-        if isinstance(held, PathCells) and not is_remote(held.paths[row]):
-            film = Encoded(held.resolve(row), None)
-        else:
-            film = held.load(row)
-        assert isinstance(film, Encoded)
-        with open_container(Encoded(film.path, film.data, "video")) as container:
-            return has_track(container)
-
-    local = all(
-        isinstance(c, PathCells) and not any(map(is_remote, c.paths)) for c in cells.values()
-    )
-    videos = {split: held.present for split, held in cells.items()}
-    tracks = find_tracks(videos, look, MAX_OPENED if local else MAX_LOADED)
-    if tracks is not None:
-        for split, held in found.items():
-            held["audio"] = Part("audio", TrackCells(cells[split], tracks[split]))
-    return found
 
 
 def label_rows(

@@ -151,7 +151,7 @@ def _combine(source: Source, wanted: Sequence[str]) -> dict[str, ModalitySpec]:
     for sample in _read_some(source, wanted, reasons):
         for name, raw in sample.items():
             try:
-                spec = _native_spec(kinds.get(name, name), raw, ragged=name in kinds)
+                spec = _native_spec(kinds.get(name, name), raw, ragged=source.is_ragged(name))
             except DataError as error:
                 reasons.append(str(error))
                 continue

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from perceivers.data.media_kinds import KINDS, kind_of_name
 from perceivers.data.pictures import read_bytes
-from perceivers.data.row_source import Part
+from perceivers.data.row_source import Column, Part
 from perceivers.data.sources import Encoded
 from perceivers.errors import DataError
 from perceivers.foreign import parse_json
@@ -44,7 +44,7 @@ class ParquetContent(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class EmbeddedCells:
+class EmbeddedCells(Column):
     """Cells of a Parquet column that contain embedded files.
 
     Args:
@@ -52,14 +52,23 @@ class EmbeddedCells:
         stamp: Modification time of the file in nanoseconds; invalidates cached groups.
         column: Name of the column.
         starts: First row of each row group, and the number of rows ``[groups + 1]``.
-        present: Which cells contain a file ``[n]``.
+        held: Which cells contain a file ``[n]``.
     """
 
     path: str
     stamp: int
     column: str
     starts: NDArray[np.int64]
-    present: NDArray[np.bool_]
+    held: NDArray[np.bool_]
+
+    @property
+    def is_files(self) -> bool:
+        """Whether cells are undecoded files."""
+        return True
+
+    def find_present(self) -> NDArray[np.bool_]:
+        """Return which cells contain a file ``[n]``."""
+        return self.held
 
     def load(self, row: int) -> Encoded:
         """Return the bytes in one cell, or of the file that it names.

@@ -1,61 +1,233 @@
-"""Sources whose samples are table rows: one modality per column, possibly with empty cells.
+"""Sources whose samples are rows: one modality per column of cells, some of which may be empty.
 
-Legend: n samples, T label or target columns.
+A column knows how its cells are stored: as files, members of tars, cells of tables, arrays, windows
+of texts. This file has the columns of files and of arrays in memory; the others are in the files of
+their formats.
+
+Legend: n rows or samples, T label or target columns.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from types import MappingProxyType
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
-from perceivers.data.audio_clips import SILENT, Tracks, are_known, is_heard
-from perceivers.data.containers import MAX_READ, wrap_file
+from perceivers.data.audio_clips import (
+    HEARD,
+    MAX_LOADED,
+    MAX_OPENED,
+    SILENT,
+    UNSEEN,
+    Tracks,
+    describe_tracks,
+    find_tracks,
+)
+from perceivers.data.containers import MAX_READ, has_track, open_container, wrap_file
 from perceivers.data.http_ranges import fetch_remote, is_remote
-from perceivers.data.modality import modalities
-from perceivers.data.sources import Encoded, RawSample, Source, pick
+from perceivers.data.sources import Encoded, PackedTexts, RawSample, Source, pick
 from perceivers.errors import DataError
 from perceivers.reading import check_file, parse_npy, read_file
 from perceivers.text_names import find_spelling
+from perceivers.types import ModalitySpec
 
-# -- Columns of tables whose cells are media: paths to files, texts, and lists of numbers --------
-#
-# Legend: n rows, L bytes.
+# -- Columns -------------------------------------------------------------------------------------
+
+# What a cell gives: a file, an array, or arrays by modality for all columns that share the cell.
+Raw: TypeAlias = Encoded | NDArray | Mapping[str, NDArray]
 
 
-@runtime_checkable
-class Cells(Protocol):
-    """The cells of one column of a table."""
+class Column:
+    """The cells of one modality, one for each row; cheap to pickle, safe in forked workers.
 
-    @property
+    A column implements ``find_present`` and ``load``; everything else has a default.
+    """
+
+    @cached_property
     def present(self) -> NDArray[np.bool_]:
         """Which cells are not empty ``[n]``."""
-        ...
+        return self.find_present()
 
-    def load(self, row: int) -> Encoded | NDArray:
-        """Return a file, or an array.
+    def find_present(self) -> NDArray[np.bool_]:
+        """Return which cells are not empty ``[n]``, without reading them."""
+        raise NotImplementedError
+
+    def load(self, row: int) -> Raw:
+        """Return the content of a cell that is not empty.
+
+        Raises:
+            DataError: The cell cannot be read.
+        """
+        raise NotImplementedError
+
+    def locate(self, row: int) -> tuple["Column", int]:
+        """Return the column and row that the content of a cell is loaded from.
+
+        Modalities that share a file or a cell are loaded once for a sample.
+        """
+        return self, row
+
+    def derive(self, row: int, raw: Raw) -> Raw | None:
+        """Return what a cell makes of the content at ``locate``; None if it is missing after all.
+
+        Raises:
+            DataError: The content cannot be opened.
+        """
+        return raw
+
+    def peek(self, row: int) -> Encoded:
+        """Return a file, reading as little of it as possible.
 
         Raises:
             DataError: The file cannot be read.
         """
-        ...
+        raw = self.load(row)
+        assert isinstance(raw, Encoded), row
+        return raw
+
+    def has_track(self, row: int) -> bool:
+        """Return whether a video file has a sound track, reading as little as possible.
+
+        Raises:
+            DataError: The video cannot be opened.
+        """
+        with open_container(self.peek(row)) as container:
+            return has_track(container)
+
+    def are_sure(self, rows: NDArray[np.int64]) -> bool:
+        """Return whether ``present`` is exact for some rows."""
+        return True
+
+    def declare(self, rows: NDArray[np.int64]) -> Mapping[str, ModalitySpec]:
+        """Return specs by kind for some rows; empty to infer them from samples."""
+        return {}
+
+    @property
+    def is_files(self) -> bool:
+        """Whether cells are undecoded files."""
+        return False
+
+    @property
+    def is_local(self) -> bool:
+        """Whether ``peek`` leaves files on a local disk, which makes it fast."""
+        return False
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether all cells are arrays of the same shape."""
+        return False
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether point sets, given as arrays, may differ in size."""
+        return not self.is_alike
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether cells are fitted to specs; pairs with measured flow keep their size."""
+        return True
+
+    # A column whose cells are cut from larger items, such as documents or scenes, also implements:
+
+    @property
+    def cut_by(self) -> str:
+        """Kind of the spec whose length cells have: ``bytes`` or ``points``; empty if uncut."""
+        return ""
+
+    @property
+    def contents(self) -> Sequence[str] | None:
+        """Ids of the larger items with their extents, however cells are cut; None if uncut."""
+        return None
+
+    def cut(self, length: int) -> "RowSource":
+        """Return a source of the same items in cells of another length."""
+        raise NotImplementedError
+
+    def divide(self, share: float, address: str) -> tuple["RowSource", "RowSource", str]:
+        """Set a part of the items aside for validation.
+
+        Args:
+            share: Fraction of the items, or of their extent, in 0..1.
+            address: Address of the data, for messages.
+
+        Returns:
+            Training part, validation part, and a note.
+
+        Raises:
+            DataError: The data are too small to be divided.
+        """
+        raise NotImplementedError
+
+    def find_ends(self, row: int) -> tuple[bool, bool]:
+        """Return whether the first and the last byte of a cell lie inside a larger text."""
+        return False, False
 
 
 class Part(NamedTuple):
-    """One modality of a table: its kind, such as ``image`` or ``bytes``, and its cells."""
+    """One modality of a source: its kind, such as ``image`` or ``bytes``, and its cells."""
 
     kind: str
-    cells: Cells
+    cells: Column
 
 
 @dataclass(frozen=True, eq=False)
-class PathCells:
-    """Cells that are paths of files.
+class FileCells(Column):
+    """Cells that are files of a folder.
+
+    Args:
+        paths: Path of each file; empty if the modality is missing.
+        kind: Kind of the files.
+        refusal: Why an empty file cannot be read; without it, decoders decide.
+        spec: Spec to declare; None infers one from samples.
+    """
+
+    paths: Sequence[str]
+    kind: str
+    refusal: str = ""
+    spec: ModalitySpec | None = None
+
+    @property
+    def is_files(self) -> bool:
+        """Whether cells are undecoded files."""
+        return True
+
+    @property
+    def is_local(self) -> bool:
+        """Whether ``peek`` leaves files on a local disk."""
+        return True
+
+    def find_present(self) -> NDArray[np.bool_]:
+        """Return which cells name a file ``[n]``."""
+        return np.array([bool(path) for path in self.paths], np.bool_)
+
+    def peek(self, row: int) -> Encoded:
+        """Return a file that is not read yet."""
+        return Encoded(self.paths[row])
+
+    def load(self, row: int) -> Encoded:
+        """Return one file.
+
+        Raises:
+            DataError: The file cannot be read, or is empty although it must not be.
+        """
+        file = fetch_file(self.paths[row], self.kind)
+        if self.refusal and file.data == b"":
+            raise DataError(f"{file.path}: {self.refusal}")
+        return file
+
+    def declare(self, rows: NDArray[np.int64]) -> Mapping[str, ModalitySpec]:
+        """Return the spec, if there is one."""
+        return {} if self.spec is None else {self.kind: self.spec}
+
+
+@dataclass(frozen=True, eq=False)
+class PathCells(Column):
+    """Cells of a table that are paths of files.
 
     Args:
         folder: Folder that paths are relative to.
@@ -70,18 +242,27 @@ class PathCells:
     kind: str
 
     @property
-    def present(self) -> NDArray[np.bool_]:
-        """Which cells name a file ``[n]``."""
-        return self._present
+    def is_files(self) -> bool:
+        """Whether cells are undecoded files."""
+        return True
 
-    @cached_property
-    def _present(self) -> NDArray[np.bool_]:
-        return np.array([bool(path) for path in self.paths])
+    @property
+    def is_local(self) -> bool:
+        """Whether no cell is a URL."""
+        return not any(map(is_remote, self.paths))
+
+    def find_present(self) -> NDArray[np.bool_]:
+        """Return which cells name a file ``[n]``."""
+        return np.array([bool(path) for path in self.paths], np.bool_)
 
     def resolve(self, row: int) -> str:
         """Return the path or URL of the file of one row."""
         path = self.paths[row]
         return path if is_remote(path) else str(find_spelling(Path(self.folder, path)))
+
+    def peek(self, row: int) -> Encoded:
+        """Return a local file that is not read yet, or a remote one."""
+        return self.load(row) if is_remote(self.paths[row]) else Encoded(self.resolve(row))
 
     def load(self, row: int) -> Encoded:
         """Return one file.
@@ -97,63 +278,29 @@ class PathCells:
                 raise DataError(f"{path}: no such file; it is named in {self.places[row]}")
             return Encoded(path, data)
         try:
-            streamed = modalities()[self.kind].streamed and check_file(path).st_size > MAX_READ
-            return Encoded(path, None if streamed else read_file(path))
+            return fetch_file(path, self.kind)
         except DataError as error:
             raise DataError(f"{error}; it is named in {self.places[row]}") from error
 
 
 @dataclass(frozen=True, eq=False)
-class TextCells:
-    """Cells that are texts, concatenated in memory.
-
-    Args:
-        content: All texts.
-        spans: ``[n, 2]``: start and end of each text in ``content``; an empty span is missing.
-    """
-
-    content: bytes
-    spans: NDArray[np.int64]
-
-    @classmethod
-    def join(cls, texts: Sequence[bytes]) -> "TextCells":
-        """Create cells from a list of texts."""
-        ends = list(accumulate(map(len, texts), initial=0))
-        return cls(b"".join(texts), np.array([ends[:-1], ends[1:]], np.int64).T)
-
-    @property
-    def present(self) -> NDArray[np.bool_]:
-        """Which cells are not empty ``[n]``."""
-        return self._present
-
-    @cached_property
-    def _present(self) -> NDArray[np.bool_]:
-        return self.spans[:, 1] > self.spans[:, 0]
-
-    def load(self, row: int) -> NDArray[np.uint8]:
-        """Return one text ``[L]``."""
-        first, end = (int(place) for place in self.spans[row])
-        return np.frombuffer(self.content, np.uint8, end - first, first)
-
-
-@dataclass(frozen=True, eq=False)
-class ArrayCells:
+class ArrayCells(Column):
     """Cells that are arrays in memory.
 
     Args:
-        arrays: One array per row in the raw layout; None if missing.
+        arrays: One array per row in the raw layout, None if missing; or one array of all rows.
     """
 
-    arrays: Sequence[NDArray | None]
+    arrays: Sequence[NDArray | None] | NDArray
 
     @property
-    def present(self) -> NDArray[np.bool_]:
-        """Which cells are not empty ``[n]``."""
-        return self._present
+    def is_alike(self) -> bool:
+        """Whether the cells are rows of one array."""
+        return isinstance(self.arrays, np.ndarray)
 
-    @cached_property
-    def _present(self) -> NDArray[np.bool_]:
-        return np.array([array is not None for array in self.arrays])
+    def find_present(self) -> NDArray[np.bool_]:
+        """Return which cells are not empty ``[n]``."""
+        return np.array([array is not None for array in self.arrays], np.bool_)
 
     def load(self, row: int) -> NDArray:
         """Return the array of one row."""
@@ -162,47 +309,114 @@ class ArrayCells:
         return array
 
 
+def fetch_file(path: str, kind: str) -> Encoded:
+    """Return a file; a large one of a kind that is decoded in part stays on disk.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    streamed = modalities()[kind].streamed and check_file(path).st_size > MAX_READ
+    return Encoded(path, None if streamed else read_file(path))
+
+
+# -- Sound tracks of videos ----------------------------------------------------------------------
+
+
 @dataclass(frozen=True, eq=False)
-class TrackCells:
-    """The soundtracks of videos.
+class TrackCells(Column):
+    """The sound tracks of videos.
 
     Args:
         videos: Cells with the video files.
-        tracks: Which of them have a soundtrack ``[n]``.
+        tracks: Which of them have a sound track ``[n]``.
+        assumed: Whether videos that were not checked count as heard until they are read.
     """
 
-    videos: Cells
+    videos: Column
     tracks: Tracks
+    assumed: bool = False
 
     @property
-    def present(self) -> NDArray[np.bool_]:
-        """Which videos have, or may have, a soundtrack ``[n]``."""
-        return self._present
+    def is_files(self) -> bool:
+        """Whether cells are undecoded files."""
+        return True
 
-    @cached_property
-    def _present(self) -> NDArray[np.bool_]:
+    def find_present(self) -> NDArray[np.bool_]:
+        """Return which videos have, or may have, a sound track ``[n]``."""
         return self.tracks != SILENT
 
-    def load(self, row: int) -> Encoded | NDArray:
-        """Return the video file of one row."""
-        return self.videos.load(row)
+    def are_sure(self, rows: NDArray[np.int64]) -> bool:
+        """Return whether some videos were all checked for sound."""
+        return self.assumed or not (self.tracks[rows] == UNSEEN).any()
+
+    def locate(self, row: int) -> tuple[Column, int]:
+        """Return where the video file is loaded from."""
+        return self.videos.locate(row)
+
+    def derive(self, row: int, raw: Raw) -> Raw | None:
+        """Return the video file, if it has a sound track.
+
+        Raises:
+            DataError: A video that was not checked for sound cannot be opened.
+        """
+        assert isinstance(raw, Encoded), row
+        if self.tracks[row] == UNSEEN:
+            with open_container(raw) as container:
+                return raw if has_track(container) else None
+        return raw
 
 
-# -- Sources whose samples are rows of a table ---------------------------------------------------
+def add_sound(
+    parts: Mapping[str, Mapping[str, Part]], *, last: bool = False
+) -> tuple[dict[str, dict[str, Part]], list[str]]:
+    """Add the sound tracks of videos as ``audio``, and return notes.
 
-AnyRows = TypeVar("AnyRows", bound="RowSource")
+    Nothing is added to data with audio, with several video columns, or without sound in training.
+
+    Args:
+        parts: Modalities by split, including ``train``.
+        last: Add ``audio`` as the last modality; otherwise it follows the videos, unless samples
+            may lack a modality.
+
+    Raises:
+        DataError: None of the checked videos can be opened.
+    """
+    found = {split: dict(held) for split, held in parts.items()}
+    kinds = {split: [part.kind for part in held.values()] for split, held in parts.items()}
+    if any("audio" in held or held.count("video") > 1 for held in kinds.values()):
+        return found, []
+    cells = {split: held["video"].cells for split, held in parts.items() if "video" in held}
+    videos = {split: held.present for split, held in cells.items()}
+    limit = MAX_OPENED if all(held.is_local for held in cells.values()) else MAX_LOADED
+    tracks = find_tracks(videos, lambda split, row: cells[split].has_track(row), limit)
+    if tracks is None:
+        return found, []
+    everything = [part.cells.present for held in parts.values() for part in held.values()]
+    whole = all((held == HEARD).all() for held in tracks.values())
+    beside = not last and whole and all(present.all() for present in everything)
+    for split, held in cells.items():
+        sound = {"audio": Part("audio", TrackCells(held, tracks[split]))}
+        before = list(found[split]).index("video") + 1 if beside else len(found[split])
+        items = list(found[split].items())
+        found[split] = {**dict(items[:before]), **sound, **dict(items[before:])}
+    return found, describe_tracks(videos, tracks)
+
+
+# -- Sources whose samples are rows --------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class RowSource(Source):
-    """A source of samples that have every modality.
+    """A source of samples that are rows of columns.
 
     Args:
-        parts: The modalities, with the cells of all rows of the table.
-        rows: Table row of each sample ``[n]``.
+        parts: The modalities, with the cells of all rows.
+        rows: Row of each sample ``[n]``.
         names: Stable id per sample.
         labels: Class per sample ``[n]``, or ``[n, T]`` for several columns, or None.
         targets: Numbers to predict ``[n, T]``, NaN where unknown, or None.
+        may_lack: Whether samples of the data, of this split or of another, may lack modalities.
+        flaws: Why samples of some rows cannot be used, although their files may be readable.
     """
 
     parts: Mapping[str, Part]
@@ -210,12 +424,8 @@ class RowSource(Source):
     names: Sequence[str]
     labels: NDArray[np.int64] | None = None
     targets: NDArray[np.float32] | None = None
-    is_alike = False
-
-    @property
-    def kind_by_modality(self) -> Mapping[str, str]:
-        """Kind of each modality."""
-        return {name: part.kind for name, part in self.parts.items()}
+    may_lack: bool = False
+    flaws: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -227,111 +437,180 @@ class RowSource(Source):
             DataError: A file cannot be read, or an image cannot be decoded.
         """
         row = int(self.rows[index])
-        # A video and its soundtrack are in the same file, which is read once.
-        loaded: dict[int, Encoded | NDArray] = {}
+        loaded: dict[tuple[int, int], Raw] = {}
         sample: dict[str, Picture | NDArray | Encoded] = {}
         for name, (kind, cells) in self.parts.items():
             if not cells.present[row]:
                 continue
-            tracked = isinstance(cells, TrackCells)
-            origin = id(cells.videos if tracked else cells)
-            raw = loaded.get(origin)
-            raw = loaded[origin] = cells.load(row) if raw is None else raw
-            if tracked:
-                assert isinstance(raw, Encoded), name
-                has_sound = is_heard(cells.tracks, row)
-                held = wrap_file("video", raw.path, raw.data, has_sound=has_sound)
-                sample |= {name: held["audio"]} if "audio" in held else {}
-            else:
+            origin, place = cells.locate(row)
+            key = id(origin), place
+            if key not in loaded:
+                loaded[key] = origin.load(place)
+            raw = cells.derive(row, loaded[key])
+            raw = raw[name] if isinstance(raw, Mapping) else raw
+            if raw is not None:
                 sample[name] = _unwrap(kind, raw)
+        if row in self.flaws:
+            raise DataError(self.flaws[row])
         return sample
 
-    def subset(self: AnyRows, indices: NDArray[np.int64]) -> AnyRows:
+    def subset(self, indices: NDArray[np.int64]) -> "RowSource":
         """Select samples by index."""
+        held = self.names
         return replace(
             self,
             rows=self.rows[indices],
-            names=pick(self.names, indices),
+            names=held.take(indices) if isinstance(held, PackedTexts) else pick(held, indices),
             labels=None if self.labels is None else self.labels[indices],
             targets=None if self.targets is None else self.targets[indices],
         )
 
-
-@dataclass(frozen=True, eq=False)
-class PartialRows(RowSource):
-    """A source of samples that may lack modalities."""
-
     @property
     def present(self) -> Mapping[str, NDArray[np.bool_]]:
-        """Which samples have each modality ``[n]``."""
+        """Which samples have each modality ``[n]``; empty if none may lack any."""
         return self._present
 
     @cached_property
     def _present(self) -> Mapping[str, NDArray[np.bool_]]:
+        if not self.may_lack:
+            return {}
         return {name: part.cells.present[self.rows] for name, part in self.parts.items()}
 
-    @cached_property
+    @property
     def is_sure(self) -> bool:
-        """Whether ``present`` is known for every sample."""
-        return not _are_unsure(self)
+        """Whether ``present`` is exact for every sample."""
+        return self._is_sure
 
+    @cached_property
+    def _is_sure(self) -> bool:
+        return all(part.cells.are_sure(self.rows) for part in self.parts.values())
 
-@dataclass(frozen=True, eq=False)
-class PictureRows(RowSource):
-    """A source of single images, which can be decoded at a reduced size."""
+    @property
+    def kind_by_modality(self) -> Mapping[str, str]:
+        """Kind of each modality."""
+        return {name: part.kind for name, part in self.parts.items()}
 
-    is_pictures = True
+    @property
+    def is_alike(self) -> bool:
+        """Whether all arrays of a modality have the same shape."""
+        return all(part.cells.is_alike for part in self.parts.values())
+
+    def is_ragged(self, name: str) -> bool:
+        """Return whether the point sets of a modality, given as arrays, may differ in size."""
+        return self.parts[name].cells.is_ragged
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether samples are fitted to specs."""
+        return all(part.cells.is_fitted for part in self.parts.values())
+
+    @property
+    def is_pictures(self) -> bool:
+        """Whether every sample is one image file, so that it can be decoded at a reduced size."""
+        if self.may_lack or list(self.parts) != ["image"]:
+            return False
+        kind, cells = self.parts["image"]
+        return kind == "image" and cells.is_files
 
     def encoded(self, index: int) -> Encoded:
-        """Return the undecoded image.
+        """Return the undecoded image of a source that ``is_pictures``.
 
         Raises:
             DataError: The bytes cannot be read.
         """
-        (part,) = self.parts.values()
-        raw = part.cells.load(int(self.rows[index]))
+        origin, place = self.parts["image"].cells.locate(int(self.rows[index]))
+        raw = origin.load(place)
         assert isinstance(raw, Encoded)
         return raw._replace(kind="image")
 
+    def declare(self) -> Mapping[str, ModalitySpec]:
+        """Return the specs that columns declare, unless one of them infers its own."""
+        declared = {name: part.cells.declare(self.rows) for name, part in self.parts.items()}
+        if not all(declared.values()):
+            return {}
+        # Columns that are only targets declare the specs of the inputs beside them.
+        return {
+            name: specs[self.parts[name].kind]
+            for name, specs in declared.items()
+            if self.parts[name].kind in specs
+        }
 
-def make_sources(rows: Mapping[str, RowSource]) -> dict[str, RowSource]:
-    """Convert all splits to the same source class, chosen by what their samples contain.
+    @property
+    def items(self) -> Column | None:
+        """The column whose cells are cut from larger items, such as documents; or None."""
+        return next((part.cells for part in self.parts.values() if part.cells.cut_by), None)
+
+    @property
+    def contents(self) -> Sequence[str]:
+        """Ids of the samples, or of the larger items that they are cut from, with their extents."""
+        stated = (part.cells.contents for part in self.parts.values())
+        return next((ids for ids in stated if ids is not None), self.names)
+
+    def find_ends(self, index: int) -> tuple[bool, bool]:
+        """Return whether the first and the last byte of a sample lie inside a larger text."""
+        row = int(self.rows[index])
+        found = (part.cells.find_ends(row) for part in self.parts.values())
+        return next((ends for ends in found if any(ends)), (False, False))
+
+    @property
+    def cut_by(self) -> str:
+        """Kind of the spec whose length samples have: ``bytes`` or ``points``; else empty."""
+        return "" if self.items is None else self.items.cut_by
+
+    def cut(self, length: int) -> "RowSource":
+        """Return the same data in windows of ``length`` bytes, or tiles of ``length`` points."""
+        return self if self.items is None else self.items.cut(length)
+
+
+class Found(NamedTuple):
+    """The data at an address.
 
     Args:
-        rows: The rows of each split, with the same modalities.
+        sources: Sources by split.
+        classes: Class names, if there is one label column.
+        notes: Sentences that report decisions to the user.
+        columns: Class names by label column, if there are several.
+        targets: Names of the columns of ``Source.targets``.
+        mask_classes: Class names of the ids in masks, from 0.
+    """
+
+    sources: Mapping[str, RowSource]
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    columns: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    targets: tuple[str, ...] = ()
+    mask_classes: tuple[str, ...] = ()
+
+
+def hold_pictures(
+    paths: Sequence[str], names: Sequence[str], labels: NDArray[np.int64] | None = None
+) -> RowSource:
+    """Return a source of image files, from the path, the id and the class of each."""
+    parts = {"image": Part("image", FileCells(paths, "image"))}
+    return RowSource(parts, np.arange(len(names)), names, labels)
+
+
+def settle_missing(sources: Mapping[str, RowSource]) -> dict[str, RowSource]:
+    """Set ``may_lack`` of all splits, according to what the samples of any of them contain.
+
+    Args:
+        sources: Sources by split.
 
     Raises:
         DataError: A sample has no modality.
     """
-    held = {
-        split: np.array([part.cells.present[source.rows] for part in source.parts.values()])
-        for split, source in rows.items()
-    }
-    for split, values in held.items():
-        empty = np.flatnonzero(~values.any(axis=0))
+    may_lack = False
+    for split, source in sources.items():
+        held = np.array([part.cells.present[source.rows] for part in source.parts.values()])
+        empty = np.flatnonzero(~held.any(axis=0))
         if len(empty):
             raise DataError(
-                f"{rows[split].names[empty[0]]}: the row is empty, as are {len(empty) - 1} others "
+                f"{source.names[empty[0]]}: the row is empty, as are {len(empty) - 1} others "
                 f"of {split!r}; every sample needs at least one of "
-                f"{', '.join(rows[split].parts)}, so remove such rows"
+                f"{', '.join(source.parts)}, so remove such rows"
             )
-    kinds = next(iter(rows.values())).kind_by_modality
-    if not all(values.all() for values in held.values()) or any(map(_are_unsure, rows.values())):
-        chosen = PartialRows
-    elif kinds == {"image": "image"}:
-        chosen = PictureRows
-    else:
-        chosen = RowSource
-    return {
-        split: chosen(source.parts, source.rows, source.names, source.labels, source.targets)
-        for split, source in rows.items()
-    }
-
-
-def _are_unsure(source: RowSource) -> bool:
-    """Return whether some videos were not inspected for a soundtrack."""
-    cells = [part.cells for part in source.parts.values()]
-    return not are_known(c.tracks[source.rows] for c in cells if isinstance(c, TrackCells))
+        may_lack |= not held.all() or not source.is_sure
+    return {split: replace(source, may_lack=may_lack) for split, source in sources.items()}
 
 
 def _unwrap(kind: str, raw: Encoded | NDArray) -> Picture | NDArray | Encoded:

@@ -9,28 +9,16 @@ of one sample share a key, normally the name up to the first dot: an image, audi
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Image as Picture
 
-from perceivers.data.audio_clips import (
-    MAX_LOADED,
-    MAX_OPENED,
-    SILENT,
-    Tracks,
-    are_known,
-    describe_tracks,
-    find_tracks,
-    is_heard,
-    lack_sound,
-)
-from perceivers.data.containers import has_track, open_stream, wrap_file
+from perceivers.data.containers import has_track, open_stream
 from perceivers.data.http_ranges import is_remote
 from perceivers.data.labels import (
     DEFAULT_COLUMN,
@@ -42,9 +30,9 @@ from perceivers.data.labels import (
 )
 from perceivers.data.masks import MASK_NAME, find_mask, holds_ids
 from perceivers.data.media_kinds import choose_kinds, choose_media, describe_lost, place_members
-from perceivers.data.partial import PackedTexts
 from perceivers.data.remote import Member, Shard, open_member, open_shards, read_member
-from perceivers.data.sources import Encoded, RawSample, Source
+from perceivers.data.row_source import Column, Part, RowSource
+from perceivers.data.sources import Encoded, PackedTexts
 from perceivers.data.system_files import is_system_member
 from perceivers.errors import DataError
 from perceivers.foreign import decode_text, parse_json, read_int
@@ -56,143 +44,68 @@ BRACES = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 
 
 @dataclass(frozen=True, eq=False)
-class TarPictures(Source):
-    """A source of images inside uncompressed tars.
+class MemberCells(Column):
+    """Cells that are members of uncompressed tars.
 
     Args:
         shards: Paths of local tars, or descriptions of remote ones.
-        names: Stable ids, ``SHARD/KEY``.
-        members: Member name of each image.
-        places: ``[n, 3]``: index of the shard, offset and size in bytes of each image.
-        labels: Class per image ``[n]``, or ``[n, T]`` for several columns, or None.
-        columns: Class names by label column, if columns were chosen.
-        targets: Numbers to predict ``[n, T]``, NaN where unknown, or None.
+        members: Name of each member.
+        places: ``[n, 3]``: index of the shard, offset and size in bytes of each member.
     """
 
     shards: Sequence[Shard]
-    names: PackedTexts
     members: PackedTexts
     places: NDArray[np.int64]
-    labels: NDArray[np.int64] | None = None
-    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    targets: NDArray[np.float32] | None = None
-    is_pictures = True
 
-    def encoded(self, index: int) -> Encoded:
-        """Return the undecoded image."""
-        number, offset, size = (int(value) for value in self.places[index])
-        shard = self.shards[number]
-        path = f"{shard}/{self.members[index]}"
-        return Encoded(path, read_member(shard, offset, size, path), "image")
+    @property
+    def is_files(self) -> bool:
+        """Whether cells are undecoded files."""
+        return True
 
-    def read(self, index: int) -> RawSample:
-        """Return one image at full size, upright, in its own mode; undecoded if it ``is_deep``."""
-        encoded = self.encoded(index)
-        return wrap_file("image", encoded.path, encoded.data, has_sound=False)
+    @property
+    def is_local(self) -> bool:
+        """Whether no tar is on a server."""
+        return all(isinstance(shard, str) for shard in self.shards)
 
-    def subset(self, indices: NDArray[np.int64]) -> "TarPictures":
-        """Select images by index."""
-        return replace(
-            self,
-            names=self.names.take(indices),
-            members=self.members.take(indices),
-            places=self.places[indices],
-            labels=None if self.labels is None else self.labels[indices],
-            targets=None if self.targets is None else self.targets[indices],
-        )
+    def find_present(self) -> NDArray[np.bool_]:
+        """Return that no member is missing ``[n]``."""
+        return np.ones(len(self.places), np.bool_)
 
-
-@dataclass(frozen=True, eq=False)
-class TarClips(Source):
-    """A source of samples with one or several media kinds, inside uncompressed tars.
-
-    Args:
-        shards: Paths of local tars, or descriptions of remote ones.
-        names: Stable ids, ``SHARD/KEY``.
-        kinds: Media kinds of every sample, such as ``image``, ``mask``, ``audio``, ``video`` and
-            ``bytes``.
-        members: Member names of all samples, for each of ``kinds``.
-        places: ``[n, kinds, 3]``: index of the shard, offset and size in bytes of each member.
-        tracks: Which videos have a soundtrack to read as ``audio`` ``[n]``; None to read none.
-        labels: Class per sample ``[n]``, or ``[n, T]`` for several columns, or None.
-        columns: Class names by label column, if columns were chosen.
-        targets: Numbers to predict ``[n, T]``, NaN where unknown, or None.
-    """
-
-    shards: Sequence[Shard]
-    names: PackedTexts
-    kinds: tuple[str, ...]
-    members: tuple[PackedTexts, ...]
-    places: NDArray[np.int64]
-    tracks: Tracks | None = None
-    labels: NDArray[np.int64] | None = None
-    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    targets: NDArray[np.float32] | None = None
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def read(self, index: int) -> RawSample:
-        """Read one sample: undecoded clips, texts as uint8 ``[L]``, decoded images.
+    def load(self, row: int) -> Encoded:
+        """Return one member.
 
         Raises:
-            DataError: The bytes cannot be read, or an image cannot be decoded.
+            DataError: The bytes cannot be read.
         """
-        sample: dict[str, Picture | NDArray | Encoded] = {}
-        for number, kind in enumerate(self.kinds):
-            encoded = self._load(index, number)
-            has_sound = is_heard(self.tracks, index)
-            sample |= wrap_file(kind, encoded.path, encoded.data, has_sound=has_sound)
-        return sample
+        shard, offset, size, path = self._find(row)
+        return Encoded(path, read_member(shard, offset, size, path))
 
-    def subset(self, indices: NDArray[np.int64]) -> "TarClips":
-        """Select samples by index."""
-        return replace(
-            self,
-            names=self.names.take(indices),
-            members=tuple(names.take(indices) for names in self.members),
-            places=self.places[indices],
-            tracks=None if self.tracks is None else self.tracks[indices],
-            labels=None if self.labels is None else self.labels[indices],
-            targets=None if self.targets is None else self.targets[indices],
-        )
-
-    def has_track(self, index: int) -> bool:
-        """Return whether a video has a soundtrack, reading no more of the file than needed.
+    def has_track(self, row: int) -> bool:
+        """Return whether a video has a sound track, reading no more of the file than needed.
 
         Raises:
             DataError: The video cannot be opened.
         """
-        number = self.kinds.index("video")
-        shard_number, offset, size = (int(value) for value in self.places[index, number])
-        shard = self.shards[shard_number]
-        path = f"{shard}/{self.members[number][index]}"
+        shard, offset, size, path = self._find(row)
         with (
             open_member(shard, offset, size, path) as file,
             open_stream(file, path) as container,
         ):
             return has_track(container)
 
-    def _load(self, index: int, number: int) -> Encoded:
-        shard_number, offset, size = (int(value) for value in self.places[index, number])
-        shard = self.shards[shard_number]
-        path = f"{shard}/{self.members[number][index]}"
-        return Encoded(path, read_member(shard, offset, size, path))
+    def _find(self, row: int) -> tuple[Shard, int, int, str]:
+        """Return the shard of a member, its offset and size in bytes, and its path."""
+        number, offset, size = (int(value) for value in self.places[row])
+        shard = self.shards[number]
+        return shard, offset, size, f"{shard}/{self.members[row]}"
 
 
-class PartialClips(TarClips):
-    """Samples in tars where only some videos have a soundtrack."""
+class ShardSamples(NamedTuple):
+    """The samples of some tars: a source, class names by chosen label column, and notes."""
 
-    @cached_property
-    def present(self) -> Mapping[str, NDArray[np.bool_]]:
-        """Which samples have each modality ``[n]``."""
-        held: dict[str, NDArray[np.bool_]] = dict.fromkeys(self.kinds, np.ones(len(self), np.bool_))
-        return held if self.tracks is None else {**held, "audio": self.tracks != SILENT}
-
-    @cached_property
-    def is_sure(self) -> bool:
-        """Whether all videos were inspected for a soundtrack."""
-        return are_known([self.tracks])
+    source: RowSource
+    columns: Mapping[str, tuple[str, ...]]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -267,7 +180,7 @@ def read_shards(
     targets: Sequence[str] = (),
     *,
     bare: bool = False,
-) -> tuple[TarPictures | TarClips, list[str]]:
+) -> ShardSamples:
     """Index the samples of tars.
 
     Args:
@@ -278,9 +191,6 @@ def read_shards(
         known: Class names of the training split by column; None uses the sorted values found.
         targets: Entries of the ``.json`` files to read as numbers to predict.
         bare: Do not read labels.
-
-    Returns:
-        The source, of images alone or of clips, and notes on what was left out.
 
     Raises:
         DataError: A tar is missing, damaged or compressed, or a label is out of range or missing.
@@ -305,44 +215,17 @@ def read_shards(
         values = _read_labels(samples, kinds[0], 0 if MASK_NAME in kinds else len(classes))
     numbers = number_entries(*_parse_all(samples), targets, where) if targets else None
     ids = PackedTexts(show_name(sample.id) for sample in samples)
-    members = tuple(PackedTexts(s.media[kind].name for s in samples) for kind in kinds)
-    places = np.array(
-        [[(s.shard, s.media[kind].offset, s.media[kind].size) for kind in kinds] for s in samples],
-        np.int64,
-    )
     shards = [shard for shard, _ in opened]
-    if kinds == ("image",):
-        return TarPictures(shards, ids, members[0], places[:, 0], values, columns, numbers), notes
-    return TarClips(shards, ids, kinds, members, places, None, values, columns, numbers), notes
+    parts = {kind: Part(kind, _hold_members(shards, samples, kind)) for kind in kinds}
+    source = RowSource(parts, np.arange(len(samples)), ids, values, numbers)
+    return ShardSamples(source, columns, notes)
 
 
-def add_tracks(
-    sources: Mapping[str, TarPictures | TarClips],
-) -> tuple[dict[str, TarPictures | TarClips], list[str]]:
-    """Add the soundtracks of videos as ``audio`` if no split has audio files, and return notes.
-
-    Args:
-        sources: Sources from ``read_shards``, by split.
-
-    Raises:
-        DataError: None of the inspected videos can be opened.
-    """
-    found = dict(sources)
-    clips = {s: source for s, source in sources.items() if isinstance(source, TarClips)}
-    if any("audio" in source.kinds for source in clips.values()):
-        return found, []
-    videos = {s: c for s, c in clips.items() if "video" in c.kinds}
-    everything = {split: np.ones(len(source), np.bool_) for split, source in videos.items()}
-    remote = any(not isinstance(shard, str) for c in videos.values() for shard in c.shards)
-    tracks = find_tracks(
-        everything, lambda s, row: videos[s].has_track(row), MAX_LOADED if remote else MAX_OPENED
-    )
-    if tracks is not None:
-        make = PartialClips if lack_sound(tracks.values()) else TarClips
-        for split, source in videos.items():
-            held = {f.name: getattr(source, f.name) for f in fields(source)}
-            found[split] = make(**{**held, "tracks": tracks[split]})
-    return found, describe_tracks(everything, tracks)
+def _hold_members(shards: Sequence[Shard], samples: Sequence[_Sample], kind: str) -> MemberCells:
+    """Return the column of one kind."""
+    members = [(sample.shard, sample.media[kind]) for sample in samples]
+    places = np.array([(shard, m.offset, m.size) for shard, m in members], np.int64)
+    return MemberCells(shards, PackedTexts(m.name for _, m in members), places)
 
 
 def _parse_all(samples: Sequence[_Sample]) -> tuple[list[JsonEntries], list[str]]:

@@ -3,9 +3,8 @@
 Legend: n samples, T label or target columns.
 """
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import NamedTuple, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeAlias, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,31 +50,19 @@ RawSample: TypeAlias = "Mapping[str, Picture | NDArray | Encoded]"
 class Source:
     """Random access to the samples of one split; cheap to pickle, safe in forked workers.
 
-    A source has ``names`` and implements ``read``; everything else has a default.
+    ``RowSource`` is the source that all readers of data make. Another one has ``names`` and
+    implements ``read``; everything else has a default.
 
     Attributes:
         names: One stable id per sample, such as a relative path.
         labels: Class indices ``[n]``, or ``[n, T]`` for several columns, -1 where unknown; None if
             the data are unlabelled.
         targets: Numbers to predict ``[n, T]``, NaN where unknown; None without targets.
-        is_sure: Whether ``present`` is exact for every sample. Otherwise, modalities that it lists
-            may turn out to be missing when a sample is read.
-        is_pictures: Whether every sample is one undecoded image, which ``encoded`` returns, so that
-            it can be decoded at a reduced size.
-        is_alike: Whether all arrays of a modality have the same shape.
-        is_fitted: Whether samples are fitted to specs; pairs with measured flow keep their size.
-        cut_by: Kind of the spec that determines the length of samples, if they are windows of texts
-            (``bytes``) or tiles of clouds (``points``); otherwise empty.
     """
 
     names: Sequence[str]
     labels: NDArray[np.int64] | None = None
     targets: NDArray[np.float32] | None = None
-    is_sure: bool = True
-    is_pictures: bool = False
-    is_alike: bool = True
-    is_fitted: bool = True
-    cut_by: str = ""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -88,14 +75,6 @@ class Source:
         """
         raise NotImplementedError
 
-    def encoded(self, index: int) -> Encoded:
-        """Return the undecoded image of a source that ``is_pictures``.
-
-        Raises:
-            DataError: The bytes cannot be read.
-        """
-        raise NotImplementedError
-
     @property
     def present(self) -> Mapping[str, NDArray[np.bool_]]:
         """Which samples have each modality ``[n]``, known without reading; empty if all have all.
@@ -105,18 +84,64 @@ class Source:
         return {}
 
     @property
+    def is_sure(self) -> bool:
+        """Whether no modality in ``present`` can turn out to be missing when a sample is read."""
+        return True
+
+    @property
     def kind_by_modality(self) -> Mapping[str, str]:
-        """Kind of each modality, such as ``image``, where modalities can have any name."""
+        """Kind of each modality, such as ``image``; modalities that are not listed are the kind."""
         return {}
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether all arrays of a modality have the same shape."""
+        return True
+
+    def is_ragged(self, name: str) -> bool:
+        """Return whether the point sets of a modality, given as arrays, may differ in size."""
+        return False
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether samples are fitted to specs; pairs with measured flow keep their size."""
+        return True
+
+    @property
+    def is_pictures(self) -> bool:
+        """Whether every sample is one image file, so that it can be decoded at a reduced size."""
+        return False
+
+    def encoded(self, index: int) -> Encoded:
+        """Return the undecoded image of a source that ``is_pictures``.
+
+        Raises:
+            DataError: The bytes cannot be read.
+        """
+        raise NotImplementedError
+
+    def declare(self) -> Mapping[str, ModalitySpec]:
+        """Return specs by modality, without mean and std; empty to infer them from samples."""
+        return {}
+
+    @property
+    def items(self) -> object | None:
+        """The documents or scenes that samples are cut from; None if they are not cut."""
+        return None
+
+    def find_ends(self, index: int) -> tuple[bool, bool]:
+        """Return whether the first and the last byte of a sample lie inside a larger text."""
+        return False, False
 
     @property
     def contents(self) -> Sequence[str]:
         """Ids of the samples, or of the larger items that they are cut from, with their extents."""
         return self.names
 
-    def declare(self) -> Mapping[str, ModalitySpec]:
-        """Return specs by modality, without mean and std; empty to infer them from samples."""
-        return {}
+    @property
+    def cut_by(self) -> str:
+        """Kind of the spec whose length samples have: ``bytes`` or ``points``; else empty."""
+        return ""
 
     def cut(self, length: int) -> "Source":
         """Return the same data in windows of ``length`` bytes, or tiles of ``length`` points."""
@@ -125,6 +150,85 @@ class Source:
     def subset(self, indices: NDArray[np.int64]) -> "Source":
         """Select samples by index."""
         raise NotImplementedError
+
+
+# -- Sequences of names that take little memory --------------------------------------------------
+
+
+class Names(Sequence[str]):
+    """Names that are formatted on demand.
+
+    Args:
+        count: Number of names.
+        name: Returns a name by index; it can be pickled.
+    """
+
+    def __init__(self, count: int, name: Callable[[int], str]) -> None:
+        self._count, self._name = count, name
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        places = range(self._count)[index]
+        return self._name(places) if isinstance(places, int) else [*map(self._name, places)]
+
+
+# In a list, each string is a Python object. A forked worker that only reads one still changes its
+# reference count, so that the operating system copies the memory page by page.
+
+
+class PackedTexts(Sequence[str]):
+    """Immutable sequence of strings, stored in one buffer.
+
+    Args:
+        texts: The strings.
+    """
+
+    __slots__ = ("_data", "_ends")
+    __hash__ = None  # pyright: ignore[reportAssignmentType] - unhashable, like a list
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+        self._data = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "PackedTexts": ...
+    def __getitem__(self, index: int | slice) -> "str | PackedTexts":
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        place = range(len(self))[index]
+        first, end = self._ends[place], self._ends[place + 1]
+        return self._data[first:end].decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        """Compare with any sequence of strings."""
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(
+            mine == theirs for mine, theirs in zip(self, other, strict=True)
+        )
+
+    def __repr__(self) -> str:
+        shown = ", ".join(repr(text) for text in self[:3])
+        return f"PackedTexts([{shown}{', ...' if len(self) > 3 else ''}], {len(self)} in all)"
+
+    def take(self, indices: NDArray[np.int64]) -> "PackedTexts":
+        """Select texts by indices ``[n]``."""
+        return PackedTexts(self[int(index)] for index in indices)
 
 
 def pick(values: Sequence[Item], indices: NDArray[np.int64]) -> list[Item]:
@@ -144,23 +248,3 @@ def number_classes(highest: int, where: str) -> tuple[str, ...]:
             f"most {MAX_CLASSES}); labels must be class indices from 0 without gaps"
         )
     return tuple(str(label) for label in range(highest + 1))
-
-
-class Found(NamedTuple):
-    """The data at an address.
-
-    Args:
-        sources: Sources by split.
-        classes: Class names, if there is one label column.
-        notes: Sentences that report decisions to the user.
-        columns: Class names by label column, if there are several.
-        targets: Names of the columns of ``Source.targets``.
-        mask_classes: Class names of the ids in masks, from 0.
-    """
-
-    sources: Mapping[str, Source]
-    classes: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    columns: Mapping[str, tuple[str, ...]] = MappingProxyType({})
-    targets: tuple[str, ...] = ()
-    mask_classes: tuple[str, ...] = ()

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,10 @@ import numpy as np
 from perceivers.data.containers import name_kind
 from perceivers.data.labels import Chosen, check_known, index_labels, read_targets
 from perceivers.data.media_kinds import TEXT
-from perceivers.data.sources import Found
+from perceivers.data.row_source import FileCells, Found, Part, RowSource
 from perceivers.data.system_files import is_system_file, is_system_folder
 from perceivers.data.tables import TABLE_EXTENSIONS, Table
-from perceivers.data.texts import TEXT_EXTENSION, TextFiles, Texts, open_documents
+from perceivers.data.texts import EMPTY_TEXT, TEXT_EXTENSION, TEXT_SPEC, TextCells, open_documents
 from perceivers.errors import DataError, suggest
 from perceivers.text_names import check_class_name, group_spellings, show_name
 
@@ -38,14 +37,15 @@ def read_text_tables(tables: Mapping[str, Table], chosen: Chosen, where: str) ->
     """
     labelled, texts = {}, {}
     for split, table in tables.items():
-        encoded = _encode_texts(table)
         others = {name: values for name, values in table.columns.items() if name != TEXT}
         targets = read_targets(others, chosen.targets, table.places, where)
         hidden = others if chosen.bare else chosen.targets
         labelled[split] = table.label_table(table.places, (TEXT, *hidden), chosen.integers)
-        ends = list(accumulate((len(text) for text in encoded), initial=0))
-        spans = np.array([ends[:-1], ends[1:]], np.int64).T
-        texts[split] = Texts(b"".join(encoded), spans, table.names, targets=targets)
+        cells = TextCells.join(_encode_texts(table), table.names)
+        rows = np.arange(len(table))
+        texts[split] = RowSource(
+            {"bytes": Part("bytes", cells)}, rows, table.names, targets=targets
+        )
     check_known(texts["train"].targets, chosen.targets, where)
     folder = tables["train"].path.parent
     labelling = index_labels(
@@ -198,7 +198,7 @@ def find_text_classes(folder: Path) -> tuple[str, ...]:
     return tuple(group_spellings(path.name for path in children if walk_texts(path)))
 
 
-def _label_texts(folder: Path, root: Path, classes: Sequence[str]) -> TextFiles:
+def _label_texts(folder: Path, root: Path, classes: Sequence[str]) -> RowSource:
     held = find_text_classes(folder)
     for name in held:
         check_class_name(name, f"{show_name(str(folder))}: the name of a class folder")
@@ -219,7 +219,9 @@ def _label_texts(folder: Path, root: Path, classes: Sequence[str]) -> TextFiles:
     if not paths:
         raise DataError(f"{folder}: no texts in folders of the classes {', '.join(classes[:8])}")
     names = [show_name(Path(os.path.relpath(path, root)).as_posix()) for path in paths]
-    return TextFiles([str(path) for path in paths], names, np.array(labels, np.int64))
+    cells = FileCells([str(path) for path in paths], "bytes", EMPTY_TEXT, TEXT_SPEC)
+    parts = {"bytes": Part("bytes", cells)}
+    return RowSource(parts, np.arange(len(paths)), names, np.array(labels, np.int64))
 
 
 def _describe(paths: Mapping[str, Sequence[Path]]) -> tuple[str, ...]:

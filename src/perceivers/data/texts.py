@@ -1,22 +1,23 @@
-"""Sources of texts: rows of tables, whole files, and documents read in windows.
+"""Columns of texts: cells of tables, and documents read in windows.
 
 A text is read as bytes (uint8); it need not be valid UTF-8.
 
-Legend: n texts, T label columns, L bytes.
+Legend: n texts or windows, L bytes.
 """
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perceivers.data.pictures import read_bytes
-from perceivers.data.sources import Source, pick
+from perceivers.data.row_source import Column, Part, RowSource
+from perceivers.data.sources import Names, pick
 from perceivers.data.splits import carve_validation
 from perceivers.errors import DataError
 from perceivers.reading import check_file, open_file
@@ -25,84 +26,49 @@ from perceivers.types import Bytes, ModalitySpec
 
 TEXT_EXTENSION = ".txt"
 TEXT_LENGTH = 512
+TEXT_SPEC = Bytes(TEXT_LENGTH)
+EMPTY_TEXT = "the text is empty (0 bytes); remove it, or fill it in"
 
 
 @dataclass(frozen=True, eq=False)
-class Texts(Source):
-    """A source of texts concatenated in memory.
+class TextCells(Column):
+    """Cells that are texts, concatenated in memory.
 
     Args:
         content: All texts.
         spans: ``[n, 2]``: start and end of each text in ``content``.
-        names: Stable id per text.
-        labels: Class per text ``[n]``, or ``[n, T]`` for several columns, or None.
-        targets: Numbers to predict ``[n, T]``, NaN where unknown, or None.
+        names: Name of each text, for the message that it must not be empty; without names, an empty
+            text is a missing one.
     """
 
     content: bytes
     spans: NDArray[np.int64]
-    names: Sequence[str]
-    labels: NDArray[np.int64] | None = None
-    targets: NDArray[np.float32] | None = None
+    names: Sequence[str] = ()
 
-    def __len__(self) -> int:
-        return len(self.names)
+    @classmethod
+    def join(cls, texts: Sequence[bytes], names: Sequence[str] = ()) -> "TextCells":
+        """Create cells from a list of texts."""
+        ends = list(accumulate(map(len, texts), initial=0))
+        return cls(b"".join(texts), np.array([ends[:-1], ends[1:]], np.int64).T, names)
 
-    def read(self, index: int) -> dict[str, NDArray]:
-        """Return one text as uint8 ``[L]``.
+    def find_present(self) -> NDArray[np.bool_]:
+        """Return which cells are not missing ``[n]``."""
+        return (self.spans[:, 1] > self.spans[:, 0]) | bool(self.names)
+
+    def load(self, row: int) -> NDArray[np.uint8]:
+        """Return one text ``[L]``.
 
         Raises:
             DataError: The text is empty.
         """
-        first, end = (int(place) for place in self.spans[index])
-        return {"bytes": _as_array(self.content[first:end], self.names[index])}
+        first, end = (int(place) for place in self.spans[row])
+        if first == end:
+            raise DataError(f"{self.names[row]}: {EMPTY_TEXT}")
+        return np.frombuffer(self.content, np.uint8, end - first, first)
 
-    def declare(self) -> Mapping[str, ModalitySpec]:
+    def declare(self, rows: NDArray[np.int64]) -> Mapping[str, ModalitySpec]:
         """Return the default spec."""
-        return {"bytes": Bytes(TEXT_LENGTH)}
-
-    def subset(self, indices: NDArray[np.int64]) -> "Texts":
-        """Select texts by index."""
-        labels = None if self.labels is None else self.labels[indices]
-        targets = None if self.targets is None else self.targets[indices]
-        names = pick(self.names, indices)
-        return Texts(self.content, self.spans[indices], names, labels, targets)
-
-
-@dataclass(frozen=True, eq=False)
-class TextFiles(Source):
-    """A source of text files, one text per file.
-
-    Args:
-        paths: Path of each text.
-        names: Stable ids, relative to the data's folder.
-        labels: Class per text, or None.
-    """
-
-    paths: Sequence[str]
-    names: Sequence[str]
-    labels: NDArray[np.int64] | None = None
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, index: int) -> dict[str, NDArray]:
-        """Return one text as uint8 ``[L]``.
-
-        Raises:
-            DataError: The file is empty or cannot be read.
-        """
-        path = self.paths[index]
-        return {"bytes": _as_array(read_bytes(path), path)}
-
-    def declare(self) -> Mapping[str, ModalitySpec]:
-        """Return the default spec."""
-        return {"bytes": Bytes(TEXT_LENGTH)}
-
-    def subset(self, indices: NDArray[np.int64]) -> "TextFiles":
-        """Select files by index."""
-        labels = None if self.labels is None else self.labels[indices]
-        return TextFiles(pick(self.paths, indices), pick(self.names, indices), labels)
+        return {"bytes": TEXT_SPEC}
 
 
 class Piece(NamedTuple):
@@ -115,70 +81,84 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Documents(Source):
-    """A source of long texts, cut into consecutive windows of the spec's length.
+class Documents(Column):
+    """Windows of long texts, cut one after the other; loaders set their length to the spec's.
 
-    Sample k of a piece is its window k plus the following ``window - 1`` bytes. Evaluation uses the
+    Cell k of a piece is its window k plus the following ``window - 1`` bytes. Evaluation uses the
     window itself, so that windows cover the text without overlap. Training uses a window that
     starts at a random position of window k, so that windows can start at every byte of a document.
 
     Args:
         pieces: The documents, or non-empty parts of them.
-        window: Bytes per window; loaders set it to the length of the spec.
+        window: Bytes per window.
     """
 
     pieces: Sequence[Piece]
     window: int = TEXT_LENGTH
-    cut_by = "bytes"
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
         """Cumulative number of windows up to the end of each piece."""
         return np.cumsum([-(-(piece.end - piece.first) // self.window) for piece in self.pieces])
 
-    @property
-    def names(self) -> Sequence[str]:
-        """One id per window: document and first byte, such as ``alice.txt@512``."""
-        return self._names
+    def as_source(self) -> RowSource:
+        """Return a source with one sample per window."""
+        count = int(self.ends[-1])
+        return RowSource(
+            {"bytes": Part("bytes", self)}, np.arange(count), Names(count, self.name_window)
+        )
 
-    @cached_property
-    def _names(self) -> Sequence[str]:
-        return [
-            f"{piece.name}@{first}"
-            for piece in self.pieces
-            for first in range(piece.first, piece.end, self.window)
-        ]
+    def name_window(self, row: int) -> str:
+        """Return the id of a window: document and first byte, such as ``alice.txt@512``."""
+        piece, first = self._find(row)
+        return f"{piece.name}@{first}"
+
+    def find_present(self) -> NDArray[np.bool_]:
+        """Return that no window is missing ``[n]``."""
+        return np.ones(int(self.ends[-1]), np.bool_)
+
+    def load(self, row: int) -> NDArray[np.uint8]:
+        """Return one window and the following bytes, uint8 ``[L]``.
+
+        Raises:
+            DataError: The file cannot be read, or has become shorter.
+        """
+        piece, first = self._find(row)
+        end = min(piece.end, first + 2 * self.window - 1)
+        return np.frombuffer(_read_range(piece.path, first, end), np.uint8)
+
+    def declare(self, rows: NDArray[np.int64]) -> Mapping[str, ModalitySpec]:
+        """Return the default spec."""
+        return {"bytes": TEXT_SPEC}
+
+    @property
+    def cut_by(self) -> str:
+        """The spec of texts."""
+        return "bytes"
 
     @property
     def contents(self) -> Sequence[str]:
         """One id per piece, with its byte range."""
         return [f"{piece.name}@{piece.first}-{piece.end}" for piece in self.pieces]
 
-    def __len__(self) -> int:
-        return int(self.ends[-1])
+    def cut(self, length: int) -> RowSource:
+        """Return a source of the same documents in windows of ``length`` bytes."""
+        return Documents(self.pieces, length).as_source()
 
-    def read(self, index: int) -> dict[str, NDArray]:
-        """Return one window and the following bytes, uint8 ``[L]``.
+    def find_ends(self, row: int) -> tuple[bool, bool]:
+        """Return whether the first and the last byte of a window lie inside its document."""
+        piece, first = self._find(row)
+        end = min(piece.end, first + 2 * self.window - 1)
+        return first > 0, end < Path(piece.path).stat().st_size
 
-        Raises:
-            DataError: The file cannot be read, or has become shorter.
-        """
-        number = int(np.searchsorted(self.ends, index, side="right"))
+    def _find(self, row: int) -> tuple[Piece, int]:
+        """Return the piece that contains a window, and the window's first byte."""
+        number = int(np.searchsorted(self.ends, row, side="right"))
         piece = self.pieces[number]
         before = int(self.ends[number - 1]) if number else 0
-        first = piece.first + (index - before) * self.window
-        end = min(piece.end, first + 2 * self.window - 1)
-        return {"bytes": np.frombuffer(_read_range(piece.path, first, end), np.uint8)}
+        return piece, piece.first + (row - before) * self.window
 
-    def declare(self) -> Mapping[str, ModalitySpec]:
-        """Return the default spec."""
-        return {"bytes": Bytes(TEXT_LENGTH)}
-
-    def cut(self, length: int) -> "Documents":
-        """Return the same documents in windows of ``length`` bytes."""
-        return replace(self, window=length)
-
-    def divide(self, share: float, address: str) -> tuple["Documents", "Documents", str]:
+    def divide(self, share: float, address: str) -> tuple[RowSource, RowSource, str]:
         """Hold out a part for validation: whole documents if there are enough, else their ends.
 
         Args:
@@ -195,8 +175,8 @@ class Documents(Source):
             names = [piece.name for piece in self.pieces]
             kept, carved, note = carve_validation(names, None, share, address)
             return (
-                replace(self, pieces=pick(self.pieces, kept)),
-                replace(self, pieces=pick(self.pieces, carved)),
+                Documents(pick(self.pieces, kept), self.window).as_source(),
+                Documents(pick(self.pieces, carved), self.window).as_source(),
                 note.replace("samples", "documents").replace("sample ", "document "),
             )
         train, val = [], []
@@ -211,10 +191,11 @@ class Documents(Source):
                 f"for validation; give longer ones"
             )
         note = f"val: the last {share * 100:g} % of each of {len(self.pieces)} documents"
-        return replace(self, pieces=train), replace(self, pieces=val), note
+        kept, carved = (Documents(part, self.window).as_source() for part in (train, val))
+        return kept, carved, note
 
 
-def open_documents(paths: Sequence[Path], root: Path) -> Documents:
+def open_documents(paths: Sequence[Path], root: Path) -> RowSource:
     """Open documents; sizes are read now, contents when needed.
 
     Args:
@@ -231,13 +212,7 @@ def open_documents(paths: Sequence[Path], root: Path) -> Documents:
             raise DataError(f"{path}: the file is empty (0 bytes); fill or remove it")
         name = show_name(Path(os.path.relpath(path, root)).as_posix())
         pieces.append(Piece(str(path), name, 0, size))
-    return Documents(pieces)
-
-
-def _as_array(text: bytes, name: str) -> NDArray[np.uint8]:
-    if not text:
-        raise DataError(f"{name}: the text is empty (0 bytes); remove it, or fill it in")
-    return np.frombuffer(text, np.uint8)
+    return Documents(pieces).as_source()
 
 
 def _read_range(path: str, first: int, end: int) -> bytes:

@@ -215,10 +215,10 @@ def find_classes_of(model: Any, scenes: Scenes) -> UInt8[np.ndarray, " n"]:
     name = segmented_modality(model)
     spec: Points = model.config.inputs[name]
     tiled = Scenes(scenes.points, None, scenes.spans, scenes.scenes, spec.points)
-    reader = SampleReader(tiled, {name: spec}, AugmentConfig())
+    reader = SampleReader(tiled.as_source(), {name: spec}, AugmentConfig())
     found = np.full(len(scenes.points), IGNORED, np.uint8)
-    for start in range(0, len(tiled), TILES_AT_ONCE):
-        places = range(start, min(start + TILES_AT_ONCE, len(tiled)))
+    for start in range(0, len(tiled.tiles), TILES_AT_ONCE):
+        places = range(start, min(start + TILES_AT_ONCE, len(tiled.tiles)))
         batch = stack_batch(reader, [reader(place) for place in places], list(places), [])
         logits = element_logits(model, model({name: batch.inputs[name]}))
         check_answer(logits, str(scenes.scenes[0]))

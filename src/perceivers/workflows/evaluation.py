@@ -6,6 +6,7 @@ from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -341,7 +342,10 @@ def _evaluate_flow(
             f"at a time; leave it out"
         )
     scale = find_settings(FlowConfig, loaded, config).scale
-    pairs = (source.read(index) for index in range(len(source))[: limit or None])
+    pairs = (
+        {name: np.asarray(values) for name, values in source.read(index).items()}
+        for index in range(len(source))[: limit or None]
+    )
     figures = evaluate_pairs(loaded.model, pairs, scale=scale)
     return Evaluation(figures, (), None, [])
 

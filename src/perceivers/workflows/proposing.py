@@ -12,10 +12,11 @@ import numpy as np
 
 from perceivers.data.dataset import Dataset
 from perceivers.data.files import find_kind, is_data_file
-from perceivers.data.folders import ClipFiles
 from perceivers.data.inspecting import DataFacts
 from perceivers.data.inspecting_labels import UNBALANCED
+from perceivers.data.row_source import FileCells, RowSource
 from perceivers.data.shards import expand_braces
+from perceivers.data.sources import Source
 from perceivers.errors import DataError
 from perceivers.workflows.opening import WARPS
 from perceivers.workflows.proposing_setups import Purpose, Setup, choose_setup
@@ -258,10 +259,17 @@ def _predict_line(facts: DataFacts, dataset: Dataset, run: str) -> str:
     if list(facts.modalities) == ["bytes"]:
         return shlex.join([*words, "--text", _some_text(dataset, SHOWN_TEXT)])
     # Samples that consist of several files are paired by name, so the whole folder is given.
-    paired = any(isinstance(source, ClipFiles) for source in dataset.splits.values())
+    paired = any(_lies_in_folder(source) for source in dataset.splits.values())
     if data := dataset.address if paired else _data_file(dataset.address):
         return shlex.join([*words, data, "--out", f"{run}/predictions.jsonl"])
     return ""
+
+
+def _lies_in_folder(source: Source) -> bool:
+    """Return whether samples are files of a folder other than images alone."""
+    if source.is_pictures or not isinstance(source, RowSource):
+        return False
+    return isinstance(next(iter(source.parts.values())).cells, FileCells)
 
 
 def _example_file(facts: DataFacts, dataset: Dataset) -> str:
