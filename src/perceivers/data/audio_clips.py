@@ -9,7 +9,7 @@ Legend: C channels, S samples of the spec.
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BufferedIOBase
@@ -238,23 +238,6 @@ def describe_tracks(
         return []
     rest = f"; {unseen} more are checked when they are read" if unseen else ""
     return [f"{silent} of {total - unseen} videos have no sound track: samples without audio{rest}"]
-
-
-def is_heard(tracks: Tracks | None, index: int) -> bool | None:
-    """Tell whether a sample's video also provides its audio; None if that must be checked."""
-    if tracks is None:
-        return False
-    return None if tracks[index] == UNSEEN else bool(tracks[index])
-
-
-def are_known(tracks: Iterable[Tracks | None]) -> bool:
-    """Tell whether all videos were checked for sound."""
-    return not any(held is not None and (held == UNSEEN).any() for held in tracks)
-
-
-def lack_sound(tracks: Iterable[Tracks | None]) -> bool:
-    """Tell whether some samples have, or may have, no audio while others have some."""
-    return any(held is not None and (held != HEARD).any() for held in tracks)
 
 
 # -- Decoding audio files and sound tracks to the shape of a spec ----------------------------------
