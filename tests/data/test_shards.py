@@ -11,8 +11,8 @@ import pytest
 
 from perceivers.data import open_data
 from perceivers.data.pictures import read_picture
-from perceivers.data.row_source import add_sound
 from perceivers.data.shards import expand_braces, read_shards
+from perceivers.data.sound_tracks import add_sound
 from perceivers.data.sources import Encoded
 from perceivers.errors import ConfigError, DataError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perceivers.data import row_source
+from perceivers.data import sound_tracks
 from perceivers.data.address import open_data
 from perceivers.data.audio_clips import (
     HEARD,
@@ -115,7 +115,7 @@ def test_videos_that_are_alike_lack_nothing(
 def test_what_was_not_looked_at_is_looked_at_when_it_is_read(
     write: Callable[[str, str], str], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_source, "MAX_OPENED", 2)
+    monkeypatch.setattr(sound_tracks, "MAX_OPENED", 2)
     dataset = open_data(write(kind, "s.ss"))
     source = dataset.splits["train"]
     assert source.present

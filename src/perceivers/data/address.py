@@ -22,7 +22,7 @@ from perceivers.data.labels import Chosen, IntegerLabels, check_known, settle_in
 from perceivers.data.manifests import names_media, read_tables
 from perceivers.data.masks import MASK_NAME, name_mask_classes
 from perceivers.data.remote import fetch_beside
-from perceivers.data.row_source import Found, RowSource, add_sound, settle_missing
+from perceivers.data.row_source import Found, RowSource, settle_missing
 from perceivers.data.shards import (
     BRACES,
     ShardSamples,
@@ -30,6 +30,7 @@ from perceivers.data.shards import (
     read_class_names,
     read_shards,
 )
+from perceivers.data.sound_tracks import add_sound
 from perceivers.data.sources import UNKNOWN, Source
 from perceivers.data.splits import carve_validation
 from perceivers.data.system_files import is_system_file

@@ -14,7 +14,8 @@ from perceivers.data.fitting import SampleReader
 from perceivers.data.joined import Parts
 from perceivers.data.loaders import Batch, merge_empty, read_readable
 from perceivers.data.modality import FILE_ENDINGS, PLURALS
-from perceivers.data.row_source import FileCells, Part, RowSource, TrackCells, hold_pictures
+from perceivers.data.row_source import FileCells, Part, RowSource, hold_pictures
+from perceivers.data.sound_tracks import TrackCells
 from perceivers.data.sources import pick
 from perceivers.data.text_sources import walk_files
 from perceivers.errors import ConfigError, DataError, suggest

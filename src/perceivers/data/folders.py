@@ -16,7 +16,8 @@ from perceivers.data.joined import Parts, check_pairs, kind_of, pair_paths
 from perceivers.data.masks import MASK_NAME, name_mask_classes
 from perceivers.data.modality import FOLDER_ENDINGS
 from perceivers.data.pictures import is_picture_name
-from perceivers.data.row_source import FileCells, Found, Part, RowSource, add_sound, settle_missing
+from perceivers.data.row_source import FileCells, Found, Part, RowSource, settle_missing
+from perceivers.data.sound_tracks import add_sound
 from perceivers.data.system_files import is_system_file, is_system_folder
 from perceivers.errors import DataError
 from perceivers.text_names import (

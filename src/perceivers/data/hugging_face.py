@@ -19,7 +19,8 @@ from perceivers.data.labels import DEFAULT_COLUMN, Chosen
 from perceivers.data.manifests import as_array, describe_missing, label_rows
 from perceivers.data.media_kinds import KINDS, LISTED, TEXT, name_modalities
 from perceivers.data.pictures import read_bytes
-from perceivers.data.row_source import Column, Found, Part, RowSource, add_sound, settle_missing
+from perceivers.data.row_source import Column, Found, Part, RowSource, settle_missing
+from perceivers.data.sound_tracks import add_sound
 from perceivers.data.sources import Encoded
 from perceivers.data.tables import SPLIT_WORDS, Table
 from perceivers.errors import ConfigError, DataError, suggest

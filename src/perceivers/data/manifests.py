@@ -24,9 +24,9 @@ from perceivers.data.row_source import (
     Part,
     PathCells,
     RowSource,
-    add_sound,
     settle_missing,
 )
+from perceivers.data.sound_tracks import add_sound
 from perceivers.data.tables import SPLIT, Table, divide_table, read_table
 from perceivers.data.text_sources import encode_cell, read_text_tables
 from perceivers.data.texts import TextCells
