@@ -111,7 +111,8 @@ def write(
 
 def section(folder: Path, imagined: Imagined, settings: MaskSettings) -> Section:
     names = [f"sample {number}" for number in range(len(imagined.original))]
-    spec = Signal(*imagined.original.shape[1:])
+    _, steps, channels = imagined.original.shape
+    spec = Signal(steps, channels)
     path = draw_rows(folder / "signals.png", [(imagined, names)], spec, "Signals", "Held-out.")
     return Section(title="Reconstructed signals", figures=[(path, "Held-out signals.")])
 

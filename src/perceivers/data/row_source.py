@@ -7,6 +7,7 @@ their formats.
 Legend: n rows or samples, T label or target columns.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -33,10 +34,11 @@ from perceivers.types import ModalitySpec
 Raw: TypeAlias = Encoded | NDArray | Mapping[str, NDArray]
 
 
-class Column:
+class Column(ABC):
     """The cells of one modality, one for each row; cheap to pickle, safe in forked workers.
 
-    A column implements ``find_present`` and ``load``; everything else has a default.
+    A column implements ``find_present``, and ``load`` unless ``locate`` leads to another column;
+    everything else has a default.
     """
 
     @cached_property
@@ -44,9 +46,9 @@ class Column:
         """Which cells are not empty ``[n]``."""
         return self.find_present()
 
+    @abstractmethod
     def find_present(self) -> NDArray[np.bool_]:
         """Return which cells are not empty ``[n]``, without reading them."""
-        raise NotImplementedError
 
     def load(self, row: int) -> Raw:
         """Return the content of a cell that is not empty.
@@ -54,7 +56,7 @@ class Column:
         Raises:
             DataError: The cell cannot be read.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} loads nothing; see where its cells are with locate")
 
     def locate(self, row: int) -> tuple["Column", int]:
         """Return the column and row that the content of a cell is loaded from.
@@ -137,7 +139,7 @@ class Column:
 
     def cut(self, length: int) -> "RowSource":
         """Return a source of the same items in cells of another length."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} is not cut from larger items")
 
     def divide(self, share: float, address: str) -> tuple["RowSource", "RowSource", str]:
         """Set a part of the items aside for validation.
@@ -152,7 +154,7 @@ class Column:
         Raises:
             DataError: The data are too small to be divided.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} is not cut from larger items")
 
     def find_ends(self, row: int) -> tuple[bool, bool]:
         """Return whether the first and the last byte of a cell lie inside a larger text."""

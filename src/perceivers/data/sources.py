@@ -3,6 +3,7 @@
 Legend: n samples, T label or target columns.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias, TypeVar, overload
 
@@ -47,7 +48,7 @@ class Encoded(NamedTuple):
 RawSample: TypeAlias = "Mapping[str, Picture | NDArray | Encoded]"
 
 
-class Source:
+class Source(ABC):
     """Random access to the samples of one split; cheap to pickle, safe in forked workers.
 
     ``RowSource`` is the source that all readers of data make. Another one has ``names`` and
@@ -67,13 +68,13 @@ class Source:
     def __len__(self) -> int:
         return len(self.names)
 
+    @abstractmethod
     def read(self, index: int) -> RawSample:
         """Return one sample: images, arrays in the raw layout or undecoded clips, by modality.
 
         Raises:
             DataError: The sample cannot be read; the message is ``path: reason``.
         """
-        raise NotImplementedError
 
     @property
     def present(self) -> Mapping[str, NDArray[np.bool_]]:
@@ -118,7 +119,7 @@ class Source:
         Raises:
             DataError: The bytes cannot be read.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} is not a source of image files")
 
     def declare(self) -> Mapping[str, ModalitySpec]:
         """Return specs by modality, without mean and std; empty to infer them from samples."""
@@ -145,11 +146,11 @@ class Source:
 
     def cut(self, length: int) -> "Source":
         """Return the same data in windows of ``length`` bytes, or tiles of ``length`` points."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} is not cut from larger items")
 
     def subset(self, indices: NDArray[np.int64]) -> "Source":
         """Select samples by index."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} cannot be divided")
 
 
 # -- Sequences of names that take little memory --------------------------------------------------
