@@ -18,7 +18,7 @@ from perceivers.data.audio_clips import (
     read_sound_info,
 )
 from perceivers.data.augment import Look
-from perceivers.data.containers import wrap_file
+from perceivers.data.containers import decode_file
 from perceivers.data.sources import Encoded
 from perceivers.errors import DataError
 from perceivers.types import Audio
@@ -198,7 +198,7 @@ def test_a_long_file_stays_on_the_disk_but_for_the_part_that_is_read(
 ) -> None:
     path = tmp_path / "long.wav"
     soundfile.write(path, np.tile(ramp(16000)[0], 300), 16000)  # 9.6 MB
-    sample = wrap_file("audio", str(path), None, has_sound=False)["audio"]
+    sample = decode_file("audio", str(path), None)
     assert sample == Encoded(str(path), None, "audio")
     assert isinstance(sample, Encoded)
     tracemalloc.start()

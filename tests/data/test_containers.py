@@ -9,13 +9,13 @@ import pytest
 
 from perceivers.data import containers
 from perceivers.data.containers import (
+    decode_file,
     file_version,
     is_packed,
     load_library,
     name_kind,
     open_bytes,
     open_sound,
-    wrap_file,
 )
 from perceivers.data.sources import Encoded
 from perceivers.errors import DataError
@@ -87,19 +87,10 @@ def test_a_missing_package_is_named_with_the_command(
         load_library(name)
 
 
-def test_a_video_gives_its_sound_when_it_has_one(
-    encode_video: Callable[..., bytes], numbered: Callable[..., np.ndarray]
-) -> None:
-    both = wrap_file("video", "a.mp4", b"x", has_sound=True)
-    assert both == {
-        "video": Encoded("a.mp4", b"x", "video"),
-        "audio": Encoded("a.mp4", b"x", "audio"),
-    }
-    assert set(wrap_file("video", "a.mp4", b"x", has_sound=False)) == {"video"}
-    silent, loud = encode_video(numbered(2)), encode_video(numbered(2), 25, np.zeros((1, 2000)))
-    assert set(wrap_file("video", "a.mp4", silent, has_sound=None)) == {"video"}
-    assert set(wrap_file("video", "a.mp4", loud, has_sound=None)) == {"video", "audio"}
-    text = wrap_file("bytes", "a.txt", "hé".encode(), has_sound=False)["bytes"]
+def test_a_file_is_decoded_as_far_as_its_kind_requires() -> None:
+    assert decode_file("video", "a.mp4", b"x") == Encoded("a.mp4", b"x", "video")
+    assert decode_file("audio", "a.mp4", b"x") == Encoded("a.mp4", b"x", "audio")
+    text = decode_file("bytes", "a.txt", "hé".encode())
     assert isinstance(text, np.ndarray)
     assert (text.dtype, text.tolist()) == (np.uint8, [104, 195, 169])
 
@@ -110,12 +101,10 @@ def test_small_files_are_read_at_once_and_large_ones_stay_on_the_disk(
     path = tmp_path / "a.mp4"
     path.write_bytes(b"x" * 20)
     monkeypatch.setattr(containers, "MAX_READ", 20)
-    small = wrap_file("video", str(path), None, has_sound=True)
-    assert small["audio"] == Encoded(str(path), b"x" * 20, "audio")
+    assert decode_file("video", str(path), None) == Encoded(str(path), b"x" * 20, "video")
     path.write_bytes(b"y" * 21)
-    large = wrap_file("video", str(path), None, has_sound=True)
-    assert large == {kind: Encoded(str(path), None, kind) for kind in ("video", "audio")}
-    (clip, _) = large.values()
+    clip = decode_file("video", str(path), None)
+    assert clip == Encoded(str(path), None, "video")
     assert isinstance(clip, Encoded)
     assert read_all(clip) == b"y" * 21
     version = file_version(clip)
@@ -129,7 +118,7 @@ def test_small_files_are_read_at_once_and_large_ones_stay_on_the_disk(
     for read in (
         read_all,
         file_version,
-        lambda clip: wrap_file("video", clip.path, None, has_sound=True),
+        lambda clip: decode_file("video", clip.path, None),
     ):
         with pytest.raises(DataError, match=r"a\.mp4: cannot be read \(No such file"):
             read(clip)

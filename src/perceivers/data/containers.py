@@ -214,26 +214,20 @@ def has_track(container: Any) -> bool:
     return any(stream.type == "audio" for stream in container.streams)
 
 
-def wrap_file(
-    kind: str, path: str, data: bytes | None, *, has_sound: bool | None
-) -> dict[str, Picture | NDArray | Encoded]:
-    """Return what one file adds to a sample: an image, a clip, points, or the bytes of a text.
+def decode_file(kind: str, path: str, data: bytes | None) -> Picture | NDArray | Encoded:
+    """Decode one file as far as its kind requires: an image, the bytes of a text, or a clip.
 
     Args:
         kind: ``image``, ``mask``, ``bytes`` or another kind of files.
         path: Path of the file, for messages and for reading.
         data: Its content; None reads it now, except streamed kinds, such as audio, of more than
             ``MAX_READ`` bytes, which are read when they are decoded.
-        has_sound: Whether a video file also provides the sample's audio; None checks for a sound
-            track.
 
     Raises:
-        DataError: An image cannot be decoded, a file cannot be read, or a video cannot be opened
-            for the check.
+        DataError: An image cannot be decoded, or a file cannot be read.
     """
     row = modalities()[kind]
     assert row.decode is not None, kind
     if data is None and not (row.streamed and check_file(path).st_size > MAX_READ):
         data = read_bytes(path)
-    raw = row.decode(path, data)
-    return {kind: raw, **row.beside(raw, has_sound)}
+    return row.decode(path, data)

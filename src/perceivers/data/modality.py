@@ -75,7 +75,7 @@ WHOLE = Cut()
 
 
 def has_raw_shape(raw: NDArray, name: str, spec: Any) -> bool:
-    """Tell whether an array has the shape of its spec, as it is not resized."""
+    """Return whether an array has the shape of its spec, as it is not resized."""
     return raw.shape == spec.raw_shape
 
 
@@ -130,8 +130,6 @@ class Modality:
         decode: ``decode(path, data)`` returns the raw sample in a file; ``data`` is None if a
             streamed file is large.
         streamed: Whether large files stay on disk until a part of them is decoded.
-        beside: ``beside(raw, has_sound)`` returns what else a file contributes to a sample, by
-            modality; ``has_sound`` None means that the file must be inspected.
         words: Words before the ending of a member of a tar that identify the kind.
     """
 
@@ -157,7 +155,6 @@ class Modality:
     in_folders: bool = True
     decode: Callable[[str, Any], Any] | None = None
     streamed: bool = False
-    beside: Callable[[Any, bool | None], dict[str, Any]] = lambda raw, has_sound: {}
     words: tuple[str, ...] = ()
 
 

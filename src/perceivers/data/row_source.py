@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
-from perceivers.data.containers import MAX_READ, has_track, open_container, wrap_file
+from perceivers.data.containers import MAX_READ, decode_file, has_track, open_container
 from perceivers.data.http_ranges import fetch_remote, is_remote
 from perceivers.data.modality import modalities
 from perceivers.data.sources import Encoded, PackedTexts, RawSample, Source, pick
@@ -529,7 +529,7 @@ def _unwrap(kind: str, raw: Encoded | NDArray) -> Picture | NDArray | Encoded:
         return raw
     if kind == "array":
         return _load_array(raw)
-    return wrap_file(kind, raw.path, raw.data, has_sound=False)[kind]
+    return decode_file(kind, raw.path, raw.data)
 
 
 def _load_array(raw: Encoded) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from perceivers.data.augment import PLAIN, Look, Place
 from perceivers.data.by_modality.images import shrink
-from perceivers.data.containers import VIDEO_EXTENSIONS, has_track, open_container
+from perceivers.data.containers import VIDEO_EXTENSIONS
 from perceivers.data.erasing import erase_box
 from perceivers.data.modality import Cut, Modality, RawFacts, read_values
 from perceivers.data.sources import Encoded, RawSample
@@ -26,18 +26,6 @@ from perceivers.types import Audio, ModalitySpec, Video
 # long.
 PLACES = (0.0, 0.5, 1.0)
 READ_FRAMES = 8
-
-
-def find_sound(clip: Encoded, has_sound: bool | None) -> dict[str, Encoded]:
-    """Return the audio of a video file, if it has a sound track; None looks for one.
-
-    Raises:
-        DataError: The video cannot be opened.
-    """
-    if has_sound is None:
-        with open_container(clip) as container:
-            has_sound = has_track(container)
-    return {"audio": Encoded(clip.path, clip.data, "audio")} if has_sound else {}
 
 
 def fit_film(raw: Any, path: str, spec: Video, look: Look = PLAIN) -> NDArray:
@@ -152,6 +140,5 @@ ROW = Modality(
     endings=VIDEO_EXTENSIONS,
     decode=lambda path, data: Encoded(path, data, "video"),
     streamed=True,
-    beside=find_sound,
     words=("video", "clip", "frames", "input"),
 )
