@@ -47,6 +47,17 @@ def test_unknown_formats_and_flavours_are_refused(tmp_path: Path) -> None:
         pv.convert(tmp_path / "x", tmp_path / "y.npz", to="haiku", verify=True)
 
 
+def test_a_description_beside_a_source_that_describes_itself_is_refused(tmp_path: Path) -> None:
+    source, stated = GOLDEN / "dmr_flow.npz", tmp_path / "x.json"
+    stated.write_text("{}")
+    with pytest.raises(ConfigError, match=r"dmr_flow\.npz contains its own config; leave out"):
+        pv.convert(source, tmp_path / "a", config=stated)
+    ours = pv.convert(source, tmp_path / "ours").folder
+    for options in ({"config": stated}, {"flavour": "hf"}, {"weights": "ema"}):
+        with pytest.raises(ConfigError, match=rf"leave out {next(iter(options))}="):
+            pv.convert(ours, tmp_path / "b.npz", to="haiku", **options)
+
+
 def test_a_hiera_is_converted_verified_and_written_for_other_libraries(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -203,8 +203,8 @@ class Format:
         title: What tensor files of this format contain, for messages.
         knows: Returns whether tensor names have this format, by which the weights are found in the
             file of a training script; None if it is not a format of such files.
-        options: Options of ``convert`` that are accepted: ``weights``, ``flavour``, ``positions``,
-            and ``config``, which has no effect on sources that describe the model completely.
+        options: Options of ``convert`` that are accepted: ``config``, ``flavour``, ``positions``,
+            ``weights``.
         objection: Returns why a source cannot be verified; "" if it can.
         write: Writes a model and returns notes on what the library computes differently; None if
             the format can only be read.
@@ -316,7 +316,9 @@ def _described_family(source: Source) -> str:
 def _described(source: Source) -> tuple[Archive, str]:
     """Return an archive and the file that describes it."""
     assert source.archive is not None
-    where = str(source.config if source.is_pickle and source.config else source.path)
+    if source.config is not None and not source.is_pickle:
+        raise ConfigError(REFUSALS["config"].format(source=source, value=source.config))
+    where = str(source.config or source.path)
     if source.flavour is not None and not source.is_bare:
         raise ConfigError(
             f"{where} defines the computation itself; leave out flavour={source.flavour}"
@@ -439,7 +441,7 @@ FORMATS: list[Format] = [
         tells=lambda source: source.model_type == "perceiver",
         build=_build_perceiver_folder,
         verify=lambda source, model, dtype: verify_hugging_face(source.path, model, dtype=dtype),
-        options=("flavour", "config"),
+        options=("flavour",),
         objection=_refuse_other_flavour,
         write=save_hugging_face,
         is_folder=True,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from perceivers.checkpoints.catalogue import warn_of_license
-from perceivers.checkpoints.formats import Source, find_format, find_writer, list_targets
+from perceivers.checkpoints.formats import REFUSALS, Source, find_format, find_writer, list_targets
 from perceivers.checkpoints.loading import check_finite, load, load_with_info
 from perceivers.checkpoints.names import FLAVOURS, Flavour
 from perceivers.checkpoints.parity import Difference, Precision
@@ -83,8 +83,10 @@ def convert(
     source, out = Path(source), Path(out)
     _check_choices(to=to, flavour=flavour or FLAVOURS[0], positions=positions)
     windows = positions == "window"
-    if weights is not None and (to != "perceivers" or _is_ours(source)):
-        raise ConfigError(f"{source} holds one set of weights; leave out weights={weights}")
+    if to != "perceivers" or _is_ours(source):
+        for name, value in (("weights", weights), ("config", config), ("flavour", flavour)):
+            if value is not None:
+                raise ConfigError(REFUSALS[name].format(source=source, value=value))
     if to != "perceivers":
         return _export(source, out, to, windows, verify=verify, dtype=dtype, overwrite=overwrite)
     if _is_ours(source):
