@@ -1,6 +1,7 @@
 """What the verbs convert and models say about released weights."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,9 +54,11 @@ def test_a_description_beside_a_source_that_describes_itself_is_refused(tmp_path
     with pytest.raises(ConfigError, match=r"dmr_flow\.npz contains its own config; leave out"):
         pv.convert(source, tmp_path / "a", config=stated)
     ours = pv.convert(source, tmp_path / "ours").folder
-    for options in ({"config": stated}, {"flavour": "hf"}, {"weights": "ema"}):
-        with pytest.raises(ConfigError, match=rf"leave out {next(iter(options))}="):
-            pv.convert(ours, tmp_path / "b.npz", to="haiku", **options)
+    options: list[dict[str, Any]] = [{"config": stated}, {"flavour": "hf"}, {"weights": "ema"}]
+    for given in options:
+        with pytest.raises(ConfigError, match=rf"leave out {next(iter(given))}="):
+            pv.convert(ours, tmp_path / "b.npz", to="haiku", **given)
+    assert pv.convert(ours, tmp_path / "b.npz", to="haiku").folder.is_file()
 
 
 def test_a_hiera_is_converted_verified_and_written_for_other_libraries(
